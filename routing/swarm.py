@@ -1,0 +1,226 @@
+"""The vocabulary of the swarm: what a peer is, what it hosts, what a route and a placement are.
+
+Every value here is frozen: a `Swarm` is a snapshot, decisions are pure functions over it.  Units: seconds,
+bytes, tokens; blocks count from 0 and ranges are half-open.  Other units are converted where they are loaded.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NewType
+
+PeerId = NewType("PeerId", str)
+"""The base58 libp2p id of a node ("12D3KooW..."); it contains the node's public key."""
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class BlockRange:
+    """A non-empty run of consecutive transformer blocks, `start` included, `stop` not."""
+
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise ValueError(f"a block range needs 0 <= start < stop, not {self.start}:{self.stop}")
+
+    @classmethod
+    def parse(cls, text: str) -> BlockRange:
+        """Read "A:B" (half-open, from 0). Raises ValueError for anything else."""
+        start, colon, stop = text.partition(":")
+        if not (colon and start.isdecimal() and stop.isdecimal()):
+            raise ValueError(f"a block range is written A:B, for example 8:16, not {text!r}")
+        return cls(int(start), int(stop))
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.stop))
+
+    def __contains__(self, block: object) -> bool:
+        return isinstance(block, int) and self.start <= block < self.stop
+
+    def covers(self, other: BlockRange) -> bool:
+        """Whether every block of `other` is in this range."""
+        return self.start <= other.start and other.stop <= self.stop
+
+    def __str__(self) -> str:
+        return f"{self.start}:{self.stop}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What placement and routing need to know of a model."""
+
+    num_blocks: int
+    block_bytes: float
+    """Weights of one block in the serving format, bytes."""
+    kv_bytes_per_token: float
+    """Attention cache of one token in one block, bytes."""
+
+    def __post_init__(self) -> None:
+        if self.num_blocks < 1:
+            raise ValueError(f"a model has at least one block, not {self.num_blocks}")
+        for name in ("block_bytes", "kv_bytes_per_token"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number of bytes, not {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeCost:
+    """Measured time of one block on one peer, in seconds.
+
+    A decode step of B rows whose contexts sum to C tokens takes
+    `decode_fixed + decode_per_row * B + decode_per_context_token * C`;
+    a prefill of n tokens takes `prefill_fixed + prefill_per_token * n`.
+    """
+
+    decode_fixed: float
+    decode_per_row: float = 0.0
+    decode_per_context_token: float = 0.0
+    prefill_fixed: float = 0.0
+    prefill_per_token: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be finite seconds >= 0, not {value}")
+
+    def decode_seconds(self, rows: int = 1, context_tokens: float = 0.0) -> float:
+        """Seconds that one block needs for one decode step."""
+        return self.decode_fixed + self.decode_per_row * rows + self.decode_per_context_token * context_tokens
+
+    def prefill_seconds(self, tokens: int) -> float:
+        """Seconds that one block needs for a prompt of `tokens` tokens."""
+        return self.prefill_fixed + self.prefill_per_token * tokens
+
+
+class PeerState(enum.Enum):
+    """Where a peer is in its life; only SERVING peers are given new sessions."""
+
+    JOINING = "joining"
+    SERVING = "serving"
+    DRAINING = "draining"
+    LEAVING = "leaving"
+
+
+@dataclass(frozen=True, slots=True)
+class KvRelease:
+    """At `at_seconds` (the snapshot's clock) another `tokens` KV tokens become free on a peer."""
+
+    at_seconds: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinate:
+    """A Vivaldi network coordinate; the RTT of two nodes is |a - b| + height_a + height_b, in seconds."""
+
+    vector: tuple[float, ...]
+    height: float = 0.0
+    error: float = 1.0
+    """Estimated relative error of this coordinate, 0 (exact) to 1 (unknown)."""
+
+    def rtt_seconds(self, other: Coordinate) -> float:
+        """Predicted round trip between the two nodes."""
+        return math.dist(self.vector, other.vector) + self.height + other.height
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSpec:
+    """One peer as a snapshot sees it; KV tokens are counted per block (a token in k blocks takes k)."""
+
+    id: PeerId
+    blocks: BlockRange | None
+    cost: ComputeCost
+    state: PeerState = PeerState.SERVING
+    memory_bytes: float = 0.0
+    """Memory offered for weights and attention caches together."""
+    kv_tokens_total: int = 0
+    """KV tokens x blocks that the peer can hold with its present blocks."""
+    kv_tokens_free: int = 0
+    releases: tuple[KvRelease, ...] = ()
+    """When reserved KV tokens become free, ascending in time."""
+    coordinate: Coordinate | None = None
+    client_centroids: tuple[Coordinate, ...] = ()
+    """Up to four centroids of the coordinates of clients served in the last ten minutes."""
+    concurrency: float = 0.0
+    """Sessions observed in parallel, averaged over the last ten minutes."""
+    block_hashes: tuple[bytes, ...] = ()
+    """First eight bytes of the digest of each hosted block's weights, in block order."""
+    numeric_format: str = "float32"
+    max_blocks: int | None = None
+    """An upper limit on hosted blocks that the operator or the hardware sets."""
+
+    def __post_init__(self) -> None:
+        if self.blocks is not None and self.block_hashes and len(self.block_hashes) != len(self.blocks):
+            raise ValueError(f"{len(self.block_hashes)} block hashes for {len(self.blocks)} blocks")
+
+
+@dataclass(frozen=True)
+class Swarm:
+    """A snapshot: the model and the peers that serve it, in ascending order of id.
+
+    `rtt_seconds` holds measured round trips, keyed by (node, peer); where it has none the coordinates predict it.
+    """
+
+    model: ModelSpec
+    peers: tuple[PeerSpec, ...]
+    now_seconds: float = 0.0
+    rtt_seconds: Mapping[tuple[PeerId, PeerId], float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ids = [peer.id for peer in self.peers]
+        if ids != sorted(set(ids)):
+            raise ValueError("the peers of a snapshot must be distinct and in ascending order of id")
+        for peer in self.peers:
+            if peer.blocks is not None and peer.blocks.stop > self.model.num_blocks:
+                raise ValueError(f"peer {peer.id} announces blocks {peer.blocks} of a model of {self.model.num_blocks}")
+
+    def peer(self, peer_id: PeerId) -> PeerSpec:
+        """The peer of that id. Raises KeyError if the snapshot has none. O(n)."""
+        for peer in self.peers:
+            if peer.id == peer_id:
+                return peer
+        raise KeyError(peer_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One peer on a route and the blocks it computes there (all or a part of what it hosts)."""
+
+    peer: PeerId
+    blocks: BlockRange
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A chain of hops that computes every block once, in order."""
+
+    hops: tuple[Hop, ...]
+    cost_seconds: float
+    """Predicted time of the request without waiting."""
+    wait_seconds: float = 0.0
+    """Predicted wait until every hop has room: the largest of the hops' waits."""
+
+    @property
+    def total_seconds(self) -> float:
+        return self.cost_seconds + self.wait_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Which blocks each peer should host; peers that get none are absent."""
+
+    ranges: Mapping[PeerId, BlockRange]
+
+    def missing_blocks(self, num_blocks: int) -> tuple[int, ...]:
+        """The blocks that nobody hosts, ascending."""
+        hosted = {block for blocks in self.ranges.values() for block in blocks}
+        return tuple(block for block in range(num_blocks) if block not in hosted)
