@@ -1,0 +1,297 @@
+"""The error tree of the swarm, split by what the caller can do about it.
+
+    SwarmError                    anything that is expected to go wrong; one line, a hint, a stable code
+      UsageError                  fix the input: model folder, block range, address, key file, port
+      RetryElsewhere              another peer, or the same one later, may do it
+        PeerUnavailable           nobody answers there
+        PeerBusy                  full; `retry_after_seconds` says when to come back
+        SessionLost               the peer no longer has the session
+        DeadlineExceeded          no answer in time
+        PushFailed                a peer cannot reach its successor
+      GiveUp                      trying again changes nothing
+        NoChainError              nobody serves `missing_blocks`
+        WrongSwarm                the other side belongs to another swarm
+        AuthenticationError       a signature, certificate or capability does not hold
+          WrongKey                the swarm key is missing or is another one
+        ModelMismatch             the same name, other weights
+        ClockSkew                 the clocks disagree
+        UnsupportedModel          this family cannot be served; `reason` says why
+        OutOfMemory               it does not fit
+      ProtocolError               a message that breaks the protocol
+        RemoteProtocolError       the other side sent it
+        LocalProtocolError        we sent it
+
+On the wire an error is a number and a text (`to_wire`, `from_wire`).  The numbers are part of the protocol: they are
+never changed or used again.  This module knows nothing of grpc but the names of its status codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+MAX_WIRE_MESSAGE_CHARS = 1000
+"""A text on the wire is cut to this length, by the sender and by the receiver."""
+
+_MAX_RETRY_AFTER_SECONDS = 3600.0
+_MAX_MISSING_BLOCKS = 1000
+
+
+class SwarmError(Exception):
+    """Root of every expected failure: `str(error)` is one line, `hint` says what to do next."""
+
+    code: ClassVar[str] = "error"
+    """Stable name for logs, JSON output and tests."""
+    default_hint: ClassVar[str] = "Look at the log of the program for details."
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint or self.default_hint
+
+
+class UsageError(SwarmError):
+    code = "usage"
+    default_hint = "Correct the command or its input and start again."
+
+
+class RetryElsewhere(SwarmError):
+    code = "retry-elsewhere"
+    default_hint = "Use another peer, or try again later."
+
+
+class PeerUnavailable(RetryElsewhere):
+    code = "peer-unavailable"
+    default_hint = "Check the address and that the peer is running, or use another peer."
+
+
+class PeerBusy(RetryElsewhere):
+    """The peer is full now; `retry_after_seconds` is its own estimate of when it is not."""
+
+    code = "peer-busy"
+    default_hint = "Use another peer, or come back after the time given."
+
+    def __init__(self, retry_after_seconds: float, message: str | None = None, *, hint: str | None = None) -> None:
+        super().__init__(message or f"the peer is full, come back in {retry_after_seconds:.1f} s", hint=hint)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class SessionLost(RetryElsewhere):
+    code = "session-lost"
+    default_hint = "Open a new session and replay it; the tokens so far stay valid."
+
+
+class DeadlineExceeded(RetryElsewhere):
+    code = "deadline-exceeded"
+    default_hint = "Use another peer, or allow more time."
+
+
+class PushFailed(RetryElsewhere):
+    code = "push-failed"
+    default_hint = "Send through the client instead, or choose another successor."
+
+
+class GiveUp(SwarmError):
+    code = "give-up"
+    default_hint = "Trying again will not help; see the message."
+
+
+class NoChainError(GiveUp):
+    """No chain of peers computes every block; `missing_blocks` are those that nobody serves (0-based)."""
+
+    code = "no-chain"
+    default_hint = "Start a peer for the missing blocks, or wait until one joins."
+
+    def __init__(self, missing_blocks: Sequence[int], message: str | None = None, *, hint: str | None = None) -> None:
+        self.missing_blocks = tuple(sorted(set(missing_blocks)))
+        super().__init__(message or f"no peer serves {describe_blocks(self.missing_blocks)}", hint=hint)
+
+
+class WrongSwarm(GiveUp):
+    code = "wrong-swarm"
+    default_hint = "Check the initial peers and the model: they belong to different swarms."
+
+
+class AuthenticationError(GiveUp):
+    code = "authentication"
+    default_hint = "The other side is not who it claims to be; check its address and peer id."
+
+
+class WrongKey(AuthenticationError):
+    code = "wrong-key"
+    default_hint = "Ask the owner of the private swarm for its key file and pass it."
+
+
+class ModelMismatch(GiveUp):
+    code = "model-mismatch"
+    default_hint = "Use exactly the same model files (repository and revision) as the swarm."
+
+
+class ClockSkew(GiveUp):
+    code = "clock-skew"
+    default_hint = "Synchronise this machine's clock (NTP, for example `timedatectl set-ntp true`) and start again."
+
+
+class UnsupportedModel(GiveUp):
+    """The model cannot be served; `reason` is the message."""
+
+    code = "unsupported-model"
+    default_hint = "Choose a decoder-only model whose family is supported."
+
+    @property
+    def reason(self) -> str:
+        return str(self)
+
+
+class OutOfMemory(GiveUp):
+    code = "out-of-memory"
+    default_hint = "Host fewer blocks, reserve fewer tokens, or free memory on the machine."
+
+
+class ProtocolError(SwarmError):
+    code = "protocol"
+    default_hint = "Check that both sides run compatible versions of the software."
+
+
+class RemoteProtocolError(ProtocolError):
+    code = "remote-protocol"
+
+
+class LocalProtocolError(ProtocolError):
+    code = "local-protocol"
+    default_hint = "This is a defect of this program, or its version does not fit the peer's; update it."
+
+
+WIRE_CLASSES: Mapping[int, type[SwarmError]] = {
+    1: SwarmError,
+    2: UsageError,
+    10: RetryElsewhere,
+    11: PeerUnavailable,
+    12: PeerBusy,
+    13: SessionLost,
+    14: DeadlineExceeded,
+    15: PushFailed,
+    20: GiveUp,
+    21: NoChainError,
+    22: WrongSwarm,
+    23: AuthenticationError,
+    24: WrongKey,
+    25: ModelMismatch,
+    26: ClockSkew,
+    27: UnsupportedModel,
+    28: OutOfMemory,
+    30: ProtocolError,
+    31: RemoteProtocolError,
+    32: LocalProtocolError,
+}
+"""Number on the wire -> class. 0 is left for "no error"."""
+
+_WIRE_NUMBERS = {error_class: number for number, error_class in WIRE_CLASSES.items()}
+
+_SEEN_FROM_THE_OTHER_SIDE: Mapping[type[SwarmError], type[SwarmError]] = {
+    RemoteProtocolError: LocalProtocolError,
+    LocalProtocolError: RemoteProtocolError,
+}
+
+
+def to_wire(error: BaseException) -> tuple[int, str]:
+    """The number and the text that tell `error` to the other side; the text is at most MAX_WIRE_MESSAGE_CHARS long.
+
+    What is not a SwarmError is a defect of ours: the other side learns that it may try elsewhere, and no internals.
+    """
+    if not isinstance(error, SwarmError):
+        return _WIRE_NUMBERS[RetryElsewhere], "the peer failed internally"
+    known_class = next(base for base in type(error).__mro__ if base in _WIRE_NUMBERS)
+    text = _one_line(str(error))
+    # A value that the receiver needs as a number travels behind the last newline; the text itself has none.
+    if isinstance(error, PeerBusy):
+        text += f"\n{error.retry_after_seconds:.3f}"
+    elif isinstance(error, NoChainError):
+        text = text[: MAX_WIRE_MESSAGE_CHARS // 2]
+        text += "\n" + _cut_list(error.missing_blocks, MAX_WIRE_MESSAGE_CHARS - len(text) - 1)
+    return _WIRE_NUMBERS[known_class], text
+
+
+def from_wire(number: int, message: str) -> SwarmError:
+    """The error that the other side reported, as seen from here: its RemoteProtocolError is our LocalProtocolError.
+
+    Never raises for hostile input: an unknown number gives a plain SwarmError, texts are cut to one printable line.
+    """
+    error_class = WIRE_CLASSES.get(number, SwarmError)
+    error_class = _SEEN_FROM_THE_OTHER_SIDE.get(error_class, error_class)
+    text, _, value = message[: 2 * MAX_WIRE_MESSAGE_CHARS].partition("\n")
+    text = _one_line(text) or f"the peer reported an error ({error_class.code})"
+    if error_class is PeerBusy:
+        return PeerBusy(_parse_seconds(value), text)
+    if error_class is NoChainError:
+        return NoChainError(_parse_blocks(value), text)
+    return error_class(text)
+
+
+_GRPC_CLASSES: Mapping[str, type[SwarmError]] = {
+    "UNAVAILABLE": PeerUnavailable,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+    "UNAUTHENTICATED": AuthenticationError,
+    "PERMISSION_DENIED": AuthenticationError,
+    "INVALID_ARGUMENT": LocalProtocolError,
+    "OUT_OF_RANGE": LocalProtocolError,
+    "UNIMPLEMENTED": RemoteProtocolError,
+    "NOT_FOUND": SessionLost,
+    "FAILED_PRECONDITION": SessionLost,
+    "ABORTED": SessionLost,
+    "CANCELLED": SessionLost,
+    "ALREADY_EXISTS": SessionLost,
+    "RESOURCE_EXHAUSTED": PeerBusy,
+}
+
+_TLS_FAILURES = ("CERTIFICATE_VERIFY_FAILED", "INVALID_SIGNATURE", "HANDSHAKE FAILED", "HOSTNAME VERIFICATION")
+
+
+def from_grpc_status(code_name: str, details: str) -> SwarmError:
+    """The error behind a failed call, from the name of grpc's status code ("UNAVAILABLE") and its details."""
+    text = _one_line(details) or f"the call failed ({_one_line(code_name)})"
+    shouted = details.upper()
+    if code_name == "UNAVAILABLE" and any(sign in shouted for sign in _TLS_FAILURES):
+        return AuthenticationError(text)
+    if code_name == "RESOURCE_EXHAUSTED" and "LARGER THAN MAX" in shouted:
+        return RemoteProtocolError(text) if "RECEIVED" in shouted else LocalProtocolError(text)
+    error_class = _GRPC_CLASSES.get(code_name, RetryElsewhere)
+    return PeerBusy(1.0, text) if error_class is PeerBusy else error_class(text)
+
+
+def describe_blocks(blocks: Sequence[int]) -> str:
+    """Ascending block numbers as half-open ranges for people: (3, 4, 7) is "blocks 3:5, 7:8"."""
+    if not blocks:
+        return "a whole chain of blocks"
+    ranges: list[tuple[int, int]] = []
+    for block in blocks:
+        if ranges and ranges[-1][1] == block:
+            ranges[-1] = (ranges[-1][0], block + 1)
+        else:
+            ranges.append((block, block + 1))
+    return "blocks " + ", ".join(f"{start}:{stop}" for start, stop in ranges)
+
+
+def _one_line(text: str) -> str:
+    """At most MAX_WIRE_MESSAGE_CHARS printable characters: a peer's text may end up on a terminal."""
+    printable = "".join(char if char.isprintable() else " " for char in text[: 2 * MAX_WIRE_MESSAGE_CHARS])
+    return " ".join(printable.split())[: MAX_WIRE_MESSAGE_CHARS - 32]
+
+
+def _cut_list(numbers: Sequence[int], max_chars: int) -> str:
+    """As many of the numbers, joined by commas, as fit in `max_chars`."""
+    text = ",".join(str(number) for number in numbers[:_MAX_MISSING_BLOCKS])
+    return text if len(text) <= max_chars else text[:max_chars].rpartition(",")[0]
+
+
+def _parse_seconds(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        return 1.0
+    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS) if math.isfinite(seconds) else 1.0
+
+
+def _parse_blocks(value: str) -> tuple[int, ...]:
+    parts = value[:MAX_WIRE_MESSAGE_CHARS].split(",")
+    return tuple(int(part) for part in parts if part.isascii() and part.isdecimal() and len(part) < 7)
