@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from blockswarm.proto.errors import RemoteProtocolError
 from blockswarm.proto.replay import ReplayBuffer, rebuild_plans
 from blockswarm.proto.steps import RowSlice, RowTable, StepPlan, split_plan
+from hypothesis import given
+from hypothesis import strategies as st
 
 TOKEN_BYTES = 4
 
