@@ -192,6 +192,34 @@ class Swarm:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestSpec:
+    """What a request asks of a chain: prompt and answer lengths per row, and the room it reserves."""
+
+    prompt_tokens: int
+    new_tokens: int
+    rows: int = 1
+    """Sequences computed together (batch x beams)."""
+    kv_tokens: int | None = None
+    """KV tokens to reserve in each block used; None: every row at its full length."""
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_tokens", "new_tokens", "rows", "kv_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+
+    @property
+    def kv_tokens_per_block(self) -> int:
+        """KV tokens that every block of the chain reserves."""
+        return self.kv_tokens if self.kv_tokens is not None else self.rows * (self.prompt_tokens + self.new_tokens)
+
+    @property
+    def mean_context_tokens(self) -> float:
+        """Sum over the rows of the context length, averaged over the decode steps."""
+        return self.rows * (self.prompt_tokens + self.new_tokens / 2)
+
+
+@dataclass(frozen=True, slots=True)
 class Hop:
     """One peer on a route and the blocks it computes there (all or a part of what it hosts)."""
 
