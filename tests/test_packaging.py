@@ -1,0 +1,68 @@
+"""What users install: one wheel with one import package, complete, and nothing at the top level of site-packages."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("routing", "proto", "peer", "client")
+NOT_SOURCE = shutil.ignore_patterns("__pycache__", "*.pyc")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """A wheel built offline from a copy of the sources (a build in place leaves files behind)."""
+    try:
+        setuptools_major = int(version("setuptools").partition(".")[0])
+    except PackageNotFoundError:
+        setuptools_major = 0
+    if setuptools_major < 77:
+        pytest.skip(f"building needs setuptools 77 or newer in the environment, here is {setuptools_major or 'none'}")
+    source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, source / folder, ignore=NOT_SOURCE)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+    command = [sys.executable, "-c", build, output]
+    built = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False, timeout=120)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return zipfile.ZipFile(next(output.glob("*.whl")))
+
+
+def test_wheel_has_one_top_level_package(wheel: zipfile.ZipFile):
+    """A package named `proto` or `client` of ours would overwrite somebody else's."""
+    top = {name.partition("/")[0] for name in wheel.namelist()}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"blockswarm"}
+    assert "blockswarm/__init__.py" not in wheel.namelist()
+
+
+def test_wheel_has_every_file_of_the_four_folders(wheel: zipfile.ZipFile):
+    """Also py.typed, templates, protocol sources and data, which a build forgets silently."""
+    here = {
+        f"blockswarm/{path.relative_to(ROOT).as_posix()}"
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    missing = here - set(wheel.namelist())
+    assert not missing, "not in the wheel (tool.setuptools in pyproject.toml): " + ", ".join(sorted(missing))
+    assert {f"blockswarm/{folder}/py.typed" for folder in FOLDERS} <= here
+
+
+def test_wheel_names_the_programs_and_the_licence(wheel: zipfile.ZipFile):
+    information = {Path(name).name: name for name in wheel.namelist() if ".dist-info/" in name}
+    entry_points = wheel.read(information["entry_points.txt"]).decode()
+    assert "swarm-peer = blockswarm.peer.cli:main" in entry_points
+    assert "swarm-client = blockswarm.client.cli:main" in entry_points
+    assert "swarm-sim = blockswarm.routing.sim.cli:main" in entry_points
+    metadata = wheel.read(information["METADATA"]).decode()
+    assert "License-Expression: Apache-2.0" in metadata
+    assert "LICENSE" in information
