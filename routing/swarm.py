@@ -133,6 +133,16 @@ class Coordinate:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveClaim:
+    """A peer's announced intention to host `blocks` instead of its present range; it stands until the peer has
+    moved or withdraws it."""
+
+    at_seconds: float
+    """When the peer made the claim, on its own clock."""
+    blocks: BlockRange
+
+
+@dataclass(frozen=True, slots=True)
 class PeerSpec:
     """One peer as a snapshot sees it; KV tokens are counted per block (a token in k blocks takes k)."""
 
@@ -157,6 +167,11 @@ class PeerSpec:
     numeric_format: str = "float32"
     max_blocks: int | None = None
     """An upper limit on hosted blocks that the operator or the hardware sets."""
+    blocks_fixed: bool = False
+    """The placement rule leaves this peer where it is (the operator chose the blocks, or a move failed)."""
+    claim: MoveClaim | None = None
+    issued_seconds: float = 0.0
+    """When the peer issued this announcement, on its own clock."""
 
     def __post_init__(self) -> None:
         if self.blocks is not None and self.block_hashes and len(self.block_hashes) != len(self.blocks):
