@@ -33,7 +33,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 """Where PyTorch documents that its CPU builds are (pytorch.org/get-started/locally)."""
 
 CUDA_PACKAGE = re.compile(r"(nvidia|cuda)-.*|triton")
-DOWNLOAD_MB = {"cpu": 400, "cuda": 3500}
+DOWNLOAD_MB = {"cpu": 380, "cuda": 3500}
 """About what a first installation downloads on Linux, by build of torch."""
 
 
@@ -153,7 +153,8 @@ def install(is_new: bool) -> None:
     announce(missing, build, from_cpu_index)
     if from_cpu_index:
         pip("install", "--no-deps", "--index-url", CPU_INDEX, f"torch=={missing['torch']}", advice=CPU_INDEX_ADVICE)
-    pip("install", *project)
+    # Without anything to add, pip would only list a hundred lines of what is satisfied already.
+    pip("install", *project, *(() if missing else ("--quiet",)))
     say("the environment is ready")
 
 
