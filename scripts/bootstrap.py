@@ -33,7 +33,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 """Where PyTorch documents that its CPU builds are (pytorch.org/get-started/locally)."""
 
 CUDA_PACKAGE = re.compile(r"(nvidia|cuda)-.*|triton")
-DOWNLOAD_MB = {"cpu": 380, "cuda": 3500}
+DOWNLOAD_MB = {"cpu": 380, "cuda": 2900}
 """About what a first installation downloads on Linux, by build of torch."""
 
 
