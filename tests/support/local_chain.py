@@ -1,0 +1,129 @@
+"""Three stages in this process in place of a swarm: the engine and the step contract, without any network."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from blockswarm.client.model import attach, prepare, swarm_class
+from blockswarm.peer.engine.kv import RowKV
+from blockswarm.peer.engine.stage import RowSlice as StageRow
+from blockswarm.peer.engine.stage import Stage, StageView
+from blockswarm.proto.errors import SessionLost
+from blockswarm.proto.family import attention_implementation, find_blocks, stage_class
+from blockswarm.proto.steps import RowTable, StepPlan, validate_plan
+from blockswarm.routing.swarm import BlockRange
+from transformers import PreTrainedModel
+
+
+def stage_of(full: PreTrainedModel, blocks: BlockRange) -> Stage:
+    """A stage with the weights of a full model's blocks."""
+    model_class = stage_class(full.config, blocks)
+    model = model_class._from_config(
+        copy.deepcopy(full.config), attn_implementation=attention_implementation(model_class)
+    )
+    theirs = find_blocks(full, full.config.num_hidden_layers).blocks
+    for index, block in enumerate(find_blocks(model, len(blocks)).blocks):
+        block.load_state_dict(theirs[blocks.start + index].state_dict())
+    return Stage(model.eval(), blocks)
+
+
+def ends_of(full: PreTrainedModel) -> PreTrainedModel:
+    """A client's model with the weights of a full model's ends."""
+    model_class = swarm_class(full.config)
+    model = model_class._from_config(
+        copy.deepcopy(full.config), attn_implementation=attention_implementation(model_class)
+    )
+    missing = model.load_state_dict(full.state_dict(), strict=False).missing_keys
+    assert not missing, missing
+    model.generation_config = copy.deepcopy(full.generation_config)
+    return prepare(model)
+
+
+@dataclass
+class LocalSession:
+    """A StepRunner over stages. Checks every step as a peer would."""
+
+    stages: Sequence[StageView]
+    max_tokens: int
+    max_rows: int
+    table: RowTable = field(default_factory=RowTable)
+    rows: list[list[RowKV]] = field(default_factory=list)
+    plans: list[StepPlan] = field(default_factory=list)
+    closed: bool = False
+    block_before_step: int | None = None
+    """Before this step `run` waits until the session is aborted."""
+
+    def __post_init__(self) -> None:
+        self.rows = [[] for _ in self.stages]
+        self._aborted = threading.Event()
+        self.waiting = threading.Event()
+
+    def run(self, plan: StepPlan, hidden: torch.Tensor) -> torch.Tensor:
+        validate_plan(plan)
+        assert not self.closed
+        assert hidden.shape[0] == plan.tokens
+        if self.block_before_step == len(self.plans):
+            self.waiting.set()
+            assert self._aborted.wait(timeout=30)
+        if self._aborted.is_set():
+            raise SessionLost("aborted")
+        self.plans.append(plan)
+        self.table = self.table.after(plan)
+        assert self.table.tokens <= self.max_tokens
+        assert len(self.table.lengths) <= self.max_rows
+        for index, stage in enumerate(self.stages):
+            if plan.source_rows is not None:
+                self.rows[index] = [self.rows[index][source].fork() for source in plan.source_rows]
+            rows = self.rows[index]
+            rows.extend(stage.new_row(self.max_tokens) for _ in range(len(self.table.lengths) - len(rows)))
+            busy = [StageRow(rows[piece.row], piece.start, piece.count) for piece in plan.rows if piece.count]
+            hidden = stage.forward(hidden, busy)
+        stop = 0
+        answers = []
+        for piece in plan.rows:
+            stop += piece.count
+            answers.append(hidden[stop - piece.answers : stop])
+        return torch.cat(answers)
+
+    def abort(self) -> None:
+        self._aborted.set()
+
+    def close(self) -> None:
+        self.closed = True
+        self.rows = []
+
+
+class LocalChain:
+    """A SessionFactory: a full model cut into stages."""
+
+    def __init__(self, full: PreTrainedModel, cuts: Sequence[int]) -> None:
+        borders = [0, *cuts, full.config.num_hidden_layers]
+        ranges = [BlockRange(start, stop) for start, stop in itertools.pairwise(borders)]
+        self.stages = [stage_of(full, blocks).view(blocks) for blocks in ranges]
+        self.sessions: list[LocalSession] = []
+        self.block_before_step: int | None = None
+
+    def open_session(self, max_tokens: int, max_rows: int) -> LocalSession:
+        session = LocalSession(self.stages, max_tokens, max_rows, block_before_step=self.block_before_step)
+        self.sessions.append(session)
+        return session
+
+    @property
+    def open_sessions(self) -> int:
+        return sum(not session.closed for session in self.sessions)
+
+    @property
+    def plans(self) -> list[StepPlan]:
+        """Every step of the last session, in order."""
+        return self.sessions[-1].plans
+
+
+def connected_model(full: PreTrainedModel, cuts: Sequence[int] = (2, 4)) -> tuple[PreTrainedModel, LocalChain]:
+    """A client's model that computes through stages of `full`, and the chain it uses."""
+    chain = LocalChain(full, cuts)
+    return attach(ends_of(full), chain), chain
