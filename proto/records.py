@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from google.protobuf.message import DecodeError
 
-from ..routing.swarm import BlockRange, ComputeCost, Coordinate, KvRelease, PeerId, PeerSpec, PeerState
+from ..routing.swarm import BlockRange, ComputeCost, Coordinate, KvRelease, MoveClaim, PeerId, PeerSpec, PeerState
 from . import record_pb2 as pb
 from .errors import AuthenticationError, ClockSkew, LocalProtocolError, RemoteProtocolError, UsageError, WrongKey
 from .identity import SIGNATURE_BYTES, Identity, create_secret_file, public_key_of, read_secret_file, verify
@@ -57,6 +57,7 @@ BLOCK_HASH_BYTES = 8
 _RECORD_TAG = b"blockswarm-record-1\0"
 _NONCE_BYTES = 12
 _MAX_COUNT = 2**53  # integers up to here survive as a float
+_MAX_UNIX_SECONDS = 1e12
 _MAX_ADDRESS_CHARS = 261  # a DNS name of 253, or an IPv6 address in brackets, and a port
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _MADDR = re.compile(r"(/[A-Za-z0-9._:-]+){2,}")
@@ -178,9 +179,15 @@ def encode_peer_record(record: PeerRecord) -> bytes:
         protocol_version=record.protocol_version,
         software_version=record.software_version,
         public_name=record.public_name,
+        blocks_fixed=spec.blocks_fixed,
+        issued_seconds=spec.issued_seconds,
     )
     if spec.coordinate is not None:
         message.coordinate.CopyFrom(_coordinate_to_message(spec.coordinate))
+    if spec.claim is not None:
+        message.claim.at_seconds = spec.claim.at_seconds
+        message.claim.first_block = spec.claim.blocks.start
+        message.claim.stop_block = spec.claim.blocks.stop
     return message.SerializeToString()
 
 
@@ -192,7 +199,7 @@ def decode_peer_record(peer_id: PeerId, payload: bytes) -> PeerRecord:
         _check(len(hashes) % BLOCK_HASH_BYTES == 0, "block hashes have eight bytes each")
         spec = PeerSpec(
             id=peer_id,
-            blocks=_decode_blocks(message),
+            blocks=_decode_blocks(message.first_block, message.stop_block),
             cost=ComputeCost(
                 message.cost.decode_fixed,
                 message.cost.decode_per_row,
@@ -211,6 +218,9 @@ def decode_peer_record(peer_id: PeerId, payload: bytes) -> PeerRecord:
             block_hashes=tuple(hashes[i : i + BLOCK_HASH_BYTES] for i in range(0, len(hashes), BLOCK_HASH_BYTES)),
             numeric_format=message.numeric_format,
             max_blocks=message.max_blocks or None,
+            blocks_fixed=message.blocks_fixed,
+            claim=_decode_claim(message.claim) if message.HasField("claim") else None,
+            issued_seconds=message.issued_seconds,
         )
         return PeerRecord(
             model_digest=message.model_digest,
@@ -512,9 +522,12 @@ def _check_coordinate(coordinate: Coordinate) -> None:
 def _check_spec(spec: PeerSpec) -> None:
     """Bounds that keep sums and products of announced numbers finite; comparisons are written so that NaN fails."""
     _check_peer_id(spec.id)
-    if spec.blocks is not None:
-        _check(spec.blocks.stop <= 100_000, "block numbers are below 100000")
-        _check(len(spec.blocks) <= MAX_BLOCKS, f"a peer hosts at most {MAX_BLOCKS} blocks")
+    for blocks in (spec.blocks, spec.claim.blocks if spec.claim else None):
+        if blocks is not None:
+            _check(blocks.stop <= 100_000, "block numbers are below 100000")
+            _check(len(blocks) <= MAX_BLOCKS, f"a peer hosts at most {MAX_BLOCKS} blocks")
+    _check(spec.claim is None or 0 <= spec.claim.at_seconds <= _MAX_UNIX_SECONDS, "a claim has a time")
+    _check(0 <= spec.issued_seconds <= _MAX_UNIX_SECONDS, "a record has a time of issue")
     hosted = len(spec.blocks) if spec.blocks is not None else 0
     _check(len(spec.block_hashes) in (0, hosted), f"{len(spec.block_hashes)} block hashes for {hosted} blocks")
     _check(all(len(one) == BLOCK_HASH_BYTES for one in spec.block_hashes), "a block hash has eight bytes")
@@ -523,7 +536,7 @@ def _check_spec(spec: PeerSpec) -> None:
     _check(0 <= spec.kv_tokens_free <= spec.kv_tokens_total <= _MAX_COUNT, "0 <= free <= total KV tokens")
     _check_count("releases", spec.releases, MAX_RELEASES)
     moments = [release.at_seconds for release in spec.releases]
-    _check(all(0 <= moment <= 1e12 for moment in moments), "a release has a time")
+    _check(all(0 <= moment <= _MAX_UNIX_SECONDS for moment in moments), "a release has a time")
     _check(moments == sorted(moments), "releases are in order of time")
     _check(all(0 <= release.tokens <= _MAX_COUNT for release in spec.releases), "a release frees tokens")
     if spec.coordinate is not None:
@@ -536,10 +549,12 @@ def _check_spec(spec: PeerSpec) -> None:
     _check(_TOKEN.fullmatch(spec.numeric_format), "the numeric format has 1 to 32 plain characters")
 
 
-def _decode_blocks(message: pb.PeerRecordMessage) -> BlockRange | None:
-    if message.first_block == message.stop_block:
-        return None
-    return BlockRange(message.first_block, message.stop_block)
+def _decode_blocks(first_block: int, stop_block: int) -> BlockRange | None:
+    return None if first_block == stop_block else BlockRange(first_block, stop_block)
+
+
+def _decode_claim(message: pb.ClaimMessage) -> MoveClaim:
+    return MoveClaim(message.at_seconds, BlockRange(message.first_block, message.stop_block))
 
 
 def _decode_state(number: int) -> PeerState:

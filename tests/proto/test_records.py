@@ -45,7 +45,7 @@ from blockswarm.proto.records import (
     swarm_key_name,
     verify_record,
 )
-from blockswarm.routing.swarm import BlockRange, ComputeCost, Coordinate, KvRelease, PeerSpec, PeerState
+from blockswarm.routing.swarm import BlockRange, ComputeCost, Coordinate, KvRelease, MoveClaim, PeerSpec, PeerState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,6 +89,9 @@ def peer_records(draw: st.DrawFn) -> PeerRecord:
         block_hashes=draw(st.just(()) | st.just(tuple(hashlib.sha256(b"%d" % i).digest()[:8] for i in range(hosted)))),
         numeric_format=draw(plain),
         max_blocks=draw(st.none() | st.integers(1, 1000)),
+        blocks_fixed=draw(st.booleans()),
+        claim=draw(st.none() | st.builds(MoveClaim, st.floats(0, 1e12), st.just(BlockRange(3, 9)))),
+        issued_seconds=draw(st.floats(0, 1e12)),
     )
     return PeerRecord(
         model_digest=DIGEST,
@@ -119,6 +122,46 @@ def signed(payload: bytes = b"payload", expires_at: float = NOW + 60, owner: Ide
 @given(record=peer_records())
 def test_what_is_announced_is_what_is_read(record: PeerRecord) -> None:
     assert decode_peer_record(ALICE.peer_id, encode_peer_record(record)) == record
+
+
+@pytest.mark.parametrize("holder", [PeerSpec, PeerRecord])
+def test_no_field_is_forgotten(holder: type) -> None:
+    """A field that is added to the vocabulary has to be announced, too: here every field differs from its default."""
+    spec = PeerSpec(
+        id=ALICE.peer_id,
+        blocks=BlockRange(1, 2),
+        cost=ComputeCost(1.0, 2.0, 3.0, 4.0, 5.0),
+        state=PeerState.DRAINING,
+        memory_bytes=1.0,
+        kv_tokens_total=2,
+        kv_tokens_free=1,
+        releases=(KvRelease(1.0, 1),),
+        coordinate=Coordinate((1.0,), 2.0, 0.5),
+        client_centroids=(Coordinate((3.0,)),),
+        concurrency=1.5,
+        block_hashes=(b"12345678",),
+        numeric_format="int8",
+        max_blocks=3,
+        blocks_fixed=True,
+        claim=MoveClaim(4.0, BlockRange(5, 6)),
+        issued_seconds=7.0,
+    )
+    record = PeerRecord(
+        model_digest=DIGEST,
+        spec=spec,
+        addresses=("host:1",),
+        relays=(Relay(BOB.peer_id, "host:2"),),
+        dht_maddrs=("/ip4/10.0.0.1/tcp/1",),
+        incarnation=1,
+        protocol_version=2,
+        software_version="3",
+        public_name="four",
+    )
+    read = decode_peer_record(ALICE.peer_id, encode_peer_record(record))
+    value = read if holder is PeerRecord else read.spec
+    assert read == record
+    for one in dataclasses.fields(holder):
+        assert one.default is dataclasses.MISSING or getattr(value, one.name) != one.default, one.name
 
 
 @given(record=peer_records(), private=st.booleans())
@@ -189,6 +232,10 @@ def mutate(**fields: object) -> bytes:
         {"cost__prefill_per_token": math.inf},
         {"cost__prefill_per_token": 1e300},
         {"memory_bytes": math.nan},
+        {"issued_seconds": math.nan},
+        {"claim__at_seconds": math.nan, "claim__stop_block": 4},
+        {"claim__at_seconds": 1.0},
+        {"claim__stop_block": 200_000},
         {"memory_bytes": -1.0},
         {"kv_tokens_total": 2**60},
         {"kv_tokens_free": 1},
