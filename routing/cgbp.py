@@ -178,7 +178,7 @@ def _place_greedily(
 
 def _window_sums(values: FloatArray | IntArray, size: int) -> FloatArray | IntArray:
     sums = np.concatenate(([0], np.cumsum(values)))
-    return sums[size:] - sums[:-size]  # type: ignore[no-any-return]
+    return sums[size:] - sums[:-size]
 
 
 def _most_backlogged_window(backlog: FloatArray, short: np.ndarray, size: int) -> int:

@@ -64,7 +64,12 @@ class PerfModel:
         if not (np.isfinite(self.session_bytes) and self.session_bytes > 0):
             raise ValueError(f"session_bytes must be positive and finite, not {self.session_bytes}")
         n, clients = len(self.memory_bytes), len(self.rtt_seconds)
-        shapes = {"block_limit": (n,), "decode_seconds": (n,), "prefill_seconds": (n,), "memory_bytes": (n,)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "block_limit": (n,),
+            "decode_seconds": (n,),
+            "prefill_seconds": (n,),
+            "memory_bytes": (n,),
+        }
         shapes |= {"rtt_seconds": (clients, n), "prefill_rtt_seconds": (clients, n)}
         for name, shape in shapes.items():
             array = getattr(self, name)
