@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import inspect
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -103,9 +104,29 @@ def swarm_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The family's class with the swarm in the place of its blocks. Raises UnsupportedModel."""
     ends = ends_class(config, RemoteBlocks)
     # transformers looks families up by the name and the module of the class.
-    named = {"__module__": ends.__module__, "__qualname__": ends.__qualname__}
-    combined: Any = type(ends.__name__, (SwarmGeneration, ends), named)
+    attributes = {
+        "__module__": ends.__module__,
+        "__qualname__": ends.__qualname__,
+        "prepare_inputs_for_generation": _without_held_inputs(ends.prepare_inputs_for_generation),
+    }
+    combined: Any = type(ends.__name__, (SwarmGeneration, ends), attributes)
     return combined  # type: ignore[no-any-return]
+
+
+def _without_held_inputs(family_method: Callable[..., Any]) -> Callable[..., Any]:
+    """The family's way to make a forward's inputs; assisted generation forgets to leave out what a cache holds already.
+
+    `generate` looks at the family's signature, so it is kept.
+    """
+
+    @functools.wraps(family_method)
+    def prepare_inputs(self: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        call = _call.get()
+        if call is not None and call.assisted and kwargs.get("is_first_iteration"):
+            kwargs["next_sequence_length"] = input_ids.shape[1] - kwargs["past_key_values"].columns
+        return family_method(self, input_ids, *args, **kwargs)
+
+    return prepare_inputs
 
 
 @dataclass(eq=False)
@@ -120,6 +141,8 @@ class _Call:
     def close(self) -> None:
         for cache in self.caches:
             cache.close()
+        if self.session is not None:
+            self.session.release_lost()
 
 
 class _Cancellation:
@@ -217,13 +240,6 @@ class SwarmGeneration(_Family):
                 cancellation.request()
                 await asyncio.wait_for(finished.wait(), _STREAM_END_SECONDS)
 
-    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As the family does it; when assisted generation starts with a filled cache, only what is missing from it."""
-        call = _call.get()
-        if call is not None and call.assisted and kwargs.get("is_first_iteration"):
-            kwargs["next_sequence_length"] = input_ids.shape[1] - kwargs["past_key_values"].columns
-        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
-
     def _prepare_cache_for_generation(
         self,
         generation_config: GenerationConfig,
@@ -236,18 +252,19 @@ class SwarmGeneration(_Family):
         generation_config.use_cache = True
         generation_config.cache_implementation = None
         copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+        rows = batch_size * copies
+        # Prompt look-up does not cap its guesses at the maximum length.
+        longest = max_cache_length + 1 + (generation_config.prompt_lookup_num_tokens or 0)
         cache = model_kwargs.get("past_key_values")
         call = _call.get()
         if cache is None:
             assert call is not None, "generate is called through SwarmGeneration.generate"
-            # Prompt look-up does not cap its guesses at the maximum length.
-            longest = max_cache_length + 1 + (generation_config.prompt_lookup_num_tokens or 0)
-            rows = batch_size * copies
             cache = model_kwargs["past_key_values"] = SwarmCache(self.connected(), rows * longest, rows)
             call.caches.append(cache)
         elif not isinstance(cache, SwarmCache):
             raise _foreign_cache(cache)
-        elif copies > 1:
+        else:
+            _check_room(cache, rows, longest)
             cache.batch_repeat_interleave(copies)
         if call is not None:
             call.assisted = generation_mode == GenerationMode.ASSISTED_GENERATION
@@ -294,9 +311,16 @@ class Session:
         """For a forward of one's own: `model(ids, past_key_values=session.cache)`. A new one after a failure."""
         if self._closed:
             raise UsageError("the session is closed", hint="Open another one with model.session(...).")
-        if self._cache is None or not self._cache.usable:
+        self.release_lost()
+        if self._cache is None:
             self._cache = SwarmCache(self.model.connected(), self.max_rows * self.max_length, self.max_rows)
         return self._cache
+
+    def release_lost(self) -> None:
+        """Free the room at the peers if a call failed or was cancelled; the text stays."""
+        if self._cache is not None and not self._cache.usable:
+            self._cache.close()
+            self._cache = None
 
     def rewind(self, position: int) -> None:
         """Forget the text from `position` on. Raises UsageError if the text is shorter."""
@@ -371,6 +395,17 @@ def _keep_common_beginning(cache: SwarmCache, input_ids: torch.Tensor, mask: tor
     cache.crop(kept - cache.columns)
     if kept:
         cache.batch_select_indices(torch.tensor(rows))
+
+
+def _check_room(cache: SwarmCache, rows: int, longest: int) -> None:
+    """Better refused now than in the middle of a text. Raises UsageError, and SessionLost if the session is gone."""
+    cache.check_usable()
+    if rows * longest > cache.max_tokens or rows > cache.max_rows:
+        raise UsageError(
+            f"up to {longest} tokens in {rows} rows do not fit into a session for {cache.max_tokens} tokens in "
+            f"{cache.max_rows} rows",
+            hint="Open the session with a larger max_length or max_rows, or generate fewer tokens.",
+        )
 
 
 def _before_forward(

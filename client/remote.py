@@ -88,6 +88,14 @@ class SwarmCache(Cache):
     def usable(self) -> bool:
         return self._gone is None
 
+    def check_usable(self) -> None:
+        """Raises SessionLost if the session has ended, failed, or was cancelled."""
+        if self._gone is not None:
+            raise SessionLost(
+                f"this cache cannot be used: its session is gone, {self._gone}",
+                hint="Use `with model.session(...)` for a cache that outlives one call of generate.",
+            )
+
     @property
     def columns(self) -> int:
         """Width of the batch so far, padding included."""
@@ -201,11 +209,8 @@ class SwarmCache(Cache):
                     self._runner = runner
             if self._gone is not None:
                 runner.close()
-        if self._gone is not None or runner is None:
-            raise SessionLost(
-                f"this cache cannot be used: its session is gone, {self._gone}",
-                hint="Use `with model.session(...)` for a cache that outlives one call of generate.",
-            )
+        self.check_usable()
+        assert runner is not None
         return runner
 
     # What transformers asks of a cache.

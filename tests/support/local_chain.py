@@ -56,12 +56,12 @@ class LocalSession:
     plans: list[StepPlan] = field(default_factory=list)
     closed: bool = False
     block_before_step: int | None = None
-    """Before this step `run` waits until the session is aborted."""
+    """Before this step `run` waits until the session is aborted, and says so in `waiting`."""
+    waiting: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.rows = [[] for _ in self.stages]
         self._aborted = threading.Event()
-        self.waiting = threading.Event()
 
     def run(self, plan: StepPlan, hidden: torch.Tensor) -> torch.Tensor:
         validate_plan(plan)
@@ -107,9 +107,12 @@ class LocalChain:
         self.stages = [stage_of(full, blocks).view(blocks) for blocks in ranges]
         self.sessions: list[LocalSession] = []
         self.block_before_step: int | None = None
+        self.waiting = threading.Event()
 
     def open_session(self, max_tokens: int, max_rows: int) -> LocalSession:
-        session = LocalSession(self.stages, max_tokens, max_rows, block_before_step=self.block_before_step)
+        session = LocalSession(
+            self.stages, max_tokens, max_rows, block_before_step=self.block_before_step, waiting=self.waiting
+        )
         self.sessions.append(session)
         return session
 
