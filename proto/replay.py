@@ -16,6 +16,9 @@ from dataclasses import dataclass
 
 from .steps import RowSlice, RowTable, StepPlan
 
+REBUILD_STEP_TOKENS = 256
+"""Tokens of one step of a replay: large enough to compute well, small enough that hops work at the same time."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Segment:
@@ -44,6 +47,11 @@ class ReplayBuffer:
         """Bytes of memory that the buffer keeps alive; shared segments count once. O(segments)."""
         owners = {id(segment.owner): len(segment.owner) for row in self._rows for segment in row}
         return sum(owners.values())
+
+    def holds(self, lengths: Sequence[int]) -> bool:
+        """Whether the buffer has exactly these rows, each at least that long."""
+        have = self.lengths
+        return len(lengths) == len(have) and all(want <= has for want, has in zip(lengths, have, strict=True))
 
     def apply(self, plan: StepPlan, data: bytes) -> None:
         """Permute, truncate and append as the step does; `data` holds `plan.tokens` packed tokens.

@@ -114,8 +114,8 @@ class RowTable:
 def split_plan(plan: StepPlan, max_tokens: int) -> tuple[StepPlan, ...]:
     """Cut a plan into steps of at most `max_tokens` tokens that follow each other down the chain.
 
-    Only the first permutes, so the others are appends and several may be in flight.  Tokens keep their packed order:
-    the steps' tokens joined are the plan's tokens, and so are their answers.
+    Only the first permutes and truncates (it names every row), so the others are appends and several may be in flight.
+    Tokens keep their packed order: the steps' tokens joined are the plan's tokens, and so are their answers.
     """
     parts: list[list[RowSlice]] = [[]]
     room = max_tokens
@@ -129,6 +129,8 @@ def split_plan(plan: StepPlan, max_tokens: int) -> tuple[StepPlan, ...]:
             room = max_tokens
         parts[-1].append(_part_of(piece, start, piece.stop))
         room -= piece.stop - start
+    named = {piece.row for piece in parts[0]}
+    parts[0] += [RowSlice(piece.row, piece.start, 0, answers=0) for piece in plan.rows if piece.row not in named]
     return tuple(StepPlan(tuple(rows), plan.source_rows if index == 0 else None) for index, rows in enumerate(parts))
 
 

@@ -119,7 +119,7 @@ class Rebuild(_message.Message):
     def __init__(self, last_peer: _Optional[str] = ..., next_seq: _Optional[int] = ..., permuted: _Optional[bool] = ..., first: _Optional[bool] = ..., last: _Optional[bool] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("epoch", "seq", "rows", "permutes", "source_rows", "acked_seq", "timeout_seconds", "total_bytes", "data", "timings", "rebuild", "relayed")
+    __slots__ = ("epoch", "seq", "rows", "permutes", "source_rows", "acked_seq", "timeout_seconds", "total_bytes", "data", "timings", "rebuild")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -131,7 +131,6 @@ class Step(_message.Message):
     DATA_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     REBUILD_FIELD_NUMBER: _ClassVar[int]
-    RELAYED_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     seq: int
     rows: _containers.RepeatedCompositeFieldContainer[RowSlice]
@@ -143,8 +142,7 @@ class Step(_message.Message):
     data: bytes
     timings: _containers.RepeatedCompositeFieldContainer[HopTiming]
     rebuild: Rebuild
-    relayed: bool
-    def __init__(self, epoch: _Optional[int] = ..., seq: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[RowSlice, _Mapping]]] = ..., permutes: _Optional[bool] = ..., source_rows: _Optional[_Iterable[int]] = ..., acked_seq: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., total_bytes: _Optional[int] = ..., data: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., rebuild: _Optional[_Union[Rebuild, _Mapping]] = ..., relayed: _Optional[bool] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., seq: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[RowSlice, _Mapping]]] = ..., permutes: _Optional[bool] = ..., source_rows: _Optional[_Iterable[int]] = ..., acked_seq: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., total_bytes: _Optional[int] = ..., data: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., rebuild: _Optional[_Union[Rebuild, _Mapping]] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("data",)
@@ -211,18 +209,16 @@ class Status(_message.Message):
     def __init__(self, nonce: _Optional[int] = ..., epoch: _Optional[int] = ..., received_seq: _Optional[int] = ..., applied_seq: _Optional[int] = ...) -> None: ...
 
 class Failure(_message.Message):
-    __slots__ = ("code", "message", "epoch", "seq", "retry_after_seconds")
+    __slots__ = ("code", "message", "epoch", "seq")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
-    RETRY_AFTER_SECONDS_FIELD_NUMBER: _ClassVar[int]
     code: int
     message: str
     epoch: int
     seq: int
-    retry_after_seconds: float
-    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., retry_after_seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ...) -> None: ...
 
 class KvExport(_message.Message):
     __slots__ = ()

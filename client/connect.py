@@ -1,0 +1,187 @@
+"""From a checkpoint and some initial peers to a connected swarm, for `from_pretrained`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..proto.checkpoint import Checkpoint
+from ..proto.errors import SessionLost, UsageError
+from ..proto.identity import Identity
+from ..proto.records import SwarmKey
+from ..proto.steps import StepPlan
+from ..proto.tensors import WireFormat
+from ..proto.transport import Dialer, PeerAddress
+from .background import BackgroundLoop, background_loop
+from .config import SessionConfig, SessionEvent
+from .report import ChainReport
+from .router import ViewRouter
+from .session import ChainSession
+from .view import SwarmView
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+CONNECT_SECONDS = 30.0
+CLOSE_SECONDS = 5.0
+OPERATION_SECONDS = 3600.0
+"""No operation takes longer; the deadlines that matter are those of each step."""
+
+
+def connect(
+    *,
+    checkpoint: Checkpoint,
+    initial_peers: Sequence[str],
+    swarm_key: str | Path | SwarmKey | None = None,
+    wire_format: str | None = None,
+    identity_path: str | Path | None = None,
+    push: bool = True,
+    on_event: Callable[[SessionEvent], None] | None = None,
+) -> Swarm:
+    """Connect to the swarm that serves this checkpoint.
+
+    `initial_peers` are addresses "ID@host:port" of any of its peers; `swarm_key` is the key (or its file) of a private
+    swarm; `identity_path` a key file, made if there is none (default: a new identity that nobody keeps). `push=False`
+    has every output come back through this client. `on_event` hears of repairs, in the network thread.
+
+    Raises UsageError for a bad address, PeerUnavailable if no peer answers, WrongKey in a private swarm.
+    """
+    if isinstance(swarm_key, (str, Path)):
+        swarm_key = SwarmKey.load(swarm_key)
+    addresses = [PeerAddress.parse(text) for text in initial_peers]
+    if not addresses:
+        raise UsageError("no initial peers are given", hint="Name at least one peer: ID@HOST:PORT.")
+    identity = Identity.load_or_create(identity_path) if identity_path else Identity.generate()
+    wire = WireFormat.named(wire_format or "float32", checkpoint.config.get_text_config(decoder=True).hidden_size)
+    return Swarm(
+        background_loop(), identity, addresses, checkpoint.model_digest().hex(), checkpoint.num_blocks, wire,
+        swarm_key, push, on_event,
+    )  # fmt: skip
+
+
+class Swarm:
+    """A connected swarm: opens sessions for one model. Also a context manager."""
+
+    def __init__(
+        self,
+        loop: BackgroundLoop,
+        identity: Identity,
+        addresses: Sequence[PeerAddress],
+        model_digest: str,
+        num_blocks: int,
+        wire_format: WireFormat,
+        swarm_key: SwarmKey | None,
+        push: bool,
+        on_event: Callable[[SessionEvent], None] | None,
+    ) -> None:
+        self._loop = loop
+        self._wire_format = wire_format
+        self.last_session: SwarmSession | None = None
+        """The session opened last; its report stays readable when it is closed."""
+
+        async def start() -> tuple[SwarmView, Dialer, SessionConfig]:
+            dialer = Dialer()
+            view = SwarmView(identity, dialer, addresses, model_digest, swarm_key)
+            try:
+                await view.start()
+            except BaseException:
+                await dialer.close()
+                raise
+            config = SessionConfig(
+                identity=identity,
+                dialer=dialer,
+                router=ViewRouter(view, num_blocks, push),
+                model_digest=model_digest,
+                num_blocks=num_blocks,
+                wire_format=wire_format.name,
+                token_bytes=wire_format.token_bytes,
+                swarm_key=swarm_key,
+                relay_always=not push,
+                on_event=on_event or (lambda event: None),
+            )
+            return view, dialer, config
+
+        self.view, self._dialer, self._config = loop.run(start(), CONNECT_SECONDS)
+
+    def open_session(self, max_tokens: int, max_rows: int) -> SwarmSession:
+        """A session that reserves `max_tokens` tokens over all rows; its chain is chosen now. Raises SwarmError."""
+        session = ChainSession(self._config, max_tokens, max_rows)
+        self._loop.run(session.open(), OPERATION_SECONDS)
+        self.last_session = SwarmSession(self._loop, session, self._wire_format)
+        return self.last_session
+
+    def run(self, work: Coroutine[Any, Any, T], timeout_seconds: float = CONNECT_SECONDS) -> T:
+        """Run something on the loop that the view belongs to."""
+        return self._loop.run(work, timeout_seconds)
+
+    def close(self) -> None:
+        """Close the connections; sessions that are open are lost."""
+
+        async def stop() -> None:
+            await self.view.close()
+            await self._dialer.close()
+
+        self._loop.run(stop(), CLOSE_SECONDS)
+
+    def __enter__(self) -> Swarm:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class SwarmSession:
+    """One session, for the thread that generates: tensors in, tensors out."""
+
+    def __init__(self, loop: BackgroundLoop, session: ChainSession, wire_format: WireFormat) -> None:
+        self._loop = loop
+        self._session = session
+        self._format = wire_format
+        self._pending: Future[bytes] | None = None
+        self._aborted = False
+        self._closed = False
+        self._report: ChainReport | None = None
+
+    def run(self, plan: StepPlan, hidden: torch.Tensor) -> torch.Tensor:
+        """(plan.tokens, H) -> (plan.answers, H), packed in the order of `plan.rows`. Raises SwarmError."""
+        data = self._format.encode(hidden)
+        self._pending = self._loop.submit(self._session.run(plan, data))
+        if self._aborted:
+            self._pending.cancel()
+        try:
+            answer = self._pending.result(OPERATION_SECONDS)
+        except (asyncio.CancelledError, Exception) as error:
+            self._pending.cancel()
+            if self._aborted:
+                raise SessionLost("the session was cancelled") from None
+            if isinstance(error, asyncio.CancelledError):
+                raise SessionLost("the session was closed") from None
+            raise
+        except BaseException:
+            self._pending.cancel()
+            raise
+        return self._format.decode(answer).to(hidden.dtype)
+
+    def abort(self) -> None:
+        """Make the pending `run` and all later ones raise SessionLost, and free the peers at once."""
+        self._aborted = True
+        if self._pending is not None:
+            self._pending.cancel()
+        self._loop.submit(self._session.close())
+
+    def report(self) -> ChainReport:
+        """Where the time of the last steps went, per hop."""
+        return self._report or self._session.report()
+
+    def close(self) -> None:
+        """Free what the peers hold. Never raises; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._report = self._session.report()
+        self._loop.submit(self._session.close())

@@ -1,0 +1,288 @@
+"""A session: one request's chain of peers, its steps, and what happens when a peer fails.
+
+`run` applies one operation (a step of any length) to the chain and returns the answers.  Whatever fails on the way is
+repaired inside `run`: tokens already emitted never change, the caller only sees that it took longer.  After a repair
+the operation's steps are sent again with the same numbers: hops that had applied them answer from what they kept, the
+others compute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..proto.errors import GiveUp, LocalProtocolError, NoChainError, PeerUnavailable, SwarmError
+from ..proto.frames import WireStep
+from ..proto.handshake import SESSION_ID_BYTES
+from ..proto.replay import ReplayBuffer
+from ..proto.steps import RowTable, StepPlan, split_plan
+from ..routing.swarm import BlockRange, PeerId, RequestSpec
+from .chain import Chain, ChainBroken, Rollback
+from .config import SessionConfig, SessionEvent
+from .hop import Hop, HopChoice
+from .report import ChainReport, TimingLog
+
+STEP_TOKENS = 128
+"""Tokens of one step of a long prompt: chunks follow each other down the chain, so peers work at the same time."""
+OPERATION_TOKENS = 2048
+"""Longer prompts are several operations, so that what peers keep for repetition stays bounded."""
+REPAIR_ATTEMPTS = 12
+NO_CHAIN_PATIENCE_SECONDS = 30.0
+NO_CHAIN_PAUSE_SECONDS = 0.5
+MIN_STALL_SECONDS = 3.0
+STALL_FACTOR = 6.0
+"""A step may take this many times what the measured speed predicts before the chain is examined."""
+
+
+@dataclass
+class _Operation:
+    """The steps of one `run`, and their answers so far."""
+
+    steps: tuple[StepPlan, ...]
+    data: tuple[bytes, ...]
+    state: Rollback
+    """The state that the operation starts from."""
+    answers: dict[int, bytes] = field(default_factory=dict)
+    sent: int = 0
+    """Steps sent in the present epoch."""
+    sent_at: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def first_seq(self) -> int:
+        return self.state.next_seq
+
+    @property
+    def done(self) -> bool:
+        return len(self.answers) == len(self.steps)
+
+    @property
+    def unanswered(self) -> int:
+        """The first seq without an answer."""
+        return next(seq for seq in itertools.count(self.first_seq) if seq not in self.answers)
+
+    @property
+    def in_flight(self) -> int:
+        return self.sent - sum(1 for seq in self.answers if seq < self.first_seq + self.sent)
+
+
+class ChainSession:
+    """One session. Runs in one asyncio loop; one operation at a time."""
+
+    def __init__(self, config: SessionConfig, kv_tokens: int, max_rows: int) -> None:
+        """Reserves `kv_tokens` tokens, all rows together, and `max_rows` rows on every peer of its chain."""
+        self._config = config
+        self._chain = Chain(config, os.urandom(SESSION_ID_BYTES), kv_tokens, max_rows, self._on_answer)
+        self._next_seq = 1
+        self._table = RowTable()
+        self._inputs = ReplayBuffer(config.token_bytes)
+        self._operation: _Operation | None = None
+        self._request = RequestSpec(
+            prompt_tokens=max(1, kv_tokens // (2 * max_rows)),
+            new_tokens=max(1, kv_tokens // (2 * max_rows)),
+            rows=max_rows,
+            kv_tokens=kv_tokens,
+        )
+        self._slowness = 1.0
+        """Observed over predicted time of a step."""
+        self._timings = TimingLog()
+        self._lock = asyncio.Lock()
+
+    @property
+    def chain(self) -> tuple[tuple[PeerId, BlockRange], ...]:
+        """The peers in use now, and the blocks each computes."""
+        return self._chain.layout
+
+    def report(self) -> ChainReport:
+        """Where the time of the last steps went, per hop."""
+        return self._timings.report(self.chain, self._config.router.clock_offset_seconds)
+
+    async def open(self) -> None:
+        """Choose the chain and open it now, instead of with the first step. Raises SwarmError."""
+        async with self._lock:
+            if not self._chain.hops:
+                await self._repair(self._rollback(StepPlan(())))
+
+    async def run(self, plan: StepPlan, data: bytes) -> bytes:
+        """Apply one operation: `data` holds `plan.tokens` packed tokens; returns `plan.answers` packed tokens.
+
+        Raises NoChainError, or another SwarmError that no repair can help; the session is of no more use then.
+        """
+        async with self._lock:
+            answers = []
+            offset = 0
+            for part in split_plan(plan, OPERATION_TOKENS):
+                size = part.tokens * self._config.token_bytes
+                answers.append(await self._run_operation(part, data[offset : offset + size]))
+                offset += size
+            return answers[0] if len(answers) == 1 else b"".join(answers)
+
+    async def close(self) -> None:
+        """End the session on every peer; their memory is free at once."""
+        await self._chain.close()
+
+    # --- one operation ---
+
+    async def _run_operation(self, plan: StepPlan, data: bytes) -> bytes:
+        table = self._table.after(plan)
+        operation = self._begin(plan, data)
+        self._inputs.apply(plan, data)
+        self._operation = operation
+        while True:
+            try:
+                if not self._chain.hops:
+                    raise ChainBroken
+                await self._drive(operation)
+                break
+            except ChainBroken:
+                await self._repair(operation.state)
+                operation.sent = 0
+        self._operation = None
+        self._table = table
+        self._next_seq += len(operation.steps)
+        return b"".join(operation.answers[seq] for seq in sorted(operation.answers))
+
+    def _begin(self, plan: StepPlan, data: bytes) -> _Operation:
+        steps = split_plan(plan, STEP_TOKENS)
+        ends = list(itertools.accumulate(step.tokens * self._config.token_bytes for step in steps))
+        parts = tuple(data[start:end] for start, end in itertools.pairwise([0, *ends])) if len(steps) > 1 else (data,)
+        return _Operation(steps, parts, self._rollback(plan))
+
+    def _rollback(self, plan: StepPlan) -> Rollback:
+        permuted = self._table.permuted(plan.source_rows).truncated(plan.rows)
+        return Rollback(self._next_seq, self._table.lengths, permuted.lengths, self._inputs)
+
+    async def _drive(self, operation: _Operation) -> None:
+        """Send the steps and wait for the answers. Raises ChainBroken."""
+        chances = 2
+        while not operation.done:
+            self._chain.raise_if_broken()
+            self._chain.changed.clear()
+            answered = len(operation.answers)
+            timeout = self._stall_seconds(operation)
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._send_steps(operation, timeout)
+                    if not operation.done:
+                        await self._chain.changed.wait()
+            except TimeoutError:
+                if len(operation.answers) == answered:
+                    chances -= 1
+                    await self._chain.examine(operation.unanswered, last_chance=chances == 0)
+
+    async def _send_steps(self, operation: _Operation, timeout_seconds: float) -> None:
+        first = self._chain.hops[0]
+        while operation.sent < len(operation.steps) and operation.in_flight < first.credits:
+            index = operation.sent
+            step = WireStep(
+                epoch=self._chain.epoch,
+                seq=operation.first_seq + index,
+                plan=operation.steps[index],
+                data=operation.data[index],
+                acked_seq=self._next_seq - 1,
+                timeout_seconds=4 * timeout_seconds,
+            )
+            operation.sent_at[step.seq] = self._config.clock()
+            operation.sent += 1
+            await first.send(step)
+
+    def _on_answer(self, hop: Hop, step: WireStep) -> None:
+        operation = self._operation
+        if operation is None:
+            return
+        index = step.seq - operation.first_seq
+        if not 0 <= index < len(operation.steps) or step.plan != operation.steps[index]:
+            hop.fail(LocalProtocolError(f"{hop.address} answered a question that was not asked"))
+        elif step.seq not in operation.answers:
+            operation.answers[step.seq] = step.data
+            self._note_timing(operation, step)
+            self._chain.changed.set()
+
+    def _note_timing(self, operation: _Operation, step: WireStep) -> None:
+        now = self._config.clock()
+        sent_at = operation.sent_at[step.seq]
+        self._timings.add(sent_at, now, step.timings)
+        predicted = self._config.router.predict_seconds(self.chain, step.plan.tokens)
+        if len(operation.steps) == 1 and predicted > 0:
+            self._slowness += 0.1 * ((now - sent_at) / predicted - self._slowness)
+
+    def _stall_seconds(self, operation: _Operation) -> float:
+        """How long the next answer may take, from the announced and the observed speed."""
+        tokens = operation.steps[operation.unanswered - operation.first_seq].tokens
+        predicted = self._config.router.predict_seconds(self.chain, tokens) * max(1, operation.in_flight)
+        return MIN_STALL_SECONDS + STALL_FACTOR * max(1.0, self._slowness) * predicted
+
+    # --- repair ---
+
+    async def _repair(self, state: Rollback) -> None:
+        """Bring up a chain in which every hop has `state` or has gone beyond it. Raises SwarmError."""
+        give_up_at = self._config.clock() + NO_CHAIN_PATIENCE_SECONDS
+        first_chain = self._chain.epoch == 0
+        last_error: SwarmError = PeerUnavailable("the chain of peers does not hold")
+        for _ in range(REPAIR_ATTEMPTS):
+            last_error = self._drop_failed() or last_error
+            chain = await self._choose_patiently(last_error, 0.0 if first_chain else give_up_at)
+            try:
+                await self._chain.connect(chain)
+                await self._chain.rebuild(state)
+                return
+            except ChainBroken:
+                continue
+        raise last_error
+
+    def _drop_failed(self) -> SwarmError | None:
+        """Ban and report the hops that failed; the last of their errors."""
+        error = None
+        for hop in self._chain.hops:
+            if hop.error is not None:
+                error = hop.error
+                self._config.on_event(SessionEvent("hop-lost", hop.peer, str(error)))
+                self._config.router.ban(hop.peer, error)
+        return error
+
+    async def _choose_patiently(self, last_error: SwarmError, give_up_at: float) -> Sequence[Hop | HopChoice]:
+        """A new chain, waiting for peers to (re)join until `give_up_at`. Raises SwarmError."""
+        while True:
+            try:
+                return await self._choose()
+            except NoChainError as error:
+                if isinstance(last_error, GiveUp):
+                    raise last_error from None
+                if self._config.clock() >= give_up_at:
+                    raise error from None
+            await asyncio.sleep(NO_CHAIN_PAUSE_SECONDS)
+            await self._config.router.refresh()
+
+    async def _choose(self) -> Sequence[Hop | HopChoice]:
+        """The new chain: hops that work stay, the gaps are filled; where they cannot be, all is chosen anew."""
+        everything = BlockRange(0, self._config.num_blocks)
+        alive = [hop for hop in self._chain.hops if hop.error is None]
+        if alive:
+            try:
+                return await self._fill_gaps(alive, everything)
+            except NoChainError:
+                pass
+        choices = await self._config.router.choose(everything, frozenset(), self._request)
+        kept = {(hop.peer, hop.blocks): hop for hop in alive}
+        return [kept.get((choice.address.peer, choice.blocks), choice) for choice in choices]
+
+    async def _fill_gaps(self, alive: Sequence[Hop], everything: BlockRange) -> list[Hop | HopChoice]:
+        used = frozenset(hop.peer for hop in alive)
+        chain: list[Hop | HopChoice] = []
+        block = everything.start
+        for hop in alive:
+            if block < hop.blocks.start:
+                gap = BlockRange(block, hop.blocks.start)
+                chain += await self._config.router.choose(gap, used | _peers(chain), self._request)
+            chain.append(hop)
+            block = hop.blocks.stop
+        if block < everything.stop:
+            gap = BlockRange(block, everything.stop)
+            chain += await self._config.router.choose(gap, used | _peers(chain), self._request)
+        return chain
+
+
+def _peers(chain: Sequence[Hop | HopChoice]) -> frozenset[PeerId]:
+    return frozenset(one.address.peer for one in chain)

@@ -1,0 +1,179 @@
+"""What this client knows of the swarm: verified records, round trips and clocks of the peers, and who failed lately."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..proto import swarm_pb2 as pb
+from ..proto.directory import LookupCall, LookupDirectory
+from ..proto.errors import PeerBusy, PeerUnavailable, SwarmError
+from ..proto.handshake import SESSION_ID_BYTES, sign_hello
+from ..proto.identity import Identity
+from ..proto.records import PeerRecord, SignedRecord, SwarmKey, open_peer_record, swarm_key_name
+from ..proto.transport import Dialer, PeerAddress, addresses_of, ping, translated_grpc_errors
+from ..routing.swarm import ModelSpec, PeerId, PeerState, Swarm
+
+logger = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 15.0
+LOOKUP_SECONDS = 5.0
+PING_SECONDS = 3.0
+MAX_PINGS_AT_ONCE = 32
+MAX_LOOKUP_PEERS = 4
+BAN_SECONDS = 15.0
+RTT_SMOOTHING = 0.3
+
+
+@dataclass(frozen=True)
+class KnownPeer:
+    """A peer whose record holds and who answered a ping."""
+
+    record: PeerRecord
+    encoded: bytes
+    """The signed record, as a predecessor needs it."""
+    address: PeerAddress
+    rtt_seconds: float
+    clock_offset_seconds: float
+    """Its clock minus ours."""
+
+
+class SwarmView:
+    """Keeps the records of the peers of one model, from look-ups at peers that are known already."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        dialer: Dialer,
+        initial_peers: Sequence[PeerAddress],
+        model_digest: str,
+        swarm_key: SwarmKey | None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.peers: dict[PeerId, KnownPeer] = {}
+        self._identity = identity
+        self._dialer = dialer
+        self._initial_peers = tuple(initial_peers)
+        self._name = swarm_key_name(model_digest, swarm_key)
+        self._swarm_key = swarm_key
+        self._clock = clock
+        self._banned_until: dict[tuple[PeerId, int], float] = {}
+        """By peer and incarnation: a peer that was started again is another chance."""
+        self._lookups: dict[str, LookupCall] = {}
+        self._directory = LookupDirectory(self._lookups, clock, LOOKUP_SECONDS)
+        self._refreshing: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Look for the first time, and then every `REFRESH_SECONDS`. Raises SwarmError if nobody answers."""
+        await self.refresh()
+        self._keeper = asyncio.create_task(self._keep_fresh(), name="swarm-view")
+
+    async def close(self) -> None:
+        """Stop looking."""
+        tasks = [task for task in (self._keeper, self._refreshing) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def refresh(self) -> None:
+        """Look up the records and ping who is new; one look serves all who ask meanwhile. Raises SwarmError."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._refresh())
+        await asyncio.shield(self._refreshing)
+
+    def ban(self, peer: PeerId, error: SwarmError) -> None:
+        """Do not use this run of a peer for a while."""
+        known = self.peers.get(peer)
+        if known is not None:
+            seconds = error.retry_after_seconds if isinstance(error, PeerBusy) else BAN_SECONDS
+            self._banned_until[peer, known.record.incarnation] = self._clock() + seconds
+
+    def usable(self) -> tuple[KnownPeer, ...]:
+        """The peers that may be used now, in ascending order of id."""
+        now = self._clock()
+        self._banned_until = {key: until for key, until in self._banned_until.items() if until > now}
+        return tuple(
+            known
+            for peer, known in sorted(self.peers.items())
+            if known.record.spec.state is PeerState.SERVING
+            and (peer, known.record.incarnation) not in self._banned_until
+        )
+
+    def snapshot(self, num_blocks: int) -> Swarm:
+        """The usable peers, as routing sees them."""
+        specs = [known.record.spec for known in self.usable()]
+        fitting = tuple(spec for spec in specs if spec.blocks is not None and spec.blocks.stop <= num_blocks)
+        return Swarm(ModelSpec(num_blocks, 0.0, 0.0), fitting, now_seconds=self._clock())
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            try:
+                await self.refresh()
+            except SwarmError as error:
+                logger.warning("the swarm was not seen (%s), looking again in %.0f s", error, REFRESH_SECONDS)
+
+    async def _refresh(self) -> None:
+        self._choose_lookups()
+        records = await self._directory.lookup(self._name)
+        opened = {}
+        for record in records:
+            try:
+                opened[record.peer_id] = (open_peer_record(record, self._swarm_key), record)
+            except SwarmError as error:
+                logger.debug("a record is ignored: %s", error)
+        limit = asyncio.Semaphore(MAX_PINGS_AT_ONCE)
+        met = await asyncio.gather(*(self._meet(limit, record, signed) for record, signed in opened.values()))
+        self.peers = {known.record.spec.id: known for known in met if known is not None}
+
+    async def _meet(self, limit: asyncio.Semaphore, record: PeerRecord, signed: SignedRecord) -> KnownPeer | None:
+        """Ping a peer at its addresses until one answers; None if none does."""
+        old = self.peers.get(record.spec.id)
+        for address in addresses_of(record.spec.id, record.addresses):
+            try:
+                async with limit:
+                    _, rtt, offset = await ping(self._dialer.stub(address), address, PING_SECONDS)
+                    if old is None:  # the first ping also paid for the connection
+                        _, rtt, offset = await ping(self._dialer.stub(address), address, PING_SECONDS)
+            except SwarmError as error:
+                logger.debug("%s does not answer: %s", address, error)
+                continue
+            if old is not None and old.address == address and rtt > old.rtt_seconds:
+                # The shortest round trip tells most about the way and the clock; noise only makes it longer.
+                rtt, offset = old.rtt_seconds + RTT_SMOOTHING * (rtt - old.rtt_seconds), old.clock_offset_seconds
+            return KnownPeer(record, signed.encode(), address, rtt, offset)
+        return None
+
+    def _choose_lookups(self) -> None:
+        """Ask the initial peers and a few that were learned since, so that no single peer is needed."""
+        learned = [known.address for known in sorted(self.peers.values(), key=lambda known: known.rtt_seconds)]
+        chosen = dict.fromkeys([*self._initial_peers, *learned[:MAX_LOOKUP_PEERS]])
+        self._lookups.clear()
+        self._lookups.update({str(address): self._lookup_call(address) for address in chosen})
+
+    def _lookup_call(self, address: PeerAddress) -> LookupCall:
+        async def call(name: str) -> Sequence[bytes]:
+            request = pb.LookupRequest(key=name)
+            if self._swarm_key is not None:
+                session_id = bytes(SESSION_ID_BYTES)
+                hello = sign_hello(self._identity, address.peer, session_id, self._clock(), self._swarm_key)
+                request.hello.CopyFrom(hello)
+            with translated_grpc_errors(str(address)):
+                reply = await self._dialer.stub(address).lookup(request, timeout=LOOKUP_SECONDS)
+            return list(reply.records)
+
+        return call
+
+
+async def wait_for_peers(view: SwarmView, seconds: float) -> None:
+    """Until at least one peer is usable. Raises PeerUnavailable."""
+    deadline = time.monotonic() + seconds
+    while not view.usable():
+        if time.monotonic() > deadline:
+            raise PeerUnavailable("no peer of this model answers", hint="Start a peer, or check --initial-peers.")
+        await asyncio.sleep(0.2)
+        await view.refresh()

@@ -1,0 +1,95 @@
+"""Keeps this peer's signed record in the directory fresh, and a recent look at the others' for those who ask."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+from ..proto.directory import Directory
+from ..proto.errors import SwarmError
+from ..proto.identity import Identity
+from ..proto.records import PeerRecord, SignedRecord, SwarmKey, next_expiry, sign_peer_record, swarm_key_name
+from ..routing.swarm import PeerState
+
+logger = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 20.0
+JITTER = 0.2
+"""Peers that start together must not announce together for ever."""
+LOOKUP_MAX_AGE_SECONDS = 2.0
+MAX_LOOKUPS_AT_ONCE = 4
+
+
+class Announcer:
+    """Announces `make_record(state)` every 20 s, and at once when the state changes."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        identity: Identity,
+        swarm_key: SwarmKey | None,
+        make_record: Callable[[PeerState], PeerRecord],
+        clock: Callable[[], float],
+        rng: random.Random,
+    ) -> None:
+        self._directory = directory
+        self._identity = identity
+        self._swarm_key = swarm_key
+        self._make_record = make_record
+        self._clock = clock
+        self._rng = rng
+        self._state = PeerState.JOINING
+        self._expiry: float | None = None
+
+    async def change(self, state: PeerState) -> None:
+        """Announce a new state now. Raises SwarmError if it reached nobody."""
+        self._state = state
+        await self._announce()
+
+    async def run(self) -> None:
+        """Refresh the record until cancelled; a failure is logged and tried again at the next turn."""
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS * self._rng.uniform(1 - JITTER, 1 + JITTER))
+            try:
+                await self._announce()
+            except SwarmError as error:
+                logger.warning("announcing failed (%s), trying again in about %.0f s", error, REFRESH_SECONDS)
+
+    async def _announce(self) -> None:
+        self._expiry = next_expiry(self._expiry, self._clock())
+        record = self._make_record(self._state)
+        await self._directory.announce(sign_peer_record(self._identity, record, self._swarm_key, self._expiry))
+
+
+class RecentLookups:
+    """Answers look-ups of one model's peers from a look that is at most two seconds old; other names directly."""
+
+    def __init__(
+        self, directory: Directory, model_digest: str, swarm_key: SwarmKey | None, clock: Callable[[], float]
+    ) -> None:
+        self._directory = directory
+        self._name = swarm_key_name(model_digest, swarm_key)
+        self._clock = clock
+        self._records: tuple[SignedRecord, ...] = ()
+        self._looked_at = float("-inf")
+        self._lock = asyncio.Lock()
+        self._limit = asyncio.Semaphore(MAX_LOOKUPS_AT_ONCE)
+
+    async def records(self) -> tuple[SignedRecord, ...]:
+        """The verified records of this model's peers."""
+        async with self._lock:
+            if self._clock() - self._looked_at > LOOKUP_MAX_AGE_SECONDS:
+                self._records = await self._directory.lookup(self._name)
+                self._looked_at = self._clock()
+            return self._records
+
+    async def lookup(self, name: str) -> list[bytes]:
+        """The encoded records under a name."""
+        if name == self._name:
+            found = await self.records()
+        else:
+            async with self._limit:
+                found = await self._directory.lookup(name)
+        return [record.encode() for record in found]

@@ -1,0 +1,179 @@
+"""`swarm-peer`: host blocks of a model for a swarm."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from .node import ReadyPeer
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DEFAULT_FOLDER = Path("~/.local/share/blockswarm")
+
+
+@app.command()
+def peer(
+    model: Annotated[str, typer.Argument(help="A local folder with a safetensors checkpoint, or a Hugging Face id.")],
+    new_swarm: Annotated[bool, typer.Option("--new-swarm", help="Begin a new swarm.")] = False,
+    initial_peers: Annotated[
+        list[str] | None,
+        typer.Option("--initial-peers", help="Join the swarm of this peer, ID@HOST:PORT; may be given several times."),
+    ] = None,
+    blocks: Annotated[
+        str,
+        typer.Option(help="A range A:B (half-open, from 0), a number N, or auto: as many as fit into free memory."),
+    ] = "auto",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(help="Port for clients and peers; 0: any free one.")] = 0,
+    dht_port: Annotated[int, typer.Option(help="Port of the DHT node; 0: any free one.")] = 0,
+    announce: Annotated[
+        list[str] | None,
+        typer.Option(help="HOST:PORT under which others reach this peer, if it is another one (port forwarding)."),
+    ] = None,
+    identity: Annotated[
+        Path | None,
+        typer.Option(help="Key file of this peer, made if there is none.  [default: peer.key in --data]"),
+    ] = None,
+    data: Annotated[Path, typer.Option(help="Folder for the peer's own files.")] = DEFAULT_FOLDER,
+    swarm_key: Annotated[
+        Path | None, typer.Option(help="Key file of a private swarm; make one with `swarm-client new-key FILE`.")
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(help="In a private swarm: the id of a client that may open sessions without the key."),
+    ] = None,
+    kv_tokens: Annotated[int, typer.Option(help="Tokens of attention cache to offer, per block.")] = 16384,
+    replay_memory: Annotated[
+        int, typer.Option(help="MiB for replay buffers, which let others recover from failures.")
+    ] = 256,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    threads: Annotated[int | None, typer.Option(help="CPU threads for computing.  [default: torch decides]")] = None,
+    name: Annotated[str, typer.Option(help="A name for the public map of the swarm.")] = "",
+    revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face model.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="When ready, print one line of JSON to standard output.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+) -> None:
+    """Host a contiguous range of a model's transformer blocks and announce it in the swarm.
+
+    \b
+    swarm-peer ./model --new-swarm                                  # the first peer; it prints its address
+    swarm-peer ./model --initial-peers ID@HOST:PORT --blocks 8:16   # another one
+
+    Ctrl-C takes no new sessions, lets the open ones end and leaves; a second Ctrl-C leaves at once.
+    """
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    for noisy in ("asyncio", "httpx", "httpcore", "transformers", "urllib3", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from ..proto.errors import SwarmError, UsageError
+
+    try:
+        if new_swarm == bool(initial_peers):
+            raise UsageError(
+                "say which swarm to join, and only one",
+                hint="Give --initial-peers ID@HOST:PORT, or --new-swarm for the first peer.",
+            )
+        _run(
+            model=model, blocks=blocks, initial_peers=initial_peers or [], host=host, port=port, dht_port=dht_port,
+            announce=announce or [], identity=identity or data / "peer.key", swarm_key=swarm_key, allow=allow or [],
+            kv_tokens=kv_tokens, replay_memory=replay_memory, dtype=dtype, threads=threads, name=name,
+            revision=revision, as_json=as_json,
+        )  # fmt: skip
+    except SwarmError as error:
+        typer.echo(f"swarm-peer: {error}\n  {error.hint}", err=True)
+        raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _run(
+    *, model: str, blocks: str, initial_peers: list[str], host: str, port: int, dht_port: int, announce: list[str],
+    identity: Path, swarm_key: Path | None, allow: list[str], kv_tokens: int, replay_memory: int, dtype: str,
+    threads: int | None, name: str, revision: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    import asyncio
+
+    from ..proto.transport import PeerAddress
+    from .config import BlockRequest, PeerConfig
+
+    config = PeerConfig(
+        model=model,
+        blocks=BlockRequest.parse(blocks),
+        initial_peers=tuple(PeerAddress.parse(text) for text in initial_peers),
+        identity_path=identity.expanduser(),
+        host=host,
+        port=port,
+        announce=tuple(announce),
+        dht_port=dht_port,
+        swarm_key_path=swarm_key,
+        allowed_peers=frozenset(allow),
+        kv_tokens=kv_tokens,
+        replay_bytes=replay_memory << 20,
+        dtype=dtype,
+        threads=threads,
+        name=name,
+        revision=revision,
+    )
+    from .node import run_peer  # the heavy part: after all that a bad command line could say
+    from .terminal import LoadingBars
+
+    with LoadingBars() as bars:
+
+        def ready(peer: ReadyPeer) -> None:
+            bars.stop()
+            if as_json:
+                print(json.dumps(describe(peer)), flush=True)
+            else:
+                print_ready(model, peer)
+
+        asyncio.run(run_peer(config, ready, bars.update))
+
+
+def describe(peer: ReadyPeer) -> dict[str, object]:
+    """What `--json` prints."""
+    return {
+        "address": str(peer.address),
+        "peer_id": peer.address.peer,
+        "blocks": [peer.blocks.start, peer.blocks.stop],
+        "num_blocks": peer.num_blocks,
+        "kv_tokens": peer.kv_tokens,
+        "model_digest": peer.model_digest,
+        "decode_seconds_per_block": peer.cost.decode_seconds(),
+        "pid": os.getpid(),
+    }
+
+
+def print_ready(model: str, peer: ReadyPeer) -> None:
+    """What a person reads when the peer is ready."""
+    milliseconds = 1000 * peer.cost.decode_seconds() * len(peer.blocks)
+    print(f"serving blocks {peer.blocks} of {peer.num_blocks}, {milliseconds:.1f} ms per token")
+    print(f"others join with:    swarm-peer {model} --initial-peers {peer.address}")
+    print(f"generate text with:  swarm-client generate {model} --initial-peers {peer.address}", flush=True)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="swarm-peer")
+
+
+if __name__ == "__main__":
+    main()

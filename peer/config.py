@@ -1,0 +1,98 @@
+"""The configuration of a peer, built once from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..proto.errors import UsageError
+from ..proto.transport import PeerAddress, check_target
+from ..routing.swarm import BlockRange
+
+DEFAULT_KV_TOKENS = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRequest:
+    """What `--blocks` asks for: a range, a number of blocks, or (neither) as many as fit."""
+
+    blocks: BlockRange | None = None
+    count: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> BlockRequest:
+        """Read "auto", "N" or "A:B". Raises UsageError."""
+        if text == "auto":
+            return cls()
+        try:
+            if text.isdecimal() and int(text) > 0:
+                return cls(count=int(text))
+            return cls(blocks=BlockRange.parse(text))
+        except ValueError:
+            raise UsageError(
+                f"--blocks {text!r} is not a choice of blocks",
+                hint="Write auto, a number of blocks (8), or a half-open range counted from 0 (8:16).",
+            ) from None
+
+
+@dataclass(frozen=True)
+class PeerConfig:
+    """Everything that a peer is started with."""
+
+    model: str
+    """A local folder, or "owner/name" on a Hugging Face hub."""
+    blocks: BlockRequest
+    initial_peers: tuple[PeerAddress, ...]
+    """Empty: this peer begins a new swarm."""
+    identity_path: Path
+    host: str
+    port: int
+    announce: tuple[str, ...]
+    """host:port under which others reach this peer, where that is not host:port."""
+    dht_port: int
+    swarm_key_path: Path | None
+    allowed_peers: frozenset[str]
+    kv_tokens: int
+    """Tokens of attention cache, counted once for each hosted block."""
+    replay_bytes: int
+    dtype: str
+    threads: int | None
+    name: str
+    revision: str | None
+
+    def __post_init__(self) -> None:
+        for target in self.announce:
+            check_target(target)
+        for name, port in (("--port", self.port), ("--dht-port", self.dht_port)):
+            if not 0 <= port < 65536:
+                raise UsageError(f"{name} {port} is not a port")
+        if self.kv_tokens < 1:
+            raise UsageError("--kv-tokens must be at least 1")
+        if self.replay_bytes < 0:
+            raise UsageError("--replay-memory must not be negative")
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise UsageError(f"--dtype {self.dtype!r} is not known", hint="Use float32, bfloat16 or float16.")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError("--threads must be at least 1")
+
+    def addresses(self, port: int) -> tuple[str, ...]:
+        """The host:port strings to announce when the peer listens on `port`."""
+        if self.announce:
+            return self.announce
+        return tuple(f"{host}:{port}" for host in announced_hosts(self.host))
+
+
+def announced_hosts(host: str) -> Sequence[str]:
+    """The hosts to announce for a host to listen on: itself, or the machine's own addresses for "any"."""
+    if host not in ("0.0.0.0", "[::]"):
+        return [host]
+    import socket
+
+    # No packet is sent: connecting a UDP socket only asks the routing table for the local address.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return [probe.getsockname()[0]]
+        except OSError:
+            return ["127.0.0.1"]

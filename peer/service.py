@@ -1,0 +1,445 @@
+"""The network edge of a peer: streams in, validated values to the workers, frames out.
+
+Everything from the network is checked here, before anything acts on it; an error ends the stream it came on with one
+clear failure frame, and touches no other session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from ..proto import swarm_pb2 as pb
+from ..proto.errors import (
+    AuthenticationError,
+    DeadlineExceeded,
+    PeerUnavailable,
+    RemoteProtocolError,
+    SessionLost,
+    SwarmError,
+    UsageError,
+    to_wire,
+)
+from ..proto.frames import CREDITS, MAX_STEP_SECONDS, StepReader, WireStep, decode_rebuild, encode_step
+from ..proto.handshake import PROTOCOL_VERSION, Grant, HelloChecker, check_capability, sign_hello
+from ..proto.identity import Identity
+from ..proto.records import SignatureCache, SignedRecord, SwarmKey, open_peer_record, verify_record
+from ..proto.steps import MAX_POSITIONS, MAX_ROWS, StepPlan
+from ..proto.transport import Dialer, Handlers, PeerAddress, addresses_of
+from ..routing.swarm import PeerId
+from .engine.engine import Engine, SessionKv, StepOutput
+from .push import PushLink
+from .replay_store import ReplayStore
+from .sessions import SessionTable
+from .worker import Counters, SessionParts, SessionWorker
+
+logger = logging.getLogger(__name__)
+
+HANDSHAKE_SECONDS = 15.0
+IDLE_SECONDS = 1800.0
+MAX_LOOKUP_BYTES = 3 << 20
+
+
+@dataclass
+class PeerParts:
+    """What a peer's service is made of."""
+
+    identity: Identity
+    engine: Engine
+    sessions: SessionTable
+    replay: ReplayStore
+    hellos: HelloChecker
+    dialer: Dialer
+    model_digest: str
+    model_name: str
+    swarm_key: SwarmKey | None
+    lookup: Callable[[str], Awaitable[list[bytes]]]
+    """Encoded signed records under a name, from the directory that this peer is part of."""
+    dht_addresses: Callable[[], list[str]]
+    clock: Callable[[], float] = time.time
+    counters: Counters = field(default_factory=Counters)
+    record_signatures: SignatureCache = field(default_factory=SignatureCache)
+
+
+class PeerService:
+    """Serves sessions, pushes, look-ups and pings."""
+
+    def __init__(self, parts: PeerParts) -> None:
+        self._parts = parts
+        self._workers: dict[bytes, SessionWorker] = {}
+        self._changed = asyncio.Condition()
+        self._draining = False
+
+    @property
+    def handlers(self) -> Handlers:
+        return Handlers(session=self.session, push=self.push, lookup=self.lookup, ping=self.ping)
+
+    @property
+    def open_sessions(self) -> int:
+        return self._parts.sessions.sessions
+
+    def drain(self) -> None:
+        """Take no more sessions; the open ones go on."""
+        self._draining = True
+
+    async def wait_idle(self) -> None:
+        """Return when no session is open."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._parts.sessions.sessions == 0)
+
+    # --- sessions ---
+
+    async def session(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """One client's session, from its hello to its last frame."""
+        outlet = _ClientOutlet(context)
+        try:
+            async with _handshake():
+                frame = await _read(context)
+                if not isinstance(frame, pb.ClientFrame) or not frame.HasField("open"):
+                    raise RemoteProtocolError("a session begins with an open frame")
+                grant = self._check_open(frame.open)
+            with self._parts.sessions.reserve(grant):
+                await self._serve_session(context, outlet, grant, frame.open)
+        except SwarmError as error:
+            logger.info("session refused or ended: %s", error)
+            await outlet.failure(error, 0, 0)
+        finally:
+            await asyncio.shield(self.notify_changed())
+
+    def _check_open(self, message: pb.Open) -> Grant:
+        if self._draining:
+            raise PeerUnavailable("the peer is leaving and takes no new sessions")
+        client, session_id = self._parts.hellos.check(message.hello)
+        return self._check_grant(message.capability, client, session_id)
+
+    def _check_grant(self, signed: pb.Signed, client: PeerId, session_id: bytes) -> Grant:
+        parts = self._parts
+        grant = check_capability(
+            signed,
+            client=client,
+            session_id=session_id,
+            me=parts.identity.peer_id,
+            model_digest=parts.model_digest,
+            max_rows=MAX_ROWS,
+            now=parts.clock(),
+        )
+        if not parts.engine.blocks.covers(grant.blocks):
+            raise SessionLost(f"the peer hosts blocks {parts.engine.blocks} now, not {grant.blocks}")
+        return grant
+
+    async def _serve_session(
+        self, context: grpc.aio.ServicerContext[Any, Any], outlet: _ClientOutlet, grant: Grant, message: pb.Open
+    ) -> None:
+        parts = self._parts
+        wire_format = parts.engine.wire_format(grant.wire_format)
+        kv = parts.engine.open(grant.blocks, wire_format, grant.kv_tokens, grant.max_rows)
+        link = self._make_link(grant, message.successor_record, message.relay, outlet)
+        session_parts = SessionParts(
+            compute=_EngineCompute(parts.engine, kv),
+            replay=parts.replay,
+            outlet=outlet,
+            counters=parts.counters,
+            clock=parts.clock,
+            token_bytes=wire_format.token_bytes,
+            lengths=lambda: kv.table.lengths,
+        )
+        worker = SessionWorker(grant, link, session_parts)
+        await self._set_worker(grant.session_id, worker)
+        try:
+            await outlet.write(pb.PeerFrame(opened=pb.Opened(credits=CREDITS, epoch=grant.epoch)))
+            reader = _SessionReader(self, worker, outlet, StepReader(wire_format.token_bytes))
+            async with asyncio.timeout(max(0.0, grant.expires_at_seconds - parts.clock())):
+                await _first_to_finish(worker.run(), reader.run(context))
+        except TimeoutError:
+            raise SessionLost("the session's capability has expired") from None
+        finally:
+            await asyncio.shield(self._end_session(grant.session_id, worker, kv))
+
+    async def _end_session(self, session_id: bytes, worker: SessionWorker, kv: SessionKv) -> None:
+        await worker.close()
+        await self._set_worker(session_id, None)
+        await self._parts.engine.submit(kv.reset)
+
+    async def _set_worker(self, session_id: bytes, worker: SessionWorker | None) -> None:
+        if worker is None:
+            del self._workers[session_id]
+        else:
+            self._workers[session_id] = worker
+        await self.notify_changed()
+
+    async def notify_changed(self) -> None:
+        """Wake those who wait for a session or for its predecessor."""
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def reroute(self, worker: SessionWorker, message: pb.Reroute, outlet: _ClientOutlet) -> None:
+        """Give a session new neighbours."""
+        old = worker.grant
+        grant = self._check_grant(message.capability, old.client, old.session_id)
+        same = (grant.blocks, grant.kv_tokens, grant.max_rows, grant.wire_format, grant.successor is None)
+        if same != (old.blocks, old.kv_tokens, old.max_rows, old.wire_format, old.successor is None):
+            raise RemoteProtocolError("a reroute changes neighbours only")
+
+        def make_link() -> PushLink | None:
+            return self._make_link(grant, message.successor_record, message.relay, outlet)
+
+        await worker.put_reroute(grant, make_link)
+        await self.notify_changed()
+
+    def _make_link(self, grant: Grant, successor_record: bytes, relay: bool, outlet: _ClientOutlet) -> PushLink | None:
+        """The way to the successor; None where outputs go back to the client. Raises SwarmError."""
+        if grant.successor is None or relay:
+            return None
+        successor, parts = grant.successor, self._parts
+
+        def hello() -> pb.Signed:
+            return sign_hello(parts.identity, successor, grant.session_id, parts.clock(), parts.swarm_key)
+
+        addresses = self._addresses_in(successor_record, successor)
+        return PushLink(parts.dialer, addresses, hello, lambda error: outlet.failure_soon(error, grant.epoch))
+
+    def _addresses_in(self, encoded: bytes, successor: PeerId) -> tuple[PeerAddress, ...]:
+        """Only addresses that the successor signed itself are dialled: a client cannot aim us at anybody else."""
+        parts = self._parts
+        record = SignedRecord.decode(encoded)
+        if record.peer_id != successor:
+            raise AuthenticationError("the successor's record belongs to another peer")
+        verify_record(record, parts.clock(), cache=parts.record_signatures)
+        return addresses_of(successor, open_peer_record(record, parts.swarm_key).addresses)
+
+    # --- pushes from the predecessor ---
+
+    async def push(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Steps of one session from its predecessor."""
+        try:
+            async with _handshake():
+                frame = await _read(context)
+                if not isinstance(frame, pb.PushFrame) or not frame.HasField("open"):
+                    raise RemoteProtocolError("a push begins with an open frame")
+                pusher, session_id = self._parts.hellos.check(frame.open.hello)
+                worker = await self._wait_for_push(pusher, session_id)
+            await context.write(pb.PushReply(ready=True))
+            await self._take_pushes(context, worker, pusher, session_id)
+        except SwarmError as error:
+            code, text = to_wire(error)
+            await context.write(pb.PushReply(failure=pb.Failure(code=code, message=text)))
+
+    async def _wait_for_push(self, pusher: PeerId, session_id: bytes) -> SessionWorker:
+        """The session, once it is open here and names `pusher` as its predecessor (the two are set up side by side)."""
+
+        def ready() -> bool:
+            worker = self._workers.get(session_id)
+            return worker is not None and worker.grant.predecessor == pusher
+
+        async with self._changed:
+            await self._changed.wait_for(ready)
+        return self._workers[session_id]
+
+    async def _take_pushes(
+        self, context: grpc.aio.ServicerContext[Any, Any], worker: SessionWorker, pusher: PeerId, session_id: bytes
+    ) -> None:
+        token_bytes = self._parts.engine.wire_format(worker.grant.wire_format).token_bytes
+        reader = StepReader(token_bytes)
+        while isinstance(frame := await _read(context), pb.PushFrame):
+            if self._workers.get(session_id) is not worker:
+                raise SessionLost("the session has ended")
+            if worker.grant.predecessor != pusher:
+                raise AuthenticationError("the session has another predecessor now")
+            step = _take_step(reader, frame)
+            if step is not None:
+                await worker.put_step(step)
+
+    # --- unary calls ---
+
+    async def lookup(self, request: pb.LookupRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.LookupReply:
+        """Records under a name; in a private swarm for members only."""
+        try:
+            if self._parts.swarm_key is not None:
+                self._parts.hellos.check(request.hello)
+            if len(request.key) > 256:
+                raise RemoteProtocolError("a name has at most 256 characters")
+            records = await self._parts.lookup(request.key)
+        except AuthenticationError as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        except SwarmError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        reply, size = pb.LookupReply(), 0
+        for record in records:
+            size += len(record)
+            if size > MAX_LOOKUP_BYTES:
+                break
+            reply.records.append(record)
+        return reply
+
+    async def ping(self, _request: pb.PingRequest, _context: grpc.aio.ServicerContext[Any, Any]) -> pb.PingReply:
+        """The peer's clock and public status; in a private swarm without the model's name."""
+        parts, counters = self._parts, self._parts.counters
+        public = parts.swarm_key is None
+        return pb.PingReply(
+            clock=parts.clock(),
+            peer_id=parts.identity.peer_id,
+            protocol=PROTOCOL_VERSION,
+            model_digest=parts.model_digest if public else "",
+            model_name=parts.model_name if public else "",
+            steps_pushed=counters.steps_pushed,
+            steps_relayed=counters.steps_relayed,
+            steps_answered=counters.steps_answered,
+            rebuilt_tokens=counters.rebuilt_tokens,
+            sessions=parts.sessions.sessions,
+            kv_tokens_free=parts.sessions.kv_token_blocks_free,
+            replay_bytes=parts.replay.nbytes,
+            dht_addresses=parts.dht_addresses(),
+        )
+
+
+class _SessionReader:
+    """Reads one client's frames after the open."""
+
+    def __init__(self, service: PeerService, worker: SessionWorker, outlet: _ClientOutlet, reader: StepReader) -> None:
+        self._service = service
+        self._worker = worker
+        self._outlet = outlet
+        self._reader = reader
+
+    async def run(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Until the client closes or is silent for too long. Raises SwarmError."""
+        while True:
+            try:
+                async with asyncio.timeout(IDLE_SECONDS):
+                    frame = await _read(context)
+            except TimeoutError:
+                raise SessionLost(f"the client was silent for {IDLE_SECONDS:.0f} s") from None
+            if not isinstance(frame, pb.ClientFrame) or frame.HasField("close"):
+                return
+            await self._take(frame)
+
+    async def _take(self, frame: pb.ClientFrame) -> None:
+        worker = self._worker
+        kind = frame.WhichOneof("kind")
+        if kind in ("step", "chunk"):
+            step = _take_step(self._reader, frame)
+            if step is not None:
+                await worker.put_step(step)
+        elif kind == "reroute":
+            await self._service.reroute(worker, frame.reroute, self._outlet)
+        elif kind == "replay":
+            message = frame.replay
+            lengths = tuple(message.lengths)
+            if len(lengths) > MAX_ROWS or max(lengths, default=0) > MAX_POSITIONS:
+                raise RemoteProtocolError("a replay names impossible rows")
+            if not 0 < message.timeout_seconds <= MAX_STEP_SECONDS:
+                raise RemoteProtocolError("a replay has an impossible deadline")
+            await worker.put_replay(message.epoch, lengths, decode_rebuild(message.rebuild), message.timeout_seconds)
+        elif kind == "probe":
+            status = pb.Status(
+                nonce=frame.probe.nonce,
+                epoch=worker.epoch,
+                received_seq=worker.received_seq,
+                applied_seq=worker.applied_seq,
+            )
+            await self._outlet.write(pb.PeerFrame(status=status))
+        else:
+            raise RemoteProtocolError(f"a session has no frame of kind {kind} after its first")
+
+
+class _ClientOutlet:
+    """Writes frames to a client; the chunks of one tensor stay together."""
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self._context = context
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def write(self, *frames: pb.PeerFrame) -> None:
+        async with self._lock:
+            for frame in frames:
+                await self._context.write(frame)
+
+    async def step(self, step: WireStep) -> None:
+        head, chunks = encode_step(step)
+        await self.write(pb.PeerFrame(step=head), *(pb.PeerFrame(chunk=chunk) for chunk in chunks))
+
+    async def rerouted(self, epoch: int, applied_seq: int, buffer_complete: bool) -> None:
+        message = pb.Rerouted(epoch=epoch, applied_seq=applied_seq, buffer_complete=buffer_complete)
+        await self.write(pb.PeerFrame(rerouted=message))
+
+    async def rebuilt(self, epoch: int, tokens: int) -> None:
+        await self.write(pb.PeerFrame(rebuilt=pb.Rebuilt(epoch=epoch, tokens=tokens)))
+
+    async def failure(self, error: SwarmError, epoch: int, seq: int) -> None:
+        code, text = to_wire(error)
+        await self.write(pb.PeerFrame(failure=pb.Failure(code=code, message=text, epoch=epoch, seq=seq)))
+
+    def failure_soon(self, error: SwarmError, epoch: int) -> None:
+        """Tell the client from a place that cannot wait."""
+        task = asyncio.create_task(self.failure(error, epoch, 0))
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.debug("the client is gone: %s", task.exception())
+
+
+class _EngineCompute:
+    """The rows of a session, reached through the engine's thread."""
+
+    def __init__(self, engine: Engine, kv: SessionKv) -> None:
+        self._engine = engine
+        self._kv = kv
+
+    async def step(self, plan: StepPlan, data: bytes) -> StepOutput:
+        return await self._engine.submit(lambda: self._kv.step(plan, data))
+
+    async def reset(self) -> None:
+        await self._engine.submit(self._kv.reset)
+
+
+async def _read(context: grpc.aio.ServicerContext[Any, Any]) -> object:
+    """The next frame, or grpc's end mark. Raises RemoteProtocolError for what is not a frame."""
+    try:
+        return await context.read()  # type: ignore[attr-defined]
+    except DecodeError:
+        raise RemoteProtocolError("a frame is not readable") from None
+
+
+def _take_step(reader: StepReader, frame: pb.ClientFrame | pb.PushFrame) -> WireStep | None:
+    if frame.HasField("step"):
+        return reader.step(frame.step)
+    if frame.HasField("chunk"):
+        return reader.chunk(frame.chunk)
+    raise RemoteProtocolError("a push has only steps and chunks after its first frame")
+
+
+@asynccontextmanager
+async def _handshake() -> AsyncIterator[None]:
+    """A stream says what it wants within `HANDSHAKE_SECONDS`."""
+    try:
+        async with asyncio.timeout(HANDSHAKE_SECONDS):
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded(f"the stream was not opened within {HANDSHAKE_SECONDS:.0f} s") from None
+    except UsageError as error:
+        raise RemoteProtocolError(str(error)) from None
+
+
+async def _first_to_finish(*coroutines: Awaitable[None]) -> None:
+    """Run side by side; when one ends, cancel the others and raise what it raised."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

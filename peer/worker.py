@@ -1,0 +1,275 @@
+"""Runs the steps of one session in order: compute, keep for replay, pass on.
+
+Frames come from two sides (the client's stream and the predecessor's push stream) into one bounded inbox.  What the
+worker says to the client goes through an `Outlet`, so that it can be driven without a network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from ..proto.errors import DeadlineExceeded, PushFailed, RemoteProtocolError, SwarmError
+from ..proto.frames import CREDITS, HopTiming, Rebuild, WireStep, replay_steps
+from ..proto.handshake import Grant
+from ..proto.steps import StepPlan
+from .gate import Compute, Repeat, StepGate
+from .replay_store import ReplayStore
+
+_INBOX_SIZE = 2 * CREDITS
+
+
+class StepOutputLike(Protocol):
+    """What the engine returns for a step."""
+
+    data: bytes
+    started_at: float
+    finished_at: float
+
+
+class SessionCompute(Protocol):
+    """The rows of a session, behind the engine's thread."""
+
+    async def step(self, plan: StepPlan, data: bytes) -> StepOutputLike: ...
+    async def reset(self) -> None: ...
+
+
+class Link(Protocol):
+    """The way to the successor."""
+
+    @property
+    def usable(self) -> bool: ...
+    async def send(self, step: WireStep) -> None: ...
+    async def close(self) -> None: ...
+
+
+class Outlet(Protocol):
+    """What a session tells its client."""
+
+    async def step(self, step: WireStep) -> None: ...
+    async def rerouted(self, epoch: int, applied_seq: int, buffer_complete: bool) -> None: ...
+    async def rebuilt(self, epoch: int, tokens: int) -> None: ...
+    async def failure(self, error: SwarmError, epoch: int, seq: int) -> None: ...
+
+
+@dataclass
+class Counters:
+    """What a peer has done since it started."""
+
+    steps_pushed: int = 0
+    steps_relayed: int = 0
+    steps_answered: int = 0
+    rebuilt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    step: WireStep
+    received_at: float
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Reroute:
+    grant: Grant
+    link: Link | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Replay:
+    epoch: int
+    lengths: tuple[int, ...]
+    rebuild: Rebuild
+    timeout_seconds: float
+
+
+@dataclass
+class SessionParts:
+    """What a worker is made of."""
+
+    compute: SessionCompute
+    replay: ReplayStore
+    outlet: Outlet
+    counters: Counters
+    clock: Callable[[], float]
+    """Unix seconds, for timings."""
+    token_bytes: int
+    lengths: Callable[[], tuple[int, ...]] = field(repr=False)
+    """The rows' present lengths."""
+
+
+class SessionWorker:
+    """One session on one peer."""
+
+    def __init__(self, grant: Grant, link: Link | None, parts: SessionParts) -> None:
+        """`link` is the way to the successor; None sends outputs to the client, to pass on or as the answer."""
+        self.grant = grant
+        self.received_seq = 0
+        self._link = link
+        self._parts = parts
+        self._gate = StepGate(grant.epoch, CREDITS)
+        self._inbox: asyncio.Queue[_Arrival | _Reroute | _Replay] = asyncio.Queue(_INBOX_SIZE)
+        self._latest_epoch = grant.epoch
+        if grant.successor is not None:
+            parts.replay.begin(grant.session_id, parts.token_bytes)
+
+    @property
+    def applied_seq(self) -> int:
+        return self._gate.applied_seq
+
+    @property
+    def epoch(self) -> int:
+        return self._latest_epoch
+
+    # What arrives. These return quickly, or wait while the inbox is full.
+
+    async def put_step(self, step: WireStep) -> None:
+        """Take a step from the client or the predecessor."""
+        if step.epoch != self._latest_epoch:
+            return
+        self.received_seq = max(self.received_seq, step.seq)
+        deadline = asyncio.get_running_loop().time() + step.timeout_seconds
+        await self._inbox.put(_Arrival(step, self._parts.clock(), deadline))
+
+    async def put_reroute(self, grant: Grant, make_link: Callable[[], Link | None]) -> None:
+        """Take new neighbours. Steps of older epochs are dropped from now on. Raises RemoteProtocolError."""
+        if grant.epoch <= self._latest_epoch:
+            raise RemoteProtocolError(f"epoch {grant.epoch} is not newer than {self._latest_epoch}")
+        self._latest_epoch = grant.epoch
+        self.received_seq = 0
+        keep = self._link is not None and self._link.usable and grant.successor == self.grant.successor
+        self.grant = grant
+        if not keep and self._link is not None:
+            await self._link.close()
+        await self._inbox.put(_Reroute(grant, self._link if keep else make_link()))
+
+    async def put_replay(self, epoch: int, lengths: tuple[int, ...], rebuild: Rebuild, timeout_seconds: float) -> None:
+        """Take the client's wish that the replay buffer is sent to the successor."""
+        await self._inbox.put(_Replay(epoch, lengths, rebuild, timeout_seconds))
+
+    # What is done about it, one thing after the other.
+
+    async def run(self) -> None:
+        """Work until cancelled. Raises SwarmError when the session cannot go on."""
+        while True:
+            item = await self._inbox.get()
+            if isinstance(item, _Arrival):
+                await self._on_step(item)
+            elif isinstance(item, _Reroute):
+                await self._on_reroute(item)
+            else:
+                await self._on_replay(item)
+
+    async def close(self) -> None:
+        """Give everything back."""
+        self._parts.replay.end(self.grant.session_id)
+        if self._link is not None:
+            await self._link.close()
+
+    async def _on_step(self, arrival: _Arrival) -> None:
+        if arrival.step.epoch != self._latest_epoch:
+            return
+        if arrival.step.rebuild is not None:
+            await self._rebuild(arrival, arrival.step.rebuild)
+            return
+        next_step: WireStep | None = arrival.step
+        while next_step is not None:
+            verdict = self._gate.offer(next_step)
+            if isinstance(verdict, Compute):
+                output = await self._compute(replace(arrival, step=next_step), verdict.skip_permutation)
+                if output is None:
+                    return
+                self._gate.applied(output)
+                await self._emit(output, arrival.deadline)
+            elif isinstance(verdict, Repeat):
+                await self._emit(replace(verdict.output, epoch=next_step.epoch), arrival.deadline)
+            next_step = self._gate.ready()
+
+    async def _compute(self, arrival: _Arrival, skip_permutation: bool) -> WireStep | None:
+        step = arrival.step
+        if asyncio.get_running_loop().time() > arrival.deadline:
+            await self._parts.outlet.failure(DeadlineExceeded("the step came too late"), step.epoch, step.seq)
+            return None
+        plan = replace(step.plan, source_rows=None) if skip_permutation else step.plan
+        output = await self._parts.compute.step(plan, step.data)
+        timing = HopTiming(self.grant.peer, arrival.received_at, output.started_at, output.finished_at)
+        if self.grant.successor is not None:
+            self._parts.replay.append(self.grant.session_id, plan, output.data)
+            data = output.data
+        else:
+            data = select_answers(step.plan, output.data, self._parts.token_bytes)
+        return replace(step, data=data, timings=(*step.timings, timing))
+
+    async def _rebuild(self, arrival: _Arrival, rebuild: Rebuild) -> None:
+        step, parts = arrival.step, self._parts
+        if rebuild.first:
+            await parts.compute.reset()
+            if self.grant.successor is not None:
+                parts.replay.begin(self.grant.session_id, parts.token_bytes)
+        output = await parts.compute.step(step.plan, step.data)
+        parts.counters.rebuilt_tokens += step.plan.tokens
+        if self.grant.successor is not None:
+            parts.replay.append(self.grant.session_id, step.plan, output.data)
+        if rebuild.last:
+            self._gate.rebuilt(rebuild.next_seq, rebuild.permuted)
+        if rebuild.last_peer != self.grant.peer:
+            await self._emit(replace(step, data=output.data), arrival.deadline)
+        elif rebuild.last:
+            await parts.outlet.rebuilt(step.epoch, sum(parts.lengths()))
+
+    async def _on_reroute(self, item: _Reroute) -> None:
+        self._link = item.link
+        if item.grant.epoch != self._latest_epoch:
+            return
+        self._gate.reroute(item.grant.epoch)
+        buffer = self._parts.replay.get(item.grant.session_id)
+        complete = buffer is not None and buffer.lengths == self._parts.lengths()
+        await self._parts.outlet.rerouted(item.grant.epoch, self._gate.applied_seq, complete)
+
+    async def _on_replay(self, item: _Replay) -> None:
+        if item.epoch != self._latest_epoch:
+            return
+        buffer = self._parts.replay.get(self.grant.session_id)
+        have = buffer.lengths if buffer is not None else ()
+        if buffer is None or not buffer.holds(item.lengths):
+            raise RemoteProtocolError(f"the replay buffer has rows of {list(have)} tokens, not {list(item.lengths)}")
+        deadline = asyncio.get_running_loop().time() + item.timeout_seconds
+        for step in replay_steps(buffer, item.epoch, item.lengths, item.rebuild, item.timeout_seconds):
+            if item.epoch != self._latest_epoch:
+                return
+            await self._emit(step, deadline)
+
+    async def _emit(self, output: WireStep, deadline: float) -> None:
+        """Pass an output on: to the successor, or through the client, or as the answer."""
+        if output.epoch != self._latest_epoch:
+            return
+        left = max(0.001, deadline - asyncio.get_running_loop().time())
+        output = replace(output, timeout_seconds=left)
+        counters = self._parts.counters
+        if self.grant.successor is None:
+            await self._parts.outlet.step(output)
+            counters.steps_answered += 1
+        elif self._link is None:
+            await self._parts.outlet.step(output)
+            counters.steps_relayed += 1
+        else:
+            try:
+                await self._link.send(output)
+                counters.steps_pushed += 1
+            except PushFailed as error:
+                if output.epoch == self._latest_epoch:
+                    await self._parts.outlet.failure(error, output.epoch, output.seq)
+
+
+def select_answers(plan: StepPlan, data: bytes, token_bytes: int) -> bytes:
+    """The packed tokens that the client wants back, out of all packed tokens of the step."""
+    if plan.answers == plan.tokens:
+        return data
+    parts = []
+    offset = 0
+    for piece in plan.rows:
+        offset += piece.count * token_bytes
+        parts.append(data[offset - piece.answers * token_bytes : offset])
+    return b"".join(parts)

@@ -1,0 +1,153 @@
+"""Swarms for tests: peers and clients of one process, talking over real gRPC on loopback, with a directory in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blockswarm.client.config import SessionConfig, SessionEvent
+from blockswarm.client.router import ViewRouter
+from blockswarm.client.session import ChainSession
+from blockswarm.client.view import SwarmView
+from blockswarm.peer.engine.engine import Engine
+from blockswarm.peer.engine.stage import load_stage
+from blockswarm.peer.replay_store import DEFAULT_LIMIT_BYTES, ReplayStore
+from blockswarm.peer.service import PeerParts, PeerService
+from blockswarm.peer.sessions import SessionTable
+from blockswarm.proto.checkpoint import Checkpoint, open_checkpoint
+from blockswarm.proto.directory import MemoryDirectory, MemoryStore
+from blockswarm.proto.handshake import HelloChecker
+from blockswarm.proto.identity import Identity
+from blockswarm.proto.records import PeerRecord, SwarmKey, sign_peer_record
+from blockswarm.proto.transport import Dialer, PeerAddress, serve
+from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState
+
+
+@dataclass
+class LocalPeer:
+    """A peer in this process."""
+
+    identity: Identity
+    service: PeerService
+    parts: PeerParts
+    server: object
+    port: int
+    blocks: BlockRange
+
+    @property
+    def address(self) -> PeerAddress:
+        return PeerAddress(self.identity.peer_id, f"127.0.0.1:{self.port}")
+
+    async def kill(self) -> None:
+        """Stop answering at once, as if the process had died."""
+        await self.server.stop(grace=0)
+
+
+@dataclass
+class LocalSwarm:
+    """Peers that share a directory in memory."""
+
+    checkpoint: Checkpoint
+    swarm_key: SwarmKey | None = None
+    store: MemoryStore = field(default_factory=MemoryStore)
+    peers: list[LocalPeer] = field(default_factory=list)
+    dialers: list[Dialer] = field(default_factory=list)
+    views: list[SwarmView] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        return self.checkpoint.model_digest().hex()
+
+    async def start_peer(
+        self, blocks: BlockRange, *, replay_bytes: int = DEFAULT_LIMIT_BYTES, kv_tokens: int = 4096
+    ) -> LocalPeer:
+        identity = Identity.generate()
+        directory = MemoryDirectory(self.store, time.time)
+        engine = Engine(load_stage(self.checkpoint, blocks))
+        sessions = SessionTable(kv_tokens * len(blocks))
+
+        async def lookup(name: str) -> list[bytes]:
+            return [record.encode() for record in await directory.lookup(name)]
+
+        dialer = Dialer()
+        self.dialers.append(dialer)
+        parts = PeerParts(
+            identity=identity,
+            engine=engine,
+            sessions=sessions,
+            replay=ReplayStore(replay_bytes),
+            hellos=HelloChecker(identity.peer_id, time.time, self.swarm_key),
+            dialer=dialer,
+            model_digest=self.digest,
+            model_name="test",
+            swarm_key=self.swarm_key,
+            lookup=lookup,
+            dht_addresses=list,
+        )
+        service = PeerService(parts)
+        server, port = await serve(identity, service.handlers, "127.0.0.1", 0)
+        peer = LocalPeer(identity, service, parts, server, port, blocks)
+        self.peers.append(peer)
+        spec = PeerSpec(
+            id=identity.peer_id,
+            blocks=blocks,
+            cost=ComputeCost(1e-3, prefill_per_token=1e-4),
+            state=PeerState.SERVING,
+            kv_tokens_total=sessions.kv_token_blocks_total,
+            kv_tokens_free=sessions.kv_token_blocks_free,
+            block_hashes=self.checkpoint.block_hashes(blocks),
+        )
+        record = PeerRecord(self.digest, spec, addresses=(f"127.0.0.1:{port}",), incarnation=time.time_ns())
+        await directory.announce(sign_peer_record(identity, record, self.swarm_key, time.time() + 100))
+        return peer
+
+    async def client(
+        self, *, initial: Sequence[PeerAddress] | None = None, swarm_key: SwarmKey | None = None, push: bool = True,
+        events: list[SessionEvent] | None = None, hidden_size: int | None = None,
+    ) -> SessionConfig:  # fmt: skip
+        identity, dialer = Identity.generate(), Dialer()
+        self.dialers.append(dialer)
+        addresses = initial if initial is not None else [peer.address for peer in self.peers[:2]]
+        view = SwarmView(identity, dialer, addresses, self.digest, swarm_key or self.swarm_key)
+        self.views.append(view)
+        await view.start()
+        size = hidden_size or self.checkpoint.config.hidden_size
+        return SessionConfig(
+            identity=identity,
+            dialer=dialer,
+            router=ViewRouter(view, self.checkpoint.num_blocks, push),
+            model_digest=self.digest,
+            num_blocks=self.checkpoint.num_blocks,
+            wire_format="float32",
+            token_bytes=4 * size,
+            swarm_key=swarm_key or self.swarm_key,
+            relay_always=not push,
+            on_event=(events.append if events is not None else lambda event: None),
+        )
+
+    async def session(self, kv_tokens: int = 512, max_rows: int = 4, **options: object) -> ChainSession:
+        return ChainSession(await self.client(**options), kv_tokens, max_rows)
+
+    async def close(self) -> None:
+        for view in self.views:
+            await view.close()
+        for peer in self.peers:
+            await peer.kill()
+            peer.parts.engine.close()
+        for dialer in self.dialers:
+            await dialer.close()
+
+
+@asynccontextmanager
+async def local_swarm(folder: Path, *ranges: str, **options: object) -> AsyncIterator[LocalSwarm]:
+    """A swarm with one peer per range ("0:2") of the checkpoint in `folder`."""
+    swarm = LocalSwarm(open_checkpoint(folder), **options)
+    try:
+        for blocks in ranges:
+            await swarm.start_peer(BlockRange.parse(blocks))
+        yield swarm
+    finally:
+        await swarm.close()

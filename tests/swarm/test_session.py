@@ -1,0 +1,158 @@
+"""Sessions through peers of this process over real gRPC, against one stage that holds the whole model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import torch
+from blockswarm.client.config import SessionEvent
+from blockswarm.client.session import ChainSession
+from blockswarm.peer.engine.engine import Engine, SessionKv
+from blockswarm.peer.engine.stage import load_stage
+from blockswarm.proto.checkpoint import open_checkpoint
+from blockswarm.proto.steps import RowSlice, StepPlan
+from blockswarm.routing.swarm import BlockRange
+from support.swarm import LocalSwarm, local_swarm
+from support.tiny_models import write_tiny_checkpoint
+
+HIDDEN = 64
+BLOCKS = 6
+RANGES = ("0:2", "2:4", "4:6")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def whole_stage(folder: Path) -> Engine:
+    return Engine(load_stage(open_checkpoint(folder), BlockRange(0, BLOCKS)))
+
+
+class Truth:
+    """One local cache of all blocks; does what the session should do."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._kv: SessionKv = engine.open(BlockRange(0, BLOCKS), engine.wire_format("float32"), 4096, 64)
+
+    def run(self, plan: StepPlan, data: bytes) -> torch.Tensor:
+        output = torch.frombuffer(bytearray(self._kv.step(plan, data).data), dtype=torch.float32).view(-1, HIDDEN)
+        parts, offset = [], 0
+        for piece in plan.rows:
+            offset += piece.count
+            parts.append(output[offset - piece.answers : offset])
+        return torch.cat(parts)
+
+
+def tokens(count: int, seed: int) -> bytes:
+    return torch.randn(count, HIDDEN, generator=torch.Generator().manual_seed(seed)).numpy().tobytes()
+
+
+async def check_step(session: ChainSession, truth: Truth, plan: StepPlan, seed: int) -> None:
+    data = tokens(plan.tokens, seed)
+    answer = await session.run(plan, data)
+    got = torch.frombuffer(bytearray(answer), dtype=torch.float32).view(-1, HIDDEN)
+    torch.testing.assert_close(got, truth.run(plan, data), atol=2e-5, rtol=1e-4)
+
+
+def plan(*rows: tuple[int, int, int], source: tuple[int, ...] | None = None) -> StepPlan:
+    """(row, start, count) each; every token is answered."""
+    return StepPlan(tuple(RowSlice(row, start, count, count) for row, start, count in rows), source)
+
+
+STORY = [
+    plan((0, 0, 300), (1, 0, 7)),
+    plan((0, 300, 1), (1, 7, 1)),
+    plan((0, 301, 1), (1, 301, 1), (2, 8, 1), source=(0, 0, 1)),
+    plan((0, 290, 5), (1, 302, 1)),
+    plan((0, 302, 2), source=(1,)),
+    plan((0, 304, 1), (1, 0, 4)),
+]
+
+
+def in_swarm(folder: Path, scenario: Callable[[LocalSwarm], Awaitable[None]], *ranges: str, **options: object) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(60), local_swarm(folder, *(ranges or RANGES), **options) as swarm:
+            await scenario(swarm)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("push", [True, False], ids=["push", "hub"])
+def test_steps_forks_and_rewinds_give_what_one_cache_gives(folder: Path, whole_stage: Engine, push: bool) -> None:
+    async def scenario(swarm: LocalSwarm) -> None:
+        session, truth = await swarm.session(kv_tokens=2000, push=push), Truth(whole_stage)
+        for number, step in enumerate(STORY):
+            await check_step(session, truth, step, number)
+        await session.close()
+        counters = [peer.parts.counters for peer in swarm.peers]
+        pushed, relayed = sum(c.steps_pushed for c in counters), sum(c.steps_relayed for c in counters)
+        assert (pushed > 0, relayed > 0) == (push, not push)
+
+    in_swarm(folder, scenario)
+
+
+def test_closing_frees_the_reservation_and_the_buffers(folder: Path) -> None:
+    async def scenario(swarm: LocalSwarm) -> None:
+        session = await swarm.session(kv_tokens=1000)
+        await session.run(STORY[0], tokens(307, 0))
+        assert all(peer.parts.sessions.kv_token_blocks_free == 2 * 3096 for peer in swarm.peers)
+        await session.close()
+        async with asyncio.timeout(1):
+            for peer in swarm.peers:
+                await peer.service.wait_idle()
+        assert all(peer.parts.sessions.kv_token_blocks_free == 2 * 4096 for peer in swarm.peers)
+        assert all(peer.parts.replay.nbytes == 0 for peer in swarm.peers)
+
+    in_swarm(folder, scenario)
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2], ids=["first", "middle", "last"])
+def test_a_dead_peer_is_replaced_and_nothing_changes(folder: Path, whole_stage: Engine, victim: int) -> None:
+    async def scenario(swarm: LocalSwarm) -> None:
+        events: list[SessionEvent] = []
+        session, truth = await swarm.session(kv_tokens=2000, events=events), Truth(whole_stage)
+        for number, step in enumerate(STORY):
+            if number in (2, 4):
+                dead = session.chain[victim][0]
+                await next(peer for peer in swarm.peers if peer.identity.peer_id == dead).kill()
+                if number == 2:
+                    await swarm.start_peer(BlockRange.parse(RANGES[victim]))
+            await check_step(session, truth, step, number)
+        await session.close()
+        replays = [event for event in events if event.kind == "replay"]
+        assert len(replays) == 2
+        assert all((event.peer is None) == (victim == 0) for event in replays)
+
+    in_swarm(folder, scenario, *RANGES, RANGES[victim])
+
+
+def test_where_the_buffer_was_evicted_the_peer_before_is_rebuilt_too(folder: Path, whole_stage: Engine) -> None:
+    async def scenario(swarm: LocalSwarm) -> None:
+        await swarm.start_peer(BlockRange(0, 2), replay_bytes=1000)
+        await swarm.start_peer(BlockRange(2, 4))
+        await swarm.start_peer(BlockRange(2, 4))
+        await swarm.start_peer(BlockRange(4, 6))
+        events: list[SessionEvent] = []
+        session, truth = await swarm.session(kv_tokens=2000, events=events), Truth(whole_stage)
+        for number, step in enumerate(STORY):
+            if number == 3:
+                dead = session.chain[1][0]
+                await next(peer for peer in swarm.peers if peer.identity.peer_id == dead).kill()
+            await check_step(session, truth, step, number)
+        await session.close()
+        assert [event.peer for event in events if event.kind == "replay"] == [None]
+
+    async def main() -> None:
+        swarm = LocalSwarm(open_checkpoint(folder))
+        try:
+            async with asyncio.timeout(60):
+                await scenario(swarm)
+        finally:
+            await swarm.close()
+
+    asyncio.run(main())
