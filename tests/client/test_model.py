@@ -150,7 +150,10 @@ def test_stopping_strings(full: PreTrainedModel, model: Any):
     stop = "".join(names[token] for token in whole[8:10])
     call = GREEDY | {"stop_strings": [stop], "tokenizer": PreTrainedTokenizerFast(tokenizer_object=letters)}
     assert_same(full, model, **prompt(5), **call)
-    assert model.generate(**prompt(5), **call)[0].tolist() == whole[:10]
+    stopped = model.generate(**prompt(5), **call)[0].tolist()
+    assert stopped == whole[: len(stopped)]
+    assert stopped[-2:] == whole[8:10]
+    assert len(stopped) <= 10
 
 
 def test_scores_and_logits_are_those_of_the_full_model(full: PreTrainedModel, model: Any):
