@@ -101,10 +101,7 @@ def place(model: PerfModel, concurrency: int) -> CgbpPlan:
     if concurrency < 1:
         raise ValueError(f"the concurrency R must be at least 1, not {concurrency}")
     sizes = conservative_sizes(model, concurrency)
-    used = sizes > 0
-    farthest = model.rtt_seconds.max(axis=0)
-    amortised = np.full(model.num_peers, np.inf)
-    amortised[used] = (farthest[used] + model.decode_seconds[used] * sizes[used]) / sizes[used]
+    amortised = amortised_seconds(model, sizes)
     sessions = model.full_sessions(sizes)
     order = greedy_order(amortised)
     starts, capacities, covering = _place_greedily(model.num_blocks, concurrency, sizes, sessions, amortised, order)
@@ -124,6 +121,15 @@ def place(model: PerfModel, concurrency: int) -> CgbpPlan:
         covering=covering,
         bound_seconds=_theorem_2(model, sizes, amortised, order[:covering]),
     )
+
+
+def amortised_seconds(model: PerfModel, sizes: IntArray) -> FloatArray:
+    """t~_j = (max_c t_cj + tau_j m_j) / m_j, (n,); infinite for a peer without a block."""
+    used = sizes > 0
+    farthest = model.rtt_seconds.max(axis=0)
+    amortised = np.full(model.num_peers, np.inf)
+    amortised[used] = (farthest[used] + model.decode_seconds[used] * sizes[used]) / sizes[used]
+    return amortised
 
 
 def greedy_order(amortised_seconds: FloatArray) -> tuple[int, ...]:

@@ -1,0 +1,221 @@
+"""Chain composition: GBP-CR (placement), GCA (cache allocation), JFFC (dispatch), and Theorem 4's bounds.
+
+Source: Sun, He, Hou, MobiHoc'26 (arXiv 2604.14993).  Symbols: tau^c_j visit_seconds (communication, all tokens),
+tau^p_j block_seconds (one block, all tokens), c sessions reserved per chain, T_k service_seconds, mu_k = 1 / T_k,
+c_k capacity, nu total rate.  An orchestrator owns the chains and one central FIFO queue.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .hops import HopGraph
+from .perf import FloatArray, Segment, decimal_floor
+from .swarm import BlockRange
+
+
+@dataclass(frozen=True)
+class ChainModel:
+    """Servers as the paper sees them; arrays (n,), seconds and bytes."""
+
+    num_blocks: int
+    block_bytes: float
+    session_bytes: float
+    memory_bytes: FloatArray
+    visit_seconds: FloatArray
+    block_seconds: FloatArray
+
+    def residual_slots(self, ranges: Sequence[BlockRange | None]) -> list[int]:
+        """M~_j: sessions x blocks that fit beside the hosted blocks."""
+        slots = []
+        for memory, blocks in zip(self.memory_bytes.tolist(), ranges, strict=True):
+            room = (memory - self.block_bytes * len(blocks)) / self.session_bytes if blocks is not None else 0.0
+            slots.append(max(decimal_floor(room), 0))
+        return slots
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """GBP-CR's result: disjoint chains, fastest servers first; servers after the stop host nothing."""
+
+    ranges: tuple[BlockRange | None, ...]
+    disjoint_chains: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityChain:
+    """A chain that `capacity` sessions may use at once."""
+
+    chain: tuple[Segment, ...]
+    capacity: int
+    service_seconds: float
+
+
+class NoChainError(ValueError):
+    """The servers' memory does not hold one complete chain."""
+
+
+# --- GBP-CR -----------------------------------------------------------------------------------------------------
+
+
+def gbp_cr(model: ChainModel, capacity: int, requests_per_second: float, load: float) -> Composition:
+    """Disjoint chains of the fastest servers until their rate suffices: nu >= lambda / (rho c). O(J log J).
+
+    Raises NoChainError if not even one chain is complete.  Servers of a last, incomplete chain keep their blocks.
+    """
+    per_block = model.block_bytes + model.session_bytes * capacity
+    sizes = np.minimum(np.floor(model.memory_bytes / per_block + 1e-9), model.num_blocks).astype(np.int64)
+    visit = model.visit_seconds + model.block_seconds * sizes
+    order = sorted(np.flatnonzero(sizes > 0).tolist(), key=lambda j: (visit[j] / sizes[j], j))
+    ranges: list[BlockRange | None] = [None] * len(sizes)
+    chains: list[tuple[int, ...]] = []
+    members: list[int] = []
+    first, seconds, rate = 0, 0.0, 0.0
+    for j in order:
+        size = int(sizes[j])
+        start = min(first, model.num_blocks - size)
+        ranges[j] = BlockRange(start, start + size)
+        members.append(j)
+        seconds += float(visit[j])
+        first = start + size
+        if first < model.num_blocks:
+            continue
+        chains.append(tuple(members))
+        rate += 1.0 / seconds
+        if rate >= requests_per_second / (load * capacity):
+            break
+        members, first, seconds = [], 0, 0.0
+    if not chains:
+        raise NoChainError(f"with room for {capacity} sessions per chain the servers hold less than the whole model")
+    return Composition(tuple(ranges), tuple(chains))
+
+
+# --- GCA --------------------------------------------------------------------------------------------------------
+
+
+def gca(
+    num_blocks: int,
+    ranges: tuple[BlockRange | None, ...],
+    slots: Sequence[int],
+    visit_seconds: FloatArray,
+    block_seconds: FloatArray,
+) -> tuple[CapacityChain, ...]:
+    """Chains in ascending service time, each with all the capacity that the earlier ones left; at most O(J^2).
+
+    Under any placement, joining the fastest free server needs only these chains and capacities (Theorem 3).
+    """
+    graph = HopGraph(num_blocks, ranges)
+    edges = graph.hub_edges(visit_seconds, block_seconds)
+    residual = list(slots)
+    sizes = {j: len(blocks) for j, blocks in enumerate(ranges) if blocks is not None}
+    infinity = float("inf")
+    chains: list[CapacityChain] = []
+    while True:
+        closed = {
+            j: [0.0 if k <= residual[j] else infinity for k in range(size + 1)]
+            for j, size in sizes.items()
+            if residual[j] < size
+        }
+        found = graph.cheapest(edges, closed)
+        if found is None:
+            return tuple(chains)
+        capacity = min(residual[j] // len(blocks) for j, blocks in found.chain)
+        for j, blocks in found.chain:
+            residual[j] -= capacity * len(blocks)
+        chains.append(CapacityChain(found.chain, capacity, found.cost))
+
+
+# --- JFFC -------------------------------------------------------------------------------------------------------
+
+
+class FastestFreeChain:
+    """Join the fastest free chain: which chain a request takes, and none if all are busy (it queues, FIFO).
+
+    `service_seconds[c][k]`: how long client c's request takes on chain k.
+    """
+
+    def __init__(self, capacities: Sequence[int], service_seconds: Sequence[Sequence[float]]) -> None:
+        self._free = list(capacities)
+        self._by_speed = [sorted(range(len(row)), key=lambda k, row=row: (row[k], k)) for row in service_seconds]  # type: ignore[misc]
+
+    def take(self, client: int) -> int | None:
+        """The fastest chain with a free slot, which is then taken; None if there is none."""
+        for k in self._by_speed[client]:
+            if self._free[k] > 0:
+                self._free[k] -= 1
+                return k
+        return None
+
+    def give_back(self, chain: int) -> None:
+        """A session on that chain ended."""
+        self._free[chain] += 1
+
+
+# --- Theorem 4 --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseBounds:
+    """Bounds of the mean number in system and of the mean response, (lower, upper); infinite when unstable."""
+
+    occupancy: tuple[float, float]
+    response_seconds: tuple[float, float]
+
+
+def theorem_4(chains: Sequence[CapacityChain], requests_per_second: float) -> ResponseBounds:
+    """Poisson arrivals, exponential sizes: birth-death chains that fill the fastest (slowest) chains first."""
+    by_speed = sorted(chains, key=lambda chain: chain.service_seconds)
+    lower, upper = (_mean_occupancy(order, requests_per_second) for order in (by_speed, by_speed[::-1]))
+    return ResponseBounds((lower, upper), (lower / requests_per_second, upper / requests_per_second))
+
+
+def _mean_occupancy(fill_order: Sequence[CapacityChain], requests_per_second: float) -> float:
+    """E[N] of the birth-death chain whose death rate at n counts the first n slots in this order; in log space."""
+    slot_rates = np.repeat(
+        [1.0 / chain.service_seconds for chain in fill_order], [chain.capacity for chain in fill_order]
+    )
+    death_rates = np.cumsum(slot_rates)
+    load = requests_per_second / float(death_rates[-1])
+    if load >= 1:
+        return math.inf
+    count = len(slot_rates)
+    log_weights = np.concatenate(([0.0], np.cumsum(math.log(requests_per_second) - np.log(death_rates))))
+    weights = np.exp(log_weights - log_weights.max())
+    mass = weights[:-1].sum() + weights[-1] / (1 - load)
+    mean = (np.arange(count) * weights[:-1]).sum()
+    mean += weights[-1] * (load / (1 - load) ** 2 + count / (1 - load))
+    return float(mean / mass)
+
+
+# --- choosing c -------------------------------------------------------------------------------------------------
+
+
+def choose_capacity(model: ChainModel, requests_per_second: float, load: float) -> int:
+    """The c whose chains have the least lower bound of Theorem 4; ties -> the smallest. Raises NoChainError.
+
+    O(c_max) compositions; c ranges to floor((max M_j - s_m) / s_c).
+    """
+    most = decimal_floor((float(model.memory_bytes.max()) - model.block_bytes) / model.session_bytes)
+    best: tuple[float, int] | None = None
+    for capacity in range(1, most + 1):
+        try:
+            composed = gbp_cr(model, capacity, requests_per_second, load)
+        except NoChainError:
+            break  # sizes only shrink as c grows
+        chains = compose(model, composed.ranges)
+        mean = theorem_4(chains, requests_per_second).response_seconds[0]
+        if best is None or mean < best[0]:
+            best = mean, capacity
+    if best is None:
+        raise NoChainError("the servers hold less than the whole model, whatever room is left for sessions")
+    return best[1]
+
+
+def compose(model: ChainModel, ranges: tuple[BlockRange | None, ...]) -> tuple[CapacityChain, ...]:
+    """GCA over a placement of the model's servers."""
+    slots = model.residual_slots(ranges)
+    return gca(model.num_blocks, ranges, slots, model.visit_seconds, model.block_seconds)
