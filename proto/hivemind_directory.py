@@ -133,7 +133,8 @@ class _Node:
         """Stop the node, then the daemon. Takes at most about two times SHUTDOWN_TIMEOUT_SECONDS."""
         if self.is_alive:  # a dead daemon answers no farewell
             with contextlib.suppress(*_FAILURES):
-                await asyncio.wait_for(self.dht.shutdown(), SHUTDOWN_TIMEOUT_SECONDS)
+                async with asyncio.timeout(SHUTDOWN_TIMEOUT_SECONDS):
+                    await self.dht.shutdown()
         await _stop_daemon(self.p2p)
 
 
@@ -221,18 +222,23 @@ class HivemindDirectory:
 
     async def close(self) -> None:
         """Stop supervising, then the node, then the daemon."""
-        if self._supervisor is not None:
+        while self._supervisor is not None and not self._supervisor.done():
+            # More than once: asyncio.wait_for, which hivemind uses, can lose a cancellation (CPython issue 86296).
             self._supervisor.cancel()
-            await asyncio.gather(self._supervisor, return_exceptions=True)
+            await asyncio.wait({self._supervisor}, timeout=1.0)
         self._up.clear()
         if self._node is not None:
             node, self._node = self._node, None
             await node.stop()
 
     async def _running(self) -> _Node:
-        """The node, waiting a little if it is being started again."""
-        if self._supervisor is not None and self._supervisor.done() and not self._supervisor.cancelled():
+        """The node, waiting a little if it is being started again. Raises PeerUnavailable if it does not come back."""
+        if self._supervisor is None or self._supervisor.cancelled():
+            raise PeerUnavailable("the directory is closed", hint="Start a new one.")
+        if self._supervisor.done():
             self._supervisor.result()  # it runs for ever; if it failed this raises why
+        if self._node is not None and not self._node.is_alive:
+            self._up.clear()  # the supervisor is about to notice, too
         try:
             async with asyncio.timeout(LOOKUP_TIMEOUT_SECONDS):
                 await self._up.wait()
@@ -362,10 +368,18 @@ class _Settings:
 
 
 async def _start_node(settings: _Settings, initial_maddrs: Sequence[str], listen_maddrs: Sequence[str]) -> _Node:
-    """One attempt. Raises UsageError, ClockSkew or PeerUnavailable."""
-    p2p = None
+    """One attempt. Raises UsageError, ClockSkew, WrongKey or PeerUnavailable."""
+    made: list[P2P] = []
+
+    class Daemon(P2P):  # type: ignore[misc]
+        """P2P.create, if it fails or is cancelled, would leave its daemon to the garbage collector."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
     try:
-        p2p = await P2P.create(
+        p2p = await Daemon.create(
             initial_peers=list(initial_maddrs),
             announce_maddrs=list(settings.announce_maddrs) or None,
             host_maddrs=list(listen_maddrs),
@@ -394,7 +408,7 @@ async def _start_node(settings: _Settings, initial_maddrs: Sequence[str], listen
         )
         maddrs = await _visible_maddrs(p2p)
     except BaseException as error:
-        if p2p is not None:
+        for p2p in made:
             await _stop_daemon(p2p)
         if isinstance(error, _FAILURES):
             raise _translate(error, initial_maddrs, settings.swarm_key is not None) from error
@@ -405,15 +419,18 @@ async def _start_node(settings: _Settings, initial_maddrs: Sequence[str], listen
 
 
 async def _stop_daemon(p2p: Any) -> None:
-    """End the daemon, by force if it does not obey."""
+    """End the daemon, by force if it does not obey; also one that is not quite started."""
     try:
-        await asyncio.wait_for(p2p.shutdown(), SHUTDOWN_TIMEOUT_SECONDS)
+        async with asyncio.timeout(SHUTDOWN_TIMEOUT_SECONDS):
+            await p2p.shutdown()
     except TimeoutError:
         p2p._child.kill()
         await p2p._child.wait()
-    # hivemind leaves these two to the garbage collector, which complains of errors that nobody saw.
-    control = p2p._client.control
-    await asyncio.gather(control._read_task, control._write_task, return_exceptions=True)
+    # hivemind leaves its tasks to the garbage collector, which complains of errors that nobody saw.
+    tasks = [p2p._reader_task, p2p._listen_task]
+    if p2p._client is not None:
+        tasks += [p2p._client.control._read_task, p2p._client.control._write_task]
+    await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
 
 
 def _translate(error: BaseException, initial_maddrs: Sequence[str], private: bool) -> SwarmError:
@@ -599,10 +616,13 @@ def sweep_stale_sockets(folder: Path = Path("/tmp")) -> None:
 
 def _refuses(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             return True
+        except BlockingIOError:
+            return False
     return False
 
 

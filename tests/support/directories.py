@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import itertools
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,6 +53,12 @@ class DirectorySwarm:
 
         self.run(close_all())
         self._runner.close()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for something that tells nobody when it happens; the caller's timeout bounds the wait."""
+    while not condition():  # noqa: ASYNC110 -- there is no event to wait for
+        await asyncio.sleep(0.01)
 
 
 def memory_swarm() -> DirectorySwarm:
