@@ -69,16 +69,16 @@ class BatchRows:
         return self.selected([row for row in range(len(self.paddings)) for _ in range(repeats)])
 
     def step(
-        self, paddings: Sequence[int], count: int, answers: int, tokens_of: Callable[[int], Hashable]
+        self, paddings: Sequence[int], count: int, answers: int, new_tokens: Callable[[], Sequence[Hashable]]
     ) -> BatchStep:
         """The step that computes `count` new columns of a batch whose rows have `paddings` leading columns in all.
 
-        The last `answers` of the new columns are wanted back.  `tokens_of` identifies the new tokens of a batch row;
-        it is only asked where rows may turn out to be the same. O(batch rows). Raises UsageError for a batch of
-        another size, or for padding that is not on the left.
+        The last `answers` of the new columns are wanted back.  `new_tokens` tells the new tokens of every batch row;
+        it is only asked if rows may turn out to be the same. O(batch rows). Raises UsageError for a batch of another
+        size, or for padding that is not on the left.
         """
         self._check(paddings)
-        keys = self._keys(paddings, tokens_of)
+        keys = self._keys(paddings, new_tokens)
         index_of: dict[Hashable, int] = {}
         receivers = tuple(index_of.setdefault(key, len(index_of)) for key in keys)
         senders = list(range(len(index_of)))
@@ -112,13 +112,12 @@ class BatchRows:
                     hint="Pass the whole mask of the batch, and never change it for columns that were computed.",
                 )
 
-    def _keys(self, paddings: Sequence[int], tokens_of: Callable[[int], Hashable]) -> Sequence[Hashable]:
+    def _keys(self, paddings: Sequence[int], new_tokens: Callable[[], Sequence[Hashable]]) -> Sequence[Hashable]:
         """Batch rows with equal keys have the same tokens, the new ones included."""
-        batch = range(len(paddings))
         if len(paddings) == 1 or (self.sources is not None and len(set(self.sources)) == len(paddings)):
-            return batch
+            return range(len(paddings))
         sources = self.sources or (-1,) * len(paddings)
-        return [(sources[row], paddings[row], tokens_of(row)) for row in batch]
+        return list(zip(sources, paddings, new_tokens(), strict=True))
 
     def _source_rows(self, senders: Sequence[int]) -> tuple[int, ...] | None:
         if self.sources is None:

@@ -17,6 +17,7 @@ gives it a cache (`remote.py`), closes the session behind it, and refuses what c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import inspect
@@ -24,10 +25,17 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
@@ -35,6 +43,9 @@ from ..proto.checkpoint import Checkpoint, open_checkpoint
 from ..proto.errors import UsageError
 from ..proto.family import ends_class, load_model
 from .remote import ForwardInputs, RemoteBlocks, SessionFactory, SwarmCache
+
+if TYPE_CHECKING:
+    from ..proto.records import SwarmKey
 
 _STREAM_END_SECONDS = 10.0
 """How long a cancelled stream waits for its thread, which has nothing left to do but to unwind."""
@@ -48,7 +59,7 @@ class AutoSwarmModelForCausalLM:
         model_name_or_path: str | Path,
         *,
         initial_peers: Sequence[str],
-        swarm_key: bytes | None = None,
+        swarm_key: str | Path | SwarmKey | None = None,
         dtype: torch.dtype = torch.float32,
         wire_format: str | None = None,
         revision: str | None = None,
@@ -57,7 +68,7 @@ class AutoSwarmModelForCausalLM:
         """The model of a local folder or a hub's "owner/name", computed by the swarm that `initial_peers` belong to.
 
         Reads, and from a hub fetches, only the tensors outside the blocks. `dtype` is that of this machine's part.
-        `connect_options` go to `blockswarm.client.connect.connect`. Raises SwarmError.
+        The other options are those of `blockswarm.client.connect.connect`. Raises SwarmError.
         """
         from .connect import connect  # brings grpc and the directory
 
@@ -176,7 +187,10 @@ _Family: Any = object  # what it is mixed into is a PreTrainedModel
 
 
 class SwarmGeneration(_Family):
-    """Mixed into the family's class, in front of it."""
+    """Mixed into the family's class, in front of it.
+
+    `generate` is transformers' own; inside `with model.session(...)` it computes only what the session does not hold.
+    """
 
     session_factory: SessionFactory | None = None
 
@@ -185,8 +199,8 @@ class SwarmGeneration(_Family):
         self.register_forward_pre_hook(_before_forward, with_kwargs=True)
         self._forward_signature = inspect.signature(self.forward)
 
+    @functools.wraps(GenerationMixin.generate)
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' generate. Inside `with model.session(...)` it computes only what the session does not hold."""
         session = next((session for session in reversed(_sessions.get()) if session.model is self), None)
         if session is not None and kwargs.get("past_key_values") is None:
             return session.generate_full(*args, **kwargs)
@@ -238,7 +252,9 @@ class SwarmGeneration(_Family):
         finally:
             if not finished.is_set():
                 cancellation.request()
-                await asyncio.wait_for(finished.wait(), _STREAM_END_SECONDS)
+                # A thread that is late still frees the session when what it waits for returns.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(finished.wait(), _STREAM_END_SECONDS)
 
     def _prepare_cache_for_generation(
         self,

@@ -9,7 +9,7 @@ The network side is behind two protocols, `SessionFactory` and `StepRunner`; not
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -151,11 +151,7 @@ class SwarmCache(Cache):
         paddings = self._paddings(inputs.attention_mask, batch, count)
         _check_positions(inputs.position_ids, paddings, columns, count)
         ids = hidden if inputs.input_ids is None else inputs.input_ids
-
-        def tokens_of(row: int) -> Hashable:
-            return ids[row].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-
-        step = self._rows.step(paddings, count, inputs.answers or count, tokens_of)
+        step = self._rows.step(paddings, count, inputs.answers or count, lambda: _bytes_of_rows(ids))
         held = step.after.table
         if held.tokens > self.max_tokens or len(held.lengths) > self.max_rows:
             raise UsageError(
@@ -333,25 +329,36 @@ def _check_positions(position_ids: torch.Tensor | None, paddings: Sequence[int],
     )
 
 
+def _bytes_of_rows(tensor: torch.Tensor) -> list[bytes]:
+    """Each row's content, comparable; as bytes, because numpy has no bfloat16."""
+    rows = tensor.detach().cpu().contiguous().view(len(tensor), -1).view(torch.uint8).numpy()
+    return [row.tobytes() for row in rows]
+
+
 def _pack(hidden: torch.Tensor, step: BatchStep) -> torch.Tensor:
-    """(B, T, H) -> (plan.tokens, H): the last `count` columns of each sender."""
+    """(B, T, H) -> (plan.tokens, H): the tokens of each sender, which are in its last columns."""
     assert step.plan is not None
     batch, count, size = hidden.shape
-    if step.plan.tokens == batch * count:
-        return hidden.detach().reshape(-1, size)
+    hidden = hidden.detach()
+    if step.plan.tokens == len(step.senders) * count:  # nothing of it is padding
+        every = len(step.senders) == batch
+        return (hidden if every else hidden[list(step.senders)]).reshape(-1, size)
     rows = zip(step.senders, step.plan.rows, strict=True)
-    return torch.cat([hidden[sender, count - piece.count :] for sender, piece in rows]).detach()
+    return torch.cat([hidden[sender, count - piece.count :] for sender, piece in rows])
 
 
 def _unpack(answers: torch.Tensor, step: BatchStep, hidden: torch.Tensor) -> torch.Tensor:
     """(plan.answers, H) -> (B, T, H): each batch row gets its row's answers in its last columns."""
     assert step.plan is not None
-    assert answers.shape == (step.plan.answers, hidden.shape[2]), (answers.shape, step.plan.answers)
-    if step.plan.answers == hidden.shape[0] * hidden.shape[1]:
-        return answers.view(hidden.shape)
+    batch, count, size = hidden.shape
+    rows = len(step.senders)
+    assert answers.shape == (step.plan.answers, size), (answers.shape, step.plan.answers)
+    if step.plan.answers == rows * count:  # everything is wanted
+        answers = answers.view(rows, count, size)
+        return answers if rows == batch else answers[list(step.receivers)]
     parts = answers.split([piece.answers for piece in step.plan.rows])
     output = torch.zeros_like(hidden)
     for row, receiver in enumerate(step.receivers):
         part = parts[receiver]
-        output[row, hidden.shape[1] - len(part) :] = part
+        output[row, count - part.shape[0] :] = part
     return output

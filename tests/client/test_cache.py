@@ -20,7 +20,7 @@ def step(rows: BatchRows, tokens: Sequence[str], paddings: Sequence[int] | None 
     """A forward of a batch, one string of one-letter tokens per row ('.' for padding)."""
     if paddings is None:
         paddings = [len(row) - len(row.lstrip(".")) for row in tokens]
-    return rows.step(paddings, len(tokens[0]), answers, lambda row: tokens[row])
+    return rows.step(paddings, len(tokens[0]), answers, lambda: tokens)
 
 
 def plan_of(done: BatchStep) -> StepPlan:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import blockswarm.client
@@ -18,7 +20,8 @@ from blockswarm.client.remote import SwarmCache
 from blockswarm.proto.checkpoint import open_checkpoint
 from blockswarm.proto.errors import SessionLost, UsageError
 from blockswarm.proto.family import random_model
-from support.local_chain import LocalChain, connected_model
+from blockswarm.proto.steps import StepPlan
+from support.local_chain import LocalChain, LocalSession, connected_model
 from support.tiny_models import SERVED_MODELS, tiny_model_config
 from tokenizers import Tokenizer
 from tokenizers.decoders import Fuse
@@ -279,13 +282,32 @@ def test_ends_of_a_checkpoint(full: PreTrainedModel, model: Any, chain: LocalCha
     )
 
 
+def test_from_pretrained_connects_to_the_swarm_of_the_checkpoint(
+    full: PreTrainedModel, model: Any, chain: LocalChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: dict[str, Any] = {}
+
+    def connect(**options: Any) -> LocalChain:
+        asked.update(options)
+        return chain
+
+    monkeypatch.setitem(sys.modules, "blockswarm.client.connect", SimpleNamespace(connect=connect))  # type: ignore[misc]
+    full.save_pretrained(tmp_path)
+    loaded = blockswarm.client.AutoSwarmModelForCausalLM.from_pretrained(
+        tmp_path, initial_peers=["ID@localhost:1"], push=False
+    )
+    assert loaded.generate(**prompt(5), **GREEDY).tolist() == full.generate(**prompt(5), **GREEDY).tolist()
+    assert (asked["initial_peers"], asked["push"]) == (["ID@localhost:1"], False)
+    assert asked["checkpoint"].num_blocks == 6
+
+
 def test_a_failure_closes_the_session(model: Any, chain: LocalChain, monkeypatch: pytest.MonkeyPatch):
     """Also when Ctrl-C hits in the middle of a step."""
 
     def interrupted(self: object, plan: object, hidden: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("support.local_chain.LocalSession.run", interrupted)
+    monkeypatch.setattr(LocalSession, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         model.generate(**prompt(5), **GREEDY)
     assert len(chain.sessions) == 1
@@ -298,31 +320,28 @@ def test_a_returned_cache_is_over_with_its_call(model: Any):
         model.generate(result.sequences, past_key_values=result.past_key_values, **GREEDY)
 
 
-def test_a_model_is_used_by_several_threads(full: PreTrainedModel, model: Any):
+def test_a_model_is_used_by_several_threads(
+    full: PreTrainedModel, model: Any, chain: LocalChain, monkeypatch: pytest.MonkeyPatch
+):
     expected = {seed: full.generate(**prompt(6, seed=seed), **GREEDY).tolist() for seed in range(4)}
     results: dict[int, Any] = {}
+    one_at_a_time = threading.Lock()  # as a peer does it: a stage is used by one thread
+    run = LocalSession.run
+
+    def locked_run(session: LocalSession, plan: StepPlan, hidden: torch.Tensor) -> torch.Tensor:
+        with one_at_a_time:
+            return run(session, plan, hidden)
+
+    monkeypatch.setattr(LocalSession, "run", locked_run)
 
     def work(seed: int) -> None:
-        # A stage is used by one thread at a time, and these three share theirs with nobody.
-        own: Any = attach(model, LocalChain(full, (2, 4))) if seed < 0 else model
-        results[seed] = own.generate(**prompt(6, seed=seed), **GREEDY).tolist()
+        results[seed] = model.generate(**prompt(6, seed=seed), **GREEDY).tolist()
 
-    lock = threading.Lock()
-    chain = llama()[2]
-    run = type(chain.open_session(1, 1)).run
-    chain.sessions.clear()
-
-    def locked_run(self: Any, plan: Any, hidden: Any) -> Any:
-        with lock:
-            return run(self, plan, hidden)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("support.local_chain.LocalSession.run", locked_run)
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in expected]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=60)
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in expected]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
     assert results == expected
 
 

@@ -85,6 +85,28 @@ def test_only_wanted_columns_come_back():
     assert output.tolist() == [[0, 0, 8], [0, 6, 7]]
 
 
+def test_answers_take_the_type_of_the_model_here():
+    """The peers may compute in another one, and the wire carries theirs."""
+
+    class Wide(Echo):
+        def run(self, plan: StepPlan, hidden: torch.Tensor) -> torch.Tensor:
+            return super().run(plan, hidden).float()
+
+    cache = new_cache(Wide())
+    cache.expect(ForwardInputs(torch.tensor([[1, 2]]), None, None, 0))
+    assert RemoteBlocks()(torch.zeros(1, 2, 2, dtype=torch.bfloat16), past_key_values=cache).dtype == torch.bfloat16
+
+
+def test_equal_rows_given_as_embeddings_are_one_row():
+    swarm = Echo()
+    cache = new_cache(swarm)
+    cache.expect(ForwardInputs(None, None, None, 0))
+    hidden = torch.tensor([[1.0], [2.0], [1.0]], dtype=torch.bfloat16)[:, None, :]
+    assert RemoteBlocks()(hidden, past_key_values=cache).flatten().tolist() == [2, 3, 2]
+    assert swarm.received[0].flatten().tolist() == [1, 2]
+    assert cache.input_ids().tolist() == [[-1]] * 3
+
+
 def test_the_session_is_opened_by_the_first_step_that_has_tokens():
     swarm = Echo()
     cache = new_cache(swarm)
