@@ -295,6 +295,8 @@ _TINY_SIZES: Mapping[str, int] = {
 }
 """Upper limits of a tiny configuration, by the names that transformers uses; what has another name is left alone."""
 
+_LATENT_HEAD_SIZES: Mapping[str, int] = {"head_dim": 8, "qk_head_dim": 24}
+"""Sizes that follow from the others where attention keeps a latent (MLA): rotated, and rotated plus not."""
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads")
 _MEANINGLESS_WHEN_TINY = ("dtype", "id2label", "label2id")
 _TINY_ROPE_FACTORS = ("short_factor", "long_factor")
@@ -308,15 +310,21 @@ def tiny_config(config: PreTrainedConfig, num_blocks: int = 6) -> PreTrainedConf
     """
     blocks = _representative_blocks(config, num_blocks)
     values = {key: value for key, value in config.to_dict().items() if key not in _MEANINGLESS_WHEN_TINY}
-    heads = config.num_attention_heads
+    common_names = {own: common for common, own in config.attribute_map.items()}
     for name, value in list(values.items()):
         if isinstance(value, list) and len(value) == config.num_hidden_layers:
             values[name] = [value[block] for block in blocks]
         elif name in _KV_HEADS and isinstance(value, int):
-            values[name] = 4 if value == heads else min(value, 2)
+            every_head = value == config.num_attention_heads
+            values[name] = _TINY_SIZES["num_attention_heads"] if every_head else min(value, 2)
+        elif name in _LATENT_HEAD_SIZES and "qk_rope_head_dim" in values:
+            values[name] = _LATENT_HEAD_SIZES[name]
         else:
-            values[name] = _tiny_value(config.attribute_map.get(name, name), value)
+            values[name] = _tiny_value(common_names.get(name, name), value)
     values[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(blocks)
+    if "dynamic" in _rope_types(values.get("rope_parameters")):
+        # This kind of stretched positions has no original context of its own.
+        values["max_position_embeddings"] = _TINY_SIZES["original_max_position_embeddings"]
     with _quiet_transformers():
         return type(config).from_dict(values)
 
@@ -347,6 +355,13 @@ def _representative_blocks(config: PreTrainedConfig, count: int) -> list[int]:
     chosen = list(range(min(count, len(types))))
     missing = [index for index in range(len(chosen), len(types)) if types[index] not in types[:index]]
     return sorted(chosen[: count - len(missing)] + missing[:count])
+
+
+def _rope_types(parameters: Any) -> set[str]:
+    """The kinds of rotary positions in a configuration, which may have one per type of block."""
+    if not isinstance(parameters, dict):
+        return set()
+    return {parameters.get("rope_type", "default")}.union(*(_rope_types(inner) for inner in parameters.values()))
 
 
 def _tiny_value(common_name: str, value: Any) -> Any:

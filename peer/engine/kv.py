@@ -72,7 +72,7 @@ class RowKV(Cache):
     def export(self) -> tuple[BlockKV, ...]:
         """The cached tokens, block by block; views into the slabs, to be read before the row is used again.
 
-        Raises ValueError if the row is empty: a block's shapes are not known before its first token.
+        Nothing for an empty row: a block's shapes are not known before its first token.
         """
         if self.length == 0:
             return ()
@@ -92,7 +92,8 @@ class RowKV(Cache):
         row = cls(blocks, max_tokens)
         if not content:
             return row
-        lengths = {tensor.shape[1] for block in content for tensor in (block.keys, block.values) if tensor.dim() == 3}
+        tensors = [tensor for block in content for tensor in (block.keys, block.values)]
+        lengths = {tensor.shape[1] if tensor.dim() == 3 else -1 for tensor in tensors}
         if len(content) != len(blocks) or len(lengths) != 1 or not 0 < min(lengths) <= max_tokens:
             raise ValueError(f"{len(content)} cached blocks of lengths {sorted(lengths)} do not make a row of {blocks}")
         (length,) = lengths
