@@ -74,16 +74,16 @@ def _import_hivemind_lightly() -> None:
 
 _import_hivemind_lightly()
 
-from hivemind.dht.node import DHTNode  # type: ignore[import-untyped]  # noqa: E402
-from hivemind.dht.protocol import ValidationError  # type: ignore[import-untyped]  # noqa: E402
-from hivemind.dht.routing import DHTID  # type: ignore[import-untyped]  # noqa: E402
-from hivemind.dht.storage import DHTLocalStorage  # type: ignore[import-untyped]  # noqa: E402
-from hivemind.dht.validation import DHTRecord, RecordValidatorBase  # type: ignore[import-untyped]  # noqa: E402
-from hivemind.p2p import P2P, P2PDaemonError, PeerID  # type: ignore[import-untyped]  # noqa: E402
-from hivemind.utils.auth import AuthorizerBase  # type: ignore[import-untyped]  # noqa: E402
-from hivemind.utils.logging import use_hivemind_log_handler  # type: ignore[import-untyped]  # noqa: E402
-from hivemind.utils.multiaddr import Multiaddr  # type: ignore[import-untyped]  # noqa: E402
-from hivemind.utils.serializer import MSGPackSerializer  # type: ignore[import-untyped]  # noqa: E402
+from hivemind.dht.node import DHTNode  # noqa: E402
+from hivemind.dht.protocol import ValidationError  # noqa: E402
+from hivemind.dht.routing import DHTID  # noqa: E402
+from hivemind.dht.storage import DHTLocalStorage  # noqa: E402
+from hivemind.dht.validation import DHTRecord, RecordValidatorBase  # noqa: E402
+from hivemind.p2p import P2P, P2PDaemonError, PeerID  # noqa: E402
+from hivemind.utils.auth import AuthorizerBase  # noqa: E402
+from hivemind.utils.logging import use_hivemind_log_handler  # noqa: E402
+from hivemind.utils.multiaddr import Multiaddr  # noqa: E402
+from hivemind.utils.serializer import MSGPackSerializer  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -371,7 +371,7 @@ async def _start_node(settings: _Settings, initial_maddrs: Sequence[str], listen
     """One attempt. Raises UsageError, ClockSkew, WrongKey or PeerUnavailable."""
     made: list[P2P] = []
 
-    class Daemon(P2P):  # type: ignore[misc]
+    class Daemon(P2P):
         """P2P.create, if it fails or is cancelled, would leave its daemon to the garbage collector."""
 
         def __init__(self) -> None:
@@ -463,7 +463,7 @@ def _translate(error: BaseException, initial_maddrs: Sequence[str], private: boo
     return PeerUnavailable(f"the DHT node cannot start: {text}", hint="See the message; it may pass.")
 
 
-class _Validator(RecordValidatorBase):  # type: ignore[misc]
+class _Validator(RecordValidatorBase):
     """Lets through only what is its owner's, under its own key, subkey and expiry, and not for too long.
 
     A record that is over passes: nobody reads it, and one stale entry must not make a replica's whole answer invalid.
@@ -493,7 +493,7 @@ class _Validator(RecordValidatorBase):  # type: ignore[misc]
         return isinstance(other, _Validator)
 
 
-class _Storage(DHTLocalStorage):  # type: ignore[misc]
+class _Storage(DHTLocalStorage):
     """hivemind's storage for dictionaries only, bounded in keys, records per key and records in all.
 
     In hivemind's own, an older record that somebody sends again is not stored, but still makes the newer one expire
@@ -529,7 +529,7 @@ class _Storage(DHTLocalStorage):  # type: ignore[misc]
         return records_here < MAX_RECORDS_PER_KEY and sum(len(value) for _, (value, _) in self.items()) < MAX_RECORDS
 
 
-class _NoCache(DHTLocalStorage):  # type: ignore[misc]
+class _NoCache(DHTLocalStorage):
     """Anybody may write to a node's cache, and what is there hides what is in its storage; so there is none."""
 
     def store(self, key: Any, value: Any, expiration_time: float, subkey: Any = None) -> bool:
@@ -539,7 +539,7 @@ class _NoCache(DHTLocalStorage):  # type: ignore[misc]
         return False
 
 
-class _Authorizer(AuthorizerBase):  # type: ignore[misc]
+class _Authorizer(AuthorizerBase):
     """Every request and answer between nodes carries an HMAC under the swarm key.
 
     Answers are bound to their request, and requests are good once and for a minute.  A request is not bound to its

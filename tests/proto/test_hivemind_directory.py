@@ -174,7 +174,7 @@ def test_what_a_node_keeps_for_others_is_bounded(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_validator_answers_whatever_it_is_given(swarm: DirectorySwarm) -> None:
-    from hivemind.dht.validation import DHTRecord  # type: ignore[import-untyped]
+    from hivemind.dht.validation import DHTRecord
 
     validator = _Validator(swarm.clock, SignatureCache())
     for value in (b"", b"\xc1", b"\xc4\x01x", b"\xc7\x01\x50x", MSGPackSerializer.dumps("text"), bytes(10**5)):
