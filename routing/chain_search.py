@@ -9,26 +9,31 @@ How it is exact.  With the wait limited to w a peer has room for a known number 
 (peers may recur) is a shortest path over (entry block) for hub costs, (peer, entry block) for push costs.  Best-first
 branch and bound over two things closes the two gaps that leaves:
 
-* the limit: a walk of cost c and wait u is a candidate c + u; better ones wait less than u and cost no less than c;
+* the limit: a walk of cost c and wait u is a candidate c + u; better ones wait less than u and cost no less than c,
+  and what waits more than half of that is bounded from below apart from the rest;
 * recurrence: if the walk uses peer i on [b1, e1) and again on [b2, e2), the chain's only segment of i ends by b2, or
   starts at e1 or later, or holds all of [e1 - 1, b2].  Each of the three excludes the walk, together they exclude no
   chain.
 
-A node is dropped only if its lower bound (cost of its walk + the least wait at which every block has a host with
-room) reaches the best chain found, so nothing optimal is pruned.
+A node holds the chains that wait more than `low`, at most `high`; its lower bound is the cost of the cheapest walk
+under `high`, plus `low`.  It is dropped only when that reaches the best chain found.  Segments are dropped for good
+when the cheapest way to the entry, the segment, and the cheapest way on from the exit cost, without any waits, as
+much as the best chain found.  So nothing optimal is pruned (tests compare with brute force).
 """
 
 from __future__ import annotations
 
+import copy
 import heapq
 import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .perf import FloatArray, IntArray, Segment
 from .swarm import BlockRange
@@ -53,18 +58,22 @@ class HubCosts:
 
 @dataclass(frozen=True)
 class PushCosts:
-    """Push: `enter[first] + between[i, j]... + leave[last] + per_block[j] * k...` seconds; (n,) and (n, n)."""
+    """Push: `enter[first] + trips * between[i, j]... + leave[last] + per_block[j] * k...` seconds; (n,) and (n, n).
+
+    The diagonal of `between` is infinite: a peer does not follow itself.  `trips` > 0.
+    """
 
     enter: FloatArray
     per_block: FloatArray
     leave: FloatArray
     between: FloatArray
+    trips: float
 
     def chain_seconds(self, chain: Sequence[Segment]) -> float:
         """Cost of a chain."""
         peers = [j for j, _ in chain]
         terms = [float(self.per_block[j] * len(blocks)) for j, blocks in chain]
-        terms += [float(self.between[i, j]) for i, j in itertools.pairwise(peers)]
+        terms += [self.trips * float(self.between[i, j]) for i, j in itertools.pairwise(peers)]
         return math.fsum([*terms, float(self.enter[peers[0]]), float(self.leave[peers[-1]])])
 
 
@@ -106,7 +115,7 @@ class Spans:
 
     @cached_property
     def segments(self) -> _Segments:
-        """Every (peer, entry, exit), grouped by (entry, exit); O(sum of squared range lengths)."""
+        """Every (peer, entry, exit), ordered by (entry, exit); O(sum of squared range lengths)."""
         lengths = self.stop - self.start
         peers, entries, exits = [], [], []
         for size in np.unique(lengths[lengths > 0]):
@@ -116,40 +125,42 @@ class Spans:
             entries.append((self.start[who][:, None] + first).ravel())
             exits.append((self.start[who][:, None] + last + 1).ravel())
         if not peers:
-            empty = np.zeros(0, dtype=np.int64)
-            return _Segments(empty, empty, empty, empty, empty, empty, empty, ())
+            nothing = np.zeros(0, dtype=np.int64)
+            return _Segments(nothing, nothing, nothing)
         peer, entry, exit_ = (np.concatenate(parts) for parts in (peers, entries, exits))
         key = entry * (self.num_blocks + 1) + exit_
         small = key.astype(np.uint16) if (self.num_blocks + 1) ** 2 < 2**16 else key
-        order = np.argsort(small, kind="stable")
-        peer, entry, exit_, key = peer[order], entry[order], exit_[order], key[order]
-        heads = np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1])))
-        group_entry = entry[heads]
-        bounds = np.searchsorted(group_entry, np.arange(self.num_blocks + 1))
-        return _Segments(
-            peer=peer,
-            entry=entry,
-            exit=exit_,
-            length=exit_ - entry,
-            heads=heads,
-            ends=np.append(heads[1:], len(peer)),
-            group_exit=exit_[heads],
-            by_entry=tuple(int(b) for b in bounds),
-        )
+        return _Segments(peer, entry, exit_).only(np.argsort(small, kind="stable"))
 
 
 @dataclass(frozen=True)
 class _Segments:
+    """Segments (peer, entry, exit) in order of (entry, exit); parallel arrays."""
+
     peer: IntArray
     entry: IntArray
     exit: IntArray
-    length: IntArray
-    heads: IntArray
-    """Where each (entry, exit) group begins in the arrays above, and `ends` where it ends; (groups,)."""
-    ends: IntArray
-    group_exit: IntArray
-    by_entry: tuple[int, ...]
-    """Groups of entry b are by_entry[b] to by_entry[b + 1]."""
+
+    def only(self, which: NDArray[Any]) -> _Segments:
+        """The segments at these places (indices or a mask), in that order."""
+        return _Segments(self.peer[which], self.entry[which], self.exit[which])
+
+    @cached_property
+    def length(self) -> IntArray:
+        return self.exit - self.entry
+
+    @cached_property
+    def heads(self) -> IntArray:
+        """Where each group of equal (entry, exit) begins."""
+        changes = (self.entry[1:] != self.entry[:-1]) | (self.exit[1:] != self.exit[:-1])
+        return np.concatenate(([0], np.flatnonzero(changes) + 1))
+
+    @cached_property
+    def groups_by_entry(self) -> tuple[tuple[int, int, int], ...]:
+        """(entry, first group, last group + 1), in order of entry."""
+        entries = self.entry[self.heads]
+        firsts = np.flatnonzero(np.concatenate(([True], entries[1:] != entries[:-1])))
+        return tuple(zip(entries[firsts].tolist(), firsts.tolist(), [*firsts[1:].tolist(), len(entries)], strict=True))
 
 
 @dataclass(frozen=True)
@@ -170,97 +181,139 @@ class _Walk:
     chain: tuple[Segment, ...]
 
 
-def _cheapest_hub_walk(spans: Spans, costs: HubCosts, limits: _Limits) -> _Walk | None:
-    """Shortest path over block boundaries; O(segments + L^2)."""
-    segments = spans.segments
-    if not len(segments.peer):
-        return None
-    cost = costs.visit[segments.peer] + costs.per_block[segments.peer] * segments.length
-    allowed = segments.length <= limits.room[segments.peer]
-    if limits.start is not spans.start:
-        allowed &= segments.entry >= limits.start[segments.peer]
-    if limits.stop is not spans.stop:
-        allowed &= segments.exit <= limits.stop[segments.peer]
-    for peer, low, high in limits.pins:
-        covers = (segments.entry <= low) & (segments.exit >= high)
-        apart = (segments.exit <= low) | (segments.entry >= high)
-        allowed &= np.where(segments.peer == peer, covers, apart)
-    cost = np.where(allowed, cost, np.inf)
-    cheapest = np.minimum.reduceat(cost, segments.heads)
-    distance = np.full(spans.num_blocks + 1, np.inf)
+class _HubWalks:
+    """Shortest paths over block boundaries; O(segments + L^2) each."""
+
+    def __init__(self, spans: Spans, costs: HubCosts) -> None:
+        self._spans = spans
+        self._segments = spans.segments
+        self._cost = costs.visit[self._segments.peer] + costs.per_block[self._segments.peer] * self._segments.length
+
+    def cheapest(self, limits: _Limits) -> _Walk | None:
+        """The cheapest walk within the limits, or None."""
+        segments = self._segments
+        if not len(segments.peer):
+            return None
+        cost = np.where(self._allowed(limits), self._cost, np.inf)
+        distance, via = _boundary_distances(segments, cost, self._spans.num_blocks)
+        if distance[-1] == _INFINITY:
+            return None
+        chain: list[Segment] = []
+        stop = self._spans.num_blocks
+        while stop > 0:
+            group = int(via[stop])
+            head = int(segments.heads[group])
+            end = int(segments.heads[group + 1]) if group + 1 < len(segments.heads) else len(cost)
+            chosen = head + int(np.argmin(cost[head:end]))
+            start = int(segments.entry[chosen])
+            chain.append((int(segments.peer[chosen]), BlockRange(start, stop)))
+            stop = start
+        return _Walk(float(distance[-1]), tuple(reversed(chain)))
+
+    def forget_above(self, ceiling: float, limits: _Limits) -> None:
+        """Drop the segments that, within `limits`, no walk of cost < `ceiling` uses."""
+        segments, num_blocks = self._segments, self._spans.num_blocks
+        cost = np.where(self._allowed(limits), self._cost, np.inf)
+        ahead, _ = _boundary_distances(segments, cost, num_blocks)
+        order = np.lexsort((num_blocks - segments.entry, num_blocks - segments.exit))
+        mirrored = _Segments(segments.peer, num_blocks - segments.exit, num_blocks - segments.entry).only(order)
+        behind, _ = _boundary_distances(mirrored, cost[order], num_blocks)
+        useful = np.flatnonzero(ahead[segments.entry] + cost + behind[num_blocks - segments.exit] < ceiling)
+        self._segments, self._cost = segments.only(useful), self._cost[useful]
+
+    def _allowed(self, limits: _Limits) -> NDArray[np.bool_]:
+        segments = self._segments
+        allowed = segments.length <= limits.room[segments.peer]
+        if limits.start is not self._spans.start:
+            allowed &= segments.entry >= limits.start[segments.peer]
+        if limits.stop is not self._spans.stop:
+            allowed &= segments.exit <= limits.stop[segments.peer]
+        for peer, low, high in limits.pins:
+            covers = (segments.entry <= low) & (segments.exit >= high)
+            apart = (segments.exit <= low) | (segments.entry >= high)
+            allowed &= np.where(segments.peer == peer, covers, apart)
+        return allowed
+
+
+def _boundary_distances(segments: _Segments, cost: FloatArray, num_blocks: int) -> tuple[FloatArray, IntArray]:
+    """Least cost from boundary 0 to every boundary, and the group of segments that each was reached by."""
+    distance = np.full(num_blocks + 1, np.inf)
     distance[0] = 0.0
-    via = np.zeros(spans.num_blocks + 1, dtype=np.int64)
-    entered = np.zeros(spans.num_blocks + 1, dtype=np.int64)
-    for entry in range(spans.num_blocks):
-        low, high = segments.by_entry[entry], segments.by_entry[entry + 1]
-        if low == high or distance[entry] == _INFINITY:
+    via = np.zeros(num_blocks + 1, dtype=np.int64)
+    cheapest = np.minimum.reduceat(cost, segments.heads)
+    exits = segments.exit[segments.heads]
+    for entry, first, end in segments.groups_by_entry:
+        here = distance[entry]
+        if here == _INFINITY:
             continue
-        exits = segments.group_exit[low:high]
-        values = distance[entry] + cheapest[low:high]
-        better = np.flatnonzero(values < distance[exits])
-        exits = exits[better]
-        distance[exits] = values[better]
-        via[exits] = better + low
-        entered[exits] = entry
-    if distance[-1] == _INFINITY:
-        return None
-    chain: list[Segment] = []
-    stop = spans.num_blocks
-    while stop > 0:
-        group, start = via[stop], int(entered[stop])
-        members = slice(segments.heads[group], segments.ends[group])
-        chain.append((int(segments.peer[members][np.argmin(cost[members])]), BlockRange(start, stop)))
-        stop = start
-    return _Walk(float(distance[-1]), tuple(reversed(chain)))
-
-
-def _cheapest_push_walk(spans: Spans, costs: PushCosts, limits: _Limits) -> _Walk | None:
-    """Shortest path over (peer, boundary); O(sum over boundaries of peers before x peers after, + segments)."""
-    n, num_blocks = len(spans.start), spans.num_blocks
-    # left[b, j]: least cost of having computed blocks 0..b with j last; entry[b, j]: where j was entered for that.
-    left = np.full((num_blocks + 1, n), np.inf)
-    entry = np.zeros((num_blocks + 1, n), dtype=np.int64)
-    came_from = np.full((num_blocks, n), -1, dtype=np.int64)
-    for block in range(num_blocks):
-        peers, reach = _reach(limits, block)
-        if not len(peers):
-            continue
-        if block == 0:
-            entering = costs.enter[peers]
-        else:
-            before = np.flatnonzero(left[block] < np.inf)
-            if not len(before):
-                return None
-            arriving = left[block][before][:, None] + costs.between[before[:, None], peers]
-            arriving[before[:, None] == peers] = np.inf
-            chosen = np.argmin(arriving, axis=0)
-            entering = arriving[chosen, np.arange(len(peers))]
-            came_from[block, peers] = before[chosen]
-        longest = int(reach[:, 1].max())
-        lengths = np.arange(1, longest + 1)[:, None]
-        values = entering + costs.per_block[peers] * lengths
-        values[(lengths < reach[:, 0]) | (lengths > reach[:, 1])] = np.inf
-        window = slice(block + 1, block + 1 + longest)
-        known = left[window, peers]
+        reached = exits[first:end]
+        values = here + cheapest[first:end]
+        known = distance[reached]
         better = values < known
-        left[window, peers] = np.where(better, values, known)
-        entry[window, peers] = np.where(better, block, entry[window, peers])
-    final = left[num_blocks] + costs.leave
-    last = int(np.argmin(final))
-    if final[last] == _INFINITY:
-        return None
-    chain: list[Segment] = []
-    stop = num_blocks
-    while True:
-        start = int(entry[stop, last])
-        chain.append((last, BlockRange(start, stop)))
-        if start == 0:
-            return _Walk(float(final.min()), tuple(reversed(chain)))
-        last, stop = int(came_from[start, last]), start
+        distance[reached] = np.where(better, values, known)
+        via[reached] = np.where(better, np.arange(first, end), via[reached])
+    return distance, via
 
 
-def _reach(limits: _Limits, block: int) -> tuple[IntArray, IntArray]:
-    """The peers that may be entered at `block` and their (least, greatest) number of blocks, (peers, 2)."""
+class _PushWalks:
+    """Shortest paths over (peer, boundary); O(sum over boundaries of peers before x peers after, + segments)."""
+
+    def __init__(self, spans: Spans, costs: PushCosts) -> None:
+        self._spans = spans
+        self._between = costs.between
+        self._trips = costs.trips
+        # In units of one trip, so that the (n, n) matrix need not be scaled for every request.
+        self._enter, self._leave, self._per_block = (
+            part / costs.trips for part in (costs.enter, costs.leave, costs.per_block)
+        )
+
+    def cheapest(self, limits: _Limits) -> _Walk | None:
+        """The cheapest walk within the limits, or None."""
+        num_blocks = self._spans.num_blocks
+        # left[b, j]: least cost of having computed blocks 0..b with j last; entry[b, j]: where j was entered for that.
+        left = np.full((num_blocks + 1, len(limits.room)), np.inf)
+        entry = np.zeros(left.shape, dtype=np.int64)
+        for block in range(num_blocks):
+            peers, least, most = _reach(limits, block)
+            if not len(peers):
+                continue
+            near = slice(int(peers[0]), int(peers[-1]) + 1)  # peers are in order of their ranges: few others between
+            inside = peers - near.start
+            if block == 0:
+                entering = self._enter[peers]
+            else:
+                before = np.flatnonzero(left[block] < np.inf)
+                if not len(before):
+                    continue
+                leaving = slice(int(before[0]), int(before[-1]) + 1)
+                arriving = left[block, leaving][:, None] + self._between[leaving, near]
+                entering = arriving.min(axis=0)[inside]
+            lengths = np.arange(1, int(most.max()) + 1)[:, None]
+            values = entering + self._per_block[peers] * lengths
+            values[(lengths < least) | (lengths > most)] = np.inf
+            window = slice(block + 1, block + 1 + len(lengths))
+            known = left[window, near][:, inside]
+            better = values < known
+            left[window, near][:, inside] = np.where(better, values, known)
+            entry[window, near][:, inside] = np.where(better, block, entry[window, near][:, inside])
+        final = left[num_blocks] + self._leave
+        last = int(np.argmin(final))
+        if final[last] == _INFINITY:
+            return None
+        chain: list[Segment] = []
+        stop = num_blocks
+        while stop > 0:
+            start = int(entry[stop, last])
+            chain.append((last, BlockRange(start, stop)))
+            last, stop = int(np.argmin(left[start] + self._between[:, last])), start
+        return _Walk(float(final.min()) * self._trips, tuple(reversed(chain)))
+
+    def forget_above(self, ceiling: float, limits: _Limits) -> None:
+        """Nothing is dropped here: the walk does not enumerate segments."""
+
+
+def _reach(limits: _Limits, block: int) -> tuple[IntArray, IntArray, IntArray]:
+    """The peers that may be entered at `block`, and their least and greatest number of blocks."""
     peers = np.flatnonzero((limits.start <= block) & (block < limits.stop) & (limits.room > 0))
     least = np.ones(len(peers), dtype=np.int64)
     most = np.minimum(limits.stop[peers] - block, limits.room[peers])
@@ -275,7 +328,7 @@ def _reach(limits: _Limits, block: int) -> tuple[IntArray, IntArray]:
         elif block < high:
             most[~pinned] = 0
     usable = least <= most
-    return peers[usable], np.stack([least[usable], most[usable]], axis=1)
+    return peers[usable], least[usable], most[usable]
 
 
 # --- the exact problem ----------------------------------------------------------------------------------------
@@ -296,9 +349,12 @@ class Choice:
 
 @dataclass(order=True)
 class _Node:
+    """The chains within `limits` that wait more than `low` (or exactly 0) and at most `high`."""
+
     bound: float
     sequence: int
-    wait_limit: float = field(compare=False)
+    low: float = field(compare=False)
+    high: float = field(compare=False)
     limits: _Limits = field(compare=False)
     walk: _Walk = field(compare=False)
 
@@ -307,79 +363,116 @@ class ChainSearch:
     """Cheapest chains over fixed spans and costs, for any state of the peers' memory."""
 
     def __init__(self, spans: Spans, costs: HubCosts | PushCosts) -> None:
-        self.spans = spans
-        self.costs = costs
+        self._spans = spans
+        self._costs = costs
         self._memo: tuple[bytes, _Walk | None] | None = None
+
+    @cached_property
+    def _all_walks(self) -> _HubWalks | _PushWalks:
+        return self._walks()
+
+    def _walks(self) -> _HubWalks | _PushWalks:
+        if isinstance(self._costs, HubCosts):
+            return _HubWalks(self._spans, self._costs)
+        return _PushWalks(self._spans, self._costs)
 
     def cheapest(self, room: Room) -> Choice | None:
         """The chain that minimises sum of costs + largest wait, or None if there is none."""
-        floor = self._least_wait(room)
-        if floor == _INFINITY:
+        everything = _Limits(room.blocks_within(_INFINITY), self._spans.start, self._spans.stop)
+        unlimited = self._memoised(everything)
+        if unlimited is None:
             return None
-        sequence = itertools.count()
-        best: Choice | None = None
-        queue: list[_Node] = []
+        if _recurrence(unlimited.chain) is None and _largest_wait(room, unlimited.chain) == 0.0:
+            return Choice(unlimited.chain, unlimited.cost, 0.0)
+        return _Descent(self._all_walks, room, least_wait(self._spans, room)).run(everything, unlimited)
 
-        def push(wait_limit: float, limits: _Limits, walk: _Walk | None) -> None:
-            if walk is None or (best is not None and walk.cost + floor >= best.total_seconds):
-                return
-            heapq.heappush(queue, _Node(walk.cost + floor, next(sequence), wait_limit, limits, walk))
-
-        everything = self._limits(room, _INFINITY)
-        push(_INFINITY, everything, self._memoised_walk(everything))
-        tried_floor = False
-        while queue:
-            node = heapq.heappop(queue)
-            if best is not None and node.bound >= best.total_seconds:
-                break
-            recurring = _recurrence(node.walk.chain)
-            if recurring is not None:
-                for limits in _split(node.limits, *recurring):
-                    push(node.wait_limit, limits, self._walk(limits))
-                continue
-            wait = max(room.wait_seconds(j, len(blocks)) for j, blocks in node.walk.chain)
-            if best is None or node.walk.cost + wait < best.total_seconds:
-                best = Choice(node.walk.chain, node.walk.cost, wait)
-            if wait <= floor:
-                continue
-            if not tried_floor:  # an incumbent from the other end narrows the range of waits worth trying
-                tried_floor = True
-                best = min(best, self._at_floor(room, floor) or best, key=lambda choice: choice.total_seconds)
-            below = min(math.nextafter(wait, -_INFINITY), best.total_seconds - node.walk.cost)
-            if below >= floor:
-                limits = replace(node.limits, room=room.blocks_within(below))
-                push(below, limits, self._walk(limits))
-        return best
-
-    def _least_wait(self, room: Room) -> float:
-        """No chain waits less than this: the largest over blocks of the least wait among their hosts."""
-        waits = room.first_block_waits()
-        least = np.full(self.spans.num_blocks, np.inf)
-        for j in np.argsort(-waits, kind="stable"):
-            if waits[j] < _INFINITY:
-                least[self.spans.start[j] : self.spans.stop[j]] = waits[j]
-        return float(least.max())
-
-    def _at_floor(self, room: Room, floor: float) -> Choice | None:
-        walk = self._walk(self._limits(room, floor))
-        if walk is None or _recurrence(walk.chain) is not None:
-            return None
-        return Choice(walk.chain, walk.cost, max(room.wait_seconds(j, len(blocks)) for j, blocks in walk.chain))
-
-    def _limits(self, room: Room, wait_limit: float) -> _Limits:
-        return _Limits(room.blocks_within(wait_limit), self.spans.start, self.spans.stop)
-
-    def _walk(self, limits: _Limits) -> _Walk | None:
-        if isinstance(self.costs, HubCosts):
-            return _cheapest_hub_walk(self.spans, self.costs, limits)
-        return _cheapest_push_walk(self.spans, self.costs, limits)
-
-    def _memoised_walk(self, limits: _Limits) -> _Walk | None:
+    def _memoised(self, limits: _Limits) -> _Walk | None:
         """The unlimited walk; it is the same for every request while the peers' total room is."""
         key = limits.room.tobytes()
         if self._memo is None or self._memo[0] != key:
-            self._memo = (key, self._walk(limits))
+            self._memo = (key, self._all_walks.cheapest(limits))
         return self._memo[1]
+
+
+def least_wait(spans: Spans, room: Room) -> float:
+    """No chain waits less than this: the largest over blocks of the least wait among their hosts."""
+    waits = room.first_block_waits()
+    least = np.full(spans.num_blocks, np.inf)
+    for j in np.argsort(-waits, kind="stable"):
+        if waits[j] < _INFINITY:
+            least[spans.start[j] : spans.stop[j]] = waits[j]
+    return float(least.max())
+
+
+def _largest_wait(room: Room, chain: Sequence[Segment]) -> float:
+    return max(room.wait_seconds(j, len(blocks)) for j, blocks in chain)
+
+
+class _Descent:
+    """The branch and bound of the module's docstring, for one request."""
+
+    def __init__(self, walks: _HubWalks | _PushWalks, room: Room, floor: float) -> None:
+        self._walks = walks
+        self._room = room
+        self._floor = floor
+        self._best: Choice | None = None
+        self._queue: list[_Node] = []
+        self._sequence = itertools.count()
+
+    def run(self, everything: _Limits, unlimited: _Walk) -> Choice | None:
+        if self._floor == _INFINITY:
+            return None
+        self._offer(unlimited)
+        at_floor = replace(everything, room=self._room.blocks_within(self._floor))
+        cheapest_at_floor = self._walks.cheapest(at_floor)
+        if cheapest_at_floor is not None:
+            self._offer(cheapest_at_floor)
+        if self._best is not None:
+            self._walks = copy.copy(self._walks)
+            self._walks.forget_above(self._best.total_seconds - self._floor, everything)
+        self._push(self._floor, self._floor, at_floor, cheapest_at_floor)
+        self._push(self._floor, _INFINITY, everything, unlimited)
+        while self._queue:
+            node = heapq.heappop(self._queue)
+            if node.bound >= self._ceiling:
+                break
+            self._expand(node)
+        return self._best
+
+    @property
+    def _ceiling(self) -> float:
+        return self._best.total_seconds if self._best is not None else _INFINITY
+
+    def _offer(self, walk: _Walk) -> None:
+        """A walk without recurrence is a chain."""
+        if _recurrence(walk.chain) is None:
+            wait = _largest_wait(self._room, walk.chain)
+            if walk.cost + wait < self._ceiling:
+                self._best = Choice(walk.chain, walk.cost, wait)
+
+    def _push(self, low: float, high: float, limits: _Limits, walk: _Walk | None) -> None:
+        if walk is not None and walk.cost + low < self._ceiling:
+            self._offer(walk)
+            heapq.heappush(self._queue, _Node(walk.cost + low, next(self._sequence), low, high, limits, walk))
+
+    def _expand(self, node: _Node) -> None:
+        recurring = _recurrence(node.walk.chain)
+        if recurring is not None:
+            for limits in _split(node.limits, *recurring):
+                self._push(node.low, node.high, limits, self._walks.cheapest(limits))
+            return
+        # What costs at least as much and waits at least as long is no better; nor what waits beyond the ceiling.
+        high = min(_largest_wait(self._room, node.walk.chain), self._ceiling - node.walk.cost)
+        high = math.nextafter(high, -_INFINITY)
+        if high <= node.low:
+            return
+        middle = (node.low + high) / 2
+        upper = replace(node.limits, room=self._room.blocks_within(high))
+        above = self._walks.cheapest(upper)
+        self._push(middle, high, upper, above)
+        if above is not None:
+            lower = replace(node.limits, room=self._room.blocks_within(middle))
+            self._push(node.low, middle, lower, self._walks.cheapest(lower))
 
 
 def _recurrence(chain: Sequence[Segment]) -> tuple[int, int, int] | None:

@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .chain_search import ChainSearch, HubCosts, PushCosts, Spans
 from .perf import FloatArray, IntArray
 from .swarm import Hop, PeerId, PeerSpec, PeerState, RequestSpec, Route, Swarm
 
 _INFINITY = float("inf")
+BoolArray = NDArray[np.bool_]
 
 
 class NoRouteError(ValueError):
@@ -71,37 +73,63 @@ def _predicted_rtts(peers: Sequence[PeerSpec], unknown_seconds: float) -> FloatA
 
 
 @dataclass(frozen=True)
+class _Releases:
+    """When the peers' reserved KV tokens become free, by peer and then by time; parallel arrays."""
+
+    owner: IntArray
+    delay: FloatArray
+    """Seconds from the snapshot's time, >= 0."""
+    tokens: IntArray
+    freed: IntArray
+    """Tokens that this release and the owner's earlier ones make free together."""
+    first: IntArray
+    """(n + 1,): peer j's releases are first[j] to first[j + 1]."""
+
+    @classmethod
+    def of(cls, swarm: Swarm, peers: Sequence[PeerSpec]) -> _Releases:
+        rows = sorted(
+            (j, max(r.at_seconds - swarm.now_seconds, 0.0), r.tokens) for j, p in enumerate(peers) for r in p.releases
+        )
+        owner = np.array([row[0] for row in rows], dtype=np.int64)
+        tokens = np.array([row[2] for row in rows], dtype=np.int64)
+        first = np.searchsorted(owner, np.arange(len(peers) + 1))
+        total = np.concatenate(([0], np.cumsum(tokens)))
+        delay = np.array([row[1] for row in rows], dtype=np.float64)
+        return cls(owner, delay, tokens, total[1:] - total[first[owner]], first)
+
+
+@dataclass(frozen=True)
 class _SnapshotRoom:
     """The announced free KV tokens of a snapshot's peers, for a request of `need` tokens per block."""
 
     need: int
     free: IntArray
-    owner: IntArray
-    delay: FloatArray
-    tokens: IntArray
+    """(n,); 0 for a peer that may not be used."""
+    usable: BoolArray
+    releases: _Releases
 
     def blocks_within(self, wait_seconds: float) -> IntArray:
-        freed = self.tokens * (self.delay <= wait_seconds)
-        available = self.free + np.bincount(self.owner, weights=freed, minlength=len(self.free))
-        blocks: IntArray = np.maximum(available, 0).astype(np.int64) // self.need
+        freed = self.releases.tokens * (self.releases.delay <= wait_seconds)
+        available = self.free + np.bincount(self.releases.owner, weights=freed, minlength=len(self.free))
+        blocks: IntArray = np.where(self.usable, np.maximum(available, 0), 0).astype(np.int64) // self.need
         return blocks
 
     def wait_seconds(self, peer: int, blocks: int) -> float:
-        available = int(self.free[peer])
-        if available >= blocks * self.need:
+        missing = blocks * self.need - int(self.free[peer])
+        if missing <= 0:
             return 0.0
-        mine = np.flatnonzero(self.owner == peer)
-        for index in mine[np.argsort(self.delay[mine], kind="stable")]:
-            available += int(self.tokens[index])
-            if available >= blocks * self.need:
-                return float(self.delay[index])
-        return _INFINITY
+        mine = slice(self.releases.first[peer], self.releases.first[peer + 1])
+        index = int(np.searchsorted(self.releases.freed[mine], missing))
+        delays = self.releases.delay[mine]
+        return float(delays[index]) if index < len(delays) and self.usable[peer] else _INFINITY
 
     def first_block_waits(self) -> FloatArray:
         waits = np.where(self.free >= self.need, 0.0, np.inf)
-        for peer in np.unique(self.owner[np.isinf(waits)[self.owner]]):
-            waits[peer] = self.wait_seconds(int(peer), 1)
-        return waits
+        if len(self.releases.owner):
+            enough = self.free[self.releases.owner] + self.releases.freed >= self.need
+            owners = self.releases.owner[enough]
+            np.minimum.at(waits, owners, self.releases.delay[enough])
+        return np.where(self.usable, waits, np.inf)
 
 
 class RouteFinder:
@@ -115,9 +143,10 @@ class RouteFinder:
 
     def __init__(self, swarm: Swarm) -> None:
         self.swarm = swarm
-        self.peers = _agreeing([peer for peer in swarm.peers if _serves(peer)])
-        ranges = [peer.blocks for peer in self.peers]
-        self._spans = Spans.of(swarm.model.num_blocks, ranges)
+        agreeing = _agreeing([peer for peer in swarm.peers if _serves(peer)])
+        # In order of their ranges, so that the peers that can follow each other are neighbours in every array.
+        self.peers = tuple(sorted(agreeing, key=_range_and_id))
+        self._spans = Spans.of(swarm.model.num_blocks, [peer.blocks for peer in self.peers])
         costs = [peer.cost for peer in self.peers]
         self._cost = np.array(
             [
@@ -127,10 +156,7 @@ class RouteFinder:
             dtype=np.float64,
         ).reshape(len(costs), 5)
         self._free = np.array([peer.kv_tokens_free for peer in self.peers], dtype=np.int64)
-        releases = [(j, r.at_seconds, r.tokens) for j, peer in enumerate(self.peers) for r in peer.releases]
-        self._owner = np.array([r[0] for r in releases], dtype=np.int64)
-        self._delay = np.maximum(np.array([r[1] for r in releases], dtype=np.float64) - swarm.now_seconds, 0.0)
-        self._tokens = np.array([r[2] for r in releases], dtype=np.int64)
+        self._releases = _Releases.of(swarm, self.peers)
         self._matrix: tuple[Callable[[PeerId, PeerId], float], FloatArray] | None = None
 
     def cheapest_route(
@@ -149,13 +175,8 @@ class RouteFinder:
             usable &= np.array([peer.id not in excluded for peer in self.peers], dtype=bool)
         if (rtt[usable] < 0).any() or np.isinf(rtt[usable]).any():
             raise ValueError("client_rtt_seconds must be finite and >= 0")
-        room = _SnapshotRoom(
-            request.kv_tokens_per_block,
-            np.where(usable, self._free, 0),
-            self._owner,
-            self._delay,
-            self._tokens * usable[self._owner],
-        )
+        free = np.where(usable, self._free, 0)
+        room = _SnapshotRoom(request.kv_tokens_per_block, free, usable, self._releases)
         rtt = np.where(usable, rtt, 0.0)
         costs = self._push_costs(request, rtt, peer_rtt_seconds) if push else self._hub_costs(request, rtt)
         choice = ChainSearch(self._spans, costs).cheapest(room)
@@ -177,9 +198,9 @@ class RouteFinder:
     def _push_costs(
         self, request: RequestSpec, rtt: FloatArray, peer_rtt_seconds: Callable[[PeerId, PeerId], float]
     ) -> PushCosts:
-        ends = rtt / 2 * request.new_tokens
-        between = self._peer_rtts(peer_rtt_seconds) / 2 * request.new_tokens
-        return PushCosts(enter=ends, per_block=self._per_block_seconds(request), leave=ends, between=between)
+        trips = request.new_tokens / 2  # a one-way delay is half a round trip
+        ends, between = rtt * trips, self._peer_rtts(peer_rtt_seconds)
+        return PushCosts(ends, self._per_block_seconds(request), ends, between, trips)
 
     def _peer_rtts(self, peer_rtt_seconds: Callable[[PeerId, PeerId], float]) -> FloatArray:
         """(n, n); kept for the next request, so a callable must give the same answers for the same snapshot."""
@@ -192,6 +213,7 @@ class RouteFinder:
             matrix = self._called(peer_rtt_seconds, ids)
         if not np.isfinite(matrix).all() or (matrix < 0).any():
             raise ValueError("peer_rtt_seconds must give finite round trips >= 0")
+        np.fill_diagonal(matrix, np.inf)
         self._matrix = (peer_rtt_seconds, matrix)
         return matrix
 
@@ -210,6 +232,11 @@ class RouteFinder:
         for j in np.flatnonzero(room.blocks_within(_INFINITY) > 0):
             hosted[self._spans.start[j] : self._spans.stop[j]] = True
         return tuple(int(block) for block in np.flatnonzero(~hosted))
+
+
+def _range_and_id(peer: PeerSpec) -> tuple[int, int, PeerId]:
+    assert peer.blocks is not None
+    return peer.blocks.start, peer.blocks.stop, peer.id
 
 
 def _serves(peer: PeerSpec) -> bool:
