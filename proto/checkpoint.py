@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -88,8 +89,8 @@ class Source(Protocol):
     def read(self, shard: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a shard."""
 
-    def published_sha256(self, shard: str) -> str | None:
-        """The SHA-256 that the source publishes for a whole shard, None if only the bytes themselves can tell."""
+    def published_hash(self, shard: str) -> str | None:
+        """The hash that the source publishes of a whole shard, None if only the bytes themselves can tell."""
 
     def hold(
         self, group: str, tensors: Sequence[TensorInfo], progress: Progress | None = None
@@ -171,10 +172,10 @@ class Checkpoint:
         files or samples of every tensor of a local folder.
         """
         digest = hashlib.sha256(self._canonical_config())
-        published = {file: self._source.published_sha256(file) for file in {t.file for t in self.tensors.values()}}
-        for file, sha256 in sorted(published.items()):
-            if sha256 is not None:
-                _update(digest, f"{file} {sha256}".encode())
+        published = {file: self._source.published_hash(file) for file in {t.file for t in self.tensors.values()}}
+        for file, content_hash in sorted(published.items()):
+            if content_hash is not None:
+                _update(digest, f"{file} {content_hash}".encode())
         in_doubt = [tensor for tensor in self.tensors.values() if published[tensor.file] is None]
         held = self._source.hold("all", in_doubt)
         for name in sorted(self.tensors):
@@ -216,7 +217,7 @@ def open_checkpoint(
     kept. Raises UsageError for what is no usable checkpoint, UnsupportedModel for an unknown model type,
     RetryElsewhere if the hub does not answer.
     """
-    if Path(model).is_dir():
+    if os.path.isdir(model):  # unlike Path.is_dir, False for a name that is too long
         source: Source = FolderSource(Path(model))
     else:
         from .hub import HubSource  # a local folder needs no HTTP client
@@ -235,7 +236,8 @@ def read_checkpoint(source: Source) -> Checkpoint:
     try:
         config = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UnsupportedModel(f"the configuration of model type {model_type!r} cannot be read: {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise UnsupportedModel(f"the configuration of model type {model_type!r} cannot be used: {reason}") from error
     return Checkpoint(source, config, tensors)
 
 
@@ -265,7 +267,7 @@ class FolderSource:
     def read(self, shard: str, start: int, stop: int) -> bytes:
         return _read_range(self.folder / shard, start, stop)
 
-    def published_sha256(self, shard: str) -> str | None:
+    def published_hash(self, shard: str) -> str | None:
         return None
 
     def hold(
