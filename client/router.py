@@ -30,7 +30,7 @@ class ViewRouter:
                 part,
                 request=request,
                 client_rtt_seconds={peer: known.rtt_seconds for peer, known in self._view.peers.items()},
-                peer_rtt_seconds=self._peer_rtt_seconds,
+                peer_rtt_seconds=self.peer_rtt_seconds,
                 push=self._push,
                 excluded=excluded,
             )
@@ -38,6 +38,11 @@ class ViewRouter:
             missing = tuple(block + blocks.start for block in error.missing_blocks)
             raise NoChainError(missing, None if missing else str(error)) from None
         return tuple(self._choice(hop.peer, shifted(hop.blocks, blocks.start)) for hop in route.hops)
+
+    def record(self, peer: PeerId) -> bytes | None:
+        """The newest signed record of a peer, if it is still known."""
+        known = self._view.peers.get(peer)
+        return known.encoded if known is not None else None
 
     def ban(self, peer: PeerId, error: SwarmError) -> None:
         """Do not choose that peer for a while."""
@@ -67,7 +72,7 @@ class ViewRouter:
         known = self._view.peers[peer]
         return HopChoice(known.address, blocks, known.encoded)
 
-    def _peer_rtt_seconds(self, one: PeerId, other: PeerId) -> float:
+    def peer_rtt_seconds(self, one: PeerId, other: PeerId) -> float:
         """Predicted from coordinates; without them, no shorter than the difference and no longer than the sum."""
         a, b = self._view.peers[one], self._view.peers[other]
         if a.record.spec.coordinate is not None and b.record.spec.coordinate is not None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from ..proto import swarm_pb2 as pb
 from ..proto.directory import LookupCall, LookupDirectory
-from ..proto.errors import PeerBusy, PeerUnavailable, SwarmError
-from ..proto.handshake import SESSION_ID_BYTES, sign_hello
+from ..proto.errors import ClockSkew, ModelMismatch, PeerBusy, PeerUnavailable, SwarmError
+from ..proto.handshake import MAX_CLOCK_SKEW_SECONDS, SESSION_ID_BYTES, sign_hello
 from ..proto.identity import Identity
 from ..proto.records import PeerRecord, SignedRecord, SwarmKey, open_peer_record, swarm_key_name
 from ..proto.transport import Dialer, PeerAddress, addresses_of, ping, translated_grpc_errors
@@ -39,6 +39,8 @@ class KnownPeer:
     rtt_seconds: float
     clock_offset_seconds: float
     """Its clock minus ours."""
+    status: pb.PingReply
+    """What it said of itself in its last answer."""
 
 
 class SwarmView:
@@ -54,9 +56,12 @@ class SwarmView:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.peers: dict[PeerId, KnownPeer] = {}
+        self.silent: dict[PeerId, PeerRecord] = {}
+        """Peers whose record holds, but who answer at none of their addresses."""
         self._identity = identity
         self._dialer = dialer
         self._initial_peers = tuple(initial_peers)
+        self._model_digest = model_digest
         self._name = swarm_key_name(model_digest, swarm_key)
         self._swarm_key = swarm_key
         self._clock = clock
@@ -68,8 +73,13 @@ class SwarmView:
         self._keeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Look for the first time, and then every `REFRESH_SECONDS`. Raises SwarmError if nobody answers."""
+        """Look for the first time, and then every `REFRESH_SECONDS`.
+
+        Raises SwarmError if nobody answers, or if there is a reason why no peer of the model is found.
+        """
         await self.refresh()
+        if not self.peers:
+            await self._explain_absence()
         self._keeper = asyncio.create_task(self._keep_fresh(), name="swarm-view")
 
     async def close(self) -> None:
@@ -129,6 +139,33 @@ class SwarmView:
         limit = asyncio.Semaphore(MAX_PINGS_AT_ONCE)
         met = await asyncio.gather(*(self._meet(limit, record, signed) for record, signed in opened.values()))
         self.peers = {known.record.spec.id: known for known in met if known is not None}
+        self.silent = {peer: record for peer, (record, _) in opened.items() if peer not in self.peers}
+
+    async def _explain_absence(self) -> None:
+        """Nobody is there: say why if the initial peers know. Raises ClockSkew, ModelMismatch, PeerUnavailable."""
+        answers = await asyncio.gather(*(self._ask(address) for address in self._initial_peers))
+        met = [answer for answer in answers if answer is not None]
+        skews = [offset for _, offset in met if abs(offset) > MAX_CLOCK_SKEW_SECONDS]
+        if met and len(skews) == len(met):
+            raise ClockSkew(f"the clocks of this machine and the initial peers differ by {min(skews, key=abs):+.0f} s")
+        others = [reply for reply, _ in met if reply.model_digest and reply.model_digest != self._model_digest]
+        if met and len(others) == len(met):
+            raise model_mismatch(others[0], self._model_digest)
+        if self.silent:
+            addresses = ", ".join(sorted({one for record in self.silent.values() for one in record.addresses}))
+            raise PeerUnavailable(
+                f"none of the peers of this model answers here ({addresses})",
+                hint="Open their ports in the firewall, or have them announce an address that can be reached.",
+            )
+
+    async def _ask(self, address: PeerAddress) -> tuple[pb.PingReply, float] | None:
+        """Status and clock offset of an initial peer; None if it does not answer."""
+        try:
+            reply, _, offset = await ping(self._dialer.stub(address), address, PING_SECONDS)
+        except SwarmError as error:
+            logger.debug("%s does not answer: %s", address, error)
+            return None
+        return reply, offset
 
     async def _meet(self, limit: asyncio.Semaphore, record: PeerRecord, signed: SignedRecord) -> KnownPeer | None:
         """Ping a peer at its addresses until one answers; None if none does."""
@@ -136,16 +173,16 @@ class SwarmView:
         for address in addresses_of(record.spec.id, record.addresses):
             try:
                 async with limit:
-                    _, rtt, offset = await ping(self._dialer.stub(address), address, PING_SECONDS)
+                    status, rtt, offset = await ping(self._dialer.stub(address), address, PING_SECONDS)
                     if old is None:  # the first ping also paid for the connection
-                        _, rtt, offset = await ping(self._dialer.stub(address), address, PING_SECONDS)
+                        status, rtt, offset = await ping(self._dialer.stub(address), address, PING_SECONDS)
             except SwarmError as error:
                 logger.debug("%s does not answer: %s", address, error)
                 continue
             if old is not None and old.address == address and rtt > old.rtt_seconds:
                 # The shortest round trip tells most about the way and the clock; noise only makes it longer.
                 rtt, offset = old.rtt_seconds + RTT_SMOOTHING * (rtt - old.rtt_seconds), old.clock_offset_seconds
-            return KnownPeer(record, signed.encode(), address, rtt, offset)
+            return KnownPeer(record, signed.encode(), address, rtt, offset, status)
         return None
 
     def _choose_lookups(self) -> None:
@@ -157,16 +194,27 @@ class SwarmView:
 
     def _lookup_call(self, address: PeerAddress) -> LookupCall:
         async def call(name: str) -> Sequence[bytes]:
-            request = pb.LookupRequest(key=name)
-            if self._swarm_key is not None:
-                session_id = bytes(SESSION_ID_BYTES)
-                hello = sign_hello(self._identity, address.peer, session_id, self._clock(), self._swarm_key)
-                request.hello.CopyFrom(hello)
+            # Also without a key: the peers of a private swarm then say what is missing.
+            hello = sign_hello(self._identity, address.peer, bytes(SESSION_ID_BYTES), self._clock(), self._swarm_key)
+            request = pb.LookupRequest(key=name, hello=hello)
             with translated_grpc_errors(str(address)):
                 reply = await self._dialer.stub(address).lookup(request, timeout=LOOKUP_SECONDS)
             return list(reply.records)
 
         return call
+
+
+def model_mismatch(status: pb.PingReply, model_digest: str) -> ModelMismatch:
+    """The error that says which model a peer serves instead of the wanted one."""
+    return ModelMismatch(
+        f"the initial peers serve {printable(status.model_name) or 'another model'} ({status.model_digest[:12]}),"
+        f" not this model ({model_digest[:12]})"
+    )
+
+
+def printable(text: str) -> str:
+    """A peer's own text, at most 80 characters, as it may be written to a terminal."""
+    return "".join(char for char in text[:80] if char.isprintable())
 
 
 async def wait_for_peers(view: SwarmView, seconds: float) -> None:
