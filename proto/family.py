@@ -37,7 +37,7 @@ ENDS_ATTENTION = "blockswarm_ends"
 class BlockList:
     """The list of transformer blocks inside a model and the module whose forward walks through it."""
 
-    owner: nn.Module
+    owner: Any  # a module; its attributes are the family's business
     owner_path: str
     """Path of the owner inside the model, "" if it is the model itself."""
     name: str
@@ -135,6 +135,7 @@ def stage_class(config: PreTrainedConfig, blocks: BlockRange) -> type[PreTrained
     family = family_class(config)
 
     def __init__(self: Any, config: PreTrainedConfig) -> None:
+        config = copy.deepcopy(config)
         config.tie_word_embeddings = False
         family.__init__(self, config)
         found = find_blocks(self, config.num_hidden_layers)
@@ -186,7 +187,8 @@ class _AllBlocks(nn.Module):
 def _family_subclass(family: type[PreTrainedModel], attributes: dict[str, Any]) -> type[PreTrainedModel]:
     """A subclass under the family's own name, by which transformers looks up conversion rules of checkpoints."""
     named = {"__module__": family.__module__, "__qualname__": family.__qualname__}
-    return type(family)(family.__name__, (family,), named | attributes)
+    subclass: type[PreTrainedModel] = type(family.__name__, (family,), named | attributes)
+    return subclass
 
 
 def _remove_weights_outside(model: nn.Module, kept: nn.ModuleList) -> None:

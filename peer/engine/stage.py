@@ -70,8 +70,9 @@ class StageView:
     def __init__(self, found: BlockList, first: int, blocks: BlockRange) -> None:
         self.blocks = blocks
         run: list[nn.Module] = list(found.blocks[first : first + len(blocks)])
-        self._entry = run[0] = BlockEdge(run[0])
-        self._exit = run[-1] = run[-1] if len(run) == 1 else BlockEdge(run[-1])
+        self._entry = BlockEdge(run[0])
+        self._exit = self._entry if len(run) == 1 else BlockEdge(run[-1])
+        run[0], run[-1] = self._entry, self._exit
         self._owner = _shell_copy(found, nn.ModuleList(run), first)
 
     def new_row(self, max_tokens: int) -> RowKV:

@@ -153,7 +153,7 @@ def test_a_step_that_does_not_fit_changes_nothing(mixed_windows: tuple[PreTraine
 def test_blocks_that_are_not_there_are_a_usage_error(
     mixed_windows: tuple[PreTrainedModel, Checkpoint, Stage],
 ) -> None:
-    _, checkpoint, stage = mixed_windows
+    _, checkpoint, _stage = mixed_windows
     with pytest.raises(UsageError, match="0:6"):
         load_stage(checkpoint, BlockRange(4, 7))
     with pytest.raises(UsageError, match="hosted"):
