@@ -44,7 +44,7 @@ def test_everything_arrives_in_order_when_it_is_due(
         due.append(max(now, opened_at) + delay)
         assert line.send(data, now) == due[-1]
     for moment in sorted(set(due)):
-        assert line.arrived(math.nextafter(moment, 0)) == []
+        assert line.arrived(math.nextafter(moment, -math.inf)) == []
         assert line.arrived(moment) == [data for when, (_, data) in zip(due, sent, strict=True) if when == moment]
     assert line.arrived(math.inf) == []
 
