@@ -97,24 +97,34 @@ def slice_config(config: PreTrainedConfig, start: int, stop: int) -> PreTrainedC
     return sliced
 
 
+class Passage:
+    """What passes the two edges of a run of blocks in one forward; a run is used by one thread."""
+
+    __slots__ = ("entering", "leaving")
+
+    def __init__(self) -> None:
+        self.entering: torch.Tensor | None = None
+        """Given to the first block in place of what the owner computed before it."""
+        self.leaving: torch.Tensor | None = None
+        """What the last block returned, before the owner does anything else to it."""
+
+
 class BlockEdge(nn.Module):
-    """Stands at an edge of a run of blocks: gives `entering` to its block in place of what the owner computed before,
-    and keeps what the block returned in `leaving`, before the owner does anything else to it.
+    """Stands around the first block of a run, the last, or the only one, and lets its input or output pass the edge."""
 
-    Both are set for the time of one forward; a run of blocks is used by one thread.
-    """
-
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, passage: Passage, *, first: bool, last: bool) -> None:
         super().__init__()
         self.block = block
-        self.entering: torch.Tensor | None = None
-        self.leaving: torch.Tensor | None = None
+        self._passage = passage
+        self._first = first
+        self._last = last
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self.entering is not None:
-            hidden_states = self.entering
+        if self._first:
+            hidden_states = self._passage.entering  # type: ignore[assignment]  # set for every forward
         output = self.block(hidden_states, *args, **kwargs)
-        self.leaving = output[0] if isinstance(output, tuple) else output
+        if self._last:
+            self._passage.leaving = output[0] if isinstance(output, tuple) else output
         return output
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ...proto.checkpoint import Checkpoint
 from ...proto.errors import UsageError
-from ...proto.family import BlockEdge, BlockList, load_model, slice_config, stage_class
+from ...proto.family import BlockEdge, BlockList, Passage, load_model, slice_config, stage_class
 from ...routing.swarm import BlockRange
 from .kv import RowKV
 
@@ -69,10 +69,10 @@ class StageView:
 
     def __init__(self, found: BlockList, first: int, blocks: BlockRange) -> None:
         self.blocks = blocks
+        self._passage = Passage()
         run: list[nn.Module] = list(found.blocks[first : first + len(blocks)])
-        self._entry = BlockEdge(run[0])
-        self._exit = self._entry if len(run) == 1 else BlockEdge(run[-1])
-        run[0], run[-1] = self._entry, self._exit
+        for edge in {0, len(run) - 1}:
+            run[edge] = BlockEdge(run[edge], self._passage, first=edge == 0, last=edge == len(run) - 1)
         self._owner = _shell_copy(found, nn.ModuleList(run), first)
 
     def new_row(self, max_tokens: int) -> RowKV:
@@ -89,17 +89,17 @@ class StageView:
         counts = [row.count for row in rows]
         if sum(counts) != hidden.shape[0]:
             raise ValueError(f"rows of {counts} tokens do not make {hidden.shape[0]}")
-        parts = [
-            self._forward_row(part, row.kv, row.start) for part, row in zip(hidden.split(counts), rows, strict=True)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(rows) == 1:
+            return self._forward_row(hidden, rows[0].kv, rows[0].start)
+        parts = zip(hidden.split(counts), rows, strict=True)
+        return torch.cat([self._forward_row(part, row.kv, row.start) for part, row in parts])
 
     def _forward_row(self, hidden: torch.Tensor, kv: RowKV, start: int) -> torch.Tensor:
         """(T, H) -> (T, H): the tokens at positions start..start+T of one row."""
         count = hidden.shape[0]
         kv.truncate(start)
         entering = hidden[None]
-        self._entry.entering = entering
+        self._passage.entering = entering
         try:
             self._owner(
                 inputs_embeds=entering,
@@ -108,9 +108,9 @@ class StageView:
                 past_key_values=kv,
                 use_cache=True,
             )
-            leaving = self._exit.leaving
+            leaving = self._passage.leaving
         finally:
-            self._entry.entering = self._exit.leaving = None
+            self._passage.entering = self._passage.leaving = None
         assert leaving is not None
         kv.advance(count)
         return leaving[0]
