@@ -174,7 +174,9 @@ class PetalsRouter:
         ranges: tuple[BlockRange | None, ...],
         allowed_sessions: IntArray,
         client: int,
+        units_per_block: int = 1,
     ) -> None:
+        self._units = units_per_block
         self.graph = HopGraph(model.num_blocks, ranges)
         self._allowed = allowed_sessions.tolist()
         self._penalty = spec.full_penalty_seconds
@@ -197,7 +199,7 @@ class PetalsRouter:
         found: ChainResult | None = self.graph.cheapest(self._edges, tolls, self._exit)
         if found is None:
             return None
-        wait = max(ledger.wait(j, len(blocks), now_seconds) for j, blocks in found.chain)
+        wait = max(ledger.wait(j, len(blocks) * self._units, now_seconds) for j, blocks in found.chain)
         return Decision(found.chain, found.cost, wait)
 
     def _exit(self, j: int) -> float:
@@ -209,7 +211,7 @@ class PetalsRouter:
         tolls = {}
         for j, size in self._sizes.items():
             full = self._allowed[j] - ledger.sessions(j) == 0
-            if full or ledger.slots[j] < size:
+            if full or ledger.units[j] < size * self._units:
                 penalty = self._penalty if full else 0.0
-                tolls[j] = [penalty if k <= ledger.slots[j] else float("inf") for k in range(size + 1)]
+                tolls[j] = [penalty if k * self._units <= ledger.units[j] else float("inf") for k in range(size + 1)]
         return tolls

@@ -254,6 +254,61 @@ def published_concurrency(model: PerfModel, requests_per_second: float, initial_
     return min(poisson_concurrency(requests_per_second, held), ceiling)
 
 
+def mean_request_seconds(model: PerfModel, ranges: tuple[BlockRange | None, ...]) -> float:
+    """Mean over the clients of the cheapest whole request, without waiting."""
+    graph = HopGraph(model.num_blocks, ranges)
+    found = [graph.cheapest(graph.hub_edges(*model.request_hop_seconds(c))) for c in range(model.num_clients)]
+    return math.fsum(chain.cost for chain in found if chain is not None) / len(found)
+
+
+def harmless_concurrency(model: PerfModel, demand: int) -> int:
+    """The largest R >= demand reached without lengthening the shortest chain on the way; `demand` if even the next
+    smaller sizes lengthen it.  Capped at R_max (which it returns for a larger demand; the swarm is then overloaded).
+
+    Raises InfeasiblePlacementError if R = 1 is infeasible.  One placement per change of some peer's size.
+    """
+    ceiling = largest_feasible_concurrency(model)
+    if ceiling < 1:
+        place(model, 1)
+    concurrency = _last_of_same_sizes(model, min(demand, ceiling), ceiling)
+    shortest = mean_request_seconds(model, place(model, concurrency).ranges)
+    while concurrency < ceiling:
+        longer = mean_request_seconds(model, place(model, concurrency + 1).ranges)
+        if longer > shortest * (1 + 1e-9):
+            break
+        concurrency = _last_of_same_sizes(model, concurrency + 1, ceiling)
+    return concurrency
+
+
+def _last_of_same_sizes(model: PerfModel, concurrency: int, ceiling: int) -> int:
+    """The largest R up to `ceiling` that gives every peer the same number of blocks as `concurrency` does."""
+    sizes = conservative_sizes(model, concurrency)
+    low, high = concurrency, ceiling + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        same = np.array_equal(conservative_sizes(model, middle), sizes)
+        low, high = (middle, high) if same else (low, middle)
+    return low
+
+
+def robust_concurrency(model: PerfModel, requests_per_second: float, fixed_seconds: float) -> int:
+    """R by our rule, which cannot under-size it: mean plus one standard deviation of the number in system at the
+    request time *of the placement for that R*, fixed delays included (the least fixed point, from below), then the
+    largest R that does not lengthen the shortest chain.  Capped at R_max.
+
+    Raises InfeasiblePlacementError if R = 1 is infeasible.
+    """
+    ceiling = largest_feasible_concurrency(model)
+    demand = 1
+    while demand < ceiling:
+        held = mean_request_seconds(model, place(model, demand).ranges) + fixed_seconds
+        needed = poisson_concurrency(requests_per_second, held)
+        if needed <= demand:
+            break
+        demand = min(needed, ceiling)
+    return harmless_concurrency(model, demand)
+
+
 def place_swarm(
     swarm: Swarm, *, request: RequestSpec, client_rtt_seconds: FloatArray, concurrency: int
 ) -> tuple[Placement, CgbpPlan]:

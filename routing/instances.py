@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,33 @@ class Instance:
     requests_per_client: int | None
     """Size of the offline problem, or None if there is none."""
     petals: PetalsSpec | None
+    kinds: tuple[RequestKind, ...] = ()
+    """The kinds of requests; empty: all are like `model`, a slot per block."""
+    request_kind: IntArray | None = None
+    """(requests,): which of `kinds`."""
+    unit_bytes: float | None = None
+    """What one unit of cache is (a KV token of one block, or a slot); None: a slot of `model`."""
+
+    def kind_of(self, request: int) -> int:
+        """The kind of a request."""
+        return int(self.request_kind[request]) if self.request_kind is not None else 0
+
+    def request_kinds(self) -> tuple[RequestKind, ...]:
+        """`kinds`, or the one kind that `model` is."""
+        return self.kinds or (RequestKind(self.model, 1),)
+
+    def cache_units(self, sizes: IntArray) -> IntArray:
+        """Units of cache beside `sizes` (n,) hosted blocks; (n,)."""
+        unit = self.unit_bytes if self.unit_bytes is not None else self.model.session_bytes
+        return replace(self.model, session_bytes=unit).cache_slots(sizes)
+
+
+@dataclass(frozen=True)
+class RequestKind:
+    """Requests of one length: their performance model, and the units of cache that they take per block."""
+
+    model: PerfModel
+    units_per_block: int
 
 
 # --- a cursor over parsed JSON that knows where it is -----------------------------------------------------------

@@ -1,7 +1,7 @@
 """WS-RR: the waiting-penalised shortest path of an arriving request, and the exact optimum that it relaxes.
 
 Source: BPRR paper (arXiv 2512.21884), online algorithm (WS-RR) and Corollary 2.  Symbols: S_j slots, e_r end of a
-booked session, k_ij blocks, W_ij wait.  A slot is room for one block of one session.  O(n^2) per request plus the
+booked session, k_ij blocks, W_ij wait.  O(n^2) per request plus the
 sessions booked on peers without room; O(chain) when the cheapest chain is free.
 """
 
@@ -30,31 +30,36 @@ class Decision:
 
 
 class Ledger:
-    """Which sessions hold how many slots on every peer, until when; time only moves forward."""
+    """Which sessions hold how many units on every peer, until when; time only moves forward.
 
-    def __init__(self, slots: Sequence[int]) -> None:
-        self.slots = tuple(int(s) for s in slots)
-        self.used = [0] * len(self.slots)
-        self._booked: list[list[tuple[float, int]]] = [[] for _ in self.slots]
+    A unit is whatever memory is counted in: a slot (one block of one session), or a KV token of one block.
+    """
 
-    def book(self, chain: Sequence[Segment], end_seconds: float) -> None:
-        """Hold the slots of a chain until `end_seconds`, also while the session still waits."""
+    def __init__(self, units: Sequence[int]) -> None:
+        self.units = tuple(int(u) for u in units)
+        self.used = [0] * len(self.units)
+        self._booked: list[list[tuple[float, int]]] = [[] for _ in self.units]
+
+    def book(self, chain: Sequence[Segment], end_seconds: float, units_per_block: int = 1) -> None:
+        """Hold the units of a chain until `end_seconds`, also while the session still waits."""
         for j, blocks in chain:
-            bisect.insort(self._booked[j], (end_seconds, len(blocks)))
-            self.used[j] += len(blocks)
+            units = len(blocks) * units_per_block
+            bisect.insort(self._booked[j], (end_seconds, units))
+            self.used[j] += units
 
-    def cancel(self, chain: Sequence[Segment], end_seconds: float) -> None:
+    def cancel(self, chain: Sequence[Segment], end_seconds: float, units_per_block: int = 1) -> None:
         """Take back what `book` was told. Raises ValueError if it is not booked (any more)."""
         for j, blocks in chain:
-            self._booked[j].remove((end_seconds, len(blocks)))
-            self.used[j] -= len(blocks)
+            units = len(blocks) * units_per_block
+            self._booked[j].remove((end_seconds, units))
+            self.used[j] -= units
 
     def expire(self, now_seconds: float) -> None:
         """Forget the sessions that ended at or before now (active means e_r > t)."""
         for j, booked in enumerate(self._booked):
             if booked and booked[0][0] <= now_seconds:
                 done = bisect.bisect_right(booked, (now_seconds, _INFINITY))
-                self.used[j] -= sum(blocks for _, blocks in booked[:done])
+                self.used[j] -= sum(units for _, units in booked[:done])
                 del booked[:done]
 
     def sessions(self, peer: int) -> int:
@@ -62,35 +67,35 @@ class Ledger:
         return len(self._booked[peer])
 
     def free(self, peer: int) -> int:
-        """Slots not booked; negative while sessions wait."""
-        return self.slots[peer] - self.used[peer]
+        """Units not booked; negative while sessions wait."""
+        return self.units[peer] - self.used[peer]
 
-    def wait(self, peer: int, blocks: int, now_seconds: float) -> float:
-        """W_ij: release sessions in order of their end until `blocks` slots are free; infinite beyond S_j."""
+    def wait(self, peer: int, units: int, now_seconds: float) -> float:
+        """W_ij: release sessions in order of their end until `units` are free; infinite beyond S_j."""
         free = self.free(peer)
-        if free >= blocks:
+        if free >= units:
             return 0.0
         for end, released in self._booked[peer]:
             free += released
-            if free >= blocks:
+            if free >= units:
                 return end - now_seconds
         return _INFINITY
 
-    def waits(self, peer: int, most: int, now_seconds: float) -> list[float]:
+    def waits(self, peer: int, most: int, now_seconds: float, units_per_block: int = 1) -> list[float]:
         """`wait` for 0, 1, ..., `most` blocks."""
         free = self.free(peer)
-        waits = [0.0] * min(max(free, 0) + 1, most + 1)
+        waits = [0.0] * min(max(free // units_per_block, 0) + 1, most + 1)
         for end, released in self._booked[peer]:
             if len(waits) > most:
                 break
             free += released
-            waits += [end - now_seconds] * (min(free, most) + 1 - len(waits))
+            waits += [end - now_seconds] * (min(free // units_per_block, most) + 1 - len(waits))
         return waits + [_INFINITY] * (most + 1 - len(waits))
 
-    def blocks_within(self, peer: int, wait_seconds: float, now_seconds: float) -> int:
-        """How many blocks have room after waiting at most that long."""
+    def free_within(self, peer: int, wait_seconds: float, now_seconds: float) -> int:
+        """How many units are free after waiting at most that long, at least 0."""
         free = self.free(peer)
-        if free < self.slots[peer]:
+        if free < self.units[peer]:
             for end, released in self._booked[peer]:
                 if end - now_seconds > wait_seconds:
                     break
@@ -101,9 +106,10 @@ class Ledger:
 class WaitingRouter:
     """WS-RR over one placement and one client's hop costs (compiled edges)."""
 
-    def __init__(self, graph: HopGraph, edges: Edges) -> None:
+    def __init__(self, graph: HopGraph, edges: Edges, units_per_block: int = 1) -> None:
         self.graph = graph
         self.edges = edges
+        self._units = units_per_block
         self._sizes = {j: len(hosted) for j, hosted in enumerate(graph.ranges) if hosted is not None}
         self._unloaded = graph.cheapest(edges)
 
@@ -141,13 +147,17 @@ class WaitingRouter:
         """The cheapest chain of all, if it need not wait: waits elsewhere cannot make another one cheaper."""
         if self._unloaded is None:
             return None
-        if all(ledger.free(j) >= len(blocks) for j, blocks in self._unloaded.chain):
+        if all(ledger.free(j) >= len(blocks) * self._units for j, blocks in self._unloaded.chain):
             return Decision(self._unloaded.chain, self._unloaded.cost, 0.0)
         return None
 
     def _waits(self, ledger: Ledger, now_seconds: float) -> dict[int, list[float]]:
         """W by blocks computed, of the peers where not every hop is free."""
-        return {j: ledger.waits(j, m, now_seconds) for j, m in self._sizes.items() if ledger.free(j) < m}
+        return {
+            j: ledger.waits(j, size, now_seconds, self._units)
+            for j, size in self._sizes.items()
+            if ledger.free(j) < size * self._units
+        }
 
     def _decision(self, found: ChainResult | None, waits: Mapping[int, Sequence[float]]) -> Decision | None:
         if found is None:

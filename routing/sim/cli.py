@@ -45,6 +45,7 @@ def replay(
     from ..milp import NoSolutionError, TooLargeError
     from . import replay as replaying
     from .policies import InfeasibleError, MissingFieldError
+    from .published import NeverRunsError
 
     try:
         loaded = load_instance(instance)
@@ -53,7 +54,7 @@ def replay(
         raise _fail(str(error), _MALFORMED) from error
     except (MissingFieldError, TooLargeError) as error:
         raise _fail(f"{instance.name}: {error}", _MALFORMED) from error
-    except (InfeasibleError, InfeasiblePlacementError, NoSolutionError) as error:
+    except (InfeasibleError, InfeasiblePlacementError, NeverRunsError, NoSolutionError) as error:
         report = replaying.infeasible_report(loaded, policy, str(error))
     if as_json:
         _print_json(report)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..baselines import (
     PetalsRouter,
-    PetalsSpec,
     petals_place,
     petals_pool_sessions,
     petals_pool_slots,
@@ -22,19 +21,23 @@ from ..cgbp import (
     conservative_sizes,
     format_blocks,
     greedy_order,
+    harmless_concurrency,
     place,
     published_concurrency,
+    robust_concurrency,
 )
 from ..hops import HopGraph
 from ..instances import Instance
-from ..perf import IntArray, PerfModel
+from ..perf import IntArray
 from ..swarm import BlockRange
 from ..wsrr import Decision, Ledger, WaitingRouter
-from .published import NeverRunsError, RequestResult, Router, simulate_published
+from .product import run_chains, run_exact
+from .published import Progress, RequestResult, Router, simulate_published
 
 OFFLINE_POLICIES = ("cg_bprr", "milp")
 PETALS_POLICIES = ("petals", "petals_optimized_rr", "petals_optimized_order", "petals_optimized_number")
-PUBLISHED_POLICIES = ("proposed", *PETALS_POLICIES)
+PRODUCT_POLICIES = ("ours", "ours_chains")
+ONLINE_POLICIES = ("proposed", *PETALS_POLICIES, *PRODUCT_POLICIES)
 
 
 class InfeasibleError(ValueError):
@@ -45,6 +48,9 @@ class MissingFieldError(ValueError):
     """The instance lacks what the policy needs; the message is `field: what is wrong`."""
 
 
+Run = Callable[[Progress], list[RequestResult]]
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A policy set up for an instance: placed, and ready to run."""
@@ -53,8 +59,8 @@ class Prepared:
     order: tuple[int, ...]
     concurrency: int | None
     bound_seconds: float | None
-    slots: IntArray
-    run: Callable[[], list[RequestResult]]
+    run: Run
+    """Simulates all requests. Raises NeverRunsError."""
 
 
 class _OptimalRouter:
@@ -69,14 +75,16 @@ class _OptimalRouter:
 
 def prepare(instance: Instance, policy: str, *, zero_fixed_delay: bool = False) -> Prepared:
     """Place the blocks by the policy's rule and set its routers up. Raises InfeasibleError, MissingFieldError."""
+    if policy not in ONLINE_POLICIES:
+        raise MissingFieldError(f"policy: {policy!r} is not one of {', '.join(ONLINE_POLICIES + OFFLINE_POLICIES)}")
     try:
         if policy == "proposed":
             return _proposed(instance, zero_fixed_delay)
         if policy in PETALS_POLICIES:
             return _petals(instance, policy, zero_fixed_delay)
-    except (InfeasiblePlacementError, NeverRunsError) as error:
+        return _product(instance, policy, zero_fixed_delay)
+    except InfeasiblePlacementError as error:
         raise InfeasibleError(str(error)) from error
-    raise MissingFieldError(f"policy: {policy!r} is not one of {', '.join(PUBLISHED_POLICIES + OFFLINE_POLICIES)}")
 
 
 def design_concurrency(instance: Instance) -> int:
@@ -88,23 +96,29 @@ def design_concurrency(instance: Instance) -> int:
     return published_concurrency(instance.model, instance.requests_per_second, instance.initial_delay_seconds)
 
 
-def waiting_router(model: PerfModel, ranges: tuple[BlockRange | None, ...], client: int) -> WaitingRouter:
-    """WS-RR with whole-request costs for one client."""
-    graph = HopGraph(model.num_blocks, ranges)
-    return WaitingRouter(graph, graph.hub_edges(*model.request_hop_seconds(client)))
+def waiting_routers(instance: Instance, ranges: tuple[BlockRange | None, ...]) -> dict[tuple[int, int], WaitingRouter]:
+    """WS-RR with whole-request costs, by (kind, client)."""
+    graph = HopGraph(instance.model.num_blocks, ranges)
+    return {
+        (number, client): WaitingRouter(
+            graph, graph.hub_edges(*kind.model.request_hop_seconds(client)), kind.units_per_block
+        )
+        for number, kind in enumerate(instance.request_kinds())
+        for client in range(instance.model.num_clients)
+    }
 
 
 def _proposed(instance: Instance, zero_fixed_delay: bool) -> Prepared:
-    model = instance.model
-    plan = place(model, design_concurrency(instance))
-    routers = [waiting_router(model, plan.ranges, client) for client in range(model.num_clients)]
+    plan = place(instance.model, design_concurrency(instance))
+    allocation = 0.0 if zero_fixed_delay else instance.allocation_seconds
     return Prepared(
         ranges=plan.ranges,
         order=plan.order,
         concurrency=plan.concurrency,
         bound_seconds=plan.bound_seconds,
-        slots=(slots := model.cache_slots(plan.sizes)),
-        run=_published_run(instance, routers, slots, 0.0 if zero_fixed_delay else instance.allocation_seconds),
+        run=_published_run(
+            instance, waiting_routers(instance, plan.ranges), instance.cache_units(plan.sizes), allocation
+        ),
     )
 
 
@@ -115,7 +129,8 @@ def _petals(instance: Instance, policy: str, zero_fixed_delay: bool) -> Prepared
     concurrency: int | None = None
     order: Sequence[int] = spec.join_order
     sizes = petals_sizes(model, spec)
-    slots = petals_pool_slots(model, spec, sizes)
+    unit = instance.unit_bytes if instance.unit_bytes is not None else model.session_bytes
+    units = petals_pool_slots(replace(model, session_bytes=unit), spec, sizes)
     allowed = petals_pool_sessions(model, spec, sizes)
     if policy in ("petals_optimized_order", "petals_optimized_number"):
         concurrency = design_concurrency(instance)
@@ -125,34 +140,53 @@ def _petals(instance: Instance, policy: str, zero_fixed_delay: bool) -> Prepared
             order = [*placed_first, *(j for j in spec.join_order if j not in placed_first)]
         else:
             sizes = conservative
-            slots, allowed = model.cache_slots(sizes), model.full_sessions(sizes)
+            units, allowed = instance.cache_units(sizes), model.full_sessions(sizes)
     ranges = petals_place(model.num_blocks, sizes, petals_throughput(spec, sizes), order)
-    _require_cover(model.num_blocks, ranges)
-    routers = [_petals_policy_router(model, spec, ranges, allowed, policy, c) for c in range(model.num_clients)]
+    require_cover(model.num_blocks, ranges)
+    routers: dict[tuple[int, int], Router]
+    if policy == "petals_optimized_rr":
+        routers = {key: _OptimalRouter(router) for key, router in waiting_routers(instance, ranges).items()}
+    else:
+        routers = {
+            (number, client): PetalsRouter(kind.model, spec, ranges, allowed, client, kind.units_per_block)
+            for number, kind in enumerate(instance.request_kinds())
+            for client in range(model.num_clients)
+        }
     return Prepared(
         ranges=ranges,
         order=tuple(order),
         concurrency=concurrency,
         bound_seconds=None,
-        slots=slots,
-        run=_published_run(instance, routers, slots, 0.0 if zero_fixed_delay else spec.allocation_seconds),
+        run=_published_run(instance, routers, units, 0.0 if zero_fixed_delay else spec.allocation_seconds),
     )
 
 
-def _petals_policy_router(
-    model: PerfModel,
-    spec: PetalsSpec,
-    ranges: tuple[BlockRange | None, ...],
-    allowed: IntArray,
-    policy: str,
-    client: int,
-) -> Router:
-    if policy == "petals_optimized_rr":
-        return _OptimalRouter(waiting_router(model, ranges, client))
-    return PetalsRouter(model, spec, ranges, allowed, client)
+def _product(instance: Instance, policy: str, zero_fixed_delay: bool) -> Prepared:
+    """Our R and CG-BP; then the exact router with FIFO queues, or GCA's chains with JFFC and one queue."""
+    allocation = 0.0 if zero_fixed_delay else instance.allocation_seconds
+    fixed = instance.initial_delay_seconds + allocation
+    plan = place(instance.model, product_concurrency(instance, fixed))
+    simulate = run_exact if policy == "ours" else run_chains
+    return Prepared(
+        ranges=plan.ranges,
+        order=plan.order,
+        concurrency=plan.concurrency,
+        bound_seconds=plan.bound_seconds,
+        run=lambda progress: simulate(instance, plan, fixed, progress),
+    )
 
 
-def _require_cover(num_blocks: int, ranges: Sequence[BlockRange | None]) -> None:
+def product_concurrency(instance: Instance, fixed_seconds: float) -> int:
+    """R by our rule: from the nominal rate, else from the instance's R as the least that is needed."""
+    if instance.requests_per_second is not None:
+        return robust_concurrency(instance.model, instance.requests_per_second, fixed_seconds)
+    if instance.concurrency is not None:
+        return harmless_concurrency(instance.model, instance.concurrency)
+    raise MissingFieldError("R: is missing, and without lambda_per_ms no rule can choose it")
+
+
+def require_cover(num_blocks: int, ranges: Sequence[BlockRange | None]) -> None:
+    """Raises InfeasibleError naming the blocks that nobody hosts."""
     hosted = np.zeros(num_blocks, dtype=bool)
     for blocks in ranges:
         if blocks is not None:
@@ -163,19 +197,7 @@ def _require_cover(num_blocks: int, ranges: Sequence[BlockRange | None]) -> None
 
 
 def _published_run(
-    instance: Instance, routers: Sequence[Router], slots: IntArray, allocation_seconds: float
-) -> Callable[[], list[RequestResult]]:
-    def run() -> list[RequestResult]:
-        try:
-            return simulate_published(
-                instance.model,
-                routers,
-                slots,
-                instance.arrivals_seconds,
-                instance.request_client,
-                instance.initial_delay_seconds + allocation_seconds,
-            )
-        except NeverRunsError as error:
-            raise InfeasibleError(str(error)) from error
-
-    return run
+    instance: Instance, routers: Mapping[tuple[int, int], Router], units: IntArray, allocation_seconds: float
+) -> Run:
+    fixed = instance.initial_delay_seconds + allocation_seconds
+    return lambda progress: simulate_published(instance, routers, units, fixed, progress)

@@ -6,14 +6,22 @@ holds its slots from the routing decision, also while it waits, until its estima
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from ..perf import FloatArray, IntArray, PerfModel, Segment
+from ..instances import Instance
+from ..perf import IntArray, PerfModel, Segment
 from ..wsrr import Decision, Ledger, retry_wait_seconds
+
+Progress = Callable[[int], None]
+"""Told how many requests have been simulated."""
+
+
+def no_progress(done: int) -> None:
+    """Tell nobody."""
 
 
 class Router(Protocol):
@@ -30,13 +38,14 @@ class RequestResult:
     chain: tuple[Segment, ...]
     arrival_seconds: float
     raw_wait_seconds: float
-    """Until the whole chain has memory."""
+    """Until the whole chain has memory, as predicted at the decision."""
     wait_seconds: float
     """What it really waited (retry grid, queue)."""
     ttft_seconds: float
     total_seconds: float
     path_cost_seconds: float
     """What the policy minimised."""
+    new_tokens: int
 
     @property
     def start_seconds(self) -> float:
@@ -46,40 +55,67 @@ class RequestResult:
 class NeverRunsError(ValueError):
     """A request that no chain can ever serve."""
 
+    def __init__(self) -> None:
+        super().__init__("no chain of servers ever has room for one request")
+
+
+def result_of(
+    model: PerfModel,
+    client: int,
+    chain: tuple[Segment, ...],
+    *,
+    arrival_seconds: float,
+    predicted_wait_seconds: float,
+    wait_seconds: float,
+    fixed_seconds: float,
+    path_cost_seconds: float,
+) -> RequestResult:
+    """The result of a request that waited so long, by the performance model."""
+    first = wait_seconds + fixed_seconds + model.first_token_seconds(client, chain)
+    return RequestResult(
+        client=client,
+        chain=chain,
+        arrival_seconds=arrival_seconds,
+        raw_wait_seconds=predicted_wait_seconds,
+        wait_seconds=wait_seconds,
+        ttft_seconds=first,
+        total_seconds=first + (model.new_tokens - 1) * model.token_seconds(client, chain),
+        path_cost_seconds=path_cost_seconds,
+        new_tokens=model.new_tokens,
+    )
+
 
 def simulate_published(
-    model: PerfModel,
-    routers: Sequence[Router],
-    slots: IntArray,
-    arrivals_seconds: FloatArray,
-    request_client: IntArray,
+    instance: Instance,
+    routers: Mapping[tuple[int, int], Router],
+    units: IntArray,
     fixed_seconds: float,
+    progress: Progress = no_progress,
 ) -> list[RequestResult]:
-    """Run the requests in order of arrival; `routers[c]` serves client c. Raises NeverRunsError.
+    """Run the requests in order of arrival; `routers[kind, client]` decides. Raises NeverRunsError.
 
-    `slots`: (n,) cache slots; `fixed_seconds` passes before every first token.
+    `units`: (n,) of cache; `fixed_seconds` passes before every first token.
     """
-    ledger = Ledger(slots.tolist())
+    ledger = Ledger(units.tolist())
+    kinds = instance.request_kinds()
     results = []
-    for now, client in zip(arrivals_seconds.tolist(), request_client.tolist(), strict=True):
+    for number, now in enumerate(instance.arrivals_seconds.tolist()):
+        client, kind = int(instance.request_client[number]), instance.kind_of(number)
         ledger.expire(now)
-        decision = routers[client].route(ledger, now)
+        decision = routers[kind, client].route(ledger, now)
         if decision is None or not np.isfinite(decision.wait_seconds):
-            raise NeverRunsError("no chain of servers has room for one request")
-        wait = retry_wait_seconds(decision.wait_seconds)
-        first = model.first_token_seconds(client, decision.chain)
-        service = first + (model.new_tokens - 1) * model.token_seconds(client, decision.chain)
-        ledger.book(decision.chain, now + wait + fixed_seconds + service)
-        results.append(
-            RequestResult(
-                client=client,
-                chain=decision.chain,
-                arrival_seconds=now,
-                raw_wait_seconds=decision.wait_seconds,
-                wait_seconds=wait,
-                ttft_seconds=wait + fixed_seconds + first,
-                total_seconds=wait + fixed_seconds + service,
-                path_cost_seconds=decision.path_cost_seconds,
-            )
+            raise NeverRunsError
+        result = result_of(
+            kinds[kind].model,
+            client,
+            decision.chain,
+            arrival_seconds=now,
+            predicted_wait_seconds=decision.wait_seconds,
+            wait_seconds=retry_wait_seconds(decision.wait_seconds),
+            fixed_seconds=fixed_seconds,
+            path_cost_seconds=decision.path_cost_seconds,
         )
+        ledger.book(decision.chain, now + result.total_seconds, kinds[kind].units_per_block)
+        results.append(result)
+        progress(number + 1)
     return results

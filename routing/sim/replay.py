@@ -11,8 +11,9 @@ from ..chains import NoChainError, compose, gbp_cr, theorem_4
 from ..instances import MILLISECOND, ChainCase, Instance
 from ..milp import solve_bprr
 from ..swarm import BlockRange
+from .metrics import summarise
 from .policies import OFFLINE_POLICIES, InfeasibleError, MissingFieldError, prepare
-from .published import RequestResult
+from .published import RequestResult, no_progress
 
 MILP_TIME_LIMIT_SECONDS = 300.0
 
@@ -22,7 +23,7 @@ def replay(instance: Instance, policy: str, *, zero_fixed_delay: bool = False) -
     if policy in OFFLINE_POLICIES:
         return _offline(instance, policy)
     prepared = prepare(instance, policy, zero_fixed_delay=zero_fixed_delay)
-    results = prepared.run()
+    results = prepared.run(no_progress)
     report = {
         "instance": instance.name,
         "policy": policy,
@@ -32,7 +33,7 @@ def replay(instance: Instance, policy: str, *, zero_fixed_delay: bool = False) -
         "theorem2_bound_per_token_ms": _ms(prepared.bound_seconds),
         "requests": [_request_report(result) for result in results],
     }
-    return report | averages(results, instance.model.new_tokens)
+    return report | averages(results)
 
 
 def infeasible_report(instance: Instance, policy: str, reason: str) -> dict[str, Any]:
@@ -49,17 +50,17 @@ def placement_report(ranges: Sequence[BlockRange | None], order: Sequence[int]) 
     }
 
 
-def averages(results: Sequence[RequestResult], new_tokens: int) -> dict[str, float | None]:
+def averages(results: Sequence[RequestResult]) -> dict[str, float | None]:
     """The published metrics; None without requests."""
-    keys = ("avg_per_token_ms", "avg_ttft_ms", "avg_wait_ms", "avg_remaining_per_token_ms")
-    if not results:
-        return dict.fromkeys(keys)
-    count = len(results)
-    total = math.fsum(r.total_seconds for r in results) / count
-    ttft = math.fsum(r.ttft_seconds for r in results) / count
-    wait = math.fsum(r.wait_seconds for r in results) / count
-    remaining = (total - ttft) / (new_tokens - 1) if new_tokens > 1 else 0.0
-    return dict(zip(keys, (_ms(v) for v in (total / new_tokens, ttft, wait, remaining)), strict=True))
+    summary = summarise(results)
+    if summary is None:
+        return dict.fromkeys(("avg_per_token_ms", "avg_ttft_ms", "avg_wait_ms", "avg_remaining_per_token_ms"))
+    return {
+        "avg_per_token_ms": _ms(summary.per_token_seconds),
+        "avg_ttft_ms": _ms(summary.ttft_seconds),
+        "avg_wait_ms": _ms(summary.wait_seconds),
+        "avg_remaining_per_token_ms": _ms(summary.remaining_per_token_seconds),
+    }
 
 
 def _request_report(result: RequestResult) -> dict[str, Any]:

@@ -1,0 +1,165 @@
+"""The product's own policies, simulated: the exact router with a FIFO queue per peer, and chains with one queue."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..cgbp import CgbpPlan
+from ..chain_search import ChainSearch, HubCosts, Spans
+from ..chains import CapacityChain, FastestFreeChain, gca
+from ..instances import Instance
+from ..perf import FloatArray, IntArray
+from ..wsrr import Ledger
+from .fifo import FifoSwarm, Job, Plan
+from .kernel import Kernel
+from .published import NeverRunsError, Progress, RequestResult, result_of
+
+
+class LedgerRoom:
+    """A ledger as the chain search sees it, for requests that take some units per block."""
+
+    def __init__(self, ledger: Ledger, now_seconds: float, units_per_block: int, everything: IntArray) -> None:
+        self._ledger = ledger
+        self._now = now_seconds
+        self._units = units_per_block
+        self._everything = everything
+
+    def blocks_within(self, wait_seconds: float) -> IntArray:
+        if wait_seconds == float("inf"):
+            return self._everything
+        ledger, now = self._ledger, self._now
+        free = [ledger.free_within(j, wait_seconds, now) for j in range(len(ledger.units))]
+        return np.array(free, dtype=np.int64) // self._units
+
+    def wait_seconds(self, peer: int, blocks: int) -> float:
+        return self._ledger.wait(peer, blocks * self._units, self._now)
+
+    def first_block_waits(self) -> FloatArray:
+        return np.array([self.wait_seconds(j, 1) for j in range(len(self._ledger.units))])
+
+
+def jobs_of(instance: Instance) -> list[Job]:
+    """The instance's requests in order of arrival."""
+    kinds = instance.request_kinds()
+    return [
+        Job(number, int(instance.request_client[number]), kind, arrival, kinds[kind].units_per_block)
+        for number, arrival in enumerate(instance.arrivals_seconds.tolist())
+        for kind in (instance.kind_of(number),)
+    ]
+
+
+class ExactRouting:
+    """The exact cheapest chain over a placement, by client and kind of request; hub-and-spoke costs."""
+
+    def __init__(self, instance: Instance, plan: CgbpPlan, fixed_seconds: float) -> None:
+        self._fixed = fixed_seconds
+        spans = Spans.of(instance.model.num_blocks, plan.ranges)
+        units = instance.cache_units(plan.sizes)
+        self._everything = [units // kind.units_per_block for kind in instance.request_kinds()]
+        self._searches = {
+            (number, client): ChainSearch(spans, HubCosts(*kind.model.request_hop_seconds(client)))
+            for number, kind in enumerate(instance.request_kinds())
+            for client in range(instance.model.num_clients)
+        }
+
+    def __call__(self, job: Job, ledger: Ledger, now_seconds: float) -> Plan:
+        room = LedgerRoom(ledger, now_seconds, job.units_per_block, self._everything[job.kind])
+        choice = self._searches[job.kind, job.client].cheapest(room)
+        if choice is None:
+            raise NeverRunsError
+        held = self._fixed + choice.cost_seconds
+        return Plan(choice.chain, held, choice.total_seconds, choice.wait_seconds)
+
+
+def run_exact(instance: Instance, plan: CgbpPlan, fixed_seconds: float, progress: Progress) -> list[RequestResult]:
+    """Every request through the exact router and the peers' FIFO queues. Raises NeverRunsError."""
+    kernel = Kernel()
+    kinds = instance.request_kinds()
+    results: dict[int, RequestResult] = {}
+
+    def started(job: Job, chosen: Plan, wait_seconds: float) -> None:
+        results[job.number] = result_of(
+            kinds[job.kind].model,
+            job.client,
+            chosen.chain,
+            arrival_seconds=job.arrival_seconds,
+            predicted_wait_seconds=chosen.predicted_wait_seconds,
+            wait_seconds=wait_seconds,
+            fixed_seconds=fixed_seconds,
+            path_cost_seconds=chosen.cost_seconds,
+        )
+        progress(len(results))
+
+    units = instance.cache_units(plan.sizes).tolist()
+    swarm = FifoSwarm(kernel, units, ExactRouting(instance, plan, fixed_seconds), started)
+    for job in jobs_of(instance):
+        kernel.at(job.arrival_seconds, lambda job=job: swarm.arrive(job))  # type: ignore[misc]
+    kernel.run()
+    assert swarm.open_sessions == 0, "a session is stuck"
+    assert swarm.idle_units() == units, "a reservation leaked"
+    return [results[number] for number in range(len(results))]
+
+
+def run_chains(instance: Instance, plan: CgbpPlan, fixed_seconds: float, progress: Progress) -> list[RequestResult]:
+    """Every request on the fastest free of GCA's chains, else in one central FIFO queue. Raises NeverRunsError."""
+    chains = plan_chains(instance, plan)
+    if not chains:
+        raise NeverRunsError
+    kernel = Kernel()
+    kinds = instance.request_kinds()
+    clients = range(instance.model.num_clients)
+    free = FastestFreeChain(
+        [chain.capacity for chain in chains],
+        [[instance.model.request_seconds(client, chain.chain) for chain in chains] for client in clients],
+    )
+    queue: deque[Job] = deque()
+    results: dict[int, RequestResult] = {}
+
+    def start_next() -> None:
+        while queue:
+            taken = free.take(queue[0].client)
+            if taken is None:
+                return
+            start(queue.popleft(), taken)
+
+    def start(job: Job, number: int) -> None:
+        wait = kernel.now_seconds - job.arrival_seconds
+        result = result_of(
+            kinds[job.kind].model,
+            job.client,
+            chains[number].chain,
+            arrival_seconds=job.arrival_seconds,
+            predicted_wait_seconds=wait,
+            wait_seconds=wait,
+            fixed_seconds=fixed_seconds,
+            path_cost_seconds=chains[number].service_seconds,
+        )
+        results[job.number] = result
+        kernel.after(result.total_seconds - wait, lambda: finish(number), priority=-1)
+        progress(len(results))
+
+    def finish(number: int) -> None:
+        free.give_back(number)
+        start_next()
+
+    def arrive(job: Job) -> None:
+        queue.append(job)
+        start_next()
+
+    for job in jobs_of(instance):
+        kernel.at(job.arrival_seconds, lambda job=job: arrive(job))  # type: ignore[misc]
+    kernel.run()
+    assert len(results) == len(instance.arrivals_seconds), "a request is stuck"
+    return [results[number] for number in range(len(results))]
+
+
+def plan_chains(instance: Instance, plan: CgbpPlan) -> Sequence[CapacityChain]:
+    """GCA over a CG-BP placement, at costs averaged over the clients; a session reserves the longest kind's units."""
+    units = max(kind.units_per_block for kind in instance.request_kinds())
+    slots = (instance.cache_units(plan.sizes) // units).tolist()
+    costs = [instance.model.request_hop_seconds(client) for client in range(instance.model.num_clients)]
+    visit = np.mean([visit for visit, _ in costs], axis=0)
+    return gca(instance.model.num_blocks, plan.ranges, slots, visit, costs[0][1])
