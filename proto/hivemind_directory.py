@@ -124,6 +124,7 @@ class _Node:
         exited = asyncio.ensure_future(self.p2p._child.wait())
         try:
             await asyncio.wait({exited, self.p2p._client.control._read_task}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({exited}, timeout=0.5)  # a daemon that dies is heard of first by its connection
         finally:
             exited.cancel()
         code = self.p2p._child.returncode
