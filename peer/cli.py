@@ -99,7 +99,7 @@ def peer(
             revision=revision, as_json=as_json,
         )  # fmt: skip
     except SwarmError as error:
-        typer.echo(f"swarm-peer: {error}\n  {error.hint}", err=True)
+        typer.echo(f"swarm-peer: {' '.join(str(error).split())}\n  {error.hint}", err=True)
         raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

@@ -76,6 +76,12 @@ class PeerConfig:
         if self.threads is not None and self.threads < 1:
             raise UsageError("--threads must be at least 1")
 
+    @property
+    def model_name(self) -> str:
+        """For people: the name of the folder, or owner/name."""
+        path = Path(self.model)
+        return path.resolve().name if path.exists() else self.model
+
     def addresses(self, port: int) -> tuple[str, ...]:
         """The host:port strings to announce when the peer listens on `port`."""
         if self.announce:

@@ -11,15 +11,14 @@ import logging
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..proto import swarm_pb2 as pb
 from ..proto.checkpoint import Checkpoint, open_checkpoint
-from ..proto.errors import ModelMismatch, OutOfMemory, PeerUnavailable, SwarmError
+from ..proto.errors import AuthenticationError, ModelMismatch, PeerUnavailable, SwarmError
 from ..proto.handshake import PROTOCOL_VERSION, HelloChecker
 from ..proto.identity import Identity
 from ..proto.records import PeerRecord, SwarmKey, open_peer_record
@@ -29,6 +28,7 @@ from .announce import Announcer, RecentLookups
 from .calibrate import calibrate
 from .capacity import Need, choose_blocks, count_that_fits, explain, free_memory_bytes
 from .config import PeerConfig
+from .key_lock import held
 from .replay_store import ReplayStore
 from .service import PeerParts, PeerService
 from .sessions import SessionTable
@@ -60,14 +60,15 @@ class ReadyPeer:
 
 
 class StopRequest:
-    """Stops a peer: the first time gently, the second time at once."""
+    """Stops a peer: the first time gently, the second time, or before it serves, at once."""
 
     def __init__(self) -> None:
+        self.serving = False
         self.gently = asyncio.Event()
         self.now = asyncio.Event()
 
     def __call__(self) -> None:
-        (self.now if self.gently.is_set() else self.gently).set()
+        (self.gently if self.serving and not self.gently.is_set() else self.now).set()
 
 
 async def run_peer(config: PeerConfig, on_ready: Callable[[ReadyPeer], None], progress: Progress) -> None:
@@ -79,14 +80,14 @@ async def run_peer(config: PeerConfig, on_ready: Callable[[ReadyPeer], None], pr
     await _until_stopped(_run(config, on_ready, progress, stop), stop)
 
 
-async def _until_stopped(work: asyncio.Future[None] | object, stop: StopRequest) -> None:
-    """Run `work`; a stop before it is ready, or a second one, cancels it."""
-    task = asyncio.ensure_future(work)  # type: ignore[arg-type]
+async def _until_stopped(work: Coroutine[Any, Any, None], stop: StopRequest) -> None:
+    """Run `work`; a stop before it serves, or a second one, cancels it."""
+    task = asyncio.create_task(work)
     forced = asyncio.create_task(stop.now.wait())
     try:
         await asyncio.wait([task, forced], return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            logger.warning("stopped at once, open sessions are lost")
+            logger.warning("stopped at once%s", ", open sessions are lost" if stop.serving else "")
             task.cancel()
         await task
     except asyncio.CancelledError:
@@ -100,6 +101,17 @@ async def _run(
     config: PeerConfig, on_ready: Callable[[ReadyPeer], None], progress: Progress, stop: StopRequest
 ) -> None:
     identity = Identity.load_or_create(config.identity_path)
+    with held(config.identity_path):
+        await _run_as(identity, config, on_ready, progress, stop)
+
+
+async def _run_as(
+    identity: Identity,
+    config: PeerConfig,
+    on_ready: Callable[[ReadyPeer], None],
+    progress: Progress,
+    stop: StopRequest,
+) -> None:
     swarm_key = SwarmKey.load(config.swarm_key_path) if config.swarm_key_path else None
     checkpoint = await asyncio.to_thread(open_checkpoint, config.model, revision=config.revision)
     if config.blocks.blocks is not None or config.blocks.count is not None:
@@ -142,7 +154,10 @@ async def _joined(
 
 
 async def _initial_maddrs(peers: tuple[PeerAddress, ...], dialer: Dialer, digest: str) -> list[str]:
-    """The DHT addresses of the initial peers that answer. Raises PeerUnavailable, ModelMismatch."""
+    """The DHT addresses of the initial peers that answer.
+
+    Raises PeerUnavailable, AuthenticationError where somebody else answers, ModelMismatch.
+    """
 
     async def ask(address: PeerAddress) -> pb.PingReply:
         reply, _, _ = await ping(dialer.stub(address), address, JOIN_PING_SECONDS)
@@ -151,6 +166,9 @@ async def _initial_maddrs(peers: tuple[PeerAddress, ...], dialer: Dialer, digest
     answers = await asyncio.gather(*(ask(address) for address in peers), return_exceptions=True)
     replies = [answer for answer in answers if isinstance(answer, pb.PingReply)]
     if not replies:
+        for answer in answers:
+            if isinstance(answer, AuthenticationError):
+                raise answer
         raise PeerUnavailable(
             f"none of the initial peers answers: {', '.join(map(str, peers))}",
             hint="Check the addresses and that one of them runs; --new-swarm begins a swarm without any.",
@@ -183,9 +201,9 @@ async def _choose(
 
 
 def _fitting_blocks(config: PeerConfig, checkpoint: Checkpoint) -> int:
-    from .engine.stage import measure_block
+    from .engine.measure import measure_block
 
-    weights, kv_per_token = measure_block(checkpoint, config.dtype)
+    weights, kv_per_token = measure_block(checkpoint.config, config.dtype)
     need = Need(weights, kv_per_token * config.kv_tokens, config.replay_bytes)
     free = free_memory_bytes()
     count = count_that_fits(need, free, checkpoint.num_blocks)
@@ -195,30 +213,9 @@ def _fitting_blocks(config: PeerConfig, checkpoint: Checkpoint) -> int:
 
 async def _load(config: PeerConfig, checkpoint: Checkpoint, blocks: BlockRange, progress: Progress) -> Engine:
     """Fetch, check and load the blocks."""
+    from .engine.load import load_engine  # brings torch
 
-    def load() -> Engine:
-        import torch
-
-        from .engine.engine import Engine
-        from .engine.selfcheck import check_family
-        from .engine.stage import load_stage
-
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        check_family(checkpoint.config)
-        checkpoint.fetch(blocks, lambda done, total: progress("fetching", done, total))
-        try:
-            stage = load_stage(
-                checkpoint,
-                blocks,
-                getattr(torch, config.dtype),
-                lambda done, total: progress("loading", done, total),
-            )
-        except (MemoryError, torch.OutOfMemoryError):
-            raise OutOfMemory(f"there is no memory for blocks {blocks}") from None
-        return Engine(stage)
-
-    return await asyncio.to_thread(load)
+    return await asyncio.to_thread(load_engine, checkpoint, blocks, config.dtype, config.threads, progress)
 
 
 async def _serve(
@@ -248,7 +245,7 @@ async def _serve(
             hellos=HelloChecker(identity.peer_id, time.time, swarm_key, config.allowed_peers),
             dialer=dialer,
             model_digest=digest,
-            model_name=Path(config.model).name if Path(config.model).exists() else config.model,
+            model_name=config.model_name,
             swarm_key=swarm_key,
             lookup=lookups.lookup,
             dht_addresses=lambda: maddrs,
@@ -282,6 +279,7 @@ async def _serve(
     announcer = Announcer(directory, identity, swarm_key, record, time.time, random.Random(incarnation))
     await announcer.change(PeerState.SERVING)
     refreshing = asyncio.create_task(announcer.run(), name="announce")
+    stop.serving = True
     try:
         on_ready(ReadyPeer(PeerAddress(identity.peer_id, config.addresses(port)[0]), blocks, checkpoint.num_blocks,
                            cost, config.kv_tokens, digest))  # fmt: skip

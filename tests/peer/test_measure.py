@@ -1,0 +1,34 @@
+"""What a block will need, said before it is loaded, against the loaded stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from blockswarm.peer.engine.measure import measure_block
+from blockswarm.peer.engine.stage import load_stage
+from blockswarm.proto.checkpoint import open_checkpoint
+from blockswarm.routing.swarm import BlockRange
+from support.tiny_models import write_tiny_checkpoint
+
+FAMILIES = ("llama", "mistral", "gemma3", "deepseek_v3", "mixtral", "gpt_oss", "llama4", "falcon", "bloom", "gpt2")
+"""Grouped heads, windows, latent attention, experts, one head for all, fused projections, no rotary positions."""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_measure_is_what_the_loaded_stage_takes(name: str, dtype: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_tiny_checkpoint(name, tmp_path))
+    stage = load_stage(checkpoint, BlockRange(0, checkpoint.num_blocks), getattr(torch, dtype))
+    weights, kv_per_token = measure_block(checkpoint.config, dtype)
+    assert kv_per_token == stage.kv_bytes_per_token
+    # Some families keep a few biases in float32 whatever is asked for.
+    assert weights == pytest.approx(stage.block_bytes, rel=0 if dtype == "float32" else 1e-3)
+
+
+def test_the_configuration_is_left_alone(tmp_path: Path) -> None:
+    config = open_checkpoint(write_tiny_checkpoint("llama-tied", tmp_path)).config
+    before = config.to_dict()
+    measure_block(config, "float32")
+    assert config.to_dict() == before
