@@ -135,6 +135,7 @@ def gca(
 class FastestFreeChain:
     """Join the fastest free chain: which chain a request takes, and none if all are busy (it queues, FIFO).
 
+    `capacities[k]`: what chain k holds at once, in sessions or in any unit that requests take several of;
     `service_seconds[c][k]`: how long client c's request takes on chain k.
     """
 
@@ -142,17 +143,17 @@ class FastestFreeChain:
         self._free = list(capacities)
         self._by_speed = [sorted(range(len(row)), key=lambda k, row=row: (row[k], k)) for row in service_seconds]  # type: ignore[misc]
 
-    def take(self, client: int) -> int | None:
-        """The fastest chain with a free slot, which is then taken; None if there is none."""
+    def take(self, client: int, units: int = 1) -> int | None:
+        """The fastest chain with that much free, which is then taken; None if there is none."""
         for k in self._by_speed[client]:
-            if self._free[k] > 0:
-                self._free[k] -= 1
+            if self._free[k] >= units:
+                self._free[k] -= units
                 return k
         return None
 
-    def give_back(self, chain: int) -> None:
+    def give_back(self, chain: int, units: int = 1) -> None:
         """A session on that chain ended."""
-        self._free[chain] += 1
+        self._free[chain] += units
 
 
 # --- Theorem 4 --------------------------------------------------------------------------------------------------

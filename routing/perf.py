@@ -120,6 +120,18 @@ class PerfModel:
         """The same peers with only their memory as a limit."""
         return replace(self, block_limit=np.full(self.num_peers, self.num_blocks, dtype=np.int64))
 
+    def with_another(self, like: int) -> PerfModel:
+        """One more peer, equal to peer `like`, at the end."""
+        return replace(
+            self,
+            memory_bytes=np.append(self.memory_bytes, self.memory_bytes[like]),
+            block_limit=np.append(self.block_limit, self.block_limit[like]),
+            decode_seconds=np.append(self.decode_seconds, self.decode_seconds[like]),
+            prefill_seconds=np.append(self.prefill_seconds, self.prefill_seconds[like]),
+            rtt_seconds=np.append(self.rtt_seconds, self.rtt_seconds[:, [like]], axis=1),
+            prefill_rtt_seconds=np.append(self.prefill_rtt_seconds, self.prefill_rtt_seconds[:, [like]], axis=1),
+        )
+
     # --- time -------------------------------------------------------------------------------------------------
 
     def token_hop_seconds(self, client: int) -> tuple[FloatArray, FloatArray]:
@@ -131,6 +143,12 @@ class PerfModel:
         t^I_cj + (l_max - 1) t_cj  and  tau^I_j + (l_max - 1) tau_j."""
         steps = self.new_tokens - 1
         visit = self.prefill_rtt_seconds[client] + steps * self.rtt_seconds[client]
+        return visit, self.prefill_seconds + steps * self.decode_seconds
+
+    def mean_request_hop_seconds(self) -> tuple[FloatArray, FloatArray]:
+        """`request_hop_seconds` averaged over the clients."""
+        steps = self.new_tokens - 1
+        visit = self.prefill_rtt_seconds.mean(axis=0) + steps * self.rtt_seconds.mean(axis=0)
         return visit, self.prefill_seconds + steps * self.decode_seconds
 
     def first_token_seconds(self, client: int, chain: Sequence[Segment]) -> float:

@@ -8,9 +8,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from .compare import Row
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -83,6 +88,96 @@ def chains(
         typer.echo(json.dumps(report, indent=2))
     if any("error" in case for case in report["cases"]):
         raise typer.Exit(_INFEASIBLE)
+
+
+@app.command()
+def run(
+    scenario: Annotated[Path, typer.Argument(help="A scenario file (TOML).")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Simulate a scenario under its policies, with the published fixed delays and without any."""
+    rows = _compared([scenario], [])
+    if as_json:
+        from dataclasses import asdict
+
+        _print_json([asdict(row) for row in rows])
+    else:
+        from .compare import to_table
+
+        typer.echo(to_table(rows))
+    if all(row.summary is None for row in rows):
+        raise typer.Exit(_INFEASIBLE)
+
+
+@app.command()
+def compare(
+    scenarios: Annotated[list[Path], typer.Argument(help="Scenario files (TOML).")],
+    policy: Annotated[list[str] | None, typer.Option(help="A policy; repeat for more. Default: the files'.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the table as CSV to this file.")] = None,
+) -> None:
+    """Compare policies over scenarios: a table, and CSV."""
+    from .compare import to_csv, to_table
+
+    rows = _compared(scenarios, policy or [])
+    typer.echo(to_table(rows))
+    if out is not None:
+        out.write_text(to_csv(rows), encoding="utf-8")
+
+
+@app.command()
+def plan(
+    snapshot: Annotated[Path, typer.Argument(help="A snapshot file (JSON).")],
+) -> None:
+    """What would be placed on a snapshot's peers, the bound, and what one more peer brings; JSON."""
+    from ..cgbp import InfeasiblePlacementError
+    from ..instances import InstanceError
+    from .plan import load_snapshot, plan_report
+
+    try:
+        typer.echo(json.dumps(plan_report(load_snapshot(snapshot)), indent=2))
+    except InfeasiblePlacementError as error:
+        raise _fail(f"{snapshot.name}: infeasible: {error}", _INFEASIBLE) from error
+    except InstanceError as error:
+        raise _fail(str(error), _MALFORMED) from error
+
+
+def _compared(paths: list[Path], policies: list[str]) -> list[Row]:
+    """Load and run the scenarios, with a progress bar on a terminal."""
+    from ..instances import InstanceError
+    from .compare import run_policy
+    from .policies import ONLINE_POLICIES, MissingFieldError
+    from .scenario import load_scenario
+
+    for name in policies:
+        if name not in ONLINE_POLICIES:
+            raise _fail(f"--policy: {name!r} is not one of {', '.join(ONLINE_POLICIES)}", _MALFORMED)
+    try:
+        loaded = [load_scenario(path) for path in paths]
+        work = [(s, z, p) for s in loaded for z in (False, True) for p in policies or s.policies]
+        rows = []
+        with _progress() as bar:
+            for scenario, zero, policy in work:
+                task = bar.add_task(f"{scenario.name} {policy}", total=scenario.requests * scenario.runs)
+                row, _ = run_policy(
+                    scenario,
+                    policy,
+                    zero_fixed_delay=zero,
+                    progress=lambda done, task=task: bar.update(task, completed=done) if done % 256 == 0 else None,  # type: ignore[misc]
+                )
+                bar.remove_task(task)
+                rows.append(row)
+    except (InstanceError, MissingFieldError) as error:
+        raise _fail(str(error), _MALFORMED) from error
+    return rows
+
+
+def _progress() -> Progress:
+    """A bar on stderr; silent where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    return Progress(console=console, transient=True, disable=not console.is_terminal)
 
 
 if __name__ == "__main__":

@@ -105,14 +105,16 @@ def run_exact(instance: Instance, plan: CgbpPlan, fixed_seconds: float, progress
 
 def run_chains(instance: Instance, plan: CgbpPlan, fixed_seconds: float, progress: Progress) -> list[RequestResult]:
     """Every request on the fastest free of GCA's chains, else in one central FIFO queue. Raises NeverRunsError."""
-    chains = plan_chains(instance, plan)
-    if not chains:
-        raise NeverRunsError
+    session_units = mean_units(instance)
+    chains = plan_chains(instance, plan, session_units)
     kernel = Kernel()
     kinds = instance.request_kinds()
+    most = max(kind.units_per_block for kind in kinds)
+    if not any(chain.capacity * session_units >= most for chain in chains):
+        raise NeverRunsError
     clients = range(instance.model.num_clients)
     free = FastestFreeChain(
-        [chain.capacity for chain in chains],
+        [chain.capacity * session_units for chain in chains],
         [[instance.model.request_seconds(client, chain.chain) for chain in chains] for client in clients],
     )
     queue: deque[Job] = deque()
@@ -120,7 +122,7 @@ def run_chains(instance: Instance, plan: CgbpPlan, fixed_seconds: float, progres
 
     def start_next() -> None:
         while queue:
-            taken = free.take(queue[0].client)
+            taken = free.take(queue[0].client, queue[0].units_per_block)
             if taken is None:
                 return
             start(queue.popleft(), taken)
@@ -138,11 +140,11 @@ def run_chains(instance: Instance, plan: CgbpPlan, fixed_seconds: float, progres
             path_cost_seconds=chains[number].service_seconds,
         )
         results[job.number] = result
-        kernel.after(result.total_seconds - wait, lambda: finish(number), priority=-1)
+        kernel.after(result.total_seconds - wait, lambda: finish(number, job.units_per_block), priority=-1)
         progress(len(results))
 
-    def finish(number: int) -> None:
-        free.give_back(number)
+    def finish(number: int, units: int) -> None:
+        free.give_back(number, units)
         start_next()
 
     def arrive(job: Job) -> None:
@@ -156,10 +158,15 @@ def run_chains(instance: Instance, plan: CgbpPlan, fixed_seconds: float, progres
     return [results[number] for number in range(len(results))]
 
 
-def plan_chains(instance: Instance, plan: CgbpPlan) -> Sequence[CapacityChain]:
-    """GCA over a CG-BP placement, at costs averaged over the clients; a session reserves the longest kind's units."""
-    units = max(kind.units_per_block for kind in instance.request_kinds())
-    slots = (instance.cache_units(plan.sizes) // units).tolist()
-    costs = [instance.model.request_hop_seconds(client) for client in range(instance.model.num_clients)]
-    visit = np.mean([visit for visit, _ in costs], axis=0)
-    return gca(instance.model.num_blocks, plan.ranges, slots, visit, costs[0][1])
+def mean_units(instance: Instance) -> int:
+    """Units per block of the mean request, rounded up: what GCA calls a session."""
+    kinds = instance.request_kinds()
+    units = [kinds[instance.kind_of(number)].units_per_block for number in range(len(instance.arrivals_seconds))]
+    return -(-sum(units) // len(units)) if units else 1
+
+
+def plan_chains(instance: Instance, plan: CgbpPlan, session_units: int) -> Sequence[CapacityChain]:
+    """GCA over a CG-BP placement, at costs averaged over the clients."""
+    slots = (instance.cache_units(plan.sizes) // session_units).tolist()
+    visit, per_block = instance.model.mean_request_hop_seconds()
+    return gca(instance.model.num_blocks, plan.ranges, slots, visit, per_block)
