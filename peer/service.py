@@ -33,7 +33,7 @@ from ..proto.handshake import PROTOCOL_VERSION, Grant, HelloChecker, check_capab
 from ..proto.identity import Identity
 from ..proto.records import SignatureCache, SignedRecord, SwarmKey, open_peer_record, verify_record
 from ..proto.steps import MAX_POSITIONS, MAX_ROWS, StepPlan
-from ..proto.transport import Dialer, Handlers, PeerAddress, addresses_of
+from ..proto.transport import ERROR_CODE_KEY, Dialer, Handlers, PeerAddress, addresses_of
 from ..routing.swarm import PeerId
 from .engine.engine import Engine, SessionKv, StepOutput
 from .push import PushLink
@@ -267,10 +267,9 @@ class PeerService:
             if len(request.key) > 256:
                 raise RemoteProtocolError("a name has at most 256 characters")
             records = await self._parts.lookup(request.key)
-        except AuthenticationError as error:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         except SwarmError as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+            code, text = to_wire(error)
+            await context.abort(grpc.StatusCode.ABORTED, text, trailing_metadata=((ERROR_CODE_KEY, str(code)),))
         reply, size = pb.LookupReply(), 0
         for record in records:
             size += len(record)

@@ -21,10 +21,12 @@ import grpc
 
 from ..routing.swarm import PeerId
 from . import swarm_pb2 as pb
-from .errors import SwarmError, UsageError, from_grpc_status
+from .errors import SwarmError, UsageError, from_grpc_status, from_wire
 from .identity import Identity, LeafRenewer, TlsLeaf, public_key_of, synthetic_root_pem, tls_name
 
 SERVICE = "blockswarm.v1.Peer"
+ERROR_CODE_KEY = "blockswarm-error"
+"""Trailing metadata of a unary call that failed with one of our errors: its number on the wire."""
 KEEPALIVE_SECONDS = 20.0
 MAX_CHANNELS = 1024
 
@@ -218,7 +220,11 @@ def translated_grpc_errors(peer: str) -> Iterator[None]:
     try:
         yield
     except grpc.aio.AioRpcError as error:
-        raise from_grpc_status(error.code().name, f"{peer}: {error.details()}") from None
+        text = f"{peer}: {error.details()}"
+        number = dict(error.trailing_metadata()).get(ERROR_CODE_KEY, "")
+        if isinstance(number, str) and number.isdecimal() and len(number) < 4:
+            raise from_wire(int(number), text) from None
+        raise from_grpc_status(error.code().name, text) from None
     except grpc.aio.UsageError as error:
         raise from_grpc_status("CANCELLED", f"{peer}: {error}") from None
 
