@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from ..routing.swarm import BlockRange
-from .errors import ModelMismatch, UnsupportedModel
+from .errors import ModelMismatch, OutOfMemory, UnsupportedModel
 
 ENDS_ATTENTION = "blockswarm_ends"
 """Name under which transformers knows the mask of a client, which runs no attention."""
@@ -59,12 +59,18 @@ class BlockList:
 def family_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The family's own class with a language-model head; imports only that family's modelling file.
 
-    Raises UnsupportedModel if transformers has none, or if the model has other parts beside its decoder.
+    Raises UnsupportedModel if transformers has none, if the model has other parts beside its decoder, or if its weights
+    are stored in a quantised form.
     """
     if config.get_text_config(decoder=True) is not config:
         raise UnsupportedModel(f"{config.model_type} has other parts beside its text decoder")
     if config.is_encoder_decoder:
         raise UnsupportedModel(f"{config.model_type} is an encoder-decoder model")
+    if getattr(config, "quantization_config", None) is not None:
+        raise UnsupportedModel(
+            f"the weights of this {config.model_type} checkpoint are quantised already",
+            hint="Use the original checkpoint of the model.",
+        )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedModel(f"transformers has no decoder-only language model for {config.model_type!r}")
     family: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -226,18 +232,21 @@ def load_model(
     """Build a class made above and fill it from `state`: parameter name -> tensor or safetensors slice.
 
     transformers does the rest: building without memory, conversion of checkpoint layouts, dtype.  The configuration
-    is copied.  Raises ModelMismatch if `state` lacks a weight or has one of another shape.
+    is copied.  Raises ModelMismatch if `state` lacks a weight or has one of another shape, OutOfMemory.
     """
-    with _quiet_transformers():
-        model, info = model_class.from_pretrained(
-            None,
-            config=copy.deepcopy(config),
-            state_dict=dict(state),
-            dtype=dtype,
-            attn_implementation=attention_implementation(model_class),
-            ignore_mismatched_sizes=True,  # reported below, in our words
-            output_loading_info=True,
-        )
+    try:
+        with _quiet_transformers():
+            model, info = model_class.from_pretrained(
+                None,
+                config=copy.deepcopy(config),
+                state_dict=dict(state),
+                dtype=dtype,
+                attn_implementation=attention_implementation(model_class),
+                ignore_mismatched_sizes=True,  # reported below, in our words
+                output_loading_info=True,
+            )
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise OutOfMemory("the weights do not fit into memory") from error
     if info["mismatched_keys"]:
         name, found, wanted = min(info["mismatched_keys"])
         raise ModelMismatch(f"weight {name} has shape {tuple(found)}, the configuration wants {tuple(wanted)}")

@@ -83,9 +83,12 @@ class StageView:
     def forward(self, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
         """Compute a step of several rows: (T, H) -> (T, H), the rows' tokens one after the other.
 
-        Each row is first truncated to its `start`. Raises ValueError if a row is shorter than that or if the counts do
-        not add up to T; OutOfMemory if a row would grow beyond its reservation. Rows before it are then complete.
+        Each row is first truncated to its `start`. Raises ValueError if a row is shorter than that, has no cache for
+        some of the blocks, or if the counts do not add up to T; OutOfMemory if a row would grow beyond its
+        reservation. Rows before it are then complete.
         """
+        if not all(row.kv.blocks.covers(self.blocks) for row in rows):
+            raise ValueError(f"a row has no cache for some of the blocks {self.blocks}")
         counts = [row.count for row in rows]
         if sum(counts) != hidden.shape[0]:
             raise ValueError(f"rows of {counts} tokens do not make {hidden.shape[0]}")

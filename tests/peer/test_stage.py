@@ -144,6 +144,8 @@ def test_a_step_that_does_not_fit_changes_nothing(mixed_windows: tuple[PreTraine
         feed(view, row, random_hidden(3))
     with pytest.raises(ValueError, match="truncate"):
         view.forward(random_hidden(1), [RowSlice(row, 9, 1)])
+    with pytest.raises(ValueError, match="cache for some"):
+        feed(view, stage.view(BlockRange(1, 6)).new_row(10), random_hidden(1))
     with pytest.raises(ValueError, match="rows"):
         view.forward(random_hidden(2), [RowSlice(row, 8, 1)])
     assert row.length == 8

@@ -171,6 +171,11 @@ class TestRefusals:
         with pytest.raises(UnsupportedModel, match=model_type):
             family_class(AutoConfig.for_model(model_type))
 
+    def test_weights_that_are_quantised_already(self) -> None:
+        config = tiny_model_config("llama", quantization_config={"quant_method": "gptq", "bits": 4})
+        with pytest.raises(UnsupportedModel, match="quantised"):
+            family_class(config)
+
     def test_a_model_without_a_list_of_blocks(self) -> None:
         with pytest.raises(UnsupportedModel, match="0 lists of 7"):
             find_blocks(random_model(tiny_model_config("llama")), 7)
