@@ -280,6 +280,20 @@ def harmless_concurrency(model: PerfModel, demand: int) -> int:
     return concurrency
 
 
+def distinct_concurrencies(model: PerfModel, growth: float = 1.0) -> list[int]:
+    """The feasible R that matter, ascending: of those that give every peer the same size only the largest.
+
+    `growth` > 1 thins them out: each at least that times the one before.
+    """
+    ceiling = largest_feasible_concurrency(model)
+    found: list[int] = []
+    concurrency = 1
+    while concurrency <= ceiling:
+        found.append(_last_of_same_sizes(model, concurrency, ceiling))
+        concurrency = max(found[-1] + 1, int(found[-1] * growth))
+    return found
+
+
 def _last_of_same_sizes(model: PerfModel, concurrency: int, ceiling: int) -> int:
     """The largest R up to `ceiling` that gives every peer the same number of blocks as `concurrency` does."""
     sizes = conservative_sizes(model, concurrency)
@@ -289,24 +303,6 @@ def _last_of_same_sizes(model: PerfModel, concurrency: int, ceiling: int) -> int
         same = np.array_equal(conservative_sizes(model, middle), sizes)
         low, high = (middle, high) if same else (low, middle)
     return low
-
-
-def robust_concurrency(model: PerfModel, requests_per_second: float, fixed_seconds: float) -> int:
-    """R by our rule, which cannot under-size it: mean plus one standard deviation of the number in system at the
-    request time *of the placement for that R*, fixed delays included (the least fixed point, from below), then the
-    largest R that does not lengthen the shortest chain.  Capped at R_max.
-
-    Raises InfeasiblePlacementError if R = 1 is infeasible.
-    """
-    ceiling = largest_feasible_concurrency(model)
-    demand = 1
-    while demand < ceiling:
-        held = mean_request_seconds(model, place(model, demand).ranges) + fixed_seconds
-        needed = poisson_concurrency(requests_per_second, held)
-        if needed <= demand:
-            break
-        demand = min(needed, ceiling)
-    return harmless_concurrency(model, demand)
 
 
 def place_swarm(

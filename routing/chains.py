@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .cgbp import CgbpPlan, distinct_concurrencies, place
 from .hops import HopGraph
-from .perf import FloatArray, Segment, decimal_floor
+from .perf import FloatArray, PerfModel, Segment, decimal_floor
 from .swarm import BlockRange
 
 
@@ -220,3 +221,45 @@ def compose(model: ChainModel, ranges: tuple[BlockRange | None, ...]) -> tuple[C
     """GCA over a placement of the model's servers."""
     slots = model.residual_slots(ranges)
     return gca(model.num_blocks, ranges, slots, model.visit_seconds, model.block_seconds)
+
+
+# --- on top of a CG-BP placement --------------------------------------------------------------------------------
+
+LOAD_MARGIN = 1.25
+"""R is chosen for this much more than the rate that is expected."""
+
+_GROWTH = 1.05
+"""How finely R is searched."""
+
+
+def cgbp_chains(model: PerfModel, plan: CgbpPlan, slots: Sequence[int] | None = None) -> tuple[CapacityChain, ...]:
+    """GCA over a CG-BP placement, at whole-request costs averaged over the clients.
+
+    `slots`: sessions x blocks that fit beside the blocks of every peer; by default all the memory left over.
+    """
+    free = model.cache_slots(plan.sizes).tolist() if slots is None else slots
+    return gca(model.num_blocks, plan.ranges, free, *model.mean_request_hop_seconds())
+
+
+def best_concurrency(model: PerfModel, requests_per_second: float, fixed_seconds: float) -> int:
+    """Our rule for R: the least predicted mean response; of equal ones the largest R.
+
+    Predicted is Theorem 4's lower bound (the best surrogate in its authors' experiments and in our sweeps) for GCA's
+    chains on CG-BP's placement for R, at `LOAD_MARGIN` times the rate; `fixed_seconds` is held memory too.  R cannot
+    be under-sized: chains that cannot carry that rate have an infinite bound.  If no R can, the one with the largest
+    total service rate.  Raises InfeasiblePlacementError if R = 1 is infeasible.
+    """
+    best: tuple[tuple[float, float], int] | None = None
+    for concurrency in distinct_concurrencies(model, _GROWTH):
+        chains = [
+            CapacityChain(chain.chain, chain.capacity, chain.service_seconds + fixed_seconds)
+            for chain in cgbp_chains(model, place(model, concurrency))
+        ]
+        response = theorem_4(chains, requests_per_second * LOAD_MARGIN).response_seconds[0]
+        rate = math.fsum(chain.capacity / chain.service_seconds for chain in chains)
+        merit = (response, -rate if math.isinf(response) else 0.0)
+        if best is None or merit <= best[0]:
+            best = merit, concurrency
+    if best is None:
+        return place(model, 1).concurrency
+    return best[1]

@@ -13,8 +13,8 @@ from ..cgbp import (
     largest_feasible_concurrency,
     mean_request_seconds,
     place,
-    robust_concurrency,
 )
+from ..chains import best_concurrency
 from ..instances import Field, InstanceError, read_json
 from ..perf import FloatArray, PerfModel
 from ..swarm import BlockRange, ComputeCost, ModelSpec, PeerId, PeerSpec, RequestSpec, Swarm
@@ -104,7 +104,7 @@ def _peer(field: Field) -> tuple[PeerSpec, list[float]]:
 def plan_report(snapshot: Snapshot) -> dict[str, Any]:
     """The plan as one JSON-able object. Raises InfeasiblePlacementError."""
     model = snapshot.model()
-    concurrency = snapshot.concurrency or robust_concurrency(model, snapshot.requests_per_second or 0.0, 0.0)
+    concurrency = snapshot.concurrency or best_concurrency(model, snapshot.requests_per_second or 0.0, 0.0)
     plan = place(model, concurrency)
     hosted = zip(snapshot.swarm.peers, plan.ranges, strict=True)
     return {

@@ -24,8 +24,8 @@ from ..cgbp import (
     harmless_concurrency,
     place,
     published_concurrency,
-    robust_concurrency,
 )
+from ..chains import best_concurrency
 from ..hops import HopGraph
 from ..instances import Instance
 from ..perf import IntArray
@@ -177,9 +177,9 @@ def _product(instance: Instance, policy: str, zero_fixed_delay: bool) -> Prepare
 
 
 def product_concurrency(instance: Instance, fixed_seconds: float) -> int:
-    """R by our rule: from the nominal rate, else from the instance's R as the least that is needed."""
+    """R by our rule; where no rate is known, the instance's R or the largest that does not lengthen its chains."""
     if instance.requests_per_second is not None:
-        return robust_concurrency(instance.model, instance.requests_per_second, fixed_seconds)
+        return best_concurrency(instance.model, instance.requests_per_second, fixed_seconds)
     if instance.concurrency is not None:
         return harmless_concurrency(instance.model, instance.concurrency)
     raise MissingFieldError("R: is missing, and without lambda_per_ms no rule can choose it")

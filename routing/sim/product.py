@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 
 import numpy as np
 
 from ..cgbp import CgbpPlan
 from ..chain_search import ChainSearch, HubCosts, Spans
-from ..chains import CapacityChain, FastestFreeChain, gca
+from ..chains import FastestFreeChain, cgbp_chains
 from ..instances import Instance
 from ..perf import FloatArray, IntArray
 from ..wsrr import Ledger
@@ -106,7 +105,8 @@ def run_exact(instance: Instance, plan: CgbpPlan, fixed_seconds: float, progress
 def run_chains(instance: Instance, plan: CgbpPlan, fixed_seconds: float, progress: Progress) -> list[RequestResult]:
     """Every request on the fastest free of GCA's chains, else in one central FIFO queue. Raises NeverRunsError."""
     session_units = mean_units(instance)
-    chains = plan_chains(instance, plan, session_units)
+    slots = instance.cache_units(plan.sizes) // session_units
+    chains = cgbp_chains(instance.model, plan, slots.tolist())
     kernel = Kernel()
     kinds = instance.request_kinds()
     most = max(kind.units_per_block for kind in kinds)
@@ -163,10 +163,3 @@ def mean_units(instance: Instance) -> int:
     kinds = instance.request_kinds()
     units = [kinds[instance.kind_of(number)].units_per_block for number in range(len(instance.arrivals_seconds))]
     return -(-sum(units) // len(units)) if units else 1
-
-
-def plan_chains(instance: Instance, plan: CgbpPlan, session_units: int) -> Sequence[CapacityChain]:
-    """GCA over a CG-BP placement, at costs averaged over the clients."""
-    slots = (instance.cache_units(plan.sizes) // session_units).tolist()
-    visit, per_block = instance.model.mean_request_hop_seconds()
-    return gca(instance.model.num_blocks, plan.ranges, slots, visit, per_block)
