@@ -182,7 +182,8 @@ class Chain:
             model_digest=config.model_digest,
         )
         capability = sign_capability(config.identity, grant)
-        record = after.record if after else b""
+        # A record lasts a minute and a session longer: the successor needs to be introduced with its newest one.
+        record = (config.router.record(after.peer) or after.record) if after else b""
         if kept:
             await hop.reroute(pb.Reroute(capability=capability, successor_record=record, relay=relay))
         else:

@@ -26,6 +26,10 @@ class ChainRouter(Protocol):
         """The cheapest chain over `blocks` without the excluded peers. Raises NoChainError."""
         ...
 
+    def record(self, peer: PeerId) -> bytes | None:
+        """The newest signed record of a peer, if it is still known."""
+        ...
+
     def ban(self, peer: PeerId, error: SwarmError) -> None:
         """Do not choose that peer for a while."""
         ...

@@ -30,6 +30,7 @@ STEP_TOKENS = 128
 OPERATION_TOKENS = 2048
 """Longer prompts are several operations, so that what peers keep for repetition stays bounded."""
 REPAIR_ATTEMPTS = 12
+"""So many repairs without any answer in between, and the operation fails."""
 NO_CHAIN_PATIENCE_SECONDS = 30.0
 NO_CHAIN_PAUSE_SECONDS = 0.5
 MIN_STALL_SECONDS = 3.0
@@ -130,6 +131,7 @@ class ChainSession:
         operation = self._begin(plan, data)
         self._inputs.apply(plan, data)
         self._operation = operation
+        repairs, answered = 0, 0
         while True:
             try:
                 if not self._chain.hops:
@@ -137,6 +139,9 @@ class ChainSession:
                 await self._drive(operation)
                 break
             except ChainBroken:
+                repairs, answered = repairs + 1 if len(operation.answers) == answered else 1, len(operation.answers)
+                if repairs > REPAIR_ATTEMPTS:
+                    raise self._drop_failed() or PeerUnavailable("the chain of peers does not hold") from None
                 await self._repair(operation.state)
                 operation.sent = 0
         self._operation = None

@@ -24,9 +24,12 @@ _INBOX_SIZE = 2 * CREDITS
 class StepOutputLike(Protocol):
     """What the engine returns for a step."""
 
-    data: bytes
-    started_at: float
-    finished_at: float
+    @property
+    def data(self) -> bytes: ...
+    @property
+    def started_at(self) -> float: ...
+    @property
+    def finished_at(self) -> float: ...
 
 
 class SessionCompute(Protocol):

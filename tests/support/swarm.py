@@ -1,4 +1,4 @@
-"""Swarms for tests: peers and clients of one process, talking over real gRPC on loopback, with a directory in memory."""
+"""Swarms for tests: peers and clients of one process, over real gRPC on loopback, with a directory in memory."""
 
 from __future__ import annotations
 

@@ -1,0 +1,194 @@
+"""The peers' streams without sockets, and the faults that a network has: broken, silent, slow, repeated.
+
+`MemoryNet.stub` stands in for `Dialer.stub`; the peers' real handlers serve the other end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from blockswarm.proto.transport import Handlers, PeerAddress
+from blockswarm.routing.swarm import PeerId
+
+CLIENT = PeerId("client")
+
+
+@dataclass
+class LinkFaults:
+    """What happens on the way from one node to another, both directions of its streams."""
+
+    delay_seconds: float = 0.0
+    swallow: int = 0
+    """So many of the next steps never arrive."""
+    repeat: int = 0
+    """So many of the next steps arrive twice."""
+    cut: bool = False
+    """No stream can be opened, those that are open break."""
+
+
+class BrokenStream(grpc.aio.AioRpcError):
+    def __init__(self, details: str) -> None:
+        super().__init__(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
+
+
+class _Pipe:
+    """One direction of a stream, in order."""
+
+    def __init__(self, faults: LinkFaults) -> None:
+        self._faults = faults
+        self._queue: asyncio.Queue[Any] = asyncio.Queue()
+        self._on_the_way: deque[Any] = deque()
+        self._last_at = 0.0
+
+    def put(self, frame: Any) -> None:
+        is_step = frame is not None and any(f.name == "step" for f, _ in frame.ListFields())
+        copies = 1
+        if is_step and self._faults.swallow:
+            self._faults.swallow -= 1
+            copies = 0
+        elif is_step and self._faults.repeat:
+            self._faults.repeat -= 1
+            copies = 2
+        loop = asyncio.get_running_loop()
+        self._last_at = max(self._last_at, loop.time() + self._faults.delay_seconds)
+        for _ in range(copies):
+            # Timers of equal times fire in any order, so they do not carry the frames themselves.
+            self._on_the_way.append(frame)
+            loop.call_at(self._last_at, lambda: self._queue.put_nowait(self._on_the_way.popleft()))
+
+    async def get(self) -> Any:
+        return await self._queue.get()
+
+
+@dataclass(eq=False)
+class MemoryCall:
+    """A stream; the caller's side. The server's side is `context`."""
+
+    peer: PeerId
+    faults: LinkFaults
+    error: BrokenStream | None = None
+    task: asyncio.Task[None] | None = None
+    _up: _Pipe = field(init=False)
+    _down: _Pipe = field(init=False)
+    _broken: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self._up, self._down = _Pipe(self.faults), _Pipe(self.faults)
+
+    async def write(self, frame: Any) -> None:
+        if self.error is not None:
+            raise self.error
+        self._up.put(frame)
+        await asyncio.sleep(0)
+
+    async def read(self) -> Any:
+        frame = await self._get(self._down)
+        if self.error is not None:
+            raise self.error
+        return grpc.aio.EOF if frame is None else frame
+
+    async def _get(self, pipe: _Pipe) -> Any:
+        """The next frame, or None when the stream breaks first."""
+        getting, breaking = asyncio.ensure_future(pipe.get()), asyncio.ensure_future(self._broken.wait())
+        try:
+            await asyncio.wait([getting, breaking], return_when=asyncio.FIRST_COMPLETED)
+            return getting.result() if getting.done() else None
+        finally:
+            getting.cancel()
+            breaking.cancel()
+
+    def cancel(self) -> None:
+        self.break_with("cancelled")
+
+    def break_with(self, details: str) -> None:
+        if self.error is None:
+            self.error = BrokenStream(details)
+            self._broken.set()
+            if self.task is not None:
+                self.task.cancel()
+
+    def finish(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            raise task.exception()  # type: ignore[misc]
+        self._down.put(None)
+
+
+class _Context:
+    """The server's side of a stream."""
+
+    def __init__(self, call: MemoryCall) -> None:
+        self._call = call
+
+    async def read(self) -> Any:
+        frame = await self._call._get(self._call._up)
+        return grpc.aio.EOF if frame is None else frame
+
+    async def write(self, frame: Any) -> None:
+        if self._call.error is None:
+            self._call._down.put(frame)
+        await asyncio.sleep(0)
+
+
+@dataclass(frozen=True)
+class _Stub:
+    session: Callable[[], MemoryCall]
+    push: Callable[[], MemoryCall]
+
+
+class MemoryNet:
+    """All nodes of a test, and the faults between them."""
+
+    def __init__(self) -> None:
+        self.faults: dict[tuple[PeerId, PeerId], LinkFaults] = {}
+        self._handlers: dict[PeerId, Handlers] = {}
+        self._calls: list[tuple[PeerId, MemoryCall]] = []
+
+    def add(self, peer: PeerId, handlers: Handlers) -> None:
+        self._handlers[peer] = handlers
+
+    def link(self, source: PeerId, peer: PeerId) -> LinkFaults:
+        return self.faults.setdefault((source, peer), LinkFaults())
+
+    def kill(self, peer: PeerId) -> None:
+        """The peer's process dies: every stream to and from it breaks."""
+        del self._handlers[peer]
+        for source, call in self._calls:
+            if peer in (source, call.peer):
+                call.break_with("connection reset")
+
+    def cut(self, source: PeerId, peer: PeerId) -> None:
+        """The two cannot reach each other any more."""
+        self.link(source, peer).cut = True
+        for origin, call in self._calls:
+            if (origin, call.peer) == (source, peer):
+                call.break_with("connection reset")
+
+    def dialer(self, source: PeerId) -> Any:
+        """What `source` dials with."""
+        net = self
+
+        class Dialer:
+            def stub(self, address: PeerAddress) -> _Stub:
+                return _Stub(
+                    session=lambda: net._call(source, address.peer, "session"),
+                    push=lambda: net._call(source, address.peer, "push"),
+                )
+
+        return Dialer()
+
+    def _call(self, source: PeerId, peer: PeerId, method: str) -> MemoryCall:
+        self._calls = [(origin, call) for origin, call in self._calls if call.error is None]
+        call = MemoryCall(peer, self.link(source, peer))
+        if peer not in self._handlers or call.faults.cut:
+            call.break_with("connection refused")
+            return call
+        self._calls.append((source, call))
+        handler: Callable[[Any], Awaitable[None]] = getattr(self._handlers[peer], method)
+        call.task = asyncio.ensure_future(handler(_Context(call)))
+        call.task.add_done_callback(call.finish)
+        return call

@@ -1,0 +1,293 @@
+"""Whatever a user does and whatever the network does, a session gives what one local cache gives.
+
+The client's and the peers' real code, with the toy engine, in-memory streams and virtual time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from blockswarm.client.config import SessionConfig, SessionEvent
+from blockswarm.client.hop import HopChoice
+from blockswarm.client.session import ChainSession
+from blockswarm.peer.replay_store import ReplayStore
+from blockswarm.peer.service import PeerParts, PeerService
+from blockswarm.peer.sessions import SessionTable
+from blockswarm.proto.errors import NoChainError, SwarmError
+from blockswarm.proto.handshake import HelloChecker
+from blockswarm.proto.identity import Identity
+from blockswarm.proto.records import PeerRecord, sign_peer_record
+from blockswarm.proto.steps import RowSlice, StepPlan
+from blockswarm.proto.transport import PeerAddress
+from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec, RequestSpec
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from support.memory_net import CLIENT, MemoryNet
+from support.toy_engine import TOKEN_BYTES, ToyEngine, ToyKv, pack, unpack
+from support.virtual_time import VirtualTimeLoop
+
+NUM_BLOCKS = 6
+RANGES = (BlockRange(0, 2), BlockRange(2, 4), BlockRange(4, 6))
+KV_TOKENS, MAX_ROWS = 4000, 5
+DIGEST = "ab" * 32
+
+
+class Peer:
+    """A peer that can die and come back, empty, under the same id."""
+
+    def __init__(self, machine: SessionMachine, blocks: BlockRange, replay_bytes: int) -> None:
+        self.identity = Identity.generate()
+        self.blocks = blocks
+        self.alive = False
+        self._machine = machine
+        self._replay_bytes = replay_bytes
+        self.start()
+
+    @property
+    def id(self) -> PeerId:
+        return self.identity.peer_id
+
+    def start(self) -> None:
+        machine = self._machine
+        self.parts = PeerParts(
+            identity=self.identity,
+            engine=ToyEngine(self.blocks),
+            sessions=SessionTable(KV_TOKENS * len(self.blocks)),
+            replay=ReplayStore(self._replay_bytes),
+            hellos=HelloChecker(self.id, machine.clock, None),
+            dialer=machine.net.dialer(self.id),
+            model_digest=DIGEST,
+            model_name="toy",
+            swarm_key=None,
+            lookup=lambda name: NotImplemented,
+            dht_addresses=list,
+            clock=machine.clock,
+        )
+        self.service = PeerService(self.parts)
+        machine.net.add(self.id, self.service.handlers)
+        self.alive = True
+
+    def record(self) -> bytes:
+        spec = PeerSpec(self.id, self.blocks, ComputeCost(0.01))
+        record = PeerRecord(DIGEST, spec, addresses=("10.0.0.1:1",))
+        return sign_peer_record(self.identity, record, None, self._machine.clock() + 60).encode()
+
+    def choice(self, blocks: BlockRange) -> HopChoice:
+        return HopChoice(PeerAddress(self.id, "10.0.0.1:1"), blocks, self.record())
+
+
+class Router:
+    """The first living peer that hosts the next range; a ban ends when nobody else is left."""
+
+    def __init__(self, machine: SessionMachine) -> None:
+        self._machine = machine
+        self._banned: set[PeerId] = set()
+
+    async def choose(
+        self, blocks: BlockRange, excluded: frozenset[PeerId], request: RequestSpec
+    ) -> tuple[HopChoice, ...]:
+        chain = []
+        for part in RANGES:
+            if not blocks.covers(part):
+                continue
+            hosts = [p for p in self._machine.peers if p.blocks.covers(part) and p.alive and p.id not in excluded]
+            if not hosts:
+                raise NoChainError(tuple(part))
+            host = next((p for p in hosts if p.id not in self._banned), hosts[0])
+            chain.append(host.choice(part))
+        return tuple(chain)
+
+    def record(self, peer: PeerId) -> bytes | None:
+        return next(one for one in self._machine.peers if one.id == peer).record()
+
+    def ban(self, peer: PeerId, error: SwarmError) -> None:
+        self._banned.add(peer)
+
+    async def refresh(self) -> None:
+        self._banned.clear()
+
+    def predict_seconds(self, chain: Sequence[tuple[PeerId, BlockRange]], tokens: int) -> float:
+        return 0.01 * len(chain) * tokens
+
+    def clock_offset_seconds(self, peer: PeerId) -> float:
+        return 0.0
+
+
+class SessionMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = VirtualTimeLoop()
+        self.errors: list[Any] = []
+        self.loop.set_exception_handler(lambda loop, context: self.errors.append(context))
+        self.net = MemoryNet()
+        self.events: list[SessionEvent] = []
+        self.truth = ToyKv(BlockRange(0, NUM_BLOCKS), KV_TOKENS, MAX_ROWS)
+        self.next_token = 1
+
+    def clock(self) -> float:
+        return 1_800_000_000.0 + self.loop.time()
+
+    @initialize(small_buffers=st.sets(st.integers(0, 5)))
+    def begin(self, small_buffers: set[int]) -> None:
+        async def start() -> None:
+            self.peers = [
+                Peer(self, RANGES[index % 3], 40 * TOKEN_BYTES if index in small_buffers else 1 << 20)
+                for index in range(6)
+            ]
+            config = SessionConfig(
+                identity=Identity.generate(),
+                dialer=self.net.dialer(CLIENT),
+                router=Router(self),
+                model_digest=DIGEST,
+                num_blocks=NUM_BLOCKS,
+                wire_format="float32",
+                token_bytes=TOKEN_BYTES,
+                on_event=self.events.append,
+                clock=self.clock,
+            )
+            self.session = ChainSession(config, KV_TOKENS, MAX_ROWS)
+
+        self.loop.run(start())
+
+    # --- what a user does ---
+
+    @rule(data=st.data(), source=st.one_of(st.none(), st.lists(st.integers(0, MAX_ROWS - 1), min_size=1, max_size=3)))
+    def step(self, data: st.DataObject, source: list[int] | None) -> None:
+        """Append, after a fork, reorder or drop of rows, and a crop of some."""
+        lengths = list(self.truth.table.lengths)
+        source_rows = None
+        if source is not None and lengths:
+            source_rows = tuple(row % len(lengths) for row in source)
+            lengths = [lengths[row] for row in source_rows]
+        if len(lengths) < MAX_ROWS - 1 and (not lengths or data.draw(st.integers(0, 3)) == 0):
+            lengths.append(0)
+        named = data.draw(st.sets(st.integers(0, len(lengths) - 1), min_size=1))
+        if lengths[-1] == 0:
+            named |= {len(lengths) - 1}
+        pieces = []
+        for row in sorted(named):
+            start = data.draw(st.integers(max(0, lengths[row] - 6), lengths[row]))
+            count = data.draw(st.one_of(st.just(1), st.integers(1, 4), st.just(300)))
+            if sum(lengths) + count > 1500:
+                start, count = 0, 1
+            pieces.append(RowSlice(row, start, count, data.draw(st.integers(0, count))))
+            lengths[row] = start + count
+        self.check(StepPlan(tuple(pieces), source_rows))
+
+    def check(self, plan: StepPlan) -> None:
+        tokens = list(range(self.next_token, self.next_token + plan.tokens))
+        self.next_token += plan.tokens
+        answer = unpack(self.loop.run(self.session.run(plan, pack(tokens))))
+        whole = unpack(self.truth.step(plan, pack(tokens)).data)
+        expected, offset = [], 0
+        for piece in plan.rows:
+            offset += piece.count
+            expected += whole[offset - piece.answers : offset]
+        assert answer == expected
+
+    # --- what the world does ---
+
+    def links(self) -> list[tuple[PeerId, PeerId]]:
+        path = [CLIENT, *(peer for peer, _ in self.session.chain)]
+        return list(itertools.pairwise(path))
+
+    @precondition(lambda self: self.session.chain)
+    @rule(index=st.integers(0, 2))
+    def kill_a_peer_in_use(self, index: int) -> None:
+        victim = next(peer for peer in self.peers if peer.id == self.session.chain[index][0])
+        others = [p for p in self.peers if p.alive and p.blocks == victim.blocks and p is not victim]
+        if victim.alive:
+            self.in_loop(lambda: self.net.kill(victim.id))
+            victim.alive = False
+        if not others:
+            self.in_loop(victim.start)
+
+    @rule()
+    def revive_all(self) -> None:
+        for peer in self.peers:
+            if not peer.alive:
+                self.in_loop(peer.start)
+
+    @precondition(lambda self: self.session.chain)
+    @rule(index=st.integers(0, 2), count=st.integers(1, 2))
+    def swallow_steps(self, index: int, count: int) -> None:
+        self.net.link(*self.links()[index]).swallow = count
+
+    @precondition(lambda self: self.session.chain)
+    @rule(index=st.integers(0, 2), count=st.integers(1, 3))
+    def repeat_steps(self, index: int, count: int) -> None:
+        self.net.link(*self.links()[index]).repeat = count
+
+    @precondition(lambda self: self.session.chain)
+    @rule(sender=st.integers(0, 3), receiver=st.integers(0, 2), seconds=st.sampled_from([0.0, 0.05, 0.4, 2.0]))
+    def delay_a_link(self, sender: int, receiver: int, seconds: float) -> None:
+        path = [CLIENT, *(peer for peer, _ in self.session.chain)]
+        self.net.link(path[sender], path[receiver + 1]).delay_seconds = seconds
+
+    @precondition(lambda self: self.session.chain)
+    @rule(index=st.integers(1, 2))
+    def cut_a_push_link(self, index: int) -> None:
+        source, target = self.links()[index]
+        self.in_loop(lambda: self.net.cut(source, target))
+
+    @precondition(lambda self: self.session.chain)
+    @rule(index=st.integers(0, 2), seconds=st.sampled_from([0.001, 0.5, 5.0]), plan=st.integers(1, 300))
+    def kill_during_a_step(self, index: int, seconds: float, plan: int) -> None:
+        """The peer dies while a long or short step is on its way."""
+        victim = next(peer for peer in self.peers if peer.id == self.session.chain[index][0])
+        if not victim.alive:
+            return
+        for source, target in self.links():
+            self.net.link(source, target).delay_seconds = 0.3
+
+        def die() -> None:
+            if victim.alive:
+                self.net.kill(victim.id)
+                victim.start()
+
+        self.in_loop(lambda: self.loop.call_later(seconds, die))
+        lengths = self.truth.table.lengths
+        room = 1500 - sum(lengths)
+        self.check(
+            StepPlan((RowSlice(0, lengths[0], max(1, min(plan, room)), 1),))
+            if lengths
+            else StepPlan((RowSlice(0, 0, plan, 1),))
+        )
+
+    def in_loop(self, action: Any) -> None:
+        async def call() -> None:
+            action()
+
+        self.loop.run(call())
+
+    @invariant()
+    def nothing_fails_in_the_background(self) -> None:
+        assert not self.errors
+
+    def teardown(self) -> None:
+        async def finish() -> None:
+            await self.session.close()
+            await asyncio.sleep(60)
+            for peer in self.peers:
+                if peer.alive:
+                    assert peer.parts.sessions.sessions == 0
+                    assert peer.parts.replay.nbytes == 0
+
+        if hasattr(self, "session"):
+            self.loop.run(finish())
+        self.loop.close()
+
+
+def test_a_session_gives_what_one_cache_gives() -> None:
+    run_state_machine_as_test(SessionMachine, settings=settings(max_examples=80, stateful_step_count=30, deadline=None))
