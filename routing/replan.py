@@ -566,21 +566,29 @@ class Verdict(enum.Enum):
     WITHDRAW = "withdraw"
 
 
-def judge_claim(swarm: Swarm, peer_id: PeerId, before: BlockRange | None, claim: MoveClaim) -> Verdict:
+def judge_claim(swarm: Swarm, peer_id: PeerId, policy: ReplanPolicy | None = None, *, loaded: bool = False) -> Verdict:
     """Whether the peer may make the move that it has claimed, on its own snapshot at `swarm.now_seconds`.
 
-    The peer announces the claim, in every record that it issues, until it has moved or withdraws.  It asks again
-    whenever it has read the records, first after REFRESH_SECONDS, and once more before it drops its old blocks.
+    The snapshot contains the peer's own record with the claim, which it announces from the claim on until it has moved
+    or withdraws.  It asks whenever it has read the records: WAIT, WITHDRAW, or MOVE to begin loading; then with
+    `loaded` before it drops its old blocks.
 
     * Of claims that add or drop a common block the smallest (time, id) wins; the others are withdrawn.
+    * Until loading begins the move must still be among the upcoming ones, or it is withdrawn: one bad snapshot, in
+      which a peer is missing, moves nobody.
     * Every dropped block needs a witness: a peer whose record, issued after the claim was made (by more than the
       clocks may differ), says that it serves the block and claims nothing that drops it.
 
-    The second rule makes it safe with snapshots of any age and any loss of records, by this argument: if all servers
+    The last rule makes it safe with snapshots of any age and any loss of records, by this argument: if all servers
     of a block dropped it, take the one that claimed last.  Its witness had claimed before, so the witness's record,
     issued later still, carried that claim or no longer the block.  A lost record only delays a move.
     What no rule over records can prevent is a witness that crashes after its last record.
+    Raises ValueError if the peer has no claim, KeyError if it is not in the snapshot.
     """
+    me = swarm.peer(peer_id)
+    if me.claim is None:
+        raise ValueError(f"peer {peer_id} has claimed no move")
+    claim, before = me.claim, me.blocks
     others = [peer for peer in swarm.peers if peer.id != peer_id]
     for peer in others:
         rival = peer.claim
@@ -591,11 +599,20 @@ def judge_claim(swarm: Swarm, peer_id: PeerId, before: BlockRange | None, claim:
         ):
             return Verdict.WITHDRAW
     age = swarm.now_seconds - claim.at_seconds
+    if age < REFRESH_SECONDS:
+        return Verdict.WAIT
     fresh = [peer for peer in others if peer.issued_seconds > claim.at_seconds + CLOCK_SKEW_SECONDS]
     witnesses = _holders(fresh, swarm.model.num_blocks)
     if before is not None and any(witnesses[block] == 0 for block in before if block not in claim.blocks):
-        return Verdict.WAIT if age < CLAIM_LIFETIME_SECONDS else Verdict.WITHDRAW
-    return Verdict.MOVE if age >= REFRESH_SECONDS else Verdict.WAIT
+        return Verdict.WAIT if loaded or age < CLAIM_LIFETIME_SECONDS else Verdict.WITHDRAW
+    return Verdict.MOVE if loaded or _is_wanted(swarm, me, policy) else Verdict.WITHDRAW
+
+
+def _is_wanted(swarm: Swarm, me: PeerSpec, policy: ReplanPolicy | None) -> bool:
+    """Whether the peer would still be sent where it has claimed to go, had it not claimed."""
+    unclaimed = tuple(replace(peer, claim=None) if peer is me else peer for peer in swarm.peers)
+    moves = upcoming(replace(swarm, peers=unclaimed), policy)
+    return any(me.claim is not None and (move.peer, move.after) == (me.id, me.claim.blocks) for move in moves)
 
 
 def _conflict(a: tuple[BlockRange | None, BlockRange], b: tuple[BlockRange | None, BlockRange]) -> bool:

@@ -454,24 +454,39 @@ def claimed(at: float, blocks: str) -> MoveClaim:
     return MoveClaim(at, BlockRange.parse(blocks))
 
 
-def judge(*others: PeerSpec, now: float, claim: MoveClaim, before: str | None = "4:8") -> Verdict:
-    return judge_claim(swarm(*others, now=now), PeerId("m"), BlockRange.parse(before) if before else None, claim)
+def judge(*others: PeerSpec, now: float, claim: MoveClaim, before: str | None = "4:8", loaded: bool = False) -> Verdict:
+    """The verdict on the claim of `m`, whose snapshot has these other peers and a peer that keeps 0:4."""
+    me = peer("m", before, claim=claim)
+    return judge_claim(swarm(*others, me, peer("first", "0:4"), now=now), me.id, POLICY, loaded=loaded)
 
 
 def test_a_claim_waits_a_refresh_and_for_a_witness_of_every_block_it_drops():
     claim = claimed(100.0, "8:12")
     fresh = 100.0 + CLOCK_SKEW_SECONDS + 1
-    witness = peer("w", "4:8", issued_seconds=fresh)
-    half = peer("w", "4:6", issued_seconds=fresh)
-    stale = peer("w", "4:8", issued_seconds=99.0)
-    leaving = peer("w", "4:8", issued_seconds=fresh, state=PeerState.LEAVING)
+    witness = peer("b", "4:8", issued_seconds=fresh)
+    half = peer("b", "4:6", issued_seconds=fresh)
+    stale = peer("b", "4:8", issued_seconds=99.0)
+    leaving = peer("b", "4:8", issued_seconds=fresh, state=PeerState.LEAVING)
     later = 100.0 + REFRESH_SECONDS
     assert judge(witness, now=later - 1, claim=claim) is Verdict.WAIT
     assert judge(witness, now=later, claim=claim) is Verdict.MOVE
     for insufficient in (half, stale, leaving):
         assert judge(insufficient, now=later, claim=claim) is Verdict.WAIT
         assert judge(insufficient, now=100.0 + CLAIM_LIFETIME_SECONDS, claim=claim) is Verdict.WITHDRAW
-    assert judge(now=later, claim=claim, before=None) is Verdict.MOVE
+        assert judge(insufficient, now=100.0 + CLAIM_LIFETIME_SECONDS, claim=claim, loaded=True) is Verdict.WAIT
+    assert judge(witness, now=later, claim=claim, before=None) is Verdict.MOVE
+
+
+def test_a_claim_that_is_no_longer_wanted_is_withdrawn():
+    """The peer that seemed to be gone is back: nothing to repair. Once loaded, the move is finished all the same."""
+    claim = claimed(100.0, "8:12")
+    witness = peer("b", "4:8", issued_seconds=150.0)
+    back = peer("last", "8:12", issued_seconds=150.0)
+    assert judge(witness, now=150.0, claim=claim) is Verdict.MOVE
+    assert judge(witness, back, now=150.0, claim=claim) is Verdict.WITHDRAW
+    assert judge(witness, back, now=150.0, claim=claim, loaded=True) is Verdict.MOVE
+    with pytest.raises(ValueError, match="claimed no move"):
+        judge_claim(swarm(witness), witness.id)
 
 
 def test_of_rival_claims_the_smallest_time_and_id_wins():
@@ -485,16 +500,14 @@ def test_of_rival_claims_the_smallest_time_and_id_wins():
     assert judge(rival("a", 100.0), now=150.0, claim=claim) is Verdict.WITHDRAW
     assert judge(rival("z", 100.0), now=150.0, claim=claim) is Verdict.WAIT
     assert judge(rival("z", 101.0), now=150.0, claim=claim) is Verdict.WAIT
-    witness = peer("w", "4:8", issued_seconds=150.0)
+    witness = peer("b", "4:8", issued_seconds=150.0)
     assert judge(rival("z", 101.0), witness, now=150.0, claim=claim) is Verdict.MOVE
 
 
 def test_two_repairs_of_one_hole_are_one_too_many():
     claim = claimed(100.0, "8:12")
+    witness = peer("b", "4:8", issued_seconds=150.0)
     first = peer("a", "0:4", claim=claimed(90.0, "8:12"), issued_seconds=150.0)
-    elsewhere = peer("a", "0:4", claim=claimed(90.0, "12:14"), issued_seconds=150.0)
-    witness = peer("w", "4:8", issued_seconds=150.0)
-    wide = ModelSpec(16, GB, 1000.0)
-    for rival, verdict in ((first, Verdict.WITHDRAW), (elsewhere, Verdict.MOVE)):
-        snapshot = swarm(rival, witness, model=wide, now=150.0)
-        assert judge_claim(snapshot, PeerId("m"), BlockRange(4, 8), claim) is verdict
+    elsewhere = peer("a", "0:4", claim=claimed(90.0, "1:5"), issued_seconds=150.0)
+    assert judge(first, witness, now=150.0, claim=claim, loaded=True) is Verdict.WITHDRAW
+    assert judge(elsewhere, witness, now=150.0, claim=claim, loaded=True) is Verdict.MOVE
