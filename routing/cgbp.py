@@ -194,16 +194,12 @@ def _most_backlogged_window(backlog: FloatArray, short: np.ndarray, size: int) -
 
 
 def _least_provisioned_window(capacities: IntArray, size: int) -> int:
-    """The window whose ascending vector of C_b is lexicographically smallest; ties -> the first.
-
-    Of two ascending vectors the one with more copies of the smallest value is smaller; then of the next value.
-    """
-    if size == len(capacities):
-        return 0
-    best = np.arange(len(capacities) - size + 1)
-    for value in np.unique(capacities):
-        counts = _window_sums((capacities == value).astype(np.int64), size)[best]
-        best = best[counts == counts.max()]
+    """The window whose ascending vector of C_b is lexicographically smallest; ties -> the first."""
+    ascending = np.sort(np.lib.stride_tricks.sliding_window_view(capacities, size), axis=1)
+    best = np.arange(len(ascending))
+    for rank in range(size):
+        column = ascending[best, rank]
+        best = best[column == column.min()]
         if len(best) == 1:
             break
     return int(best[0])

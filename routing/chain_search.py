@@ -23,7 +23,6 @@ much as the best chain found.  So nothing optimal is pruned (tests compare with 
 
 from __future__ import annotations
 
-import copy
 import heapq
 import itertools
 import math
@@ -184,10 +183,17 @@ class _Walk:
 class _HubWalks:
     """Shortest paths over block boundaries; O(segments + L^2) each."""
 
-    def __init__(self, spans: Spans, costs: HubCosts) -> None:
+    def __init__(self, spans: Spans, segments: _Segments, cost: FloatArray) -> None:
         self._spans = spans
-        self._segments = spans.segments
-        self._cost = costs.visit[self._segments.peer] + costs.per_block[self._segments.peer] * self._segments.length
+        self._segments = segments
+        self._cost = cost
+        self._detours: tuple[bytes, FloatArray] | None = None
+
+    @classmethod
+    def of(cls, spans: Spans, costs: HubCosts) -> _HubWalks:
+        """Over every segment of the spans."""
+        segments = spans.segments
+        return cls(spans, segments, costs.visit[segments.peer] + costs.per_block[segments.peer] * segments.length)
 
     def cheapest(self, limits: _Limits) -> _Walk | None:
         """The cheapest walk within the limits, or None."""
@@ -210,16 +216,23 @@ class _HubWalks:
             stop = start
         return _Walk(float(distance[-1]), tuple(reversed(chain)))
 
-    def forget_above(self, ceiling: float, limits: _Limits) -> None:
-        """Drop the segments that, within `limits`, no walk of cost < `ceiling` uses."""
-        segments, num_blocks = self._segments, self._spans.num_blocks
-        cost = np.where(self._allowed(limits), self._cost, np.inf)
-        ahead, _ = _boundary_distances(segments, cost, num_blocks)
-        order = np.lexsort((num_blocks - segments.entry, num_blocks - segments.exit))
-        mirrored = _Segments(segments.peer, num_blocks - segments.exit, num_blocks - segments.entry).only(order)
-        behind, _ = _boundary_distances(mirrored, cost[order], num_blocks)
-        useful = np.flatnonzero(ahead[segments.entry] + cost + behind[num_blocks - segments.exit] < ceiling)
-        self._segments, self._cost = segments.only(useful), self._cost[useful]
+    def below(self, ceiling: float, limits: _Limits) -> _HubWalks:
+        """The same over the segments that some walk of cost < `ceiling` within `limits` uses."""
+        useful = np.flatnonzero(self._cheapest_through(limits) < ceiling)
+        return _HubWalks(self._spans, self._segments.only(useful), self._cost[useful])
+
+    def _cheapest_through(self, limits: _Limits) -> FloatArray:
+        """Per segment the cost of the cheapest walk within `limits` that uses it; kept for the next request."""
+        key = limits.room.tobytes()
+        if self._detours is None or self._detours[0] != key:
+            segments, num_blocks = self._segments, self._spans.num_blocks
+            cost = np.where(self._allowed(limits), self._cost, np.inf)
+            ahead, _ = _boundary_distances(segments, cost, num_blocks)
+            order = np.lexsort((num_blocks - segments.entry, num_blocks - segments.exit))
+            mirrored = _Segments(segments.peer, num_blocks - segments.exit, num_blocks - segments.entry).only(order)
+            behind, _ = _boundary_distances(mirrored, cost[order], num_blocks)
+            self._detours = key, ahead[segments.entry] + cost + behind[num_blocks - segments.exit]
+        return self._detours[1]
 
     def _allowed(self, limits: _Limits) -> NDArray[np.bool_]:
         segments = self._segments
@@ -308,8 +321,9 @@ class _PushWalks:
             last, stop = int(np.argmin(left[start] + self._between[:, last])), start
         return _Walk(float(final.min()) * self._trips, tuple(reversed(chain)))
 
-    def forget_above(self, ceiling: float, limits: _Limits) -> None:
-        """Nothing is dropped here: the walk does not enumerate segments."""
+    def below(self, ceiling: float, limits: _Limits) -> _PushWalks:
+        """The same: nothing is dropped here, the walk does not enumerate segments."""
+        return self
 
 
 def _reach(limits: _Limits, block: int) -> tuple[IntArray, IntArray, IntArray]:
@@ -369,11 +383,8 @@ class ChainSearch:
 
     @cached_property
     def _all_walks(self) -> _HubWalks | _PushWalks:
-        return self._walks()
-
-    def _walks(self) -> _HubWalks | _PushWalks:
         if isinstance(self._costs, HubCosts):
-            return _HubWalks(self._spans, self._costs)
+            return _HubWalks.of(self._spans, self._costs)
         return _PushWalks(self._spans, self._costs)
 
     def cheapest(self, room: Room) -> Choice | None:
@@ -428,8 +439,7 @@ class _Descent:
         if cheapest_at_floor is not None:
             self._offer(cheapest_at_floor)
         if self._best is not None:
-            self._walks = copy.copy(self._walks)
-            self._walks.forget_above(self._best.total_seconds - self._floor, everything)
+            self._walks = self._walks.below(self._best.total_seconds - self._floor, everything)
         self._push(self._floor, self._floor, at_floor, cheapest_at_floor)
         self._push(self._floor, _INFINITY, everything, unlimited)
         while self._queue:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .cgbp import CgbpPlan, distinct_concurrencies, place
+from .cgbp import CgbpPlan, distinct_concurrencies, largest_feasible_concurrency, place
 from .hops import HopGraph
 from .perf import FloatArray, PerfModel, Segment, decimal_floor
 from .swarm import BlockRange
@@ -104,10 +104,14 @@ def gca(
     slots: Sequence[int],
     visit_seconds: FloatArray,
     block_seconds: FloatArray,
+    *,
+    fixed_seconds: float = 0.0,
+    enough_rate: float = math.inf,
 ) -> tuple[CapacityChain, ...]:
     """Chains in ascending service time, each with all the capacity that the earlier ones left; at most O(J^2).
 
     Under any placement, joining the fastest free server needs only these chains and capacities (Theorem 3).
+    `fixed_seconds` is added to every service time; no more chains are made once their rate is `enough_rate`.
     """
     graph = HopGraph(num_blocks, ranges)
     edges = graph.hub_edges(visit_seconds, block_seconds)
@@ -115,7 +119,8 @@ def gca(
     sizes = {j: len(blocks) for j, blocks in enumerate(ranges) if blocks is not None}
     infinity = float("inf")
     chains: list[CapacityChain] = []
-    while True:
+    rate = 0.0
+    while rate < enough_rate:
         closed = {
             j: [0.0 if k <= residual[j] else infinity for k in range(size + 1)]
             for j, size in sizes.items()
@@ -123,11 +128,13 @@ def gca(
         }
         found = graph.cheapest(edges, closed)
         if found is None:
-            return tuple(chains)
+            break
         capacity = min(residual[j] // len(blocks) for j, blocks in found.chain)
         for j, blocks in found.chain:
             residual[j] -= capacity * len(blocks)
-        chains.append(CapacityChain(found.chain, capacity, found.cost))
+        chains.append(CapacityChain(found.chain, capacity, found.cost + fixed_seconds))
+        rate += capacity / chains[-1].service_seconds
+    return tuple(chains)
 
 
 # --- JFFC -------------------------------------------------------------------------------------------------------
@@ -228,17 +235,19 @@ def compose(model: ChainModel, ranges: tuple[BlockRange | None, ...]) -> tuple[C
 LOAD_MARGIN = 1.25
 """R is chosen for this much more than the rate that is expected."""
 
-_GROWTH = 1.05
-"""How finely R is searched."""
+_MOST_CANDIDATES = 60
+"""How many R are tried, about; evenly on a logarithmic scale."""
+
+_ENOUGH = 3.0
+"""Chains beyond this many times the planned rate are hardly ever joined."""
 
 
-def cgbp_chains(model: PerfModel, plan: CgbpPlan, slots: Sequence[int] | None = None) -> tuple[CapacityChain, ...]:
+def cgbp_chains(model: PerfModel, plan: CgbpPlan, slots: Sequence[int]) -> tuple[CapacityChain, ...]:
     """GCA over a CG-BP placement, at whole-request costs averaged over the clients.
 
-    `slots`: sessions x blocks that fit beside the blocks of every peer; by default all the memory left over.
+    `slots`: sessions x blocks that fit beside the blocks of every peer.
     """
-    free = model.cache_slots(plan.sizes).tolist() if slots is None else slots
-    return gca(model.num_blocks, plan.ranges, free, *model.mean_request_hop_seconds())
+    return gca(model.num_blocks, plan.ranges, slots, *model.mean_request_hop_seconds())
 
 
 def best_concurrency(model: PerfModel, requests_per_second: float, fixed_seconds: float) -> int:
@@ -249,13 +258,20 @@ def best_concurrency(model: PerfModel, requests_per_second: float, fixed_seconds
     be under-sized: chains that cannot carry that rate have an infinite bound.  If no R can, the one with the largest
     total service rate.  Raises InfeasiblePlacementError if R = 1 is infeasible.
     """
+    planned_rate = requests_per_second * LOAD_MARGIN
+    growth = max(1.05, largest_feasible_concurrency(model) ** (1 / _MOST_CANDIDATES))
     best: tuple[tuple[float, float], int] | None = None
-    for concurrency in distinct_concurrencies(model, _GROWTH):
-        chains = [
-            CapacityChain(chain.chain, chain.capacity, chain.service_seconds + fixed_seconds)
-            for chain in cgbp_chains(model, place(model, concurrency))
-        ]
-        response = theorem_4(chains, requests_per_second * LOAD_MARGIN).response_seconds[0]
+    for concurrency in distinct_concurrencies(model, growth):
+        plan = place(model, concurrency)
+        chains = gca(
+            model.num_blocks,
+            plan.ranges,
+            model.cache_slots(plan.sizes).tolist(),
+            *model.mean_request_hop_seconds(),
+            fixed_seconds=fixed_seconds,
+            enough_rate=_ENOUGH * planned_rate,
+        )
+        response = theorem_4(chains, planned_rate).response_seconds[0]
         rate = math.fsum(chain.capacity / chain.service_seconds for chain in chains)
         merit = (response, -rate if math.isinf(response) else 0.0)
         if best is None or merit <= best[0]:
