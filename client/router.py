@@ -25,6 +25,8 @@ class ViewRouter:
     ) -> tuple[HopChoice, ...]:
         """The cheapest chain over `blocks` without the excluded peers. Raises NoChainError."""
         part = part_of(self._view.snapshot(self._num_blocks), blocks)
+        if not part.peers:
+            raise NoChainError(tuple(blocks))
         try:
             route = cheapest_route(
                 part,
