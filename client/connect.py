@@ -15,6 +15,7 @@ from ..proto.records import SwarmKey
 from ..proto.steps import StepPlan
 from ..proto.tensors import WireFormat
 from ..proto.transport import Dialer, PeerAddress
+from ..routing.swarm import BlockRange, PeerId
 from .background import BackgroundLoop, background_loop
 from .config import SessionConfig, SessionEvent
 from .report import ChainReport
@@ -173,6 +174,11 @@ class SwarmSession:
         if self._pending is not None:
             self._pending.cancel()
         self._loop.submit(self._session.close())
+
+    @property
+    def chain(self) -> tuple[tuple[PeerId, BlockRange], ...]:
+        """The peers in use now, and the blocks each computes."""
+        return self._session.chain
 
     def report(self) -> ChainReport:
         """Where the time of the last steps went, per hop."""

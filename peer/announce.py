@@ -19,6 +19,8 @@ REFRESH_SECONDS = 20.0
 JITTER = 0.2
 """Peers that start together must not announce together for ever."""
 LOOKUP_MAX_AGE_SECONDS = 2.0
+LOOKUP_STALE_SECONDS = 45.0
+LOOKUP_PATIENCE_SECONDS = 0.5
 MAX_LOOKUPS_AT_ONCE = 4
 
 
@@ -64,7 +66,11 @@ class Announcer:
 
 
 class RecentLookups:
-    """Answers look-ups of one model's peers from a look that is at most two seconds old; other names directly."""
+    """Answers look-ups of one model's peers from a recent look; other names directly.
+
+    A look that is older than two seconds is renewed, but nobody waits for the new one while the old one will do: when a
+    node of the DHT hangs, a search takes many seconds.
+    """
 
     def __init__(
         self, directory: Directory, model_digest: str, swarm_key: SwarmKey | None, clock: Callable[[], float]
@@ -74,16 +80,21 @@ class RecentLookups:
         self._clock = clock
         self._records: tuple[SignedRecord, ...] = ()
         self._looked_at = float("-inf")
-        self._lock = asyncio.Lock()
+        self._looking: asyncio.Task[None] | None = None
         self._limit = asyncio.Semaphore(MAX_LOOKUPS_AT_ONCE)
 
     async def records(self) -> tuple[SignedRecord, ...]:
-        """The verified records of this model's peers."""
-        async with self._lock:
-            if self._clock() - self._looked_at > LOOKUP_MAX_AGE_SECONDS:
-                self._records = await self._directory.lookup(self._name)
-                self._looked_at = self._clock()
-            return self._records
+        """The verified records of this model's peers. Raises SwarmError if a needed look fails."""
+        age = self._clock() - self._looked_at
+        if age > LOOKUP_MAX_AGE_SECONDS and (self._looking is None or self._looking.done()):
+            self._looking = asyncio.create_task(self._look(), name="look up peers")
+            self._looking.add_done_callback(_retrieve)
+        if self._looking is not None and age > LOOKUP_STALE_SECONDS:
+            await asyncio.shield(self._looking)
+        elif self._looking is not None:
+            await asyncio.wait([self._looking], timeout=LOOKUP_PATIENCE_SECONDS)
+        now = self._clock()
+        return tuple(record for record in self._records if record.expires_at_seconds > now)
 
     async def lookup(self, name: str) -> list[bytes]:
         """The encoded records under a name."""
@@ -93,3 +104,12 @@ class RecentLookups:
             async with self._limit:
                 found = await self._directory.lookup(name)
         return [record.encode() for record in found]
+
+    async def _look(self) -> None:
+        self._records = await self._directory.lookup(self._name)
+        self._looked_at = self._clock()
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.debug("looking up peers failed: %s", task.exception())
