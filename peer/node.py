@@ -11,14 +11,14 @@ import logging
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..proto import swarm_pb2 as pb
 from ..proto.checkpoint import Checkpoint, open_checkpoint
-from ..proto.errors import AuthenticationError, ModelMismatch, PeerUnavailable, SwarmError
+from ..proto.errors import AuthenticationError, ModelMismatch, PeerUnavailable, SwarmError, WrongKey, WrongSwarm
 from ..proto.handshake import PROTOCOL_VERSION, HelloChecker
 from ..proto.identity import Identity
 from ..proto.records import PeerRecord, SwarmKey, open_peer_record
@@ -139,7 +139,9 @@ async def _joined(
     """Be a node of the DHT, a new one or that of the initial peers."""
     from ..proto.hivemind_directory import HivemindDirectory
 
-    initial = await _initial_maddrs(config.initial_peers, dialer, digest) if config.initial_peers else ()
+    initial: Sequence[str] = ()
+    if config.initial_peers:
+        initial = await _initial_maddrs(config.initial_peers, dialer, digest, swarm_key is not None)
     host = "0.0.0.0" if config.host == "0.0.0.0" else config.host
     directory = await HivemindDirectory.start(
         config.identity_path,
@@ -153,10 +155,10 @@ async def _joined(
         await directory.close()
 
 
-async def _initial_maddrs(peers: tuple[PeerAddress, ...], dialer: Dialer, digest: str) -> list[str]:
-    """The DHT addresses of the initial peers that answer.
+async def _initial_maddrs(peers: tuple[PeerAddress, ...], dialer: Dialer, digest: str, private: bool) -> list[str]:
+    """The DHT addresses of the initial peers that answer; `private`: we have the key of a private swarm.
 
-    Raises PeerUnavailable, AuthenticationError where somebody else answers, ModelMismatch.
+    Raises PeerUnavailable, AuthenticationError where somebody else answers, ModelMismatch, WrongKey, WrongSwarm.
     """
 
     async def ask(address: PeerAddress) -> pb.PingReply:
@@ -173,6 +175,7 @@ async def _initial_maddrs(peers: tuple[PeerAddress, ...], dialer: Dialer, digest
             f"none of the initial peers answers: {', '.join(map(str, peers))}",
             hint="Check the addresses and that one of them runs; --new-swarm begins a swarm without any.",
         )
+    _check_privacy(replies, private)
     others = [reply for reply in replies if reply.model_digest and reply.model_digest != digest]
     if len(others) == len(replies):
         raise ModelMismatch(
@@ -180,6 +183,18 @@ async def _initial_maddrs(peers: tuple[PeerAddress, ...], dialer: Dialer, digest
             f" ({digest[:12]})"
         )
     return [maddr for reply in replies for maddr in reply.dht_addresses]
+
+
+def _check_privacy(replies: Sequence[pb.PingReply], private: bool) -> None:
+    """The peers of a private swarm do not tell strangers their model. Raises WrongKey, WrongSwarm."""
+    public = [bool(reply.model_digest) for reply in replies]
+    if not private and not any(public):
+        raise WrongKey("the initial peers belong to a private swarm, and no swarm key was given")
+    if private and all(public):
+        raise WrongSwarm(
+            "the initial peers belong to a public swarm, and the key of a private one was given",
+            hint="Leave --swarm-key out, or name peers of the private swarm.",
+        )
 
 
 async def _choose(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
 import stat
 import subprocess
-import threading
 import time
-from collections.abc import Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from blockswarm.routing.swarm import BlockRange
 from hypothesis import given
 from hypothesis import strategies as st
 from support.processes import command, environment, kill_group
-from support.swarm import LocalSwarm, local_swarm
+from support.swarm_thread import SwarmThread, swarm_thread
 from support.tiny_models import write_tiny_checkpoint
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -46,49 +44,6 @@ def byte_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", **options)
-
-
-class SwarmThread:
-    """A LocalSwarm on a loop in a thread of its own, so that a program with its own loops can talk to it."""
-
-    def __init__(self, folder: Path, *ranges: str, **options: Any) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._context = local_swarm(folder, *ranges, **options)
-        self.swarm: LocalSwarm = self.run(self._context.__aenter__())
-
-    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
-
-    @property
-    def initial(self) -> list[str]:
-        return ["--initial-peers", str(self.swarm.peers[0].address)]
-
-    def wait_idle(self) -> None:
-        """Until no peer holds a session; fails if that takes long."""
-
-        async def idle() -> None:
-            async with asyncio.timeout(30):
-                for peer in self.swarm.peers:
-                    await peer.service.wait_idle()
-
-        self.run(idle())
-
-    def close(self) -> None:
-        self.run(self._context.__aexit__(None, None, None))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-@contextmanager
-def swarm_thread(folder: Path, *ranges: str, **options: Any) -> Iterator[SwarmThread]:
-    thread = SwarmThread(folder, *ranges, **options)
-    try:
-        yield thread
-    finally:
-        thread.close()
 
 
 @pytest.fixture(scope="module")
