@@ -1,0 +1,259 @@
+"""The command line of the peer: what a user sees when it works, and when it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from blockswarm.client.model import AutoSwarmModelForCausalLM
+from blockswarm.peer.capacity import Need, choose_blocks, count_that_fits
+from blockswarm.peer.cli import app
+from blockswarm.peer.config import BlockRequest
+from blockswarm.peer.key_lock import held
+from blockswarm.proto.checkpoint import open_checkpoint
+from blockswarm.proto.errors import OutOfMemory, UsageError
+from blockswarm.proto.identity import Identity
+from blockswarm.proto.records import SwarmKey
+from blockswarm.proto.transport import PeerAddress
+from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec
+from support.processes import PeerProcess, PeerProcesses, peer_processes
+from support.swarm_thread import SwarmThread, swarm_thread
+from support.tiny_models import write_tiny_checkpoint
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+pytestmark = pytest.mark.filterwarnings("ignore:path is deprecated:DeprecationWarning")  # hivemind's
+
+NOBODY = f"{Identity.generate().peer_id}@127.0.0.1:1"
+"""An address where nothing listens."""
+START_SECONDS = 90.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return write_tiny_checkpoint("llama", tmp_path_factory.mktemp("models") / "small-llama")
+
+
+@pytest.fixture(autouse=True)
+def _never_serves() -> Iterator[None]:
+    """A peer that starts in this process although it should not is stopped; the test then fails by its status."""
+    timer = threading.Timer(START_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
+    handler = signal.signal(signal.SIGTERM, lambda *_: None)
+    timer.start()
+    yield
+    timer.cancel()
+    signal.signal(signal.SIGTERM, handler)
+
+
+def run(data: Path, *arguments: object) -> Any:
+    line = [*arguments, "--host", "127.0.0.1", "--data", data]
+    return CliRunner().invoke(app, [str(argument) for argument in line])
+
+
+def check_refused(result: Any, code: int, *words: str) -> None:
+    """One line that says what is wrong, one that says what to do; before them only dated lines of the log."""
+    assert result.exit_code == code, (result.output, result.exception)
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if not line[:4].isdecimal()]
+    assert len(lines) == 2, result.stderr
+    assert lines[0].startswith("swarm-peer: ")
+    assert lines[1].startswith("  ")
+    assert lines[1].strip()
+    for word in words:
+        assert word in "\n".join(lines)
+
+
+# --- before anything starts ---
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "--new-swarm"),
+        (("--new-swarm", "--initial-peers", NOBODY), "only one"),
+        (("--initial-peers", "127.0.0.1:8000"), "ID@HOST:PORT"),
+        (("--new-swarm", "--port", "70000"), "--port 70000"),
+        (("--new-swarm", "--dtype", "int3"), "float32"),
+        (("--new-swarm", "--kv-tokens", "0"), "--kv-tokens"),
+        (("--new-swarm", "--threads", "0"), "--threads"),
+        (("--new-swarm", "--announce", "nowhere"), "HOST:PORT"),
+        (("--new-swarm", "--swarm-key", "/nonexistent/key"), "/nonexistent/key"),
+        *((("--new-swarm", "--blocks", text), "half-open") for text in ("all", "3:1", "0", "-1", "2:2", "1:2:3", "")),
+        (("--new-swarm", "--blocks", "4:7"), "0:6"),
+        (("--new-swarm", "--blocks", "7"), "6 blocks"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_option(folder: Path, tmp_path: Path, options: tuple[str, ...], words: str) -> None:
+    check_refused(run(tmp_path, folder, *options), 2, words)
+
+
+def test_a_folder_that_is_no_model(folder: Path, tmp_path: Path) -> None:
+    check_refused(run(tmp_path, tmp_path, "--new-swarm"), 2, "config.json")
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    check_refused(run(tmp_path, tmp_path, "--new-swarm"), 2, "safetensors")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    check_refused(run(tmp_path, tmp_path, "--new-swarm"), 2, "pickled", "safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "warpdrive"}')
+    (tmp_path / "model.safetensors").symlink_to(folder / "model-00001-of-00005.safetensors")
+    check_refused(run(tmp_path, tmp_path, "--new-swarm"), 1, "warpdrive")
+
+
+def test_a_key_that_others_can_read(folder: Path, tmp_path: Path) -> None:
+    Identity.load_or_create(tmp_path / "peer.key")
+    (tmp_path / "peer.key").chmod(0o644)
+    check_refused(run(tmp_path, folder, "--new-swarm"), 2, "chmod 600")
+
+
+# --- joining ---
+
+
+@pytest.fixture(scope="module")
+def serving(folder: Path) -> Iterator[SwarmThread]:
+    with swarm_thread(folder, "0:6") as thread:
+        yield thread
+
+
+def test_unreachable_initial_peers(folder: Path, tmp_path: Path) -> None:
+    check_refused(run(tmp_path, folder, "--initial-peers", NOBODY), 1, NOBODY, "--new-swarm")
+
+
+def test_an_initial_peer_that_is_somebody_else(serving: SwarmThread, folder: Path, tmp_path: Path) -> None:
+    address = PeerAddress(Identity.generate().peer_id, serving.swarm.peers[0].address.target)
+    check_refused(run(tmp_path, folder, "--initial-peers", address), 1, "not who it claims to be")
+
+
+def test_another_model_than_the_swarms(serving: SwarmThread, tmp_path: Path) -> None:
+    other = write_tiny_checkpoint("llama", tmp_path / "other", rms_norm_eps=1e-5)
+    words = ("serve test", serving.swarm.digest[:12], "same model")
+    check_refused(run(tmp_path, other, *serving.initial), 1, *words)
+
+
+# --- real peers ---
+
+
+@pytest.fixture(scope="module")
+def swarm_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("key") / "swarm.key"
+    SwarmKey.generate().save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PeerProcesses]:
+    with peer_processes(tmp_path_factory.mktemp("peers")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def first(processes: PeerProcesses, folder: Path, swarm_key: Path) -> PeerProcess:
+    """The first peer of a private swarm."""
+    return processes.start(folder, "--blocks", "0:3", "--swarm-key", swarm_key).wait_ready()
+
+
+@pytest.mark.swarm
+def test_a_private_swarm_of_real_peers_gives_the_models_own_tokens(
+    processes: PeerProcesses, first: PeerProcess, folder: Path, swarm_key: Path
+) -> None:
+    """And a peer that is asked to leave does so, with its daemon, while the others go on."""
+    options = ("--blocks", 3, "--swarm-key", swarm_key)
+    second = processes.start(folder, *options, initial=[first.address]).wait_ready()
+    assert second.described["blocks"] == [3, 6], "a number of blocks goes where they are missing"
+    assert stat.S_IMODE((processes.folder / "peer-0" / "peer.key").stat().st_mode) == 0o600
+    model = AutoSwarmModelForCausalLM.from_pretrained(
+        folder, initial_peers=[first.described["address"]], swarm_key=swarm_key
+    )
+    ids = torch.tensor([[5, 6, 7, 8]])
+    options = {"max_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    alone = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).generate(ids, **options)
+    assert model.generate(ids, **options).tolist() == alone.tolist()
+    model.session_factory.close()
+    group = second.process.pid
+    second.process.send_signal(signal.SIGINT)
+    assert second.process.wait(START_SECONDS) == 0
+    with pytest.raises(ProcessLookupError):
+        os.killpg(group, 0)
+    assert "Traceback" not in second.log.read_text()
+    assert first.process.poll() is None
+
+
+@pytest.mark.swarm
+def test_two_peers_with_one_key(processes: PeerProcesses, first: PeerProcess, folder: Path) -> None:
+    check_refused(run(processes.folder / "peer-0", folder, "--new-swarm"), 2, "peer.key", "--data", "--identity")
+
+
+@pytest.mark.swarm
+def test_joining_a_private_swarm_without_its_key(first: PeerProcess, folder: Path, tmp_path: Path) -> None:
+    check_refused(run(tmp_path, folder, "--initial-peers", first.address, "--blocks", "3:6"), 1, "private", "key file")
+
+
+def test_joining_a_public_swarm_with_a_key(serving: SwarmThread, folder: Path, swarm_key: Path, tmp_path: Path) -> None:
+    check_refused(run(tmp_path, folder, *serving.initial, "--swarm-key", swarm_key), 1, "public", "--swarm-key")
+
+
+@pytest.mark.swarm
+def test_joining_a_private_swarm_with_another_key(first: PeerProcess, folder: Path, tmp_path: Path) -> None:
+    SwarmKey.generate().save(tmp_path / "other.key")
+    options = ("--blocks", "3:6", "--swarm-key", tmp_path / "other.key")
+    check_refused(run(tmp_path, folder, "--initial-peers", first.address, *options), 1, "swarm key", "key file")
+
+
+@pytest.mark.swarm
+@pytest.mark.parametrize("which", ["--port", "--dht-port"])
+def test_a_port_that_is_taken(first: PeerProcess, folder: Path, tmp_path: Path, which: str) -> None:
+    _, _, port = first.address.target.rpartition(":")
+    check_refused(run(tmp_path, folder, "--new-swarm", "--blocks", "0:1", which, port), 2, "listen", "port")
+
+
+@pytest.mark.swarm
+def test_more_memory_than_there_is(folder: Path, tmp_path: Path) -> None:
+    check_refused(run(tmp_path, folder, "--new-swarm", "--kv-tokens", 10**12), 1, "free memory", "--kv-tokens")
+
+
+# --- decisions ---
+
+
+def test_blocks_that_fit_into_free_memory() -> None:
+    need = Need(block_bytes=100, kv_bytes=50, fixed_bytes=200)
+    assert count_that_fits(need, 10_000, 80) == (8500 - 200) // 150
+    assert count_that_fits(need, 10_000, 4) == 4
+    for free in (0, 1, 411):  # 85 % of 411 is one byte short of 350
+        with pytest.raises(OutOfMemory, match="one block needs"):
+            count_that_fits(need, free, 80)
+    assert count_that_fits(need, 413, 80) == 1
+
+
+def test_a_number_of_blocks_goes_where_servers_are_missing() -> None:
+    def serving(blocks: str) -> PeerSpec:
+        return PeerSpec(Identity.generate().peer_id, BlockRange.parse(blocks), ComputeCost(1e-3))
+
+    peers = [serving("0:4"), serving("0:2"), serving("6:8")]
+    assert choose_blocks(BlockRequest(count=2), 8, 8, peers) == BlockRange(4, 6)
+    assert choose_blocks(BlockRequest(), 8, 5, peers) == BlockRange(2, 7)
+    assert choose_blocks(BlockRequest(count=8), 8, 8, peers) == BlockRange(0, 8)
+
+
+def test_a_key_file_is_held_by_one(tmp_path: Path) -> None:
+    Identity.load_or_create(tmp_path / "peer.key")
+    with held(tmp_path / "peer.key"), pytest.raises(UsageError, match="another peer"), held(tmp_path / "peer.key"):
+        pass
+    with held(tmp_path / "peer.key"):
+        pass
+
+
+def test_the_ready_line_is_json_of_what_others_need(first: PeerProcess, folder: Path) -> None:
+    told = first.described
+    assert json.loads(json.dumps(told)) == told
+    assert told["model_digest"] == open_checkpoint(folder).model_digest().hex()
+    assert (told["blocks"], told["num_blocks"]) == ([0, 3], 6)
+    assert told["pid"] == first.process.pid
