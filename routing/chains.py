@@ -184,13 +184,12 @@ def theorem_4(chains: Sequence[CapacityChain], requests_per_second: float) -> Re
 
 def _mean_occupancy(fill_order: Sequence[CapacityChain], requests_per_second: float) -> float:
     """E[N] of the birth-death chain whose death rate at n counts the first n slots in this order; in log space."""
-    slot_rates = np.repeat(
-        [1.0 / chain.service_seconds for chain in fill_order], [chain.capacity for chain in fill_order]
-    )
-    death_rates = np.cumsum(slot_rates)
-    load = requests_per_second / float(death_rates[-1])
-    if load >= 1:
+    total_rate = math.fsum(chain.capacity / chain.service_seconds for chain in fill_order)
+    if requests_per_second >= total_rate:
         return math.inf
+    load = requests_per_second / total_rate
+    slot_rates = _slot_rates(fill_order, 4 * requests_per_second)
+    death_rates = np.cumsum(slot_rates)
     count = len(slot_rates)
     log_weights = np.concatenate(([0.0], np.cumsum(math.log(requests_per_second) - np.log(death_rates))))
     weights = np.exp(log_weights - log_weights.max())
@@ -198,6 +197,23 @@ def _mean_occupancy(fill_order: Sequence[CapacityChain], requests_per_second: fl
     mean = (np.arange(count) * weights[:-1]).sum()
     mean += weights[-1] * (load / (1 - load) ** 2 + count / (1 - load))
     return float(mean / mass)
+
+
+def _slot_rates(fill_order: Sequence[CapacityChain], ample_rate: float) -> FloatArray:
+    """The rate of every slot in this order, up to `_DEEP` slots after their sum reached `ample_rate`: from there the
+    probability of each state is less than a quarter of the one before, so the rest has none left."""
+    parts, rate = [], 0.0
+    for chain in fill_order:
+        slot = 1.0 / chain.service_seconds
+        wanted = max(math.ceil((ample_rate - rate) / slot), 0) + _DEEP
+        parts.append(np.full(min(chain.capacity, wanted), slot))
+        rate += chain.capacity * slot
+        if chain.capacity >= wanted:
+            break
+    return np.concatenate(parts)
+
+
+_DEEP = 4096
 
 
 # --- choosing c -------------------------------------------------------------------------------------------------

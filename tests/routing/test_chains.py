@@ -1,0 +1,135 @@
+"""Chain composition: memory is never over-committed, GCA's first chain is the shortest, Theorem 4 against queues."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from blockswarm.routing.chains import (
+    CapacityChain,
+    ChainModel,
+    FastestFreeChain,
+    NoChainError,
+    choose_capacity,
+    compose,
+    gbp_cr,
+    theorem_4,
+)
+from blockswarm.routing.hops import HopGraph
+from blockswarm.routing.swarm import BlockRange
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+@st.composite
+def models(draw: st.DrawFn) -> ChainModel:
+    n, blocks = draw(st.integers(1, 7)), draw(st.integers(1, 6))
+    numbers = st.lists(st.integers(1, 30).map(float), min_size=n, max_size=n)
+    return ChainModel(blocks, 2.0, 0.5, np.array(draw(numbers)), np.array(draw(numbers)), np.array(draw(numbers)) / 10)
+
+
+@settings(max_examples=200, deadline=None)
+@given(model=models(), capacity=st.integers(1, 6), rate=st.integers(1, 50).map(lambda r: r / 10))
+def test_composed_chains_fit_in_memory_and_use_up_every_link(model: ChainModel, capacity: int, rate: float) -> None:
+    try:
+        composed = gbp_cr(model, capacity, rate, 0.7)
+    except NoChainError:
+        return
+    for chain in composed.disjoint_chains:
+        covered = {block for j in chain for block in composed.ranges[j] or ()}
+        assert covered == set(range(model.num_blocks))
+    chains = compose(model, composed.ranges)
+    used = np.zeros(len(model.memory_bytes))
+    for chain in chains:
+        assert chain.capacity >= 1
+        for j, blocks in chain.chain:
+            used[j] += chain.capacity * len(blocks)
+    slots = np.array(model.residual_slots(composed.ranges))
+    assert (used <= slots).all()
+    assert [c.service_seconds for c in chains] == sorted(c.service_seconds for c in chains)
+    graph = HopGraph(model.num_blocks, composed.ranges)
+    left = slots - used
+    closed = {j: [0.0 if k <= left[j] else math.inf for k in range(99)] for j in range(len(left))}
+    assert graph.cheapest(graph.hub_edges(model.visit_seconds, model.block_seconds), closed) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(model=models(), rate=st.integers(1, 50).map(lambda r: r / 10))
+def test_the_chosen_c_is_the_best_of_all(model: ChainModel, rate: float) -> None:
+    def bound(capacity: int) -> float:
+        try:
+            return theorem_4(compose(model, gbp_cr(model, capacity, rate, 0.7).ranges), rate).response_seconds[0]
+        except NoChainError:
+            return math.inf
+
+    try:
+        chosen = choose_capacity(model, rate, 0.7)
+    except NoChainError:
+        assert bound(1) == math.inf
+        return
+    assert bound(chosen) == min(bound(c) for c in range(1, 60))
+
+
+def erlang_c_occupancy(servers: int, rate: float, service: float) -> float:
+    """E[N] of M/M/c, by the textbook formula."""
+    load = rate * service
+    rho = load / servers
+    waiting = load**servers / math.factorial(servers) / (1 - rho)
+    p0 = 1 / (sum(load**k / math.factorial(k) for k in range(servers)) + waiting)
+    return load + p0 * waiting * rho / (1 - rho)
+
+
+@pytest.mark.parametrize(("servers", "rate"), [(1, 0.5), (3, 2.0), (20, 15.0), (100, 99.0)])
+def test_equal_chains_are_an_mmc_queue(servers: int, rate: float) -> None:
+    bounds = theorem_4([CapacityChain((), servers, 1.0)], rate)
+    assert bounds.occupancy == pytest.approx((erlang_c_occupancy(servers, rate, 1.0),) * 2)
+    assert bounds.response_seconds[0] == pytest.approx(bounds.occupancy[0] / rate)
+
+
+def test_the_bounds_enclose_a_simulated_jffc_queue() -> None:
+    """Two unequal chains, exponential sizes: the simulated mean number lies between the bounds."""
+    chains = [CapacityChain((), 2, 1.0), CapacityChain((), 3, 4.0)]
+    rate, rng, time, area = 2.2, np.random.default_rng(1), 0.0, 0.0
+    busy, queue = [0, 0], 0
+    for _ in range(200_000):
+        rates = [rate, *(b / c.service_seconds for b, c in zip(busy, chains, strict=True))]
+        step = rng.exponential(1 / sum(rates))
+        area += step * (sum(busy) + queue)
+        time += step
+        event = int(np.searchsorted(np.cumsum(rates), rng.uniform(0, sum(rates))))
+        if event == 0:
+            free = [k for k in (0, 1) if busy[k] < chains[k].capacity]
+            if free:
+                busy[free[0]] += 1
+            else:
+                queue += 1
+        elif queue:
+            queue -= 1
+        else:
+            busy[event - 1] -= 1
+    low, high = theorem_4(chains, rate).occupancy
+    assert low * 0.97 <= area / time <= high * 1.03
+
+
+def test_an_unstable_system_has_infinite_bounds_and_a_huge_one_is_computed() -> None:
+    assert theorem_4([CapacityChain((), 3, 1.0)], 3.0).occupancy == (math.inf, math.inf)
+    assert theorem_4([], 1.0).occupancy == (math.inf, math.inf)
+    low, _ = theorem_4([CapacityChain((), 100_000, 1.0)], 90_000.0).occupancy
+    assert low == pytest.approx(90_000.0, rel=1e-6)
+    assert theorem_4([CapacityChain((), 10**12, 2.0)], 3.0).occupancy[1] == pytest.approx(6.0)
+
+
+def test_requests_join_the_fastest_free_chain_of_their_client() -> None:
+    free = FastestFreeChain([1, 2], [[5.0, 3.0], [2.0, 3.0]])
+    assert [free.take(0), free.take(1), free.take(1), free.take(0)] == [1, 0, 1, None]
+    free.give_back(0)
+    assert free.take(0) == 0
+
+
+def test_a_range_is_reserved_by_what_a_chain_computes_there() -> None:
+    """Chains may share servers: overlapping hosts lend only the blocks used."""
+    model = ChainModel(3, 1.0, 1.0, np.array([4.0, 4.0]), np.ones(2), np.ones(2))
+    (first,) = compose(model, (BlockRange(0, 2), BlockRange(1, 3)))
+    assert [(j, len(b)) for j, b in first.chain] == [(0, 2), (1, 1)]
+    assert first.capacity == 1
