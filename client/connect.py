@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,7 +42,7 @@ def connect(
     identity_path: str | Path | None = None,
     push: bool = True,
     on_event: Callable[[SessionEvent], None] | None = None,
-) -> Swarm:
+) -> SwarmConnection:
     """Connect to the swarm that serves this checkpoint.
 
     `initial_peers` are addresses "ID@host:port" of any of its peers; `swarm_key` is the key (or its file) of a private
@@ -59,13 +58,13 @@ def connect(
         raise UsageError("no initial peers are given", hint="Name at least one peer: ID@HOST:PORT.")
     identity = Identity.load_or_create(identity_path) if identity_path else Identity.generate()
     wire = WireFormat.named(wire_format or "float32", checkpoint.config.get_text_config(decoder=True).hidden_size)
-    return Swarm(
+    return SwarmConnection(
         background_loop(), identity, addresses, checkpoint.model_digest().hex(), checkpoint.num_blocks, wire,
         swarm_key, push, on_event,
     )  # fmt: skip
 
 
-class Swarm:
+class SwarmConnection:
     """A connected swarm: opens sessions for one model. Also a context manager."""
 
     def __init__(
@@ -110,9 +109,8 @@ class Swarm:
         self.view, self._dialer, self._config = loop.run(start(), CONNECT_SECONDS)
 
     def open_session(self, max_tokens: int, max_rows: int) -> SwarmSession:
-        """A session that reserves `max_tokens` tokens over all rows; its chain is chosen now. Raises SwarmError."""
+        """A session that reserves `max_tokens` tokens over all rows; its chain is opened with its first step."""
         session = ChainSession(self._config, max_tokens, max_rows)
-        self._loop.run(session.open(), OPERATION_SECONDS)
         self.last_session = SwarmSession(self._loop, session, self._wire_format)
         return self.last_session
 
@@ -129,7 +127,7 @@ class Swarm:
 
         self._loop.run(stop(), CLOSE_SECONDS)
 
-    def __enter__(self) -> Swarm:
+    def __enter__(self) -> SwarmConnection:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -150,23 +148,15 @@ class SwarmSession:
 
     def run(self, plan: StepPlan, hidden: torch.Tensor) -> torch.Tensor:
         """(plan.tokens, H) -> (plan.answers, H), packed in the order of `plan.rows`. Raises SwarmError."""
-        data = self._format.encode(hidden)
-        self._pending = self._loop.submit(self._session.run(plan, data))
+        self._pending = self._loop.submit(self._session.run(plan, self._format.encode(hidden)))
         if self._aborted:
             self._pending.cancel()
         try:
-            answer = self._pending.result(OPERATION_SECONDS)
-        except (asyncio.CancelledError, Exception) as error:
+            return self._format.decode(self._pending.result(OPERATION_SECONDS)).to(hidden.dtype)
+        except CancelledError:
+            raise SessionLost("the session was closed") from None
+        finally:
             self._pending.cancel()
-            if self._aborted:
-                raise SessionLost("the session was cancelled") from None
-            if isinstance(error, asyncio.CancelledError):
-                raise SessionLost("the session was closed") from None
-            raise
-        except BaseException:
-            self._pending.cancel()
-            raise
-        return self._format.decode(answer).to(hidden.dtype)
 
     def abort(self) -> None:
         """Make the pending `run` and all later ones raise SessionLost, and free the peers at once."""

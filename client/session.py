@@ -100,12 +100,6 @@ class ChainSession:
         """Where the time of the last steps went, per hop."""
         return self._timings.report(self.chain, self._config.router.clock_offset_seconds)
 
-    async def open(self) -> None:
-        """Choose the chain and open it now, instead of with the first step. Raises SwarmError."""
-        async with self._lock:
-            if not self._chain.hops:
-                await self._repair(self._rollback(StepPlan(())))
-
     async def run(self, plan: StepPlan, data: bytes) -> bytes:
         """Apply one operation: `data` holds `plan.tokens` packed tokens; returns `plan.answers` packed tokens.
 

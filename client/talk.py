@@ -16,7 +16,7 @@ from ..proto.checkpoint import open_checkpoint
 from ..proto.errors import SwarmError, UsageError
 from ..routing.swarm import PeerId
 from .config import SessionEvent
-from .connect import Swarm, connect
+from .connect import SwarmConnection, connect
 from .model import attach, load_ends
 from .options import GenerateOptions, SwarmOptions
 from .report import ChainReport
@@ -284,7 +284,7 @@ def _with_limit(options: GenerateOptions, room: int) -> GenerateOptions:
 # --- what happened ---
 
 
-def step_counts(swarm: Swarm) -> StepCounts:
+def step_counts(swarm: SwarmConnection) -> StepCounts:
     """The counters of the peers that the client knows, as of its last look at them."""
     statuses = [known.status for known in swarm.view.peers.values()]
     return StepCounts(sum(s.steps_pushed for s in statuses), sum(s.steps_relayed for s in statuses))

@@ -1,0 +1,110 @@
+"""transformers' own `generate` through three peers over real gRPC gives what the model alone gives."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from blockswarm.client.model import AutoSwarmModelForCausalLM
+from blockswarm.proto.errors import NoChainError
+from support.swarm import LocalSwarm, local_swarm
+from support.tiny_models import write_tiny_checkpoint
+from transformers import AutoModelForCausalLM
+
+KINDS: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "beams": {"do_sample": False, "num_beams": 3},
+    "prompt lookup": {"do_sample": False, "prompt_lookup_num_tokens": 3},
+    "sampling": {"do_sample": True, "temperature": 0.9, "top_p": 0.9, "num_return_sequences": 2},
+}
+
+
+def with_swarm(folder: Path, scenario: Callable[[LocalSwarm, Any], Awaitable[None]], **options: Any) -> None:
+    """Run a scenario with three peers and a connected model; the client has its own loop, as always."""
+
+    async def main() -> None:
+        async with asyncio.timeout(120), local_swarm(folder, "0:2", "2:4", "4:6") as swarm:
+            addresses = [str(peer.address) for peer in swarm.peers[:2]]
+            model = await asyncio.to_thread(
+                AutoSwarmModelForCausalLM.from_pretrained, folder, initial_peers=addresses, **options
+            )
+            try:
+                await scenario(swarm, model)
+            finally:
+                await asyncio.to_thread(model.session_factory.close)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "bloom", "mixtral", "gpt2", "deepseek_v3"])
+def test_same_tokens_as_the_model_alone(family: str, tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(family, tmp_path)
+    alone = AutoModelForCausalLM.from_pretrained(folder).eval()
+    prompt = torch.randint(3, 250, (1, 12), generator=torch.Generator().manual_seed(1)).repeat(1, 2)
+    padded = {
+        "input_ids": torch.cat([prompt, torch.cat([torch.zeros(1, 9, dtype=torch.long), prompt[:, 9:]], dim=1)]),
+        "attention_mask": torch.tensor([[1] * 24, [0] * 9 + [1] * 15]),
+    }
+    cases = [({"input_ids": prompt}, options) for options in KINDS.values()] + [(padded, KINDS["greedy"])]
+
+    def generate(model: Any, inputs: dict[str, torch.Tensor], options: dict[str, Any]) -> list[list[int]]:
+        torch.manual_seed(0)
+        return model.generate(**inputs, **options, max_new_tokens=12, pad_token_id=0).tolist()
+
+    async def scenario(swarm: LocalSwarm, model: Any) -> None:
+        for inputs, options in cases:
+            got = await asyncio.to_thread(generate, model, inputs, options)
+            assert got == generate(alone, inputs, options), options
+        assert sum(peer.parts.counters.steps_relayed for peer in swarm.peers) == 0
+
+    with_swarm(folder, scenario)
+
+
+def test_hub_and_spoke_gives_the_same_tokens(tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint("llama", tmp_path)
+    alone = AutoModelForCausalLM.from_pretrained(folder).eval()
+    prompt = torch.arange(10, 30)[None]
+
+    async def scenario(swarm: LocalSwarm, model: Any) -> None:
+        got = await asyncio.to_thread(model.generate, prompt, max_new_tokens=10, do_sample=False)
+        assert got.tolist() == alone.generate(prompt, max_new_tokens=10, do_sample=False).tolist()
+        assert sum(peer.parts.counters.steps_pushed for peer in swarm.peers) == 0
+
+    with_swarm(folder, scenario, push=False)
+
+
+def test_a_cancelled_stream_frees_every_peer_within_a_second(tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint("llama", tmp_path)
+
+    async def scenario(swarm: LocalSwarm, model: Any) -> None:
+        stream = model.astream(input_ids=torch.arange(10, 30)[None], max_new_tokens=300, min_new_tokens=300)
+        seen = 0
+        async for _ in stream:
+            seen += 1
+            if seen == 3:
+                break
+        cancelled_at = time.monotonic()
+        await stream.aclose()
+        for peer in swarm.peers:
+            await peer.service.wait_idle()
+        assert time.monotonic() - cancelled_at < 1.0  # the promise itself, not a benchmark
+        assert all(peer.parts.replay.nbytes == 0 for peer in swarm.peers)
+
+    with_swarm(folder, scenario)
+
+
+def test_missing_blocks_are_named(tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint("llama", tmp_path)
+
+    async def scenario(swarm: LocalSwarm, model: Any) -> None:
+        await swarm.peers[1].kill()
+        with pytest.raises(NoChainError, match="2:4") as caught:
+            await asyncio.to_thread(model.generate, torch.arange(10, 20)[None], max_new_tokens=2)
+        assert caught.value.missing_blocks == (2, 3)
+
+    with_swarm(folder, scenario)
