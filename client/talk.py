@@ -32,7 +32,7 @@ class Talker:
 
     model: Any
     tokenizer: Any
-    swarm: Swarm
+    swarm: SwarmConnection
     events: list[SessionEvent] = field(default_factory=list)
 
 
