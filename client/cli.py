@@ -114,7 +114,7 @@ def generate(
             def write(piece: str) -> None:
                 turning.stop()
                 if not as_json:
-                    print(piece, end="", flush=True)
+                    _write(piece)
 
             with talk.talker(model, options, turning) as one:
                 before = talk.step_counts(one.swarm)
@@ -188,7 +188,7 @@ def _chat(one: Any, wish: Any, max_length: int) -> None:
         tell("the model has no chat template: your lines are continued as they are")
     tell("/reset begins a new conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer")
     prompt = "> " if sys.stdin.isatty() else ""
-    talk.chat(one, wish, max_length, lambda: input(prompt), lambda text: print(text, end="", flush=True), tell)
+    talk.chat(one, wish, max_length, lambda: input(prompt), _write, tell)
 
 
 @app.command()
@@ -296,12 +296,12 @@ def _reported_errors(verbose: bool) -> Iterator[None]:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from ..proto.errors import SwarmError, UsageError
+    from ..proto.errors import SwarmError, UsageError, one_line
 
     try:
         yield
     except SwarmError as error:
-        typer.echo(f"swarm-client: {' '.join(str(error).split())}\n  {error.hint}", err=True)
+        typer.echo(f"swarm-client: {one_line(str(error))}\n  {error.hint}", err=True)
         raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
@@ -349,6 +349,13 @@ def _prompt(prompt: str | None) -> str:
     if not prompt:
         raise UsageError("the prompt is empty", hint="Give one with --prompt TEXT, or on standard input.")
     return prompt
+
+
+def _write(text: str) -> None:
+    """A piece of a model's text, as it is unless a terminal would obey it."""
+    from .terminal import harmless
+
+    print(harmless(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -6,6 +6,7 @@ The functions that make text know nothing of a terminal; the spinner is on stand
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -99,6 +100,13 @@ def missing_blocks(num_blocks: int, ranges: Sequence[BlockRange]) -> list[int]:
     """The blocks that no range has, ascending."""
     hosted = {block for blocks in ranges for block in blocks}
     return [block for block in range(num_blocks) if block not in hosted]
+
+
+def harmless(text: str) -> str:
+    """A model's text without what a terminal would obey: of the control characters only line ends and tabs stay."""
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) != "Cc" else "\N{REPLACEMENT CHARACTER}" for char in text
+    )
 
 
 def short_id(peer: PeerId) -> str:

@@ -40,7 +40,7 @@ def count_that_fits(need: Need, free_bytes: int, num_blocks: int) -> int:
 
 
 def explain(need: Need, free_bytes: int, count: int) -> str:
-    """The sum behind `--blocks auto`, for the log."""
+    """What `count` blocks need of what there is, for the log."""
     return (
         f"{count} blocks x ({gib(need.block_bytes)} weights + {gib(need.kv_bytes)} attention cache)"
         f" + {gib(need.fixed_bytes)} replay buffer = {gib(need.total(count))}"

@@ -84,7 +84,7 @@ def peer(
     for noisy in ("asyncio", "httpx", "httpcore", "transformers", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from ..proto.errors import SwarmError, UsageError
+    from ..proto.errors import SwarmError, UsageError, one_line
 
     try:
         if new_swarm == bool(initial_peers):
@@ -99,7 +99,7 @@ def peer(
             revision=revision, as_json=as_json,
         )  # fmt: skip
     except SwarmError as error:
-        typer.echo(f"swarm-peer: {' '.join(str(error).split())}\n  {error.hint}", err=True)
+        typer.echo(f"swarm-peer: {one_line(str(error))}\n  {error.hint}", err=True)
         raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

@@ -200,30 +200,27 @@ def _check_privacy(replies: Sequence[pb.PingReply], private: bool) -> None:
 async def _choose(
     config: PeerConfig, checkpoint: Checkpoint, lookups: RecentLookups, swarm_key: SwarmKey | None
 ) -> BlockRange:
-    """The blocks to host; for `auto` as many as fit, where the swarm needs them most."""
-    if config.blocks.blocks is not None:
-        return config.blocks.blocks
+    """The blocks to host: those asked for, or as many as fit, where the swarm needs them most."""
+    from .engine.measure import measure_block  # brings torch
+
+    weights, kv_per_token = await asyncio.to_thread(measure_block, checkpoint.config, config.dtype)
+    need = Need(weights, kv_per_token * config.kv_tokens, config.replay_bytes)
+    free = free_memory_bytes()
+    asked = len(config.blocks.blocks) if config.blocks.blocks is not None else config.blocks.count
+    if asked is not None:
+        fits = checkpoint.num_blocks
+        if need.total(asked) > free:
+            logger.warning("there is not enough memory for full use: %s", explain(need, free, asked))
+    else:
+        fits = count_that_fits(need, free, checkpoint.num_blocks)
+        logger.info("--blocks auto: %s", explain(need, free, fits))
     present = []
     for record in await lookups.records():
         try:
             present.append(open_peer_record(record, swarm_key).spec)
         except SwarmError as error:
             logger.debug("a record is ignored: %s", error)
-    fits = checkpoint.num_blocks
-    if config.blocks.count is None:
-        fits = await asyncio.to_thread(_fitting_blocks, config, checkpoint)
     return choose_blocks(config.blocks, checkpoint.num_blocks, fits, present)
-
-
-def _fitting_blocks(config: PeerConfig, checkpoint: Checkpoint) -> int:
-    from .engine.measure import measure_block
-
-    weights, kv_per_token = measure_block(checkpoint.config, config.dtype)
-    need = Need(weights, kv_per_token * config.kv_tokens, config.replay_bytes)
-    free = free_memory_bytes()
-    count = count_that_fits(need, free, checkpoint.num_blocks)
-    logger.info("--blocks auto: %s", explain(need, free, count))
-    return count
 
 
 async def _load(config: PeerConfig, checkpoint: Checkpoint, blocks: BlockRange, progress: Progress) -> Engine:

@@ -202,7 +202,7 @@ def to_wire(error: BaseException) -> tuple[int, str]:
     if not isinstance(error, SwarmError):
         return _WIRE_NUMBERS[RetryElsewhere], "the peer failed internally"
     known_class = next(base for base in type(error).__mro__ if base in _WIRE_NUMBERS)
-    text = _one_line(str(error))
+    text = one_line(str(error))
     # A value that the receiver needs as a number travels behind the last newline; the text itself has none.
     if isinstance(error, PeerBusy):
         text += f"\n{error.retry_after_seconds:.3f}"
@@ -220,7 +220,7 @@ def from_wire(number: int, message: str) -> SwarmError:
     error_class = WIRE_CLASSES.get(number, SwarmError)
     error_class = _SEEN_FROM_THE_OTHER_SIDE.get(error_class, error_class)
     text, _, value = message[: 2 * MAX_WIRE_MESSAGE_CHARS].partition("\n")
-    text = _one_line(text) or f"the peer reported an error ({error_class.code})"
+    text = one_line(text) or f"the peer reported an error ({error_class.code})"
     if error_class is PeerBusy:
         return PeerBusy(_parse_seconds(value), text)
     if error_class is NoChainError:
@@ -249,7 +249,7 @@ _TLS_FAILURES = ("CERTIFICATE_VERIFY_FAILED", "INVALID_SIGNATURE", "HANDSHAKE FA
 
 def from_grpc_status(code_name: str, details: str) -> SwarmError:
     """The error behind a failed call, from the name of grpc's status code ("UNAVAILABLE") and its details."""
-    text = _one_line(details) or f"the call failed ({_one_line(code_name)})"
+    text = one_line(details) or f"the call failed ({one_line(code_name)})"
     shouted = details.upper()
     if code_name == "UNAVAILABLE" and any(sign in shouted for sign in _TLS_FAILURES):
         return AuthenticationError(text)
@@ -272,8 +272,8 @@ def describe_blocks(blocks: Sequence[int]) -> str:
     return "blocks " + ", ".join(f"{start}:{stop}" for start, stop in ranges)
 
 
-def _one_line(text: str) -> str:
-    """At most MAX_WIRE_MESSAGE_CHARS printable characters: a peer's text may end up on a terminal."""
+def one_line(text: str) -> str:
+    """At most MAX_WIRE_MESSAGE_CHARS printable characters: what a peer or a file said may end up on a terminal."""
     printable = "".join(char if char.isprintable() else " " for char in text[: 2 * MAX_WIRE_MESSAGE_CHARS])
     return " ".join(printable.split())[: MAX_WIRE_MESSAGE_CHARS - 32]
 

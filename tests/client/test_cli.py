@@ -18,7 +18,7 @@ import torch
 from blockswarm.client import talk
 from blockswarm.client.cli import app
 from blockswarm.client.options import GenerateOptions, SwarmOptions
-from blockswarm.client.terminal import Spinner, block_map, table
+from blockswarm.client.terminal import Spinner, block_map, harmless, table
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.records import SwarmKey
 from blockswarm.proto.transport import PeerAddress
@@ -411,3 +411,7 @@ def test_the_map_of_the_blocks() -> None:
 
 def test_numbers_stand_to_the_right() -> None:
     assert table(("who", "ms"), [("a", "10.5"), ("bcde", "3.0")]) == "who     ms\na     10.5\nbcde   3.0"
+
+
+def test_a_model_gives_the_terminal_no_orders() -> None:
+    assert harmless("a\tb\x1b[2J\x07\u009b1m\r\n\N{SNOWMAN}") == "a\tb\ufffd[2J\ufffd\ufffd1m\ufffd\n\N{SNOWMAN}"

@@ -178,11 +178,9 @@ def test_a_private_swarm_of_real_peers_gives_the_models_own_tokens(
     alone = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).generate(ids, **options)
     assert model.generate(ids, **options).tolist() == alone.tolist()
     model.session_factory.close()
-    group = second.process.pid
-    second.process.send_signal(signal.SIGINT)
-    assert second.process.wait(START_SECONDS) == 0
+    assert second.stop() == 0
     with pytest.raises(ProcessLookupError):
-        os.killpg(group, 0)
+        os.killpg(second.process.pid, 0)
     assert "Traceback" not in second.log.read_text()
     assert first.process.poll() is None
 

@@ -85,12 +85,9 @@ class PeerProcess:
         kill_group(self.process)
 
     def stop(self) -> int:
-        """Ask it to leave, as Ctrl-C does; its exit status."""
-        self.process.send_signal(signal.SIGINT)
-        try:
-            return self.process.wait(STOP_SECONDS)
-        finally:
-            kill_group(self.process)
+        """Ask it to leave as Ctrl-C does, which its daemon hears as well; its exit status."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.process.wait(STOP_SECONDS)
 
 
 def _read_line(process: subprocess.Popen[str], timeout_seconds: float) -> str:
