@@ -18,7 +18,8 @@ from ...proto.errors import OutOfMemory, RemoteProtocolError
 from ...proto.steps import RowTable, StepPlan
 from ...proto.tensors import WireFormat
 from ...routing.swarm import BlockRange
-from .kv import BlockKV, RowKV
+from .kv import RowKV
+from .kv_bytes import decode_rows, encode_rows, largest_size
 from .stage import RowSlice, Stage
 
 _T = TypeVar("_T")
@@ -39,6 +40,7 @@ class SessionKv:
     def __init__(
         self, stage: Stage, blocks: BlockRange, wire_format: WireFormat, kv_tokens: int, max_rows: int
     ) -> None:
+        self._stage = stage
         self._view = stage.view(blocks)
         self._dtype = stage.dtype
         self._format = wire_format
@@ -78,21 +80,25 @@ class SessionKv:
         """Forget every row."""
         self._rows.clear()
 
-    def export(self) -> tuple[tuple[BlockKV, ...], ...]:
-        """Every row's cached tokens, copied."""
-        return tuple(
-            tuple(BlockKV(block.keys.clone(), block.values.clone()) for block in row.export()) for row in self._rows
-        )
+    def export(self) -> bytes:
+        """Every row's cached tokens, for `import_` on another peer with the same blocks. O(tokens)."""
+        return encode_rows([row.export() for row in self._rows], self._view.blocks)
 
-    def import_(self, rows: Sequence[Sequence[BlockKV]]) -> None:
-        """Replace the rows by exported ones. Raises RemoteProtocolError if they do not fit."""
-        lengths = [block.keys.shape[1] if block.keys.dim() == 3 else 0 for row in rows for block in row[:1]]
-        if len(rows) > self._max_rows or sum(lengths) > self._kv_tokens:
+    def largest_import(self, lengths: Sequence[int]) -> int:
+        """Bytes that an import of these rows may have. Raises RemoteProtocolError for more than was reserved."""
+        if len(lengths) > self._max_rows or sum(lengths) > self._kv_tokens:
             raise RemoteProtocolError("the imported cache is larger than what the session reserved")
-        try:
-            self._rows = [RowKV.import_(self._view.blocks, self._kv_tokens, row) for row in rows]
-        except ValueError as error:
-            raise RemoteProtocolError(f"the imported cache does not fit: {error}") from None
+        return largest_size(lengths, self._view.blocks, self._stage.kv_bytes_per_token)
+
+    def import_(self, lengths: Sequence[int], data: bytes) -> None:
+        """Replace the rows by exported ones. Raises RemoteProtocolError if they do not fit; nothing changes then."""
+        if len(data) > self.largest_import(lengths):
+            raise RemoteProtocolError("the imported cache has more bytes than its rows can have")
+        view = self._view
+        scratch = view.new_row(max_tokens=1)
+        view.forward(torch.zeros(1, self._stage.hidden_size, dtype=self._dtype), [RowSlice(scratch, 0, 1)])
+        rows = decode_rows(data, lengths, view.blocks, scratch.export())
+        self._rows = [RowKV.import_(view.blocks, self._kv_tokens, row) for row in rows]
 
     def _check(self, plan: StepPlan) -> None:
         table = self.table.after(plan)
