@@ -322,7 +322,8 @@ class _ProtocolRun:
     def join(self) -> None:
         spec = self.population.peer(next(self.numbers), self.rng)
         skew = self.setup.clock_skew_seconds
-        self.agents[spec.id] = _Agent(spec, self.rng.uniform(-skew, skew), {})
+        present = {i: agent.spec for i, agent in self.agents.items() if self.rng.random() >= self.setup.record_loss}
+        self.agents[spec.id] = _Agent(spec, self.rng.uniform(-skew, skew), present)
         self.counts["joins"] += 1
         self.last_change = self.now
         self.announce(spec.id)

@@ -1,0 +1,89 @@
+"""Plots of simulations: distributions and sweeps, as SVG or PNG (by the file's suffix).
+
+matplotlib is loaded when the first plot is drawn.  Equal data give equal bytes: no dates, no random ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SUFFIXES = (".svg", ".png")
+_MARKERS = "osD^vPX*"
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """One panel: a line per policy over what is varied; None where a policy was infeasible."""
+
+    title: str
+    varied: str
+    values: tuple[float, ...]
+    lines: Mapping[str, tuple[float | None, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """One panel: the cumulative distribution of every named sample."""
+
+    title: str
+    measured: str
+    samples: Mapping[str, tuple[float, ...]]
+
+
+def draw(path: Path, panels: Sequence[Sweep | Distribution], measured: str) -> None:
+    """Draw the panels side by side, four to a row; `measured` labels the vertical axis of sweeps.
+
+    Raises ValueError for another suffix than .svg and .png, or without panels.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path.name}: a plot is written as {' or '.join(SUFFIXES)}")
+    if not panels:
+        raise ValueError(f"{path.name}: there is nothing to draw")
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    with mpl.rc_context({"svg.hashsalt": "blockswarm", "font.size": 8, "axes.titlesize": 8}):
+        figure = Figure(figsize=(3.0 * columns, 2.5 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for number, axes in enumerate(grid.flat):
+            if number >= len(panels):
+                axes.set_axis_off()
+                continue
+            panel = panels[number]
+            axes.set_title(panel.title)
+            if isinstance(panel, Sweep):
+                _sweep(axes, panel)
+                axes.set_ylabel(measured)
+            else:
+                _distribution(axes, panel)
+            axes.grid(alpha=0.3)
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels))))
+        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+        figure.savefig(path, dpi=150, metadata=metadata)
+
+
+def _sweep(axes: Axes, panel: Sweep) -> None:
+    for number, (name, values) in enumerate(panel.lines.items()):
+        heights = [float("nan") if value is None else value for value in values]
+        axes.plot(panel.values, heights, marker=_MARKERS[number % len(_MARKERS)], markersize=3, linewidth=1, label=name)
+    axes.set_xlabel(panel.varied)
+    axes.set_ylim(bottom=0)
+
+
+def _distribution(axes: Axes, panel: Distribution) -> None:
+    for name, sample in panel.samples.items():
+        ordered = sorted(sample)
+        shares = [(rank + 1) / len(ordered) for rank in range(len(ordered))]
+        axes.plot(ordered, shares, drawstyle="steps-post", linewidth=1, label=name)
+    axes.set_xlabel(panel.measured)
+    axes.set_ylabel("fraction")
+    axes.set_ylim(0, 1)
