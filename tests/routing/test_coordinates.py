@@ -111,7 +111,7 @@ def test_accuracy_on_the_published_maps(name):
 
 
 def test_accuracy_survives_triangle_inequality_violations():
-    """Ten per cent of the pairs take a detour of twice the length: no coordinates can fit those, the others must not suffer."""
+    """Ten per cent of the pairs take a detour twice as long: no coordinates fit those, the others must not suffer."""
     rtt = Planet(violation_fraction=0.1).rtt_seconds(120, random.Random(5))
     assert violation_fraction(rtt) > 0.09
     assert accuracy(embed(rtt, random.Random(0)), rtt).median < 0.20
