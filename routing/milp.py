@@ -6,7 +6,11 @@ Inside this module blocks count from 1 as in the paper (a_j first block, m_j blo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,17 +77,36 @@ class _Program:
         starts = np.cumsum([0, *(len(terms) for terms, _, _ in self.rows)])
         matrix = csr_array((values, columns, starts), shape=(len(self.rows), len(self.cost)))
         low, high = (np.array([row[side] for row in self.rows]) for side in (1, 2))
-        found = milp(
-            np.array(self.cost),
-            integrality=np.array(self.integral),
-            bounds=Bounds(np.array(self.lower), np.array(self.upper)),
-            constraints=LinearConstraint(matrix, low, high),
-            options={"time_limit": time_limit_seconds},
-        )
+        with _without_solver_chatter():
+            found = milp(
+                np.array(self.cost),
+                integrality=np.array(self.integral),
+                bounds=Bounds(np.array(self.lower), np.array(self.upper)),
+                constraints=LinearConstraint(matrix, low, high),
+                options={"time_limit": time_limit_seconds},
+            )
         if found.x is None:
             reason = "infeasible" if found.status == 2 else f"unsolved after {time_limit_seconds:g} s"
             raise NoSolutionError(f"the exact program is {reason}")
         return found.x, float(found.fun), float(found.mip_gap or 0.0)
+
+
+@contextlib.contextmanager
+def _without_solver_chatter() -> Iterator[None]:
+    """HiGHS prints debugging lines on the process's stdout, whatever its options say; they go nowhere."""
+    libc = ctypes.CDLL(None)
+    sys.stdout.flush()
+    libc.fflush(None)
+    kept = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        libc.fflush(None)  # what the solver left in C's buffer
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @dataclass(frozen=True, slots=True)
