@@ -7,9 +7,10 @@ clear failure frame, and touches no other session.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,16 @@ from ..proto.errors import (
     UsageError,
     to_wire,
 )
-from ..proto.frames import CREDITS, MAX_STEP_SECONDS, StepReader, WireStep, decode_rebuild, encode_step
+from ..proto.frames import (
+    CHUNK_BYTES,
+    CREDITS,
+    MAX_STEP_SECONDS,
+    StepReader,
+    WireStep,
+    chunks_after_first,
+    decode_rebuild,
+    encode_step,
+)
 from ..proto.handshake import PROTOCOL_VERSION, Grant, HelloChecker, check_capability, sign_hello
 from ..proto.identity import Identity
 from ..proto.records import SignatureCache, SignedRecord, SwarmKey, open_peer_record, verify_record
@@ -39,6 +49,7 @@ from .engine.engine import Engine, SessionKv, StepOutput
 from .push import PushLink
 from .replay_store import ReplayStore
 from .sessions import SessionTable
+from .transfer import KvImport, one_transfer, receive_kv, transfer_seconds
 from .worker import Counters, SessionParts, SessionWorker
 
 logger = logging.getLogger(__name__)
@@ -67,6 +78,8 @@ class PeerParts:
     clock: Callable[[], float] = time.time
     counters: Counters = field(default_factory=Counters)
     record_signatures: SignatureCache = field(default_factory=SignatureCache)
+    transfers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    """Attention caches move to and from this peer one at a time."""
 
 
 class PeerService:
@@ -85,6 +98,11 @@ class PeerService:
     @property
     def open_sessions(self) -> int:
         return self._parts.sessions.sessions
+
+    @property
+    def transfers(self) -> asyncio.Semaphore:
+        """Held while an attention cache moves."""
+        return self._parts.transfers
 
     def drain(self) -> None:
         """Take no more sessions; the open ones go on."""
@@ -148,6 +166,7 @@ class PeerService:
             outlet=outlet,
             counters=parts.counters,
             clock=parts.clock,
+            transfers=parts.transfers,
             token_bytes=wire_format.token_bytes,
             lengths=lambda: kv.table.lengths,
         )
@@ -155,7 +174,7 @@ class PeerService:
         await self._set_worker(grant.session_id, worker)
         try:
             await outlet.write(pb.PeerFrame(opened=pb.Opened(credits=CREDITS, epoch=grant.epoch)))
-            reader = _SessionReader(self, worker, outlet, StepReader(wire_format.token_bytes))
+            reader = _SessionReader(self, worker, outlet, StepReader(wire_format.token_bytes), kv.largest_import)
             async with asyncio.timeout(max(0.0, grant.expires_at_seconds - parts.clock())):
                 await _first_to_finish(worker.run(), reader.run(context))
         except TimeoutError:
@@ -302,23 +321,45 @@ class PeerService:
 class _SessionReader:
     """Reads one client's frames after the open."""
 
-    def __init__(self, service: PeerService, worker: SessionWorker, outlet: _ClientOutlet, reader: StepReader) -> None:
+    def __init__(
+        self,
+        service: PeerService,
+        worker: SessionWorker,
+        outlet: _ClientOutlet,
+        reader: StepReader,
+        largest_import: Callable[[tuple[int, ...]], int],
+    ) -> None:
         self._service = service
         self._worker = worker
         self._outlet = outlet
         self._reader = reader
+        self._largest_import = largest_import
 
     async def run(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Until the client closes or is silent for too long. Raises SwarmError."""
-        while True:
-            try:
-                async with asyncio.timeout(IDLE_SECONDS):
-                    frame = await _read(context)
-            except TimeoutError:
-                raise SessionLost(f"the client was silent for {IDLE_SECONDS:.0f} s") from None
-            if not isinstance(frame, pb.ClientFrame) or frame.HasField("close"):
-                return
-            await self._take(frame)
+        frame = await self._next(context)
+        while isinstance(frame, pb.ClientFrame) and not frame.HasField("close"):
+            if frame.HasField("kv_import"):
+                frame = await self._import(frame.kv_import, context)
+            else:
+                await self._take(frame)
+                frame = await self._next(context)
+
+    async def _next(self, context: grpc.aio.ServicerContext[Any, Any]) -> object:
+        try:
+            async with asyncio.timeout(IDLE_SECONDS):
+                return await _read(context)
+        except TimeoutError:
+            raise SessionLost(f"the client was silent for {IDLE_SECONDS:.0f} s") from None
+
+    async def _import(self, head: pb.KvState, context: grpc.aio.ServicerContext[Any, Any]) -> object:
+        """Take an attention cache; the frame that comes after it."""
+        async with one_transfer(self._service.transfers, transfer_seconds(head.timeout_seconds)):
+            received = await receive_kv(head, lambda: _read(context), self._largest_import)
+            if not isinstance(received, KvImport):
+                return received
+            await self._worker.put_import(received)
+        return await self._next(context)
 
     async def _take(self, frame: pb.ClientFrame) -> None:
         worker = self._worker
@@ -337,6 +378,8 @@ class _SessionReader:
             if not 0 < message.timeout_seconds <= MAX_STEP_SECONDS:
                 raise RemoteProtocolError("a replay has an impossible deadline")
             await worker.put_replay(message.epoch, lengths, decode_rebuild(message.rebuild), message.timeout_seconds)
+        elif kind == "kv_export":
+            await worker.put_export(transfer_seconds(frame.kv_export.timeout_seconds))
         elif kind == "probe":
             status = pb.Status(
                 nonce=frame.probe.nonce,
@@ -358,6 +401,9 @@ class _ClientOutlet:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def write(self, *frames: pb.PeerFrame) -> None:
+        await self._write_all(frames)
+
+    async def _write_all(self, frames: Iterable[pb.PeerFrame]) -> None:
         async with self._lock:
             for frame in frames:
                 await self._context.write(frame)
@@ -372,6 +418,11 @@ class _ClientOutlet:
 
     async def rebuilt(self, epoch: int, tokens: int) -> None:
         await self.write(pb.PeerFrame(rebuilt=pb.Rebuilt(epoch=epoch, tokens=tokens)))
+
+    async def kv_state(self, applied_seq: int, lengths: tuple[int, ...], data: bytes) -> None:
+        head = pb.KvState(applied_seq=applied_seq, lengths=lengths, total_bytes=len(data), data=data[:CHUNK_BYTES])
+        chunks = (pb.PeerFrame(chunk=chunk) for chunk in chunks_after_first(data))
+        await self._write_all(itertools.chain([pb.PeerFrame(kv_state=head)], chunks))
 
     async def failure(self, error: SwarmError, epoch: int, seq: int) -> None:
         code, text = to_wire(error)
@@ -401,6 +452,12 @@ class _EngineCompute:
 
     async def reset(self) -> None:
         await self._engine.submit(self._kv.reset)
+
+    async def export(self) -> bytes:
+        return await self._engine.submit(self._kv.export)
+
+    async def import_(self, lengths: tuple[int, ...], data: bytes) -> None:
+        await self._engine.submit(lambda: self._kv.import_(lengths, data))
 
 
 async def _read(context: grpc.aio.ServicerContext[Any, Any]) -> object:

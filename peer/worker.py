@@ -17,6 +17,7 @@ from ..proto.handshake import Grant
 from ..proto.steps import StepPlan
 from .gate import Compute, Repeat, StepGate
 from .replay_store import ReplayStore
+from .transfer import KvImport, one_transfer
 
 _INBOX_SIZE = 2 * CREDITS
 
@@ -37,6 +38,8 @@ class SessionCompute(Protocol):
 
     async def step(self, plan: StepPlan, data: bytes) -> StepOutputLike: ...
     async def reset(self) -> None: ...
+    async def export(self) -> bytes: ...
+    async def import_(self, lengths: tuple[int, ...], data: bytes) -> None: ...
 
 
 class Link(Protocol):
@@ -54,6 +57,7 @@ class Outlet(Protocol):
     async def step(self, step: WireStep) -> None: ...
     async def rerouted(self, epoch: int, applied_seq: int, buffer_complete: bool) -> None: ...
     async def rebuilt(self, epoch: int, tokens: int) -> None: ...
+    async def kv_state(self, applied_seq: int, lengths: tuple[int, ...], data: bytes) -> None: ...
     async def failure(self, error: SwarmError, epoch: int, seq: int) -> None: ...
 
 
@@ -88,6 +92,18 @@ class _Replay:
     timeout_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Export:
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Import:
+    epoch: int
+    kv: KvImport
+    loaded: asyncio.Event
+
+
 @dataclass
 class SessionParts:
     """What a worker is made of."""
@@ -98,6 +114,8 @@ class SessionParts:
     counters: Counters
     clock: Callable[[], float]
     """Unix seconds, for timings."""
+    transfers: asyncio.Semaphore
+    """Held while an attention cache moves: one at a time on this peer."""
     token_bytes: int
     lengths: Callable[[], tuple[int, ...]] = field(repr=False)
     """The rows' present lengths."""
@@ -113,7 +131,7 @@ class SessionWorker:
         self._link = link
         self._parts = parts
         self._gate = StepGate(grant.epoch, CREDITS)
-        self._inbox: asyncio.Queue[_Arrival | _Reroute | _Replay] = asyncio.Queue(_INBOX_SIZE)
+        self._inbox: asyncio.Queue[_Arrival | _Reroute | _Replay | _Export | _Import] = asyncio.Queue(_INBOX_SIZE)
         self._latest_epoch = grant.epoch
         if grant.successor is not None:
             parts.replay.begin(grant.session_id, parts.token_bytes)
@@ -152,6 +170,16 @@ class SessionWorker:
         """Take the client's wish that the replay buffer is sent to the successor."""
         await self._inbox.put(_Replay(epoch, lengths, rebuild, timeout_seconds))
 
+    async def put_export(self, timeout_seconds: float) -> None:
+        """Take the client's wish to have the attention cache as it is after the steps that came before."""
+        await self._inbox.put(_Export(timeout_seconds))
+
+    async def put_import(self, kv: KvImport) -> None:
+        """Take an attention cache in place of the present one; returns when it is loaded."""
+        item = _Import(self._latest_epoch, kv, asyncio.Event())
+        await self._inbox.put(item)
+        await item.loaded.wait()
+
     # What is done about it, one thing after the other.
 
     async def run(self) -> None:
@@ -162,8 +190,12 @@ class SessionWorker:
                 await self._on_step(item)
             elif isinstance(item, _Reroute):
                 await self._on_reroute(item)
-            else:
+            elif isinstance(item, _Replay):
                 await self._on_replay(item)
+            elif isinstance(item, _Export):
+                await self._on_export(item)
+            else:
+                await self._on_import(item)
 
     async def close(self) -> None:
         """Give everything back."""
@@ -243,6 +275,21 @@ class SessionWorker:
             if item.epoch != self._latest_epoch:
                 return
             await self._emit(step, deadline)
+
+    async def _on_export(self, item: _Export) -> None:
+        parts = self._parts
+        async with one_transfer(parts.transfers, item.timeout_seconds):
+            await parts.outlet.kv_state(self._gate.applied_seq, parts.lengths(), await parts.compute.export())
+
+    async def _on_import(self, item: _Import) -> None:
+        """Go on from another peer's cache. What that peer sent to its successor is not known here: no replay buffer."""
+        kv = item.kv
+        if item.epoch == self._latest_epoch:
+            await self._parts.compute.import_(kv.lengths, kv.data)
+            self._parts.replay.end(self.grant.session_id)
+            self._gate.rebuilt(kv.applied_seq + 1, permuted=False)
+            await self._parts.outlet.rebuilt(item.epoch, sum(kv.lengths))
+        item.loaded.set()
 
     async def _emit(self, output: WireStep, deadline: float) -> None:
         """Pass an output on: to the successor, or through the client, or as the answer."""

@@ -221,20 +221,24 @@ class Failure(_message.Message):
     def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ...) -> None: ...
 
 class KvExport(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("timeout_seconds",)
+    TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    timeout_seconds: float
+    def __init__(self, timeout_seconds: _Optional[float] = ...) -> None: ...
 
 class KvState(_message.Message):
-    __slots__ = ("applied_seq", "lengths", "total_bytes", "data")
+    __slots__ = ("applied_seq", "lengths", "total_bytes", "data", "timeout_seconds")
     APPLIED_SEQ_FIELD_NUMBER: _ClassVar[int]
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     applied_seq: int
     lengths: _containers.RepeatedScalarFieldContainer[int]
     total_bytes: int
     data: bytes
-    def __init__(self, applied_seq: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., total_bytes: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    timeout_seconds: float
+    def __init__(self, applied_seq: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., total_bytes: _Optional[int] = ..., data: _Optional[bytes] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...
 
 class Close(_message.Message):
     __slots__ = ()

@@ -74,6 +74,18 @@ class ToyKv:
     def reset(self) -> None:
         self.rows.clear()
 
+    def export(self) -> bytes:
+        return pack([token for row in self.rows for states in row for token in states])
+
+    def largest_import(self, lengths: Sequence[int]) -> int:
+        return sum(lengths) * len(self.blocks) * TOKEN_BYTES
+
+    def import_(self, lengths: Sequence[int], data: bytes) -> None:
+        if len(data) != self.largest_import(lengths):
+            raise RemoteProtocolError("not the cache of these rows")
+        tokens = iter(unpack(data))
+        self.rows = [[[next(tokens) for _ in range(length)] for _ in self.blocks] for length in lengths]
+
 
 class ToyEngine:
     """Computes at once, in the caller."""

@@ -446,6 +446,10 @@ def replay(**fields: Any) -> pb.ClientFrame:
     return pb.ClientFrame(replay=pb.Replay(**{"epoch": 1, "timeout_seconds": 5.0, **fields}))
 
 
+def kv_import(**fields: Any) -> pb.ClientFrame:
+    return pb.ClientFrame(kv_import=pb.KvState(**{"timeout_seconds": 5.0, **fields}))
+
+
 BAD_FRAMES: dict[str, list[pb.ClientFrame]] = {
     "fewer bytes than its tokens": [frame(total_bytes=TOKEN_BYTES - 4, data=bytes(TOKEN_BYTES - 4))],
     "more bytes than its tokens": [frame(total_bytes=TOKEN_BYTES + 4, data=bytes(TOKEN_BYTES + 4))],
@@ -475,7 +479,25 @@ BAD_FRAMES: dict[str, list[pb.ClientFrame]] = {
     "too many steps in flight": [frame(seq) for seq in range(2, CREDITS + 4)],
     "a second opening": [pb.ClientFrame(open=pb.Open())],
     "a frame of no kind": [pb.ClientFrame()],
-    "a cache that nobody asked for": [pb.ClientFrame(kv_import=pb.KvState(total_bytes=1 << 50))],
+    "a cache of petabytes": [kv_import(total_bytes=1 << 50)],
+    "a cache larger than its rows": [kv_import(lengths=[1], total_bytes=1 << 20)],
+    "a cache of more tokens than reserved": [kv_import(lengths=[64, 1])],
+    "a cache of more rows than reserved": [kv_import(lengths=[1, 1, 1])],
+    "a cache of impossible rows": [kv_import(lengths=[0] * 5000)],
+    "a cache of impossible lengths": [kv_import(lengths=[1 << 30])],
+    "a cache without a deadline": [kv_import(timeout_seconds=0)],
+    "a cache with all the time": [kv_import(timeout_seconds=1e9)],
+    "a cache whose time is none": [kv_import(timeout_seconds=math.nan)],
+    "a cache that is noise": [kv_import(lengths=[3], total_bytes=900, data=bytes(range(180)) * 5)],
+    "a cache without its tensors": [kv_import(lengths=[3])],
+    "a cache with an empty chunk": [kv_import(lengths=[3], total_bytes=900), chunk(0)],
+    "a cache with more than announced": [kv_import(lengths=[3], total_bytes=900), chunk(901)],
+    "a chunk of a cache that was given up": [
+        kv_import(lengths=[3], total_bytes=900),
+        pb.ClientFrame(probe=pb.Probe(nonce=1)),
+        chunk(900),
+    ],
+    "an export without a deadline": [pb.ClientFrame(kv_export=pb.KvExport())],
     "a replay that there is no buffer for": [replay(lengths=[3])],
     "a replay of impossible rows": [replay(lengths=[1] * 5000)],
     "a replay of impossible lengths": [replay(lengths=[1 << 30])],
