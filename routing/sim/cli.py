@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from .compare import Row
+    from .published import RequestResult
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -96,7 +97,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Simulate a scenario under its policies, with the published fixed delays and without any."""
-    rows = _compared([scenario], [])
+    rows = [row for row, _ in _compared([scenario], [])]
     if as_json:
         from dataclasses import asdict
 
@@ -114,14 +115,22 @@ def compare(
     scenarios: Annotated[list[Path], typer.Argument(help="Scenario files (TOML).")],
     policy: Annotated[list[str] | None, typer.Option(help="A policy; repeat for more. Default: the files'.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the table as CSV to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the distributions to this .svg or .png file.")] = None,
 ) -> None:
-    """Compare policies over scenarios: a table, and CSV."""
-    from .compare import to_csv, to_table
+    """Compare policies over scenarios: a table, CSV, and the distributions of the time per token."""
+    from .compare import distributions, to_csv, to_table
 
-    rows = _compared(scenarios, policy or [])
+    if plot is not None and plot.suffix not in (".svg", ".png"):
+        raise _fail(f"--plot: {plot.name}: must end in .svg or .png", _MALFORMED)
+    compared = _compared(scenarios, policy or [])
+    rows = [row for row, _ in compared]
     typer.echo(to_table(rows))
     if out is not None:
         out.write_text(to_csv(rows), encoding="utf-8")
+    if plot is not None and any(results for _, results in compared):
+        from .plots import draw
+
+        draw(plot, distributions(compared), "seconds per token")
 
 
 @app.command()
@@ -141,7 +150,7 @@ def plan(
         raise _fail(str(error), _MALFORMED) from error
 
 
-def _compared(paths: list[Path], policies: list[str]) -> list[Row]:
+def _compared(paths: list[Path], policies: list[str]) -> list[tuple[Row, list[RequestResult]]]:
     """Load and run the scenarios, with a progress bar on a terminal."""
     from ..instances import InstanceError
     from .compare import run_policy
@@ -158,14 +167,14 @@ def _compared(paths: list[Path], policies: list[str]) -> list[Row]:
         with _progress() as bar:
             for scenario, zero, policy in work:
                 task = bar.add_task(f"{scenario.name} {policy}", total=scenario.requests * scenario.runs)
-                row, _ = run_policy(
+                compared = run_policy(
                     scenario,
                     policy,
                     zero_fixed_delay=zero,
                     progress=lambda done, task=task: bar.update(task, completed=done) if done % 256 == 0 else None,  # type: ignore[misc]
                 )
                 bar.remove_task(task)
-                rows.append(row)
+                rows.append(compared)
     except (InstanceError, MissingFieldError) as error:
         raise _fail(str(error), _MALFORMED) from error
     return rows

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from .metrics import Summary, summarise
+from .plots import Distribution
 from .policies import InfeasibleError, prepare
 from .published import NeverRunsError, Progress, RequestResult, no_progress
 from .scenario import Scenario
@@ -51,6 +52,19 @@ def compare(scenarios: Sequence[Scenario], policies: Sequence[str], progress: Pr
         for scenario in scenarios
         for zero in (False, True)
         for policy in policies or scenario.policies
+    ]
+
+
+def distributions(compared: Sequence[tuple[Row, list[RequestResult]]]) -> list[Distribution]:
+    """A panel per scenario and delay setting: the distribution of every policy's time per token."""
+    panels: dict[tuple[str, bool], dict[str, tuple[float, ...]]] = {}
+    for row, results in compared:
+        if results:
+            panel = panels.setdefault((row.scenario, row.zero_fixed_delay), {})
+            panel[row.policy] = tuple(result.total_seconds / result.new_tokens for result in results)
+    return [
+        Distribution(f"{scenario}, {'zero' if zero else 'published'} delays", "seconds per token", samples)
+        for (scenario, zero), samples in panels.items()
     ]
 
 

@@ -54,11 +54,19 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path: Path) -> None:
 
 def test_both_delay_settings_are_reported_and_the_csv_is_written(tmp_path: Path) -> None:
     out = tmp_path / "table.csv"
-    status, table, _ = run("compare", write(tmp_path, BASE), "--policy", "proposed", "--out", out)
+    plot = tmp_path / "cdf.svg"
+    status, table, _ = run("compare", write(tmp_path, BASE), "--policy", "proposed", "--out", out, "--plot", plot)
     assert status == 0
     assert "published" in table
     assert "zero" in table
     assert out.read_text().startswith("scenario,policy,fixed_delays,R,")
+    assert "<svg" in plot.read_text()
+
+
+def test_a_plot_of_another_kind_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    status, out, err = run("compare", write(tmp_path, BASE), "--plot", tmp_path / "cdf.pdf")
+    assert (status, out) == (2, "")
+    assert "must end in .svg or .png" in err
 
 
 @pytest.mark.parametrize("memory", ["slots", "tokens"])
