@@ -118,7 +118,7 @@ def compare(
     plot: Annotated[Path | None, typer.Option(help="Draw the distributions to this .svg or .png file.")] = None,
 ) -> None:
     """Compare policies over scenarios: a table, CSV, and the distributions of the time per token."""
-    from .compare import distributions, to_csv, to_table
+    from .compare import per_token_samples, to_csv, to_table
 
     if plot is not None and plot.suffix not in (".svg", ".png"):
         raise _fail(f"--plot: {plot.name}: must end in .svg or .png", _MALFORMED)
@@ -128,9 +128,13 @@ def compare(
     if out is not None:
         out.write_text(to_csv(rows), encoding="utf-8")
     if plot is not None and any(results for _, results in compared):
-        from .plots import draw
+        from .plots import Distribution, draw
 
-        draw(plot, distributions(compared), "seconds per token")
+        panels = [
+            Distribution(f"{scenario}, {'zero' if zero else 'published'} delays", "seconds per token", samples)
+            for (scenario, zero), samples in per_token_samples(compared).items()
+        ]
+        draw(plot, panels, "seconds per token")
 
 
 @app.command()

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from .metrics import Summary, summarise
-from .plots import Distribution
 from .policies import InfeasibleError, prepare
 from .published import NeverRunsError, Progress, RequestResult, no_progress
 from .scenario import Scenario
@@ -55,17 +54,16 @@ def compare(scenarios: Sequence[Scenario], policies: Sequence[str], progress: Pr
     ]
 
 
-def distributions(compared: Sequence[tuple[Row, list[RequestResult]]]) -> list[Distribution]:
-    """A panel per scenario and delay setting: the distribution of every policy's time per token."""
-    panels: dict[tuple[str, bool], dict[str, tuple[float, ...]]] = {}
+def per_token_samples(
+    compared: Sequence[tuple[Row, list[RequestResult]]],
+) -> dict[tuple[str, bool], dict[str, tuple[float, ...]]]:
+    """By (scenario, zero fixed delays) and policy: every request's seconds per token."""
+    samples: dict[tuple[str, bool], dict[str, tuple[float, ...]]] = {}
     for row, results in compared:
         if results:
-            panel = panels.setdefault((row.scenario, row.zero_fixed_delay), {})
-            panel[row.policy] = tuple(result.total_seconds / result.new_tokens for result in results)
-    return [
-        Distribution(f"{scenario}, {'zero' if zero else 'published'} delays", "seconds per token", samples)
-        for (scenario, zero), samples in panels.items()
-    ]
+            of_setting = samples.setdefault((row.scenario, row.zero_fixed_delay), {})
+            of_setting[row.policy] = tuple(result.total_seconds / result.new_tokens for result in results)
+    return samples
 
 
 def to_csv(rows: Iterable[Row]) -> str:
