@@ -1,0 +1,132 @@
+"""What the documents say is there: links, files, tests, commands with their options, and snippets that compile."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import typer.main
+from blockswarm.client.cli import app as client_app
+from blockswarm.peer.cli import app as peer_app
+from blockswarm.routing.sim.cli import app as sim_app
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in DOCUMENTS}
+
+GUIDES = {"README.md", "docs/protocol.md", "docs/failures.md"}
+"""What is written for readers of the programs; other documents also name options of scripts and of other software."""
+
+PROGRAMS: dict[str, click.Command] = {
+    "swarm-peer": typer.main.get_command(peer_app),
+    "swarm-client": typer.main.get_command(client_app),
+    "swarm-sim": typer.main.get_command(sim_app),
+}
+
+
+def each(pattern: str, flags: int = 0) -> list[tuple[str, str]]:
+    """(document, what matched) over all documents."""
+    return sorted({(name, found) for name, text in TEXTS.items() for found in re.findall(pattern, text, flags)})
+
+
+def fenced(language: str) -> list[tuple[str, str]]:
+    return each(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def command_lines() -> list[tuple[str, str]]:
+    """What a reader would type: lines after "$ ", and programs in `code` that are followed by arguments."""
+    typed = [(name, line[2:]) for name, block in fenced("console") for line in block.splitlines() if line[:2] == "$ "]
+    quoted = each(r"`((?:swarm-peer|swarm-client|swarm-sim) [^`]+)`")
+    return sorted({*typed, *quoted})
+
+
+def test_there_are_documents_to_check() -> None:
+    assert set(TEXTS) >= GUIDES
+    assert len(command_lines()) > 5
+    assert fenced("python")
+
+
+@pytest.mark.parametrize(("document", "target"), each(r"\]\(([^)#]+)(?:#[^)]*)?\)"))
+def test_links_lead_somewhere(document: str, target: str) -> None:
+    if target.startswith("https://"):
+        return  # no network in tests
+    assert ((ROOT / document).parent / target).exists()
+
+
+@pytest.mark.parametrize(("document", "path"), each(r"`((?:client|peer|proto|routing|scripts|tests|docs)/[\w./]+)`"))
+def test_files_that_are_named_exist(document: str, path: str) -> None:
+    assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize(("document", "reference"), each(r"`(tests/[\w/]+\.py::\w+)`"))
+def test_tests_that_are_named_exist(document: str, reference: str) -> None:
+    path, _, name = reference.partition("::")
+    assert re.search(rf"^def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_modules_in_the_map_exist() -> None:
+    """The cells of the map name files without their folder."""
+    folder, seen = "", 0
+    for first, second in re.findall(r"^\|(.*?)\|(.*?)\|$", TEXTS["README.md"], re.MULTILINE):
+        folder = first.strip("` ") or folder
+        for name in re.findall(r"`([\w.]+\.\w+)`", second):
+            seen += 1
+            assert (ROOT / folder / name).exists(), f"{folder}{name}"
+    assert seen > 40
+
+
+@pytest.mark.parametrize(("document", "line"), command_lines())
+def test_commands_have_the_options_that_are_named(document: str, line: str) -> None:
+    """The programs themselves parse the line; they say what they do not know."""
+    program, *arguments = shlex.split(line)
+    if program not in PROGRAMS:
+        assert program.startswith("scripts/")
+        return
+    command = PROGRAMS[program]
+    known = all_options(command)
+    options = [argument for argument in arguments if argument.startswith("-")]
+    assert set(options) <= known
+    if isinstance(command, click.Group):
+        assert arguments[0] in command.commands
+        command = command.commands[arguments[0]]
+        assert set(options) <= all_options(command)
+
+
+def all_options(command: click.Command) -> set[str]:
+    commands = [command, *getattr(command, "commands", {}).values()]
+    return {name for one in commands for parameter in one.params for name in parameter.opts} | {"-h", "--help"}
+
+
+def test_options_in_the_text_belong_to_some_program() -> None:
+    known = {name for command in PROGRAMS.values() for name in all_options(command)}
+    helped = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "demo", "--help"], capture_output=True, text=True, timeout=60, check=True
+    )
+    known |= set(re.findall(r"--[\w-]+", helped.stdout))
+    named = {option for name, option in each(r"`(--[\w-]+)[^`]*`") if name in GUIDES}
+    assert named
+    assert named <= known
+
+
+@pytest.mark.parametrize(("document", "source"), fenced("python"))
+def test_python_snippets_compile_and_import_what_is_there(document: str, source: str) -> None:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module or "")
+            assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_the_demo_says_what_the_readme_shows() -> None:
+    """What the peer prints when it is ready begins as in the quick start."""
+    source = (ROOT / "peer" / "cli.py").read_text(encoding="utf-8")
+    for line in ("serving blocks ", "others join with:    swarm-peer "):
+        assert line in source
+        assert line in TEXTS["README.md"]
