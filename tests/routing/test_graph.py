@@ -99,7 +99,7 @@ def brute_force(
     )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(swarm=swarms(), push=st.booleans(), data=st.data())
 def test_the_route_is_the_best_of_all_chains(
     swarm: Swarm, push: bool, data: st.DataObject, validators: ModuleType
