@@ -25,6 +25,8 @@ from .hop import Hop, HopChoice
 CAPABILITY_SECONDS = 86400.0
 REROUTE_SECONDS = 10.0
 PROBE_SECONDS = 3.0
+HANDOVER_SECONDS = 20.0
+"""An attention cache that takes longer than this is replaced by a replay, which moves less and computes more."""
 MIN_REBUILD_SECONDS = 10.0
 
 
@@ -163,10 +165,29 @@ class Chain:
 
     async def _introduce(self, index: int, kept: bool) -> None:
         config, hop = self._config, self.hops[index]
-        before = self.hops[index - 1] if index else None
-        after = self.hops[index + 1] if index + 1 < len(self.hops) else None
+        before, after = self._neighbours(hop)
         relay = config.relay_always or (after is not None and (hop.peer, after.peer) in self._relayed_links)
-        now = config.clock()
+        capability = self._capability(hop, before, after)
+        # A record lasts a minute and a session longer: the successor needs to be introduced with its newest one.
+        record = (config.router.record(after.peer) or after.record) if after else b""
+        if kept:
+            await hop.reroute(pb.Reroute(capability=capability, successor_record=record, relay=relay))
+        else:
+            await self._open(hop, capability, record, relay)
+
+    async def _open(self, hop: Hop, capability: pb.Signed, record: bytes, relay: bool) -> None:
+        config = self._config
+        hello = sign_hello(config.identity, hop.peer, self._session_id, config.clock(), config.swarm_key)
+        message = pb.Open(hello=hello, capability=capability, successor_record=record, relay=relay)
+        await hop.open(config.dialer.stub(hop.address), message)
+
+    def _neighbours(self, hop: Hop) -> tuple[Hop | None, Hop | None]:
+        index = self.hops.index(hop)
+        before = self.hops[index - 1] if index else None
+        return before, self.hops[index + 1] if index + 1 < len(self.hops) else None
+
+    def _capability(self, hop: Hop, before: Hop | None, after: Hop | None) -> pb.Signed:
+        config = self._config
         grant = Grant(
             session_id=self._session_id,
             epoch=self.epoch,
@@ -178,18 +199,10 @@ class Chain:
             predecessor=before.peer if before else None,
             successor=after.peer if after else None,
             wire_format=config.wire_format,
-            expires_at_seconds=now + CAPABILITY_SECONDS,
+            expires_at_seconds=config.clock() + CAPABILITY_SECONDS,
             model_digest=config.model_digest,
         )
-        capability = sign_capability(config.identity, grant)
-        # A record lasts a minute and a session longer: the successor needs to be introduced with its newest one.
-        record = (config.router.record(after.peer) or after.record) if after else b""
-        if kept:
-            await hop.reroute(pb.Reroute(capability=capability, successor_record=record, relay=relay))
-        else:
-            hello = sign_hello(config.identity, hop.peer, self._session_id, now, config.swarm_key)
-            message = pb.Open(hello=hello, capability=capability, successor_record=record, relay=relay)
-            await hop.open(config.dialer.stub(hop.address), message)
+        return sign_capability(config.identity, grant)
 
     def _discard(self, hops: Sequence[Hop]) -> None:
         for hop in hops:
@@ -205,6 +218,52 @@ class Chain:
             self._on_answer(hop, step)
         else:
             await self.hops[self.hops.index(hop) + 1].send(step)
+
+    # --- handing over ---
+
+    async def hand_over(self, old: Hop, choices: Sequence[HopChoice], state: Rollback) -> None:
+        """Put `choices` in the place of `old`, which works but is about to leave; `state` is that of every hop now.
+
+        A single replacement is opened beside the chain and gets the cache of `old` before the neighbours are told, so
+        that nothing changes if the peer refuses. Where the cache cannot be moved the replacement is rebuilt.
+        Raises ChainBroken.
+        """
+        if len(choices) > 1:
+            await self._replace(old, choices, state)
+            return
+        new = self._new_hop(choices[0])
+        try:
+            new.built = await self._move_cache(old, new, state)
+            if new.error is None:
+                await self._replace(old, [new], state)
+            else:
+                self._config.router.ban(new.peer, new.error)
+        finally:
+            if new not in self.hops:
+                self._discard([new])
+
+    async def _replace(self, old: Hop, replacement: Sequence[Hop | HopChoice], state: Rollback) -> None:
+        index = self.hops.index(old)
+        await self.connect([*self.hops[:index], *replacement, *self.hops[index + 1 :]])
+        await self.rebuild(state)
+        self._config.on_event(SessionEvent("handed-over", old.peer, describe(self.layout)))
+
+    async def _move_cache(self, old: Hop, new: Hop, state: Rollback) -> bool:
+        """Open `new` and have the cache of `old` loaded there; whether it is. The errors are left in the hops."""
+        self.epoch += 1
+        epoch = self.epoch
+        try:
+            async with asyncio.timeout(HANDOVER_SECONDS):
+                await self._open(new, self._capability(new, *self._neighbours(old)), b"", relay=True)
+                await old.export_to(new, state.next_seq - 1, state.before, HANDOVER_SECONDS)
+                while new.rebuilt_epoch != epoch and new.error is None and old.error is None:
+                    self.changed.clear()
+                    await self.changed.wait()
+        except TimeoutError:
+            pass
+        finally:
+            old.stop_export()
+        return new.rebuilt_epoch == epoch
 
     # --- rebuilding ---
 

@@ -34,6 +34,10 @@ class ChainRouter(Protocol):
         """Do not choose that peer for a while."""
         ...
 
+    def leaving(self, peer: PeerId) -> bool:
+        """Whether the peer says that it is about to leave."""
+        ...
+
     async def refresh(self) -> None:
         """Look at the swarm again."""
         ...
@@ -52,7 +56,7 @@ class SessionEvent:
     """Something worth knowing about a session, as it happens.
 
     `kind` is one of "opened", "hop-lost", "rerouted", "relayed", "stalled", "replay" (`peer` is the source of the
-    tokens, None: this client) and "rebuilt".
+    tokens, None: this client), "rebuilt" and "handed-over" (`peer` is the one that was left).
     """
 
     kind: str

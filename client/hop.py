@@ -15,6 +15,9 @@ from ..proto.frames import CREDITS, Rebuild, StepReader, WireStep, encode_rebuil
 from ..proto.transport import PeerAddress, PeerStub, translated_grpc_errors
 from ..routing.swarm import BlockRange, PeerId
 
+TRANSFER_SLACK_SECONDS = 10.0
+"""A peer gives a transfer up later than the client, which has other ways and wants to keep the session."""
+
 
 @dataclass(frozen=True, slots=True)
 class HopChoice:
@@ -33,6 +36,17 @@ class HopState:
     epoch: int
     applied_seq: int
     buffer_complete: bool
+
+
+@dataclass
+class _KvPassage:
+    """The attention cache of a hop on its way to another one, of the state that the client knows."""
+
+    target: Hop
+    applied_seq: int
+    lengths: tuple[int, ...]
+    deadline: float
+    """In the loop's time."""
 
 
 class Hop:
@@ -66,6 +80,9 @@ class Hop:
         self._on_step = on_step
         self._on_change = on_change
         self._call: grpc.aio.StreamStreamCall[pb.ClientFrame, pb.PeerFrame] | None = None
+        self._kv_passage: _KvPassage | None = None
+        self._kv_missing_bytes = 0
+        """Of the cache that the peer sends just now."""
         self._write_lock = asyncio.Lock()
         self._reader: asyncio.Task[None] | None = None
 
@@ -98,6 +115,21 @@ class Hop:
     async def probe(self, nonce: int) -> None:
         """Ask where the peer is; the answer ends up in `status`."""
         await self._write(pb.ClientFrame(probe=pb.Probe(nonce=nonce)))
+
+    async def export_to(self, target: Hop, applied_seq: int, lengths: tuple[int, ...], timeout_seconds: float) -> None:
+        """Have the peer's attention cache sent to `target`, which says in `rebuilt_epoch` when it has it.
+
+        It is passed on as it comes in, so that it never is in memory here. One of another state fails this hop.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_seconds
+        self._kv_passage = _KvPassage(target, applied_seq, lengths, deadline)
+        await self._write(
+            pb.ClientFrame(kv_export=pb.KvExport(timeout_seconds=timeout_seconds + TRANSFER_SLACK_SECONDS))
+        )
+
+    def stop_export(self) -> None:
+        """Pass nothing on any more; `target` drops what it has of a cache with the next frame that it gets."""
+        self._kv_passage = None
 
     def fail(self, error: SwarmError) -> None:
         """Give the hop up."""
@@ -145,6 +177,9 @@ class Hop:
 
     async def _take(self, reader: StepReader, frame: pb.PeerFrame) -> None:
         kind = frame.WhichOneof("kind")
+        if kind == "kv_state" or (kind == "chunk" and self._kv_missing_bytes > 0):
+            await self._pass_kv_on(frame)
+            return
         if kind in ("step", "chunk"):
             step = reader.step(frame.step) if kind == "step" else reader.chunk(frame.chunk)
             if step is not None:
@@ -162,6 +197,22 @@ class Hop:
         elif kind == "failure":
             self._take_failure(frame.failure)
         self._on_change()
+
+    async def _pass_kv_on(self, frame: pb.PeerFrame) -> None:
+        passage = self._kv_passage
+        if frame.HasField("kv_state"):
+            state = frame.kv_state
+            self._kv_missing_bytes = state.total_bytes - len(state.data)
+            if passage is not None:
+                if (state.applied_seq, tuple(state.lengths)) != (passage.applied_seq, passage.lengths):
+                    raise RemoteProtocolError(f"{self.address}: the attention cache is of another state")
+                left = max(0.001, passage.deadline - asyncio.get_running_loop().time())
+                state.timeout_seconds = left + TRANSFER_SLACK_SECONDS
+                await passage.target._write(pb.ClientFrame(kv_import=state))
+        else:
+            self._kv_missing_bytes -= len(frame.chunk.data)
+            if passage is not None:
+                await passage.target._write(pb.ClientFrame(chunk=frame.chunk))
 
     def _take_failure(self, failure: pb.Failure) -> None:
         error = from_wire(failure.code, failure.message)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..proto.errors import NoChainError, SwarmError
 from ..routing.graph import NoRouteError, cheapest_route
-from ..routing.swarm import BlockRange, ModelSpec, PeerId, PeerSpec, RequestSpec, Swarm
+from ..routing.swarm import BlockRange, ModelSpec, PeerId, PeerSpec, PeerState, RequestSpec, Swarm
 from .hop import HopChoice
 from .view import SwarmView
 
@@ -49,6 +49,11 @@ class ViewRouter:
     def ban(self, peer: PeerId, error: SwarmError) -> None:
         """Do not choose that peer for a while."""
         self._view.ban(peer, error)
+
+    def leaving(self, peer: PeerId) -> bool:
+        """Whether the peer says that it is about to leave."""
+        known = self._view.peers.get(peer)
+        return known is not None and known.record.spec.state in (PeerState.DRAINING, PeerState.LEAVING)
 
     async def refresh(self) -> None:
         """Look at the swarm again. Raises SwarmError if nobody answers."""

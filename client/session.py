@@ -33,6 +33,8 @@ REPAIR_ATTEMPTS = 12
 """So many repairs without any answer in between, and the operation fails."""
 NO_CHAIN_PATIENCE_SECONDS = 30.0
 NO_CHAIN_PAUSE_SECONDS = 0.5
+HANDOVER_PAUSE_SECONDS = 5.0
+"""After a look for replacements of leaving peers, so much later the next one."""
 MIN_STALL_SECONDS = 3.0
 STALL_FACTOR = 6.0
 """A step may take this many times what the measured speed predicts before the chain is examined."""
@@ -88,6 +90,7 @@ class ChainSession:
         )
         self._slowness = 1.0
         """Observed over predicted time of a step."""
+        self._next_handover_at = 0.0
         self._timings = TimingLog()
         self._lock = asyncio.Lock()
 
@@ -130,6 +133,8 @@ class ChainSession:
             try:
                 if not self._chain.hops:
                     raise ChainBroken
+                if repairs == 0:
+                    await self._hand_over_leaving(operation.state)
                 await self._drive(operation)
                 break
             except ChainBroken:
@@ -212,6 +217,24 @@ class ChainSession:
         tokens = operation.steps[operation.unanswered - operation.first_seq].tokens
         predicted = self._config.router.predict_seconds(self.chain, tokens) * max(1, operation.in_flight)
         return MIN_STALL_SECONDS + STALL_FACTOR * max(1.0, self._slowness) * predicted
+
+    # --- peers that leave ---
+
+    async def _hand_over_leaving(self, state: Rollback) -> None:
+        """Replace the peers that are about to leave; nothing was done yet after `state`. Raises ChainBroken.
+
+        A peer that nobody can replace stays until it is gone.
+        """
+        router, now = self._config.router, self._config.clock()
+        if now < self._next_handover_at:
+            return
+        for hop in [hop for hop in self._chain.hops if router.leaving(hop.peer)]:
+            self._next_handover_at = now + HANDOVER_PAUSE_SECONDS
+            try:
+                choices = await router.choose(hop.blocks, _peers(self._chain.hops), self._request)
+            except NoChainError:
+                continue
+            await self._chain.hand_over(hop, choices, state)
 
     # --- repair ---
 

@@ -91,18 +91,30 @@ class LocalSwarm:
         server, port = await serve(identity, service.handlers, "127.0.0.1", 0)
         peer = LocalPeer(identity, service, parts, server, port, blocks)
         self.peers.append(peer)
+        await self._announce(peer, PeerState.SERVING)
+        return peer
+
+    async def drain(self, peer: LocalPeer) -> None:
+        """The peer is about to leave, and the clients have seen that."""
+        peer.service.drain()
+        await self._announce(peer, PeerState.DRAINING)
+        for view in self.views:
+            await view.refresh()
+
+    async def _announce(self, peer: LocalPeer, state: PeerState) -> None:
+        sessions = peer.parts.sessions
         spec = PeerSpec(
-            id=identity.peer_id,
-            blocks=blocks,
+            id=peer.identity.peer_id,
+            blocks=peer.blocks,
             cost=ComputeCost(1e-3, prefill_per_token=1e-4),
-            state=PeerState.SERVING,
+            state=state,
             kv_tokens_total=sessions.kv_token_blocks_total,
             kv_tokens_free=sessions.kv_token_blocks_free,
-            block_hashes=self.checkpoint.block_hashes(blocks),
+            block_hashes=self.checkpoint.block_hashes(peer.blocks),
         )
-        record = PeerRecord(self.digest, spec, addresses=(f"127.0.0.1:{port}",), incarnation=time.time_ns())
-        await directory.announce(sign_peer_record(identity, record, self.swarm_key, time.time() + 100))
-        return peer
+        record = PeerRecord(self.digest, spec, addresses=(f"127.0.0.1:{peer.port}",), incarnation=time.time_ns())
+        signed = sign_peer_record(peer.identity, record, self.swarm_key, time.time() + 100)
+        await MemoryDirectory(self.store, time.time).announce(signed)
 
     async def client(
         self, *, initial: Sequence[PeerAddress] | None = None, swarm_key: SwarmKey | None = None, push: bool = True,

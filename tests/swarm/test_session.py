@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from blockswarm.client import chain as chain_module
 from blockswarm.client.config import SessionEvent
 from blockswarm.client.session import ChainSession
+from blockswarm.peer import service as service_module
 from blockswarm.peer.engine.engine import Engine, SessionKv
 from blockswarm.peer.engine.stage import load_stage
 from blockswarm.proto.checkpoint import open_checkpoint
+from blockswarm.proto.errors import RemoteProtocolError
 from blockswarm.proto.steps import RowSlice, StepPlan
 from blockswarm.routing.swarm import BlockRange
-from support.swarm import LocalSwarm, local_swarm
+from support.swarm import LocalPeer, LocalSwarm, local_swarm
 from support.tiny_models import write_tiny_checkpoint
 
 HIDDEN = 64
@@ -156,3 +159,165 @@ def test_where_the_buffer_was_evicted_the_peer_before_is_rebuilt_too(folder: Pat
             await swarm.close()
 
     asyncio.run(main())
+
+
+def peer_of(swarm: LocalSwarm, session: ChainSession, index: int) -> LocalPeer:
+    """The peer that computes the blocks `RANGES[index]` of the session now."""
+    return next(peer for peer in swarm.peers if peer.identity.peer_id == session.chain[index][0])
+
+
+def rebuilt_tokens(swarm: LocalSwarm) -> int:
+    return sum(peer.parts.counters.rebuilt_tokens for peer in swarm.peers)
+
+
+def kinds(events: list[SessionEvent]) -> list[str]:
+    return [event.kind for event in events if event.kind in ("handed-over", "replay", "hop-lost")]
+
+
+@pytest.mark.parametrize("push", [True, False], ids=["push", "hub"])
+@pytest.mark.parametrize("index", [0, 1, 2], ids=["first", "middle", "last"])
+def test_a_leaving_peer_hands_its_cache_over(folder: Path, whole_stage: Engine, index: int, push: bool) -> None:
+    """Nothing is computed again, and the peer is free; when its replacement dies later, that is repaired as ever."""
+
+    async def scenario(swarm: LocalSwarm) -> None:
+        events: list[SessionEvent] = []
+        session, truth = await swarm.session(kv_tokens=2000, push=push, events=events), Truth(whole_stage)
+        for number, step in enumerate(STORY):
+            if number == 3:
+                old = peer_of(swarm, session, index)
+                await swarm.drain(old)
+            if number == 5:
+                await swarm.start_peer(BlockRange.parse(RANGES[index]))
+                await peer_of(swarm, session, index).kill()
+            await check_step(session, truth, step, number)
+            if number == 3:
+                assert kinds(events) == ["handed-over"]
+                assert rebuilt_tokens(swarm) == 0
+                assert peer_of(swarm, session, index) is not old
+                await asyncio.wait_for(old.service.wait_idle(), 5)
+        await session.close()
+        assert kinds(events) == ["handed-over", "hop-lost", "replay"]
+        if push:
+            assert sum(peer.parts.counters.steps_relayed for peer in swarm.peers) == 0
+
+    in_swarm(folder, scenario, *RANGES, RANGES[index])
+
+
+def test_the_whole_chain_leaves_at_once(folder: Path, whole_stage: Engine) -> None:
+    async def scenario(swarm: LocalSwarm) -> None:
+        events: list[SessionEvent] = []
+        session, truth = await swarm.session(kv_tokens=2000, events=events), Truth(whole_stage)
+        for number, step in enumerate(STORY):
+            if number == 2:
+                for index in range(3):
+                    await swarm.drain(peer_of(swarm, session, index))
+            await check_step(session, truth, step, number)
+        await session.close()
+        assert kinds(events) == ["handed-over"] * 3
+        assert rebuilt_tokens(swarm) == 0
+
+    in_swarm(folder, scenario, *RANGES, *RANGES)
+
+
+def test_what_a_replacement_did_not_send_is_replayed_from_before_it(folder: Path, whole_stage: Engine) -> None:
+    """The replay buffer stays behind at the peer that leaves: the one after it is rebuilt through the replacement."""
+
+    async def scenario(swarm: LocalSwarm) -> None:
+        events: list[SessionEvent] = []
+        session, truth = await swarm.session(kv_tokens=2000, events=events), Truth(whole_stage)
+        for number, step in enumerate(STORY):
+            if number == 2:
+                await swarm.drain(peer_of(swarm, session, 1))
+            if number == 4:
+                await peer_of(swarm, session, 2).kill()
+            await check_step(session, truth, step, number)
+        first = session.chain[0][0]
+        await session.close()
+        assert kinds(events) == ["handed-over", "hop-lost", "replay"]
+        assert [event.peer for event in events if event.kind == "replay"] == [first]
+
+    in_swarm(folder, scenario, *RANGES, *RANGES[1:])
+
+
+def test_a_leaving_peer_stays_while_there_is_no_other(folder: Path, whole_stage: Engine) -> None:
+    async def scenario(swarm: LocalSwarm) -> None:
+        events: list[SessionEvent] = []
+        session, truth = await swarm.session(kv_tokens=2000, events=events), Truth(whole_stage)
+        for number, step in enumerate(STORY):
+            if number == 2:
+                await swarm.drain(peer_of(swarm, session, 1))
+            await check_step(session, truth, step, number)
+        await session.close()
+        assert kinds(events) == []
+
+    in_swarm(folder, scenario)
+
+
+def test_a_replacement_that_refuses_changes_nothing(folder: Path, whole_stage: Engine) -> None:
+    async def scenario(swarm: LocalSwarm) -> None:
+        await swarm.start_peer(BlockRange(2, 4), kv_tokens=10)
+        events: list[SessionEvent] = []
+        session, truth = await swarm.session(kv_tokens=2000, events=events), Truth(whole_stage)
+        for number, step in enumerate(STORY):
+            if number == 2:
+                chain = session.chain
+                assert peer_of(swarm, session, 1) is not swarm.peers[-1]
+                await swarm.drain(peer_of(swarm, session, 1))
+            await check_step(session, truth, step, number)
+        assert session.chain == chain
+        await session.close()
+        assert kinds(events) == []
+
+    in_swarm(folder, scenario)
+
+
+def test_several_peers_in_place_of_one_are_rebuilt_by_replay(folder: Path, whole_stage: Engine) -> None:
+    async def scenario(swarm: LocalSwarm) -> None:
+        events: list[SessionEvent] = []
+        session, truth = await swarm.session(kv_tokens=2000, events=events), Truth(whole_stage)
+        for number, step in enumerate(STORY):
+            if number == 2:
+                await swarm.start_peer(BlockRange(2, 3))
+                await swarm.start_peer(BlockRange(3, 4))
+                await swarm.drain(peer_of(swarm, session, 1))
+            await check_step(session, truth, step, number)
+        assert len(session.chain) == 4
+        await session.close()
+        assert kinds(events) == ["replay", "handed-over"]
+
+    in_swarm(folder, scenario)
+
+
+@pytest.mark.parametrize("failure", ["refused", "died", "slow"])
+def test_a_cache_that_cannot_be_had_is_rebuilt_at_the_replacement(
+    folder: Path, whole_stage: Engine, failure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(swarm: LocalSwarm) -> None:
+        events: list[SessionEvent] = []
+        session, truth = await swarm.session(kv_tokens=2000, events=events), Truth(whole_stage)
+        for number, step in enumerate(STORY):
+            if number == 2:
+                old = peer_of(swarm, session, 1)
+                await swarm.drain(old)
+                broken_export(monkeypatch, old, failure)
+            await check_step(session, truth, step, number)
+        assert peer_of(swarm, session, 1) is not old
+        await session.close()
+        assert kinds(events)[0] == "replay"
+        assert rebuilt_tokens(swarm) == 301 + 8
+
+    in_swarm(folder, scenario, *RANGES, RANGES[1])
+
+
+def broken_export(monkeypatch: pytest.MonkeyPatch, peer: LocalPeer, failure: str) -> None:
+    """From now on `peer` refuses to give a cache, dies when it is asked, or lets everybody wait."""
+
+    async def export(self: object) -> bytes:
+        if failure == "refused":
+            raise RemoteProtocolError("there is no such frame")
+        if failure == "died":
+            await peer.kill()
+        return await asyncio.Event().wait()
+
+    monkeypatch.setattr(service_module._EngineCompute, "export", export)
+    monkeypatch.setattr(chain_module, "HANDOVER_SECONDS", 0.5 if failure == "slow" else 20.0)

@@ -12,7 +12,7 @@ from typing import Any
 
 from blockswarm.client.config import SessionConfig, SessionEvent
 from blockswarm.client.hop import HopChoice
-from blockswarm.client.session import ChainSession
+from blockswarm.client.session import HANDOVER_PAUSE_SECONDS, ChainSession
 from blockswarm.peer.replay_store import ReplayStore
 from blockswarm.peer.service import PeerParts, PeerService
 from blockswarm.peer.sessions import SessionTable
@@ -50,6 +50,7 @@ class Peer:
         self.identity = Identity.generate()
         self.blocks = blocks
         self.alive = False
+        self.draining = False
         self._machine = machine
         self._replay_bytes = replay_bytes
         self.start()
@@ -77,6 +78,11 @@ class Peer:
         self.service = PeerService(self.parts)
         machine.net.add(self.id, self.service.handlers)
         self.alive = True
+        self.draining = False
+
+    def drain(self) -> None:
+        self.service.drain()
+        self.draining = True
 
     def record(self) -> bytes:
         spec = PeerSpec(self.id, self.blocks, ComputeCost(0.01))
@@ -101,7 +107,11 @@ class Router:
         for part in RANGES:
             if not blocks.covers(part):
                 continue
-            hosts = [p for p in self._machine.peers if p.blocks.covers(part) and p.alive and p.id not in excluded]
+            hosts = [
+                p
+                for p in self._machine.peers
+                if p.blocks.covers(part) and p.alive and not p.draining and p.id not in excluded
+            ]
             if not hosts:
                 raise NoChainError(tuple(part))
             host = next((p for p in hosts if p.id not in self._banned), hosts[0])
@@ -113,6 +123,9 @@ class Router:
 
     def ban(self, peer: PeerId, error: SwarmError) -> None:
         self._banned.add(peer)
+
+    def leaving(self, peer: PeerId) -> bool:
+        return next(one for one in self._machine.peers if one.id == peer).draining
 
     async def refresh(self) -> None:
         self._banned.clear()
@@ -206,12 +219,15 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(index=st.integers(0, 2))
     def kill_a_peer_in_use(self, index: int) -> None:
         victim = next(peer for peer in self.peers if peer.id == self.session.chain[index][0])
-        others = [p for p in self.peers if p.alive and p.blocks == victim.blocks and p is not victim]
         if victim.alive:
             self.in_loop(lambda: self.net.kill(victim.id))
             victim.alive = False
-        if not others:
+        if not self.others(victim):
             self.in_loop(victim.start)
+
+    def others(self, peer: Peer) -> list[Peer]:
+        """Who can take the place of a peer."""
+        return [p for p in self.peers if p.alive and not p.draining and p.blocks == peer.blocks and p is not peer]
 
     @rule()
     def revive_all(self) -> None:
@@ -264,6 +280,42 @@ class SessionMachine(RuleBasedStateMachine):
             if lengths
             else StepPlan((RowSlice(0, 0, plan, 1),))
         )
+
+    def drain(self, index: int) -> Peer | None:
+        """The peer in use is about to leave; None if it is the last one of its range, or gone already."""
+        peer = next(peer for peer in self.peers if peer.id == self.session.chain[index][0])
+        if not peer.alive or not self.others(peer):
+            return None
+        self.loop.run(asyncio.sleep(HANDOVER_PAUSE_SECONDS))
+        self.in_loop(peer.drain)
+        return peer
+
+    @precondition(lambda self: self.session.chain)
+    @rule(indices=st.sets(st.integers(0, 2), min_size=1, max_size=2))
+    def drain_peers_in_use(self, indices: set[int]) -> None:
+        for index in indices:
+            self.drain(index)
+
+    @precondition(lambda self: self.session.chain)
+    @rule(index=st.integers(0, 2), stays=st.booleans(), seconds=st.sampled_from([0.001, 0.05, 0.15, 0.3, 0.45, 0.8]))
+    def kill_during_a_handover(self, index: int, stays: bool, seconds: float) -> None:
+        """The peer that leaves or the one that stays dies while the session moves from one to the other."""
+        old = self.drain(index)
+        if old is None:
+            return
+        victim = self.others(old)[0] if stays else old
+        for peer in (old, victim):
+            self.net.link(CLIENT, peer.id).delay_seconds = 0.1
+
+        def die() -> None:
+            if victim.alive:
+                self.net.kill(victim.id)
+                victim.start()
+
+        self.in_loop(lambda: self.loop.call_later(seconds, die))
+        lengths = self.truth.table.lengths
+        piece = RowSlice(0, lengths[0], 1, 1) if lengths else RowSlice(0, 0, 40, 1)
+        self.check(StepPlan((piece,)))
 
     def in_loop(self, action: Any) -> None:
         async def call() -> None:
