@@ -8,9 +8,10 @@ CG-BP's greedy order and windows but lets every peer stay that contributes about
 3. Improve: the plan is CG-BP's greedy pass in which a peer keeps its window unless another contributes more.  It is
    begun if the time that it saves over the horizon exceeds the time that loading takes; its moves are made one by one.
 
-The plan is a fixed point: a peer's planned window depends on the windows planned for peers before it in the greedy
-order and on its own present one, so carrying out part of the plan does not change the rest.  Hence a static swarm rests
-within n moves, whatever the order of the moves.
+A plan is a fixed point: a peer's planned window depends on the windows planned for peers before it in the greedy
+order and on its own present one, so carrying out part of the plan does not change the rest.  Once every peer is placed,
+a static swarm whose blocks are all served rests within n moves, whatever the order of the moves; one with uncovered
+blocks may need repairs on top, which are not asked to be final, and rests within 2 n.
 
 Every peer computes the same decision from the same snapshot: clients, load and R are functions of the snapshot, and
 ties are broken by position.  A move never takes a block from one server to none; between peers with different, old
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
@@ -58,7 +59,8 @@ class ReplanPolicy:
     request: RequestSpec = field(default_factory=lambda: RequestSpec(prompt_tokens=512, new_tokens=256))
     """The request that the swarm is planned for."""
     horizon_seconds: float = 4 * 3600.0
-    """How long an improvement is expected to last."""
+    """How long an improvement is expected to last.  Time saved is counted for as many requests, one after the other, as
+    the swarm would serve in this time if it were placed from scratch."""
     load_bytes_per_second: float = 25e6
     """How fast a peer fetches and loads weights."""
     min_gain: float = 0.03
@@ -442,33 +444,53 @@ class Stickiness(enum.Enum):
 
 
 def _improve(view: PlanningView) -> Move | None:
-    """The first move that can be made of the plan with the largest net gain, if there is one that pays."""
+    """The first move that can be made of the plan that costs least over the horizon, loading included, if one pays."""
+    scratch = _over(view.ranges, _planned_ranges(view, Stickiness.IGNORE))
+    packed = _over(view.ranges, _packed_ranges(view, _planned_ranges(view, Stickiness.IGNORE)))
+    if _uncovered(view).any():
+        return _cover_by_plan(view, scratch, packed)
+    plans = [_over(view.ranges, _planned_ranges(view, s)) for s in (Stickiness.STAY, Stickiness.STAY_IF_EQUAL)]
+    # What the horizon costs, in seconds, under every plan: one currency for all, so that a step of the best plan makes
+    # it better by what it loaded, and no later choice leads back.
+    reference = view.request_seconds(scratch)
+    unit = view.policy.horizon_seconds / reference if math.isfinite(reference) else 1.0
     now = view.request_seconds(view.ranges)
-    best_net = 0.0
-    best: IntArray | None = None
-    scratch = _planned_ranges(view, Stickiness.IGNORE)
-    for planned in (
-        _planned_ranges(view, Stickiness.STAY),
-        _planned_ranges(view, Stickiness.STAY_IF_EQUAL),
-        _packed_ranges(view, scratch),
-        scratch,
-    ):
-        plan = np.where(planned[:, 1:] > 0, planned, view.ranges)
+    best_cost, best = unit * now, None
+    for plan in (*plans, packed, scratch):
         load_seconds = view.load_seconds(plan)
-        if (plan == view.ranges).all() or view.policy.horizon_seconds - load_seconds <= best_net:
+        if (plan == view.ranges).all() or load_seconds >= best_cost:
             continue
         then = view.request_seconds(plan)
-        gain = 1.0 - then / now if math.isfinite(now) else float(math.isfinite(then))
-        net = gain * view.policy.horizon_seconds - load_seconds
-        if gain >= view.policy.min_gain and net > best_net:
-            best_net, best = net, plan
-    if best is None:
-        return None
+        if then <= (1.0 - view.policy.min_gain) * now and unit * then + load_seconds < best_cost:
+            best_cost, best = unit * then + load_seconds, plan
+    return None if best is None else _first_step(view, best, range(len(view.peers)))
+
+
+def _cover_by_plan(view: PlanningView, scratch: IntArray, packed: IntArray) -> Move | None:
+    """Where blocks are uncovered that no single move can cover: a step towards a placement that covers all, whatever it
+    loads.  The one from scratch does not depend on the present ranges, and who is in place there stays: every step
+    leads on."""
+    out_of_place = np.flatnonzero((view.ranges != scratch).any(axis=1)).tolist()
+    for plan in (scratch, packed):
+        if math.isfinite(view.request_seconds(plan)) and (move := _first_step(view, plan, out_of_place)) is not None:
+            return move
+    return None
+
+
+def _first_step(view: PlanningView, plan: IntArray, peers: Iterable[int]) -> Move | None:
+    """The first of the plan's moves, in greedy order and among these peers, that can be made safely now."""
+    allowed = set(peers)
     for j in view.order:
-        start, stop = best[j].tolist()
-        if (best[j] != view.ranges[j]).any() and view.movable(j) and view.is_safe(j, start, stop):
+        start, stop = plan[j].tolist()
+        changes = bool((plan[j] != view.ranges[j]).any())
+        if changes and j in allowed and view.movable(j) and view.is_safe(j, start, stop):
             return view.move(j, start, Reason.IMPROVE, stop)
     return None
+
+
+def _over(present: IntArray, planned: IntArray) -> IntArray:
+    """The planned ranges, and the present ones where nothing is planned."""
+    return np.where(planned[:, 1:] > 0, planned, present)
 
 
 def _planned_ranges(view: PlanningView, stickiness: Stickiness) -> IntArray:
