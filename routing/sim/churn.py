@@ -38,6 +38,10 @@ from ..replan import (
 from ..swarm import BlockRange, ComputeCost, Coordinate, ModelSpec, MoveClaim, PeerId, PeerSpec, PeerState, Swarm
 
 RECORD_LIFETIME_SECONDS = 60.0
+QUIET_SECONDS = 900.0
+"""A swarm in which nothing has changed for so long is taken to rest."""
+AFTERMATH_SECONDS = 5400.0
+"""How long after the last event a swarm is given to come to rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,8 +278,7 @@ class _ProtocolRun:
             at = 0.0
             while rate > 0 and (at := at + self.rng.expovariate(rate / 3600.0)) < end:
                 self.schedule(at, action)
-        quiet = 900.0
-        while self.heap and self.heap[0][0] < max(end, self.last_change) + quiet:
+        while self.heap and self.heap[0][0] < min(max(end, self.last_change) + QUIET_SECONDS, end + AFTERMATH_SECONDS):
             at, _, action = heapq.heappop(self.heap)
             self.advance(at)
             action()

@@ -21,7 +21,7 @@ from blockswarm.routing.sim.churn import (
 SMALL = Population(replace(BLOOM, num_blocks=12), fast_memory_bytes=(12e9,), slow_memory_bytes=(4e9, 6e9, 8e9))
 EAGER = ReplanPolicy(horizon_seconds=48 * 3600.0, min_gain=0.005, load_bytes_per_second=100e6)
 """Moves at the slightest occasion, to have many of them."""
-BUSY = ProtocolSetup(peers=7, hours=0.7, joins_per_hour=12, leaves_per_hour=6, crashes_per_hour=3, record_loss=0.3)
+BUSY = ProtocolSetup(peers=7, hours=0.4, joins_per_hour=12, leaves_per_hour=6, crashes_per_hour=3, record_loss=0.3)
 
 
 def run(seed: int, setup: ProtocolSetup = BUSY) -> ProtocolReport:
@@ -31,7 +31,7 @@ def run(seed: int, setup: ProtocolSetup = BUSY) -> ProtocolReport:
 def test_the_protocol_never_takes_a_last_server():
     """Snapshots up to 60 s old, a third of the records lost, clocks off by seconds, dozens of moves."""
     reports = [run(seed) for seed in range(4)]
-    assert sum(report.moves for report in reports) > 50
+    assert sum(report.moves for report in reports) > 40
     assert [report.last_servers_taken for report in reports] == [0] * len(reports)
 
 
