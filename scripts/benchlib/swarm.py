@@ -139,6 +139,7 @@ def running_swarm(bench: Bench, model: Path, count: int, rtt_seconds: float = 0.
     bounds = [round(index * blocks / count) for index in range(count + 1)]
     ports = [free_port() for _ in range(count)]
     with contextlib.ExitStack() as stack:
+        keys = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="keys-", dir=bench.folder)))
         announced = ports
         if rtt_seconds:
             arguments = [SCRIPTS / "benchlib" / "delay_proxy.py", str(rtt_seconds / 2), *map(str, ports)]
@@ -149,7 +150,7 @@ def running_swarm(bench: Bench, model: Path, count: int, rtt_seconds: float = 0.
             arguments = [
                 "-m", "blockswarm.peer.cli", model, "--blocks", f"{bounds[index]}:{bounds[index + 1]}",
                 "--host", "127.0.0.1", "--port", str(port), "--announce", f"127.0.0.1:{announce}",
-                "--data", bench.folder / f"peer{index}", "--threads", "1", "--json",
+                "--data", keys / str(index), "--threads", "1", "--json",
             ]  # fmt: skip
             arguments += ["--initial-peers", addresses[0]] if addresses else ["--new-swarm"]
             peers.append(stack.enter_context(Child(*arguments, log=bench.folder / f"peer{index}.log")))
