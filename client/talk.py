@@ -22,7 +22,7 @@ from .options import GenerateOptions, SwarmOptions
 from .report import ChainReport
 from .terminal import Spinner, milliseconds, short_id, table
 
-REPAIRS = ("hop-lost", "rerouted", "relayed", "stalled", "replay", "rebuilt")
+REPAIRS = ("hop-lost", "handed-over", "rerouted", "relayed", "stalled", "replay", "rebuilt")
 """The kinds of events that a user wants to know of."""
 
 
