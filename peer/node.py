@@ -118,10 +118,12 @@ async def _run_as(
         choose_blocks(config.blocks, checkpoint.num_blocks, checkpoint.num_blocks, ())  # refuse a bad range early
     digest = (await asyncio.to_thread(checkpoint.model_digest)).hex()
     dialer = Dialer()
+    # Joining waits for the network and the DHT daemon; the processor has something to do meanwhile.
+    examining = asyncio.create_task(_examine(config, checkpoint), name="examine the model")
     try:
         async with _joined(config, dialer, digest, swarm_key) as directory:
             lookups = RecentLookups(directory, digest, swarm_key, time.time)
-            blocks = await _choose(config, checkpoint, lookups, swarm_key)
+            blocks = await _choose(config, checkpoint, await examining, lookups, swarm_key)
             engine = await _load(config, checkpoint, blocks, progress)
             try:
                 await _serve(config, identity, swarm_key, checkpoint, digest, dialer, directory, lookups, engine,
@@ -129,6 +131,8 @@ async def _run_as(
             finally:
                 engine.close()
     finally:
+        examining.cancel()
+        await asyncio.gather(examining, return_exceptions=True)
         await dialer.close()
 
 
@@ -197,14 +201,18 @@ def _check_privacy(replies: Sequence[pb.PingReply], private: bool) -> None:
         )
 
 
+async def _examine(config: PeerConfig, checkpoint: Checkpoint) -> Need:
+    """Whether the model may be served, and what a block of it needs. Raises UnsupportedModel."""
+    from .engine.load import examine_model  # brings torch
+
+    weights, kv_per_token = await asyncio.to_thread(examine_model, checkpoint.config, config.dtype, config.threads)
+    return Need(weights, kv_per_token * config.kv_tokens, config.replay_bytes)
+
+
 async def _choose(
-    config: PeerConfig, checkpoint: Checkpoint, lookups: RecentLookups, swarm_key: SwarmKey | None
+    config: PeerConfig, checkpoint: Checkpoint, need: Need, lookups: RecentLookups, swarm_key: SwarmKey | None
 ) -> BlockRange:
     """The blocks to host: those asked for, or as many as fit, where the swarm needs them most."""
-    from .engine.measure import measure_block  # brings torch
-
-    weights, kv_per_token = await asyncio.to_thread(measure_block, checkpoint.config, config.dtype)
-    need = Need(weights, kv_per_token * config.kv_tokens, config.replay_bytes)
     free = free_memory_bytes()
     asked = len(config.blocks.blocks) if config.blocks.blocks is not None else config.blocks.count
     if asked is not None:
@@ -224,10 +232,10 @@ async def _choose(
 
 
 async def _load(config: PeerConfig, checkpoint: Checkpoint, blocks: BlockRange, progress: Progress) -> Engine:
-    """Fetch, check and load the blocks."""
+    """Fetch and load the blocks."""
     from .engine.load import load_engine  # brings torch
 
-    return await asyncio.to_thread(load_engine, checkpoint, blocks, config.dtype, config.threads, progress)
+    return await asyncio.to_thread(load_engine, checkpoint, blocks, config.dtype, progress)
 
 
 async def _serve(
