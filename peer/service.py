@@ -7,16 +7,14 @@ clear failure frame, and touches no other session.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from ..proto import swarm_pb2 as pb
 from ..proto.errors import (
@@ -30,32 +28,25 @@ from ..proto.errors import (
     to_wire,
 )
 from ..proto.frames import (
-    CHUNK_BYTES,
     CREDITS,
-    MAX_STEP_SECONDS,
     StepReader,
-    WireStep,
-    chunks_after_first,
-    decode_rebuild,
-    encode_step,
 )
 from ..proto.handshake import PROTOCOL_VERSION, Grant, HelloChecker, check_capability, sign_hello
 from ..proto.identity import Identity
 from ..proto.records import SignatureCache, SignedRecord, SwarmKey, open_peer_record, verify_record
-from ..proto.steps import MAX_POSITIONS, MAX_ROWS, StepPlan
+from ..proto.steps import MAX_ROWS, StepPlan
 from ..proto.transport import ERROR_CODE_KEY, Dialer, Handlers, PeerAddress, addresses_of
 from ..routing.swarm import PeerId
+from .client_stream import ClientOutlet, SessionReader, read_frame, take_step
 from .engine.engine import Engine, SessionKv, StepOutput
 from .push import PushLink
 from .replay_store import ReplayStore
 from .sessions import SessionTable
-from .transfer import KvImport, one_transfer, receive_kv, transfer_seconds
 from .worker import Counters, SessionParts, SessionWorker
 
 logger = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS = 15.0
-IDLE_SECONDS = 1800.0
 MAX_LOOKUP_BYTES = 3 << 20
 
 
@@ -99,11 +90,6 @@ class PeerService:
     def open_sessions(self) -> int:
         return self._parts.sessions.sessions
 
-    @property
-    def transfers(self) -> asyncio.Semaphore:
-        """Held while an attention cache moves."""
-        return self._parts.transfers
-
     def drain(self) -> None:
         """Take no more sessions; the open ones go on."""
         self._draining = True
@@ -117,10 +103,10 @@ class PeerService:
 
     async def session(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """One client's session, from its hello to its last frame."""
-        outlet = _ClientOutlet(context)
+        outlet = ClientOutlet(context)
         try:
             async with _handshake():
-                frame = await _read(context)
+                frame = await read_frame(context)
                 if not isinstance(frame, pb.ClientFrame) or not frame.HasField("open"):
                     raise RemoteProtocolError("a session begins with an open frame")
                 grant = self._check_open(frame.open)
@@ -154,7 +140,7 @@ class PeerService:
         return grant
 
     async def _serve_session(
-        self, context: grpc.aio.ServicerContext[Any, Any], outlet: _ClientOutlet, grant: Grant, message: pb.Open
+        self, context: grpc.aio.ServicerContext[Any, Any], outlet: ClientOutlet, grant: Grant, message: pb.Open
     ) -> None:
         parts = self._parts
         wire_format = parts.engine.wire_format(grant.wire_format)
@@ -174,9 +160,16 @@ class PeerService:
         await self._set_worker(grant.session_id, worker)
         try:
             await outlet.write(pb.PeerFrame(opened=pb.Opened(credits=CREDITS, epoch=grant.epoch)))
-            reader = _SessionReader(self, worker, outlet, StepReader(wire_format.token_bytes), kv.largest_import)
+            reader = SessionReader(
+                worker,
+                outlet,
+                StepReader(wire_format.token_bytes),
+                lambda message: self._reroute(worker, message, outlet),
+                parts.transfers,
+                kv.largest_import,
+            )
             async with asyncio.timeout(max(0.0, grant.expires_at_seconds - parts.clock())):
-                await _first_to_finish(worker.run(), reader.run(context))
+                await _first_to_finish(outlet, worker.run(), reader.run(context))
         except TimeoutError:
             raise SessionLost("the session's capability has expired") from None
         finally:
@@ -199,7 +192,7 @@ class PeerService:
         async with self._changed:
             self._changed.notify_all()
 
-    async def reroute(self, worker: SessionWorker, message: pb.Reroute, outlet: _ClientOutlet) -> None:
+    async def _reroute(self, worker: SessionWorker, message: pb.Reroute, outlet: ClientOutlet) -> None:
         """Give a session new neighbours."""
         old = worker.grant
         grant = self._check_grant(message.capability, old.client, old.session_id)
@@ -213,7 +206,7 @@ class PeerService:
         await worker.put_reroute(grant, make_link)
         await self.notify_changed()
 
-    def _make_link(self, grant: Grant, successor_record: bytes, relay: bool, outlet: _ClientOutlet) -> PushLink | None:
+    def _make_link(self, grant: Grant, successor_record: bytes, relay: bool, outlet: ClientOutlet) -> PushLink | None:
         """The way to the successor; None where outputs go back to the client. Raises SwarmError."""
         if grant.successor is None or relay:
             return None
@@ -240,7 +233,7 @@ class PeerService:
         """Steps of one session from its predecessor."""
         try:
             async with _handshake():
-                frame = await _read(context)
+                frame = await read_frame(context)
                 if not isinstance(frame, pb.PushFrame) or not frame.HasField("open"):
                     raise RemoteProtocolError("a push begins with an open frame")
                 pusher, session_id = self._parts.hellos.check(frame.open.hello)
@@ -267,12 +260,12 @@ class PeerService:
     ) -> None:
         token_bytes = self._parts.engine.wire_format(worker.grant.wire_format).token_bytes
         reader = StepReader(token_bytes)
-        while isinstance(frame := await _read(context), pb.PushFrame):
+        while isinstance(frame := await read_frame(context), pb.PushFrame):
             if self._workers.get(session_id) is not worker:
                 raise SessionLost("the session has ended")
             if worker.grant.predecessor != pusher:
                 raise AuthenticationError("the session has another predecessor now")
-            step = _take_step(reader, frame)
+            step = take_step(reader, frame)
             if step is not None:
                 await worker.put_step(step)
 
@@ -318,128 +311,6 @@ class PeerService:
         )
 
 
-class _SessionReader:
-    """Reads one client's frames after the open."""
-
-    def __init__(
-        self,
-        service: PeerService,
-        worker: SessionWorker,
-        outlet: _ClientOutlet,
-        reader: StepReader,
-        largest_import: Callable[[tuple[int, ...]], int],
-    ) -> None:
-        self._service = service
-        self._worker = worker
-        self._outlet = outlet
-        self._reader = reader
-        self._largest_import = largest_import
-
-    async def run(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Until the client closes or is silent for too long. Raises SwarmError."""
-        frame = await self._next(context)
-        while isinstance(frame, pb.ClientFrame) and not frame.HasField("close"):
-            if frame.HasField("kv_import"):
-                frame = await self._import(frame.kv_import, context)
-            else:
-                await self._take(frame)
-                frame = await self._next(context)
-
-    async def _next(self, context: grpc.aio.ServicerContext[Any, Any]) -> object:
-        try:
-            async with asyncio.timeout(IDLE_SECONDS):
-                return await _read(context)
-        except TimeoutError:
-            raise SessionLost(f"the client was silent for {IDLE_SECONDS:.0f} s") from None
-
-    async def _import(self, head: pb.KvState, context: grpc.aio.ServicerContext[Any, Any]) -> object:
-        """Take an attention cache; the frame that comes after it."""
-        async with one_transfer(self._service.transfers, transfer_seconds(head.timeout_seconds)):
-            received = await receive_kv(head, lambda: _read(context), self._largest_import)
-            if not isinstance(received, KvImport):
-                return received
-            await self._worker.put_import(received)
-        return await self._next(context)
-
-    async def _take(self, frame: pb.ClientFrame) -> None:
-        worker = self._worker
-        kind = frame.WhichOneof("kind")
-        if kind in ("step", "chunk"):
-            step = _take_step(self._reader, frame)
-            if step is not None:
-                await worker.put_step(step)
-        elif kind == "reroute":
-            await self._service.reroute(worker, frame.reroute, self._outlet)
-        elif kind == "replay":
-            message = frame.replay
-            lengths = tuple(message.lengths)
-            if len(lengths) > MAX_ROWS or max(lengths, default=0) > MAX_POSITIONS:
-                raise RemoteProtocolError("a replay names impossible rows")
-            if not 0 < message.timeout_seconds <= MAX_STEP_SECONDS:
-                raise RemoteProtocolError("a replay has an impossible deadline")
-            await worker.put_replay(message.epoch, lengths, decode_rebuild(message.rebuild), message.timeout_seconds)
-        elif kind == "kv_export":
-            await worker.put_export(transfer_seconds(frame.kv_export.timeout_seconds))
-        elif kind == "probe":
-            status = pb.Status(
-                nonce=frame.probe.nonce,
-                epoch=worker.epoch,
-                received_seq=worker.received_seq,
-                applied_seq=worker.applied_seq,
-            )
-            await self._outlet.write(pb.PeerFrame(status=status))
-        else:
-            raise RemoteProtocolError(f"a session has no frame of kind {kind} after its first")
-
-
-class _ClientOutlet:
-    """Writes frames to a client; the chunks of one tensor stay together."""
-
-    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        self._context = context
-        self._lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def write(self, *frames: pb.PeerFrame) -> None:
-        await self._write_all(frames)
-
-    async def _write_all(self, frames: Iterable[pb.PeerFrame]) -> None:
-        async with self._lock:
-            for frame in frames:
-                await self._context.write(frame)
-
-    async def step(self, step: WireStep) -> None:
-        head, chunks = encode_step(step)
-        await self.write(pb.PeerFrame(step=head), *(pb.PeerFrame(chunk=chunk) for chunk in chunks))
-
-    async def rerouted(self, epoch: int, applied_seq: int, buffer_complete: bool) -> None:
-        message = pb.Rerouted(epoch=epoch, applied_seq=applied_seq, buffer_complete=buffer_complete)
-        await self.write(pb.PeerFrame(rerouted=message))
-
-    async def rebuilt(self, epoch: int, tokens: int) -> None:
-        await self.write(pb.PeerFrame(rebuilt=pb.Rebuilt(epoch=epoch, tokens=tokens)))
-
-    async def kv_state(self, applied_seq: int, lengths: tuple[int, ...], data: bytes) -> None:
-        head = pb.KvState(applied_seq=applied_seq, lengths=lengths, total_bytes=len(data), data=data[:CHUNK_BYTES])
-        chunks = (pb.PeerFrame(chunk=chunk) for chunk in chunks_after_first(data))
-        await self._write_all(itertools.chain([pb.PeerFrame(kv_state=head)], chunks))
-
-    async def failure(self, error: SwarmError, epoch: int, seq: int) -> None:
-        code, text = to_wire(error)
-        await self.write(pb.PeerFrame(failure=pb.Failure(code=code, message=text, epoch=epoch, seq=seq)))
-
-    def failure_soon(self, error: SwarmError, epoch: int) -> None:
-        """Tell the client from a place that cannot wait."""
-        task = asyncio.create_task(self.failure(error, epoch, 0))
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.debug("the client is gone: %s", task.exception())
-
-
 class _EngineCompute:
     """The rows of a session, reached through the engine's thread."""
 
@@ -460,22 +331,6 @@ class _EngineCompute:
         await self._engine.submit(lambda: self._kv.import_(lengths, data))
 
 
-async def _read(context: grpc.aio.ServicerContext[Any, Any]) -> object:
-    """The next frame, or grpc's end mark. Raises RemoteProtocolError for what is not a frame."""
-    try:
-        return await context.read()  # type: ignore[attr-defined]
-    except DecodeError:
-        raise RemoteProtocolError("a frame is not readable") from None
-
-
-def _take_step(reader: StepReader, frame: pb.ClientFrame | pb.PushFrame) -> WireStep | None:
-    if frame.HasField("step"):
-        return reader.step(frame.step)
-    if frame.HasField("chunk"):
-        return reader.chunk(frame.chunk)
-    raise RemoteProtocolError("a push has only steps and chunks after its first frame")
-
-
 @asynccontextmanager
 async def _handshake() -> AsyncIterator[None]:
     """A stream says what it wants within `HANDSHAKE_SECONDS`."""
@@ -488,14 +343,15 @@ async def _handshake() -> AsyncIterator[None]:
         raise RemoteProtocolError(str(error)) from None
 
 
-async def _first_to_finish(*coroutines: Awaitable[None]) -> None:
-    """Run side by side; when one ends, cancel the others and raise what it raised."""
+async def _first_to_finish(outlet: ClientOutlet, *coroutines: Awaitable[None]) -> None:
+    """Run side by side; when one ends, cancel the others and raise what it raised. They write to `outlet`."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        async with outlet.between_frames():
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

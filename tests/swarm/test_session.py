@@ -312,11 +312,13 @@ def test_a_cache_that_cannot_be_had_is_rebuilt_at_the_replacement(
 def broken_export(monkeypatch: pytest.MonkeyPatch, peer: LocalPeer, failure: str) -> None:
     """From now on `peer` refuses to give a cache, dies when it is asked, or lets everybody wait."""
 
+    deaths: list[asyncio.Task[None]] = []
+
     async def export(self: object) -> bytes:
         if failure == "refused":
             raise RemoteProtocolError("there is no such frame")
         if failure == "died":
-            await peer.kill()
+            deaths.append(asyncio.create_task(peer.kill()))  # not by the stream that it ends
         return await asyncio.Event().wait()
 
     monkeypatch.setattr(service_module._EngineCompute, "export", export)
