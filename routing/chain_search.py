@@ -283,6 +283,8 @@ class _PushWalks:
     def cheapest(self, limits: _Limits) -> _Walk | None:
         """The cheapest walk within the limits, or None."""
         num_blocks = self._spans.num_blocks
+        if not len(limits.room):
+            return None
         # left[b, j]: least cost of having computed blocks 0..b with j last; entry[b, j]: where j was entered for that.
         left = np.full((num_blocks + 1, len(limits.room)), np.inf)
         entry = np.zeros(left.shape, dtype=np.int64)

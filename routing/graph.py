@@ -6,7 +6,7 @@ The objective and the proof of exactness are in chain_search.py; Lemma 1's hops,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +20,33 @@ BoolArray = NDArray[np.bool_]
 
 
 class NoRouteError(ValueError):
-    """No chain exists now; `missing_blocks` are those that no usable peer hosts with room for the request."""
+    """No chain exists now.
 
-    def __init__(self, missing_blocks: tuple[int, ...]) -> None:
+    `missing_blocks` are those that no usable peer hosts, `full_blocks` those that usable peers host, but none with room
+    for the request, announced releases included.  `retry_seconds`: when the hosts of the full blocks have made their
+    last announced release and more may be known; infinite if waiting does not help, because nobody hosts some block or
+    the request does not fit even into empty peers.
+    """
+
+    def __init__(
+        self, missing_blocks: tuple[int, ...], full_blocks: tuple[int, ...] = (), retry_seconds: float = _INFINITY
+    ) -> None:
         self.missing_blocks = missing_blocks
-        listed = ", ".join(str(block) for block in missing_blocks[:20]) + ("..." if len(missing_blocks) > 20 else "")
-        super().__init__(
-            f"no usable peer hosts blocks {listed}"
-            if missing_blocks
-            else "every block has a host, but no chain of distinct peers has room for the request: shorten it"
-        )
+        self.full_blocks = full_blocks
+        self.retry_seconds = retry_seconds
+        todo = "shorten it" if retry_seconds == _INFINITY else "shorten it or try again later"
+        parts = []
+        if missing_blocks:
+            parts.append(f"no usable peer hosts blocks {_listed(missing_blocks)}")
+        if full_blocks:
+            parts.append(f"no host of blocks {_listed(full_blocks)} has room for the request: {todo}")
+        if not parts:
+            parts.append(f"every block has a host, but no chain of distinct peers has room for the request: {todo}")
+        super().__init__("; ".join(parts))
+
+
+def _listed(blocks: tuple[int, ...]) -> str:
+    return ", ".join(str(block) for block in blocks[:20]) + ("..." if len(blocks) > 20 else "")
 
 
 class RttTable:
@@ -179,9 +196,10 @@ class RouteFinder:
         room = _SnapshotRoom(request.kv_tokens_per_block, free, usable, self._releases)
         rtt = np.where(usable, rtt, 0.0)
         costs = self._push_costs(request, rtt, peer_rtt_seconds) if push else self._hub_costs(request, rtt)
-        choice = ChainSearch(self._spans, costs).cheapest(room)
+        search = ChainSearch(self._spans, costs)
+        choice = search.cheapest(room)
         if choice is None:
-            raise NoRouteError(self._missing_blocks(room))
+            raise self._no_route(search, room)
         hops = tuple(Hop(self.peers[j].id, blocks) for j, blocks in choice.chain)
         return Route(hops, choice.cost_seconds, choice.wait_seconds)
 
@@ -227,11 +245,36 @@ class RouteFinder:
             matrix[i, j] = peer_rtt_seconds(ids[i], ids[j])
         return matrix
 
-    def _missing_blocks(self, room: _SnapshotRoom) -> tuple[int, ...]:
+    def _no_route(self, search: ChainSearch, room: _SnapshotRoom) -> NoRouteError:
+        missing = ~self._hosted(room.usable)
+        full = ~missing & ~self._hosted(room.blocks_within(_INFINITY) > 0)
+        retry_seconds = _INFINITY
+        if not missing.any() and self._fits_when_empty(search, room):
+            retry_seconds = self._last_release_seconds(full, room)
+        blocks, unroomy = (tuple(int(block) for block in np.flatnonzero(which)) for which in (missing, full))
+        return NoRouteError(blocks, unroomy, retry_seconds)
+
+    def _hosted(self, peers: BoolArray) -> BoolArray:
+        """Which blocks these peers host, (L,)."""
         hosted = np.zeros(self.swarm.model.num_blocks, dtype=bool)
-        for j in np.flatnonzero(room.blocks_within(_INFINITY) > 0):
+        for j in np.flatnonzero(peers):
             hosted[self._spans.start[j] : self._spans.stop[j]] = True
-        return tuple(int(block) for block in np.flatnonzero(~hosted))
+        return hosted
+
+    def _fits_when_empty(self, search: ChainSearch, room: _SnapshotRoom) -> bool:
+        total = np.array([peer.kv_tokens_total for peer in self.peers], dtype=np.int64)
+        empty = replace(room, free=np.where(room.usable, total, 0))
+        return search.cheapest(empty) is not None
+
+    def _last_release_seconds(self, full: BoolArray, room: _SnapshotRoom) -> float:
+        """When every full block has a host whose announced releases are all due; 0 if none is announced."""
+        last = np.zeros(len(self.peers))
+        np.maximum.at(last, room.releases.owner, room.releases.delay)
+        soonest = np.where(full, np.inf, 0.0)
+        for j in np.flatnonzero(room.usable):
+            hosted = slice(self._spans.start[j], self._spans.stop[j])
+            soonest[hosted] = np.minimum(soonest[hosted], last[j])
+        return float(soonest.max())
 
 
 def _range_and_id(peer: PeerSpec) -> tuple[int, int, PeerId]:

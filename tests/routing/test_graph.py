@@ -149,17 +149,48 @@ def test_missing_blocks_are_named() -> None:
     assert caught.value.missing_blocks == (1, 2)
 
 
-def test_a_peer_without_room_counts_as_missing() -> None:
+def test_blocks_without_room_are_told_apart_from_blocks_without_host() -> None:
+    with pytest.raises(NoRouteError, match=r"no usable peer hosts blocks 3; no host of blocks 2 has room") as caught:
+        route_of(swarm_of(peer("a", 0, 2), peer("b", 2, 3, kv_tokens_free=19)))
+    assert caught.value.missing_blocks == (3,)
+    assert caught.value.full_blocks == (2,)
+    assert caught.value.retry_seconds == float("inf")
+
+
+def test_full_peers_say_when_more_is_known() -> None:
+    """Of two hosts of the full blocks the one whose last announced release comes first counts."""
+    late = {"kv_tokens_free": 0, "releases": (KvRelease(5.0, 1), KvRelease(50.0, 1))}
+    soon = {"kv_tokens_free": 0, "releases": (KvRelease(7.0, 1),)}
+    with pytest.raises(NoRouteError, match=r"no host of blocks 2, 3 has room .* or try again later") as caught:
+        route_of(swarm_of(peer("a", 0, 2), peer("b", 2, 4, **late), peer("c", 2, 4, **soon)))
+    assert (caught.value.missing_blocks, caught.value.full_blocks) == ((), (2, 3))
+    assert caught.value.retry_seconds == 7.0
+
+
+def test_a_request_larger_than_empty_peers_need_not_wait() -> None:
+    with pytest.raises(NoRouteError, match=r"shorten it$") as caught:
+        route_of(swarm_of(peer("a", 0, 2), peer("b", 2, 4, kv_tokens_free=19, kv_tokens_total=19)))
+    assert caught.value.full_blocks == (2, 3)
+    assert caught.value.retry_seconds == float("inf")
+
+
+@pytest.mark.parametrize("push", [False, True])
+def test_without_usable_peers_all_blocks_are_missing(push: bool) -> None:
+    for swarm in (swarm_of(), swarm_of(peer("a", 0, 4, state=PeerState.DRAINING))):
+        with pytest.raises(NoRouteError) as caught:
+            route_of(swarm, push=push)
+        assert caught.value.missing_blocks == (0, 1, 2, 3)
     with pytest.raises(NoRouteError) as caught:
-        route_of(swarm_of(peer("a", 0, 2), peer("b", 2, 4, kv_tokens_free=19)))
-    assert caught.value.missing_blocks == (2, 3)
+        route_of(swarm_of(peer("a", 0, 4)), push=push, excluded=frozenset({PeerId("a")}))
+    assert caught.value.missing_blocks == (0, 1, 2, 3)
 
 
 def test_no_chain_of_distinct_peers_has_room() -> None:
     """One host with room for half of its blocks could only be used twice, which no chain may do."""
     with pytest.raises(NoRouteError) as caught:
         route_of(swarm_of(peer("a", 0, 4, kv_tokens_free=40)))
-    assert caught.value.missing_blocks == ()
+    assert caught.value.missing_blocks == caught.value.full_blocks == ()
+    assert caught.value.retry_seconds == 0.0
 
 
 def test_excluded_and_unreachable_peers_are_not_used() -> None:
