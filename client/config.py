@@ -23,7 +23,7 @@ class ChainRouter(Protocol):
     async def choose(
         self, blocks: BlockRange, excluded: frozenset[PeerId], request: RequestSpec
     ) -> tuple[HopChoice, ...]:
-        """The cheapest chain over `blocks` without the excluded peers. Raises NoChainError."""
+        """The cheapest chain over `blocks` without the excluded peers. Raises NoChainError, PeerBusy if all is full."""
         ...
 
     def record(self, peer: PeerId) -> bytes | None:

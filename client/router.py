@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..proto.errors import NoChainError, SwarmError
+from ..proto.errors import NoChainError, PeerBusy, SwarmError, describe_blocks
 from ..routing.graph import NoRouteError, cheapest_route
 from ..routing.swarm import BlockRange, ModelSpec, PeerId, PeerSpec, PeerState, RequestSpec, Swarm
 from .hop import HopChoice
 from .view import SwarmView
+
+MIN_RETRY_SECONDS = 1.0
+"""Full peers are not asked again sooner, whatever they announce."""
 
 
 class ViewRouter:
@@ -23,7 +27,10 @@ class ViewRouter:
     async def choose(
         self, blocks: BlockRange, excluded: frozenset[PeerId], request: RequestSpec
     ) -> tuple[HopChoice, ...]:
-        """The cheapest chain over `blocks` without the excluded peers. Raises NoChainError."""
+        """The cheapest chain over `blocks` without the excluded peers.
+
+        Raises NoChainError; PeerBusy if every block has a host and only room is wanting, that may yet become free.
+        """
         part = part_of(self._view.snapshot(self._num_blocks), blocks)
         if not part.peers:
             raise NoChainError(tuple(blocks))
@@ -37,8 +44,7 @@ class ViewRouter:
                 excluded=excluded,
             )
         except NoRouteError as error:
-            missing = tuple(block + blocks.start for block in error.missing_blocks)
-            raise NoChainError(missing, None if missing else str(error)) from None
+            raise _unroutable(error, blocks.start) from None
         return tuple(self._choice(hop.peer, shifted(hop.blocks, blocks.start)) for hop in route.hops)
 
     def record(self, peer: PeerId) -> bytes | None:
@@ -85,6 +91,19 @@ class ViewRouter:
         if a.record.spec.coordinate is not None and b.record.spec.coordinate is not None:
             return a.record.spec.coordinate.rtt_seconds(b.record.spec.coordinate)
         return max(a.rtt_seconds, b.rtt_seconds)
+
+
+def _unroutable(error: NoRouteError, first_block: int) -> SwarmError:
+    missing, full = (
+        tuple(block + first_block for block in blocks) for blocks in (error.missing_blocks, error.full_blocks)
+    )
+    if missing:
+        return NoChainError(missing)
+    where = f"every host of {describe_blocks(full)}" if full else "every chain of peers"
+    if math.isinf(error.retry_seconds):
+        return NoChainError((), f"{where} is too small for the request: shorten it")
+    retry_after_seconds = max(error.retry_seconds, MIN_RETRY_SECONDS)
+    return PeerBusy(retry_after_seconds, f"{where} is full, come back in {retry_after_seconds:.1f} s")
 
 
 def shifted(blocks: BlockRange, by: int) -> BlockRange:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..proto.errors import GiveUp, LocalProtocolError, NoChainError, PeerUnavailable, SwarmError
+from ..proto.errors import GiveUp, LocalProtocolError, NoChainError, PeerBusy, PeerUnavailable, SwarmError
 from ..proto.frames import WireStep
 from ..proto.handshake import SESSION_ID_BYTES
 from ..proto.replay import ReplayBuffer
@@ -106,7 +106,8 @@ class ChainSession:
     async def run(self, plan: StepPlan, data: bytes) -> bytes:
         """Apply one operation: `data` holds `plan.tokens` packed tokens; returns `plan.answers` packed tokens.
 
-        Raises NoChainError, or another SwarmError that no repair can help; the session is of no more use then.
+        Raises NoChainError, PeerBusy if the swarm stays full, or another SwarmError that no repair can help; the
+        session is of no more use then.
         """
         async with self._lock:
             answers = []
@@ -232,7 +233,7 @@ class ChainSession:
             self._next_handover_at = now + HANDOVER_PAUSE_SECONDS
             try:
                 choices = await router.choose(hop.blocks, _peers(self._chain.hops), self._request)
-            except NoChainError:
+            except (NoChainError, PeerBusy):
                 continue
             await self._chain.hand_over(hop, choices, state)
 
@@ -245,7 +246,7 @@ class ChainSession:
         last_error: SwarmError = PeerUnavailable("the chain of peers does not hold")
         for _ in range(REPAIR_ATTEMPTS):
             last_error = self._drop_failed() or last_error
-            chain = await self._choose_patiently(last_error, 0.0 if first_chain else give_up_at)
+            chain = await self._choose_patiently(last_error, give_up_at, first_chain)
             try:
                 await self._chain.connect(chain)
                 await self._chain.rebuild(state)
@@ -264,15 +265,21 @@ class ChainSession:
                 self._config.router.ban(hop.peer, error)
         return error
 
-    async def _choose_patiently(self, last_error: SwarmError, give_up_at: float) -> Sequence[Hop | HopChoice]:
-        """A new chain, waiting for peers to (re)join until `give_up_at`. Raises SwarmError."""
+    async def _choose_patiently(
+        self, last_error: SwarmError, give_up_at: float, first_chain: bool
+    ) -> Sequence[Hop | HopChoice]:
+        """A new chain, waiting until `give_up_at` for room and for peers to rejoin (a first chain only for room).
+
+        Raises SwarmError.
+        """
         while True:
             try:
                 return await self._choose()
-            except NoChainError as error:
+            except (NoChainError, PeerBusy) as error:
                 if isinstance(last_error, GiveUp):
                     raise last_error from None
-                if self._config.clock() >= give_up_at:
+                hopeless = first_chain and isinstance(error, NoChainError)
+                if hopeless or self._config.clock() >= give_up_at:
                     raise error from None
             await asyncio.sleep(NO_CHAIN_PAUSE_SECONDS)
             await self._config.router.refresh()
@@ -284,7 +291,7 @@ class ChainSession:
         if alive:
             try:
                 return await self._fill_gaps(alive, everything)
-            except NoChainError:
+            except (NoChainError, PeerBusy):
                 pass
         choices = await self._config.router.choose(everything, frozenset(), self._request)
         kept = {(hop.peer, hop.blocks): hop for hop in alive}
