@@ -83,9 +83,8 @@ class Chain:
 
     def raise_if_broken(self) -> None:
         """Raises ChainBroken if a hop has failed or a link cannot push; such a link is relayed from then on."""
-        unpushable = [pair for pair in itertools.pairwise(self.hops) if pair[0].push_error is not None]
+        unpushable = [pair for pair in itertools.pairwise(self.hops) if pair[0].push_failed_epoch == self.epoch]
         for hop, successor in unpushable:
-            hop.push_error = None
             self._relay(hop, successor)
         if unpushable or any(hop.error is not None for hop in self.hops):
             raise ChainBroken

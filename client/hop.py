@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from ..routing.swarm import BlockRange, PeerId
 
 TRANSFER_SLACK_SECONDS = 10.0
 """A peer gives a transfer up later than the client, which has other ways and wants to keep the session."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,8 @@ class Hop:
         self.built = False
         """Whether its cache holds what the session has computed so far."""
         self.error: SwarmError | None = None
-        self.push_error: PushFailed | None = None
+        self.push_failed_epoch = 0
+        """The last epoch in which the peer could not push to its successor; 0: none."""
         self.credits = CREDITS
         self.state: HopState | None = None
         self.rebuilt_epoch = 0
@@ -217,7 +221,8 @@ class Hop:
     def _take_failure(self, failure: pb.Failure) -> None:
         error = from_wire(failure.code, failure.message)
         if isinstance(error, PushFailed):
-            self.push_error = error
+            logger.info("%s: %s", self.address, error)
+            self.push_failed_epoch = failure.epoch
         else:
             error.args = (f"{self.address}: {error}",)
             self.fail(error)

@@ -21,6 +21,7 @@ from ..proto.errors import (
     AuthenticationError,
     DeadlineExceeded,
     PeerUnavailable,
+    PushFailed,
     RemoteProtocolError,
     SessionLost,
     SwarmError,
@@ -216,7 +217,13 @@ class PeerService:
             return sign_hello(parts.identity, successor, grant.session_id, parts.clock(), parts.swarm_key)
 
         addresses = self._addresses_in(successor_record, successor)
-        return PushLink(parts.dialer, addresses, hello, lambda error: outlet.failure_soon(error, grant.epoch))
+
+        def broken(error: PushFailed) -> None:
+            # The link may outlive the epoch that it was made in; the client ignores what is about another one.
+            worker = self._workers.get(grant.session_id)
+            outlet.failure_soon(error, worker.epoch if worker is not None else grant.epoch)
+
+        return PushLink(parts.dialer, addresses, hello, broken)
 
     def _addresses_in(self, encoded: bytes, successor: PeerId) -> tuple[PeerAddress, ...]:
         """Only addresses that the successor signed itself are dialled: a client cannot aim us at anybody else."""

@@ -105,6 +105,9 @@ def encode_rebuild(rebuild: Rebuild) -> pb.Rebuild:
 
 
 def decode_rebuild(message: pb.Rebuild) -> Rebuild:
+    """The mark of a rebuild step. Raises RemoteProtocolError."""
+    if message.next_seq < 1:
+        raise RemoteProtocolError("steps are numbered from 1")
     return Rebuild(PeerId(message.last_peer), message.next_seq, message.permuted, message.first, message.last)
 
 

@@ -147,9 +147,9 @@ class WireFormat:
 
 
 def _saturating_cast(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    if values.dtype == dtype:
-        return values
     limits = torch.finfo(dtype)
+    if limits.max >= torch.finfo(values.dtype).max:
+        return values.to(dtype)
     return values.clamp(limits.min, limits.max).to(dtype)
 
 

@@ -155,3 +155,15 @@ def test_a_cut_token_is_refused() -> None:
 def test_an_unknown_format_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="int4"):
         WireFormat.named("int4", 64)
+
+
+@pytest.mark.parametrize("computed", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16", "int8"])
+def test_every_compute_dtype_can_be_sent_in_every_format(computed: torch.dtype, name: str) -> None:
+    """A bf16 peer answers clients that ask for float32, and the other way round."""
+    wire = WireFormat.named(name, 64)
+    hidden = torch.linspace(-3, 3, 128).view(2, 64).to(computed)
+    received = wire.decode(wire.encode(hidden))
+    torch.testing.assert_close(received.float(), hidden.float(), atol=0.03, rtol=0.01)
+    if name == "float32":
+        assert torch.equal(received, hidden.float())
