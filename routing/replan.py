@@ -106,7 +106,7 @@ def decide(swarm: Swarm, policy: ReplanPolicy | None = None) -> Move | None:
     view = PlanningView.of(swarm, policy or ReplanPolicy())
     if view is None:
         return None
-    return _join(view) or _repair(view) or _improve(view)
+    return joining_move(view) or _repair(view) or _improve(view)
 
 
 def after_move(swarm: Swarm, move: Move) -> Swarm:
@@ -254,21 +254,33 @@ class PlanningView:
             client_rtt_seconds=client_rtt_seconds(clients, staying),
         )
         concurrency = concurrency_of(model, np.array([peer.concurrency for peer in staying]))
+        return cls.over(policy, staying, model, np.array(clients.weights or (1.0,)), concurrency)
+
+    @classmethod
+    def over(
+        cls,
+        policy: ReplanPolicy,
+        peers: tuple[PeerSpec, ...],
+        model: PerfModel,
+        client_weights: FloatArray,
+        concurrency: int,
+    ) -> PlanningView:
+        """The view of peers whose times, clients and R are known; `model` has them in the same order."""
         sizes = np.maximum(conservative_sizes(model, concurrency), np.minimum(conservative_sizes(model, 1), 1))
         farthest = model.rtt_seconds.max(axis=0)
         amortised = np.where(sizes > 0, farthest / np.maximum(sizes, 1) + model.decode_seconds, np.inf)
-        hosted = [peer.claim.blocks if peer.claim is not None else peer.blocks for peer in staying]
+        hosted = [peer.claim.blocks if peer.claim is not None else peer.blocks for peer in peers]
         return cls(
             policy=policy,
-            peers=staying,
+            peers=peers,
             model=model,
-            client_weights=np.array(clients.weights or (1.0,)),
+            client_weights=client_weights,
             concurrency=concurrency,
             sizes=sizes,
             amortised=amortised,
             order=greedy_order(amortised),
             ranges=np.array([(0, 0) if r is None else (r.start, r.stop) for r in hosted], dtype=np.int64),
-            holders=_holders(staying, swarm.model.num_blocks),
+            holders=_holders(peers, model.num_blocks),
         )
 
     def is_placed(self, j: int) -> bool:
@@ -365,7 +377,7 @@ def _window_sums(values: NDArray[np.generic], size: int) -> FloatArray:
 # --- 1. join ---------------------------------------------------------------------------------------------------
 
 
-def _join(view: PlanningView) -> Move | None:
+def joining_move(view: PlanningView) -> Move | None:
     """The first peer in greedy order that hosts nothing gets the window with most uncovered blocks, its planned one if
     that is as good; where all blocks are covered its planned one, or if it is spare the least provisioned."""
     first = next((j for j in view.order if view.unplaced(j)), None)

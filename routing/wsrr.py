@@ -54,6 +54,10 @@ class Ledger:
             self._booked[j].remove((end_seconds, units))
             self.used[j] -= units
 
+    def resize(self, peer: int, units: int) -> None:
+        """The peer has that many units from now on."""
+        self.units = (*self.units[:peer], int(units), *self.units[peer + 1 :])
+
     def expire(self, now_seconds: float) -> None:
         """Forget the sessions that ended at or before now (active means e_r > t)."""
         for j, booked in enumerate(self._booked):

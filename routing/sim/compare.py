@@ -8,9 +8,32 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from .metrics import Summary, summarise
-from .policies import InfeasibleError, prepare
+from .policies import InfeasibleError, prepare, run_under_churn
+from .product_churn import ChurnReport
 from .published import NeverRunsError, Progress, RequestResult, no_progress
 from .scenario import Scenario
+
+
+@dataclass(frozen=True, slots=True)
+class ChurnSummary:
+    """Events and requests of all runs together; see ChurnReport."""
+
+    joins: int
+    leaves: int
+    crashes: int
+    slowdowns: int
+    interrupted_requests: int
+    repairs: int
+    restarts: int
+    handovers: int
+    mean_repair_seconds: float | None
+    p95_repair_seconds: float | None
+    unserved_requests: int
+
+    @classmethod
+    def of(cls, report: ChurnReport) -> ChurnSummary:
+        """The summary of a report."""
+        return cls(**{name: getattr(report, name) for name in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +48,16 @@ class Row:
     summary: Summary | None
     reason: str = ""
     """Why it is infeasible."""
+    churn: ChurnSummary | None = None
+    """What churn did; None where the scenario has none."""
 
 
 def run_policy(
     scenario: Scenario, policy: str, *, zero_fixed_delay: bool, progress: Progress = no_progress
 ) -> tuple[Row, list[RequestResult]]:
     """All Monte Carlo runs of one policy, and every request's result."""
+    if scenario.churn_spec is not None:
+        return _run_churning(scenario, policy, zero_fixed_delay, progress)
     results: list[RequestResult] = []
     concurrency: list[int | None] = []
     try:
@@ -42,6 +69,34 @@ def run_policy(
     except (InfeasibleError, NeverRunsError) as error:
         return Row(scenario.name, policy, zero_fixed_delay, tuple(concurrency), None, str(error)), []
     return Row(scenario.name, policy, zero_fixed_delay, tuple(concurrency), summarise(results)), results
+
+
+def _run_churning(
+    scenario: Scenario, policy: str, zero_fixed_delay: bool, progress: Progress
+) -> tuple[Row, list[RequestResult]]:
+    """The same while peers come and go; requests that nobody served are counted, not averaged."""
+    results: list[RequestResult] = []
+    concurrency: list[int | None] = []
+    report = ChurnReport()
+    try:
+        for run in range(scenario.runs):
+            done = len(results)
+            designed, served, happened = run_under_churn(
+                scenario.instance(run),
+                policy,
+                scenario.churn(run),
+                lambda n, done=done: progress(done + n),  # type: ignore[misc]
+                zero_fixed_delay=zero_fixed_delay,
+            )
+            concurrency.append(designed)
+            results += served
+            report = report.plus(happened)
+    except (InfeasibleError, NeverRunsError) as error:
+        return Row(scenario.name, policy, zero_fixed_delay, tuple(concurrency), None, str(error)), []
+    summary = summarise(results)
+    reason = "" if summary is not None else "no request was served"
+    churn = ChurnSummary.of(report)
+    return Row(scenario.name, policy, zero_fixed_delay, tuple(concurrency), summary, reason, churn), results
 
 
 def compare(scenarios: Sequence[Scenario], policies: Sequence[str], progress: Progress = no_progress) -> list[Row]:
@@ -67,21 +122,28 @@ def per_token_samples(
 
 
 def to_csv(rows: Iterable[Row]) -> str:
-    """The rows as CSV; the same rows give the same bytes."""
+    """The rows as CSV; the same rows give the same bytes. Columns about churn appear where a row has churn."""
+    rows = list(rows)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     fields = list(Summary.__dataclass_fields__)
-    writer.writerow(["scenario", "policy", "fixed_delays", "R", *fields, "infeasible"])
+    churned = list(ChurnSummary.__dataclass_fields__) if any(row.churn is not None for row in rows) else []
+    writer.writerow(["scenario", "policy", "fixed_delays", "R", *fields, "infeasible", *churned])
     for row in rows:
         values = [""] * len(fields) if row.summary is None else [repr(v) for v in asdict(row.summary).values()]
+        events = [""] * len(churned) if row.churn is None else [_or_empty(v) for v in asdict(row.churn).values()]
         delays = "zero" if row.zero_fixed_delay else "published"
         designed = "/".join(str(r) for r in row.concurrency if r is not None)
-        writer.writerow([row.scenario, row.policy, delays, designed, *values, row.reason])
+        writer.writerow([row.scenario, row.policy, delays, designed, *values, row.reason, *events])
     return out.getvalue()
 
 
+def _or_empty(value: float | None) -> str:
+    return "" if value is None else repr(value)
+
+
 def to_table(rows: Iterable[Row]) -> str:
-    """A table for people, seconds per token."""
+    """A table for people, seconds per token; what churn did is a line below its row."""
     lines = [
         f"{'scenario':20} {'policy':24} {'delays':10} {'per token':>10} {'ttft':>10} {'wait':>10} {'p95/token':>10}"
     ]
@@ -89,8 +151,21 @@ def to_table(rows: Iterable[Row]) -> str:
         head = f"{row.scenario:20} {row.policy:24} {'zero' if row.zero_fixed_delay else 'published':10}"
         if row.summary is None:
             lines.append(f"{head} infeasible: {row.reason}")
-            continue
-        s = row.summary
-        numbers = (s.per_token_seconds, s.ttft_seconds, s.wait_seconds, s.p95_per_token_seconds)
-        lines.append(head + "".join(f" {value:10.3f}" for value in numbers))
+        else:
+            s = row.summary
+            numbers = (s.per_token_seconds, s.ttft_seconds, s.wait_seconds, s.p95_per_token_seconds)
+            lines.append(head + "".join(f" {value:10.3f}" for value in numbers))
+        if row.churn is not None:
+            lines.append(_churn_line(row.churn))
     return "\n".join(lines)
+
+
+def _churn_line(churn: ChurnSummary) -> str:
+    line = (
+        f"    {churn.joins} joins, {churn.leaves} leaves, {churn.crashes} crashes, {churn.slowdowns} slow-downs: "
+        f"{churn.interrupted_requests} requests interrupted, {churn.handovers} handed over, {churn.repairs} repaired, "
+        f"{churn.restarts} restarted, {churn.unserved_requests} unserved"
+    )
+    if churn.mean_repair_seconds is None:
+        return line
+    return line + f"; lost per repair {churn.mean_repair_seconds:.3f} s (p95 {churn.p95_repair_seconds:.3f} s)"

@@ -32,12 +32,20 @@ from ..perf import IntArray
 from ..swarm import BlockRange
 from ..wsrr import Decision, Ledger, WaitingRouter
 from .product import run_chains, run_exact
+from .product_churn import Churn, ChurnReport, run_with_churn
 from .published import Progress, RequestResult, Router, simulate_published
 
 OFFLINE_POLICIES = ("cg_bprr", "milp")
 PETALS_POLICIES = ("petals", "petals_optimized_rr", "petals_optimized_order", "petals_optimized_number")
 PRODUCT_POLICIES = ("ours", "ours_chains")
 ONLINE_POLICIES = ("proposed", *PETALS_POLICIES, *PRODUCT_POLICIES)
+CHURN_POLICIES = ("ours",)
+"""Those that say what happens to a request whose peer goes."""
+
+_NO_CHURN = (
+    "policy: {policy!r} cannot run with [churn], only " + ", ".join(CHURN_POLICIES) + " can: the published simulation "
+    "books a request until its end when it arrives, and fixed chains have no rule for a lost server"
+)
 
 
 class InfeasibleError(ValueError):
@@ -174,6 +182,21 @@ def _product(instance: Instance, policy: str, zero_fixed_delay: bool) -> Prepare
         bound_seconds=plan.bound_seconds,
         run=lambda progress: simulate(instance, plan, fixed, progress),
     )
+
+
+def run_under_churn(
+    instance: Instance, policy: str, churn: Churn, progress: Progress, *, zero_fixed_delay: bool
+) -> tuple[int, list[RequestResult], ChurnReport]:
+    """Our R, and the run while peers come and go. Raises InfeasibleError, NeverRunsError, MissingFieldError."""
+    if policy not in CHURN_POLICIES:
+        raise MissingFieldError(_NO_CHURN.format(policy=policy))
+    fixed = instance.initial_delay_seconds + (0.0 if zero_fixed_delay else instance.allocation_seconds)
+    try:
+        plan = place(instance.model, product_concurrency(instance, fixed))
+    except InfeasiblePlacementError as error:
+        raise InfeasibleError(str(error)) from error
+    results, report = run_with_churn(instance, plan, fixed, churn, progress)
+    return plan.concurrency, results, report
 
 
 def product_concurrency(instance: Instance, fixed_seconds: float) -> int:

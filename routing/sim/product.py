@@ -64,7 +64,7 @@ class ExactRouting:
             for client in range(instance.model.num_clients)
         }
 
-    def __call__(self, job: Job, ledger: Ledger, now_seconds: float) -> Plan:
+    def __call__(self, job: Job, ledger: Ledger, now_seconds: float, kept: frozenset[int]) -> Plan:
         room = LedgerRoom(ledger, now_seconds, job.units_per_block, self._everything[job.kind])
         choice = self._searches[job.kind, job.client].cheapest(room)
         if choice is None:

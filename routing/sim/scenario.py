@@ -13,14 +13,19 @@ import numpy as np
 
 from ..baselines import PetalsSpec
 from ..instances import GIGABYTE, Field, Instance, InstanceError, RequestKind
-from ..perf import PerfModel
+from ..perf import FloatArray, PerfModel
 from .cluster import Cluster, clustered, scattered
 from .geography import TOPOLOGIES, GeographyError, Planet, bundled_topology, read_rtt_matrix, read_topology
-from .policies import ONLINE_POLICIES
+from .membership import ChurnSpec, read_churn
+from .policies import CHURN_POLICIES, ONLINE_POLICIES
+from .product_churn import Churn
 from .workload import MOST_REQUESTS, MOST_TOKENS, Lengths, Workload, poisson, read_trace
 
 _MOST_KINDS = 2000
 _PETALS_CACHE_TOKENS = 4096
+_DEFAULT_POLICIES = ("petals", "proposed", "ours", "ours_chains")
+_CHURN_STREAM = 1
+"""Churn has random numbers of its own, so that it changes nothing else of a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +64,39 @@ class Scenario:
     initial_seconds: float
     allocation_seconds: float
     petals_allocation_seconds: float
+    churn_spec: ChurnSpec | None = None
+
+    def churn(self, run: int) -> Churn:
+        """What happens to the peers in one run. Raises InstanceError; only where there is a `churn_spec`."""
+        assert self.churn_spec is not None
+        rng = np.random.default_rng([self.seed, run])
+        cluster = self.place(rng)
+        workload = self._workload(cluster, rng)
+        try:
+            events = self.churn_spec.draw(
+                float(workload.arrivals_seconds[-1]), np.random.default_rng([self.seed, run, _CHURN_STREAM])
+            )
+        except ValueError as error:
+            raise InstanceError(f"{self.name}: churn: {error}") from error
+
+        def prefill(tokens: int) -> tuple[FloatArray, FloatArray]:
+            per_block = np.array([device.prefill(tokens) for device in cluster.devices])
+            return per_block, cluster.prefill_rtt_seconds(tokens)
+
+        return Churn(
+            events=events,
+            prompt_tokens=tuple(prompt for prompt, _ in _shapes(workload)),
+            prefill=prefill,
+            drain_seconds=self.churn_spec.drain_seconds,
+            refresh_seconds=self.churn_spec.refresh_seconds,
+        )
 
     def instance(self, run: int) -> Instance:
         """The instance of one run; a pure function of the scenario, its seed and `run`."""
         rng = np.random.default_rng([self.seed, run])
         cluster = self.place(rng)
         workload = self._workload(cluster, rng)
-        shapes = sorted(set(zip(workload.prompt_tokens.tolist(), workload.new_tokens.tolist(), strict=True)))
+        shapes = _shapes(workload)
         if len(shapes) > _MOST_KINDS:
             raise InstanceError(f"{self.name}: workload: {len(shapes)} different lengths; raise step above 1")
         index = {shape: number for number, shape in enumerate(shapes)}
@@ -135,6 +166,11 @@ class Scenario:
         )
 
 
+def _shapes(workload: Workload) -> list[tuple[int, int]]:
+    """The kinds of requests in their order: (prompt tokens, new tokens)."""
+    return sorted(set(zip(workload.prompt_tokens.tolist(), workload.new_tokens.tolist(), strict=True)))
+
+
 # --- reading ----------------------------------------------------------------------------------------------------
 
 
@@ -146,19 +182,23 @@ def load_scenario(path: Path) -> Scenario:
         raise InstanceError(f"{path.name}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InstanceError(f"{path.name}: is not TOML: {error}") from error
-    root.keys({"cluster", "workload"}, {"name", "seed", "runs", "policies", "model", "delays", "memory", "R"})
+    root.keys({"cluster", "workload"}, {"name", "seed", "runs", "policies", "model", "delays", "memory", "R", "churn"})
     work, delays = root.child("workload"), root.child("delays")
     work.keys({"rate_per_second"}, {"requests", "prompt_tokens", "new_tokens", "trace"})
     if delays.value is not None:
         delays.keys((), {"initial_seconds", "allocation_seconds", "petals_allocation_seconds"})
     rate = work.child("rate_per_second").number(0, 1e6, above=True)
+    shape = _get(root.child("model"), _shape, ModelShape())
+    place = _placer(root.child("cluster"), path.parent)
+    servers = _server_count(root.child("cluster"))
+    churn = _get(root.child("churn"), lambda f: read_churn(f, servers, shape.num_blocks), None)
     return Scenario(
         name=_get(root.child("name"), lambda f: f.text(), path.stem),
         seed=_get(root.child("seed"), lambda f: f.integer(0, 2**32), 0),
         runs=_get(root.child("runs"), lambda f: f.integer(1, 10_000), 1),
-        policies=_get(root.child("policies"), _policies, ("petals", "proposed", "ours", "ours_chains")),
-        shape=_get(root.child("model"), _shape, ModelShape()),
-        place=_placer(root.child("cluster"), path.parent),
+        policies=_policies(root.child("policies"), CHURN_POLICIES if churn is not None else ONLINE_POLICIES),
+        shape=shape,
+        place=place,
         prompt=_get(work.child("prompt_tokens"), _lengths, Lengths(20)),
         answer=_get(work.child("new_tokens"), _lengths, Lengths(128)),
         requests=_get(work.child("requests"), lambda f: f.integer(1, MOST_REQUESTS), 100),
@@ -169,6 +209,7 @@ def load_scenario(path: Path) -> Scenario:
         initial_seconds=_get(delays.child("initial_seconds"), lambda f: f.number(0, 1e6), 0.07),
         allocation_seconds=_get(delays.child("allocation_seconds"), lambda f: f.number(0, 1e6), 60.0),
         petals_allocation_seconds=_get(delays.child("petals_allocation_seconds"), lambda f: f.number(0, 1e6), 250.0),
+        churn_spec=churn,
     )
 
 
@@ -176,11 +217,23 @@ def _get(field: Field, read: Callable[[Field], Any], default: Any) -> Any:
     return default if field.value is None else read(field)
 
 
-def _policies(field: Field) -> tuple[str, ...]:
+def _policies(field: Field, possible: tuple[str, ...]) -> tuple[str, ...]:
+    if field.value is None:
+        return tuple(name for name in _DEFAULT_POLICIES if name in possible)
     for item in field.items(least=1, most=len(ONLINE_POLICIES)):
         if item.text() not in ONLINE_POLICIES:
             raise item.error(f"{item.value!r} is not one of {', '.join(ONLINE_POLICIES)}")
+        if item.text() not in possible:
+            raise item.error(f"{item.value!r} cannot run with [churn]; possible: {', '.join(possible)}")
     return tuple(field.value)
+
+
+def _server_count(cluster: Field) -> int:
+    """How many servers a cluster that `_placer` has accepted begins with."""
+    clustered_sizes = cluster.child("clustered").value
+    if clustered_sizes is not None:
+        return int(clustered_sizes["fast"]) + int(clustered_sizes["slow"])
+    return int(cluster.child("servers").value)
 
 
 def _shape(field: Field) -> ModelShape:

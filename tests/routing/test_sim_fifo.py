@@ -24,7 +24,7 @@ class Recorder:
         self._plans = [tuple((j, BlockRange(0, k)) for j, k in chain) for chain in chains]
         self.swarm = FifoSwarm(self.kernel, units, self._route, self._started, lease_seconds=lease)
 
-    def _route(self, job: Job, ledger: Ledger, now: float) -> Plan:
+    def _route(self, job: Job, ledger: Ledger, now: float, kept: frozenset[int]) -> Plan:
         chain = self._plans[job.kind]
         wait = max(ledger.wait(j, len(blocks), now) for j, blocks in chain)
         return Plan(chain, self._held, self._held, wait)
