@@ -308,9 +308,9 @@ def test_every_request_ends_or_is_unserved_and_memory_is_never_over_committed(
 
 RATES = """
 [churn]
-joins_per_hour = 200
+joins_per_hour = 120
 leaves_per_hour = 60
-crashes_per_hour = 60
+crashes_per_hour = 120
 slowdowns_per_hour = 60
 after_seconds = 100
 """
@@ -325,15 +325,30 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path: Path) -> None:
     assert "unserved_requests" in first.splitlines()[0]
 
 
+REPLACED = """
+[[churn.events]]
+at_seconds = 5
+kind = "join"
+server = 2
+blocks = "0:25"
+[[churn.events]]
+at_seconds = 20
+kind = "crash"
+server = 2
+"""
+
+
 def test_the_report_says_what_churn_did(tmp_path: Path) -> None:
-    load(tmp_path, MAP.format(rate=1.0) + RATES)
+    """Server 2 hosts most of the first blocks alone; the newcomer takes over from it."""
+    load(tmp_path, MAP.format(rate=1.0) + REPLACED)
     told = CliRunner().invoke(app, ["run", str(tmp_path / "scenario.toml"), "--json"])
     rows = json.loads(told.stdout)
     assert told.exit_code == 0
     assert [row["zero_fixed_delay"] for row in rows] == [False, True]
-    assert sum(row["churn"]["interrupted_requests"] for row in rows) > 0
     for row in rows:
-        assert row["churn"]["crashes"] > 0
+        assert (row["churn"]["joins"], row["churn"]["crashes"]) == (1, 1)
+        assert row["churn"]["interrupted_requests"] > 0
+        assert row["churn"]["p95_repair_seconds"] > 0
         assert row["summary"]["requests"] + row["churn"]["unserved_requests"] == 40
 
 
