@@ -96,7 +96,13 @@ def run(
     scenario: Annotated[Path, typer.Argument(help="A scenario file (TOML).")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Simulate a scenario under its policies, with the published fixed delays and without any."""
+    """Simulate a scenario under its policies, with the published fixed delays and without any.
+
+    With a table named churn in the scenario, peers join, leave, crash and become slow meanwhile (policy "ours" only).
+    It has either rates (joins_per_hour, leaves_per_hour, crashes_per_hour, slowdowns_per_hour, and slow_factor,
+    slow_seconds, after_seconds) or a list of events (at_seconds, kind, server, factor, duration_seconds, blocks);
+    and drain_seconds, refresh_seconds. docs/scenarios/churn.toml explains them and shows an example.
+    """
     rows = [row for row, _ in _compared([scenario], [])]
     if as_json:
         from dataclasses import asdict

@@ -330,10 +330,7 @@ class ChurnRun:
             (per_block + work.whole_steps * model.decode_seconds) * self._announced,
         )
         surviving = tuple(hop for hop in work.chain if hop[0] in kept)
-        filled = _fill_gaps(self._spans, costs, room, surviving)
-        if filled is None and surviving:
-            surviving = ()
-            filled = _fill_gaps(self._spans, costs, room, surviving)
+        filled = _fill_gaps(self._spans, costs, room, surviving) or _fill_gaps(self._spans, costs, room, ())
         if filled is None:
             return None
         chain, wait = filled
