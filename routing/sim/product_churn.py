@@ -129,7 +129,8 @@ class ChurnRun:
         self._churn = churn
         self._progress = progress
         self._next_newcomer = servers
-        self._present = set(range(servers))
+        self.present = set(range(servers))
+        """The peers that are there, draining ones included."""
         self._draining: set[int] = set()
         self._ranges: list[BlockRange | None] = [*plan.ranges, *(None for _ in likes)]
         self._slowdowns: dict[int, list[float]] = {}
@@ -188,7 +189,7 @@ class ChurnRun:
         if event.kind is Kind.JOIN:
             self._join(event)
         else:
-            there = self._present - self._draining if event.kind is Kind.LEAVE else self._present
+            there = self.present - self._draining if event.kind is Kind.LEAVE else self.present
             peer = _server_of(event, sorted(there))
             if peer is None or peer not in there:
                 return  # it has gone already
@@ -203,7 +204,7 @@ class ChurnRun:
     def _join(self, event: ChurnEvent) -> None:
         peer = self._next_newcomer
         self._next_newcomer += 1
-        self._present.add(peer)
+        self.present.add(peer)
         self._ranges[peer] = event.blocks or self._planned_for(peer)
         self._check_fits(peer)
         self._membership_changed()
@@ -212,7 +213,7 @@ class ChurnRun:
 
     def _planned_for(self, newcomer: int) -> BlockRange | None:
         """Where the re-planning rule puts a newcomer, for the run's R; None if it has no room for a block."""
-        staying = sorted(self._present - self._draining)
+        staying = sorted(self.present - self._draining)
         model = _columns(self._instance.model, np.array(staying))
         peers = tuple(PeerSpec(PeerId(str(j)), self._ranges[j], ComputeCost(0.0)) for j in staying)
         spare = tuple(replace(p, blocks_fixed=True) if p.blocks is None else p for p in peers[:-1])
@@ -234,13 +235,13 @@ class ChurnRun:
         self.kernel.after(self._churn.drain_seconds, lambda: self._drained(peer))
 
     def _drained(self, peer: int) -> None:
-        if peer in self._present:
+        if peer in self.present:
             self._handing_over = True
             self._vanish(peer)
             self._handing_over = False
 
     def _vanish(self, peer: int) -> None:
-        self._present.discard(peer)
+        self.present.discard(peer)
         self._draining.discard(peer)
         self._membership_changed()
         self.swarm.reroute(peer, running=True)
@@ -284,7 +285,7 @@ class ChurnRun:
 
     def _open_spans(self) -> Spans:
         """What the peers that take new sessions host."""
-        closed = self._draining | (set(range(len(self._origin))) - self._present)
+        closed = self._draining | (set(range(len(self._origin))) - self.present)
         ranges = [None if j in closed else hosted for j, hosted in enumerate(self._ranges)]
         return Spans.of(self._instance.model.num_blocks, ranges)
 
