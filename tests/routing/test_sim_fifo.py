@@ -121,3 +121,35 @@ def test_a_failing_action_stops_the_run() -> None:
     kernel.after(1.0, lambda: 1 / 0)  # type: ignore[arg-type, return-value]
     with pytest.raises(ZeroDivisionError):
         kernel.run()
+
+
+def test_who_waited_for_a_rerouted_session_s_room_goes_on_at_once() -> None:
+    """Session 1 holds peer 0 and waits for peer 1; when peer 1 goes both its sessions move to peer 2, 2 gets peer 0."""
+    chains = {0: [1], 1: [0, 1], 2: [0]}
+    starts: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    interrupted: list[int] = []
+
+    def route(job: Job, ledger: Ledger, now: float, kept: frozenset[int]) -> Plan:
+        chain = tuple((j, BlockRange(0, 1)) for j in chains[job.number])
+        return Plan(chain, 10.0, 10.0, max(ledger.wait(j, 1, now) for j, _ in chain))
+
+    def crash() -> None:
+        chains.update({0: [2], 1: [2]})
+        swarm.reroute(1, running=True)
+        swarm.resize(1, 0)
+
+    kernel = Kernel()
+    swarm = FifoSwarm(
+        kernel,
+        [1, 1, 1],
+        route,
+        lambda job, plan, wait: starts[job.number].append(kernel.now_seconds),
+        interrupted=lambda job: interrupted.append(job.number),
+    )
+    for number in range(3):
+        kernel.at(float(number), lambda number=number: swarm.arrive(Job(number, 0, 0, float(number), 1)))  # type: ignore[misc]
+    kernel.at(3.0, crash)
+    kernel.run()
+    assert starts == {0: [0.0, 3.0], 1: [13.0], 2: [3.0]}
+    assert interrupted == [0]
+    assert swarm.idle_units() == [1, 0, 1]
