@@ -215,13 +215,3 @@ def model_mismatch(status: pb.PingReply, model_digest: str) -> ModelMismatch:
 def printable(text: str) -> str:
     """A peer's own text, at most 80 characters, as it may be written to a terminal."""
     return "".join(char for char in text[:80] if char.isprintable())
-
-
-async def wait_for_peers(view: SwarmView, seconds: float) -> None:
-    """Until at least one peer is usable. Raises PeerUnavailable."""
-    deadline = time.monotonic() + seconds
-    while not view.usable():
-        if time.monotonic() > deadline:
-            raise PeerUnavailable("no peer of this model answers", hint="Start a peer, or check --initial-peers.")
-        await asyncio.sleep(0.2)
-        await view.refresh()

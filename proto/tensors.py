@@ -9,15 +9,12 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from .errors import RemoteProtocolError, UsageError
-
-CHUNK_BYTES = 512 * 1024
-"""Size of the pieces in which large tensors travel."""
 
 MAX_DIMENSIONS = 8
 INT8_GROUP = 64
@@ -79,13 +76,6 @@ def decode_tensor(dtype: str, shape: Sequence[int], data: bytes, *, max_bytes: i
     if not data:
         return torch.empty(tuple(shape), dtype=DTYPES[dtype])
     return torch.frombuffer(data, dtype=DTYPES[dtype]).view(tuple(shape))
-
-
-def split_chunks(data: bytes, chunk_bytes: int = CHUNK_BYTES) -> Iterator[memoryview]:
-    """`data` in pieces of `chunk_bytes`, the last one shorter; without copying. Empty data has no pieces."""
-    view = memoryview(data)
-    for start in range(0, len(view), chunk_bytes):
-        yield view[start : start + chunk_bytes]
 
 
 @dataclass(frozen=True, slots=True)

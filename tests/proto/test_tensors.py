@@ -10,13 +10,11 @@ import pytest
 import torch
 from blockswarm.proto.errors import RemoteProtocolError, UsageError
 from blockswarm.proto.tensors import (
-    CHUNK_BYTES,
     DTYPES,
     WireFormat,
     decode_tensor,
     dtype_name,
     encode_tensor,
-    split_chunks,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,20 +78,6 @@ def test_sizes_that_do_not_fit_are_refused(dtype: str, shape: list[int], size: i
 def test_a_dtype_that_does_not_travel_is_refused() -> None:
     with pytest.raises(UsageError):
         encode_tensor(torch.zeros(1, dtype=torch.complex64))
-
-
-@given(size=st.integers(0, 40), chunk=st.integers(1, 20))
-def test_chunks_join_to_the_data(size: int, chunk: int) -> None:
-    data = bytes(range(size))
-    chunks = list(split_chunks(data, chunk))
-    assert b"".join(chunks) == data
-    assert all(len(part) == chunk for part in chunks[:-1])
-    assert all(0 < len(part) <= chunk for part in chunks)
-
-
-def test_chunks_stay_below_the_message_limit() -> None:
-    assert CHUNK_BYTES == 512 * 1024
-    assert [len(part) for part in split_chunks(bytes(CHUNK_BYTES + 1))] == [CHUNK_BYTES, 1]
 
 
 @given(name=st.sampled_from(EXACT_FORMATS), tokens=st.integers(0, 5), hidden_size=st.integers(1, 130))
