@@ -61,24 +61,46 @@ class Capability(_message.Message):
     def __init__(self, session_id: _Optional[bytes] = ..., epoch: _Optional[int] = ..., peer_id: _Optional[str] = ..., first_block: _Optional[int] = ..., stop_block: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., max_rows: _Optional[int] = ..., predecessor: _Optional[str] = ..., successor: _Optional[str] = ..., wire_format: _Optional[str] = ..., expires_at: _Optional[float] = ..., model_digest: _Optional[str] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("hello", "capability", "successor_record", "relay")
+    __slots__ = ("hello", "capability", "successor_record", "relay", "wait", "wait_seconds", "prefixes")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     SUCCESSOR_RECORD_FIELD_NUMBER: _ClassVar[int]
     RELAY_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PREFIXES_FIELD_NUMBER: _ClassVar[int]
     hello: Signed
     capability: Signed
     successor_record: bytes
     relay: bool
-    def __init__(self, hello: _Optional[_Union[Signed, _Mapping]] = ..., capability: _Optional[_Union[Signed, _Mapping]] = ..., successor_record: _Optional[bytes] = ..., relay: _Optional[bool] = ...) -> None: ...
+    wait: bool
+    wait_seconds: float
+    prefixes: _containers.RepeatedCompositeFieldContainer[Prefix]
+    def __init__(self, hello: _Optional[_Union[Signed, _Mapping]] = ..., capability: _Optional[_Union[Signed, _Mapping]] = ..., successor_record: _Optional[bytes] = ..., relay: _Optional[bool] = ..., wait: _Optional[bool] = ..., wait_seconds: _Optional[float] = ..., prefixes: _Optional[_Iterable[_Union[Prefix, _Mapping]]] = ...) -> None: ...
+
+class Prefix(_message.Message):
+    __slots__ = ("digests",)
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    digests: bytes
+    def __init__(self, digests: _Optional[bytes] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("credits", "epoch")
+    __slots__ = ("credits", "epoch", "held_tokens")
     CREDITS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    HELD_TOKENS_FIELD_NUMBER: _ClassVar[int]
     credits: int
     epoch: int
-    def __init__(self, credits: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+    held_tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, credits: _Optional[int] = ..., epoch: _Optional[int] = ..., held_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Queued(_message.Message):
+    __slots__ = ("place", "estimate_seconds")
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    place: int
+    estimate_seconds: float
+    def __init__(self, place: _Optional[int] = ..., estimate_seconds: _Optional[float] = ...) -> None: ...
 
 class RowSlice(_message.Message):
     __slots__ = ("row", "start", "count", "answers")
@@ -119,7 +141,7 @@ class Rebuild(_message.Message):
     def __init__(self, last_peer: _Optional[str] = ..., next_seq: _Optional[int] = ..., permuted: _Optional[bool] = ..., first: _Optional[bool] = ..., last: _Optional[bool] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("epoch", "seq", "rows", "permutes", "source_rows", "acked_seq", "timeout_seconds", "total_bytes", "data", "timings", "rebuild")
+    __slots__ = ("epoch", "seq", "rows", "permutes", "source_rows", "acked_seq", "timeout_seconds", "total_bytes", "data", "timings", "rebuild", "adopted_tokens")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +153,7 @@ class Step(_message.Message):
     DATA_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     REBUILD_FIELD_NUMBER: _ClassVar[int]
+    ADOPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     seq: int
     rows: _containers.RepeatedCompositeFieldContainer[RowSlice]
@@ -142,7 +165,8 @@ class Step(_message.Message):
     data: bytes
     timings: _containers.RepeatedCompositeFieldContainer[HopTiming]
     rebuild: Rebuild
-    def __init__(self, epoch: _Optional[int] = ..., seq: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[RowSlice, _Mapping]]] = ..., permutes: _Optional[bool] = ..., source_rows: _Optional[_Iterable[int]] = ..., acked_seq: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., total_bytes: _Optional[int] = ..., data: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., rebuild: _Optional[_Union[Rebuild, _Mapping]] = ...) -> None: ...
+    adopted_tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, epoch: _Optional[int] = ..., seq: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[RowSlice, _Mapping]]] = ..., permutes: _Optional[bool] = ..., source_rows: _Optional[_Iterable[int]] = ..., acked_seq: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., total_bytes: _Optional[int] = ..., data: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., rebuild: _Optional[_Union[Rebuild, _Mapping]] = ..., adopted_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("data",)
@@ -240,12 +264,18 @@ class KvState(_message.Message):
     timeout_seconds: float
     def __init__(self, applied_seq: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., total_bytes: _Optional[int] = ..., data: _Optional[bytes] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...
 
+class Remember(_message.Message):
+    __slots__ = ("prefixes",)
+    PREFIXES_FIELD_NUMBER: _ClassVar[int]
+    prefixes: _containers.RepeatedCompositeFieldContainer[Prefix]
+    def __init__(self, prefixes: _Optional[_Iterable[_Union[Prefix, _Mapping]]] = ...) -> None: ...
+
 class Close(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ClientFrame(_message.Message):
-    __slots__ = ("open", "step", "chunk", "reroute", "replay", "probe", "kv_export", "kv_import", "close")
+    __slots__ = ("open", "step", "chunk", "reroute", "replay", "probe", "kv_export", "kv_import", "close", "remember")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
@@ -255,6 +285,7 @@ class ClientFrame(_message.Message):
     KV_EXPORT_FIELD_NUMBER: _ClassVar[int]
     KV_IMPORT_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
+    REMEMBER_FIELD_NUMBER: _ClassVar[int]
     open: Open
     step: Step
     chunk: Chunk
@@ -264,10 +295,11 @@ class ClientFrame(_message.Message):
     kv_export: KvExport
     kv_import: KvState
     close: Close
-    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., reroute: _Optional[_Union[Reroute, _Mapping]] = ..., replay: _Optional[_Union[Replay, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., kv_export: _Optional[_Union[KvExport, _Mapping]] = ..., kv_import: _Optional[_Union[KvState, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
+    remember: Remember
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., reroute: _Optional[_Union[Reroute, _Mapping]] = ..., replay: _Optional[_Union[Replay, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., kv_export: _Optional[_Union[KvExport, _Mapping]] = ..., kv_import: _Optional[_Union[KvState, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., remember: _Optional[_Union[Remember, _Mapping]] = ...) -> None: ...
 
 class PeerFrame(_message.Message):
-    __slots__ = ("opened", "step", "chunk", "rerouted", "rebuilt", "status", "failure", "kv_state")
+    __slots__ = ("opened", "step", "chunk", "rerouted", "rebuilt", "status", "failure", "kv_state", "queued")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
@@ -276,6 +308,7 @@ class PeerFrame(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     KV_STATE_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
     opened: Opened
     step: Step
     chunk: Chunk
@@ -284,7 +317,8 @@ class PeerFrame(_message.Message):
     status: Status
     failure: Failure
     kv_state: KvState
-    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., rerouted: _Optional[_Union[Rerouted, _Mapping]] = ..., rebuilt: _Optional[_Union[Rebuilt, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., kv_state: _Optional[_Union[KvState, _Mapping]] = ...) -> None: ...
+    queued: Queued
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., rerouted: _Optional[_Union[Rerouted, _Mapping]] = ..., rebuilt: _Optional[_Union[Rebuilt, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., kv_state: _Optional[_Union[KvState, _Mapping]] = ..., queued: _Optional[_Union[Queued, _Mapping]] = ...) -> None: ...
 
 class PushOpen(_message.Message):
     __slots__ = ("hello",)
@@ -331,7 +365,7 @@ class PingRequest(_message.Message):
     def __init__(self, padding: _Optional[bytes] = ...) -> None: ...
 
 class PingReply(_message.Message):
-    __slots__ = ("clock", "peer_id", "protocol", "model_digest", "steps_pushed", "steps_relayed", "steps_answered", "sessions", "kv_tokens_free", "dht_addresses", "model_name", "rebuilt_tokens", "replay_bytes")
+    __slots__ = ("clock", "peer_id", "protocol", "model_digest", "steps_pushed", "steps_relayed", "steps_answered", "sessions", "kv_tokens_free", "dht_addresses", "model_name", "rebuilt_tokens", "replay_bytes", "queued")
     CLOCK_FIELD_NUMBER: _ClassVar[int]
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
@@ -345,6 +379,7 @@ class PingReply(_message.Message):
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     REBUILT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     REPLAY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
     clock: float
     peer_id: str
     protocol: int
@@ -358,4 +393,5 @@ class PingReply(_message.Message):
     model_name: str
     rebuilt_tokens: int
     replay_bytes: int
-    def __init__(self, clock: _Optional[float] = ..., peer_id: _Optional[str] = ..., protocol: _Optional[int] = ..., model_digest: _Optional[str] = ..., steps_pushed: _Optional[int] = ..., steps_relayed: _Optional[int] = ..., steps_answered: _Optional[int] = ..., sessions: _Optional[int] = ..., kv_tokens_free: _Optional[int] = ..., dht_addresses: _Optional[_Iterable[str]] = ..., model_name: _Optional[str] = ..., rebuilt_tokens: _Optional[int] = ..., replay_bytes: _Optional[int] = ...) -> None: ...
+    queued: int
+    def __init__(self, clock: _Optional[float] = ..., peer_id: _Optional[str] = ..., protocol: _Optional[int] = ..., model_digest: _Optional[str] = ..., steps_pushed: _Optional[int] = ..., steps_relayed: _Optional[int] = ..., steps_answered: _Optional[int] = ..., sessions: _Optional[int] = ..., kv_tokens_free: _Optional[int] = ..., dht_addresses: _Optional[_Iterable[str]] = ..., model_name: _Optional[str] = ..., rebuilt_tokens: _Optional[int] = ..., replay_bytes: _Optional[int] = ..., queued: _Optional[int] = ...) -> None: ...
