@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from blockswarm.peer.engine.kv import BlockKV, RowKV
+from blockswarm.peer.engine.kv import BlockKV, KvUsage, RowKV
 from blockswarm.proto.errors import OutOfMemory
 from blockswarm.routing.swarm import BlockRange
 from hypothesis import settings
@@ -17,6 +17,7 @@ from transformers.masking_utils import find_first_full_attention_index
 BLOCKS = BlockRange(3, 5)
 MAX_TOKENS = 200
 HEADS, KEY_SIZE, VALUE_SIZE = 2, 4, 3
+TOKEN_BYTES = len(BLOCKS) * HEADS * (KEY_SIZE + VALUE_SIZE) * 4
 
 
 def random_states(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,7 +57,8 @@ class RowMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.rows = [(RowKV(BLOCKS, MAX_TOKENS), ObviousRow())]
+        self.usage = KvUsage()
+        self.rows = [(RowKV(BLOCKS, MAX_TOKENS, self.usage), ObviousRow())]
         self.seed = 0
 
     @rule(which=st.integers(0, 3), count=st.integers(1, 70))
@@ -91,12 +93,37 @@ class RowMachine(RuleBasedStateMachine):
             self.rows.append((row.fork(), ObviousRow(dict(obvious.content))))
 
     @rule(which=st.integers(0, 3))
+    def drop(self, which: int) -> None:
+        if len(self.rows) > 1:
+            row, _ = self.rows.pop(which % len(self.rows))
+            row.release()
+            assert row.nbytes == 0
+
+    @rule(which=st.integers(0, 3), share=st.floats(0, 1))
+    def append_a_part_of_another(self, which: int, share: float) -> None:
+        """As it is done with a prefix that was kept, in pieces."""
+        row, obvious = self.rows[which % len(self.rows)]
+        source, source_obvious = self.rows[(which + 1) % len(self.rows)]
+        cut = int(source.length * share)
+        if 0 < cut < source.length and row.length + source.length <= MAX_TOKENS:
+            bounds = ((0, cut), (cut, source.length))
+            tokens = [
+                (torch.cat([keys, source_keys], dim=2), torch.cat([values, source_values], dim=2))
+                for (keys, values), (source_keys, source_values) in zip(
+                    obvious.content.values(), source_obvious.content.values(), strict=True
+                )
+            ]
+            row.append([dict(zip(BLOCKS, source.read(*part), strict=True)) for part in bounds])
+            obvious.content = dict(zip(BLOCKS, tokens, strict=True))
+
+    @rule(which=st.integers(0, 3))
     def move(self, which: int) -> None:
         """To another peer."""
         index = which % len(self.rows)
         row, obvious = self.rows[index]
         content = [BlockKV(block.keys.clone(), block.values.clone()) for block in row.export()]
-        self.rows[index] = (RowKV.import_(BLOCKS, MAX_TOKENS, content), obvious)
+        row.release()
+        self.rows[index] = (RowKV.import_(BLOCKS, MAX_TOKENS, content, self.usage), obvious)
 
     @invariant()
     def every_row_is_what_it_should_be(self) -> None:
@@ -108,6 +135,28 @@ class RowMachine(RuleBasedStateMachine):
                 for block, (keys, values) in zip(exported, expected, strict=True):
                     assert torch.equal(block.keys, keys[0])
                     assert torch.equal(block.values, values[0])
+
+    @invariant()
+    def memory_is_counted_and_bounded(self) -> None:
+        """What is counted is what the tensors own, each once, and that is in proportion to the tokens."""
+        rows = [row for row, _ in getattr(self, "rows", [])]
+        storages = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for row in rows
+            for slab in row._slabs
+            if slab is not None
+            for tensor in (slab.keys, slab.values)
+        }
+        if rows:
+            assert self.usage.nbytes == sum(storages.values())
+        for row in rows:
+            tokens_at_most = min(MAX_TOKENS, max(4 * row.length, 128))  # 128: what a failed write of 70 leaves behind
+            assert row.nbytes <= tokens_at_most * TOKEN_BYTES
+
+    def teardown(self) -> None:
+        for row, _ in getattr(self, "rows", []):
+            row.release()
+        assert not hasattr(self, "usage") or self.usage.nbytes == 0
 
 
 TestRowMachine = RowMachine.TestCase
@@ -127,7 +176,7 @@ def test_a_block_sees_its_own_tokens_with_the_new_ones_behind() -> None:
 def test_tokens_are_written_in_place() -> None:
     """Decoding must not copy the cache for each token."""
     row = RowKV(BLOCKS, MAX_TOKENS)
-    write(row, 3, seed=0)
+    write(row, 5, seed=0)
     before, _ = row.update(*random_states(1, 1), 3)
     row.advance(1)
     after, _ = row.update(*random_states(1, 2), 3)
@@ -135,18 +184,43 @@ def test_tokens_are_written_in_place() -> None:
 
 
 def test_memory_doubles_but_never_exceeds_the_reservation() -> None:
-    token_bytes = len(BLOCKS) * HEADS * (KEY_SIZE + VALUE_SIZE) * 4
     row = RowKV(BLOCKS, max_tokens=150)
     assert row.nbytes == 0
-    write(row, 1, seed=0)
-    assert row.nbytes == 64 * token_bytes
-    write(row, 64, seed=0)
-    assert row.nbytes == 128 * token_bytes
-    write(row, 85, seed=0)
-    assert row.nbytes == 150 * token_bytes
+    for count, capacity in ((1, 1), (2, 4), (61, 64), (1, 128), (85, 150)):
+        write(row, count, seed=0)
+        assert row.nbytes == capacity * TOKEN_BYTES
     with pytest.raises(OutOfMemory, match="150"):
         write(row, 1, seed=0)
     assert row.length == 150
+
+
+def test_memory_comes_back_when_most_of_a_row_is_truncated() -> None:
+    """Or a session could make its rows long one after the other, and hold many times what it has reserved."""
+    row = RowKV(BLOCKS, MAX_TOKENS)
+    write(row, 128, seed=0)
+    row.truncate(32)
+    assert row.nbytes == 128 * TOKEN_BYTES
+    row.truncate(31)
+    assert row.nbytes == 32 * TOKEN_BYTES
+    assert torch.equal(row.export()[0].keys, random_states(128, seed=3)[0][0, :, :31])
+    row.truncate(0)
+    assert row.nbytes == 0
+
+
+def test_a_fork_costs_memory_only_when_it_is_written_to() -> None:
+    usage = KvUsage()
+    row = RowKV(BLOCKS, MAX_TOKENS, usage)
+    write(row, 60, seed=0)
+    forks = [row.fork() for _ in range(8)]
+    assert usage.nbytes == 64 * TOKEN_BYTES
+    write(forks[0], 1, seed=5)
+    assert usage.nbytes == 2 * 64 * TOKEN_BYTES
+    for fork in forks:
+        fork.release()
+    assert usage.nbytes == 64 * TOKEN_BYTES
+    before, _ = row.update(*random_states(1, 1), 3)
+    assert before.data_ptr() == row.update(*random_states(1, 1), 3)[0].data_ptr()
+    assert usage.nbytes == 64 * TOKEN_BYTES, "the last one left owns the slab: nothing to copy"
 
 
 @pytest.mark.parametrize("length", [-1, 6])
