@@ -1,7 +1,8 @@
 """What a block costs on this machine, measured on the path that serves sessions.
 
 Decode takes `a + b * rows + c * context`, prefill `a' + p * tokens` (seconds per block).  Each is a least-squares line
-through the fastest of a few runs per point: neighbours on a machine only ever make a run slower.
+of relative errors through the fastest of a few runs per point: neighbours on a machine only ever make a run slower.
+While the peer serves, `cost_estimate` goes on from here.
 """
 
 from __future__ import annotations
@@ -11,60 +12,85 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..proto.steps import RowSlice, StepPlan
 from ..routing.swarm import ComputeCost
 from .engine.engine import Engine
+from .engine.trial import StepTrial
 
-REPEATS = 4
-_DECODE_POINTS = ((1, 16), (1, 256), (4, 16))
+BUDGET_SECONDS = 2.0
+"""For the timed runs. A stage that is too slow for it is measured with fewer of its blocks and shorter steps."""
+ROUNDS = 4
+DECODE_POINTS = ((1, 64), (1, 512), (4, 64), (8, 64), (8, 256))
 """(rows, context of each)"""
-_PREFILL_TOKENS = (16, 128)
+PREFILL_TOKENS = (16, 64, 128)
+_MIN_BLOCKS = 2
+"""The weights of one block might stay in a cache, as they never do when a peer serves."""
+_SAME_SHARE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class _Sample:
+class _Point:
     features: tuple[float, ...]
-    seconds: float
+    run: Callable[[], None]
 
 
 def calibrate(engine: Engine, clock: Callable[[], float]) -> ComputeCost:
-    """Measure the engine's stage; runs in the engine's thread, for a second or less on most machines.
+    """Measure the engine's stage; runs in the engine's thread, for about `BUDGET_SECONDS` at most.
 
     `clock` is a monotonic clock in seconds.
     """
-    wire_format = engine.wire_format("float32")
-    max_tokens = max(rows * (context + REPEATS + 1) for rows, context in _DECODE_POINTS) + sum(_PREFILL_TOKENS)
-    kv = engine.open(engine.blocks, wire_format, max_tokens, max_rows=max(rows for rows, _ in _DECODE_POINTS))
-    blocks = len(engine.blocks)
-
-    def timed(rows: int, start: int, count: int) -> float:
-        plan = StepPlan(tuple(RowSlice(row, start, count, answers=0) for row in range(rows)))
-        data = bytes(plan.tokens * wire_format.token_bytes)
-        began = clock()
-        kv.step(plan, data)
-        return (clock() - began) / blocks
-
-    def fastest(rows: int, start: int, count: int) -> float:
-        return min(timed(rows, start, count) for _ in range(REPEATS))
-
-    timed(1, 0, 8)
-    prefill = [_Sample((1.0, tokens), fastest(1, 0, tokens)) for tokens in _PREFILL_TOKENS]
-    decode = []
-    for rows, context in _DECODE_POINTS:
-        kv.reset()
-        timed(rows, 0, context)
-        decode.append(_Sample((1.0, rows, rows * context), fastest(rows, context, 1)))
-    fixed, per_row, per_token = _fit(decode)
-    prefill_fixed, prefill_per_token = _fit(prefill)
-    return ComputeCost(fixed, per_row, per_token, prefill_fixed, prefill_per_token)
+    trial = _warm_up(engine, clock)
+    decode = [_Point((1.0, rows, rows * context), trial.decode(rows, context)) for rows, context in DECODE_POINTS]
+    prefill = [_Point((1.0, tokens), trial.prefill(tokens)) for tokens in PREFILL_TOKENS]
+    spent_from = clock()
+    best = [float("inf")] * (len(decode) + len(prefill))
+    # Round by round, so that a moment of other load hits one run of every point and not all runs of one.
+    for done in range(ROUNDS):
+        if done and (clock() - spent_from) * (done + 1) / done > BUDGET_SECONDS:
+            break
+        for index, point in enumerate([*decode, *prefill]):
+            best[index] = min(best[index], _timed(point.run, clock))
+    blocks = trial.num_blocks
+    fixed, per_row, per_token = _fit([point.features for point in decode], best[: len(decode)])
+    prefill_fixed, prefill_per_token = _fit([point.features for point in prefill], best[len(decode) :])
+    return ComputeCost(*(value / blocks for value in (fixed, per_row, per_token, prefill_fixed, prefill_per_token)))
 
 
-def _fit(samples: Sequence[_Sample]) -> tuple[float, ...]:
-    """Coefficients >= 0 that fit the samples; a negative one is noise and becomes 0, with its share in the others."""
+def still_holds(engine: Engine, known: ComputeCost, clock: Callable[[], float]) -> bool:
+    """Whether one decode step takes what an earlier measurement says, within 30 %. Runs in the engine's thread."""
+    trial = _warm_up(engine, clock)
+    run = trial.decode(1, 64)
+    seconds = min(_timed(run, clock) for _ in range(ROUNDS)) / trial.num_blocks
+    expected = known.decode_seconds(1, 64)
+    return abs(seconds - expected) <= _SAME_SHARE * expected
+
+
+def _warm_up(engine: Engine, clock: Callable[[], float]) -> StepTrial:
+    """A trial with as many blocks as the budget allows, warm."""
+    total = len(engine.blocks)
+    few = StepTrial(engine.stage, min(_MIN_BLOCKS, total))
+    run = few.decode(1, 1)
+    seconds = min(_timed(run, clock) for _ in range(3))
+    # One round has the work of about 60 decoded tokens where prompts are computed at ten times that speed.
+    affordable = int(BUDGET_SECONDS / ROUNDS / 30 / (seconds / few.num_blocks))
+    blocks = min(total, max(_MIN_BLOCKS, affordable))
+    trial = StepTrial(engine.stage, blocks)
+    warm = trial.decode(1, 1)
+    warm()
+    warm()
+    return trial
+
+
+def _timed(run: Callable[[], None], clock: Callable[[], float]) -> float:
+    began = clock()
+    run()
+    return clock() - began
+
+
+def _fit(features: Sequence[tuple[float, ...]], seconds: Sequence[float]) -> tuple[float, ...]:
+    """Coefficients >= 0 with the least relative errors; a negative one is noise and becomes 0, the others take it up."""
     from scipy.optimize import nnls
 
-    features = np.array([sample.features for sample in samples])
-    seconds = np.array([sample.seconds for sample in samples])
-    scale = features.max(axis=0)
-    coefficients, _ = nnls(features / scale, seconds)
+    rows = np.array(features) / np.array(seconds)[:, None]
+    scale = rows.max(axis=0)
+    coefficients, _ = nnls(rows / scale, np.ones(len(rows)))
     return tuple(float(value) for value in coefficients / scale)

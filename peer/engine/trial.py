@@ -1,0 +1,46 @@
+"""Steps without a session, to be timed: the stage's own forward on rows whose cached tokens were never computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ...routing.swarm import BlockRange
+from .kv import BlockKV, RowKV
+from .stage import RowSlice, Stage
+
+
+class StepTrial:
+    """Runs steps through the first `num_blocks` hosted blocks, in the engine's thread."""
+
+    def __init__(self, stage: Stage, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self._stage = stage
+        self._view = stage.view(BlockRange(stage.blocks.start, stage.blocks.start + num_blocks))
+        self._token: tuple[BlockKV, ...] = ()
+
+    def decode(self, rows: int, context: int) -> Callable[[], None]:
+        """A step of one new token for each of `rows` rows that hold `context` tokens each; may be run again."""
+        caches = [self._row(context) for _ in range(rows)]
+        return lambda: self._run([RowSlice(cache, context, 1) for cache in caches])
+
+    def prefill(self, tokens: int) -> Callable[[], None]:
+        """A step of `tokens` tokens of one new row; may be run again."""
+        cache = self._view.new_row(max_tokens=tokens)
+        return lambda: self._run([RowSlice(cache, 0, tokens)])
+
+    def _row(self, context: int) -> RowKV:
+        if not self._token:
+            row = self._view.new_row(max_tokens=1)
+            self._run([RowSlice(row, 0, 1)])
+            self._token = row.export()
+        content = [
+            BlockKV(block.keys.repeat(1, context, 1), block.values.repeat(1, context, 1)) for block in self._token
+        ]
+        return RowKV.import_(self._view.blocks, context + 1, content)
+
+    def _run(self, rows: list[RowSlice]) -> None:
+        tokens = sum(row.count for row in rows)
+        hidden = torch.randn(tokens, self._stage.hidden_size, generator=torch.Generator().manual_seed(0))
+        self._view.forward(hidden.to(self._stage.dtype), rows)
