@@ -87,7 +87,7 @@ def _timed(run: Callable[[], None], clock: Callable[[], float]) -> float:
 
 
 def _fit(features: Sequence[tuple[float, ...]], seconds: Sequence[float]) -> tuple[float, ...]:
-    """Coefficients >= 0 with the least relative errors; a negative one is noise and becomes 0, the others take it up."""
+    """Coefficients >= 0 with the least relative errors; a negative one is noise and becomes 0, others take it up."""
     from scipy.optimize import nnls
 
     rows = np.array(features) / np.array(seconds)[:, None]

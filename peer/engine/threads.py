@@ -1,0 +1,75 @@
+"""How many CPU threads torch computes with: as many as measurably help.
+
+More threads than free cores are slower than one, and reading weights does not get faster beyond what the memory gives.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+WORTH_IT = 0.9
+"""Twice the threads are taken if a step then takes less than this share of the time."""
+_MATRIX_BYTES = 64 << 20
+"""More than most caches hold: decoding reads weights that were not used for a whole step."""
+_REPEATS = 4
+
+
+def set_threads(asked: int | None, hidden_size: int, clock: Callable[[], float]) -> tuple[int, Mapping[int, float]]:
+    """Set torch's threads for the whole process: `asked`, or what measures best.
+
+    Returns the number and the seconds that were measured per number; nothing was measured where there was no choice.
+    `clock` is a monotonic clock in seconds. Takes less than half a second.
+    """
+    candidates = _candidates(available_cores())
+    measured: Mapping[int, float] = {}
+    if asked is None and len(candidates) > 1:
+        measured = _measure(candidates, hidden_size, clock)
+    threads = asked if asked is not None else fewest_worthwhile(measured) if measured else 1
+    torch.set_num_threads(threads)
+    return threads, measured
+
+
+def fewest_worthwhile(seconds: Mapping[int, float]) -> int:
+    """The largest number of threads to which every step up paid: at least a tenth of the time."""
+    counts = sorted(seconds)
+    best = counts[0]
+    for count in counts[1:]:
+        if seconds[count] < WORTH_IT * seconds[best]:
+            best = count
+    return best
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its affinity, or less if its control group has a quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return cores
+
+
+def _candidates(cores: int) -> list[int]:
+    """1, 2, 4 ... and all cores."""
+    powers = [1 << exponent for exponent in range(cores.bit_length()) if 1 << exponent <= cores]
+    return sorted({*powers, cores})
+
+
+def _measure(candidates: list[int], hidden_size: int, clock: Callable[[], float]) -> dict[int, float]:
+    """Seconds of reading a large matrix for one row, the best of a few runs for each number of threads."""
+    weight = torch.zeros(_MATRIX_BYTES // 4 // hidden_size, hidden_size)
+    row = torch.zeros(1, hidden_size)
+    seconds = dict.fromkeys(candidates, float("inf"))
+    for _ in range(_REPEATS):
+        for count in candidates:
+            torch.set_num_threads(count)
+            began = clock()
+            torch.nn.functional.linear(row, weight)
+            seconds[count] = min(seconds[count], clock() - began)
+    return seconds
