@@ -1,0 +1,122 @@
+"""What an operator can watch: Prometheus metrics of a peer, served on request (`swarm-peer --metrics-port`).
+
+Steps are counted as they happen, in the engine's thread.  The rest are readings that the event loop takes every second;
+the server has a thread of its own and touches nothing else of the peer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ..proto.errors import UsageError
+from .engine.step_record import StepRecord
+
+_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+
+GAUGES: Mapping[str, str] = {
+    "sessions": "Sessions that hold a reservation",
+    "queued_sessions": "Sessions that wait for room",
+    "kv_token_blocks_total": "Room for the attention cache, tokens x blocks",
+    "kv_token_blocks_reserved": "Of this, reserved by sessions",
+    "kv_bytes_used": "Attention cache of sessions in memory, bytes",
+    "prefix_cache_bytes": "Attention cache of earlier prompts in memory, bytes",
+    "replay_bytes": "Replay buffers in memory, bytes",
+    "decode_seconds_per_block": "Announced time of a decode step of one row, seconds per block",
+}
+COUNTERS: Mapping[str, str] = {
+    "steps_pushed": "Steps whose output went to the successor directly",
+    "steps_relayed": "Steps whose output went through the client",
+    "steps_answered": "Steps whose output was the answer",
+    "rebuilt_tokens": "Tokens computed again for a session that came from another peer",
+    "admissions": "Sessions that were given room",
+    "refusals": "Sessions that were refused for want of room",
+    "prefix_hit_tokens": "Prompt tokens whose attention cache was held already",
+    "prefix_evicted_pages": "Pages of earlier prompts that made room for others",
+}
+
+Readings = Mapping[str, float]
+"""A value for each of `GAUGES` and `COUNTERS` that the peer has."""
+
+
+class PeerMetrics:
+    """The metrics of one peer."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Histogram
+
+        self.readings: Readings = {}
+        """The newest readings; the loop puts them here."""
+        self.registry = CollectorRegistry()
+        self.registry.register(_Collector(lambda: self.readings))
+
+        def histogram(name: str, text: str, buckets: Iterable[float]) -> Any:
+            return Histogram(f"blockswarm_{name}", text, buckets=tuple(buckets), registry=self.registry)
+
+        self._rows = histogram("step_rows", "Rows computed together in a step", _ROWS)
+        self._seconds = histogram("step_seconds", "Time of a step", _SECONDS)
+        self._waits = histogram("step_wait_seconds", "Longest time that a row of a step waited for it", _SECONDS)
+        self._tokens = Counter(
+            "blockswarm_tokens", "Tokens computed, by kind of step", ["kind"], registry=self.registry
+        )
+        self._queue_waits = histogram("admission_wait_seconds", "Time that an admitted session was queued", _SECONDS)
+
+    def observe(self, step: StepRecord) -> None:
+        """Count a step; from any thread."""
+        self._rows.observe(step.rows)
+        self._seconds.observe(step.seconds)
+        self._waits.observe(step.longest_wait_seconds)
+        self._tokens.labels("decode").inc(step.decode_rows)
+        self._tokens.labels("prefill").inc(step.prefill_tokens)
+
+    def observe_admission(self, wait_seconds: float) -> None:
+        """Count a session that was given room after a wait."""
+        self._queue_waits.observe(wait_seconds)
+
+    def serve(self, host: str, port: int) -> MetricsServer:
+        """Serve the metrics over HTTP until closed. Raises UsageError if the port cannot be had."""
+        from prometheus_client import start_http_server
+
+        try:
+            server, thread = start_http_server(port, host, self.registry)
+        except OSError as error:
+            raise UsageError(
+                f"metrics cannot be served on {host}:{port}: {error.strerror or error}",
+                hint="Choose another --metrics-port.",
+            ) from None
+        return MetricsServer(server, thread)
+
+
+class MetricsServer:
+    """The server's thread."""
+
+    def __init__(self, server: Any, thread: Any) -> None:
+        self._server = server
+        self._thread = thread
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_port)
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Collector:
+    """Turns readings into samples when somebody asks."""
+
+    def __init__(self, read: Callable[[], Readings]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Any]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        readings = self._read()
+        for names, family in ((GAUGES, GaugeMetricFamily), (COUNTERS, CounterMetricFamily)):
+            for name, text in names.items():
+                if name in readings:
+                    yield family(f"blockswarm_{name}", text, value=readings[name])
