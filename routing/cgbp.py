@@ -266,39 +266,43 @@ def harmless_concurrency(model: PerfModel, demand: int) -> int:
     ceiling = largest_feasible_concurrency(model)
     if ceiling < 1:
         place(model, 1)
-    concurrency = _last_of_same_sizes(model, min(demand, ceiling), ceiling)
+    concurrency = same_sizes(model, min(demand, ceiling), ceiling)[1]
     shortest = mean_request_seconds(model, place(model, concurrency).ranges)
     while concurrency < ceiling:
         longer = mean_request_seconds(model, place(model, concurrency + 1).ranges)
         if longer > shortest * (1 + 1e-9):
             break
-        concurrency = _last_of_same_sizes(model, concurrency + 1, ceiling)
+        concurrency = same_sizes(model, concurrency + 1, ceiling)[1]
     return concurrency
 
 
-def distinct_concurrencies(model: PerfModel, growth: float = 1.0) -> list[int]:
-    """The feasible R that matter, ascending: of those that give every peer the same size only the largest.
-
-    `growth` > 1 thins them out: each at least that times the one before.
-    """
+def distinct_concurrencies(model: PerfModel) -> list[int]:
+    """The feasible R that matter, ascending: of those that give every peer the same size only the largest."""
     ceiling = largest_feasible_concurrency(model)
     found: list[int] = []
-    concurrency = 1
-    while concurrency <= ceiling:
-        found.append(_last_of_same_sizes(model, concurrency, ceiling))
-        concurrency = max(found[-1] + 1, int(found[-1] * growth))
+    last = 0
+    while last < ceiling:
+        last = same_sizes(model, last + 1, ceiling)[1]
+        found.append(last)
     return found
 
 
-def _last_of_same_sizes(model: PerfModel, concurrency: int, ceiling: int) -> int:
-    """The largest R up to `ceiling` that gives every peer the same number of blocks as `concurrency` does."""
+def same_sizes(model: PerfModel, concurrency: int, ceiling: int) -> tuple[int, int]:
+    """The smallest and, up to `ceiling`, the largest R that give every peer as many blocks as `concurrency` does."""
     sizes = conservative_sizes(model, concurrency)
-    low, high = concurrency, ceiling + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        same = np.array_equal(conservative_sizes(model, middle), sizes)
-        low, high = (middle, high) if same else (low, middle)
-    return low
+
+    def same(other: int) -> bool:
+        return np.array_equal(conservative_sizes(model, other), sizes)
+
+    first, beyond = 0, ceiling + 1  # sizes only shrink as R grows
+    low, high = concurrency, concurrency
+    while low - first > 1:
+        middle = (first + low) // 2
+        first, low = (first, middle) if same(middle) else (middle, low)
+    while beyond - high > 1:
+        middle = (high + beyond) // 2
+        high, beyond = (middle, beyond) if same(middle) else (high, middle)
+    return low, high
 
 
 def place_swarm(

@@ -8,13 +8,13 @@ c_k capacity, nu total rate.  An orchestrator owns the chains and one central FI
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .cgbp import CgbpPlan, distinct_concurrencies, largest_feasible_concurrency, place
-from .hops import HopGraph
+from .cgbp import CgbpPlan
+from .hops import SOURCE, TIE_TOLERANCE, ChainResult
 from .perf import FloatArray, PerfModel, Segment, decimal_floor
 from .swarm import BlockRange
 
@@ -104,37 +104,104 @@ def gca(
     slots: Sequence[int],
     visit_seconds: FloatArray,
     block_seconds: FloatArray,
-    *,
-    fixed_seconds: float = 0.0,
-    enough_rate: float = math.inf,
-) -> tuple[CapacityChain, ...]:
+) -> Iterator[CapacityChain]:
     """Chains in ascending service time, each with all the capacity that the earlier ones left; at most O(J^2).
 
     Under any placement, joining the fastest free server needs only these chains and capacities (Theorem 3).
-    `fixed_seconds` is added to every service time; no more chains are made once their rate is `enough_rate`.
     """
-    graph = HopGraph(num_blocks, ranges)
-    edges = graph.hub_edges(visit_seconds, block_seconds)
+    shortest = _ShortestChain(num_blocks, ranges, slots, visit_seconds, block_seconds)
     residual = list(slots)
-    sizes = {j: len(blocks) for j, blocks in enumerate(ranges) if blocks is not None}
-    infinity = float("inf")
-    chains: list[CapacityChain] = []
-    rate = 0.0
-    while rate < enough_rate:
-        closed = {
-            j: [0.0 if k <= residual[j] else infinity for k in range(size + 1)]
-            for j, size in sizes.items()
-            if residual[j] < size
-        }
-        found = graph.cheapest(edges, closed)
-        if found is None:
-            break
+    while (found := shortest.find()) is not None:
         capacity = min(residual[j] // len(blocks) for j, blocks in found.chain)
         for j, blocks in found.chain:
             residual[j] -= capacity * len(blocks)
-        chains.append(CapacityChain(found.chain, capacity, found.cost + fixed_seconds))
-        rate += capacity / chains[-1].service_seconds
-    return tuple(chains)
+            shortest.limit(j, residual[j])
+        yield CapacityChain(found.chain, capacity, found.cost)
+
+
+class _ShortestChain:
+    """GCA's shortest path, kept up to date while links close: what `HopGraph.cheapest` finds, equal costs included.
+
+    What a hop costs does not depend on the peer before, so the nodes are the block boundaries: from each of them only
+    the best peer that ends there goes on.  A closed link changes nothing before the boundary that it led to.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        ranges: Sequence[BlockRange | None],
+        slots: Sequence[int],
+        visit_seconds: FloatArray,
+        block_seconds: FloatArray,
+    ) -> None:
+        ending: dict[int, list[tuple[int, int]]] = {}
+        for j, blocks in enumerate(ranges):
+            if blocks is not None and len(blocks):
+                ending.setdefault(blocks.stop, []).append((j, len(blocks)))
+        self._rows: dict[int, tuple[int, int]] = {}
+        """By peer: where its range stops, and its row there."""
+        self._peers: dict[int, list[int]] = {}
+        self._costs: dict[int, FloatArray] = {}
+        """By boundary: (peers that stop there, k - 1) -> cost of computing their last k blocks; infinite if closed."""
+        for stop in sorted(ending):
+            peers, sizes = (np.array(part) for part in zip(*ending[stop], strict=True))
+            lengths = np.arange(1, int(sizes.max()) + 1)
+            costs = visit_seconds[peers][:, None] + block_seconds[peers][:, None] * lengths
+            self._costs[stop] = np.where(lengths <= sizes[:, None], costs, np.inf)
+            self._peers[stop] = peers.tolist()
+            self._rows |= {j: (stop, row) for row, j in enumerate(self._peers[stop])}
+        self._distance = np.full(num_blocks + 1, np.inf)
+        self._distance[0] = 0.0
+        self._via: list[tuple[int, int]] = [(SOURCE, 0)] * (num_blocks + 1)
+        """By boundary: the best peer that ends there, and how many blocks it computes."""
+        self._changed_from = 0
+        for j in self._rows:
+            self.limit(j, slots[j])
+
+    def limit(self, peer: int, slots: int) -> None:
+        """The peer has only so many slots left: hops of more blocks close."""
+        stop, row = self._rows[peer]
+        costs = self._costs[stop]
+        if slots < costs.shape[1] and costs[row, slots] < math.inf:
+            costs[row, slots:] = np.inf
+            self._changed_from = min(self._changed_from, stop)
+
+    def find(self) -> ChainResult | None:
+        """The cheapest chain over the open links, or None."""
+        for stop in self._costs:
+            if stop >= self._changed_from:
+                self._settle(stop)
+        self._changed_from = len(self._distance)
+        end = len(self._distance) - 1
+        if self._distance[end] == math.inf:
+            return None
+        cost, chain = float(self._distance[end]), []
+        while end > 0:
+            j, length = self._via[end]
+            chain.append((j, BlockRange(end - length, end)))
+            end -= length
+        return ChainResult(tuple(reversed(chain)), cost)
+
+    def _settle(self, stop: int) -> None:
+        """The best way to a boundary; ties as in `HopGraph.cheapest`."""
+        costs = self._costs[stop]
+        before = self._distance[max(stop - costs.shape[1], 0) : stop][::-1]
+        values = before + costs[:, : len(before)]
+        best = float(values.min())
+        if best == math.inf:
+            self._distance[stop] = math.inf
+            return
+        rows, lengths = np.nonzero(values <= best * (1 + TIE_TOLERANCE))
+        equal = lengths[rows == rows[0]].tolist()  # of equal peers the first, entered from the nearest of equals
+        length = equal[0] if len(equal) == 1 else self._nearest(stop, equal, best * TIE_TOLERANCE)
+        self._distance[stop] = values[rows[0], length]
+        self._via[stop] = self._peers[stop][rows[0]], length + 1
+
+    def _nearest(self, stop: int, lengths: Sequence[int], slack: float) -> int:
+        """Of some lengths (less one) that whose entry is cheapest to reach; of equal ones the smallest peer there."""
+        reached = {length: float(self._distance[stop - 1 - length]) for length in lengths}
+        least = min(reached.values())
+        return min((n for n in lengths if reached[n] <= least + slack), key=lambda n: self._via[stop - 1 - n][0])
 
 
 # --- JFFC -------------------------------------------------------------------------------------------------------
@@ -243,19 +310,10 @@ def choose_capacity(model: ChainModel, requests_per_second: float, load: float) 
 def compose(model: ChainModel, ranges: tuple[BlockRange | None, ...]) -> tuple[CapacityChain, ...]:
     """GCA over a placement of the model's servers."""
     slots = model.residual_slots(ranges)
-    return gca(model.num_blocks, ranges, slots, model.visit_seconds, model.block_seconds)
+    return tuple(gca(model.num_blocks, ranges, slots, model.visit_seconds, model.block_seconds))
 
 
 # --- on top of a CG-BP placement --------------------------------------------------------------------------------
-
-LOAD_MARGIN = 1.25
-"""R is chosen for this much more than the rate that is expected."""
-
-_MOST_CANDIDATES = 60
-"""How many R are tried, about; evenly on a logarithmic scale."""
-
-_ENOUGH = 3.0
-"""Chains beyond this many times the planned rate are hardly ever joined."""
 
 
 def cgbp_chains(model: PerfModel, plan: CgbpPlan, slots: Sequence[int]) -> tuple[CapacityChain, ...]:
@@ -263,35 +321,4 @@ def cgbp_chains(model: PerfModel, plan: CgbpPlan, slots: Sequence[int]) -> tuple
 
     `slots`: sessions x blocks that fit beside the blocks of every peer.
     """
-    return gca(model.num_blocks, plan.ranges, slots, *model.mean_request_hop_seconds())
-
-
-def best_concurrency(model: PerfModel, requests_per_second: float, fixed_seconds: float) -> int:
-    """Our rule for R: the least predicted mean response; of equal ones the largest R.
-
-    Predicted is Theorem 4's lower bound (the best surrogate in its authors' experiments and in our sweeps) for GCA's
-    chains on CG-BP's placement for R, at `LOAD_MARGIN` times the rate; `fixed_seconds` is held memory too.  R cannot
-    be under-sized: chains that cannot carry that rate have an infinite bound.  If no R can, the one with the largest
-    total service rate.  Raises InfeasiblePlacementError if R = 1 is infeasible.
-    """
-    planned_rate = requests_per_second * LOAD_MARGIN
-    growth = max(1.05, largest_feasible_concurrency(model) ** (1 / _MOST_CANDIDATES))
-    best: tuple[tuple[float, float], int] | None = None
-    for concurrency in distinct_concurrencies(model, growth):
-        plan = place(model, concurrency)
-        chains = gca(
-            model.num_blocks,
-            plan.ranges,
-            model.cache_slots(plan.sizes).tolist(),
-            *model.mean_request_hop_seconds(),
-            fixed_seconds=fixed_seconds,
-            enough_rate=_ENOUGH * planned_rate,
-        )
-        response = theorem_4(chains, planned_rate).response_seconds[0]
-        rate = math.fsum(chain.capacity / chain.service_seconds for chain in chains)
-        merit = (response, -rate if math.isinf(response) else 0.0)
-        if best is None or merit <= best[0]:
-            best = merit, concurrency
-    if best is None:
-        return place(model, 1).concurrency
-    return best[1]
+    return tuple(gca(model.num_blocks, plan.ranges, slots, *model.mean_request_hop_seconds()))

@@ -14,7 +14,7 @@ from ..cgbp import (
     mean_request_seconds,
     place,
 )
-from ..chains import best_concurrency
+from ..concurrency import best_concurrency
 from ..instances import Field, InstanceError, read_json
 from ..perf import FloatArray, PerfModel
 from ..swarm import BlockRange, ComputeCost, ModelSpec, PeerId, PeerSpec, RequestSpec, Swarm

@@ -25,7 +25,7 @@ from ..cgbp import (
     place,
     published_concurrency,
 )
-from ..chains import best_concurrency
+from ..concurrency import best_concurrency
 from ..hops import HopGraph
 from ..instances import Instance
 from ..perf import IntArray

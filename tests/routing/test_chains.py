@@ -15,6 +15,7 @@ from blockswarm.routing.chains import (
     choose_capacity,
     compose,
     gbp_cr,
+    gca,
     theorem_4,
 )
 from blockswarm.routing.hops import HopGraph
@@ -53,6 +54,40 @@ def test_composed_chains_fit_in_memory_and_use_up_every_link(model: ChainModel, 
     left = slots - used
     closed = {j: [0.0 if k <= left[j] else math.inf for k in range(99)] for j in range(len(left))}
     assert graph.cheapest(graph.hub_edges(model.visit_seconds, model.block_seconds), closed) is None
+
+
+@st.composite
+def placements(draw: st.DrawFn) -> tuple[int, tuple[BlockRange | None, ...]]:
+    """Up to eight peers with any ranges, some without."""
+    blocks = draw(st.integers(1, 8))
+    bounds = st.tuples(st.integers(0, blocks), st.integers(0, blocks))
+    drawn = draw(st.lists(bounds, min_size=1, max_size=8))
+    return blocks, tuple(BlockRange(min(ends), max(ends)) if ends[0] != ends[1] else None for ends in drawn)
+
+
+@settings(max_examples=300, deadline=None)
+@given(placed=placements(), data=st.data())
+def test_gca_finds_what_the_hop_graph_finds_round_after_round(
+    placed: tuple[int, tuple[BlockRange | None, ...]], data: st.DataObject
+) -> None:
+    """The same chains, also among many of equal cost, as Lemma 1's graph gives with the closed links forbidden."""
+    blocks, ranges = placed
+    small = st.lists(st.integers(1, 4), min_size=len(ranges), max_size=len(ranges))
+    visit, per_block = (np.array(data.draw(small)) / 3 for _ in range(2))
+    residual = [6 * count for count in data.draw(small)]
+    graph = HopGraph(blocks, ranges)
+    edges = graph.hub_edges(visit, per_block)
+    for found in gca(blocks, ranges, tuple(residual), visit, per_block):
+        closed = {j: [0.0 if k <= left else math.inf for k in range(blocks + 1)] for j, left in enumerate(residual)}
+        expected = graph.cheapest(edges, closed)
+        assert expected is not None
+        assert found.chain == expected.chain
+        assert found.service_seconds == pytest.approx(expected.cost)
+        assert found.capacity == min(residual[j] // len(b) for j, b in found.chain)
+        for j, b in found.chain:
+            residual[j] -= found.capacity * len(b)
+    closed = {j: [0.0 if k <= left else math.inf for k in range(blocks + 1)] for j, left in enumerate(residual)}
+    assert graph.cheapest(edges, closed) is None
 
 
 @settings(max_examples=100, deadline=None)
