@@ -8,8 +8,8 @@ How it is searched.  The prediction jumps wherever a chain needs one more peer, 
 (it lies right before a jump).  Branch and bound over ranges of R: sizes only shrink as R grows, so over a range no
 chain is faster than the cheapest cover of the blocks with the sizes of its smallest R, and no more sessions fit than
 with those of its largest; Theorem 4 for that one ideal chain bounds the range.  A range that cannot beat the best R
-found is dropped, another is split at an R in its middle.  After `MOST_PLACEMENTS` the search ends, with the best found:
-smaller swarms never get there.
+found is dropped, another is split at an R in its middle.  With the effort of `MOST_PEERS_PLACED` the search ends, with
+the best found; swarms of up to a few hundred peers need less, and get the best of all.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .perf import FloatArray, IntArray, PerfModel
 LOAD_MARGIN = 1.25
 """R is chosen for this much more than the rate that is expected."""
 
-MOST_PLACEMENTS = 100
-"""How many R are placed and composed at most."""
+MOST_PEERS_PLACED = 100_000
+"""The effort of a search: placements times peers."""
 
 _ENOUGH = 3.0
 """Chains beyond this many times the planned rate are hardly ever joined."""
@@ -70,12 +70,12 @@ class _Range:
 
 
 def best_concurrency(
-    model: PerfModel, requests_per_second: float, fixed_seconds: float, *, most_placements: int = MOST_PLACEMENTS
+    model: PerfModel, requests_per_second: float, fixed_seconds: float, *, most_peers_placed: int = MOST_PEERS_PLACED
 ) -> int:
     """The R of the least predicted mean response; of equal ones the largest.
 
     If no R carries `LOAD_MARGIN` times the rate, the one with the largest total service rate.  `fixed_seconds` is held
-    memory too.  Raises InfeasiblePlacementError if R = 1 is infeasible.  At most `most_placements` placements.
+    memory too.  Raises InfeasiblePlacementError if R = 1 is infeasible.
     """
     ceiling = largest_feasible_concurrency(model)
     if ceiling < 1:
@@ -83,7 +83,7 @@ def best_concurrency(
     planned_rate = requests_per_second * LOAD_MARGIN
     best, chosen = WORST, 0
     open_ranges = [_range(model, 1, ceiling, planned_rate, fixed_seconds)]
-    for _ in range(most_placements):
+    for _ in range(max(1, most_peers_placed // model.num_peers)):
         open_ranges = [one for one in open_ranges if (one.bound, -one.last) < (best, -chosen)]
         if not open_ranges:
             break

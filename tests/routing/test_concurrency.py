@@ -106,7 +106,7 @@ def test_a_search_cut_short_still_gives_a_feasible_r() -> None:
         rtt_seconds=rng.uniform(0.02, 0.3, (1, n)),
         prefill_rtt_seconds=rng.uniform(0.02, 0.3, (1, n)),
     )
-    found = [best_concurrency(model, 2.0, 0.0, most_placements=count) for count in (1, 10, 40)]
+    found = [best_concurrency(model, 2.0, 0.0, most_peers_placed=count * n) for count in (1, 10, 40)]
     assert all(cgbp.is_feasible(model, r) for r in found)
     merits = [predicted(model, r, LOAD_MARGIN * 2.0, 0.0) for r in found]
     assert merits == sorted(merits, reverse=True)
