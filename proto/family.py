@@ -228,11 +228,13 @@ def load_model(
     config: PreTrainedConfig,
     state: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
+    attention: str | None = None,
 ) -> PreTrainedModel:
     """Build a class made above and fill it from `state`: parameter name -> tensor or safetensors slice.
 
     transformers does the rest: building without memory, conversion of checkpoint layouts, dtype.  The configuration
-    is copied.  Raises ModelMismatch if `state` lacks a weight or has one of another shape, OutOfMemory.
+    is copied.  `attention` is the name of a registered attention, None: the one of transformers that fits the family.
+    Raises ModelMismatch if `state` lacks a weight or has one of another shape, OutOfMemory.
     """
     try:
         with _quiet_transformers():
@@ -241,7 +243,7 @@ def load_model(
                 config=copy.deepcopy(config),
                 state_dict=dict(state),
                 dtype=dtype,
-                attn_implementation=attention_implementation(model_class),
+                attn_implementation=attention or attention_implementation(model_class),
                 ignore_mismatched_sizes=True,  # reported below, in our words
                 output_loading_info=True,
             )

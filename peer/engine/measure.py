@@ -14,7 +14,7 @@ from ...proto.family import BlockList, attention_implementation, stage_class
 from ...proto.tensors import DTYPES
 from ...routing.swarm import BlockRange
 from .kv import RowKV
-from .stage import RowSlice, StageView
+from .stage import Route, RowSlice, StageView
 
 
 def measure_block(config: PreTrainedConfig, dtype: str) -> tuple[int, int]:
@@ -42,7 +42,7 @@ def _kv_bytes(found: BlockList, block: int, hidden: torch.Tensor) -> int:
     """What one block hands to the cache for one token; what comes after its attention does not run."""
     cache = _CacheProbe(BlockRange(block, block + 1))
     try:
-        StageView(found, block, cache.blocks).forward(hidden, [RowSlice(cache, 0, 1)])
+        StageView(found, block, cache.blocks, Route.SINGLE, set()).forward(hidden, [RowSlice(cache, 0, 1)])
     except _HandedOver as handed:
         return handed.nbytes
     raise AssertionError(f"block {block} caches nothing")

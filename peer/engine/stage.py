@@ -7,37 +7,47 @@ and leave a peer inside its range.  Views share the blocks and differ only in th
 from __future__ import annotations
 
 import copy
+import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from ...proto.checkpoint import Checkpoint
 from ...proto.errors import UsageError
 from ...proto.family import BlockEdge, BlockList, Passage, load_model, slice_config, stage_class
 from ...routing.swarm import BlockRange
+from .attention import PACKED_ATTENTION, PackedRows
 from .kv import RowKV
+from .padded import PaddedRows
+from .rows import RowOutOfMemory, RowSlice, check_rows
+
+__all__ = ["Route", "RowOutOfMemory", "RowSlice", "Stage", "StageView", "load_stage"]
 
 
-@dataclass(frozen=True, slots=True)
-class RowSlice:
-    """`count` tokens of one row in a step, which continue the row at position `start`."""
+class Route(enum.Enum):
+    """How a stage computes the rows of a step, the fastest first; `selfcheck` finds out which one a family bears."""
 
-    kv: RowKV
-    start: int
-    count: int
+    PACKED = "packed"
+    """All rows in one sequence, see `attention.py`."""
+    PADDED = "padded"
+    """Rows with one new token as a batch, see `padded.py`, the others one after the other."""
+    SINGLE = "single"
+    """One row after the other."""
 
 
 class Stage:
     """The hosted `blocks` of a model, ready to compute."""
 
-    def __init__(self, model: PreTrainedModel, blocks: BlockRange) -> None:
+    def __init__(self, model: PreTrainedModel, blocks: BlockRange, route: Route) -> None:
+        """`model` was loaded with the attention that the route needs, see `attention_of`."""
         self.blocks = blocks
+        self.route = route
         self.config = model.config
         self._found = BlockList.at(model, model.blocks_path)
+        self._direct_blocks: set[int] = set()
         self._views: dict[BlockRange, StageView] = {}
         self.block_bytes = max(_tensor_bytes(block) for block in self._found.blocks)
         """Weights of the largest hosted block, bytes."""
@@ -60,20 +70,26 @@ class Stage:
             raise UsageError(f"blocks {blocks} are not among the hosted blocks {self.blocks}")
         if blocks not in self._views:
             first = blocks.start - self.blocks.start
-            self._views[blocks] = StageView(self._found, first, blocks)
+            self._views[blocks] = StageView(self._found, first, blocks, self.route, self._direct_blocks)
         return self._views[blocks]
 
 
 class StageView:
     """Runs a contiguous part of a stage's blocks. One thread at a time."""
 
-    def __init__(self, found: BlockList, first: int, blocks: BlockRange) -> None:
+    def __init__(self, found: BlockList, first: int, blocks: BlockRange, route: Route, direct_blocks: set[int]) -> None:
         self.blocks = blocks
         self._passage = Passage()
         run: list[nn.Module] = list(found.blocks[first : first + len(blocks)])
         for edge in {0, len(run) - 1}:
             run[edge] = BlockEdge(run[edge], self._passage, first=edge == 0, last=edge == len(run) - 1)
         self._owner = _shell_copy(found, nn.ModuleList(run), first)
+        self._direct_blocks = direct_blocks
+        self._compute = {
+            Route.PACKED: self._forward_packed,
+            Route.PADDED: self._forward_padded,
+            Route.SINGLE: self._forward_one_by_one,
+        }[route]
 
     def new_row(self, max_tokens: int) -> RowKV:
         """An empty cache for a row of at most `max_tokens` tokens in these blocks."""
@@ -83,40 +99,76 @@ class StageView:
     def forward(self, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
         """Compute a step of several rows: (T, H) -> (T, H), the rows' tokens one after the other.
 
-        Each row is first truncated to its `start`. Raises ValueError if a row is shorter than that, has no cache for
-        some of the blocks, or if the counts do not add up to T; OutOfMemory if a row would grow beyond its
-        reservation. Rows before it are then complete.
+        The rows may be of different sessions and have any number of new tokens.  Each is first truncated to its
+        `start`.  Raises what `check_rows` does, before anything is changed: ValueError for rows that do not fit the
+        step, RowOutOfMemory, which says which row is in the way of the others.  If anything else goes wrong, memory
+        on the way for example, every row is left at its `start`.
         """
-        if not all(row.kv.blocks.covers(self.blocks) for row in rows):
-            raise ValueError(f"a row has no cache for some of the blocks {self.blocks}")
-        counts = [row.count for row in rows]
-        if sum(counts) != hidden.shape[0]:
-            raise ValueError(f"rows of {counts} tokens do not make {hidden.shape[0]}")
-        if len(rows) == 1:
-            return self._forward_row(hidden, rows[0].kv, rows[0].start)
-        parts = zip(hidden.split(counts), rows, strict=True)
-        return torch.cat([self._forward_row(part, row.kv, row.start) for part, row in parts])
+        check_rows(rows, self.blocks, hidden.shape[0])
+        for row in rows:
+            row.kv.truncate(row.start)
+        output = self._compute(hidden, rows)
+        for row in rows:
+            row.kv.advance(row.count)
+        return output
 
-    def _forward_row(self, hidden: torch.Tensor, kv: RowKV, start: int) -> torch.Tensor:
-        """(T, H) -> (T, H): the tokens at positions start..start+T of one row."""
-        count = hidden.shape[0]
-        kv.truncate(start)
-        entering = hidden[None]
-        self._passage.entering = entering
+    def _forward_packed(self, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
+        packed = PackedRows(rows, self._direct_blocks)
+        # A mask of ones: without one transformers looks for the borders of sequences in the positions.
+        everything = torch.ones(1, len(hidden), dtype=torch.long, device=hidden.device)
+        return self._run(hidden[None], _positions(rows, hidden.device)[None], everything, packed, past_rows=packed)[0]
+
+    def _forward_padded(self, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
+        """Single tokens together, longer pieces one by one."""
+        parts = list(hidden.split([row.count for row in rows]))
+        single = [index for index, row in enumerate(rows) if row.count == 1]
+        if len(single) > 1:
+            batch = [rows[index] for index in single]
+            cache = PaddedRows(batch)
+            positions = _positions(batch, hidden.device)[:, None]
+            stacked = torch.stack([parts[index] for index in single])
+            for index, output in zip(
+                single, self._run(stacked, positions, cache.mask(hidden.device), cache), strict=True
+            ):
+                parts[index] = output
+        else:
+            single = []
+        for index in set(range(len(rows))).difference(single):
+            parts[index] = self._forward_row(parts[index], rows[index])
+        return torch.cat(parts)
+
+    def _forward_one_by_one(self, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
+        parts = hidden.split([row.count for row in rows])
+        return torch.cat([self._forward_row(part, row) for part, row in zip(parts, rows, strict=True)])
+
+    def _forward_row(self, hidden: torch.Tensor, row: RowSlice) -> torch.Tensor:
+        """(count, H) -> (count, H)."""
+        return self._run(hidden[None], _positions([row], hidden.device)[None], None, row.kv)[0]
+
+    def _run(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
+        cache: Cache,
+        **attention_arguments: Any,
+    ) -> torch.Tensor:
+        """The family's forward: (B, T, H) at positions (B, T) -> (B, T, H)."""
+        self._passage.entering = hidden
         try:
             self._owner(
-                inputs_embeds=entering,
-                position_ids=torch.arange(start, start + count)[None],
-                attention_mask=None,
-                past_key_values=kv,
+                inputs_embeds=hidden,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=cache,
                 use_cache=True,
+                **attention_arguments,
             )
             leaving = self._passage.leaving
         finally:
             self._passage.entering = self._passage.leaving = None
         assert leaving is not None
-        kv.advance(count)
-        return leaving[0]
+        return leaving
 
 
 def load_stage(
@@ -124,11 +176,13 @@ def load_stage(
     blocks: BlockRange,
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] | None = None,
+    route: Route = Route.SINGLE,
 ) -> Stage:
     """Load `blocks` of a checkpoint, reading (and from a hub: fetching) only their tensors.
 
-    `progress` is called with bytes done and bytes in all. Raises UsageError for blocks that the model does not have,
-    UnsupportedModel, ModelMismatch for a checkpoint that lacks weights.
+    `route` is what `check_family` found for the model. `progress` is called with bytes done and bytes in all. Raises
+    UsageError for blocks that the model does not have, UnsupportedModel, ModelMismatch for a checkpoint that lacks
+    weights.
     """
     if blocks.stop > checkpoint.num_blocks:
         raise UsageError(
@@ -136,8 +190,19 @@ def load_stage(
             hint=f"Choose a range inside 0:{checkpoint.num_blocks}.",
         )
     model_class = stage_class(checkpoint.config, blocks)
-    model = load_model(model_class, checkpoint.config, checkpoint.block_state(blocks, progress), dtype)
-    return Stage(model, blocks)
+    state = checkpoint.block_state(blocks, progress)
+    model = load_model(model_class, checkpoint.config, state, dtype, attention_of(route))
+    return Stage(model, blocks, route)
+
+
+def attention_of(route: Route) -> str | None:
+    """The attention with which a model is loaded for a route; None: whatever fits the family."""
+    return PACKED_ATTENTION if route is Route.PACKED else None
+
+
+def _positions(rows: Sequence[RowSlice], device: torch.device) -> torch.Tensor:
+    """(T,): of the rows' new tokens."""
+    return torch.tensor([position for row in rows for position in range(row.start, row.stop)], device=device)
 
 
 def _shell_copy(found: BlockList, run: nn.ModuleList, first: int) -> Any:

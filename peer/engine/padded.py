@@ -1,0 +1,61 @@
+"""One new token of several rows as a batch (B, 1, H), for families that attend in their own way.
+
+Shorter rows are padded on the left, which every family of transformers understands: distances to the newest token,
+and with them windows and alibi, are those of the row alone.  The caches are copied for each block and step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import Cache
+
+from .rows import RowSlice
+
+
+class PaddedRows(Cache):
+    """The caches of rows that get one token each, as one cache of a batch."""
+
+    is_sliding: Sequence[bool] = ()  # type: ignore[assignment]
+    is_linear: Sequence[bool] = ()  # type: ignore[assignment]
+    is_dummy: Sequence[bool] = ()  # type: ignore[assignment]
+
+    def __init__(self, rows: Sequence[RowSlice]) -> None:
+        super().__init__(layers=[])
+        self._rows = rows
+        self._length = max(row.stop for row in rows)
+
+    def mask(self, device: torch.device) -> torch.Tensor:
+        """(B, longest row) of 0 and 1: where a row has tokens."""
+        padding = torch.tensor([self._length - row.stop for row in self._rows], device=device)
+        return (torch.arange(self._length, device=device) >= padding[:, None]).long()
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write a block's new token of each row, (B, heads, 1, size); return all tokens, (B, heads, longest, size)."""
+        padded_keys, padded_values = self._zeros_for(key_states), self._zeros_for(value_states)
+        for index, row in enumerate(self._rows):
+            keys, values = row.kv.update(key_states[index, None], value_states[index, None], layer_idx)
+            padded_keys[index, :, self._length - row.stop :] = keys[0]
+            padded_values[index, :, self._length - row.stop :] = values[0]
+        return padded_keys, padded_values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._length - 1
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self._length - 1
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self._length, 0
+
+    @property
+    def is_compileable(self) -> bool:
+        return False
+
+    def _zeros_for(self, states: torch.Tensor) -> torch.Tensor:
+        batch, heads, _, size = states.shape
+        return states.new_zeros((batch, heads, self._length, size))
