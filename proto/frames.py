@@ -82,6 +82,7 @@ def encode_step(step: WireStep) -> tuple[pb.Step, list[pb.Chunk]]:
             pb.HopTiming(peer_id=t.peer, received_at=t.received_at, started_at=t.started_at, finished_at=t.finished_at)
             for t in step.timings
         ],
+        adopted_tokens=plan.adopted,
     )
     if step.rebuild is not None:
         head.rebuild.CopyFrom(encode_rebuild(step.rebuild))
@@ -188,8 +189,11 @@ def _decode_plan(head: pb.Step) -> StepPlan:
     plan = StepPlan(
         rows=tuple(RowSlice(p.row, p.start, p.count, p.answers) for p in head.rows),
         source_rows=tuple(head.source_rows) if head.permutes else None,
+        adopted=tuple(head.adopted_tokens),
     )
     if head.HasField("rebuild"):
+        if plan.adopted:
+            raise RemoteProtocolError("a rebuild computes every token")
         if sum(piece.count for piece in plan.rows) > MAX_STEP_TOKENS:
             raise RemoteProtocolError(f"a step has at most {MAX_STEP_TOKENS} tokens")
         return plan

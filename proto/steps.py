@@ -2,7 +2,8 @@
 
 A session holds rows; a row is one sequence with its own length (padding never leaves the client).  A step carries its
 own rollback: first `source_rows` permutes, forks or drops rows, then every row named is truncated to `start`, then
-`count` new tokens are computed for it.  There are no messages for crop or reorder: pushed and direct messages have no
+`count` new tokens are computed for it.  The first step may begin with rows that the peers hold from earlier sessions
+(`adopted`).  There are no messages for crop or reorder: pushed and direct messages have no
 common order, so rollback must ride along the chain with the tokens it prepares.
 
 Peers, the client and the replay buffers apply the same `RowTable`, so they cannot disagree on what a step means.
@@ -42,6 +43,8 @@ class StepPlan:
     """Ascending by row; the step's tokens are packed in this order."""
     source_rows: tuple[int, ...] | None = None
     """Row i of the new table is row `source_rows[i]` of the old one; None leaves the table as it is."""
+    adopted: tuple[int, ...] = ()
+    """Row i begins with the first `adopted[i]` tokens of its held prefix. Only where there are no rows yet."""
 
     @property
     def tokens(self) -> int:
@@ -67,6 +70,8 @@ def validate_plan(plan: StepPlan) -> None:
         raise RemoteProtocolError("a step computes at least one token")
     if plan.source_rows is not None and len(plan.source_rows) > MAX_ROWS:
         raise RemoteProtocolError(f"a step keeps at most {MAX_ROWS} rows")
+    if len(plan.adopted) > MAX_ROWS or any(not 0 <= tokens <= MAX_POSITIONS for tokens in plan.adopted):
+        raise RemoteProtocolError("a step begins with impossible rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,14 @@ class RowTable:
     @property
     def tokens(self) -> int:
         return sum(self.lengths)
+
+    def begun(self, adopted: Sequence[int]) -> RowTable:
+        """The table after rows were begun with held prefixes. Raises RemoteProtocolError if there are rows already."""
+        if not adopted:
+            return self
+        if self.lengths:
+            raise RemoteProtocolError("only the first step of a session begins with held prefixes")
+        return RowTable(tuple(adopted))
 
     def permuted(self, source_rows: Sequence[int] | None) -> RowTable:
         """The table after the row permutation, fork or drop of a step. Raises RemoteProtocolError."""
@@ -107,14 +120,15 @@ class RowTable:
         return RowTable(tuple(lengths))
 
     def after(self, plan: StepPlan) -> RowTable:
-        """The table after the whole step: permutation, truncation, new tokens. O(rows)."""
-        return self.permuted(plan.source_rows).truncated(plan.rows).extended(plan.rows)
+        """The table after the whole step: held prefixes, permutation, truncation, new tokens. O(rows)."""
+        return self.begun(plan.adopted).permuted(plan.source_rows).truncated(plan.rows).extended(plan.rows)
 
 
 def split_plan(plan: StepPlan, max_tokens: int) -> tuple[StepPlan, ...]:
     """Cut a plan into steps of at most `max_tokens` tokens that follow each other down the chain.
 
-    Only the first permutes and truncates (it names every row), so the others are appends and several may be in flight.
+    Only the first adopts, permutes and truncates (it names every row), so the others are appends and several may be in
+    flight.
     Tokens keep their packed order: the steps' tokens joined are the plan's tokens, and so are their answers.
     """
     parts: list[list[RowSlice]] = [[]]
@@ -131,7 +145,8 @@ def split_plan(plan: StepPlan, max_tokens: int) -> tuple[StepPlan, ...]:
         room -= piece.stop - start
     named = {piece.row for piece in parts[0]}
     parts[0] += [RowSlice(piece.row, piece.start, 0, answers=0) for piece in plan.rows if piece.row not in named]
-    return tuple(StepPlan(tuple(rows), plan.source_rows if index == 0 else None) for index, rows in enumerate(parts))
+    first, *others = (tuple(rows) for rows in parts)
+    return (StepPlan(first, plan.source_rows, plan.adopted), *(StepPlan(rows) for rows in others))
 
 
 def _part_of(piece: RowSlice, start: int, stop: int) -> RowSlice:

@@ -41,8 +41,13 @@ def steps(draw: st.DrawFn) -> WireStep:
         rows.append(RowSlice(row, draw(st.integers(0, 5000)), count, draw(st.integers(0, count))))
     rows.append(RowSlice(row + 1, 0, 1, 1))
     source = draw(st.one_of(st.none(), st.lists(st.integers(0, 9), max_size=5).map(tuple)))
-    plan = StepPlan(tuple(rows), source)
-    rebuild = draw(st.one_of(st.none(), st.builds(Rebuild, st.just(PeerId("p")), st.integers(1, 99), st.booleans())))
+    adopted = draw(st.one_of(st.just(()), st.lists(st.integers(0, 5000), min_size=1, max_size=5).map(tuple)))
+    plan = StepPlan(tuple(rows), source, adopted)
+    rebuild = (
+        None
+        if adopted
+        else draw(st.one_of(st.none(), st.builds(Rebuild, st.just(PeerId("p")), st.integers(1, 99), st.booleans())))
+    )
     timings = draw(st.lists(st.builds(HopTiming, st.just(PeerId("p")), *[st.floats(0, 2e9)] * 3), max_size=3))
     data = bytes(draw(st.integers(0, 255)) for _ in range(3)) * (plan.tokens * TOKEN_BYTES // 3 + 1)
     return WireStep(
@@ -98,6 +103,25 @@ def test_impossible_rows_are_refused(rows: list[tuple[int, int, int, int]]) -> N
     del head.rows[:]
     head.rows.extend(pb.RowSlice(row=r, start=s, count=c, answers=a) for r, s, c, a in rows)
     with pytest.raises(RemoteProtocolError):
+        StepReader(TOKEN_BYTES).step(head)
+
+
+def begun(adopted: list[int]) -> pb.Step:
+    head = one_step()
+    head.adopted_tokens.extend(adopted)
+    return head
+
+
+@pytest.mark.parametrize("adopted", [[1] * 1025, [1 << 31]])
+def test_impossible_beginnings_are_refused(adopted: list[int]) -> None:
+    with pytest.raises(RemoteProtocolError, match="begins"):
+        StepReader(TOKEN_BYTES).step(begun(adopted))
+
+
+def test_a_rebuild_adopts_nothing() -> None:
+    head = begun([5])
+    head.rebuild.next_seq = 1
+    with pytest.raises(RemoteProtocolError, match="every token"):
         StepReader(TOKEN_BYTES).step(head)
 
 

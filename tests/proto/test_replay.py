@@ -100,6 +100,23 @@ def test_a_split_step_does_what_the_whole_step_does(history: list[tuple[StepPlan
         assert parts == whole
 
 
+def test_only_an_empty_table_begins_with_held_prefixes() -> None:
+    plan = StepPlan((RowSlice(0, 63, 1, 1), RowSlice(1, 0, 5, 1)), adopted=(64,))
+    assert RowTable().after(plan) == RowTable((64, 5))
+    with pytest.raises(RemoteProtocolError, match="first step"):
+        RowTable((64,)).after(plan)
+
+
+def test_only_the_first_part_of_a_step_begins_with_held_prefixes() -> None:
+    plan = StepPlan((RowSlice(0, 64, 10, 1), RowSlice(1, 128, 3, 1)), adopted=(64, 128))
+    steps = split_plan(plan, 4)
+    assert [step.adopted for step in steps] == [(64, 128), (), (), ()]
+    table = RowTable()
+    for step in steps:
+        table = table.after(step)
+    assert table == RowTable().after(plan)
+
+
 def test_forked_rows_share_their_memory() -> None:
     buffer = ReplayBuffer(TOKEN_BYTES)
     buffer.apply(StepPlan((RowSlice(0, 0, 100, 0),)), bytes(400))
