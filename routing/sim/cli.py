@@ -121,10 +121,18 @@ def compare(
     scenarios: Annotated[list[Path], typer.Argument(help="Scenario files (TOML).")],
     policy: Annotated[list[str] | None, typer.Option(help="A policy; repeat for more. Default: the files'.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the table as CSV to this file.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the distributions to this .svg or .png file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw everything to this .svg or .png file.")] = None,
 ) -> None:
-    """Compare policies over scenarios: a table, CSV, and the distributions of the time per token."""
-    from .compare import per_token_samples, to_csv, to_table
+    """Compare policies over scenarios: a table, CSV, and plots of the time per token.
+
+    A file with tables named sweep stands for many scenarios, which differ in one number each. Such a table has vary,
+    the path of any number in the file (cluster.servers, cluster.fast_fraction, workload.rate_per_second,
+    workload.new_tokens, R, ...), and values, the list of what it shall be. docs/scenarios/sweep.toml is an example.
+
+    Drawn are, by scenario and delay setting, the distribution over its requests, and of a sweep the mean over the
+    number that is varied.
+    """
+    from .compare import per_token_samples, swept_seconds, to_csv, to_table
 
     if plot is not None and plot.suffix not in (".svg", ".png"):
         raise _fail(f"--plot: {plot.name}: must end in .svg or .png", _MALFORMED)
@@ -134,10 +142,15 @@ def compare(
     if out is not None:
         out.write_text(to_csv(rows), encoding="utf-8")
     if plot is not None and any(results for _, results in compared):
-        from .plots import Distribution, draw
+        from .plots import Distribution, Sweep, draw, sweep_of
 
-        panels = [
-            Distribution(f"{scenario}, {'zero' if zero else 'published'} delays", "seconds per token", samples)
+        delays = {False: "published delays", True: "zero delays"}
+        panels: list[Sweep | Distribution] = [
+            sweep_of(f"{base}, {delays[zero]}", varied, points)
+            for (base, varied, zero), points in swept_seconds(rows).items()
+        ]
+        panels += [
+            Distribution(f"{scenario}, {delays[zero]}", "seconds per token", samples)
             for (scenario, zero), samples in per_token_samples(compared).items()
         ]
         draw(plot, panels, "seconds per token")
@@ -165,13 +178,13 @@ def _compared(paths: list[Path], policies: list[str]) -> list[tuple[Row, list[Re
     from ..instances import InstanceError
     from .compare import run_policy
     from .policies import ONLINE_POLICIES, MissingFieldError
-    from .scenario import load_scenario
+    from .scenario import load_scenarios
 
     for name in policies:
         if name not in ONLINE_POLICIES:
             raise _fail(f"--policy: {name!r} is not one of {', '.join(ONLINE_POLICIES)}", _MALFORMED)
     try:
-        loaded = [load_scenario(path) for path in paths]
+        loaded = [scenario for path in paths for scenario in load_scenarios(path)]
         work = [(s, z, p) for s in loaded for z in (False, True) for p in policies or s.policies]
         rows = []
         with _progress() as bar:

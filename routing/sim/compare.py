@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from .metrics import Summary, summarise
 from .policies import InfeasibleError, prepare, run_under_churn
 from .product_churn import ChurnReport
 from .published import NeverRunsError, Progress, RequestResult, no_progress
-from .scenario import Scenario
+from .scenario import Scenario, SweepPoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +50,22 @@ class Row:
     """Why it is infeasible."""
     churn: ChurnSummary | None = None
     """What churn did; None where the scenario has none."""
+    point: SweepPoint | None = None
+    """None where the scenario belongs to no sweep."""
 
 
 def run_policy(
     scenario: Scenario, policy: str, *, zero_fixed_delay: bool, progress: Progress = no_progress
 ) -> tuple[Row, list[RequestResult]]:
     """All Monte Carlo runs of one policy, and every request's result."""
-    if scenario.churn_spec is not None:
-        return _run_churning(scenario, policy, zero_fixed_delay, progress)
+    run_all = _run_steady if scenario.churn_spec is None else _run_churning
+    row, results = run_all(scenario, policy, zero_fixed_delay, progress)
+    return replace(row, point=scenario.point), results
+
+
+def _run_steady(
+    scenario: Scenario, policy: str, zero_fixed_delay: bool, progress: Progress
+) -> tuple[Row, list[RequestResult]]:
     results: list[RequestResult] = []
     concurrency: list[int | None] = []
     try:
@@ -112,29 +120,47 @@ def compare(scenarios: Sequence[Scenario], policies: Sequence[str], progress: Pr
 def per_token_samples(
     compared: Sequence[tuple[Row, list[RequestResult]]],
 ) -> dict[tuple[str, bool], dict[str, tuple[float, ...]]]:
-    """By (scenario, zero fixed delays) and policy: every request's seconds per token."""
+    """By (scenario, zero fixed delays) and policy: every request's seconds per token; without the points of sweeps."""
     samples: dict[tuple[str, bool], dict[str, tuple[float, ...]]] = {}
     for row, results in compared:
-        if results:
+        if results and row.point is None:
             of_setting = samples.setdefault((row.scenario, row.zero_fixed_delay), {})
             of_setting[row.policy] = tuple(result.total_seconds / result.new_tokens for result in results)
     return samples
 
 
+def swept_seconds(
+    rows: Iterable[Row],
+) -> dict[tuple[str, str, bool], dict[float, dict[str, float | None]]]:
+    """By (scenario, what is varied, zero fixed delays), then by value and policy: the mean seconds per token."""
+    found: dict[tuple[str, str, bool], dict[float, dict[str, float | None]]] = {}
+    for row in rows:
+        if row.point is not None:
+            sweep = found.setdefault((row.point.base, row.point.varied, row.zero_fixed_delay), {})
+            seconds = row.summary.per_token_seconds if row.summary is not None else None
+            sweep.setdefault(row.point.value, {})[row.policy] = seconds
+    return found
+
+
 def to_csv(rows: Iterable[Row]) -> str:
-    """The rows as CSV; the same rows give the same bytes. Columns about churn appear where a row has churn."""
+    """The rows as CSV; the same rows give the same bytes.
+
+    Columns about a sweep and about churn appear where a row has them.
+    """
     rows = list(rows)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     fields = list(Summary.__dataclass_fields__)
     churned = list(ChurnSummary.__dataclass_fields__) if any(row.churn is not None for row in rows) else []
-    writer.writerow(["scenario", "policy", "fixed_delays", "R", *fields, "infeasible", *churned])
+    swept = list(SweepPoint.__dataclass_fields__) if any(row.point is not None for row in rows) else []
+    writer.writerow(["scenario", "policy", "fixed_delays", "R", *fields, "infeasible", *swept, *churned])
     for row in rows:
         values = [""] * len(fields) if row.summary is None else [repr(v) for v in asdict(row.summary).values()]
         events = [""] * len(churned) if row.churn is None else [_or_empty(v) for v in asdict(row.churn).values()]
         delays = "zero" if row.zero_fixed_delay else "published"
         designed = "/".join(str(r) for r in row.concurrency if r is not None)
-        writer.writerow([row.scenario, row.policy, delays, designed, *values, row.reason, *events])
+        point = [""] * len(swept) if row.point is None else list(asdict(row.point).values())
+        writer.writerow([row.scenario, row.policy, delays, designed, *values, row.reason, *point, *events])
     return out.getvalue()
 
 
@@ -144,11 +170,12 @@ def _or_empty(value: float | None) -> str:
 
 def to_table(rows: Iterable[Row]) -> str:
     """A table for people, seconds per token; what churn did is a line below its row."""
-    lines = [
-        f"{'scenario':20} {'policy':24} {'delays':10} {'per token':>10} {'ttft':>10} {'wait':>10} {'p95/token':>10}"
-    ]
+    rows = list(rows)
+    width = max([20, *(len(row.scenario) for row in rows)])
+    head = f"{'scenario':{width}} {'policy':24} {'delays':10}"
+    lines = [f"{head} {'per token':>10} {'ttft':>10} {'wait':>10} {'p95/token':>10}"]
     for row in rows:
-        head = f"{row.scenario:20} {row.policy:24} {'zero' if row.zero_fixed_delay else 'published':10}"
+        head = f"{row.scenario:{width}} {row.policy:24} {'zero' if row.zero_fixed_delay else 'published':10}"
         if row.summary is None:
             lines.append(f"{head} infeasible: {row.reason}")
         else:

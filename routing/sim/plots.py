@@ -36,8 +36,17 @@ class Distribution:
     samples: Mapping[str, tuple[float, ...]]
 
 
+def sweep_of(title: str, varied: str, points: Mapping[float, Mapping[str, float | None]]) -> Sweep:
+    """A panel from the heights by value and policy; a policy that a value lacks has a gap there."""
+    policies = dict.fromkeys(policy for heights in points.values() for policy in heights)
+    lines = {policy: tuple(heights.get(policy) for heights in points.values()) for policy in policies}
+    return Sweep(title, varied, tuple(map(float, points)), lines)
+
+
 def draw(path: Path, panels: Sequence[Sweep | Distribution], measured: str) -> None:
     """Draw the panels side by side, four to a row; `measured` labels the vertical axis of sweeps.
+
+    A policy has the same colour and marker in all panels.
 
     Raises ValueError for another suffix than .svg and .png, or without panels.
     """
@@ -48,6 +57,7 @@ def draw(path: Path, panels: Sequence[Sweep | Distribution], measured: str) -> N
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    names = list(dict.fromkeys(name for panel in panels for name in _curves(panel)))
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     with mpl.rc_context({"svg.hashsalt": "blockswarm", "font.size": 8, "axes.titlesize": 8}):
@@ -60,30 +70,41 @@ def draw(path: Path, panels: Sequence[Sweep | Distribution], measured: str) -> N
             panel = panels[number]
             axes.set_title(panel.title)
             if isinstance(panel, Sweep):
-                _sweep(axes, panel)
+                _sweep(axes, panel, names)
                 axes.set_ylabel(measured)
             else:
-                _distribution(axes, panel)
+                _distribution(axes, panel, names)
             axes.grid(alpha=0.3)
-        handles, labels = grid[0, 0].get_legend_handles_labels()
+        shown = {}
+        for axes in grid.flat:
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+                shown.setdefault(label, handle)
+        labels = [name for name in names if name in shown]
+        handles = [shown[name] for name in labels]
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels))))
         metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
         figure.savefig(path, dpi=150, metadata=metadata)
 
 
-def _sweep(axes: Axes, panel: Sweep) -> None:
-    for number, (name, values) in enumerate(panel.lines.items()):
+def _curves(panel: Sweep | Distribution) -> Mapping[str, tuple[float | None, ...]]:
+    return panel.lines if isinstance(panel, Sweep) else panel.samples
+
+
+def _sweep(axes: Axes, panel: Sweep, names: Sequence[str]) -> None:
+    for name, values in panel.lines.items():
+        number = names.index(name)
         heights = [float("nan") if value is None else value for value in values]
-        axes.plot(panel.values, heights, marker=_MARKERS[number % len(_MARKERS)], markersize=3, linewidth=1, label=name)
+        marker = _MARKERS[number % len(_MARKERS)]
+        axes.plot(panel.values, heights, f"C{number}", marker=marker, markersize=3, linewidth=1, label=name)
     axes.set_xlabel(panel.varied)
     axes.set_ylim(bottom=0)
 
 
-def _distribution(axes: Axes, panel: Distribution) -> None:
+def _distribution(axes: Axes, panel: Distribution, names: Sequence[str]) -> None:
     for name, sample in panel.samples.items():
         ordered = sorted(sample)
         shares = [(rank + 1) / len(ordered) for rank in range(len(ordered))]
-        axes.plot(ordered, shares, drawstyle="steps-post", linewidth=1, label=name)
+        axes.plot(ordered, shares, f"C{names.index(name)}", drawstyle="steps-post", linewidth=1, label=name)
     axes.set_xlabel(panel.measured)
     axes.set_ylabel("fraction")
     axes.set_ylim(0, 1)

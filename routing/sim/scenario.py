@@ -44,6 +44,17 @@ class ModelShape:
 
 
 @dataclass(frozen=True, slots=True)
+class SweepPoint:
+    """Which sweep a scenario is one point of."""
+
+    base: str
+    """The name of the scenario that is varied."""
+    varied: str
+    """The number that differs from point to point, as a path in the file: workload.rate_per_second."""
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """What to simulate; `instance(run)` is one Monte Carlo run."""
 
@@ -65,6 +76,8 @@ class Scenario:
     allocation_seconds: float
     petals_allocation_seconds: float
     churn_spec: ChurnSpec | None = None
+    point: SweepPoint | None = None
+    """None for a scenario by itself."""
 
     def churn(self, run: int) -> Churn:
         """What happens to the peers in one run. Raises InstanceError; only where there is a `churn_spec`."""
@@ -175,13 +188,68 @@ def _shapes(workload: Workload) -> list[tuple[int, int]]:
 
 
 def load_scenario(path: Path) -> Scenario:
-    """Read and check a scenario. Raises InstanceError naming the file and the field."""
+    """Read and check a file that holds one scenario. Raises InstanceError naming the file and the field."""
+    found = load_scenarios(path)
+    if found[0].point is not None:
+        raise InstanceError(f"{path.name}: sweep: must be absent: one scenario is wanted")
+    return found[0]
+
+
+def load_scenarios(path: Path) -> tuple[Scenario, ...]:
+    """Read and check a scenario file: the scenario, or the points of its sweeps one after the other.
+
+    Raises InstanceError naming the file and the field.
+    """
     try:
         root = Field(path.name, "", tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise InstanceError(f"{path.name}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InstanceError(f"{path.name}: is not TOML: {error}") from error
+    sweeps = root.child("sweep")
+    base = _scenario(Field(path.name, "", {key: value for key, value in root.value.items() if key != "sweep"}), path)
+    if sweeps.value is None:
+        return (base,)
+    return tuple(
+        replace(_scenario(changed, path), name=f"{base.name}, {varied.rpartition('.')[2]} = {value:g}", point=point)
+        for sweep in sweeps.items(least=1, most=20)
+        for varied, values in (_sweep(sweep),)
+        for value in values
+        for changed in (_with_number(root, sweep.child("vary"), value),)
+        for point in (SweepPoint(base.name, varied, float(value)),)
+    )
+
+
+def _sweep(field: Field) -> tuple[str, list[float]]:
+    """What one [[sweep]] varies, and the values as they are written."""
+    field.keys({"vary", "values"})
+    items = field.child("values").items(least=2, most=100)
+    numbers = [item.number(-1e18, 1e18) for item in items]
+    for item, before, after in zip(items[1:], numbers, numbers[1:], strict=False):
+        if after <= before:
+            raise item.error("must be more than the value before it")
+    return field.child("vary").text(), [item.value for item in items]
+
+
+def _with_number(root: Field, vary: Field, value: float) -> Field:
+    """The file's content with the number at the path `vary` replaced, without its sweeps."""
+    *tables, last = vary.text().split(".")
+    changed = {key: part for key, part in root.value.items() if key != "sweep"}
+    inner = changed
+    for name in tables:
+        inner[name] = dict(inner[name]) if isinstance(inner.get(name), dict) else None
+        if inner[name] is None:
+            raise vary.error(f"{name!r} is no table of this file")
+        inner = inner[name]
+    before = inner.get(last)
+    if before is not None and (isinstance(before, bool) or not isinstance(before, int | float)):
+        raise vary.error(f"{vary.text()} is no number in this file")
+    inner[last] = value
+    return Field(root.file, "", changed)
+
+
+def _scenario(root: Field, path: Path) -> Scenario:
+    """The scenario of a parsed file without sweeps."""
     root.keys({"cluster", "workload"}, {"name", "seed", "runs", "policies", "model", "delays", "memory", "R", "churn"})
     work, delays = root.child("workload"), root.child("delays")
     work.keys({"rate_per_second"}, {"requests", "prompt_tokens", "new_tokens", "trace"})

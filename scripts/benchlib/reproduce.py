@@ -25,7 +25,7 @@ from blockswarm.routing.sim.churn import (
 from blockswarm.routing.sim.cluster import Cluster, clustered, scattered
 from blockswarm.routing.sim.compare import Row, run_policy
 from blockswarm.routing.sim.geography import TOPOLOGIES, Planet, bundled_topology, violation_fraction
-from blockswarm.routing.sim.plots import Distribution, Sweep, draw
+from blockswarm.routing.sim.plots import Distribution, draw, sweep_of
 from blockswarm.routing.sim.product import run_exact
 from blockswarm.routing.sim.published import RequestResult, no_progress
 from blockswarm.routing.sim.scenario import ModelShape, Scenario
@@ -210,8 +210,11 @@ def sweep_section(experiment: Experiment, folder: Path, name: str) -> str:
         panels = []
         scenarios: list[Scenario] = []
         for varied, (values, cases) in sweeps(name).items():
-            lines = {p: tuple(experiment.per_token(one, p, zero) for one in cases) for p in POLICIES}
-            panels.append(Sweep(f"{name}: {varied}", varied, tuple(map(float, values)), lines))
+            points = {
+                value: {p: experiment.per_token(one, p, zero) for p in POLICIES}
+                for value, one in zip(values, cases, strict=True)
+            }
+            panels.append(sweep_of(f"{name}: {varied}", varied, points))
             scenarios += cases
         file = folder / f"sweeps_{name}_{'zero' if zero else 'published'}.svg"
         draw(file, panels, "seconds per token")
@@ -226,14 +229,15 @@ def design_section(experiment: Experiment, folder: Path) -> str:
     panels, rows = [], []
     for name in TOPOLOGIES:
         values, cases = design_sweep(name)
-        times = tuple(experiment.per_token(one, "proposed", True) for one in cases)
+        times = [experiment.per_token(one, "proposed", True) for one in cases]
         base = on_map(name, DEFAULT_SERVERS[name])
         rules = {}
         for policy in ("proposed", "ours"):
             row = experiment.row(base, policy, True)
             chosen = sorted(r for r in row.concurrency if r is not None)
             rules[policy] = (f"{chosen[0]}–{chosen[-1]}" if chosen else "–", experiment.per_token(base, policy, True))
-        panels.append(Sweep(f"{name}: R", "R", tuple(map(float, values)), {"CG-BP + WS-RR with R given": times}))
+        given = "CG-BP + WS-RR with R given"
+        panels.append(sweep_of(f"{name}: R", "R", {r: {given: t} for r, t in zip(values, times, strict=True)}))
         rows.append(
             [name, *(number(t) for t in times)]
             + [f"{number(rules[p][1])} (R {rules[p][0]})" for p in ("proposed", "ours")]

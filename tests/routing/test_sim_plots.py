@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from blockswarm.routing.sim.plots import Distribution, Sweep, draw
+from blockswarm.routing.sim.plots import Distribution, Sweep, draw, sweep_of
 
 SWEEP = Sweep("a map", "servers", (6.0, 10.0), {"petals": (None, 2.0), "ours": (1.5, 1.0)})
 CDF = Distribution("a map", "seconds", {"petals": (3.0, 1.0, 2.0), "ours": (1.0,)})
@@ -37,3 +37,9 @@ def test_another_suffix_and_no_panels_are_refused(tmp_path):
 def test_importing_plots_does_not_import_matplotlib():
     code = "import sys, blockswarm.routing.sim.plots; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_sweep_is_made_from_heights_by_value_and_policy():
+    points = {6.0: {"petals": None, "ours": 1.5}, 10.0: {"petals": 2.0, "ours": 1.0}}
+    assert sweep_of("a map", "servers", points) == SWEEP
+    assert sweep_of("x", "y", {1.0: {"a": 1.0}, 2.0: {"b": 2.0}}).lines == {"a": (1.0, None), "b": (None, 2.0)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from blockswarm.routing.sim.cli import app
 from blockswarm.routing.sim.compare import compare, to_csv
 from blockswarm.routing.sim.policies import PRODUCT_POLICIES, prepare
 from blockswarm.routing.sim.published import no_progress
-from blockswarm.routing.sim.scenario import load_scenario
+from blockswarm.routing.sim.scenario import load_scenario, load_scenarios
 from blockswarm.routing.sim.workload import Lengths, poisson, read_trace
 from typer.testing import CliRunner
 
@@ -216,3 +217,82 @@ def test_bad_snapshots_are_refused(tmp_path: Path, change: dict[str, object], st
     assert (got, out) == (status, "")
     assert "snapshot.json" in err
     assert complaint in err
+
+
+SWEEP = (
+    BASE
+    + """
+[[sweep]]
+vary = "cluster.servers"
+values = [9, 12]
+[[sweep]]
+vary = "delays.allocation_seconds"
+values = [0.5, 1, 2]
+[delays]
+initial_seconds = 0.1
+"""
+)
+
+
+def test_a_sweep_stands_for_scenarios_that_differ_in_one_number(tmp_path: Path) -> None:
+    """Each point is what a file of its own with that number would be."""
+    points = load_scenarios(write(tmp_path, SWEEP))
+    assert [point.name for point in points] == [
+        "small, servers = 9",
+        "small, servers = 12",
+        "small, allocation_seconds = 0.5",
+        "small, allocation_seconds = 1",
+        "small, allocation_seconds = 2",
+    ]
+    alone = load_scenario(
+        write(tmp_path, BASE.replace("servers = 9", "servers = 12") + "[delays]\ninitial_seconds=0.1")
+    )
+    for field in ("seed", "runs", "policies", "requests", "requests_per_second", "allocation_seconds"):
+        assert getattr(points[1], field) == getattr(alone, field)
+    assert np.array_equal(points[1].instance(0).model.rtt_seconds, alone.instance(0).model.rtt_seconds)
+    assert [point.allocation_seconds for point in points] == [60.0, 60.0, 0.5, 1.0, 2.0]
+
+
+def test_sweeps_are_compared_as_a_table_a_csv_and_one_panel_each(tmp_path: Path) -> None:
+    out, plot = tmp_path / "table.csv", tmp_path / "sweep.svg"
+    status, table, _ = run("compare", write(tmp_path, SWEEP), "--policy", "ours", "--out", out, "--plot", plot)
+    assert status == 0
+    assert "small, servers = 12" in table
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert {row["base"] for row in rows} == {"small"}
+    assert [float(row["value"]) for row in rows if row["varied"] == "cluster.servers"] == [9.0, 9.0, 12.0, 12.0]
+    text = plot.read_text()
+    assert text.count("<!-- cluster.servers -->") == text.count("<!-- delays.allocation_seconds -->") == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("values = [9, 12]", "values = [9]", "sweep[0].values: must have 2 to 100"),
+        ("values = [9, 12]", "values = [12, 9]", "sweep[0].values[1]: must be more than"),
+        ("values = [9, 12]", 'values = [9, "x"]', "sweep[0].values[1]: must be a number"),
+        ("values = [9, 12]", "values = [9, 400]", "cluster.servers: 400 servers"),
+        ("values = [9, 12]", "values = [9, 12]\nbogus = 1", "sweep[0].bogus"),
+        ("cluster.servers", "cluster.topology", "sweep[0].vary: cluster.topology is no number"),
+        ("cluster.servers", "nowhere.servers", "sweep[0].vary: 'nowhere' is no table"),
+        ("cluster.servers", "cluster.bogus", "cluster.bogus: is not a known field"),
+    ],
+)
+def test_bad_sweeps_name_the_file_and_the_field(tmp_path: Path, old: str, new: str, complaint: str) -> None:
+    status, out, err = run("compare", write(tmp_path, SWEEP.replace(old, new)))
+    assert (status, out) == (2, "")
+    assert "scenario.toml" in err
+    assert complaint in err
+    assert err.count("\n") == 1
+
+
+def test_where_one_scenario_is_wanted_a_sweep_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InstanceError, match="one scenario is wanted"):
+        load_scenario(write(tmp_path, SWEEP))
+
+
+def test_the_example_files_are_accepted() -> None:
+    examples = sorted((Path(__file__).parents[2] / "docs" / "scenarios").glob("*.toml"))
+    assert examples
+    for example in examples:
+        assert load_scenarios(example)
