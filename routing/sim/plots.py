@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 SUFFIXES = (".svg", ".png")
@@ -75,7 +76,7 @@ def draw(path: Path, panels: Sequence[Sweep | Distribution], measured: str) -> N
             else:
                 _distribution(axes, panel, names)
             axes.grid(alpha=0.3)
-        shown = {}
+        shown: dict[str, Artist] = {}
         for axes in grid.flat:
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
                 shown.setdefault(label, handle)
