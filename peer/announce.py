@@ -50,14 +50,18 @@ class Announcer:
         self._state = state
         await self._announce()
 
+    async def renew(self) -> None:
+        """Announce the record as it is now; a failure is logged and tried again at the next turn."""
+        try:
+            await self._announce()
+        except SwarmError as error:
+            logger.warning("announcing failed (%s), trying again in about %.0f s", error, REFRESH_SECONDS)
+
     async def run(self) -> None:
-        """Refresh the record until cancelled; a failure is logged and tried again at the next turn."""
+        """Renew the record about every 20 s until cancelled."""
         while True:
             await asyncio.sleep(REFRESH_SECONDS * self._rng.uniform(1 - JITTER, 1 + JITTER))
-            try:
-                await self._announce()
-            except SwarmError as error:
-                logger.warning("announcing failed (%s), trying again in about %.0f s", error, REFRESH_SECONDS)
+            await self.renew()
 
     async def _announce(self) -> None:
         self._expiry = next_expiry(self._expiry, self._clock())

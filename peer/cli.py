@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from .node import ReadyPeer
+    from .config import PeerConfig
+    from .serving import ReadyPeer
 
 app = typer.Typer(
     add_completion=False,
@@ -59,8 +60,37 @@ def peer(
     replay_memory: Annotated[
         int, typer.Option(help="MiB for replay buffers, which let others recover from failures.")
     ] = 256,
+    prefix_cache: Annotated[
+        int,
+        typer.Option(
+            help="MiB for attention caches of earlier prompts; a client's next prompt that begins alike is"
+            " then computed from there on. Never shared between clients."
+        ),
+    ] = 256,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    threads: Annotated[int | None, typer.Option(help="CPU threads for computing.  [default: torch decides]")] = None,
+    quantize: Annotated[
+        str,
+        typer.Option(
+            help="Format of the weights in memory. none: as --dtype says. int8: a quarter of float32's memory,"
+            " about 1 % error per layer. int4, nf4: an eighth, less exact. auto: what this machine computes"
+            " fastest without loss. Clients see the format and can demand a better one."
+        ),
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads for computing.  [default: as many as measurably help]")
+    ] = None,
+    nice: Annotated[
+        bool,
+        typer.Option(
+            "--nice",
+            help="Yield: a low priority, and pauses between steps while other programs use half of"
+            " the machine or more. Sessions get slower then, the announced speed follows.",
+        ),
+    ] = False,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics on this port.  [default: not served]")
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="Address to serve metrics on.")] = "127.0.0.1",
     name: Annotated[str, typer.Option(help="A name for the public map of the swarm.")] = "",
     revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face model.")] = None,
     as_json: Annotated[
@@ -85,6 +115,8 @@ def peer(
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from ..proto.errors import SwarmError, UsageError, one_line
+    from ..proto.transport import PeerAddress
+    from .config import BlockRequest, PeerConfig
 
     try:
         if new_swarm == bool(initial_peers):
@@ -92,12 +124,31 @@ def peer(
                 "say which swarm to join, and only one",
                 hint="Give --initial-peers ID@HOST:PORT, or --new-swarm for the first peer.",
             )
-        _run(
-            model=model, blocks=blocks, initial_peers=initial_peers or [], host=host, port=port, dht_port=dht_port,
-            announce=announce or [], identity=identity or data / "peer.key", swarm_key=swarm_key, allow=allow or [],
-            kv_tokens=kv_tokens, replay_memory=replay_memory, dtype=dtype, threads=threads, name=name,
-            revision=revision, as_json=as_json,
-        )  # fmt: skip
+        config = PeerConfig(
+            model=model,
+            blocks=BlockRequest.parse(blocks),
+            initial_peers=tuple(PeerAddress.parse(text) for text in initial_peers or []),
+            identity_path=(identity or data / "peer.key").expanduser(),
+            data_folder=data.expanduser(),
+            host=host,
+            port=port,
+            announce=tuple(announce or []),
+            dht_port=dht_port,
+            swarm_key_path=swarm_key,
+            allowed_peers=frozenset(allow or []),
+            kv_tokens=kv_tokens,
+            replay_bytes=replay_memory << 20,
+            prefix_cache_bytes=prefix_cache << 20,
+            dtype=dtype,
+            quantize=quantize,
+            threads=threads,
+            nice=nice,
+            metrics_host=metrics_host,
+            metrics_port=metrics_port,
+            name=name,
+            revision=revision,
+        )
+        _run(config, as_json)
     except SwarmError as error:
         typer.echo(f"swarm-peer: {one_line(str(error))}\n  {error.hint}", err=True)
         raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
@@ -105,34 +156,9 @@ def peer(
         raise typer.Exit(130) from None
 
 
-def _run(
-    *, model: str, blocks: str, initial_peers: list[str], host: str, port: int, dht_port: int, announce: list[str],
-    identity: Path, swarm_key: Path | None, allow: list[str], kv_tokens: int, replay_memory: int, dtype: str,
-    threads: int | None, name: str, revision: str | None, as_json: bool,
-) -> None:  # fmt: skip
+def _run(config: PeerConfig, as_json: bool) -> None:
     import asyncio
 
-    from ..proto.transport import PeerAddress
-    from .config import BlockRequest, PeerConfig
-
-    config = PeerConfig(
-        model=model,
-        blocks=BlockRequest.parse(blocks),
-        initial_peers=tuple(PeerAddress.parse(text) for text in initial_peers),
-        identity_path=identity.expanduser(),
-        host=host,
-        port=port,
-        announce=tuple(announce),
-        dht_port=dht_port,
-        swarm_key_path=swarm_key,
-        allowed_peers=frozenset(allow),
-        kv_tokens=kv_tokens,
-        replay_bytes=replay_memory << 20,
-        dtype=dtype,
-        threads=threads,
-        name=name,
-        revision=revision,
-    )
     from .node import run_peer  # the heavy part: after all that a bad command line could say
     from .terminal import LoadingBars
 
@@ -143,7 +169,7 @@ def _run(
             if as_json:
                 print(json.dumps(describe(peer)), flush=True)
             else:
-                print_ready(model, peer)
+                print_ready(config.model, peer)
 
         asyncio.run(run_peer(config, ready, bars.update))
 
@@ -158,6 +184,8 @@ def describe(peer: ReadyPeer) -> dict[str, object]:
         "kv_tokens": peer.kv_tokens,
         "model_digest": peer.model_digest,
         "decode_seconds_per_block": peer.cost.decode_seconds(),
+        "numeric_format": peer.numeric_format,
+        "threads": peer.threads,
         "pid": os.getpid(),
     }
 
@@ -165,7 +193,10 @@ def describe(peer: ReadyPeer) -> dict[str, object]:
 def print_ready(model: str, peer: ReadyPeer) -> None:
     """What a person reads when the peer is ready."""
     milliseconds = 1000 * peer.cost.decode_seconds() * len(peer.blocks)
-    print(f"serving blocks {peer.blocks} of {peer.num_blocks}, {milliseconds:.1f} ms per token")
+    print(
+        f"serving blocks {peer.blocks} of {peer.num_blocks} in {peer.numeric_format},"
+        f" {milliseconds:.1f} ms per token with {peer.threads} threads"
+    )
     print(f"others join with:    swarm-peer {model} --initial-peers {peer.address}")
     print(f"generate text with:  swarm-client generate {model} --initial-peers {peer.address}", flush=True)
 

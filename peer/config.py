@@ -11,6 +11,7 @@ from ..proto.transport import PeerAddress, check_target
 from ..routing.swarm import BlockRange
 
 DEFAULT_KV_TOKENS = 16_384
+QUANTIZATIONS = ("auto", "none", "int8", "int4", "nf4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +57,40 @@ class PeerConfig:
     kv_tokens: int
     """Tokens of attention cache, counted once for each hosted block."""
     replay_bytes: int
+    prefix_cache_bytes: int
+    """Attention caches of earlier prompts, kept where sessions need no room."""
     dtype: str
+    quantize: str
+    """One of `QUANTIZATIONS`."""
     threads: int | None
+    """None: what measures best."""
+    nice: bool
+    """Yield to the machine's owner."""
+    data_folder: Path
+    """For what the peer keeps between runs."""
+    metrics_host: str
+    metrics_port: int | None
+    """None: no metrics are served."""
     name: str
     revision: str | None
 
     def __post_init__(self) -> None:
         for target in self.announce:
             check_target(target)
-        for name, port in (("--port", self.port), ("--dht-port", self.dht_port)):
+        ports = (("--port", self.port), ("--dht-port", self.dht_port), ("--metrics-port", self.metrics_port or 0))
+        for name, port in ports:
             if not 0 <= port < 65536:
                 raise UsageError(f"{name} {port} is not a port")
         if self.kv_tokens < 1:
             raise UsageError("--kv-tokens must be at least 1")
         if self.replay_bytes < 0:
             raise UsageError("--replay-memory must not be negative")
+        if self.prefix_cache_bytes < 0:
+            raise UsageError("--prefix-cache must not be negative")
+        if self.quantize not in QUANTIZATIONS:
+            raise UsageError(
+                f"--quantize {self.quantize!r} is not known", hint=f"Use one of {', '.join(QUANTIZATIONS)}."
+            )
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise UsageError(f"--dtype {self.dtype!r} is not known", hint="Use float32, bfloat16 or float16.")
         if self.threads is not None and self.threads < 1:

@@ -43,6 +43,11 @@ def fewest_worthwhile(seconds: Mapping[int, float]) -> int:
     return best
 
 
+def threads_in_use() -> int:
+    """How many threads torch computes with."""
+    return torch.get_num_threads()
+
+
 def available_cores() -> int:
     """Cores that this process may use: its affinity, or less if its control group has a quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

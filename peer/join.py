@@ -1,0 +1,83 @@
+"""How a peer gets into a swarm: the initial peers are asked whether they are the right ones, and lead into the DHT."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from ..proto import swarm_pb2 as pb
+from ..proto.errors import AuthenticationError, ModelMismatch, PeerUnavailable, WrongKey, WrongSwarm
+from ..proto.records import SwarmKey
+from ..proto.transport import Dialer, PeerAddress, ping
+from .config import PeerConfig
+
+if TYPE_CHECKING:
+    from ..proto.hivemind_directory import HivemindDirectory
+
+JOIN_PING_SECONDS = 10.0
+
+
+@asynccontextmanager
+async def joined(
+    config: PeerConfig, dialer: Dialer, digest: str, swarm_key: SwarmKey | None
+) -> AsyncIterator[HivemindDirectory]:
+    """Be a node of the DHT, a new one or that of the initial peers."""
+    from ..proto.hivemind_directory import HivemindDirectory
+
+    initial: Sequence[str] = ()
+    if config.initial_peers:
+        initial = await _initial_maddrs(config.initial_peers, dialer, digest, swarm_key is not None)
+    directory = await HivemindDirectory.start(
+        config.identity_path,
+        initial,
+        [f"/ip4/{config.host}/tcp/{config.dht_port}"],
+        swarm_key,
+    )
+    try:
+        yield directory
+    finally:
+        await directory.close()
+
+
+async def _initial_maddrs(peers: tuple[PeerAddress, ...], dialer: Dialer, digest: str, private: bool) -> list[str]:
+    """The DHT addresses of the initial peers that answer; `private`: we have the key of a private swarm.
+
+    Raises PeerUnavailable, AuthenticationError where somebody else answers, ModelMismatch, WrongKey, WrongSwarm.
+    """
+
+    async def ask(address: PeerAddress) -> pb.PingReply:
+        reply, _, _ = await ping(dialer.stub(address), address, JOIN_PING_SECONDS)
+        return reply
+
+    answers = await asyncio.gather(*(ask(address) for address in peers), return_exceptions=True)
+    replies = [answer for answer in answers if isinstance(answer, pb.PingReply)]
+    if not replies:
+        for answer in answers:
+            if isinstance(answer, AuthenticationError):
+                raise answer
+        raise PeerUnavailable(
+            f"none of the initial peers answers: {', '.join(map(str, peers))}",
+            hint="Check the addresses and that one of them runs; --new-swarm begins a swarm without any.",
+        )
+    _check_privacy(replies, private)
+    others = [reply for reply in replies if reply.model_digest and reply.model_digest != digest]
+    if len(others) == len(replies):
+        raise ModelMismatch(
+            f"the initial peers serve {others[0].model_name} ({others[0].model_digest[:12]}), not this model"
+            f" ({digest[:12]})"
+        )
+    return [maddr for reply in replies for maddr in reply.dht_addresses]
+
+
+def _check_privacy(replies: Sequence[pb.PingReply], private: bool) -> None:
+    """The peers of a private swarm do not tell strangers their model. Raises WrongKey, WrongSwarm."""
+    public = [bool(reply.model_digest) for reply in replies]
+    if not private and not any(public):
+        raise WrongKey("the initial peers belong to a private swarm, and no swarm key was given")
+    if private and all(public):
+        raise WrongSwarm(
+            "the initial peers belong to a public swarm, and the key of a private one was given",
+            hint="Leave --swarm-key out, or name peers of the private swarm.",
+        )

@@ -1,0 +1,271 @@
+"""A peer that serves: from a loaded engine to the goodbye in the directory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..proto.checkpoint import Checkpoint
+from ..proto.errors import SwarmError
+from ..proto.handshake import PROTOCOL_VERSION, HelloChecker
+from ..proto.identity import Identity
+from ..proto.records import PeerRecord, SwarmKey
+from ..proto.transport import Dialer, PeerAddress, serve
+from ..routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState
+from .announce import Announcer, RecentLookups
+from .calibrate import calibrate, still_holds
+from .config import PeerConfig
+from .cost_estimate import CostEstimate, has_changed
+from .cost_store import CostStore, Measured
+from .metrics import PeerMetrics, Readings
+from .owner_load import NICENESS, OwnerLoad, read_cpu
+from .replay_store import ReplayStore
+from .service import PeerParts, PeerService
+from .sessions import SessionTable
+from .stop import StopRequest
+from .worker import Counters
+
+if TYPE_CHECKING:
+    from ..proto.hivemind_directory import HivemindDirectory
+    from .engine.engine import Engine
+    from .engine.step_record import StepRecord
+
+logger = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 120.0
+GOODBYE_SECONDS = 3.0
+WATCH_SECONDS = 1.0
+MIN_ANNOUNCE_SECONDS = 5.0
+"""A new cost is not announced sooner after the last announcement."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """Who a peer is, and what it was started with."""
+
+    config: PeerConfig
+    identity: Identity
+    swarm_key: SwarmKey | None
+    checkpoint: Checkpoint
+    model_digest: str
+    dialer: Dialer
+    directory: HivemindDirectory
+    lookups: RecentLookups
+
+
+@dataclass(frozen=True)
+class ReadyPeer:
+    """What there is to know about a peer that serves."""
+
+    address: PeerAddress
+    blocks: BlockRange
+    num_blocks: int
+    cost: ComputeCost
+    kv_tokens: int
+    model_digest: str
+    numeric_format: str
+    threads: int
+
+
+async def serve_until(node: Node, engine: Engine, on_ready: Callable[[ReadyPeer], None], stop: StopRequest) -> None:
+    """Serve and announce until `stop`, then drain and say goodbye."""
+    hashes = await asyncio.to_thread(node.checkpoint.block_hashes, engine.blocks)
+    serving = _Serving(node, engine, hashes, await _known_cost(node, engine))
+    await serving.run(on_ready, stop)
+
+
+async def _known_cost(node: Node, engine: Engine) -> ComputeCost:
+    """The start-up measurement: an earlier one, if it was made under the same conditions and still holds."""
+    from .engine.threads import threads_in_use  # brings torch
+
+    store = CostStore(node.config.data_folder)
+    conditions = Measured(node.model_digest, str(engine.blocks), node.config.dtype, "cpu", threads_in_use())
+    known = store.load(conditions)
+    if known is not None and await engine.submit(lambda: still_holds(engine, known, time.perf_counter)):
+        return known
+    cost = await engine.submit(lambda: calibrate(engine, time.perf_counter))
+    await asyncio.to_thread(store.save, conditions, cost)
+    return cost
+
+
+class _Serving:
+    """A peer while it serves. Its record, its metrics and its pace follow what the engine does."""
+
+    def __init__(self, node: Node, engine: Engine, block_hashes: tuple[bytes, ...], cost: ComputeCost) -> None:
+        config = node.config
+        self._node = node
+        self._engine = engine
+        self._block_hashes = block_hashes
+        self._estimate = CostEstimate(cost)
+        self._announced_cost = cost
+        self._sessions = SessionTable(config.kv_tokens * len(engine.blocks))
+        self._replay = ReplayStore(config.replay_bytes)
+        self._metrics = PeerMetrics() if config.metrics_port is not None else None
+        self._owner: OwnerLoad | None = None
+        self._counters = Counters()
+        self._maddrs: tuple[str, ...] = ()
+        self._incarnation = time.time_ns()
+        self._service = PeerService(
+            PeerParts(
+                identity=node.identity,
+                engine=engine,
+                sessions=self._sessions,
+                replay=self._replay,
+                hellos=HelloChecker(node.identity.peer_id, time.time, node.swarm_key, config.allowed_peers),
+                dialer=node.dialer,
+                model_digest=node.model_digest,
+                model_name=config.model_name,
+                swarm_key=node.swarm_key,
+                lookup=node.lookups.lookup,
+                dht_addresses=lambda: list(self._maddrs),
+                counters=self._counters,
+            )
+        )
+
+    async def run(self, on_ready: Callable[[ReadyPeer], None], stop: StopRequest) -> None:
+        node, config = self._node, self._node.config
+        self._maddrs = tuple(await node.directory.visible_maddrs())
+        self._follow_the_engine()
+        server, port = await serve(node.identity, self._service.handlers, config.host, config.port)
+        announcer = Announcer(
+            node.directory, node.identity, node.swarm_key, lambda state: self._record(state, port), time.time,
+            random.Random(self._incarnation),
+        )  # fmt: skip
+        await announcer.change(PeerState.SERVING)
+        background = [
+            asyncio.create_task(announcer.run(), name="announce"),
+            asyncio.create_task(self._watch(announcer), name="watch"),
+        ]
+        stop.serving = True
+        try:
+            with self._served_metrics():
+                on_ready(self._ready(port))
+                await stop.gently.wait()
+                await self._drain(announcer)
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await _announce_quickly(announcer, PeerState.LEAVING)
+            await server.stop(grace=0)
+
+    def _ready(self, port: int) -> ReadyPeer:
+        from .engine.threads import threads_in_use  # brings torch
+
+        node, config = self._node, self._node.config
+        return ReadyPeer(
+            address=PeerAddress(node.identity.peer_id, config.addresses(port)[0]),
+            blocks=self._engine.blocks,
+            num_blocks=node.checkpoint.num_blocks,
+            cost=self._announced_cost,
+            kv_tokens=config.kv_tokens,
+            model_digest=node.model_digest,
+            numeric_format=node.config.dtype,
+            threads=threads_in_use(),
+        )
+
+    async def _drain(self, announcer: Announcer) -> None:
+        """Let the open sessions end or be handed over."""
+        self._service.drain()
+        if self._service.open_sessions:
+            logger.info("stopping: %d sessions end first; a second signal stops at once", self._service.open_sessions)
+        await _announce_quickly(announcer, PeerState.DRAINING)
+        try:
+            await asyncio.wait_for(self._service.wait_idle(), DRAIN_SECONDS)
+        except TimeoutError:
+            logger.warning("sessions are still open after %.0f s and are ended", DRAIN_SECONDS)
+
+    # --- what follows the engine ---
+
+    def _follow_the_engine(self) -> None:
+        if self._node.config.nice:
+            os.nice(NICENESS)
+            self._owner = OwnerLoad(read_cpu, time.monotonic, os.cpu_count() or 1)
+            self._engine.pause = self._owner.pause
+        self._engine.observer = self._observe
+
+    def _observe(self, step: StepRecord) -> None:
+        """In the engine's thread, after every step."""
+        self._estimate.observe(step, time.monotonic())
+        if self._metrics is not None:
+            self._metrics.observe(step)
+        if self._owner is not None:
+            self._owner.observe(step)
+
+    @contextmanager
+    def _served_metrics(self) -> Iterator[None]:
+        config = self._node.config
+        if self._metrics is None or config.metrics_port is None:
+            yield
+            return
+        self._metrics.readings = self._readings()
+        server = self._metrics.serve(config.metrics_host, config.metrics_port)
+        logger.info("metrics are served on http://%s:%d/metrics", config.metrics_host, server.port)
+        try:
+            yield
+        finally:
+            server.close()
+
+    async def _watch(self, announcer: Announcer) -> None:
+        """Announce a cost that has changed, and take the readings for the metrics."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if self._metrics is not None:
+                self._metrics.readings = self._readings()
+            if has_changed(self._announced_cost, self._estimate.cost):
+                await announcer.renew()
+                await asyncio.sleep(MIN_ANNOUNCE_SECONDS)
+
+    def _readings(self) -> Readings:
+        sessions, counters = self._sessions, self._counters
+        return {
+            "sessions": sessions.sessions,
+            "kv_token_blocks_total": sessions.kv_token_blocks_total,
+            "kv_token_blocks_reserved": sessions.kv_token_blocks_total - sessions.kv_token_blocks_free,
+            "replay_bytes": self._replay.nbytes,
+            "decode_seconds_per_block": self._announced_cost.decode_seconds(),
+            "steps_pushed": counters.steps_pushed,
+            "steps_relayed": counters.steps_relayed,
+            "steps_answered": counters.steps_answered,
+            "rebuilt_tokens": counters.rebuilt_tokens,
+        }
+
+    def _record(self, state: PeerState, port: int) -> PeerRecord:
+        node, engine, sessions = self._node, self._engine, self._sessions
+        self._announced_cost = self._estimate.cost
+        spec = PeerSpec(
+            id=node.identity.peer_id,
+            blocks=engine.blocks,
+            cost=self._announced_cost,
+            state=state,
+            memory_bytes=float(len(engine.blocks) * engine.stage.block_bytes),
+            kv_tokens_total=sessions.kv_token_blocks_total,
+            kv_tokens_free=sessions.kv_token_blocks_free,
+            block_hashes=self._block_hashes,
+            numeric_format=node.config.dtype,
+        )
+        return PeerRecord(
+            model_digest=node.model_digest,
+            spec=spec,
+            addresses=node.config.addresses(port),
+            dht_maddrs=self._maddrs[:4],
+            incarnation=self._incarnation,
+            protocol_version=PROTOCOL_VERSION,
+            public_name=node.config.name,
+        )
+
+
+async def _announce_quickly(announcer: Announcer, state: PeerState) -> None:
+    """A goodbye is a courtesy: the record runs out by itself."""
+    try:
+        async with asyncio.timeout(GOODBYE_SECONDS):
+            await announcer.change(state)
+    except (SwarmError, TimeoutError) as error:
+        logger.info("could not announce %s: %s", state.value, error)
