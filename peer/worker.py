@@ -14,6 +14,7 @@ from typing import Protocol
 from ..proto.errors import DeadlineExceeded, PushFailed, RemoteProtocolError, SwarmError
 from ..proto.frames import CREDITS, HopTiming, Rebuild, WireStep, replay_steps
 from ..proto.handshake import Grant
+from ..proto.prefixes import PAGE_TOKENS, Digests
 from ..proto.steps import StepPlan
 from .gate import Compute, Repeat, StepGate
 from .replay_store import ReplayStore
@@ -40,6 +41,7 @@ class SessionCompute(Protocol):
     async def reset(self) -> None: ...
     async def export(self) -> bytes: ...
     async def import_(self, lengths: tuple[int, ...], data: bytes) -> None: ...
+    async def keep(self, prefixes: tuple[Digests, ...]) -> None: ...
 
 
 class Link(Protocol):
@@ -69,6 +71,8 @@ class Counters:
     steps_relayed: int = 0
     steps_answered: int = 0
     rebuilt_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    """Tokens that sessions began with and that nobody had to compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,12 @@ class _Import:
     loaded: asyncio.Event
 
 
+@dataclass(frozen=True, slots=True)
+class _Remember:
+    prefixes: tuple[Digests, ...]
+    kept: asyncio.Event
+
+
 @dataclass
 class SessionParts:
     """What a worker is made of."""
@@ -119,6 +129,8 @@ class SessionParts:
     token_bytes: int
     lengths: Callable[[], tuple[int, ...]] = field(repr=False)
     """The rows' present lengths."""
+    prefixes: tuple[Digests, ...] = ()
+    """What the client's first operation computes, per row: kept for its next sessions once that is done."""
 
 
 class SessionWorker:
@@ -131,7 +143,10 @@ class SessionWorker:
         self._link = link
         self._parts = parts
         self._gate = StepGate(grant.epoch, CREDITS)
-        self._inbox: asyncio.Queue[_Arrival | _Reroute | _Replay | _Export | _Import] = asyncio.Queue(_INBOX_SIZE)
+        self._inbox: asyncio.Queue[_Arrival | _Reroute | _Replay | _Export | _Import | _Remember] = asyncio.Queue(
+            _INBOX_SIZE
+        )
+        self._declared = parts.prefixes
         self._latest_epoch = grant.epoch
         if grant.successor is not None:
             parts.replay.begin(grant.session_id, parts.token_bytes)
@@ -180,6 +195,12 @@ class SessionWorker:
         await self._inbox.put(item)
         await item.loaded.wait()
 
+    async def put_remember(self, prefixes: tuple[Digests, ...]) -> None:
+        """Take the client's wish that the beginnings of its rows are kept; returns when they are."""
+        item = _Remember(prefixes, asyncio.Event())
+        await self._inbox.put(item)
+        await item.kept.wait()
+
     # What is done about it, one thing after the other.
 
     async def run(self) -> None:
@@ -194,8 +215,10 @@ class SessionWorker:
                 await self._on_replay(item)
             elif isinstance(item, _Export):
                 await self._on_export(item)
-            else:
+            elif isinstance(item, _Import):
                 await self._on_import(item)
+            else:
+                await self._on_remember(item)
 
     async def close(self) -> None:
         """Give everything back."""
@@ -218,6 +241,7 @@ class SessionWorker:
                     return
                 self._gate.applied(output)
                 await self._emit(output, arrival.deadline)
+                await self._keep_declared(output.plan)
             elif isinstance(verdict, Repeat):
                 await self._emit(replace(verdict.output, epoch=next_step.epoch), arrival.deadline)
             next_step = self._gate.ready()
@@ -227,8 +251,12 @@ class SessionWorker:
         if asyncio.get_running_loop().time() > arrival.deadline:
             await self._parts.outlet.failure(DeadlineExceeded("the step came too late"), step.epoch, step.seq)
             return None
-        plan = replace(step.plan, source_rows=None) if skip_permutation else step.plan
+        plan = replace(step.plan, source_rows=None, adopted=()) if skip_permutation else step.plan
+        if any(plan.adopted):
+            # Nobody computed those tokens in this session, so nobody can replay them but the client.
+            self._parts.replay.end(self.grant.session_id)
         output = await self._parts.compute.step(plan, step.data)
+        self._parts.counters.prefix_hit_tokens += sum(plan.adopted)
         timing = HopTiming(self.grant.peer, arrival.received_at, output.started_at, output.finished_at)
         if self.grant.successor is not None:
             self._parts.replay.append(self.grant.session_id, plan, output.data)
@@ -240,6 +268,7 @@ class SessionWorker:
     async def _rebuild(self, arrival: _Arrival, rebuild: Rebuild) -> None:
         step, parts = arrival.step, self._parts
         if rebuild.first:
+            self._declared = ()
             await parts.compute.reset()
             if self.grant.successor is not None:
                 parts.replay.begin(self.grant.session_id, parts.token_bytes)
@@ -285,11 +314,30 @@ class SessionWorker:
         """Go on from another peer's cache. What that peer sent to its successor is not known here: no replay buffer."""
         kv = item.kv
         if item.epoch == self._latest_epoch:
+            self._declared = ()
             await self._parts.compute.import_(kv.lengths, kv.data)
             self._parts.replay.end(self.grant.session_id)
             self._gate.rebuilt(kv.applied_seq + 1, permuted=False)
             await self._parts.outlet.rebuilt(item.epoch, sum(kv.lengths))
         item.loaded.set()
+
+    async def _keep_declared(self, plan: StepPlan) -> None:
+        """Keep the prefixes that the client has declared, once all are computed; not if the rows became others."""
+        if not self._declared:
+            return
+        lengths = self._parts.lengths()
+        if plan.source_rows is not None:
+            self._declared = ()
+        elif _reach(lengths, self._declared):
+            prefixes, self._declared = self._declared, ()
+            await self._parts.compute.keep(prefixes)
+
+    async def _on_remember(self, item: _Remember) -> None:
+        lengths = self._parts.lengths()
+        if not _reach(lengths, item.prefixes):
+            raise RemoteProtocolError(f"rows of {list(lengths)} tokens have not all pages that are to be remembered")
+        await self._parts.compute.keep(item.prefixes)
+        item.kept.set()
 
     async def _emit(self, output: WireStep, deadline: float) -> None:
         """Pass an output on: to the successor, or through the client, or as the answer."""
@@ -311,6 +359,13 @@ class SessionWorker:
             except PushFailed as error:
                 if output.epoch == self._latest_epoch:
                     await self._parts.outlet.failure(error, output.epoch, output.seq)
+
+
+def _reach(lengths: tuple[int, ...], prefixes: tuple[Digests, ...]) -> bool:
+    """Whether every row has the tokens of its prefix."""
+    return len(prefixes) <= len(lengths) and all(
+        len(digests) * PAGE_TOKENS <= length for digests, length in zip(prefixes, lengths, strict=False)
+    )
 
 
 def select_answers(plan: StepPlan, data: bytes, token_bytes: int) -> bytes:
