@@ -326,7 +326,7 @@ class _EngineCompute:
         self._kv = kv
 
     async def step(self, plan: StepPlan, data: bytes) -> StepOutput:
-        return await self._engine.submit(lambda: self._kv.step(plan, data))
+        return await self._engine.step(self._kv, plan, data)
 
     async def reset(self) -> None:
         await self._engine.submit(self._kv.reset)

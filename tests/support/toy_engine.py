@@ -99,6 +99,9 @@ class ToyEngine:
     def open(self, blocks: BlockRange, wire_format: ToyFormat, kv_tokens: int, max_rows: int) -> ToyKv:
         return ToyKv(blocks, kv_tokens, max_rows)
 
+    async def step(self, kv: ToyKv, plan: StepPlan, data: bytes) -> StepOutput:
+        return kv.step(plan, data)
+
     async def submit(self, work: Callable[[], T]) -> T:
         return work()
 

@@ -1,0 +1,159 @@
+"""What the engine computes next, and whether it waits a moment for more: decisions only, no threads and no tensors.
+
+The rules:
+
+1. Rows with one new token ("decode rows") of all sessions are part of every step: they share one read of the weights.
+2. Longer rows ("prompts") are cut into chunks of `chunk_tokens`, counted from the first token of the row's step, and a
+   step takes at most `chunk_tokens` of them in all.  A prompt therefore delays a decode row by one chunk's time at
+   most, and where a row is cut never depends on who else is there: neither do the sums inside its attention.
+3. Jobs with prompts take turns.  The one that was served longest ago goes first, and what it leaves of the budget goes
+   to the next ones whose chunk fits.  Among N jobs, one of k chunks is complete after at most k * N steps, whatever
+   arrives later.
+4. A session brings at most `chunk_tokens` decode rows to a step, so that one with a thousand rows is no other case than
+   one with a long prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from ...routing.swarm import ComputeCost
+
+CPU_CHUNK_TOKENS = 64
+GPU_CHUNK_TOKENS = 512
+MIN_CHUNK_TOKENS = 16
+"""Less would read the weights more often than it computes with them."""
+STALL_SECONDS = 0.25
+"""A chunk should not add more than this to a step, or than the step of a decode row takes, where that is more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """The next `count` tokens of row `row` of job `job` are computed now; both are indices into what was asked."""
+
+    job: int
+    row: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a step computes."""
+
+    takes: tuple[Take, ...]
+    """Ascending by job and row, a row at most once."""
+    order: tuple[int, ...]
+    """The jobs in the order in which the next step looks at them."""
+
+
+def plan_step(jobs: Sequence[Sequence[int]], chunk_tokens: int) -> Choice:
+    """Choose the tokens of the next step.
+
+    `jobs[i]` has the tokens left of every row of job i; the jobs are in the order of the last choice, with new ones
+    behind.  The takes are not empty if any token is left.  O(rows).
+    """
+    takes: list[Take] = []
+    waiting, served = [], []
+    room = chunk_tokens
+    for job, rows in enumerate(jobs):
+        single_rows, room_before = 0, room
+        for row, left in enumerate(rows):
+            if left == 1 and single_rows < chunk_tokens:
+                single_rows += 1
+                takes.append(Take(job, row, 1))
+            elif left > 1 and (count := min(left, chunk_tokens)) <= room:
+                room -= count
+                takes.append(Take(job, row, count))
+        (served if room < room_before else waiting).append(job)
+    return Choice(tuple(takes), (*waiting, *served))
+
+
+def chunk_tokens_within(cost: ComputeCost, num_blocks: int) -> int:
+    """The largest power of two whose prefill keeps the promise of `STALL_SECONDS` on a peer of `num_blocks` blocks.
+
+    Between `MIN_CHUNK_TOKENS` and `GPU_CHUNK_TOKENS`.
+    """
+    allowed_seconds = max(STALL_SECONDS, num_blocks * cost.decode_seconds())
+    chunk_tokens = GPU_CHUNK_TOKENS
+    while chunk_tokens > MIN_CHUNK_TOKENS and num_blocks * cost.prefill_per_token * chunk_tokens > allowed_seconds:
+        chunk_tokens //= 2
+    return chunk_tokens
+
+
+# Sessions that were answered by one step come back at nearly the same time.  Without a pause the first of them starts
+# the next step alone, the others miss it, and from then on steps of 1 and of N - 1 rows alternate.
+
+GATHER_SHARE = 0.1
+"""Of the last step's time: so long at most a ready job waits for others."""
+GATHER_LIMIT_SECONDS = 0.005
+_SMOOTHING = 0.25
+_LONGEST_TURNAROUND_SECONDS = 0.1
+"""Longer ones count as this: somebody read the answer; it says little about the next time."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnAround:
+    """How long a session takes from an answer to its next step: smoothed mean and mean deviation (as RFC 6298 does)."""
+
+    mean_seconds: float
+    deviation_seconds: float
+
+    @classmethod
+    def first(cls, seconds: float) -> TurnAround:
+        seconds = min(seconds, _LONGEST_TURNAROUND_SECONDS)
+        return cls(seconds, seconds / 2)
+
+    def observed(self, seconds: float) -> TurnAround:
+        """With one more observation."""
+        seconds = min(seconds, _LONGEST_TURNAROUND_SECONDS)
+        deviation = self.deviation_seconds + _SMOOTHING * (abs(seconds - self.mean_seconds) - self.deviation_seconds)
+        return TurnAround(self.mean_seconds + _SMOOTHING * (seconds - self.mean_seconds), deviation)
+
+    @property
+    def latest_seconds(self) -> float:
+        """Nearly always it is back by then."""
+        return self.mean_seconds + 2 * self.deviation_seconds
+
+
+class ExpectedSessions:
+    """Who was answered and is not back yet, and when it should be, going by the times before.
+
+    Sessions are any hashable objects; one that nobody else holds is forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._answered_at: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+        self._turn_arounds: WeakKeyDictionary[Any, TurnAround] = WeakKeyDictionary()
+        self._expected_by: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+
+    def answered(self, session: Any, now: float) -> None:
+        self._answered_at[session] = now
+        if session in self._turn_arounds:
+            self._expected_by[session] = now + self._turn_arounds[session].latest_seconds
+
+    def arrived(self, session: Any, now: float) -> None:
+        """The session's next step is here."""
+        self._expected_by.pop(session, None)
+        answered_at = self._answered_at.pop(session, None)
+        if answered_at is not None:
+            before, seconds = self._turn_arounds.get(session), now - answered_at
+            self._turn_arounds[session] = before.observed(seconds) if before is not None else TurnAround.first(seconds)
+
+    def moments(self, now: float) -> list[float]:
+        """When those who are expected after `now` should be back at the latest; who is overdue is given up."""
+        for session in [session for session, moment in self._expected_by.items() if moment <= now]:
+            del self._expected_by[session]
+        return list(self._expected_by.values())
+
+
+def gather_until(ready_since: float, expected_by: Iterable[float], last_step_seconds: float) -> float:
+    """The moment until which the engine waits for more jobs; `ready_since`, i.e. not at all, if nobody is expected.
+
+    `ready_since`: since when the engine is free and a job is ready. `expected_by`: when each session that was answered
+    and is not back should be back at the latest. Who comes later than the limit is not waited for.
+    """
+    limit = ready_since + min(GATHER_LIMIT_SECONDS, GATHER_SHARE * last_step_seconds)
+    return max((moment for moment in expected_by if ready_since < moment <= limit), default=ready_since)
