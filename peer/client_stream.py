@@ -29,6 +29,9 @@ from .worker import SessionWorker
 
 logger = logging.getLogger(__name__)
 
+UNUSED_SECONDS = 60.0
+"""A session that has done nothing with its room for so long ends. A client holds the room of some peers at most half as
+long while it waits for that of others."""
 IDLE_SECONDS = 1800.0
 FRAME_SECONDS = 0.5
 
@@ -67,6 +70,16 @@ class SessionReader:
         self._reroute = reroute
         self._transfers = transfers
         self._largest_import = largest_import
+        self._used = False
+        self._silent_at = asyncio.get_running_loop().time() + UNUSED_SECONDS
+        self._reading: asyncio.Timeout | None = None
+
+    def touch(self) -> None:
+        """The session is used, also where its client says nothing: steps may come from the predecessor alone."""
+        self._used = True
+        self._silent_at = asyncio.get_running_loop().time() + IDLE_SECONDS
+        if self._reading is not None:
+            self._reading.reschedule(self._silent_at)
 
     async def run(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Until the client closes or is silent for too long. Raises SwarmError."""
@@ -80,13 +93,18 @@ class SessionReader:
 
     async def _next(self, context: grpc.aio.ServicerContext[Any, Any]) -> object:
         try:
-            async with asyncio.timeout(IDLE_SECONDS):
+            async with asyncio.timeout_at(self._silent_at) as self._reading:
                 return await read_frame(context)
         except TimeoutError:
-            raise SessionLost(f"the client was silent for {IDLE_SECONDS:.0f} s") from None
+            if not self._used:
+                raise SessionLost(f"the session made no use of its room for {UNUSED_SECONDS:.0f} s") from None
+            raise SessionLost(f"the session was silent for {IDLE_SECONDS:.0f} s") from None
+        finally:
+            self._reading = None
 
     async def _import(self, head: pb.KvState, context: grpc.aio.ServicerContext[Any, Any]) -> object:
         """Take an attention cache; the frame that comes after it."""
+        self.touch()
         async with one_transfer(self._transfers, transfer_seconds(head.timeout_seconds)):
             received = await receive_kv(head, lambda: read_frame(context), self._largest_import)
             if not isinstance(received, KvImport):
@@ -97,6 +115,8 @@ class SessionReader:
     async def _take(self, frame: pb.ClientFrame) -> None:
         worker = self._worker
         kind = frame.WhichOneof("kind")
+        if kind != "probe":
+            self.touch()
         if kind in ("step", "chunk"):
             step = take_step(self._reader, frame)
             if step is not None:
@@ -161,6 +181,9 @@ class ClientOutlet:
     async def step(self, step: WireStep) -> None:
         head, chunks = encode_step(step)
         await self.write(pb.PeerFrame(step=head), *(pb.PeerFrame(chunk=chunk) for chunk in chunks))
+
+    async def queued(self, place: int, estimate_seconds: float) -> None:
+        await self.write(pb.PeerFrame(queued=pb.Queued(place=place, estimate_seconds=estimate_seconds)))
 
     async def rerouted(self, epoch: int, applied_seq: int, buffer_complete: bool) -> None:
         message = pb.Rerouted(epoch=epoch, applied_seq=applied_seq, buffer_complete=buffer_complete)

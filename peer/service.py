@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -38,6 +39,7 @@ from ..proto.records import SignatureCache, SignedRecord, SwarmKey, open_peer_re
 from ..proto.steps import MAX_ROWS, StepPlan
 from ..proto.transport import ERROR_CODE_KEY, Dialer, Handlers, PeerAddress, addresses_of
 from ..routing.swarm import PeerId
+from .admission import Admission
 from .client_stream import ClientOutlet, SessionReader, read_frame, take_step
 from .engine.engine import Engine, SessionKv, StepOutput
 from .push import PushLink
@@ -48,6 +50,8 @@ from .worker import Counters, SessionParts, SessionWorker
 logger = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS = 15.0
+PREVIOUS_SECONDS = 5.0
+"""For so long an opening waits for an earlier stream of its session to end: a client may leave and come again."""
 MAX_LOOKUP_BYTES = 3 << 20
 
 
@@ -74,12 +78,19 @@ class PeerParts:
     """Attention caches move to and from this peer one at a time."""
 
 
+@dataclass(frozen=True, slots=True)
+class _OpenSession:
+    worker: SessionWorker
+    reader: SessionReader
+
+
 class PeerService:
     """Serves sessions, pushes, look-ups and pings."""
 
     def __init__(self, parts: PeerParts) -> None:
         self._parts = parts
-        self._workers: dict[bytes, SessionWorker] = {}
+        self._admission = Admission(parts.sessions, parts.clock)
+        self._open: dict[bytes, _OpenSession] = {}
         self._changed = asyncio.Condition()
         self._draining = False
 
@@ -92,8 +103,9 @@ class PeerService:
         return self._parts.sessions.sessions
 
     def drain(self) -> None:
-        """Take no more sessions; the open ones go on."""
+        """Take no more sessions, also not those that wait for room; the open ones go on."""
         self._draining = True
+        self._admission.refuse_waiting(_leaving())
 
     async def wait_idle(self) -> None:
         """Return when no session is open."""
@@ -111,7 +123,8 @@ class PeerService:
                 if not isinstance(frame, pb.ClientFrame) or not frame.HasField("open"):
                     raise RemoteProtocolError("a session begins with an open frame")
                 grant = self._check_open(frame.open)
-            with self._parts.sessions.reserve(grant):
+                await self._previous_ended(grant.session_id)
+            async with self._admission.room(grant, _wait_seconds(frame.open), outlet.queued):
                 await self._serve_session(context, outlet, grant, frame.open)
         except SwarmError as error:
             logger.info("session refused or ended: %s", error)
@@ -121,7 +134,7 @@ class PeerService:
 
     def _check_open(self, message: pb.Open) -> Grant:
         if self._draining:
-            raise PeerUnavailable("the peer is leaving and takes no new sessions")
+            raise _leaving()
         client, session_id = self._parts.hellos.check(message.hello)
         return self._check_grant(message.capability, client, session_id)
 
@@ -140,6 +153,17 @@ class PeerService:
             raise SessionLost(f"the peer hosts blocks {parts.engine.blocks} now, not {grant.blocks}")
         return grant
 
+    async def _previous_ended(self, session_id: bytes) -> None:
+        """A client that left the session a moment ago may come before its old stream is cleared away."""
+        table = self._parts.sessions
+        if not table.is_open(session_id):
+            return
+        try:
+            async with asyncio.timeout(PREVIOUS_SECONDS), self._changed:
+                await self._changed.wait_for(lambda: not table.is_open(session_id))
+        except TimeoutError:
+            raise RemoteProtocolError("the session is open on this peer already") from None
+
     async def _serve_session(
         self, context: grpc.aio.ServicerContext[Any, Any], outlet: ClientOutlet, grant: Grant, message: pb.Open
     ) -> None:
@@ -148,7 +172,7 @@ class PeerService:
         kv = parts.engine.open(grant.blocks, wire_format, grant.kv_tokens, grant.max_rows)
         link = self._make_link(grant, message.successor_record, message.relay, outlet)
         session_parts = SessionParts(
-            compute=_EngineCompute(parts.engine, kv),
+            compute=_EngineCompute(parts.engine, kv, lambda: self._note_step(grant, kv)),
             replay=parts.replay,
             outlet=outlet,
             counters=parts.counters,
@@ -158,17 +182,17 @@ class PeerService:
             lengths=lambda: kv.table.lengths,
         )
         worker = SessionWorker(grant, link, session_parts)
-        await self._set_worker(grant.session_id, worker)
+        reader = SessionReader(
+            worker,
+            outlet,
+            StepReader(wire_format.token_bytes),
+            lambda message: self._reroute(worker, message, outlet),
+            parts.transfers,
+            kv.largest_import,
+        )
+        await self._set_open(grant.session_id, _OpenSession(worker, reader))
         try:
             await outlet.write(pb.PeerFrame(opened=pb.Opened(credits=CREDITS, epoch=grant.epoch)))
-            reader = SessionReader(
-                worker,
-                outlet,
-                StepReader(wire_format.token_bytes),
-                lambda message: self._reroute(worker, message, outlet),
-                parts.transfers,
-                kv.largest_import,
-            )
             async with asyncio.timeout(max(0.0, grant.expires_at_seconds - parts.clock())):
                 await _first_to_finish(outlet, worker.run(), reader.run(context))
         except TimeoutError:
@@ -176,16 +200,20 @@ class PeerService:
         finally:
             await asyncio.shield(self._end_session(grant.session_id, worker, kv))
 
+    def _note_step(self, grant: Grant, kv: SessionKv) -> None:
+        lengths = kv.table.lengths
+        self._parts.sessions.note_step(grant.session_id, sum(lengths), len(lengths), self._parts.clock())
+
     async def _end_session(self, session_id: bytes, worker: SessionWorker, kv: SessionKv) -> None:
         await worker.close()
-        await self._set_worker(session_id, None)
+        await self._set_open(session_id, None)
         await self._parts.engine.submit(kv.reset)
 
-    async def _set_worker(self, session_id: bytes, worker: SessionWorker | None) -> None:
-        if worker is None:
-            del self._workers[session_id]
+    async def _set_open(self, session_id: bytes, session: _OpenSession | None) -> None:
+        if session is None:
+            del self._open[session_id]
         else:
-            self._workers[session_id] = worker
+            self._open[session_id] = session
         await self.notify_changed()
 
     async def notify_changed(self) -> None:
@@ -220,8 +248,8 @@ class PeerService:
 
         def broken(error: PushFailed) -> None:
             # The link may outlive the epoch that it was made in; the client ignores what is about another one.
-            worker = self._workers.get(grant.session_id)
-            outlet.failure_soon(error, worker.epoch if worker is not None else grant.epoch)
+            session = self._open.get(grant.session_id)
+            outlet.failure_soon(error, session.worker.epoch if session is not None else grant.epoch)
 
         return PushLink(parts.dialer, addresses, hello, broken)
 
@@ -244,36 +272,39 @@ class PeerService:
                 if not isinstance(frame, pb.PushFrame) or not frame.HasField("open"):
                     raise RemoteProtocolError("a push begins with an open frame")
                 pusher, session_id = self._parts.hellos.check(frame.open.hello)
-                worker = await self._wait_for_push(pusher, session_id)
+                session = await self._wait_for_push(pusher, session_id)
+            session.reader.touch()
             await context.write(pb.PushReply(ready=True))
-            await self._take_pushes(context, worker, pusher, session_id)
+            await self._take_pushes(context, session, pusher, session_id)
         except SwarmError as error:
             code, text = to_wire(error)
             await context.write(pb.PushReply(failure=pb.Failure(code=code, message=text)))
 
-    async def _wait_for_push(self, pusher: PeerId, session_id: bytes) -> SessionWorker:
+    async def _wait_for_push(self, pusher: PeerId, session_id: bytes) -> _OpenSession:
         """The session, once it is open here and names `pusher` as its predecessor (the two are set up side by side)."""
 
         def ready() -> bool:
-            worker = self._workers.get(session_id)
-            return worker is not None and worker.grant.predecessor == pusher
+            session = self._open.get(session_id)
+            return session is not None and session.worker.grant.predecessor == pusher
 
         async with self._changed:
             await self._changed.wait_for(ready)
-        return self._workers[session_id]
+        return self._open[session_id]
 
     async def _take_pushes(
-        self, context: grpc.aio.ServicerContext[Any, Any], worker: SessionWorker, pusher: PeerId, session_id: bytes
+        self, context: grpc.aio.ServicerContext[Any, Any], session: _OpenSession, pusher: PeerId, session_id: bytes
     ) -> None:
+        worker = session.worker
         token_bytes = self._parts.engine.wire_format(worker.grant.wire_format).token_bytes
         reader = StepReader(token_bytes)
         while isinstance(frame := await read_frame(context), pb.PushFrame):
-            if self._workers.get(session_id) is not worker:
+            if self._open.get(session_id) is not session:
                 raise SessionLost("the session has ended")
             if worker.grant.predecessor != pusher:
                 raise AuthenticationError("the session has another predecessor now")
             step = take_step(reader, frame)
             if step is not None:
+                session.reader.touch()
                 await worker.put_step(step)
 
     # --- unary calls ---
@@ -312,6 +343,7 @@ class PeerService:
             steps_answered=counters.steps_answered,
             rebuilt_tokens=counters.rebuilt_tokens,
             sessions=parts.sessions.sessions,
+            queued=parts.sessions.waiting,
             kv_tokens_free=parts.sessions.kv_token_blocks_free,
             replay_bytes=parts.replay.nbytes,
             dht_addresses=parts.dht_addresses(),
@@ -321,12 +353,16 @@ class PeerService:
 class _EngineCompute:
     """The rows of a session, reached through the engine's thread."""
 
-    def __init__(self, engine: Engine, kv: SessionKv) -> None:
+    def __init__(self, engine: Engine, kv: SessionKv, on_step: Callable[[], None]) -> None:
+        """`on_step` is called after each step, in the event loop."""
         self._engine = engine
         self._kv = kv
+        self._on_step = on_step
 
     async def step(self, plan: StepPlan, data: bytes) -> StepOutput:
-        return await self._engine.step(self._kv, plan, data)
+        output = await self._engine.step(self._kv, plan, data)
+        self._on_step()
+        return output
 
     async def reset(self) -> None:
         await self._engine.submit(self._kv.reset)
@@ -336,6 +372,19 @@ class _EngineCompute:
 
     async def import_(self, lengths: tuple[int, ...], data: bytes) -> None:
         await self._engine.submit(lambda: self._kv.import_(lengths, data))
+
+
+def _leaving() -> PeerUnavailable:
+    return PeerUnavailable("the peer is leaving and takes no new sessions")
+
+
+def _wait_seconds(message: pb.Open) -> float:
+    """For how long the session waits for room; 0: not at all. Raises RemoteProtocolError."""
+    if not message.wait:
+        return 0.0
+    if not (math.isfinite(message.wait_seconds) and message.wait_seconds > 0):
+        raise RemoteProtocolError("a session that waits says for how long")
+    return message.wait_seconds
 
 
 @asynccontextmanager

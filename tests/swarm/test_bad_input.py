@@ -184,7 +184,7 @@ class World:
             assert peer.parts.sessions.kv_token_blocks_free == peer.parts.sessions.kv_token_blocks_total
             assert peer.parts.replay.nbytes == 0
             assert not peer.parts.replay._buffers
-            assert not peer.service._workers
+            assert not peer.service._open
 
     def close(self) -> None:
         self._runner.run(self._context.__aexit__(None, None, None))
@@ -570,7 +570,7 @@ def test_a_push_from_a_peer_that_is_not_the_predecessor(world: World, monkeypatc
     monkeypatch.setattr(service_module, "HANDSHAKE_SECONDS", 0.3)
 
     async def attack(stranger: Stranger) -> None:
-        (session_id,) = stranger.victim.service._workers
+        (session_id,) = stranger.victim.service._open
         call = await stranger.push(session_id)
         await call.write(pb.PushFrame(step=step()))
         error = await refusal(call)
