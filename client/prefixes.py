@@ -29,7 +29,7 @@ class PageNames:
         self._page_bytes = PAGE_TOKENS * token_bytes
 
     def chain(self, row: bytes) -> Digests:
-        """For each whole page of a row's inputs, in wire format, a digest of all inputs up to its end. About 1 GB/s."""
+        """For each whole page of a row's inputs, in wire format, a digest of all inputs up to its end. 2 ms per MB."""
         digests: list[bytes] = []
         view = memoryview(row)
         for start in range(0, len(row) - self._page_bytes + 1, self._page_bytes):

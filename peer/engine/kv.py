@@ -166,11 +166,12 @@ class RowKV(Cache):
             row.append([dict(zip(blocks, content, strict=True))])
         return row
 
-    def append(self, pieces: Sequence[Mapping[int, BlockKV]]) -> None:
+    def append(self, pieces: Sequence[Mapping[int, BlockKV]], room_tokens: int = 0) -> None:
         """Put tokens behind the present ones: pieces that follow each other, each by block; they are copied.
 
-        Raises ValueError if a piece has not all blocks of the row or blocks of different lengths, or if the row would
-        be longer than `max_tokens`; the row is as it was then.
+        Makes room for `room_tokens` tokens at once, where more will follow. Raises ValueError if a piece has not all
+        blocks of the row or blocks of different lengths, or if the row would be longer than `max_tokens`; the row is as
+        it was then.
         """
         stop = self.length + sum(self._length_of(piece) for piece in pieces)
         if stop > self.max_tokens:
@@ -179,7 +180,7 @@ class RowKV(Cache):
             at = self.length
             for piece in pieces:
                 keys, values = piece[block].keys[None], piece[block].values[None]
-                self._slab_for(index, keys, values, stop).write(at, keys, values)
+                self._slab_for(index, keys, values, max(stop, room_tokens)).write(at, keys, values)
                 at += keys.shape[2]
         self.length = stop
 

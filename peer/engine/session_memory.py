@@ -31,13 +31,17 @@ class SessionMemory:
         return self._pool.usage
 
     def adopt(self, row: RowKV, index: int, tokens: int) -> None:
-        """Have the empty row of that index begin with tokens of its prefix. O(tokens). Raises RemoteProtocolError."""
+        """Have the row of that index, which may have adopted less before, begin with `tokens` tokens of its prefix.
+
+        Raises RemoteProtocolError if so many are not held. O(tokens that are new).
+        """
         if tokens == 0:
             return
         held = self._pinned[index].tokens if index < len(self._pinned) else 0
         if tokens > held:
             raise RemoteProtocolError(f"row {index} cannot begin with {tokens} tokens: {held} are held")
-        row.append(self._pinned[index].pages(-(-tokens // PAGE_TOKENS) * PAGE_TOKENS))
+        pages = self._pinned[index].pages(-(-tokens // PAGE_TOKENS) * PAGE_TOKENS)
+        row.append(pages[row.length // PAGE_TOKENS :], room_tokens=held)
         row.truncate(tokens)
 
     def unpin(self) -> None:

@@ -13,7 +13,7 @@ from blockswarm.routing.swarm import BlockRange, PeerId
 BLOCKS = BlockRange(0, 2)
 CLIENT = PeerId("client")
 DIGESTS = (b"1", b"2", b"3")
-TOKEN_BYTES = 2 * 2 * 4
+TOKEN_BYTES = len(BLOCKS) * 2 * 4
 
 
 def computed_row(tokens: int) -> RowKV:
@@ -42,6 +42,17 @@ def test_a_row_begins_with_any_part_of_what_is_held(pool: KvPool, tokens: int) -
     for ours, theirs in zip(row.export(), computed_row(130).export(), strict=True):
         assert torch.equal(ours.keys, theirs.keys[:, :tokens])
         assert torch.equal(ours.values, theirs.values[:, :tokens])
+
+
+def test_a_long_beginning_is_copied_in_parts(pool: KvPool) -> None:
+    """Other sessions' steps run in between."""
+    memory = SessionMemory(pool, CLIENT, BLOCKS, 200 * TOKEN_BYTES, [DIGESTS])
+    row = RowKV(BLOCKS, 200, memory.usage)
+    for tokens in (64, 127):
+        memory.adopt(row, 0, tokens)
+    assert row.length == 127
+    assert torch.equal(row.export()[1].keys, computed_row(130).export()[1].keys[:, :127])
+    assert memory.usage.nbytes == 128 * TOKEN_BYTES
 
 
 @pytest.mark.parametrize(("index", "tokens"), [(0, 1), (1, 129), (2, 1)])
