@@ -22,12 +22,15 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ...proto.errors import PeerUnavailable, RetryElsewhere, SwarmError
+from ...proto.prefixes import Digests
 from ...proto.steps import StepPlan
 from ...proto.tensors import WireFormat
-from ...routing.swarm import BlockRange
+from ...routing.swarm import BlockRange, PeerId
 from .batch import Share, compute_shares, error_of
+from .kv_pool import KvPool
 from .scheduler import CPU_CHUNK_TOKENS, ExpectedSessions, Take, gather_until, plan_step
 from .session_kv import SessionKv, StepOutput, StepProgress
+from .session_memory import SessionMemory
 from .stage import Stage
 from .step_record import StepObserver, StepRecord
 
@@ -36,6 +39,7 @@ __all__ = ["Engine", "SessionKv", "StepOutput"]
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+_NOBODY = PeerId("")
 
 
 @dataclass(eq=False)
@@ -80,6 +84,8 @@ class Engine:
         """Hears of every step, in the engine's thread."""
         self.pause: Callable[[], float] | None = None
         """Asked after every step for how many seconds the machine should be left to its owner."""
+        self.pool = KvPool(0, prefix_limit_bytes=0)
+        """The memory of the sessions; another one may be put here before there are any."""
         # A task of this executor runs while there is something to do: an engine that is forgotten holds no thread up.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._changed = threading.Condition()
@@ -104,9 +110,23 @@ class Engine:
         """The wire format of that name for this model. Raises UsageError if there is none."""
         return WireFormat.named(name, self.stage.hidden_size)
 
-    def open(self, blocks: BlockRange, wire_format: WireFormat, kv_tokens: int, max_rows: int) -> SessionKv:
-        """The rows of a new session. Raises UsageError for blocks that are not hosted here."""
-        return SessionKv(self.stage, blocks, wire_format, kv_tokens, max_rows)
+    def open(
+        self,
+        blocks: BlockRange,
+        wire_format: WireFormat,
+        kv_tokens: int,
+        max_rows: int,
+        client: PeerId = _NOBODY,
+        prefixes: Sequence[Digests] = (),
+    ) -> SessionKv:
+        """The rows of a new session, which may begin with what is held of the client's `prefixes`; close it.
+
+        Raises UsageError for blocks that are not hosted here.
+        """
+        self.stage.view(blocks)  # refuses other blocks before anything is pinned
+        nbytes = kv_tokens * len(blocks) * self.stage.kv_bytes_per_token
+        memory = SessionMemory(self.pool, client, blocks, nbytes, prefixes)
+        return SessionKv(self.stage, blocks, wire_format, kv_tokens, max_rows, memory)
 
     # On the loop.
 

@@ -6,8 +6,6 @@ reserved is lent to the prefix cache, which gives it back the moment that a sess
 
 from __future__ import annotations
 
-import threading
-
 from .kv import KvUsage
 from .prefix_cache import PrefixCache
 
@@ -15,16 +13,15 @@ from .prefix_cache import PrefixCache
 class KvPool:
     """Room for `capacity_bytes` of attention cache, of which at most `prefix_limit_bytes` are lent to prefixes.
 
-    It counts; whether a session gets its reservation was decided before. Rows are made with `usage`.
+    It counts; whether a session gets its reservation was decided before. Rows are made with `usage`. One thread only,
+    but for `PrefixCache.pin` and for reading the numbers.
     """
 
     def __init__(self, capacity_bytes: int, prefix_limit_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
         self.reserved_bytes = 0
         self.usage = KvUsage()
-        self.prefixes = PrefixCache(prefix_limit_bytes)
-        self._lock = threading.Lock()
-        self._changed(0)
+        self.prefixes = PrefixCache(min(prefix_limit_bytes, capacity_bytes))
 
     @property
     def used_bytes(self) -> int:
@@ -37,14 +34,6 @@ class KvPool:
         return self.capacity_bytes - self.reserved_bytes
 
     def reserve(self, nbytes: int) -> None:
-        """A session may fill so much."""
-        self._changed(nbytes)
-
-    def unreserve(self, nbytes: int) -> None:
-        """A session that had reserved so much is over, and its rows are released."""
-        self._changed(-nbytes)
-
-    def _changed(self, nbytes: int) -> None:
-        with self._lock:  # sessions come and go on the loop, and end in the engine's thread
-            self.reserved_bytes += nbytes
-            self.prefixes.shrink_to(max(0, self.free_bytes))
+        """A session may fill so much; of a negative number, it may not any more, and its rows are released."""
+        self.reserved_bytes += nbytes
+        self.prefixes.shrink_to(max(0, self.free_bytes))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from ...proto.prefixes import PAGE_TOKENS
@@ -61,10 +61,11 @@ class PinnedPrefix:
 
 
 class PrefixCache:
-    """The pages of all clients, at most `limit_bytes`; the least recently used ones go first. Thread-safe.
+    """The pages of all clients, at most `limit_bytes`; the least recently used ones go first.
 
     Pinned pages stay. A session pins no more than it has reserved and not filled yet, so they are within what is
-    reserved, and the rest of the pages within what is not (`shrink_to`).
+    reserved, and the rest of the pages within what is not (`shrink_to`). `pin` may be called from any thread and
+    returns quickly; all else, which copies and frees memory, from one thread.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -75,6 +76,7 @@ class PrefixCache:
         self._pages: OrderedDict[_Key, _Page] = OrderedDict()
         """Least recently used first; of the pages of one row the last ones, which are of no use without the others."""
         self._lock = threading.Lock()
+        """Guards `_pages` and the pins; not held while memory is copied or freed."""
 
     def __len__(self) -> int:
         return len(self._pages)
@@ -101,18 +103,15 @@ class PrefixCache:
             raise ValueError(f"{len(digests)} pages are more than a row of {row.length} tokens has")
         run = {(client, digest) for digest in digests}
         for index, digest in enumerate(digests):
-            # The lock is free between pages: whoever opens a session waits for the copy of one page at most.
-            with self._lock:
-                if not self._keep_page((client, digest), row, index * PAGE_TOKENS, run):
-                    break
+            if not self._keep_page((client, digest), row, index * PAGE_TOKENS, run):
+                break
         with self._lock:
             self._touch(client, digests)
 
     def shrink_to(self, room_bytes: int) -> None:
         """From now on the pages may take so much, if that is less than the limit; evicts what is too much."""
-        with self._lock:
-            self._room_bytes = min(self.limit_bytes, room_bytes)
-            self._evict(needed_bytes=0, spare=set())
+        self._room_bytes = min(self.limit_bytes, room_bytes)
+        self._make_room(0)
 
     def _keep_page(self, key: _Key, row: RowKV, start: int, run: set[_Key]) -> bool:
         """Take what is missing of a page, without evicting one of `run`; False if there is no room."""
@@ -122,20 +121,24 @@ class PrefixCache:
         content = zip(row.blocks, row.read(start, start + PAGE_TOKENS), strict=True)
         missing = {block: kv for block, kv in content if page is None or block not in page.blocks}
         needed_bytes = sum(kv.nbytes for kv in missing.values())
-        if not self._evict(needed_bytes, run):
+        if not self._make_room(needed_bytes, run):
             return False
-        self._pages.setdefault(key, _Page()).blocks.update(missing)
+        with self._lock:
+            self._pages.setdefault(key, _Page()).blocks.update(missing)
         self.nbytes += needed_bytes
         return True
 
-    def _evict(self, needed_bytes: int, spare: set[_Key]) -> bool:
+    def _make_room(self, needed_bytes: int, spare: Set[_Key] = frozenset()) -> bool:
         """Evict until there is room, sparing pinned pages and those of `spare`; whether there is room then."""
-        if self.nbytes + needed_bytes > self._room_bytes >= needed_bytes:
-            for key in [key for key, page in self._pages.items() if page.pins == 0 and key not in spare]:
-                self.nbytes -= self._pages.pop(key).nbytes
-                self.evicted_pages += 1
-                if self.nbytes + needed_bytes <= self._room_bytes:
-                    break
+        evicted = []
+        with self._lock:
+            if self.nbytes + needed_bytes > self._room_bytes >= needed_bytes:
+                for key in [key for key, page in self._pages.items() if page.pins == 0 and key not in spare]:
+                    evicted.append(self._pages.pop(key))
+                    self.nbytes -= evicted[-1].nbytes
+                    if self.nbytes + needed_bytes <= self._room_bytes:
+                        break
+        self.evicted_pages += len(evicted)
         return self.nbytes + needed_bytes <= self._room_bytes
 
     def _touch(self, client: PeerId, digests: Sequence[bytes]) -> None:
@@ -147,4 +150,4 @@ class PrefixCache:
         with self._lock:
             for page in pages:
                 page.pins -= 1
-            self._evict(needed_bytes=0, spare=set())
+        self._make_room(0)

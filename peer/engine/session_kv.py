@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import torch
 
 from ...proto.errors import RemoteProtocolError
+from ...proto.prefixes import PAGE_TOKENS, Digests
 from ...proto.steps import RowTable, StepPlan
 from ...proto.tensors import WireFormat
 from ...routing.swarm import BlockRange
 from .batch import Share, compute_shares
 from .kv import RowKV
 from .kv_bytes import decode_rows, encode_rows, largest_size
+from .session_memory import SessionMemory
 from .stage import RowSlice, Stage
 
 
@@ -94,13 +96,22 @@ class SessionKv:
     """The rows of one session on this peer."""
 
     def __init__(
-        self, stage: Stage, blocks: BlockRange, wire_format: WireFormat, kv_tokens: int, max_rows: int
+        self,
+        stage: Stage,
+        blocks: BlockRange,
+        wire_format: WireFormat,
+        kv_tokens: int,
+        max_rows: int,
+        memory: SessionMemory,
     ) -> None:
         self.wire_format = wire_format
+        self.held_tokens = memory.held_tokens
+        """Per row, from row 0 on, the tokens that it may begin with (`adopt`)."""
         self._stage = stage
         self._view = stage.view(blocks)
         self._kv_tokens = kv_tokens
         self._max_rows = max_rows
+        self._memory = memory
         self._rows: list[RowKV] = []
         self._step: StepProgress | None = None
 
@@ -140,15 +151,42 @@ class SessionKv:
         self._expect_no_step()
         self._check(plan)
         hidden = self._decode(plan, data)
+        self._memory.reserve()
+        self._memory.unpin()
         if plan.source_rows is not None:
             self._permute(plan.source_rows)
         known_rows = len(self._rows)
         for piece in plan.rows:
             if piece.row == len(self._rows):
-                self._rows.append(self._view.new_row(self._kv_tokens))
+                self._rows.append(self._new_row())
             self._rows[piece.row].truncate(piece.start)
         self._step = StepProgress(self, plan, hidden, known_rows)
         return self._step
+
+    def adopt(self, index: int, tokens: int) -> None:
+        """Before the first step: have a row begin with so many of its held tokens. O(tokens that are new).
+
+        `index` is that of the next new row, or of the last one, to have it begin with more than before; so a long
+        beginning can be adopted in parts. Raises RemoteProtocolError if so many tokens are not held.
+        """
+        self._expect_no_step()
+        self._memory.reserve()
+        if index == len(self._rows):
+            self._rows.append(self._new_row())
+        self._memory.adopt(self._rows[index], index, tokens)
+
+    def keep(self, index: int, digests: Digests) -> None:
+        """Keep the first pages of a row for later sessions, as far as there is room. O(tokens that are not kept yet).
+
+        Raises RemoteProtocolError if the row does not have so many tokens.
+        """
+        self._expect_no_step()
+        self._memory.keep(self._rows[index], digests)
+
+    @property
+    def page_bytes(self) -> int:
+        """At most so much is one page of a row."""
+        return PAGE_TOKENS * len(self.blocks) * self._stage.kv_bytes_per_token
 
     def end_step(self, step: StepProgress) -> None:
         assert self._step is step
@@ -161,7 +199,14 @@ class SessionKv:
     def reset(self) -> None:
         """Forget every row."""
         self._expect_no_step()
+        self._memory.unpin()
         self.keep_rows(0)
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._expect_no_step()
+        self.keep_rows(0)
+        self._memory.close()
 
     def export(self) -> bytes:
         """Every row's cached tokens, for `import_` on another peer with the same blocks. O(tokens)."""
@@ -187,9 +232,15 @@ class SessionKv:
             raise output
         rows = decode_rows(data, lengths, self.blocks, scratch.export())
         scratch.release()
-        self._replace_rows([RowKV.import_(self.blocks, self._kv_tokens, row) for row in rows])
+        self._memory.reserve()
+        self._memory.unpin()
+        self._replace_rows([RowKV.import_(self.blocks, self._kv_tokens, row, self._memory.usage) for row in rows])
+
+    def _new_row(self) -> RowKV:
+        return RowKV(self.blocks, self._kv_tokens, self._memory.usage)
 
     def _check(self, plan: StepPlan) -> None:
+        assert not plan.adopted, "rows adopt before the step"
         table = self.table.after(plan)
         if len(table.lengths) > self._max_rows:
             raise RemoteProtocolError(

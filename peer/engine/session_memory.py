@@ -12,7 +12,10 @@ from .kv_pool import KvPool
 
 
 class SessionMemory:
-    """Reserves `nbytes` until closed, and pins the pages that are held of `prefixes` (per row) until `unpin`."""
+    """Pins the pages that are held of `prefixes` (per row) until `unpin`; made in any thread, used in the engine's.
+
+    Of the pool it takes `nbytes` from `reserve` to `close`.
+    """
 
     def __init__(
         self, pool: KvPool, client: PeerId, blocks: BlockRange, nbytes: int, prefixes: Sequence[Digests] = ()
@@ -20,7 +23,7 @@ class SessionMemory:
         self._pool = pool
         self._client = client
         self._nbytes = nbytes
-        pool.reserve(nbytes)
+        self._reserved = False
         self._pinned = tuple(pool.prefixes.pin(client, digests, blocks) for digests in prefixes)
         self.held_tokens = tuple(pinned.tokens for pinned in self._pinned)
         """Per prefix, the first tokens that a row may begin with."""
@@ -29,6 +32,12 @@ class SessionMemory:
     def usage(self) -> KvUsage:
         """For the rows of the session."""
         return self._pool.usage
+
+    def reserve(self) -> None:
+        """Before the first row: pages of earlier sessions give way. Idempotent."""
+        if not self._reserved:
+            self._reserved = True
+            self._pool.reserve(self._nbytes)
 
     def adopt(self, row: RowKV, index: int, tokens: int) -> None:
         """Have the row of that index, which may have adopted less before, begin with `tokens` tokens of its prefix.
@@ -46,8 +55,9 @@ class SessionMemory:
 
     def unpin(self) -> None:
         """No row will begin with held tokens any more. Idempotent."""
-        for pinned in self._pinned:
-            pinned.release()
+        pinned, self._pinned = self._pinned, ()
+        for one in pinned:
+            one.release()
 
     def keep(self, row: RowKV, digests: Digests) -> None:
         """Keep the first pages of a row for later sessions. Raises RemoteProtocolError if it has not so many tokens."""
@@ -56,6 +66,8 @@ class SessionMemory:
         self._pool.prefixes.keep(self._client, digests, row)
 
     def close(self) -> None:
-        """Give the reservation back; the session's rows are released."""
+        """Give the reservation back; the session's rows are released. Idempotent."""
         self.unpin()
-        self._pool.unreserve(self._nbytes)
+        if self._reserved:
+            self._reserved = False
+            self._pool.reserve(-self._nbytes)

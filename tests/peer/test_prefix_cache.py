@@ -207,7 +207,7 @@ def test_a_reservation_takes_the_memory_of_pages_that_nobody_uses() -> None:
     assert pool.prefixes.nbytes == 2 * page, "who has pinned pages has reserved room that is not filled yet"
     pinned.release()
     assert (pool.prefixes.nbytes, pool.free_bytes) == (0, 0)
-    pool.unreserve(9 * page)
+    pool.reserve(-9 * page)
     pool.prefixes.keep(CLIENTS[0], digests_of("abba"), row_of("abba", RANGES[0]))
     assert pool.prefixes.nbytes == 4 * page
     assert pool.prefixes.evicted_pages == 4

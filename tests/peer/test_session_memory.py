@@ -70,6 +70,9 @@ def test_what_is_not_computed_is_not_kept(pool: KvPool) -> None:
 def test_what_a_session_may_begin_with_stays_until_it_does(pool: KvPool) -> None:
     memory = SessionMemory(pool, CLIENT, BLOCKS, 128 * TOKEN_BYTES, [DIGESTS])
     other = SessionMemory(pool, PeerId("other"), BLOCKS, 872 * TOKEN_BYTES)
+    memory.reserve()
+    other.reserve()
+    other.reserve()
     assert (pool.free_bytes, len(pool.prefixes)) == (0, 2)
     row = RowKV(BLOCKS, 128, memory.usage)
     memory.adopt(row, 0, 128)
