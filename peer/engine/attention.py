@@ -47,7 +47,7 @@ class PackedRows(Cache):
     def __init__(self, rows: Sequence[RowSlice], direct_blocks: set[int]) -> None:
         super().__init__(layers=[])
         self.rows = rows
-        self.counts = [row.count for row in rows]
+        self._counts = [row.count for row in rows]
         self._direct_blocks = direct_blocks
         self._block = -1
         self._cached: list[_KeysAndValues] = []
@@ -57,7 +57,7 @@ class PackedRows(Cache):
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> _KeysAndValues:
         """Write a block's new tokens, (1, N, T, D), to the rows."""
-        keys, values = key_states.split(self.counts, dim=2), value_states.split(self.counts, dim=2)
+        keys, values = self.split(key_states), self.split(value_states)
         self._block = layer_idx
         self._cached = [row.kv.update(k, v, layer_idx) for row, k, v in zip(self.rows, keys, values, strict=True)]
         if layer_idx in self._direct_blocks:
@@ -67,6 +67,10 @@ class PackedRows(Cache):
         else:
             self._returned = torch.cat([k for k, _ in self._cached], 2), torch.cat([v for _, v in self._cached], 2)
         return self._returned
+
+    def split(self, states: torch.Tensor) -> Sequence[torch.Tensor]:
+        """(1, heads, T, D) -> (1, heads, count, D) per row."""
+        return (states,) if len(self.rows) == 1 else states.split(self._counts, dim=2)
 
     def take(self, key: torch.Tensor, value: torch.Tensor) -> list[_KeysAndValues]:
         """Per row all its keys and values, (1, N, L, D), given what the family made of what `update` returned."""
@@ -184,8 +188,7 @@ def packed_attention(
     sights = attention_mask.sights(past_rows.rows, query.device, as_masks=by_hand)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     outputs = []
-    queries = query.split(past_rows.counts, dim=2)
-    for q, (k, v), sight in zip(queries, past_rows.take(key, value), sights, strict=True):
+    for q, (k, v), sight in zip(past_rows.split(query), past_rows.take(key, value), sights, strict=True):
         if sight.first:
             k, v = k[:, :, sight.first :], v[:, :, sight.first :]
         if by_hand:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from blockswarm.peer.engine.measure import measure_block
-from blockswarm.peer.engine.stage import load_stage
+from blockswarm.peer.engine.stage import Route, load_stage
 from blockswarm.proto.checkpoint import open_checkpoint
 from blockswarm.routing.swarm import BlockRange
-from support.tiny_models import write_tiny_checkpoint
+from support.tiny_models import PADDED_MODELS, write_tiny_checkpoint
 
 FAMILIES = ("llama", "mistral", "gemma3", "deepseek_v3", "mixtral", "gpt_oss", "llama4", "falcon", "bloom", "gpt2")
 """Grouped heads, windows, latent attention, experts, one head for all, fused projections, no rotary positions."""
@@ -20,7 +20,8 @@ FAMILIES = ("llama", "mistral", "gemma3", "deepseek_v3", "mixtral", "gpt_oss", "
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_measure_is_what_the_loaded_stage_takes(name: str, dtype: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_tiny_checkpoint(name, tmp_path))
-    stage = load_stage(checkpoint, BlockRange(0, checkpoint.num_blocks), getattr(torch, dtype))
+    route = Route.PADDED if name in PADDED_MODELS else Route.PACKED
+    stage = load_stage(checkpoint, BlockRange(0, checkpoint.num_blocks), getattr(torch, dtype), route=route)
     weights, kv_per_token = measure_block(checkpoint.config, dtype)
     assert kv_per_token == stage.kv_bytes_per_token
     # Some families keep a few biases in float32 whatever is asked for.

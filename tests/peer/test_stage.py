@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from blockswarm.peer.engine.kv import RowKV
-from blockswarm.peer.engine.stage import RowSlice, Stage, StageView, load_stage
+from blockswarm.peer.engine.stage import Route, RowSlice, Stage, StageView, load_stage
 from blockswarm.proto.checkpoint import Checkpoint, open_checkpoint
 from blockswarm.proto.errors import OutOfMemory, UsageError
 from blockswarm.proto.family import ends_class, load_model, random_model
 from blockswarm.routing.swarm import BlockRange
-from support.tiny_models import SERVED_MODELS, tiny_model_config, write_tiny_checkpoint
+from support.tiny_models import PADDED_MODELS, SERVED_MODELS, tiny_model_config, write_tiny_checkpoint
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -44,7 +44,8 @@ def test_three_chained_stages_equal_the_full_model(name: str, tmp_path: Path) ->
     """From a sharded checkpoint: a prompt, a second chunk behind it, and cached decoding."""
     folder = write_tiny_checkpoint(name, tmp_path)
     checkpoint = open_checkpoint(folder)
-    chain = Chain([load_stage(checkpoint, blocks) for blocks in CUTS])
+    route = Route.PADDED if name in PADDED_MODELS else Route.PACKED
+    chain = Chain([load_stage(checkpoint, blocks, route=route) for blocks in CUTS])
     ends = load_model(ends_class(checkpoint.config, lambda: chain), checkpoint.config, checkpoint.ends_state())
     tokens = torch.randint(3, 257, (1, 30), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -65,12 +66,15 @@ def run_ends(ends: nn.Module, tokens: torch.Tensor, position: int, count: int) -
     return logits
 
 
-@pytest.fixture(scope="module")
-def mixed_windows(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, Checkpoint, Stage]:
+@pytest.fixture(scope="module", params=Route, ids=lambda route: route.value)
+def mixed_windows(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[PreTrainedModel, Checkpoint, Stage]:
     """A model with two types of blocks, its checkpoint, and one stage of all its blocks."""
     folder = write_tiny_checkpoint("gemma3", tmp_path_factory.mktemp("gemma3"))
     checkpoint = open_checkpoint(folder)
-    return random_model(tiny_model_config("gemma3")), checkpoint, load_stage(checkpoint, BlockRange(0, 6))
+    stage = load_stage(checkpoint, BlockRange(0, 6), route=request.param)
+    return random_model(tiny_model_config("gemma3")), checkpoint, stage
 
 
 def random_hidden(count: int, seed: int = 0) -> torch.Tensor:
@@ -128,7 +132,8 @@ def test_a_row_moved_to_another_stage_continues_there(
     mixed_windows: tuple[PreTrainedModel, Checkpoint, Stage],
 ) -> None:
     _, checkpoint, stage = mixed_windows
-    here, there = stage.view(BlockRange(2, 4)), load_stage(checkpoint, BlockRange(2, 5)).view(BlockRange(2, 4))
+    elsewhere = load_stage(checkpoint, BlockRange(2, 5), route=stage.route)
+    here, there = stage.view(BlockRange(2, 4)), elsewhere.view(BlockRange(2, 4))
     row = here.new_row(64)
     feed(here, row, random_hidden(12))
     moved = RowKV.import_(row.blocks, 64, row.export())

@@ -138,6 +138,10 @@ REFUSED_MODELS = ("qwen3_next",)
 SERVED_MODELS = tuple(name for name in (*_COMMON, *_OWN_NAMES) if name not in REFUSED_MODELS)
 
 
+PADDED_MODELS = ("stablelm", "falcon", "falcon-new", "falcon-alibi", "bloom", "mpt", "gptj")
+"""Served models that attend in their own way, or do not pass on what the packed attention needs."""
+
+
 def tiny_model_config(name: str, **changes: Any) -> PreTrainedConfig:
     """The configuration of a tiny model of six blocks; `changes` override its values."""
     if name in _COMMON:
