@@ -1,8 +1,8 @@
 """Finds callbacks that keep an event loop from doing anything else.
 
-What counts is the processor time of the loop's own thread in one callback: on a busy machine a callback may take long by
-the clock although it does little.  The collector of garbage is off meanwhile: in a large test process it takes longer
-than anything that is looked for here.
+What counts is the processor time of the loop's own thread in one callback: on a busy machine a callback may take long
+by the clock although it does little.  The collector of garbage is off meanwhile: in a large test process it takes
+longer than anything that is looked for here.
 """
 
 from __future__ import annotations
