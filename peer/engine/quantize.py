@@ -57,6 +57,12 @@ class Packing(enum.Enum):
     def saves_memory(self) -> bool:
         return self not in (Packing.PLAIN, Packing.PREPACKED)
 
+    def numeric_format(self, dtype: str) -> str:
+        """What the peer's record says, see `proto/precision.py`, for weights loaded in `dtype` ("float32")."""
+        if not self.saves_memory:
+            return dtype
+        return "int4" if self is Packing.INT4 else "int8"
+
     def fits(self, outputs: int, columns: int) -> bool:
         """Whether a linear of that shape is packed."""
         if self is Packing.PLAIN or outputs < _FEWEST_OUTPUTS or columns < _FEWEST_COLUMNS:
@@ -121,8 +127,8 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.bias = bias
-        # Some families ask a linear for the dtype of its weight.
-        self.register_buffer("weight", weight.new_empty(0), persistent=False)
+        # Families, and the stage, ask weights for the dtype of what passes through.
+        self.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
         self.packed_bytes = product.matrix.nbytes if index == 0 else 0
         """Bytes held beside parameters and buffers; those of a shared matrix are counted once."""
         self._product = product

@@ -22,6 +22,7 @@ from ...routing.swarm import BlockRange
 from .attention import PACKED_ATTENTION, PackedRows
 from .kv import RowKV
 from .padded import PaddedRows
+from .quantize import held_bytes
 from .rows import RowOutOfMemory, RowSlice, check_rows
 
 __all__ = ["Route", "RowOutOfMemory", "RowSlice", "Stage", "StageView", "load_stage"]
@@ -49,7 +50,7 @@ class Stage:
         self._found = BlockList.at(model, model.blocks_path)
         self._direct_blocks: set[int] = set()
         self._views: dict[BlockRange, StageView] = {}
-        self.block_bytes = max(_tensor_bytes(block) for block in self._found.blocks)
+        self.block_bytes = max(held_bytes(block) for block in self._found.blocks)
         """Weights of the largest hosted block, bytes."""
         self.kv_bytes_per_token = _measure_kv_bytes_per_token(self)
         """Attention cache of one token in the block that needs most, bytes."""
@@ -212,10 +213,6 @@ def _shell_copy(found: BlockList, run: nn.ModuleList, first: int) -> Any:
     memo[id(found.blocks)] = run
     memo[id(owner.config)] = slice_config(owner.config, first, first + len(run))
     return copy.deepcopy(owner, memo)
-
-
-def _tensor_bytes(module: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 def _measure_kv_bytes_per_token(stage: Stage) -> int:
