@@ -23,6 +23,7 @@ from ..proto.frames import (
     decode_rebuild,
     encode_step,
 )
+from ..proto.prefixes import decode_prefixes
 from ..proto.steps import MAX_POSITIONS, MAX_ROWS
 from .transfer import KvImport, one_transfer, receive_kv, transfer_seconds
 from .worker import SessionWorker
@@ -131,6 +132,9 @@ class SessionReader:
             if not 0 < message.timeout_seconds <= MAX_STEP_SECONDS:
                 raise RemoteProtocolError("a replay has an impossible deadline")
             await worker.put_replay(message.epoch, lengths, decode_rebuild(message.rebuild), message.timeout_seconds)
+        elif kind == "remember":
+            grant = worker.grant
+            await worker.put_remember(decode_prefixes(frame.remember.prefixes, grant.kv_tokens, grant.max_rows))
         elif kind == "kv_export":
             await worker.put_export(transfer_seconds(frame.kv_export.timeout_seconds))
         elif kind == "probe":

@@ -35,13 +35,15 @@ from ..proto.frames import (
 )
 from ..proto.handshake import PROTOCOL_VERSION, Grant, HelloChecker, check_capability, sign_hello
 from ..proto.identity import Identity
+from ..proto.prefixes import decode_prefixes
 from ..proto.records import SignatureCache, SignedRecord, SwarmKey, open_peer_record, verify_record
-from ..proto.steps import MAX_ROWS, StepPlan
+from ..proto.steps import MAX_ROWS
 from ..proto.transport import ERROR_CODE_KEY, Dialer, Handlers, PeerAddress, addresses_of
 from ..routing.swarm import PeerId
 from .admission import Admission
 from .client_stream import ClientOutlet, SessionReader, read_frame, take_step
-from .engine.engine import Engine, SessionKv, StepOutput
+from .compute import EngineCompute
+from .engine.engine import Engine, SessionKv
 from .push import PushLink
 from .replay_store import ReplayStore
 from .sessions import SessionTable
@@ -169,10 +171,11 @@ class PeerService:
     ) -> None:
         parts = self._parts
         wire_format = parts.engine.wire_format(grant.wire_format)
-        kv = parts.engine.open(grant.blocks, wire_format, grant.kv_tokens, grant.max_rows)
+        prefixes = decode_prefixes(message.prefixes, grant.kv_tokens, grant.max_rows)
         link = self._make_link(grant, message.successor_record, message.relay, outlet)
+        kv = parts.engine.open(grant.blocks, wire_format, grant.kv_tokens, grant.max_rows, grant.client, prefixes)
         session_parts = SessionParts(
-            compute=_EngineCompute(parts.engine, kv, lambda: self._note_step(grant, kv)),
+            compute=EngineCompute(parts.engine, kv, lambda: self._note_step(grant, kv)),
             replay=parts.replay,
             outlet=outlet,
             counters=parts.counters,
@@ -180,6 +183,7 @@ class PeerService:
             transfers=parts.transfers,
             token_bytes=wire_format.token_bytes,
             lengths=lambda: kv.table.lengths,
+            prefixes=prefixes,
         )
         worker = SessionWorker(grant, link, session_parts)
         reader = SessionReader(
@@ -190,9 +194,10 @@ class PeerService:
             parts.transfers,
             kv.largest_import,
         )
-        await self._set_open(grant.session_id, _OpenSession(worker, reader))
         try:
-            await outlet.write(pb.PeerFrame(opened=pb.Opened(credits=CREDITS, epoch=grant.epoch)))
+            await self._set_open(grant.session_id, _OpenSession(worker, reader))
+            opened = pb.Opened(credits=CREDITS, epoch=grant.epoch, held_tokens=kv.held_tokens)
+            await outlet.write(pb.PeerFrame(opened=opened))
             async with asyncio.timeout(max(0.0, grant.expires_at_seconds - parts.clock())):
                 await _first_to_finish(outlet, worker.run(), reader.run(context))
         except TimeoutError:
@@ -207,7 +212,7 @@ class PeerService:
     async def _end_session(self, session_id: bytes, worker: SessionWorker, kv: SessionKv) -> None:
         await worker.close()
         await self._set_open(session_id, None)
-        await self._parts.engine.submit(kv.reset)
+        await self._parts.engine.submit(kv.close)
 
     async def _set_open(self, session_id: bytes, session: _OpenSession | None) -> None:
         if session is None:
@@ -348,30 +353,6 @@ class PeerService:
             replay_bytes=parts.replay.nbytes,
             dht_addresses=parts.dht_addresses(),
         )
-
-
-class _EngineCompute:
-    """The rows of a session, reached through the engine's thread."""
-
-    def __init__(self, engine: Engine, kv: SessionKv, on_step: Callable[[], None]) -> None:
-        """`on_step` is called after each step, in the event loop."""
-        self._engine = engine
-        self._kv = kv
-        self._on_step = on_step
-
-    async def step(self, plan: StepPlan, data: bytes) -> StepOutput:
-        output = await self._engine.step(self._kv, plan, data)
-        self._on_step()
-        return output
-
-    async def reset(self) -> None:
-        await self._engine.submit(self._kv.reset)
-
-    async def export(self) -> bytes:
-        return await self._engine.submit(self._kv.export)
-
-    async def import_(self, lengths: tuple[int, ...], data: bytes) -> None:
-        await self._engine.submit(lambda: self._kv.import_(lengths, data))
 
 
 def _leaving() -> PeerUnavailable:

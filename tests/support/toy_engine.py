@@ -6,14 +6,15 @@ block shows at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from blockswarm.peer.engine.engine import StepOutput
 from blockswarm.proto.errors import RemoteProtocolError
+from blockswarm.proto.prefixes import PAGE_TOKENS, Digests
 from blockswarm.proto.steps import RowTable, StepPlan
-from blockswarm.routing.swarm import BlockRange
+from blockswarm.routing.swarm import BlockRange, PeerId
 
 T = TypeVar("T")
 
@@ -34,6 +35,10 @@ def unpack(data: bytes) -> list[int]:
     return [int.from_bytes(data[i : i + TOKEN_BYTES], "little") for i in range(0, len(data), TOKEN_BYTES)]
 
 
+ToyPages = dict[tuple[PeerId | None, bytes], dict[int, list[int]]]
+"""Client and digest -> block -> states."""
+
+
 @dataclass
 class ToyKv:
     """Per row and block the folded states, one per token."""
@@ -42,12 +47,46 @@ class ToyKv:
     kv_tokens: int
     max_rows: int
     rows: list[list[list[int]]] = field(default_factory=list)
+    client: PeerId | None = None
+    prefixes: Sequence[Digests] = ()
+    pages: ToyPages = field(default_factory=dict)
+    """Shared with the other sessions of the peer."""
+    page_bytes: int = 1
+
+    @property
+    def held_tokens(self) -> tuple[int, ...]:
+        return tuple(len(list(self._held(digests))) * PAGE_TOKENS for digests in self.prefixes)
+
+    def _held(self, digests: Digests) -> Iterator[list[list[int]]]:
+        for digest in digests:
+            page = self.pages.get((self.client, digest), {})
+            if not set(self.blocks) <= page.keys():
+                return
+            yield [page[block] for block in self.blocks]
+
+    def adopt(self, index: int, tokens: int) -> None:
+        if index == len(self.rows):
+            self.rows.append([[] for _ in self.blocks])
+        pages = list(self._held(self.prefixes[index])) if index < len(self.prefixes) else []
+        if tokens > len(pages) * PAGE_TOKENS:
+            raise RemoteProtocolError("more than is held")
+        for position, states in enumerate(self.rows[index]):
+            states[:] = [state for page in pages for state in page[position]][:tokens]
+
+    def keep(self, index: int, digests: Digests) -> None:
+        for page, digest in enumerate(digests):
+            for block, states in zip(self.blocks, self.rows[index], strict=True):
+                content = states[page * PAGE_TOKENS : (page + 1) * PAGE_TOKENS]
+                assert len(content) == PAGE_TOKENS
+                known = self.pages.setdefault((self.client, digest), {}).setdefault(block, content)
+                assert known == content, "two texts have one name"
 
     @property
     def table(self) -> RowTable:
         return RowTable(tuple(len(row[0]) for row in self.rows))
 
     def step(self, plan: StepPlan, data: bytes) -> StepOutput:
+        assert not plan.adopted
         after = self.table.after(plan)
         if after.tokens > self.kv_tokens or len(after.lengths) > self.max_rows:
             raise RemoteProtocolError("more than reserved")
@@ -74,6 +113,9 @@ class ToyKv:
     def reset(self) -> None:
         self.rows.clear()
 
+    def close(self) -> None:
+        self.rows.clear()
+
     def export(self) -> bytes:
         return pack([token for row in self.rows for states in row for token in states])
 
@@ -92,12 +134,21 @@ class ToyEngine:
 
     def __init__(self, blocks: BlockRange) -> None:
         self.blocks = blocks
+        self.pages: ToyPages = {}
 
     def wire_format(self, name: str) -> ToyFormat:
         return ToyFormat()
 
-    def open(self, blocks: BlockRange, wire_format: ToyFormat, kv_tokens: int, max_rows: int) -> ToyKv:
-        return ToyKv(blocks, kv_tokens, max_rows)
+    def open(
+        self,
+        blocks: BlockRange,
+        wire_format: ToyFormat,
+        kv_tokens: int,
+        max_rows: int,
+        client: PeerId,
+        prefixes: Sequence[Digests],
+    ) -> ToyKv:
+        return ToyKv(blocks, kv_tokens, max_rows, [], client, prefixes, self.pages)
 
     async def step(self, kv: ToyKv, plan: StepPlan, data: bytes) -> StepOutput:
         return kv.step(plan, data)

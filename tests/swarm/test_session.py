@@ -11,7 +11,7 @@ import torch
 from blockswarm.client import chain as chain_module
 from blockswarm.client.config import SessionEvent
 from blockswarm.client.session import ChainSession
-from blockswarm.peer import service as service_module
+from blockswarm.peer.compute import EngineCompute
 from blockswarm.peer.engine.engine import Engine, SessionKv
 from blockswarm.peer.engine.stage import load_stage
 from blockswarm.proto.checkpoint import open_checkpoint
@@ -321,5 +321,5 @@ def broken_export(monkeypatch: pytest.MonkeyPatch, peer: LocalPeer, failure: str
             deaths.append(asyncio.create_task(peer.kill()))  # not by the stream that it ends
         return await asyncio.Event().wait()
 
-    monkeypatch.setattr(service_module._EngineCompute, "export", export)
+    monkeypatch.setattr(EngineCompute, "export", export)
     monkeypatch.setattr(chain_module, "HANDOVER_SECONDS", 0.5 if failure == "slow" else 20.0)
