@@ -14,19 +14,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..proto import swarm_pb2 as pb
-from ..proto.errors import DeadlineExceeded
+from ..proto.errors import DeadlineExceeded, PeerBusy, SwarmError
 from ..proto.frames import Rebuild, WireStep, replay_steps
 from ..proto.handshake import Grant, sign_capability, sign_hello
 from ..proto.replay import ReplayBuffer
 from ..routing.swarm import BlockRange, PeerId
 from .config import SessionConfig, SessionEvent
 from .hop import Hop, HopChoice
+from .reserve import NotAdmitted, take_in_order
 
 CAPABILITY_SECONDS = 86400.0
 REROUTE_SECONDS = 10.0
 PROBE_SECONDS = 3.0
 HANDOVER_SECONDS = 20.0
 """An attention cache that takes longer than this is replaced by a replay, which moves less and computes more."""
+HANDOVER_WAIT_SECONDS = 10.0
+"""A session that could go on waits no longer than this for room at a replacement."""
 MIN_REBUILD_SECONDS = 10.0
 
 
@@ -68,18 +71,31 @@ class Chain:
         self._on_answer = on_answer
         self._relayed_links: set[tuple[PeerId, PeerId]] = set()
         self._closing: set[asyncio.Task[None]] = set()
+        self._taking: Sequence[Hop] = ()
+        """Opened beside the chain, not yet part of it."""
 
     @property
     def layout(self) -> tuple[tuple[PeerId, BlockRange], ...]:
         """The peers in use now, and the blocks each computes."""
         return tuple((hop.peer, hop.blocks) for hop in self.hops)
 
+    @property
+    def numeric_formats(self) -> tuple[str, ...]:
+        """What each peer in use computes in."""
+        return tuple(hop.numeric_format for hop in self.hops)
+
     async def close(self) -> None:
         """End the session on every peer."""
-        hops, self.hops = self.hops, []
+        hops, self.hops = [*self.hops, *self._taking], []
         await asyncio.gather(*(hop.close() for hop in hops), *self._closing, return_exceptions=True)
 
     # --- watching ---
+
+    @property
+    def refused(self) -> bool:
+        """Whether the chain broke only because peers were full."""
+        errors = [hop.error for hop in self.hops if hop.error is not None]
+        return bool(errors) and all(isinstance(error, PeerBusy) for error in errors)
 
     def raise_if_broken(self) -> None:
         """Raises ChainBroken if a hop has failed or a link cannot push; such a link is relayed from then on."""
@@ -139,6 +155,54 @@ class Chain:
 
     # --- changing ---
 
+    def release(self) -> None:
+        """Give the room on every peer back; nothing that was computed there is needed."""
+        self._discard(self.hops)
+        self.hops = []
+
+    async def reserve(self, chain: Sequence[Hop | HopChoice], wait_seconds: float) -> list[Hop]:
+        """Open what is new of `chain` beside the present one, waiting for room; it is to be connected next.
+
+        The new hops know their neighbours and send nothing to them yet. Raises NotAdmitted, with the room given back,
+        or ChainBroken if a hop of the present chain fails meanwhile.
+        """
+        self.epoch += 1
+        hops = [one if isinstance(one, Hop) else self._new_hop(one) for one in chain]
+        new = [hop for hop in hops if hop not in self.hops]
+
+        async def open_hop(hop: Hop, seconds: float) -> None:
+            index = hops.index(hop)
+            before, after = hops[index - 1] if index else None, hops[index + 1] if index + 1 < len(hops) else None
+            await self._open(hop, self._capability(hop, before, after), b"", relay=True, wait_seconds=seconds)
+
+        self._taking = new
+        try:
+            await take_in_order(
+                new,
+                open_hop,
+                wait_seconds=wait_seconds,
+                changed=self.changed,
+                check=self.raise_if_broken,
+                on_event=self._config.on_event,
+            )
+        except BaseException:
+            self.report_failed(new)
+            self._discard(new)
+            raise
+        finally:
+            self._taking = ()
+        return hops
+
+    def report_failed(self, hops: Sequence[Hop]) -> SwarmError | None:
+        """Tell the router and the user of those that failed; the last of their errors."""
+        error = None
+        for hop in hops:
+            if hop.error is not None:
+                error = hop.error
+                self._config.on_event(SessionEvent(_loss(error), hop.peer, str(error)))
+                self._config.router.ban(hop.peer, error)
+        return error
+
     async def connect(self, chain: Sequence[Hop | HopChoice]) -> None:
         """Make `chain` the chain: open what is new, give the rest its new neighbours, in a new epoch.
 
@@ -146,10 +210,11 @@ class Chain:
         """
         self.epoch += 1
         kept = [one for one in chain if isinstance(one, Hop)]
+        changes = any(hop in kept for hop in self.hops)
         self._discard([hop for hop in self.hops if hop not in kept])
         self.hops = [one if isinstance(one, Hop) else self._new_hop(one) for one in chain]
         await asyncio.gather(*(self._introduce(index, hop in kept) for index, hop in enumerate(self.hops)))
-        self._config.on_event(SessionEvent("rerouted" if kept else "opened", None, describe(self.layout)))
+        self._config.on_event(SessionEvent("rerouted" if changes else "opened", None, describe(self.layout)))
         epoch = self.epoch
         behind = [hop for hop in kept if hop.state is None or hop.state.epoch < epoch]
         if not await self.wait(lambda: all(hop.state and hop.state.epoch == epoch for hop in kept), REROUTE_SECONDS):
@@ -174,10 +239,15 @@ class Chain:
         else:
             await self._open(hop, capability, record, relay)
 
-    async def _open(self, hop: Hop, capability: pb.Signed, record: bytes, relay: bool) -> None:
+    async def _open(
+        self, hop: Hop, capability: pb.Signed, record: bytes, relay: bool, wait_seconds: float = 0.0
+    ) -> None:
+        """With `wait_seconds` the session waits for room, without it is refused where there is none."""
         config = self._config
         hello = sign_hello(config.identity, hop.peer, self._session_id, config.clock(), config.swarm_key)
         message = pb.Open(hello=hello, capability=capability, successor_record=record, relay=relay)
+        if wait_seconds > 0:
+            message.wait, message.wait_seconds = True, wait_seconds
         await hop.open(config.dialer.stub(hop.address), message)
 
     def _neighbours(self, hop: Hop) -> tuple[Hop | None, Hop | None]:
@@ -227,42 +297,69 @@ class Chain:
         that nothing changes if the peer refuses. Where the cache cannot be moved the replacement is rebuilt.
         Raises ChainBroken.
         """
+        waits = any(choice.wait_seconds > 0 for choice in choices)
         if len(choices) > 1:
-            await self._replace(old, choices, state)
+            await self._replace_by_many(old, choices, waits, state)
             return
         new = self._new_hop(choices[0])
+        self._taking = [new]
         try:
-            new.built = await self._move_cache(old, new, state)
+            new.built = await self._move_cache(old, new, waits, state)
+            if not new.opened:
+                new.fail(DeadlineExceeded(f"{new.address} does not answer"))
             if new.error is None:
                 await self._replace(old, [new], state)
             else:
-                self._config.router.ban(new.peer, new.error)
+                self.report_failed([new])
         finally:
+            self._taking = ()
             if new not in self.hops:
                 self._discard([new])
 
-    async def _replace(self, old: Hop, replacement: Sequence[Hop | HopChoice], state: Rollback) -> None:
+    async def _replace_by_many(self, old: Hop, choices: Sequence[HopChoice], waits: bool, state: Rollback) -> None:
+        if not waits:
+            await self._replace(old, choices, state)
+            return
+        try:
+            hops = await self.reserve(self._with_replaced(old, choices), HANDOVER_WAIT_SECONDS)
+        except NotAdmitted:
+            return
+        await self._replace(old, [hop for hop in hops if hop not in self.hops], state)
+
+    def _with_replaced(self, old: Hop, replacement: Sequence[Hop | HopChoice]) -> list[Hop | HopChoice]:
         index = self.hops.index(old)
-        await self.connect([*self.hops[:index], *replacement, *self.hops[index + 1 :]])
+        return [*self.hops[:index], *replacement, *self.hops[index + 1 :]]
+
+    async def _replace(self, old: Hop, replacement: Sequence[Hop | HopChoice], state: Rollback) -> None:
+        await self.connect(self._with_replaced(old, replacement))
         await self.rebuild(state)
         self._config.on_event(SessionEvent("handed-over", old.peer, describe(self.layout)))
 
-    async def _move_cache(self, old: Hop, new: Hop, state: Rollback) -> bool:
-        """Open `new` and have the cache of `old` loaded there; whether it is. The errors are left in the hops."""
+    async def _move_cache(self, old: Hop, new: Hop, waits: bool, state: Rollback) -> bool:
+        """Open `new` and have the cache of `old` loaded there; whether it is. The errors are left in the hops.
+
+        `waits`: it may take a while until `new` has room.
+        """
         self.epoch += 1
         epoch = self.epoch
         try:
             async with asyncio.timeout(HANDOVER_SECONDS):
-                await self._open(new, self._capability(new, *self._neighbours(old)), b"", relay=True)
+                capability = self._capability(new, *self._neighbours(old))
+                await self._open(new, capability, b"", True, HANDOVER_WAIT_SECONDS if waits else 0.0)
+                if waits:
+                    await self._until_either_fails(old, new, lambda: new.opened)
                 await old.export_to(new, state.next_seq - 1, state.before, HANDOVER_SECONDS)
-                while new.rebuilt_epoch != epoch and new.error is None and old.error is None:
-                    self.changed.clear()
-                    await self.changed.wait()
+                await self._until_either_fails(old, new, lambda: new.rebuilt_epoch == epoch)
         except TimeoutError:
             pass
         finally:
             old.stop_export()
         return new.rebuilt_epoch == epoch
+
+    async def _until_either_fails(self, old: Hop, new: Hop, done: Callable[[], bool]) -> None:
+        while not done() and new.error is None and old.error is None:
+            self.changed.clear()
+            await self.changed.wait()
 
     # --- rebuilding ---
 
@@ -323,6 +420,10 @@ class Chain:
             return
         for step in replay_steps(inputs, self.epoch, lengths, mark, timeout):
             await self.hops[0].send(step)
+
+
+def _loss(error: SwarmError) -> str:
+    return "refused" if isinstance(error, PeerBusy) else "hop-lost"
 
 
 def _applied_by(hop: Hop) -> int:

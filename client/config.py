@@ -17,13 +17,24 @@ if TYPE_CHECKING:
     from .hop import HopChoice
 
 
+PATIENCE_SECONDS = 30.0
+
+
 class ChainRouter(Protocol):
     """Chooses peers from what is known of the swarm."""
 
     async def choose(
-        self, blocks: BlockRange, excluded: frozenset[PeerId], request: RequestSpec
+        self,
+        blocks: BlockRange,
+        excluded: frozenset[PeerId],
+        request: RequestSpec,
+        min_precision: str | None = None,
     ) -> tuple[HopChoice, ...]:
-        """The cheapest chain over `blocks` without the excluded peers. Raises NoChainError, PeerBusy if all is full."""
+        """The chain over `blocks` without the excluded peers that is soonest done, with the wait for room counted.
+
+        With `min_precision` only of peers that compute at least as precisely. Raises NoChainError, or PeerBusy if
+        nobody knows when there will be room.
+        """
         ...
 
     def record(self, peer: PeerId) -> bytes | None:
@@ -31,7 +42,7 @@ class ChainRouter(Protocol):
         ...
 
     def ban(self, peer: PeerId, error: SwarmError) -> None:
-        """Do not choose that peer for a while."""
+        """That peer failed: do not choose it for a while; after PeerBusy: it has no room until the time given."""
         ...
 
     def leaving(self, peer: PeerId) -> bool:
@@ -55,7 +66,8 @@ class ChainRouter(Protocol):
 class SessionEvent:
     """Something worth knowing about a session, as it happens.
 
-    `kind` is one of "opened", "hop-lost", "rerouted", "relayed", "stalled", "replay" (`peer` is the source of the
+    `kind` is one of "opened", "refused" (a peer is full), "queued" (`peer` has the session wait for room; `detail` is
+    its place and the estimate), "hop-lost", "rerouted", "relayed", "stalled", "replay" (`peer` is the source of the
     tokens, None: this client), "rebuilt" and "handed-over" (`peer` is the one that was left).
     """
 
@@ -82,6 +94,10 @@ class SessionConfig:
     swarm_key: SwarmKeyProof | None = None
     relay_always: bool = False
     """Hub-and-spoke: every output comes back through the client."""
+    min_precision: str | None = None
+    """Only peers that compute at least as precisely as this numeric format."""
+    patience_seconds: float = PATIENCE_SECONDS
+    """How long a session waits for room, and a running one for peers that are gone to be replaced."""
     on_event: Callable[[SessionEvent], None] = _ignore
     clock: Callable[[], float] = time.time
     """Unix seconds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -30,6 +31,19 @@ class HopChoice:
     blocks: BlockRange
     record: bytes
     """Its signed record, from which its predecessor takes the address."""
+    wait_seconds: float = 0.0
+    """Until it is expected to have room; 0: it should have room now."""
+    numeric_format: str = ""
+    """What it computes in, as it announces."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePlace:
+    """Where a session waits for room on a peer."""
+
+    place: int
+    """1: the next one."""
+    estimate_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +84,11 @@ class Hop:
         self.address = choice.address
         self.blocks = choice.blocks
         self.record = choice.record
+        self.numeric_format = choice.numeric_format
+        self.opened = False
+        """Whether the peer has said that it has room."""
+        self.queued: QueuePlace | None = None
+        """What the peer said last of the queue."""
         self.built = False
         """Whether its cache holds what the session has computed so far."""
         self.error: SwarmError | None = None
@@ -190,7 +209,10 @@ class Hop:
                 await self._on_step(self, step)
             return
         if kind == "opened":
+            self.opened = True
             self.credits = max(1, min(CREDITS, frame.opened.credits))
+        elif kind == "queued":
+            self.queued = _queue_place(frame.queued)
         elif kind == "rerouted":
             done = frame.rerouted
             self.state = HopState(done.epoch, done.applied_seq, done.buffer_complete)
@@ -226,3 +248,8 @@ class Hop:
         else:
             error.args = (f"{self.address}: {error}",)
             self.fail(error)
+
+
+def _queue_place(message: pb.Queued) -> QueuePlace:
+    estimate = message.estimate_seconds if math.isfinite(message.estimate_seconds) else 0.0
+    return QueuePlace(max(1, message.place), max(0.0, estimate))

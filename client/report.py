@@ -25,6 +25,8 @@ class HopReport:
     network_seconds: float
     queue_seconds: float
     compute_seconds: float
+    numeric_format: str = ""
+    """What the peer computes in, as it announces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,12 @@ class TimingLog:
         self._steps.append((sent_at, answered_at, timings))
 
     def report(
-        self, chain: Sequence[tuple[PeerId, BlockRange]], offset_seconds: Callable[[PeerId], float]
+        self,
+        chain: Sequence[tuple[PeerId, BlockRange]],
+        offset_seconds: Callable[[PeerId], float],
+        numeric_formats: Sequence[str],
     ) -> ChainReport:
-        """The means over the steps that went through exactly this chain."""
+        """The means over the steps that went through exactly this chain; `numeric_formats` has one for each hop."""
         peers = [peer for peer, _ in chain]
         steps = [step for step in self._steps if [timing.peer for timing in step[2]] == peers]
         if not steps:
@@ -71,7 +76,9 @@ class TimingLog:
             network[-1] += answered_at - left_at
         count = len(steps)
         hops = tuple(
-            HopReport(peer, blocks, network[index] / count, queue[index] / count, compute[index] / count)
-            for index, (peer, blocks) in enumerate(chain)
+            HopReport(
+                peer, blocks, network[index] / count, queue[index] / count, compute[index] / count, numeric_format
+            )
+            for index, ((peer, blocks), numeric_format) in enumerate(zip(chain, numeric_formats, strict=True))
         )
         return ChainReport(hops, network[-1] / count, sum(s[1] - s[0] for s in steps) / count, count)

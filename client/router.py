@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..proto.errors import NoChainError, PeerBusy, SwarmError, describe_blocks
+from ..proto.precision import at_least
 from ..routing.graph import NoRouteError, cheapest_route
-from ..routing.swarm import BlockRange, ModelSpec, PeerId, PeerSpec, PeerState, RequestSpec, Swarm
+from ..routing.swarm import BlockRange, Hop, ModelSpec, PeerId, PeerSpec, PeerState, RequestSpec, Swarm
 from .hop import HopChoice
 from .view import SwarmView
 
@@ -25,18 +26,26 @@ class ViewRouter:
         self._push = push
 
     async def choose(
-        self, blocks: BlockRange, excluded: frozenset[PeerId], request: RequestSpec
+        self,
+        blocks: BlockRange,
+        excluded: frozenset[PeerId],
+        request: RequestSpec,
+        min_precision: str | None = None,
     ) -> tuple[HopChoice, ...]:
-        """The cheapest chain over `blocks` without the excluded peers.
+        """The chain over `blocks` without the excluded peers that is soonest done, with the wait for room counted.
 
-        Raises NoChainError; PeerBusy if every block has a host and only room is wanting, that may yet become free.
+        With `min_precision` only of peers that compute at least as precisely.
+
+        Raises NoChainError; PeerBusy if every block has a host and only room is wanting, and nobody announces when
+        there will be some.
         """
         part = part_of(self._view.snapshot(self._num_blocks), blocks)
-        if not part.peers:
-            raise NoChainError(tuple(blocks))
+        precise = part if min_precision is None else precise_part(part, min_precision)
         try:
+            if not precise.peers:
+                raise NoRouteError(tuple(range(len(blocks))))
             route = cheapest_route(
-                part,
+                precise,
                 request=request,
                 client_rtt_seconds={peer: known.rtt_seconds for peer, known in self._view.peers.items()},
                 peer_rtt_seconds=self.peer_rtt_seconds,
@@ -44,8 +53,9 @@ class ViewRouter:
                 excluded=excluded,
             )
         except NoRouteError as error:
-            raise _unroutable(error, blocks.start) from None
-        return tuple(self._choice(hop.peer, shifted(hop.blocks, blocks.start)) for hop in route.hops)
+            usable = [peer for peer in part.peers if peer.id not in excluded]
+            raise _unroutable(error, blocks.start, usable, min_precision) from None
+        return tuple(self._choice(part, hop, blocks.start, request) for hop in route.hops)
 
     def record(self, peer: PeerId) -> bytes | None:
         """The newest signed record of a peer, if it is still known."""
@@ -53,7 +63,7 @@ class ViewRouter:
         return known.encoded if known is not None else None
 
     def ban(self, peer: PeerId, error: SwarmError) -> None:
-        """Do not choose that peer for a while."""
+        """That peer failed: do not choose it for a while; after PeerBusy: it has no room until the time given."""
         self._view.ban(peer, error)
 
     def leaving(self, peer: PeerId) -> bool:
@@ -81,9 +91,11 @@ class ViewRouter:
         known = self._view.peers.get(peer)
         return known.clock_offset_seconds if known is not None else 0.0
 
-    def _choice(self, peer: PeerId, blocks: BlockRange) -> HopChoice:
-        known = self._view.peers[peer]
-        return HopChoice(known.address, blocks, known.encoded)
+    def _choice(self, part: Swarm, hop: Hop, first_block: int, request: RequestSpec) -> HopChoice:
+        known, spec = self._view.peers[hop.peer], part.peer(hop.peer)
+        wait = wait_seconds(spec, len(hop.blocks) * request.kv_tokens_per_block, part.now_seconds)
+        blocks = shifted(hop.blocks, first_block)
+        return HopChoice(known.address, blocks, known.encoded, wait, spec.numeric_format)
 
     def peer_rtt_seconds(self, one: PeerId, other: PeerId) -> float:
         """Predicted from coordinates; without them, no shorter than the difference and no longer than the sum."""
@@ -93,11 +105,37 @@ class ViewRouter:
         return max(a.rtt_seconds, b.rtt_seconds)
 
 
-def _unroutable(error: NoRouteError, first_block: int) -> SwarmError:
+def wait_seconds(peer: PeerSpec, kv_tokens: int, now_seconds: float) -> float:
+    """Until the peer is expected to have room for so many tokens x blocks; infinite if it never announces that."""
+    free = peer.kv_tokens_free
+    if free >= kv_tokens:
+        return 0.0
+    for release in peer.releases:
+        free += release.tokens
+        if free >= kv_tokens:
+            return max(0.0, release.at_seconds - now_seconds)
+    return math.inf
+
+
+def precise_part(swarm: Swarm, min_precision: str) -> Swarm:
+    """The peers that compute at least as precisely."""
+    return replace(swarm, peers=tuple(peer for peer in swarm.peers if at_least(peer.numeric_format, min_precision)))
+
+
+def _unroutable(
+    error: NoRouteError, first_block: int, usable: Sequence[PeerSpec], min_precision: str | None
+) -> SwarmError:
     missing, full = (
         tuple(block + first_block for block in blocks) for blocks in (error.missing_blocks, error.full_blocks)
     )
     if missing:
+        hosted = {block for peer in usable for block in peer.blocks or ()}
+        if min_precision is not None and hosted.issuperset(error.missing_blocks):
+            return NoChainError(
+                missing,
+                f"no peer serves {describe_blocks(missing)} in {min_precision} or more precisely",
+                hint="Ask for less precision, or have a peer serve these blocks in that format.",
+            )
         return NoChainError(missing)
     where = f"every host of {describe_blocks(full)}" if full else "every chain of peers"
     if math.isinf(error.retry_seconds):

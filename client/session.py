@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ..proto.errors import GiveUp, LocalProtocolError, NoChainError, PeerBusy, PeerUnavailable, SwarmError
@@ -20,10 +21,11 @@ from ..proto.handshake import SESSION_ID_BYTES
 from ..proto.replay import ReplayBuffer
 from ..proto.steps import RowTable, StepPlan, split_plan
 from ..routing.swarm import BlockRange, PeerId, RequestSpec
-from .chain import Chain, ChainBroken, Rollback
-from .config import SessionConfig, SessionEvent
+from .chain import HANDOVER_WAIT_SECONDS, Chain, ChainBroken, Rollback
+from .config import SessionConfig
 from .hop import Hop, HopChoice
 from .report import ChainReport, TimingLog
+from .reserve import NotAdmitted
 
 STEP_TOKENS = 128
 """Tokens of one step of a long prompt: chunks follow each other down the chain, so peers work at the same time."""
@@ -31,8 +33,9 @@ OPERATION_TOKENS = 2048
 """Longer prompts are several operations, so that what peers keep for repetition stays bounded."""
 REPAIR_ATTEMPTS = 12
 """So many repairs without any answer in between, and the operation fails."""
-NO_CHAIN_PATIENCE_SECONDS = 30.0
 NO_CHAIN_PAUSE_SECONDS = 0.5
+MAX_BUSY_PAUSE_SECONDS = 5.0
+"""A peer whose queue is full too is asked again no later than this, whatever it says."""
 HANDOVER_PAUSE_SECONDS = 5.0
 """After a look for replacements of leaving peers, so much later the next one."""
 MIN_STALL_SECONDS = 3.0
@@ -52,6 +55,13 @@ class _Operation:
     sent: int = 0
     """Steps sent in the present epoch."""
     sent_at: dict[int, float] = field(default_factory=dict)
+    give_up_at: float | None = None
+    """While it waits for room: until when, by the session's clock."""
+
+    @property
+    def untouched(self) -> bool:
+        """Whether no peer need have computed anything for the session yet."""
+        return self.first_seq == 1 and not self.answers
 
     @property
     def first_seq(self) -> int:
@@ -101,13 +111,14 @@ class ChainSession:
 
     def report(self) -> ChainReport:
         """Where the time of the last steps went, per hop."""
-        return self._timings.report(self.chain, self._config.router.clock_offset_seconds)
+        return self._timings.report(self.chain, self._config.router.clock_offset_seconds, self._chain.numeric_formats)
 
     async def run(self, plan: StepPlan, data: bytes) -> bytes:
         """Apply one operation: `data` holds `plan.tokens` packed tokens; returns `plan.answers` packed tokens.
 
-        Raises NoChainError, PeerBusy if the swarm stays full, or another SwarmError that no repair can help; the
-        session is of no more use then.
+        The first one, and one that has to replace a peer, may wait for room (`SessionConfig.patience_seconds`); to
+        cancel it leaves every queue at once. Raises NoChainError, PeerBusy with a time to come back if the swarm stays
+        full, or another SwarmError that no repair can help; the session is of no more use then.
         """
         async with self._lock:
             answers = []
@@ -139,10 +150,12 @@ class ChainSession:
                 await self._drive(operation)
                 break
             except ChainBroken:
-                repairs, answered = repairs + 1 if len(operation.answers) == answered else 1, len(operation.answers)
+                if not self._chain.refused:  # who waits for room is limited by time
+                    operation.give_up_at = None
+                    repairs, answered = repairs + 1 if len(operation.answers) == answered else 1, len(operation.answers)
                 if repairs > REPAIR_ATTEMPTS:
                     raise self._drop_failed() or PeerUnavailable("the chain of peers does not hold") from None
-                await self._repair(operation.state)
+                await self._repair(operation)
                 operation.sent = 0
         self._operation = None
         self._table = table
@@ -232,49 +245,71 @@ class ChainSession:
         for hop in [hop for hop in self._chain.hops if router.leaving(hop.peer)]:
             self._next_handover_at = now + HANDOVER_PAUSE_SECONDS
             try:
-                choices = await router.choose(hop.blocks, _peers(self._chain.hops), self._request)
+                choices = await self._route(hop.blocks, _peers(self._chain.hops))
             except (NoChainError, PeerBusy):
+                continue
+            if _wait_seconds(choices) > HANDOVER_WAIT_SECONDS:
                 continue
             await self._chain.hand_over(hop, choices, state)
 
     # --- repair ---
 
-    async def _repair(self, state: Rollback) -> None:
-        """Bring up a chain in which every hop has `state` or has gone beyond it. Raises SwarmError."""
-        give_up_at = self._config.clock() + NO_CHAIN_PATIENCE_SECONDS
+    async def _repair(self, operation: _Operation) -> None:
+        """Bring up a chain in which every hop has the operation's first state or has gone beyond it.
+
+        Raises SwarmError.
+        """
+        now = self._config.clock()
+        give_up_at = operation.give_up_at = operation.give_up_at or now + self._config.patience_seconds
         first_chain = self._chain.epoch == 0
         last_error: SwarmError = PeerUnavailable("the chain of peers does not hold")
-        for _ in range(REPAIR_ATTEMPTS):
+        attempts = 0
+        while attempts < REPAIR_ATTEMPTS:
             last_error = self._drop_failed() or last_error
-            chain = await self._choose_patiently(last_error, give_up_at, first_chain)
+            if isinstance(last_error, PeerBusy) and self._config.clock() >= give_up_at:
+                break
+            chain = await self._choose_patiently(last_error, give_up_at, first_chain, operation.untouched)
             try:
-                await self._chain.connect(chain)
-                await self._chain.rebuild(state)
+                await self._chain.connect(await self._with_room(chain, give_up_at))
+                await self._chain.rebuild(operation.state)
                 return
             except ChainBroken:
-                continue
+                attempts += not self._chain.refused
+            except NotAdmitted as refusal:
+                last_error = refusal.error
+                attempts += not isinstance(last_error, PeerBusy)
+                if not refusal.waited:
+                    await self._pause(last_error, give_up_at)
         raise last_error
+
+    async def _with_room(self, chain: Sequence[Hop | HopChoice], give_up_at: float) -> Sequence[Hop | HopChoice]:
+        """The chain itself if there should be room on it, else with its new hops opened after waiting for room.
+
+        Raises NotAdmitted, ChainBroken.
+        """
+        if _wait_seconds(chain) == 0:
+            return chain
+        return await self._chain.reserve(chain, max(NO_CHAIN_PAUSE_SECONDS, give_up_at - self._config.clock()))
+
+    async def _pause(self, error: SwarmError, give_up_at: float) -> None:
+        seconds = error.retry_after_seconds if isinstance(error, PeerBusy) else NO_CHAIN_PAUSE_SECONDS
+        seconds = min(max(seconds, NO_CHAIN_PAUSE_SECONDS), MAX_BUSY_PAUSE_SECONDS)
+        await asyncio.sleep(max(0.0, min(seconds, give_up_at - self._config.clock())))
 
     def _drop_failed(self) -> SwarmError | None:
         """Ban and report the hops that failed; the last of their errors."""
-        error = None
-        for hop in self._chain.hops:
-            if hop.error is not None:
-                error = hop.error
-                self._config.on_event(SessionEvent("hop-lost", hop.peer, str(error)))
-                self._config.router.ban(hop.peer, error)
-        return error
+        return self._chain.report_failed(self._chain.hops)
 
     async def _choose_patiently(
-        self, last_error: SwarmError, give_up_at: float, first_chain: bool
+        self, last_error: SwarmError, give_up_at: float, first_chain: bool, untouched: bool
     ) -> Sequence[Hop | HopChoice]:
-        """A new chain, waiting until `give_up_at` for room and for peers to rejoin (a first chain only for room).
+        """A new chain, looking until `give_up_at` for room and for peers to rejoin (a first chain only for room).
 
         Raises SwarmError.
         """
         while True:
             try:
-                return await self._choose()
+                return await self._choose(untouched)
             except (NoChainError, PeerBusy) as error:
                 if isinstance(last_error, GiveUp):
                     raise last_error from None
@@ -284,18 +319,40 @@ class ChainSession:
             await asyncio.sleep(NO_CHAIN_PAUSE_SECONDS)
             await self._config.router.refresh()
 
-    async def _choose(self) -> Sequence[Hop | HopChoice]:
-        """The new chain: hops that work stay, the gaps are filled; where they cannot be, all is chosen anew."""
+    async def _choose(self, untouched: bool) -> Sequence[Hop | HopChoice]:
+        """The new chain: hops that work stay, the gaps are filled; where they cannot be at once, all is chosen anew.
+
+        Of a session for which nothing was computed (`untouched`) no hop stays if any peer has no room: it would hold
+        room while it waits, and all sessions take room in the order of the peers' ids.
+        """
         everything = BlockRange(0, self._config.num_blocks)
         alive = [hop for hop in self._chain.hops if hop.error is None]
+        filled: Sequence[Hop | HopChoice] = ()
         if alive:
-            try:
-                return await self._fill_gaps(alive, everything)
-            except (NoChainError, PeerBusy):
-                pass
-        choices = await self._config.router.choose(everything, frozenset(), self._request)
+            with suppress(NoChainError, PeerBusy):
+                filled = await self._fill_gaps(alive, everything)
+            if filled and _wait_seconds(filled) == 0:
+                return filled
+        try:
+            choices = await self._route(everything, frozenset())
+        except (NoChainError, PeerBusy):
+            if untouched:
+                self._chain.release()
+            if filled and not untouched:
+                return filled
+            raise
+        if _wait_seconds(choices) > 0:
+            if untouched:
+                self._chain.release()
+                return choices
+            if filled:
+                return filled
         kept = {(hop.peer, hop.blocks): hop for hop in alive}
         return [kept.get((choice.address.peer, choice.blocks), choice) for choice in choices]
+
+    async def _route(self, blocks: BlockRange, excluded: frozenset[PeerId]) -> tuple[HopChoice, ...]:
+        config = self._config
+        return await config.router.choose(blocks, excluded, self._request, config.min_precision)
 
     async def _fill_gaps(self, alive: Sequence[Hop], everything: BlockRange) -> list[Hop | HopChoice]:
         used = frozenset(hop.peer for hop in alive)
@@ -304,13 +361,18 @@ class ChainSession:
         for hop in alive:
             if block < hop.blocks.start:
                 gap = BlockRange(block, hop.blocks.start)
-                chain += await self._config.router.choose(gap, used | _peers(chain), self._request)
+                chain += await self._route(gap, used | _peers(chain))
             chain.append(hop)
             block = hop.blocks.stop
         if block < everything.stop:
             gap = BlockRange(block, everything.stop)
-            chain += await self._config.router.choose(gap, used | _peers(chain), self._request)
+            chain += await self._route(gap, used | _peers(chain))
         return chain
+
+
+def _wait_seconds(chain: Sequence[Hop | HopChoice]) -> float:
+    """Until every hop of a chain is expected to have room."""
+    return max((one.wait_seconds for one in chain if isinstance(one, HopChoice)), default=0.0)
 
 
 def _peers(chain: Sequence[Hop | HopChoice]) -> frozenset[PeerId]:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..proto import swarm_pb2 as pb
 from ..proto.directory import LookupCall, LookupDirectory
@@ -15,7 +15,7 @@ from ..proto.handshake import MAX_CLOCK_SKEW_SECONDS, SESSION_ID_BYTES, sign_hel
 from ..proto.identity import Identity
 from ..proto.records import PeerRecord, SignedRecord, SwarmKey, open_peer_record, swarm_key_name
 from ..proto.transport import Dialer, PeerAddress, addresses_of, ping, translated_grpc_errors
-from ..routing.swarm import ModelSpec, PeerId, PeerState, Swarm
+from ..routing.swarm import KvRelease, ModelSpec, PeerId, PeerSpec, PeerState, Swarm
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class SwarmView:
         self._clock = clock
         self._banned_until: dict[tuple[PeerId, int], float] = {}
         """By peer and incarnation: a peer that was started again is another chance."""
+        self._full_until: dict[tuple[PeerId, int], float] = {}
         self._lookups: dict[str, LookupCall] = {}
         self._directory = LookupDirectory(self._lookups, clock, LOOKUP_SECONDS)
         self._refreshing: asyncio.Task[None] | None = None
@@ -96,11 +97,15 @@ class SwarmView:
         await asyncio.shield(self._refreshing)
 
     def ban(self, peer: PeerId, error: SwarmError) -> None:
-        """Do not use this run of a peer for a while."""
+        """Do not use this run of a peer for a while; after PeerBusy: it has no room until the time that it gave."""
         known = self.peers.get(peer)
-        if known is not None:
-            seconds = error.retry_after_seconds if isinstance(error, PeerBusy) else BAN_SECONDS
-            self._banned_until[peer, known.record.incarnation] = self._clock() + seconds
+        if known is None:
+            return
+        run = peer, known.record.incarnation
+        if isinstance(error, PeerBusy):
+            self._full_until[run] = self._clock() + error.retry_after_seconds
+        else:
+            self._banned_until[run] = self._clock() + BAN_SECONDS
 
     def usable(self) -> tuple[KnownPeer, ...]:
         """The peers that may be used now, in ascending order of id."""
@@ -114,10 +119,19 @@ class SwarmView:
         )
 
     def snapshot(self, num_blocks: int) -> Swarm:
-        """The usable peers, as routing sees them."""
-        specs = [known.record.spec for known in self.usable()]
+        """The usable peers, as routing sees them, with their room and releases on this client's clock."""
+        now = self._clock()
+        self._full_until = {run: until for run, until in self._full_until.items() if until > now}
+        specs = [
+            with_room_seen(
+                known.record.spec,
+                known.clock_offset_seconds,
+                self._full_until.get((known.record.spec.id, known.record.incarnation)),
+            )
+            for known in self.usable()
+        ]
         fitting = tuple(spec for spec in specs if spec.blocks is not None and spec.blocks.stop <= num_blocks)
-        return Swarm(ModelSpec(num_blocks, 0.0, 0.0), fitting, now_seconds=self._clock())
+        return Swarm(ModelSpec(num_blocks, 0.0, 0.0), fitting, now_seconds=now)
 
     async def _keep_fresh(self) -> None:
         while True:
@@ -202,6 +216,20 @@ class SwarmView:
             return list(reply.records)
 
         return call
+
+
+def with_room_seen(spec: PeerSpec, clock_offset_seconds: float, full_until: float | None) -> PeerSpec:
+    """What a peer announces of its room, with times on this client's clock.
+
+    A peer that refused a session has no room until the time that it gave, whatever an older record says. It said that
+    there would be room then, so that is what is expected.
+    """
+    if full_until is not None:
+        return replace(spec, kv_tokens_free=0, releases=(KvRelease(full_until, spec.kv_tokens_total),))
+    if not spec.releases:
+        return spec
+    shifted = (KvRelease(one.at_seconds - clock_offset_seconds, one.tokens) for one in spec.releases)
+    return replace(spec, releases=tuple(shifted))
 
 
 def model_mismatch(status: pb.PingReply, model_digest: str) -> ModelMismatch:

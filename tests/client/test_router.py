@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 from blockswarm.client import session as sessions
+from blockswarm.client.config import PATIENCE_SECONDS
 from blockswarm.client.router import ViewRouter
-from blockswarm.client.session import NO_CHAIN_PATIENCE_SECONDS, ChainSession
+from blockswarm.client.session import ChainSession
 from blockswarm.proto.errors import NoChainError, PeerBusy, SwarmError
 from blockswarm.routing.swarm import (
     BlockRange,
@@ -77,7 +78,9 @@ class Choosing:
         self.now = 0.0
         self._errors = list(errors)
 
-    async def choose(self, blocks: BlockRange, excluded: frozenset[PeerId], request: RequestSpec) -> tuple[()]:
+    async def choose(
+        self, blocks: BlockRange, excluded: frozenset[PeerId], request: RequestSpec, min_precision: str | None
+    ) -> tuple[()]:
         if not self._errors:
             return ()
         raise self._errors.pop(0) if len(self._errors) > 1 else self._errors[0]
@@ -97,9 +100,9 @@ def test_a_session_waits_for_room_but_only_running_ones_for_lost_peers(
 ) -> None:
     monkeypatch.setattr(sessions, "NO_CHAIN_PAUSE_SECONDS", 0.0)
     router = Choosing(error)
-    config = SimpleNamespace(router=router, clock=lambda: router.now, num_blocks=4, token_bytes=4)
+    config = SimpleNamespace(router=router, clock=lambda: router.now, num_blocks=4, token_bytes=4, min_precision=None)
     session = ChainSession(config, kv_tokens=10, max_rows=1)  # type: ignore[arg-type]
-    waiting = session._choose_patiently(SwarmError("lost"), NO_CHAIN_PATIENCE_SECONDS, first_chain)
+    waiting = session._choose_patiently(SwarmError("lost"), PATIENCE_SECONDS, first_chain, untouched=True)
     with pytest.raises(type(error)):
         asyncio.run(waiting)
-    assert router.now == (NO_CHAIN_PATIENCE_SECONDS if waits else 0.0)
+    assert router.now == (PATIENCE_SECONDS if waits else 0.0)

@@ -101,7 +101,11 @@ class Router:
         self._banned: set[PeerId] = set()
 
     async def choose(
-        self, blocks: BlockRange, excluded: frozenset[PeerId], request: RequestSpec
+        self,
+        blocks: BlockRange,
+        excluded: frozenset[PeerId],
+        request: RequestSpec,
+        min_precision: str | None = None,
     ) -> tuple[HopChoice, ...]:
         chain = []
         for part in RANGES:
