@@ -31,10 +31,12 @@ class Repeat:
 class StepGate:
     """Decides about the steps of one session."""
 
-    def __init__(self, epoch: int, credits: int) -> None:
+    def __init__(self, epoch: int, credits: int, max_tokens: int) -> None:
+        """At most `credits` steps are held, and at most `max_tokens` tokens in steps held and outputs kept."""
         self.epoch = epoch
         self.next_seq = 1
         self._credits = credits
+        self._max_tokens = max_tokens
         self._permuted = False
         self._kept: dict[int, WireStep] = {}
         self._held: dict[int, WireStep] = {}
@@ -43,6 +45,11 @@ class StepGate:
     @property
     def applied_seq(self) -> int:
         return self.next_seq - 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the steps held and the outputs kept."""
+        return sum(step.plan.tokens for step in (*self._kept.values(), *self._held.values()))
 
     def offer(self, step: WireStep) -> Compute | Repeat | None:
         """What to do with a step that arrived. Raises RemoteProtocolError.
@@ -57,6 +64,8 @@ class StepGate:
         self._forget(step.acked_seq)
         if step.seq < self.next_seq:
             return self._repeat(step)
+        if self.tokens + step.plan.tokens > self._max_tokens:
+            raise RemoteProtocolError(f"more than {self._max_tokens} tokens are under way or not acknowledged")
         if step.seq > self.next_seq:
             if len(self._held) >= self._credits:
                 raise RemoteProtocolError(f"more than {self._credits} steps are in flight")

@@ -142,7 +142,9 @@ class SessionWorker:
         self.received_seq = 0
         self._link = link
         self._parts = parts
-        self._gate = StepGate(grant.epoch, CREDITS)
+        # What a client has under way is never more than its reservation; nor is what it has not acknowledged yet.
+        self._gate = StepGate(grant.epoch, CREDITS, max_tokens=2 * grant.kv_tokens)
+        self._tokens_waiting = 0
         self._inbox: asyncio.Queue[_Arrival | _Reroute | _Replay | _Export | _Import | _Remember] = asyncio.Queue(
             _INBOX_SIZE
         )
@@ -167,6 +169,9 @@ class SessionWorker:
             return
         self.received_seq = max(self.received_seq, step.seq)
         deadline = asyncio.get_running_loop().time() + step.timeout_seconds
+        self._tokens_waiting += step.plan.tokens
+        if self._tokens_waiting > 2 * self.grant.kv_tokens:
+            raise RemoteProtocolError(f"more tokens are under way than the {self.grant.kv_tokens} that are reserved")
         await self._inbox.put(_Arrival(step, self._parts.clock(), deadline))
 
     async def put_reroute(self, grant: Grant, make_link: Callable[[], Link | None]) -> None:
@@ -209,6 +214,7 @@ class SessionWorker:
             item = await self._inbox.get()
             if isinstance(item, _Arrival):
                 await self._on_step(item)
+                self._tokens_waiting -= item.step.plan.tokens
             elif isinstance(item, _Reroute):
                 await self._on_reroute(item)
             elif isinstance(item, _Replay):
