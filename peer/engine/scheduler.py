@@ -56,7 +56,8 @@ def plan_step(jobs: Sequence[Sequence[int]], chunk_tokens: int) -> Choice:
     behind.  The takes are not empty if any token is left.  O(rows).
     """
     takes: list[Take] = []
-    waiting, served = [], []
+    waiting: list[int] = []
+    served: list[int] = []
     room = chunk_tokens
     for job, rows in enumerate(jobs):
         single_rows, room_before = 0, room
