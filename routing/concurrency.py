@@ -30,27 +30,43 @@ LOAD_MARGIN = 1.25
 MOST_PEERS_PLACED = 100_000
 """The effort of a search: placements times peers."""
 
+OVERLOAD_SECONDS = 3600.0
+"""Where no R carries the planned rate, R is the best for so long under it: longer, and more peers are the only cure."""
+
 _ENOUGH = 3.0
 """Chains beyond this many times the planned rate are hardly ever joined."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Merit:
-    """What an R promises; less is better, of equal merits the larger R."""
+    """What an R promises, to six digits: less is no difference.  Less is better; of equal merits the larger R."""
 
     response_seconds: float
-    """Predicted mean, to six digits: less is no difference."""
-    slowness: float
-    """Where the response is infinite the total service rate, negated; else 0."""
+    """Predicted mean; infinite if the planned rate is too much."""
+    overloaded_seconds: float
+    """Where it is too much: the mean response over an overload of `OVERLOAD_SECONDS`, as a fluid; else 0."""
 
     @classmethod
-    def of(cls, response_seconds: float, service_rate: float) -> Merit:
-        """From the prediction and the total service rate, requests per second."""
-        stable = math.isfinite(response_seconds)
-        return cls(float(f"{response_seconds:.6g}"), 0.0 if stable else -float(f"{service_rate:.6g}"))
+    def of(cls, chains: Sequence[CapacityChain], planned_rate: float, more: Sequence[CapacityChain] = ()) -> Merit:
+        """Of these chains; with `more`, not worse than of these and any slower ones that `more` outdo."""
+        response = theorem_4([*chains, *more], planned_rate).response_seconds[0]
+        if math.isfinite(response):
+            return cls(_six_digits(response), 0.0)
+        rate, possible_rate = _service_rate(chains), _service_rate([*chains, *more])
+        served = sum(chain.capacity for chain in chains) / rate
+        queued = OVERLOAD_SECONDS / 2 * (planned_rate / possible_rate - 1)
+        return cls(math.inf, _six_digits(served + queued))
 
 
-WORST = Merit(math.inf, 0.0)
+WORST = Merit(math.inf, math.inf)
+
+
+def _service_rate(chains: Sequence[CapacityChain]) -> float:
+    return math.fsum(chain.capacity / chain.service_seconds for chain in chains)
+
+
+def _six_digits(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +90,8 @@ def best_concurrency(
 ) -> int:
     """The R of the least predicted mean response; of equal ones the largest.
 
-    If no R carries `LOAD_MARGIN` times the rate, the one with the largest total service rate.  `fixed_seconds` is held
-    memory too.  Raises InfeasiblePlacementError if R = 1 is infeasible.
+    If no R carries `LOAD_MARGIN` times the rate, the one with the least mean response over `OVERLOAD_SECONDS`.
+    `fixed_seconds` is held memory too.  Raises InfeasiblePlacementError if R = 1 is infeasible.
     """
     ceiling = largest_feasible_concurrency(model)
     if ceiling < 1:
@@ -120,15 +136,10 @@ def predicted(
         if rate >= _ENOUGH * planned_rate:
             break
         if len(chains).bit_count() == 1 and sessions_left > 0:
-            ideal = _merit([*chains, CapacityChain((), sessions_left, service)], planned_rate)
+            ideal = Merit.of(chains, planned_rate, more=[CapacityChain((), sessions_left, service)])
             if ideal > least:
                 return ideal
-    return _merit(chains, planned_rate)
-
-
-def _merit(chains: Sequence[CapacityChain], planned_rate: float) -> Merit:
-    rate = math.fsum(chain.capacity / chain.service_seconds for chain in chains)
-    return Merit.of(theorem_4(chains, planned_rate).response_seconds[0], rate)
+    return Merit.of(chains, planned_rate)
 
 
 def _range(model: PerfModel, first: int, last: int, planned_rate: float, fixed_seconds: float) -> _Range:
@@ -139,7 +150,7 @@ def _range(model: PerfModel, first: int, last: int, planned_rate: float, fixed_s
     if sessions < 1:
         return _Range(first, last, WORST)
     service = fixed_seconds + cheapest_cover(model.num_blocks, largest, *model.mean_request_hop_seconds())
-    return _Range(first, last, _merit([CapacityChain((), sessions, service)], planned_rate))
+    return _Range(first, last, Merit.of([CapacityChain((), sessions, service)], planned_rate))
 
 
 def cheapest_cover(num_blocks: int, sizes: IntArray, visit_seconds: FloatArray, block_seconds: FloatArray) -> float:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from blockswarm.routing import cgbp
 from blockswarm.routing.chains import gca
-from blockswarm.routing.concurrency import LOAD_MARGIN, best_concurrency, cheapest_cover, predicted
+from blockswarm.routing.concurrency import LOAD_MARGIN, OVERLOAD_SECONDS, best_concurrency, cheapest_cover, predicted
 from blockswarm.routing.perf import PerfModel
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -82,12 +80,19 @@ def test_r_grows_with_the_load_and_never_exceeds_r_max() -> None:
     assert all(r >= 1 for r in chosen)
 
 
-def test_a_load_that_no_r_carries_gets_the_largest_service_rate() -> None:
+def test_a_load_that_no_r_carries_gets_the_best_r_for_an_overload() -> None:
+    """Queued for half of the overload's excess, served with every slot taken."""
     model = uniform(12, 8, 4.0, 0.01)
-    merits = [predicted(model, r, 1e6, 0.0) for r in cgbp.distinct_concurrencies(model)]
-    assert all(math.isinf(merit.response_seconds) for merit in merits)
-    chosen = predicted(model, best_concurrency(model, 1e6, 0.0), 1e6, 0.0)
-    assert chosen.slowness == min(merit.slowness for merit in merits)
+    expected = {}
+    for concurrency in cgbp.distinct_concurrencies(model):
+        plan = cgbp.place(model, concurrency)
+        slots = model.cache_slots(plan.sizes).tolist()
+        chains = list(gca(model.num_blocks, plan.ranges, slots, *model.mean_request_hop_seconds()))
+        capacity = sum(chain.capacity for chain in chains)
+        rate = sum(chain.capacity / chain.service_seconds for chain in chains)
+        assert rate < LOAD_MARGIN * 1e6
+        expected[concurrency] = capacity / rate + OVERLOAD_SECONDS / 2 * (LOAD_MARGIN * 1e6 / rate - 1)
+    assert expected[best_concurrency(model, 1e6, 0.0)] == pytest.approx(min(expected.values()), rel=1e-5)
 
 
 def test_a_search_cut_short_still_gives_a_feasible_r() -> None:
