@@ -5,34 +5,31 @@ that WS-RR (BPRR paper, arXiv 2512.21884) relaxes to the sum of the waits.  Cost
 the client a full round trip) or push (one-way delays client -> p1 -> p2 -> ... -> client).  The wait on a peer is a
 step function of how many blocks are used there.  A peer occurs at most once on a chain.
 
-How it is exact.  With the wait limited to w a peer has room for a known number of blocks, and the cheapest *walk*
-(peers may recur) is a shortest path over (entry block) for hub costs, (peer, entry block) for push costs.  Best-first
-branch and bound over two things closes the two gaps that leaves:
+How it is exact.  C(w) is the cost of the cheapest *walk* (peers may recur) whose segments wait at most w: a shortest
+path over (boundary) for hub costs, over (peer, boundary) for push costs.  One pass over the blocks computes it for
+several limits at once.
 
-* the limit: a walk of cost c and wait u is a candidate c + u; better ones wait less than u and cost no less than c,
-  and what waits more than half of that is bounded from below apart from the rest;
-* recurrence: if the walk uses peer i on [b1, e1) and again on [b2, e2), the chain's only segment of i ends by b2, or
-  starts at e1 or later, or holds all of [e1 - 1, b2].  Each of the three excludes the walk, together they exclude no
-  chain.
+* The wait: C does not increase, so a chain that waits exactly w costs at least C(t) for every evaluated t >= w, and
+  w + C(t) bounds it from below.  Limits whose bound reaches the best chain found are closed.  Between two rounds the
+  segments go for good through which no open limit has a walk, there and on, below the best chain found.
+* Recurrence: when the best walk of all open limits uses a peer twice, that peer becomes *critical*: from then on the
+  passes remember inside its range whether it was used (state-space augmentation, Boland et al., Oper. Res. Lett. 2006),
+  so no walk uses it twice.  Peers whose ranges do not meet share one bit.
 
-A node holds the chains that wait more than `low`, at most `high`; its lower bound is the cost of the cheapest walk
-under `high`, plus `low`.  It is dropped only when that reaches the best chain found.  Segments are dropped for good
-when the cheapest way to the entry, the segment, and the cheapest way on from the exit cost, without any waits, as
-much as the best chain found.  So nothing optimal is pruned (tests compare with brute force).
+Every round closes a limit or adds a critical peer, and nothing optimal is ever dropped (tests compare with brute
+force).  Time and memory grow with 2 to the number of critical peers that share a block: a handful where room is scarce.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .perf import FloatArray, IntArray, Segment
 from .swarm import BlockRange
@@ -66,6 +63,8 @@ class PushCosts:
     per_block: FloatArray
     leave: FloatArray
     between: FloatArray
+    lattice: Lattice
+    """Of the spans and `between`."""
     trips: float
 
     def chain_seconds(self, chain: Sequence[Segment]) -> float:
@@ -87,12 +86,26 @@ class Room(Protocol):
         """How long until the peer has room for that many blocks; infinite if never."""
         ...
 
-    def first_block_waits(self) -> FloatArray:
-        """(n,): `wait_seconds(peer, 1)` of every peer."""
+
+@runtime_checkable
+class TabulatedRoom(Room, Protocol):
+    """A room that knows the waits of all peers at once: what makes the search fast in large swarms."""
+
+    def waits(self, longest: int) -> FloatArray:
+        """(n, longest): `wait_seconds(peer, blocks)` at [peer, blocks - 1]."""
         ...
 
 
-# --- the relaxed problem: cheapest walks ----------------------------------------------------------------------
+def _waits(room: Room, most_blocks: IntArray, longest: int) -> FloatArray:
+    if isinstance(room, TabulatedRoom):
+        return room.waits(longest)
+    table = np.full((len(most_blocks), longest), np.inf)
+    for j, most in enumerate(np.minimum(most_blocks, longest).tolist()):
+        table[j, :most] = [room.wait_seconds(j, blocks) for blocks in range(1, most + 1)]
+    return table
+
+
+# --- segments, and passes over them ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -113,238 +126,268 @@ class Spans:
         )
 
     @cached_property
-    def segments(self) -> _Segments:
-        """Every (peer, entry, exit), ordered by (entry, exit); O(sum of squared range lengths)."""
-        lengths = self.stop - self.start
-        peers, entries, exits = [], [], []
-        for size in np.unique(lengths[lengths > 0]):
-            who = np.flatnonzero(lengths == size)
-            first, last = np.triu_indices(size)
-            peers.append(np.repeat(who, len(first)))
-            entries.append((self.start[who][:, None] + first).ravel())
-            exits.append((self.start[who][:, None] + last + 1).ravel())
-        if not peers:
-            nothing = np.zeros(0, dtype=np.int64)
-            return _Segments(nothing, nothing, nothing)
-        peer, entry, exit_ = (np.concatenate(parts) for parts in (peers, entries, exits))
-        key = entry * (self.num_blocks + 1) + exit_
-        small = key.astype(np.uint16) if (self.num_blocks + 1) ** 2 < 2**16 else key
-        return _Segments(peer, entry, exit_).only(np.argsort(small, kind="stable"))
+    def lattice(self) -> Lattice:
+        """For hub costs; compiled once."""
+        return Lattice.of(self, None)
 
 
 @dataclass(frozen=True)
-class _Segments:
-    """Segments (peer, entry, exit) in order of (entry, exit); parallel arrays."""
+class _Step:
+    """One boundary: what begins and what ends there; slices into the lattice's segments, sources and targets."""
 
+    boundary: int
+    segments: slice
+    heads: IntArray
+    """Where each source's segments begin, in `segments`."""
+    sources: slice
+    targets: slice
+    ending: slice
+    """The segments that end here, in `by_target`."""
+    tails: IntArray
+    """Where each target's segments begin, in `ending`."""
+    link: FloatArray | None
+    """(sources, targets): trips from the targets' to the sources' peers; None for hub costs."""
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Segments arranged for passes over the blocks.
+
+    A walk enters a segment at its source, (entry, peer), and leaves it at its target, (exit, peer); with hub costs
+    sources and targets are mere boundaries, as it does not matter there which peer comes before.
+    """
+
+    num_blocks: int
     peer: IntArray
+    """(A,); the segments are in order of their source."""
     entry: IntArray
     exit: IntArray
+    source: IntArray
+    """(A,): 0, 1, ..., N - 1 in order of (entry, peer)."""
+    target: IntArray
+    """(A,): 0, 1, ..., X - 1 in order of (exit, peer)."""
+    links: tuple[FloatArray | None, ...]
+    """Per boundary, see `_Step`."""
 
-    def only(self, which: NDArray[Any]) -> _Segments:
-        """The segments at these places (indices or a mask), in that order."""
-        return _Segments(self.peer[which], self.entry[which], self.exit[which])
+    @classmethod
+    def of(cls, spans: Spans, between: FloatArray | None) -> Lattice:
+        """Every segment of the spans; O(sum of squared range lengths + pairs of peers that can follow each other)."""
+        lengths = spans.stop - spans.start
+        parts = [np.zeros((3, 0), dtype=np.int64)]
+        for size in np.unique(lengths[lengths > 0]):
+            who = np.flatnonzero(lengths == size)
+            first, last = np.triu_indices(size)
+            entries, exits = spans.start[who][:, None] + first, spans.start[who][:, None] + last + 1
+            parts.append(np.stack([np.repeat(who, len(first)), entries.ravel(), exits.ravel()]))
+        segments = np.concatenate(parts, axis=1)
+        peer, entry, exit_ = segments[:, np.lexsort((segments[0], segments[1]))]
+        n = len(lengths)
+        place = peer if between is not None else np.zeros_like(peer)
+        sources, source = np.unique(entry * n + place, return_inverse=True)
+        targets, target = np.unique(exit_ * n + place, return_inverse=True)
+        links: list[FloatArray | None] = [None] * spans.num_blocks
+        if between is not None:
+            first_source, first_target = (
+                np.searchsorted(keys, np.arange(spans.num_blocks + 1) * n) for keys in (sources, targets)
+            )
+            for b in range(spans.num_blocks):
+                before = targets[first_target[b] : first_target[b + 1]] % n
+                after = sources[first_source[b] : first_source[b + 1]] % n
+                links[b] = np.ascontiguousarray(between[before[:, None], after].T)
+        return cls(spans.num_blocks, peer, entry, exit_, source, target, tuple(links))
+
+    def only(self, which: IntArray) -> Lattice:
+        """The segments at these ascending places."""
+        source, target = self.source[which], self.target[which]
+        kept_sources, kept_targets = np.zeros(self.num_sources, dtype=bool), np.zeros(self.num_targets, dtype=bool)
+        kept_sources[source] = kept_targets[target] = True
+        links = list(self.links)
+        for step in self.steps:
+            if step.link is not None:
+                links[step.boundary] = step.link[kept_sources[step.sources]][:, kept_targets[step.targets]]
+        return Lattice(
+            self.num_blocks,
+            self.peer[which],
+            self.entry[which],
+            self.exit[which],
+            (np.cumsum(kept_sources) - 1)[source],
+            (np.cumsum(kept_targets) - 1)[target],
+            tuple(links),
+        )
+
+    def segment(self, index: int) -> Segment:
+        """A segment as other modules see it."""
+        return int(self.peer[index]), BlockRange(int(self.entry[index]), int(self.exit[index]))
 
     @cached_property
     def length(self) -> IntArray:
         return self.exit - self.entry
 
     @cached_property
-    def heads(self) -> IntArray:
-        """Where each group of equal (entry, exit) begins."""
-        changes = (self.entry[1:] != self.entry[:-1]) | (self.exit[1:] != self.exit[:-1])
-        return np.concatenate(([0], np.flatnonzero(changes) + 1))
+    def num_sources(self) -> int:
+        return int(self.source.max(initial=-1)) + 1
 
     @cached_property
-    def groups_by_entry(self) -> tuple[tuple[int, int, int], ...]:
-        """(entry, first group, last group + 1), in order of entry."""
-        entries = self.entry[self.heads]
-        firsts = np.flatnonzero(np.concatenate(([True], entries[1:] != entries[:-1])))
-        return tuple(zip(entries[firsts].tolist(), firsts.tolist(), [*firsts[1:].tolist(), len(entries)], strict=True))
+    def num_targets(self) -> int:
+        return int(self.target.max(initial=-1)) + 1
+
+    @cached_property
+    def by_target(self) -> IntArray:
+        """(A,): the segments in order of their target."""
+        return np.argsort(self.target, kind="stable")
+
+    @cached_property
+    def heads(self) -> IntArray:
+        """(N + 1,): where each source's segments begin, and A."""
+        return np.searchsorted(self.source, np.arange(self.num_sources + 1))
+
+    @cached_property
+    def tails(self) -> IntArray:
+        """(X + 1,): where each target's segments begin in `by_target`, and A."""
+        return np.searchsorted(self.target[self.by_target], np.arange(self.num_targets + 1))
+
+    @cached_property
+    def steps(self) -> tuple[_Step, ...]:
+        """The boundaries in order."""
+        boundaries = np.arange(self.num_blocks + 2)
+        begin = np.searchsorted(self.entry, boundaries)
+        end = np.searchsorted(self.exit[self.by_target], boundaries)
+        heads, tails = np.searchsorted(self.heads, begin), np.searchsorted(self.tails, end)
+        return tuple(
+            _Step(
+                b,
+                slice(begin[b], begin[b + 1]),
+                self.heads[heads[b] : heads[b + 1]] - begin[b],
+                slice(heads[b], heads[b + 1]),
+                slice(tails[b], tails[b + 1]),
+                slice(end[b], end[b + 1]),
+                self.tails[tails[b] : tails[b + 1]] - end[b],
+                self.links[b] if b < self.num_blocks else None,
+            )
+            for b in range(self.num_blocks + 1)
+        )
+
+    @cached_property
+    def inner_steps(self) -> tuple[_Step, ...]:
+        """The boundaries within the model where a walk can change peers, in order."""
+        return tuple(step for step in self.steps[1:-1] if len(step.heads) and len(step.tails))
+
+    @cached_property
+    def work(self) -> int:
+        """About how many additions a pass takes per limit."""
+        return 8 * len(self.peer) + sum(link.size for link in self.links if link is not None)
 
 
 @dataclass(frozen=True)
-class _Limits:
-    """Which segments a walk may use: at most `room` blocks per peer, inside [start, stop); a pinned peer computes
-    all of its pin [low, high) in one segment and nobody else computes any of it."""
+class _Memory:
+    """Critical peers: which of them a walk has used is remembered as a mask of `2 ** bits` values."""
 
-    room: IntArray
-    start: IntArray
-    stop: IntArray
-    pins: tuple[tuple[int, int, int], ...] = ()
-    """(peer, low, high)."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Walk:
-    cost: float
-    chain: tuple[Segment, ...]
-
-
-class _HubWalks:
-    """Shortest paths over block boundaries; O(segments + L^2) each."""
-
-    def __init__(self, spans: Spans, segments: _Segments, cost: FloatArray) -> None:
-        self._spans = spans
-        self._segments = segments
-        self._cost = cost
-        self._detours: tuple[bytes, FloatArray] | None = None
+    following: IntArray
+    """(masks, A): masks after the segment x (targets + 1) + its target; the place after the targets where forbidden."""
 
     @classmethod
-    def of(cls, spans: Spans, costs: HubCosts) -> _HubWalks:
-        """Over every segment of the spans."""
-        segments = spans.segments
-        return cls(spans, segments, costs.visit[segments.peer] + costs.per_block[segments.peer] * segments.length)
-
-    def cheapest(self, limits: _Limits) -> _Walk | None:
-        """The cheapest walk within the limits, or None."""
-        segments = self._segments
-        if not len(segments.peer):
-            return None
-        cost = np.where(self._allowed(limits), self._cost, np.inf)
-        distance, via = _boundary_distances(segments, cost, self._spans.num_blocks)
-        if distance[-1] == _INFINITY:
-            return None
-        chain: list[Segment] = []
-        stop = self._spans.num_blocks
-        while stop > 0:
-            group = int(via[stop])
-            head = int(segments.heads[group])
-            end = int(segments.heads[group + 1]) if group + 1 < len(segments.heads) else len(cost)
-            chosen = head + int(np.argmin(cost[head:end]))
-            start = int(segments.entry[chosen])
-            chain.append((int(segments.peer[chosen]), BlockRange(start, stop)))
-            stop = start
-        return _Walk(float(distance[-1]), tuple(reversed(chain)))
-
-    def below(self, ceiling: float, limits: _Limits) -> _HubWalks:
-        """The same over the segments that some walk of cost < `ceiling` within `limits` uses."""
-        useful = np.flatnonzero(self._cheapest_through(limits) < ceiling)
-        return _HubWalks(self._spans, self._segments.only(useful), self._cost[useful])
-
-    def _cheapest_through(self, limits: _Limits) -> FloatArray:
-        """Per segment the cost of the cheapest walk within `limits` that uses it; kept for the next request."""
-        key = limits.room.tobytes()
-        if self._detours is None or self._detours[0] != key:
-            segments, num_blocks = self._segments, self._spans.num_blocks
-            cost = np.where(self._allowed(limits), self._cost, np.inf)
-            ahead, _ = _boundary_distances(segments, cost, num_blocks)
-            order = np.lexsort((num_blocks - segments.entry, num_blocks - segments.exit))
-            mirrored = _Segments(segments.peer, num_blocks - segments.exit, num_blocks - segments.entry).only(order)
-            behind, _ = _boundary_distances(mirrored, cost[order], num_blocks)
-            self._detours = key, ahead[segments.entry] + cost + behind[num_blocks - segments.exit]
-        return self._detours[1]
-
-    def _allowed(self, limits: _Limits) -> NDArray[np.bool_]:
-        segments = self._segments
-        allowed = segments.length <= limits.room[segments.peer]
-        if limits.start is not self._spans.start:
-            allowed &= segments.entry >= limits.start[segments.peer]
-        if limits.stop is not self._spans.stop:
-            allowed &= segments.exit <= limits.stop[segments.peer]
-        for peer, low, high in limits.pins:
-            covers = (segments.entry <= low) & (segments.exit >= high)
-            apart = (segments.exit <= low) | (segments.entry >= high)
-            allowed &= np.where(segments.peer == peer, covers, apart)
-        return allowed
+    def of(cls, lattice: Lattice, critical: Sequence[int]) -> _Memory:
+        """O(critical * A + 2 ** (most critical peers with a common block) * A)."""
+        present = [j for j in critical if (lattice.peer == j).any()]
+        if not present:
+            return cls(lattice.target[None])
+        start = {j: int(lattice.entry[lattice.peer == j].min()) for j in present}
+        stop = {j: int(lattice.exit[lattice.peer == j].max()) for j in present}
+        taken: list[int] = []  # per bit, where it is free again
+        kept = np.zeros(len(lattice.peer), dtype=np.int64)
+        own = np.zeros(len(lattice.peer), dtype=np.int64)
+        used = np.zeros(len(lattice.peer), dtype=np.int64)
+        for j in sorted(present, key=lambda j: (start[j], j)):
+            bit = next((b for b, free_at in enumerate(taken) if free_at <= start[j]), len(taken))
+            taken[bit : bit + 1] = [stop[j]]
+            remembered = lattice.exit < stop[j]
+            kept |= ((lattice.entry >= start[j]) & remembered).astype(np.int64) << bit
+            mine = lattice.peer == j
+            own |= mine.astype(np.int64) << bit
+            used |= (mine & remembered).astype(np.int64) << bit
+        masks = np.arange(1 << len(taken))[:, None]
+        following = ((masks & kept) | used) * (lattice.num_targets + 1) + lattice.target
+        return cls(np.where(masks & own, lattice.num_targets, following))
 
 
-def _boundary_distances(segments: _Segments, cost: FloatArray, num_blocks: int) -> tuple[FloatArray, IntArray]:
-    """Least cost from boundary 0 to every boundary, and the group of segments that each was reached by."""
-    distance = np.full(num_blocks + 1, np.inf)
-    distance[0] = 0.0
-    via = np.zeros(num_blocks + 1, dtype=np.int64)
-    cheapest = np.minimum.reduceat(cost, segments.heads)
-    exits = segments.exit[segments.heads]
-    for entry, first, end in segments.groups_by_entry:
-        here = distance[entry]
-        if here == _INFINITY:
-            continue
-        reached = exits[first:end]
-        values = here + cheapest[first:end]
-        known = distance[reached]
-        better = values < known
-        distance[reached] = np.where(better, values, known)
-        via[reached] = np.where(better, np.arange(first, end), via[reached])
-    return distance, via
+@dataclass(frozen=True)
+class _Ends:
+    """(n,) trips from the client into each peer and from it back to the client; zero for hub costs."""
+
+    enter: FloatArray
+    leave: FloatArray
 
 
-class _PushWalks:
-    """Shortest paths over (peer, boundary); O(sum over boundaries of peers before x peers after, + segments)."""
+class _Pass:
+    """The cheapest way on from everywhere, for T limits of the wait: `cost` is (T, A), infinite where not allowed.
 
-    def __init__(self, spans: Spans, costs: PushCosts) -> None:
-        self._spans = spans
-        self._between = costs.between
-        self._trips = costs.trips
-        # In units of one trip, so that the (n, n) matrix need not be scaled for every request.
-        self._enter, self._leave, self._per_block = (
-            part / costs.trips for part in (costs.enter, costs.leave, costs.per_block)
-        )
+    O(T * masks * (A + targets x sources at every boundary)).
+    """
 
-    def cheapest(self, limits: _Limits) -> _Walk | None:
-        """The cheapest walk within the limits, or None."""
-        num_blocks = self._spans.num_blocks
-        if not len(limits.room):
-            return None
-        # left[b, j]: least cost of having computed blocks 0..b with j last; entry[b, j]: where j was entered for that.
-        left = np.full((num_blocks + 1, len(limits.room)), np.inf)
-        entry = np.zeros(left.shape, dtype=np.int64)
-        for block in range(num_blocks):
-            peers, least, most = _reach(limits, block)
-            if not len(peers):
-                continue
-            near = slice(int(peers[0]), int(peers[-1]) + 1)  # peers are in order of their ranges: few others between
-            inside = peers - near.start
-            if block == 0:
-                entering = self._enter[peers]
-            else:
-                before = np.flatnonzero(left[block] < np.inf)
-                if not len(before):
-                    continue
-                leaving = slice(int(before[0]), int(before[-1]) + 1)
-                arriving = left[block, leaving][:, None] + self._between[leaving, near]
-                entering = arriving.min(axis=0)[inside]
-            lengths = np.arange(1, int(most.max()) + 1)[:, None]
-            values = entering + self._per_block[peers] * lengths
-            values[(lengths < least) | (lengths > most)] = np.inf
-            window = slice(block + 1, block + 1 + len(lengths))
-            known = left[window, near][:, inside]
-            better = values < known
-            left[window, near][:, inside] = np.where(better, values, known)
-            entry[window, near][:, inside] = np.where(better, block, entry[window, near][:, inside])
-        final = left[num_blocks] + self._leave
-        last = int(np.argmin(final))
-        if final[last] == _INFINITY:
-            return None
-        chain: list[Segment] = []
-        stop = num_blocks
-        while stop > 0:
-            start = int(entry[stop, last])
-            chain.append((last, BlockRange(start, stop)))
-            last, stop = int(np.argmin(left[start] + self._between[:, last])), start
-        return _Walk(float(final.min()) * self._trips, tuple(reversed(chain)))
+    def __init__(self, lattice: Lattice, cost: FloatArray, ends: _Ends, critical: Sequence[int] = ()) -> None:
+        self._lattice, self._cost = lattice, cost
+        self._following = _Memory.of(lattice, critical).following
+        limits, masks = len(cost), len(self._following)
+        self._ahead = np.full((limits, masks, lattice.num_sources), np.inf)
+        self._onward = np.full((limits, masks, lattice.num_targets + 1), np.inf)
+        begin, *_, final = lattice.steps
+        self._onward[:, :, final.targets] = ends.leave[lattice.peer[lattice.by_target[final.ending][final.tails]]]
+        for step in reversed(lattice.inner_steps):
+            ahead = self._ahead[:, :, step.sources] = self._before(step)
+            if step.link is not None:
+                ahead = (ahead[..., None] + step.link).min(axis=2)
+            self._onward[:, :, step.targets] = ahead
+        self._begin = np.full((limits, 1), np.inf)
+        """(T, sources of the first block)"""
+        if len(begin.heads):
+            self._begin = self._before(begin)[:, 0] + ends.enter[lattice.peer[lattice.heads[begin.sources]]]
+        self.total = self._begin.min(axis=1)
+        """(T,): C."""
 
-    def below(self, ceiling: float, limits: _Limits) -> _PushWalks:
-        """The same: nothing is dropped here, the walk does not enumerate segments."""
-        return self
+    def _before(self, step: _Step) -> FloatArray:
+        """(T, masks, sources): the least cost from each source of a boundary."""
+        flat = self._onward.reshape(len(self._cost), -1)
+        values = np.take(flat, self._following[:, step.segments], axis=1)
+        values += self._cost[:, None, step.segments]
+        ahead: FloatArray = np.minimum.reduceat(values, step.heads, axis=2)
+        return ahead
+
+    def onward(self, limit: int) -> FloatArray:
+        """(A,): the least cost from each segment's end to the end of the walk."""
+        onward: FloatArray = self._onward[limit, 0][self._lattice.target]
+        return onward
+
+    def walk(self, limit: int) -> list[int]:
+        """The segments, by index, of the cheapest walk under that limit, of which there must be one."""
+        lattice, onward = self._lattice, self._onward[limit].ravel()
+        walk: list[int] = []
+        source, mask = int(np.argmin(self._begin[limit])), 0
+        while True:
+            first, end = lattice.heads[source], lattice.heads[source + 1]
+            following = self._following[mask, first:end]
+            chosen = int(np.argmin(self._cost[limit, first:end] + onward[following]))
+            mask, target = divmod(int(following[chosen]), lattice.num_targets + 1)
+            walk.append(int(first) + chosen)
+            step = lattice.steps[lattice.exit[walk[-1]]]
+            if step.boundary == lattice.num_blocks:
+                return walk
+            ahead = self._ahead[limit, mask, step.sources]
+            if step.link is not None:
+                ahead = ahead + step.link[:, target - step.targets.start]
+            source = int(step.sources.start + np.argmin(ahead))
 
 
-def _reach(limits: _Limits, block: int) -> tuple[IntArray, IntArray, IntArray]:
-    """The peers that may be entered at `block`, and their least and greatest number of blocks."""
-    peers = np.flatnonzero((limits.start <= block) & (block < limits.stop) & (limits.room > 0))
-    least = np.ones(len(peers), dtype=np.int64)
-    most = np.minimum(limits.stop[peers] - block, limits.room[peers])
-    for peer, low, high in limits.pins:
-        pinned = peers == peer
-        if block > low:
-            most[pinned] = 0  # too late to cover the pin
-        else:
-            least[pinned] = np.maximum(least[pinned], high - block)
-        if block < low:
-            most[~pinned] = np.minimum(most[~pinned], low - block)
-        elif block < high:
-            most[~pinned] = 0
-    usable = least <= most
-    return peers[usable], least[usable], most[usable]
+def _before_segments(lattice: Lattice, cost: FloatArray, ends: _Ends) -> FloatArray:
+    """(A,): the least cost up to entering each segment, for segments of these costs (A,)."""
+    reached = np.full(lattice.num_sources, np.inf)
+    first = lattice.steps[0].sources
+    reached[first] = ends.enter[lattice.peer[lattice.heads[first]]]
+    sources, cost = lattice.source[lattice.by_target], cost[lattice.by_target]
+    for step in lattice.inner_steps:
+        values = reached[sources[step.ending]] + cost[step.ending]
+        arrived = np.minimum.reduceat(values, step.tails)
+        reached[step.sources] = arrived if step.link is None else (step.link + arrived).min(axis=1)
+    return reached[lattice.source]
 
 
 # --- the exact problem ----------------------------------------------------------------------------------------
@@ -363,147 +406,209 @@ class Choice:
         return self.cost_seconds + self.wait_seconds
 
 
-@dataclass(order=True)
-class _Node:
-    """The chains within `limits` that wait more than `low` (or exactly 0) and at most `high`."""
+@dataclass(frozen=True)
+class _Opening:
+    """The search without limits of the wait; the same for every request while the peers' total room is."""
 
-    bound: float
-    sequence: int
-    low: float = field(compare=False)
-    high: float = field(compare=False)
-    limits: _Limits = field(compare=False)
-    walk: _Walk = field(compare=False)
+    room: IntArray
+    cost: FloatArray
+    """(A,) trips, infinite where there will never be room."""
+    ahead: _Pass
 
 
 class ChainSearch:
     """Cheapest chains over fixed spans and costs, for any state of the peers' memory."""
 
     def __init__(self, spans: Spans, costs: HubCosts | PushCosts) -> None:
-        self._spans = spans
         self._costs = costs
-        self._memo: tuple[bytes, _Walk | None] | None = None
+        if isinstance(costs, HubCosts):
+            nothing = np.zeros(len(spans.start))
+            self._lattice, self._ends, self._trips = spans.lattice, _Ends(nothing, nothing), 1.0
+        else:
+            self._lattice, self._trips = costs.lattice, costs.trips
+            self._ends = _Ends(costs.enter / costs.trips, costs.leave / costs.trips)
+        self._opened: _Opening | None = None
 
     @cached_property
-    def _all_walks(self) -> _HubWalks | _PushWalks:
-        if isinstance(self._costs, HubCosts):
-            return _HubWalks.of(self._spans, self._costs)
-        return _PushWalks(self._spans, self._costs)
+    def _segment_cost(self) -> FloatArray:
+        """(A,) trips."""
+        lattice, costs = self._lattice, self._costs
+        cost: FloatArray = (costs.per_block / self._trips)[lattice.peer] * lattice.length
+        return cost + costs.visit[lattice.peer] if isinstance(costs, HubCosts) else cost
 
     def cheapest(self, room: Room) -> Choice | None:
         """The chain that minimises sum of costs + largest wait, or None if there is none."""
-        everything = _Limits(room.blocks_within(_INFINITY), self._spans.start, self._spans.stop)
-        unlimited = self._memoised(everything)
-        if unlimited is None:
+        opening = self._open(room.blocks_within(_INFINITY))
+        if opening.ahead.total[0] == _INFINITY:
             return None
-        if _recurrence(unlimited.chain) is None and _largest_wait(room, unlimited.chain) == 0.0:
-            return Choice(unlimited.chain, unlimited.cost, 0.0)
-        return _Descent(self._all_walks, room, least_wait(self._spans, room)).run(everything, unlimited)
+        chain = tuple(self._lattice.segment(index) for index in opening.ahead.walk(0))
+        wait = 0.0
+        if _recurring([j for j, _ in chain]) or any(room.wait_seconds(j, len(blocks)) for j, blocks in chain):
+            found = _Sweep(self._lattice, self._ends, self._trips, opening, room).run()
+            if found is None:
+                return None
+            chain, wait = found
+        return Choice(chain, self._costs.chain_seconds(chain), wait)
 
-    def _memoised(self, limits: _Limits) -> _Walk | None:
-        """The unlimited walk; it is the same for every request while the peers' total room is."""
-        key = limits.room.tobytes()
-        if self._memo is None or self._memo[0] != key:
-            self._memo = (key, self._all_walks.cheapest(limits))
-        return self._memo[1]
-
-
-def least_wait(spans: Spans, room: Room) -> float:
-    """No chain waits less than this: the largest over blocks of the least wait among their hosts."""
-    waits = room.first_block_waits()
-    least = np.full(spans.num_blocks, np.inf)
-    for j in np.argsort(-waits, kind="stable"):
-        if waits[j] < _INFINITY:
-            least[spans.start[j] : spans.stop[j]] = waits[j]
-    return float(least.max())
+    def _open(self, room: IntArray) -> _Opening:
+        if self._opened is None or not np.array_equal(self._opened.room, room):
+            lattice = self._lattice
+            cost = np.where(lattice.length <= room[lattice.peer], self._segment_cost, np.inf)
+            self._opened = _Opening(room, cost, _Pass(lattice, cost[None], self._ends))
+        return self._opened
 
 
-def _largest_wait(room: Room, chain: Sequence[Segment]) -> float:
-    return max(room.wait_seconds(j, len(blocks)) for j, blocks in chain)
+def _recurring(peers: Sequence[int]) -> set[int]:
+    return {j for j in peers if peers.count(j) > 1}
 
 
-class _Descent:
-    """The branch and bound of the module's docstring, for one request."""
+FIRST_LIMITS = (0.0, 1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4)
+"""Limits of the first round: that much of the cost without limits above the least wait of any chain."""
+WORK_PER_ROUND = 4_000_000
+MOST_LIMITS = 32
 
-    def __init__(self, walks: _HubWalks | _PushWalks, room: Room, floor: float) -> None:
-        self._walks = walks
-        self._room = room
-        self._floor = floor
-        self._best: Choice | None = None
-        self._queue: list[_Node] = []
-        self._sequence = itertools.count()
 
-    def run(self, everything: _Limits, unlimited: _Walk) -> Choice | None:
-        if self._floor == _INFINITY:
-            return None
-        self._offer(unlimited)
-        at_floor = replace(everything, room=self._room.blocks_within(self._floor))
-        cheapest_at_floor = self._walks.cheapest(at_floor)
-        if cheapest_at_floor is not None:
-            self._offer(cheapest_at_floor)
-        if self._best is not None:
-            self._walks = self._walks.below(self._best.total_seconds - self._floor, everything)
-        self._push(self._floor, self._floor, at_floor, cheapest_at_floor)
-        self._push(self._floor, _INFINITY, everything, unlimited)
-        while self._queue:
-            node = heapq.heappop(self._queue)
-            if node.bound >= self._ceiling:
-                break
-            self._expand(node)
+class _Sweep:
+    """The rounds of the module's docstring, for one request."""
+
+    def __init__(self, lattice: Lattice, ends: _Ends, trips: float, opening: _Opening, room: Room) -> None:
+        self._lattice, self._ends, self._trips = lattice, ends, trips
+        self._cost = opening.cost
+        """(A,) trips."""
+        waits = _waits(room, opening.room, int(lattice.length.max()))
+        waits = np.maximum(waits, _least_wait(lattice, waits[:, 0]))
+        self._wait = waits[lattice.peer, lattice.length - 1]
+        """(A,) seconds; no chain waits less than the least."""
+        self._open = np.unique(waits[waits < np.inf])
+        """Waits that the best chain may have, ascending."""
+        self._limits = np.array([_INFINITY])
+        self._bounds = self._trips * opening.ahead.total
+        """What a chain costs at least that waits at most the limit at the same place and more than the one before."""
+        self._best: tuple[tuple[Segment, ...], float] | None = None
+        self._ceiling = self._relaxed = _INFINITY
+        """The best chain found, and the best walk found, seconds."""
+        self._culprits: set[int] = set()
+        """The peers that the best walk uses twice."""
+        self._critical: set[int] = set()
+        self._offer(opening.ahead.walk(0), float(self._bounds[0]))
+
+    def run(self) -> tuple[tuple[Segment, ...], float] | None:
+        """The best chain and its wait."""
+        limits = self._open[0] + self._bounds[0] * np.array(FIRST_LIMITS)
+        limits = self._open[np.unique(np.searchsorted(self._open, limits, side="right") - 1)]
+        while len(limits):
+            self._round(limits)
+            limits = self._next_limits()
         return self._best
 
-    @property
-    def _ceiling(self) -> float:
-        return self._best.total_seconds if self._best is not None else _INFINITY
+    def _close(self) -> FloatArray:
+        """Close the limits whose bounds reach the best chain; the bounds of the others."""
+        bounds: FloatArray = self._bounds[np.searchsorted(self._limits, self._open)] + self._open
+        bounds, self._open = bounds[bounds < self._ceiling], self._open[bounds < self._ceiling]
+        return bounds
 
-    def _offer(self, walk: _Walk) -> None:
-        """A walk without recurrence is a chain."""
-        if _recurrence(walk.chain) is None:
-            wait = _largest_wait(self._room, walk.chain)
-            if walk.cost + wait < self._ceiling:
-                self._best = Choice(walk.chain, walk.cost, wait)
+    def _next_limits(self) -> FloatArray:
+        """Some of those at which a better walk than the best may be, and the last that is open."""
+        bounds = self._close()
+        if not len(bounds):
+            return bounds
+        eager = self._open[bounds < self._relaxed]
+        if not len(eager):
+            self._critical |= self._culprits
+            self._relaxed = self._ceiling
+            eager = self._open
+        count = min(max(WORK_PER_ROUND // self._lattice.work, 2), MOST_LIMITS)
+        chosen = eager[np.linspace(0, len(eager) - 1, count + 1).astype(np.int64)[1:]]
+        return np.unique(np.append(chosen, self._open[-1]))
 
-    def _push(self, low: float, high: float, limits: _Limits, walk: _Walk | None) -> None:
-        if walk is not None and walk.cost + low < self._ceiling:
-            self._offer(walk)
-            heapq.heappush(self._queue, _Node(walk.cost + low, next(self._sequence), low, high, limits, walk))
+    def _round(self, limits: FloatArray) -> None:
+        """Evaluate these limits, and the last open one if it is beyond, then prune."""
+        low = float(self._open[0])
+        columns = self._evaluate(low, limits)
+        self._close()
+        if len(self._open) and self._open[-1] > limits[-1]:
+            columns += self._evaluate(float(limits[-1]), self._open[-1:])
+        columns = [column for column in columns if column.low + column.bound < self._ceiling]
+        if columns:
+            self._prune(columns)
 
-    def _expand(self, node: _Node) -> None:
-        recurring = _recurrence(node.walk.chain)
-        if recurring is not None:
-            for limits in _split(node.limits, *recurring):
-                self._push(node.low, node.high, limits, self._walks.cheapest(limits))
-            return
-        # What costs at least as much and waits at least as long is no better; nor what waits beyond the ceiling.
-        high = min(_largest_wait(self._room, node.walk.chain), self._ceiling - node.walk.cost)
-        high = math.nextafter(high, -_INFINITY)
-        if high <= node.low:
-            return
-        middle = (node.low + high) / 2
-        upper = replace(node.limits, room=self._room.blocks_within(high))
-        above = self._walks.cheapest(upper)
-        self._push(middle, high, upper, above)
-        if above is not None:
-            lower = replace(node.limits, room=self._room.blocks_within(middle))
-            self._push(node.low, middle, lower, self._walks.cheapest(lower))
+    def _evaluate(self, low: float, limits: FloatArray) -> list[_Column]:
+        cost = np.where(self._wait <= limits[:, None], self._cost, np.inf)
+        ahead = _Pass(self._lattice, cost, self._ends, sorted(self._critical))
+        bounds = self._trips * ahead.total
+        lows = np.concatenate(([low], limits[:-1]))
+        broken = None
+        for column in np.argsort(limits + bounds, kind="stable").tolist():
+            if bounds[column] + lows[column] < self._ceiling:
+                walk = ahead.walk(column)
+                if self._offer(walk, float(bounds[column])):
+                    broken = walk, cost[column]
+        if broken:
+            self._repair(*broken)
+        limits, seconds = np.concatenate((self._limits, limits)), np.concatenate((self._bounds, bounds))
+        order = np.argsort(limits, kind="stable")
+        self._limits = limits[order]
+        self._bounds = np.maximum.accumulate(seconds[order][::-1])[::-1]
+        return [_Column(float(lows[i]), float(bounds[i]), cost[i], ahead, i) for i in range(len(lows))]
+
+    def _offer(self, walk: list[int], cost_seconds: float) -> bool:
+        """Take note of a walk; whether it is the best so far, but no chain."""
+        wait = float(self._wait[walk].max())
+        total = cost_seconds + wait
+        best, culprits = total < self._relaxed, _recurring(self._lattice.peer[walk].tolist())
+        if best:
+            self._relaxed, self._culprits = total, culprits
+        if total < self._ceiling and not culprits:
+            self._ceiling = total
+            self._best = tuple(self._lattice.segment(index) for index in walk), wait
+        return best and bool(culprits)
+
+    def _repair(self, walk: list[int], cost: FloatArray) -> None:
+        """Offer a good chain in place of a walk: a peer that recurs keeps only the segments that hold one block."""
+        lattice, cost, seconds = self._lattice, cost.copy(), _INFINITY
+        while culprits := _recurring(lattice.peer[walk].tolist()):
+            for index in walk:
+                if lattice.peer[index] in culprits:
+                    block = lattice.entry[index]
+                    away = (lattice.entry > block) | (lattice.exit <= block)
+                    cost[away & (lattice.peer == lattice.peer[index])] = np.inf
+            ahead = _Pass(lattice, cost[None], self._ends)
+            seconds = self._trips * float(ahead.total[0])
+            if seconds >= self._ceiling:
+                return
+            walk = ahead.walk(0)
+        self._offer(walk, seconds)
+
+    def _prune(self, columns: list[_Column]) -> None:
+        """Drop the segments through which no open limit has a walk below the best chain."""
+        behind = _before_segments(self._lattice, columns[-1].cost, self._ends)
+        keep = np.zeros(len(behind), dtype=bool)
+        for column in columns:
+            through = behind + column.cost
+            through += column.ahead.onward(column.index)
+            through *= self._trips
+            through += np.maximum(self._wait, column.low)
+            keep |= through < self._ceiling
+        kept = np.flatnonzero(keep)
+        self._lattice, self._cost, self._wait = self._lattice.only(kept), self._cost[kept], self._wait[kept]
+        self._open = np.intersect1d(self._open, self._wait)
 
 
-def _recurrence(chain: Sequence[Segment]) -> tuple[int, int, int] | None:
-    """The first peer used twice, as (peer, end of its first segment, start of its second), or None."""
-    ends: dict[int, int] = {}
-    for j, blocks in chain:
-        if j in ends:
-            return j, ends[j], blocks.start
-        ends[j] = blocks.stop
-    return None
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """One evaluated limit: the chains that wait more than `low`, at most the limit, cost at least `bound` seconds."""
+
+    low: float
+    bound: float
+    cost: FloatArray
+    """(A,) trips, infinite for what waits longer than the limit."""
+    ahead: _Pass
+    index: int
 
 
-def _split(limits: _Limits, peer: int, first_end: int, second_start: int) -> Iterable[_Limits]:
-    """The three cases of the module's docstring: none allows the walk, together they allow every chain."""
-    stop = limits.stop.copy()
-    stop[peer] = min(stop[peer], second_start)
-    yield replace(limits, stop=stop)
-    start = limits.start.copy()
-    start[peer] = max(start[peer], first_end)
-    yield replace(limits, start=start)
-    if second_start - first_end + 2 <= limits.room[peer]:
-        yield replace(limits, pins=(*limits.pins, (peer, first_end - 1, second_start + 1)))
+def _least_wait(lattice: Lattice, first_block: FloatArray) -> float:
+    """No chain waits less: the largest over blocks of the least wait among their hosts."""
+    single = lattice.length == 1
+    least = np.full(lattice.num_blocks, np.inf)
+    np.minimum.at(least, lattice.entry[single], first_block[lattice.peer[single]])
+    return float(least.max())

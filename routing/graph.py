@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .chain_search import ChainSearch, HubCosts, PushCosts, Spans
+from .chain_search import ChainSearch, HubCosts, Lattice, PushCosts, Spans
 from .perf import FloatArray, IntArray
 from .swarm import Hop, PeerId, PeerSpec, PeerState, RequestSpec, Route, Swarm
 
@@ -140,13 +140,18 @@ class _SnapshotRoom:
         delays = self.releases.delay[mine]
         return float(delays[index]) if index < len(delays) and self.usable[peer] else _INFINITY
 
-    def first_block_waits(self) -> FloatArray:
-        waits = np.where(self.free >= self.need, 0.0, np.inf)
-        if len(self.releases.owner):
-            enough = self.free[self.releases.owner] + self.releases.freed >= self.need
-            owners = self.releases.owner[enough]
-            np.minimum.at(waits, owners, self.releases.delay[enough])
-        return np.where(self.usable, waits, np.inf)
+    def waits(self, longest: int) -> FloatArray:
+        """Each row is a run of zeros, of every release's delay in order of time, and of infinities."""
+        peers, releases = np.arange(len(self.free)), self.releases
+        owner = np.concatenate((peers, releases.owner, peers))
+        delay = np.concatenate((np.zeros(len(peers)), releases.delay, np.full(len(peers), np.inf)))
+        available = np.concatenate((self.free, self.free[releases.owner] + releases.freed))
+        room = np.concatenate((np.clip(available // self.need, 0, longest), np.full(len(peers), longest)))
+        order = np.argsort(owner, kind="stable")
+        ends = owner[order] * longest + room[order]
+        waits = np.repeat(delay[order], np.diff(ends, prepend=0)).reshape(len(peers), longest)
+        waits[~self.usable] = np.inf
+        return waits
 
 
 class RouteFinder:
@@ -174,7 +179,7 @@ class RouteFinder:
         ).reshape(len(costs), 5)
         self._free = np.array([peer.kv_tokens_free for peer in self.peers], dtype=np.int64)
         self._releases = _Releases.of(swarm, self.peers)
-        self._matrix: tuple[Callable[[PeerId, PeerId], float], FloatArray] | None = None
+        self._linked: tuple[Callable[[PeerId, PeerId], float], FloatArray, Lattice] | None = None
 
     def cheapest_route(
         self,
@@ -217,13 +222,15 @@ class RouteFinder:
         self, request: RequestSpec, rtt: FloatArray, peer_rtt_seconds: Callable[[PeerId, PeerId], float]
     ) -> PushCosts:
         trips = request.new_tokens / 2  # a one-way delay is half a round trip
-        ends, between = rtt * trips, self._peer_rtts(peer_rtt_seconds)
-        return PushCosts(ends, self._per_block_seconds(request), ends, between, trips)
+        # Kept for the next request, so a callable must give the same answers for the same snapshot.
+        if self._linked is None or self._linked[0] != peer_rtt_seconds:
+            matrix = self._peer_rtts(peer_rtt_seconds)
+            self._linked = peer_rtt_seconds, matrix, Lattice.of(self._spans, matrix)
+        ends = rtt * trips
+        return PushCosts(ends, self._per_block_seconds(request), ends, *self._linked[1:], trips)
 
     def _peer_rtts(self, peer_rtt_seconds: Callable[[PeerId, PeerId], float]) -> FloatArray:
-        """(n, n); kept for the next request, so a callable must give the same answers for the same snapshot."""
-        if self._matrix is not None and self._matrix[0] == peer_rtt_seconds:
-            return self._matrix[1]
+        """(n, n) seconds; infinite on the diagonal, as no peer follows itself."""
         ids = [peer.id for peer in self.peers]
         if isinstance(peer_rtt_seconds, RttTable):
             matrix = peer_rtt_seconds.matrix(ids)
@@ -232,7 +239,6 @@ class RouteFinder:
         if not np.isfinite(matrix).all() or (matrix < 0).any():
             raise ValueError("peer_rtt_seconds must give finite round trips >= 0")
         np.fill_diagonal(matrix, np.inf)
-        self._matrix = (peer_rtt_seconds, matrix)
         return matrix
 
     def _called(self, peer_rtt_seconds: Callable[[PeerId, PeerId], float], ids: Sequence[PeerId]) -> FloatArray:
