@@ -253,7 +253,7 @@ class Engine:
         ready_since = max(self._last_step_ended, min(job.arrived_at for job in self._jobs))
         with self._changed:
             while not self._closed:
-                until = gather_until(ready_since, self._expected.moments(ready_since), self._last_step_seconds)
+                until = gather_until(ready_since, self._expected.returns(ready_since), self._last_step_seconds)
                 left = until - time.monotonic()
                 if left <= 0:
                     return

@@ -85,11 +85,14 @@ def chunk_tokens_within(cost: ComputeCost, num_blocks: int) -> int:
 
 
 # Sessions that were answered by one step come back at nearly the same time.  Without a pause the first of them starts
-# the next step alone, the others miss it, and from then on steps of 1 and of N - 1 rows alternate.
+# the next step alone, the others miss it, and from then on two groups alternate that could share every step.  Simulated
+# with 8 sessions and steps of 80 ms + 5 ms per row, tokens/s without and with the pause: 40 and 66 where the sessions
+# come back after 0.2 or 1 ms, 63 after 5 ms, 56 after 20 ms; and the 99th percentile of the gaps between a session's
+# tokens falls from 200 ms to 120 to 144 ms.
 
-GATHER_SHARE = 0.1
+GATHER_SHARE = 0.25
 """Of the last step's time: so long at most a ready job waits for others."""
-GATHER_LIMIT_SECONDS = 0.005
+GATHER_LIMIT_SECONDS = 0.025
 _SMOOTHING = 0.25
 _LONGEST_TURNAROUND_SECONDS = 0.1
 """Longer ones count as this: somebody read the answer; it says little about the next time."""
@@ -97,7 +100,7 @@ _LONGEST_TURNAROUND_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class TurnAround:
-    """How long a session takes from an answer to its next step: smoothed mean and mean deviation (as RFC 6298 does)."""
+    """How long a session takes from an answer to its next step: smoothed mean and mean deviation (as in RFC 6298)."""
 
     mean_seconds: float
     deviation_seconds: float
@@ -113,10 +116,17 @@ class TurnAround:
         deviation = self.deviation_seconds + _SMOOTHING * (abs(seconds - self.mean_seconds) - self.deviation_seconds)
         return TurnAround(self.mean_seconds + _SMOOTHING * (seconds - self.mean_seconds), deviation)
 
-    @property
-    def latest_seconds(self) -> float:
-        """Nearly always it is back by then."""
-        return self.mean_seconds + 2 * self.deviation_seconds
+    def after(self, answered_at: float) -> Return:
+        usually_at = answered_at + self.mean_seconds
+        return Return(usually_at, usually_at + 4 * self.deviation_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """When a session should be back, and by when it nearly always is."""
+
+    usually_at: float
+    latest_at: float
 
 
 class ExpectedSessions:
@@ -128,33 +138,34 @@ class ExpectedSessions:
     def __init__(self) -> None:
         self._answered_at: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
         self._turn_arounds: WeakKeyDictionary[Any, TurnAround] = WeakKeyDictionary()
-        self._expected_by: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+        self._expected: WeakKeyDictionary[Any, Return] = WeakKeyDictionary()
 
     def answered(self, session: Any, now: float) -> None:
         self._answered_at[session] = now
         if session in self._turn_arounds:
-            self._expected_by[session] = now + self._turn_arounds[session].latest_seconds
+            self._expected[session] = self._turn_arounds[session].after(now)
 
     def arrived(self, session: Any, now: float) -> None:
         """The session's next step is here."""
-        self._expected_by.pop(session, None)
+        self._expected.pop(session, None)
         answered_at = self._answered_at.pop(session, None)
         if answered_at is not None:
             before, seconds = self._turn_arounds.get(session), now - answered_at
             self._turn_arounds[session] = before.observed(seconds) if before is not None else TurnAround.first(seconds)
 
-    def moments(self, now: float) -> list[float]:
-        """When those who are expected after `now` should be back at the latest; who is overdue is given up."""
-        for session in [session for session, moment in self._expected_by.items() if moment <= now]:
-            del self._expected_by[session]
-        return list(self._expected_by.values())
+    def returns(self, now: float) -> list[Return]:
+        """Of those who may still come; who is overdue is given up."""
+        for session in [session for session, expected in self._expected.items() if expected.latest_at <= now]:
+            del self._expected[session]
+        return list(self._expected.values())
 
 
-def gather_until(ready_since: float, expected_by: Iterable[float], last_step_seconds: float) -> float:
+def gather_until(ready_since: float, expected: Iterable[Return], last_step_seconds: float) -> float:
     """The moment until which the engine waits for more jobs; `ready_since`, i.e. not at all, if nobody is expected.
 
-    `ready_since`: since when the engine is free and a job is ready. `expected_by`: when each session that was answered
-    and is not back should be back at the latest. Who comes later than the limit is not waited for.
+    `ready_since`: since when the engine is free and a job is ready. `expected`: of the sessions that are not back yet.
+    Who usually comes later than the limit is not waited for, and nobody is waited for any longer.
     """
     limit = ready_since + min(GATHER_LIMIT_SECONDS, GATHER_SHARE * last_step_seconds)
-    return max((moment for moment in expected_by if ready_since < moment <= limit), default=ready_since)
+    ends = (min(one.latest_at, limit) for one in expected if one.usually_at <= limit)
+    return max(ready_since, max(ends, default=ready_since))
