@@ -11,12 +11,14 @@ import asyncio
 import itertools
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ..proto import swarm_pb2 as pb
 from ..proto.errors import DeadlineExceeded, PeerBusy, SwarmError
 from ..proto.frames import Rebuild, WireStep, replay_steps
 from ..proto.handshake import Grant, sign_capability, sign_hello
+from ..proto.prefixes import Digests, encode_prefixes
 from ..proto.replay import ReplayBuffer
 from ..routing.swarm import BlockRange, PeerId
 from .config import SessionConfig, SessionEvent
@@ -49,6 +51,11 @@ class Rollback:
     inputs: ReplayBuffer
     """What the client fed to block 0, after the permutation."""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether a peer that was just opened is in this state: no step, and nothing that the first one begins with."""
+        return self.next_seq == 1 and not any(self.permuted)
+
 
 class Chain:
     """The hops of one session."""
@@ -69,6 +76,8 @@ class Chain:
         self._kv_tokens = kv_tokens
         self._max_rows = max_rows
         self._on_answer = on_answer
+        self.prefixes: tuple[Digests, ...] = ()
+        """The pages of the rows that the first operation computes, until that has begun (`PageNames.chain`)."""
         self._relayed_links: set[tuple[PeerId, PeerId]] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._taking: Sequence[Hop] = ()
@@ -88,6 +97,20 @@ class Chain:
         """End the session on every peer."""
         hops, self.hops = [*self.hops, *self._taking], []
         await asyncio.gather(*(hop.close() for hop in hops), *self._closing, return_exceptions=True)
+
+    async def remember(self, prefixes: Sequence[Digests], timeout_seconds: float) -> None:
+        """Have the peers keep the beginnings of their rows for later sessions; the session ends there."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                names = [self._named_at(self.hops[:index], prefixes) for index in range(len(self.hops))]
+                await asyncio.gather(*(hop.leave(named) for hop, named in zip(self.hops, names, strict=True)))
+
+    def adoptable(self) -> tuple[int, ...]:
+        """Per row of `prefixes`, how many of its first tokens every peer holds."""
+        return tuple(
+            min((hop.held_tokens[row] if row < len(hop.held_tokens) else 0 for hop in self.hops), default=0)
+            for row in range(len(self.prefixes))
+        )
 
     # --- watching ---
 
@@ -164,16 +187,21 @@ class Chain:
         """Open what is new of `chain` beside the present one, waiting for room; it is to be connected next.
 
         The new hops know their neighbours and send nothing to them yet. Raises NotAdmitted, with the room given back,
-        or ChainBroken if a hop of the present chain fails meanwhile.
+        or ChainBroken if a hop that stays fails meanwhile.
         """
         self.epoch += 1
         hops = [one if isinstance(one, Hop) else self._new_hop(one) for one in chain]
         new = [hop for hop in hops if hop not in self.hops]
 
+        def check() -> None:
+            if any(hop.error is not None for hop in hops if hop not in new):
+                raise ChainBroken
+
         async def open_hop(hop: Hop, seconds: float) -> None:
             index = hops.index(hop)
             before, after = hops[index - 1] if index else None, hops[index + 1] if index + 1 < len(hops) else None
-            await self._open(hop, self._capability(hop, before, after), b"", relay=True, wait_seconds=seconds)
+            capability = self._capability(hop, before, after)
+            await self._open(hop, hops[:index], capability, b"", relay=True, wait_seconds=seconds)
 
         self._taking = new
         try:
@@ -182,7 +210,7 @@ class Chain:
                 open_hop,
                 wait_seconds=wait_seconds,
                 changed=self.changed,
-                check=self.raise_if_broken,
+                check=check,
                 on_event=self._config.on_event,
             )
         except BaseException:
@@ -237,18 +265,31 @@ class Chain:
         if kept:
             await hop.reroute(pb.Reroute(capability=capability, successor_record=record, relay=relay))
         else:
-            await self._open(hop, capability, record, relay)
+            await self._open(hop, self.hops[:index], capability, record, relay)
 
     async def _open(
-        self, hop: Hop, capability: pb.Signed, record: bytes, relay: bool, wait_seconds: float = 0.0
+        self,
+        hop: Hop,
+        hops_before: Sequence[Hop],
+        capability: pb.Signed,
+        record: bytes,
+        relay: bool,
+        wait_seconds: float = 0.0,
     ) -> None:
         """With `wait_seconds` the session waits for room, without it is refused where there is none."""
         config = self._config
         hello = sign_hello(config.identity, hop.peer, self._session_id, config.clock(), config.swarm_key)
         message = pb.Open(hello=hello, capability=capability, successor_record=record, relay=relay)
+        message.prefixes.extend(encode_prefixes(self._named_at(hops_before, self.prefixes)))
         if wait_seconds > 0:
             message.wait, message.wait_seconds = True, wait_seconds
         await hop.open(config.dialer.stub(hop.address), message)
+
+    def _named_at(self, hops_before: Sequence[Hop], prefixes: Sequence[Digests]) -> list[Digests]:
+        """The prefixes by the names that they have at the peer behind `hops_before`."""
+        names = self._config.page_names
+        formats = [hop.numeric_format for hop in hops_before]
+        return [names.at_peer(pages, formats) for pages in prefixes] if names is not None else []
 
     def _neighbours(self, hop: Hop) -> tuple[Hop | None, Hop | None]:
         index = self.hops.index(hop)
@@ -345,7 +386,8 @@ class Chain:
         try:
             async with asyncio.timeout(HANDOVER_SECONDS):
                 capability = self._capability(new, *self._neighbours(old))
-                await self._open(new, capability, b"", True, HANDOVER_WAIT_SECONDS if waits else 0.0)
+                wait_seconds = HANDOVER_WAIT_SECONDS if waits else 0.0
+                await self._open(new, (), capability, b"", True, wait_seconds)
                 if waits:
                     await self._until_either_fails(old, new, lambda: new.opened)
                 await old.export_to(new, state.next_seq - 1, state.before, HANDOVER_SECONDS)
@@ -365,7 +407,7 @@ class Chain:
 
     async def rebuild(self, state: Rollback) -> None:
         """Bring every hop that is not `built` to `state`. Raises ChainBroken."""
-        if state.next_seq == 1:
+        if state.is_empty:
             for hop in self.hops:
                 hop.built = True
         index = 0
@@ -381,7 +423,8 @@ class Chain:
     async def _rebuild_run(self, first: int, stop: int, state: Rollback) -> None:
         """Rebuild the hops `first` to `stop`, and those before them whose buffer is gone."""
         source = first - 1
-        while source >= 0 and not _buffer_of(self.hops[source]):
+        # Before the first step no peer can replay the tokens that it begins with.
+        while source >= 0 and (state.next_seq == 1 or not _buffer_of(self.hops[source])):
             source -= 1
         last = self.hops[stop - 1]
         origin = self.hops[source] if source >= 0 else None

@@ -15,6 +15,7 @@ from ..routing.swarm import BlockRange, PeerId, RequestSpec
 if TYPE_CHECKING:
     from ..proto.transport import Dialer
     from .hop import HopChoice
+    from .prefixes import PageNames
 
 
 PATIENCE_SECONDS = 30.0
@@ -67,8 +68,9 @@ class SessionEvent:
     """Something worth knowing about a session, as it happens.
 
     `kind` is one of "opened", "refused" (a peer is full), "queued" (`peer` has the session wait for room; `detail` is
-    its place and the estimate), "hop-lost", "rerouted", "relayed", "stalled", "replay" (`peer` is the source of the
-    tokens, None: this client), "rebuilt" and "handed-over" (`peer` is the one that was left).
+    its place and the estimate), "adopted" (all peers held a part of the prompt), "hop-lost", "rerouted", "relayed",
+    "stalled", "replay" (`peer` is the source of the tokens, None: this client), "rebuilt" and "handed-over" (`peer` is
+    the one that was left).
     """
 
     kind: str
@@ -94,6 +96,8 @@ class SessionConfig:
     swarm_key: SwarmKeyProof | None = None
     relay_always: bool = False
     """Hub-and-spoke: every output comes back through the client."""
+    page_names: PageNames | None = None
+    """Names under which peers keep attention caches for later sessions; None: they are not asked to."""
     min_precision: str | None = None
     """Only peers that compute at least as precisely as this numeric format."""
     patience_seconds: float = PATIENCE_SECONDS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from ..proto import swarm_pb2 as pb
 from ..proto.errors import DeadlineExceeded, PushFailed, RemoteProtocolError, SessionLost, SwarmError, from_wire
 from ..proto.frames import CREDITS, Rebuild, StepReader, WireStep, encode_rebuild, encode_step
+from ..proto.prefixes import Digests, encode_prefixes
 from ..proto.transport import PeerAddress, PeerStub, translated_grpc_errors
 from ..routing.swarm import BlockRange, PeerId
 
@@ -95,6 +96,8 @@ class Hop:
         self.push_failed_epoch = 0
         """The last epoch in which the peer could not push to its successor; 0: none."""
         self.credits = CREDITS
+        self.held_tokens: tuple[int, ...] = ()
+        """Per row that was named at the opening, how many of its first tokens the peer says it holds."""
         self.state: HopState | None = None
         self.rebuilt_epoch = 0
         self.status: pb.Status | None = None
@@ -160,6 +163,13 @@ class Hop:
             self.error = error
             self._on_change()
 
+    async def leave(self, prefixes: Sequence[Digests]) -> None:
+        """Have the peer keep the beginnings of its rows, and then end the session; returns when it has."""
+        remember = pb.Remember(prefixes=encode_prefixes(prefixes))
+        await self._write(pb.ClientFrame(remember=remember), pb.ClientFrame(close=pb.Close()))
+        if self._reader is not None:
+            await asyncio.wait([self._reader])
+
     async def close(self) -> None:
         """End the session on the peer; its memory is free at once."""
         if self._call is not None:
@@ -210,6 +220,7 @@ class Hop:
             return
         if kind == "opened":
             self.opened = True
+            self.held_tokens = tuple(frame.opened.held_tokens)
             self.credits = max(1, min(CREDITS, frame.opened.credits))
         elif kind == "queued":
             self.queued = _queue_place(frame.queued)

@@ -28,7 +28,7 @@ class PageNames:
         self._key = blake2b(signature).digest()
         self._page_bytes = PAGE_TOKENS * token_bytes
 
-    def chain(self, row: bytes) -> Digests:
+    def chain(self, row: bytes | memoryview) -> Digests:
         """For each whole page of a row's inputs, in wire format, a digest of all inputs up to its end. 2 ms per MB."""
         digests: list[bytes] = []
         view = memoryview(row)

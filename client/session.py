@@ -11,19 +11,29 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ..proto.errors import GiveUp, LocalProtocolError, NoChainError, PeerBusy, PeerUnavailable, SwarmError
+from ..proto.errors import (
+    DeadlineExceeded,
+    GiveUp,
+    LocalProtocolError,
+    NoChainError,
+    PeerBusy,
+    PeerUnavailable,
+    SwarmError,
+)
 from ..proto.frames import WireStep
 from ..proto.handshake import SESSION_ID_BYTES
+from ..proto.prefixes import PAGE_TOKENS, Digests
 from ..proto.replay import ReplayBuffer
-from ..proto.steps import RowTable, StepPlan, split_plan
+from ..proto.steps import RowSlice, RowTable, StepPlan, split_plan
 from ..routing.swarm import BlockRange, PeerId, RequestSpec
 from .chain import HANDOVER_WAIT_SECONDS, Chain, ChainBroken, Rollback
-from .config import SessionConfig
+from .config import SessionConfig, SessionEvent
 from .hop import Hop, HopChoice
+from .prefixes import PageNames
 from .report import ChainReport, TimingLog
 from .reserve import NotAdmitted
 
@@ -31,6 +41,13 @@ STEP_TOKENS = 128
 """Tokens of one step of a long prompt: chunks follow each other down the chain, so peers work at the same time."""
 OPERATION_TOKENS = 2048
 """Longer prompts are several operations, so that what peers keep for repetition stays bounded."""
+MAX_PREFIX_TOKENS = 1 << 20
+"""Of more tokens peers are not asked what they hold: their names alone would fill a quarter of a message."""
+NAMED_AT_ONCE_BYTES = 1 << 19
+OPEN_SECONDS = 10.0
+"""A peer says in this time whether it takes a session and what it holds."""
+REMEMBER_SECONDS = 10.0
+"""Peers have so long to keep the attention cache of a session that ends."""
 REPAIR_ATTEMPTS = 12
 """So many repairs without any answer in between, and the operation fails."""
 NO_CHAIN_PAUSE_SECONDS = 0.5
@@ -91,6 +108,8 @@ class ChainSession:
         self._next_seq = 1
         self._table = RowTable()
         self._inputs = ReplayBuffer(config.token_bytes)
+        self._pages: tuple[Digests, ...] = ()
+        """The pages of the first operation's rows; peers keep them without being told."""
         self._operation: _Operation | None = None
         self._request = RequestSpec(
             prompt_tokens=max(1, kv_tokens // (2 * max_rows)),
@@ -121,6 +140,8 @@ class ChainSession:
         full, or another SwarmError that no repair can help; the session is of no more use then.
         """
         async with self._lock:
+            if self._next_seq == 1 and self._config.page_names is not None:
+                plan, data = await self._begin_with_held(self._config.page_names, plan, data)
             answers = []
             offset = 0
             for part in split_plan(plan, OPERATION_TOKENS):
@@ -130,8 +151,66 @@ class ChainSession:
             return answers[0] if len(answers) == 1 else b"".join(answers)
 
     async def close(self) -> None:
-        """End the session on every peer; their memory is free at once."""
+        """End the session on every peer; their memory is free at once, but for what they are asked to remember."""
+        if self._operation is None and self._config.page_names is not None:
+            prefixes = await self._worth_remembering(self._config.page_names)
+            if prefixes:
+                await self._chain.remember(prefixes, REMEMBER_SECONDS)
         await self._chain.close()
+
+    # --- what peers hold from earlier sessions, and keep for later ones ---
+
+    async def _begin_with_held(self, names: PageNames, plan: StepPlan, data: bytes) -> tuple[StepPlan, bytes]:
+        """Open the chain, and leave out of the first operation what every peer holds of it already.
+
+        That costs a round trip, so it is only done for rows of a page or more. Raises SwarmError.
+        """
+        if plan.source_rows is not None or not PAGE_TOKENS <= plan.tokens <= MAX_PREFIX_TOKENS:
+            return plan, data
+        ends = list(itertools.accumulate(piece.count * self._config.token_bytes for piece in plan.rows))
+        rows = [memoryview(data)[start:end] for start, end in itertools.pairwise([0, *ends])]
+        self._pages = self._chain.prefixes = await _named(lambda: tuple(map(names.chain, rows)), len(data))
+        if not any(self._pages):
+            return plan, data
+        await self._carry_out(_Operation((), (), self._rollback(StepPlan(()))), self._until_opened)
+        # Answers can only come from tokens that are computed.
+        adopted = tuple(
+            max(0, min(held, len(pages) * PAGE_TOKENS, piece.count - max(1, piece.answers)))
+            for held, pages, piece in zip(self._chain.adoptable(), self._pages, plan.rows, strict=True)
+        )
+        self._chain.prefixes = ()
+        if not any(adopted):
+            return plan, data
+        sizes = [tokens * self._config.token_bytes for tokens in adopted]
+        begin = tuple(RowSlice(row, 0, tokens, 0) for row, tokens in enumerate(adopted))
+        # A peer that fails is rebuilt from here: nobody else has the inputs of what was adopted.
+        self._inputs.apply(StepPlan(begin), b"".join(row[:size] for row, size in zip(rows, sizes, strict=True)))
+        rest = tuple(
+            RowSlice(piece.row, tokens, piece.count - tokens, piece.answers)
+            for piece, tokens in zip(plan.rows, adopted, strict=True)
+        )
+        self._config.on_event(SessionEvent("adopted", None, f"{sum(adopted)} of {plan.tokens} tokens"))
+        return StepPlan(rest, adopted=adopted), b"".join(row[size:] for row, size in zip(rows, sizes, strict=True))
+
+    async def _until_opened(self, operation: _Operation) -> None:
+        """Wait until every peer has said what it holds. Raises ChainBroken."""
+        hops = self._chain.hops
+        if not await self._chain.wait(lambda: all(hop.opened for hop in hops), OPEN_SECONDS):
+            for hop in hops:
+                if not hop.opened:
+                    hop.fail(DeadlineExceeded(f"{hop.address} does not answer"))
+            raise ChainBroken
+
+    async def _worth_remembering(self, names: PageNames) -> tuple[Digests, ...]:
+        """The pages of all rows, if there are more than those that peers have kept already."""
+        lengths = self._table.lengths
+        known = {pages[-1] for pages in self._pages if pages}
+        if not self._chain.hops or sum(lengths) > MAX_PREFIX_TOKENS or max(lengths, default=0) < PAGE_TOKENS:
+            return ()
+        rows = [RowSlice(row, 0, length, 0) for row, length in enumerate(lengths)]
+        nbytes = sum(lengths) * self._config.token_bytes
+        pages = await _named(lambda: tuple(names.chain(self._inputs.read([row])) for row in rows), nbytes)
+        return pages if any(page[-1] not in known for page in pages if page) else ()
 
     # --- one operation ---
 
@@ -140,27 +219,33 @@ class ChainSession:
         operation = self._begin(plan, data)
         self._inputs.apply(plan, data)
         self._operation = operation
+        await self._carry_out(operation, self._drive)
+        self._operation = None
+        self._table = table
+        self._next_seq += len(operation.steps)
+        return b"".join(operation.answers[seq] for seq in sorted(operation.answers))
+
+    async def _carry_out(self, operation: _Operation, drive: Callable[[_Operation], Awaitable[None]]) -> None:
+        """Have the chain do an operation, with repairs until it does. Raises SwarmError."""
         repairs, answered = 0, 0
         while True:
             try:
                 if not self._chain.hops:
                     raise ChainBroken
-                if repairs == 0:
+                if repairs == 0 and not operation.untouched:
                     await self._hand_over_leaving(operation.state)
-                await self._drive(operation)
-                break
+                await drive(operation)
+                return
             except ChainBroken:
-                if not self._chain.refused:  # who waits for room is limited by time
+                if self._chain.refused:  # who waits for room is limited by time
+                    operation.refusals += 1
+                else:
                     operation.give_up_at = None
                     repairs, answered = repairs + 1 if len(operation.answers) == answered else 1, len(operation.answers)
                 if repairs > REPAIR_ATTEMPTS:
                     raise self._drop_failed() or PeerUnavailable("the chain of peers does not hold") from None
                 await self._repair(operation)
                 operation.sent = 0
-        self._operation = None
-        self._table = table
-        self._next_seq += len(operation.steps)
-        return b"".join(operation.answers[seq] for seq in sorted(operation.answers))
 
     def _begin(self, plan: StepPlan, data: bytes) -> _Operation:
         steps = split_plan(plan, STEP_TOKENS)
@@ -169,7 +254,7 @@ class ChainSession:
         return _Operation(steps, parts, self._rollback(plan))
 
     def _rollback(self, plan: StepPlan) -> Rollback:
-        permuted = self._table.permuted(plan.source_rows).truncated(plan.rows)
+        permuted = self._table.begun(plan.adopted).permuted(plan.source_rows).truncated(plan.rows)
         return Rollback(self._next_seq, self._table.lengths, permuted.lengths, self._inputs)
 
     async def _drive(self, operation: _Operation) -> None:
@@ -368,6 +453,11 @@ class ChainSession:
             gap = BlockRange(block, everything.stop)
             chain += await self._route(gap, used | _peers(chain))
         return chain
+
+
+async def _named(name: Callable[[], tuple[Digests, ...]], nbytes: int) -> tuple[Digests, ...]:
+    """What `name` gives, which hashes so many bytes: beside the loop, if that takes long."""
+    return name() if nbytes <= NAMED_AT_ONCE_BYTES else await asyncio.to_thread(name)
 
 
 def _wait_seconds(chain: Sequence[Hop | HopChoice]) -> float:

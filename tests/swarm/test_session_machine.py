@@ -12,6 +12,7 @@ from typing import Any
 
 from blockswarm.client.config import SessionConfig, SessionEvent
 from blockswarm.client.hop import HopChoice
+from blockswarm.client.prefixes import PageNames
 from blockswarm.client.session import HANDOVER_PAUSE_SECONDS, ChainSession
 from blockswarm.peer.replay_store import ReplayStore
 from blockswarm.peer.service import PeerParts, PeerService
@@ -41,6 +42,7 @@ NUM_BLOCKS = 6
 RANGES = (BlockRange(0, 2), BlockRange(2, 4), BlockRange(4, 6))
 KV_TOKENS, MAX_ROWS = 4000, 5
 DIGEST = "ab" * 32
+MOMENTS = (0.0001, 0.02, 0.1, 0.5)
 
 
 class Peer:
@@ -150,32 +152,45 @@ class SessionMachine(RuleBasedStateMachine):
         self.net = MemoryNet()
         self.events: list[SessionEvent] = []
         self.truth = ToyKv(BlockRange(0, NUM_BLOCKS), KV_TOKENS, MAX_ROWS)
+        self.told: list[list[int]] = []
         self.next_token = 1
 
     def clock(self) -> float:
         return 1_800_000_000.0 + self.loop.time()
 
-    @initialize(small_buffers=st.sets(st.integers(0, 5)))
-    def begin(self, small_buffers: set[int]) -> None:
+    @initialize(small_buffers=st.sets(st.integers(0, 5)), prefixes=st.booleans())
+    def begin(self, small_buffers: set[int], prefixes: bool) -> None:
         async def start() -> None:
             self.peers = [
                 Peer(self, RANGES[index % 3], 40 * TOKEN_BYTES if index in small_buffers else 1 << 20)
                 for index in range(6)
             ]
-            config = SessionConfig(
-                identity=Identity.generate(),
+            identity = Identity.generate()
+            self.config = SessionConfig(
+                identity=identity,
                 dialer=self.net.dialer(CLIENT),
                 router=Router(self),
                 model_digest=DIGEST,
                 num_blocks=NUM_BLOCKS,
                 wire_format="float32",
                 token_bytes=TOKEN_BYTES,
+                page_names=PageNames(identity, DIGEST, "float32", TOKEN_BYTES) if prefixes else None,
                 on_event=self.events.append,
                 clock=self.clock,
             )
-            self.session = ChainSession(config, KV_TOKENS, MAX_ROWS)
+            self.session = ChainSession(self.config, KV_TOKENS, MAX_ROWS)
 
         self.loop.run(start())
+
+    def note(self, plan: StepPlan, tokens: list[int]) -> None:
+        """What every row was fed with."""
+        if plan.source_rows is not None:
+            self.told = [list(self.told[source]) for source in plan.source_rows]
+        rest = iter(tokens)
+        for piece in plan.rows:
+            if piece.row == len(self.told):
+                self.told.append([])
+            self.told[piece.row][piece.start :] = itertools.islice(rest, piece.count)
 
     # --- what a user does ---
 
@@ -202,9 +217,11 @@ class SessionMachine(RuleBasedStateMachine):
             lengths[row] = start + count
         self.check(StepPlan(tuple(pieces), source_rows))
 
-    def check(self, plan: StepPlan) -> None:
-        tokens = list(range(self.next_token, self.next_token + plan.tokens))
-        self.next_token += plan.tokens
+    def check(self, plan: StepPlan, tokens: list[int] | None = None) -> None:
+        if tokens is None:
+            tokens = list(range(self.next_token, self.next_token + plan.tokens))
+            self.next_token += plan.tokens
+        self.note(plan, tokens)
         answer = unpack(self.loop.run(self.session.run(plan, pack(tokens))))
         whole = unpack(self.truth.step(plan, pack(tokens)).data)
         expected, offset = [], 0
@@ -212,6 +229,34 @@ class SessionMachine(RuleBasedStateMachine):
             offset += piece.count
             expected += whole[offset - piece.answers : offset]
         assert answer == expected
+
+    @precondition(lambda self: self.truth.table.tokens)
+    @rule(data=st.data(), row=st.integers(0, MAX_ROWS - 1), more=st.sampled_from([0, 1, 64, 200]), kill=st.booleans())
+    def begin_another_session_like_this(self, data: st.DataObject, row: int, more: int, kill: bool) -> None:
+        """With what one of the rows had fed to block 0, or a part of it, and some tokens more."""
+        told = self.told[row % len(self.told)]
+        tokens = told[: data.draw(st.integers(0, len(told)))] + list(range(self.next_token, self.next_token + more))
+        self.next_token += more
+        self.loop.run(self.session.close())
+        self.session = ChainSession(self.config, KV_TOKENS, MAX_ROWS)
+        self.truth, self.told = ToyKv(BlockRange(0, NUM_BLOCKS), KV_TOKENS, MAX_ROWS), []
+        if not tokens:
+            return
+        plan = StepPlan((RowSlice(0, 0, len(tokens), data.draw(st.integers(0, min(3, len(tokens))))),))
+        if kill:
+            self.kill_soon(data.draw(st.integers(0, len(self.peers) - 1)), data.draw(st.sampled_from(MOMENTS)))
+        self.check(plan, tokens)
+
+    def kill_soon(self, index: int, seconds: float) -> None:
+        """A peer dies, and is back at once with nothing."""
+        victim = self.peers[index]
+
+        def die() -> None:
+            if victim.alive:
+                self.net.kill(victim.id)
+                victim.start()
+
+        self.in_loop(lambda: self.loop.call_later(seconds, die))
 
     # --- what the world does ---
 
