@@ -11,6 +11,7 @@ from blockswarm.client.config import PATIENCE_SECONDS
 from blockswarm.client.router import ViewRouter
 from blockswarm.client.session import ChainSession
 from blockswarm.proto.errors import NoChainError, PeerBusy, SwarmError
+from blockswarm.proto.steps import RowSlice, StepPlan
 from blockswarm.routing.swarm import (
     BlockRange,
     ComputeCost,
@@ -102,7 +103,8 @@ def test_a_session_waits_for_room_but_only_running_ones_for_lost_peers(
     router = Choosing(error)
     config = SimpleNamespace(router=router, clock=lambda: router.now, num_blocks=4, token_bytes=4, min_precision=None)
     session = ChainSession(config, kv_tokens=10, max_rows=1)  # type: ignore[arg-type]
-    waiting = session._choose_patiently(SwarmError("lost"), PATIENCE_SECONDS, first_chain, untouched=True)
+    operation = session._begin(StepPlan((RowSlice(0, 0, 1, 1),)), bytes(4))
+    waiting = session._choose_patiently(SwarmError("lost"), PATIENCE_SECONDS, first_chain, operation)
     with pytest.raises(type(error)):
         asyncio.run(waiting)
     assert router.now == (PATIENCE_SECONDS if waits else 0.0)
