@@ -1,7 +1,8 @@
 """One new token of several rows as a batch (B, 1, H), for families that attend in their own way.
 
 Shorter rows are padded on the left, which every family of transformers understands: distances to the newest token,
-and with them windows and alibi, are those of the row alone.  The caches are copied for each block and step.
+and with them windows and alibi, are those of the row alone.  The caches are copied for each block and step, so rows
+whose lengths differ much are not put into one batch.
 """
 
 from __future__ import annotations
@@ -13,6 +14,19 @@ import torch
 from transformers import Cache
 
 from .rows import RowSlice
+
+_LENGTH_RATIO = 2
+"""A row is not padded to more than so many times its length."""
+
+
+def batches_of_similar_length(rows: Sequence[RowSlice]) -> list[list[int]]:
+    """Indices into `rows`, from the longest row on."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(rows)), key=lambda index: -rows[index].stop):
+        if not batches or rows[index].stop * _LENGTH_RATIO < rows[batches[-1][0]].stop:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
 
 
 class PaddedRows(Cache):
@@ -26,6 +40,7 @@ class PaddedRows(Cache):
         super().__init__(layers=[])
         self._rows = rows
         self._length = max(row.stop for row in rows)
+        self._buffers: dict[tuple[object, ...], torch.Tensor] = {}
 
     def mask(self, device: torch.device) -> torch.Tensor:
         """(B, longest row) of 0 and 1: where a row has tokens."""
@@ -35,8 +50,11 @@ class PaddedRows(Cache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write a block's new token of each row, (B, heads, 1, size); return all tokens, (B, heads, longest, size)."""
-        padded_keys, padded_values = self._zeros_for(key_states), self._zeros_for(value_states)
+        """Write a block's new token of each row, (B, heads, 1, size); return all tokens, (B, heads, longest, size).
+
+        What is returned holds until the next block's call.
+        """
+        padded_keys, padded_values = self._buffer("keys", key_states), self._buffer("values", value_states)
         for index, row in enumerate(self._rows):
             keys, values = row.kv.update(key_states[index, None], value_states[index, None], layer_idx)
             padded_keys[index, :, self._length - row.stop :] = keys[0]
@@ -56,6 +74,10 @@ class PaddedRows(Cache):
     def is_compileable(self) -> bool:
         return False
 
-    def _zeros_for(self, states: torch.Tensor) -> torch.Tensor:
+    def _buffer(self, name: str, states: torch.Tensor) -> torch.Tensor:
+        """Zeros where a row is padded; every block writes over the same rest, because fresh memory is slow."""
         batch, heads, _, size = states.shape
-        return states.new_zeros((batch, heads, self._length, size))
+        key = name, heads, size, states.dtype
+        if key not in self._buffers:
+            self._buffers[key] = states.new_zeros((batch, heads, self._length, size))
+        return self._buffers[key]

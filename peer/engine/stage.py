@@ -21,11 +21,15 @@ from ...proto.family import BlockEdge, BlockList, Passage, load_model, slice_con
 from ...routing.swarm import BlockRange
 from .attention import PACKED_ATTENTION, PackedRows
 from .kv import RowKV
-from .padded import PaddedRows
+from .padded import PaddedRows, batches_of_similar_length
 from .quantize import held_bytes
 from .rows import RowOutOfMemory, RowSlice, check_rows
 
 __all__ = ["Route", "RowOutOfMemory", "RowSlice", "Stage", "StageView", "load_stage"]
+
+
+_EXPANDED_TOKENS = 4096
+"""Blocks that keep a latent (MLA) expand what is cached of all rows of a pack at once, to tens of times its size."""
 
 
 class Route(enum.Enum):
@@ -114,29 +118,39 @@ class StageView:
         return output
 
     def _forward_packed(self, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
+        if self._direct_blocks.issuperset(self.blocks):
+            return self._forward_pack(hidden, rows)
+        packs = _packs_of_bounded_length(rows)
+        parts = hidden.split([sum(row.count for row in pack) for pack in packs])
+        return torch.cat([self._forward_pack(part, pack) for part, pack in zip(parts, packs, strict=True)])
+
+    def _forward_pack(self, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
+        """(T, H) -> (T, H) in one forward."""
         packed = PackedRows(rows, self._direct_blocks)
         # A mask of ones: without one transformers looks for the borders of sequences in the positions.
         everything = torch.ones(1, len(hidden), dtype=torch.long, device=hidden.device)
         return self._run(hidden[None], _positions(rows, hidden.device)[None], everything, packed, past_rows=packed)[0]
 
     def _forward_padded(self, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
-        """Single tokens together, longer pieces one by one."""
+        """Single tokens in batches, longer pieces one by one."""
         parts = list(hidden.split([row.count for row in rows]))
         single = [index for index, row in enumerate(rows) if row.count == 1]
-        if len(single) > 1:
-            batch = [rows[index] for index in single]
-            cache = PaddedRows(batch)
-            positions = _positions(batch, hidden.device)[:, None]
-            stacked = torch.stack([parts[index] for index in single])
-            for index, output in zip(
-                single, self._run(stacked, positions, cache.mask(hidden.device), cache), strict=True
-            ):
+        batches = batches_of_similar_length([rows[index] for index in single])
+        batched = [[single[index] for index in batch] for batch in batches if len(batch) > 1]
+        for batch in batched:
+            outputs = self._forward_batch(
+                torch.stack([parts[index] for index in batch]), [rows[index] for index in batch]
+            )
+            for index, output in zip(batch, outputs, strict=True):
                 parts[index] = output
-        else:
-            single = []
-        for index in set(range(len(rows))).difference(single):
+        for index in set(range(len(rows))).difference(*batched):
             parts[index] = self._forward_row(parts[index], rows[index])
         return torch.cat(parts)
+
+    def _forward_batch(self, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
+        """(B, 1, H) -> (B, 1, H)."""
+        cache = PaddedRows(rows)
+        return self._run(hidden, _positions(rows, hidden.device)[:, None], cache.mask(hidden.device), cache)
 
     def _forward_one_by_one(self, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
         parts = hidden.split([row.count for row in rows])
@@ -199,6 +213,16 @@ def load_stage(
 def attention_of(route: Route) -> str | None:
     """The attention with which a model is loaded for a route; None: whatever fits the family."""
     return PACKED_ATTENTION if route is Route.PACKED else None
+
+
+def _packs_of_bounded_length(rows: Sequence[RowSlice]) -> list[list[RowSlice]]:
+    """The rows in their order; together they have at most _EXPANDED_TOKENS tokens, unless there is only one."""
+    packs: list[list[RowSlice]] = []
+    for row in rows:
+        if not packs or sum(other.stop for other in packs[-1]) + row.stop > _EXPANDED_TOKENS:
+            packs.append([])
+        packs[-1].append(row)
+    return packs
 
 
 def _positions(rows: Sequence[RowSlice], device: torch.device) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from blockswarm.peer.engine import stage as stage_module
 from blockswarm.peer.engine.kv import RowKV
 from blockswarm.peer.engine.stage import Route, RowOutOfMemory, RowSlice, Stage, StageView, attention_of
 from blockswarm.proto.errors import OutOfMemory
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from support.tiny_models import PADDED_MODELS, SERVED_MODELS, tiny_model_config
 from transformers import PreTrainedModel
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 
 TOLERANCE = 1e-5
 """Relative to the largest output, in float32: sums run in another order where there are more rows."""
@@ -34,7 +36,7 @@ class WholeModel:
 
     @torch.inference_mode()
     def run(self, tokens: torch.Tensor) -> list[torch.Tensor]:
-        """For tokens (T,) what passes between the blocks, (T, H) each: entry i enters block i, the last leaves the last."""
+        """For tokens (T,) what passes between the blocks, (T, H) each: entry i enters block i."""
         between: list[torch.Tensor] = []
 
         def note_input(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -138,6 +140,29 @@ def test_a_row_does_not_depend_on_its_company(name: str) -> None:
         before = counts[0]
         output = view.forward(torch.cat([company[:before], own, company[before:]]), rows)
         assert largest_difference(output[before : before + count], expected) <= TOLERANCE
+
+
+def test_a_latent_cache_is_never_expanded_for_more_tokens_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also not if the step has more: it is then computed in several packs."""
+    monkeypatch.setattr(stage_module, "_EXPANDED_TOKENS", 40)
+    whole = WholeModel("deepseek_v3")
+    stage = whole.stage(Route.PACKED)
+    view = stage.view(stage.blocks)
+    expanded: list[int] = []
+    expand = DeepseekV3Attention.expand_kv
+
+    def counting_expand(self: Any, kv_nope: torch.Tensor, k_rot: torch.Tensor) -> Any:
+        expanded.append(kv_nope.shape[2])
+        return expand(self, kv_nope, k_rot)
+
+    monkeypatch.setattr(DeepseekV3Attention, "expand_kv", counting_expand)
+    sessions = []
+    for seed in range(4):
+        between = whole.run(random_tokens(36, seed))
+        sessions.append(Session(view.new_row(MAX_TOKENS), between[0], between[-1]))
+    for step in SCHEDULE:
+        assert max(run_step(view, [sessions[index].take(start, count) for index, start, count in step])) <= TOLERANCE
+    assert max(expanded) <= 40 < max(sum(start + count for _, start, count in step) for step in SCHEDULE)
 
 
 @dataclass
