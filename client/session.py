@@ -51,6 +51,8 @@ REMEMBER_SECONDS = 10.0
 REPAIR_ATTEMPTS = 12
 """So many repairs without any answer in between, and the operation fails."""
 NO_CHAIN_PAUSE_SECONDS = 0.5
+MAX_REFUSALS = 2
+"""After so many chains that seemed to have room a session queues for the next one, whatever is known of it."""
 MAX_BUSY_PAUSE_SECONDS = 5.0
 """A peer whose queue is full too is asked again no later than this, whatever it says."""
 HANDOVER_PAUSE_SECONDS = 5.0
@@ -74,6 +76,12 @@ class _Operation:
     sent_at: dict[int, float] = field(default_factory=dict)
     give_up_at: float | None = None
     """While it waits for room: until when, by the session's clock."""
+    refusals: int = 0
+    """Chains that were full though they seemed not to be."""
+
+    def has_to_wait(self, chain: Sequence[Hop | HopChoice]) -> bool:
+        """Whether to queue for the new hops of a chain: there is no room now, or what is known of room is not true."""
+        return self.refusals >= MAX_REFUSALS or _wait_seconds(chain) > 0
 
     @property
     def untouched(self) -> bool:
@@ -353,28 +361,23 @@ class ChainSession:
             last_error = self._drop_failed() or last_error
             if isinstance(last_error, PeerBusy) and self._config.clock() >= give_up_at:
                 break
-            chain = await self._choose_patiently(last_error, give_up_at, first_chain, operation.untouched)
+            chain = await self._choose_patiently(last_error, give_up_at, first_chain, operation)
             try:
-                await self._chain.connect(await self._with_room(chain, give_up_at))
+                if operation.has_to_wait(chain):
+                    patience = max(NO_CHAIN_PAUSE_SECONDS, give_up_at - self._config.clock())
+                    chain = await self._chain.reserve(chain, patience)
+                await self._chain.connect(chain)
                 await self._chain.rebuild(operation.state)
                 return
             except ChainBroken:
                 attempts += not self._chain.refused
+                operation.refusals += self._chain.refused
             except NotAdmitted as refusal:
                 last_error = refusal.error
                 attempts += not isinstance(last_error, PeerBusy)
                 if not refusal.waited:
                     await self._pause(last_error, give_up_at)
         raise last_error
-
-    async def _with_room(self, chain: Sequence[Hop | HopChoice], give_up_at: float) -> Sequence[Hop | HopChoice]:
-        """The chain itself if there should be room on it, else with its new hops opened after waiting for room.
-
-        Raises NotAdmitted, ChainBroken.
-        """
-        if _wait_seconds(chain) == 0:
-            return chain
-        return await self._chain.reserve(chain, max(NO_CHAIN_PAUSE_SECONDS, give_up_at - self._config.clock()))
 
     async def _pause(self, error: SwarmError, give_up_at: float) -> None:
         seconds = error.retry_after_seconds if isinstance(error, PeerBusy) else NO_CHAIN_PAUSE_SECONDS
@@ -386,7 +389,7 @@ class ChainSession:
         return self._chain.report_failed(self._chain.hops)
 
     async def _choose_patiently(
-        self, last_error: SwarmError, give_up_at: float, first_chain: bool, untouched: bool
+        self, last_error: SwarmError, give_up_at: float, first_chain: bool, operation: _Operation
     ) -> Sequence[Hop | HopChoice]:
         """A new chain, looking until `give_up_at` for room and for peers to rejoin (a first chain only for room).
 
@@ -394,7 +397,7 @@ class ChainSession:
         """
         while True:
             try:
-                return await self._choose(untouched)
+                return await self._choose(operation)
             except (NoChainError, PeerBusy) as error:
                 if isinstance(last_error, GiveUp):
                     raise last_error from None
@@ -404,11 +407,11 @@ class ChainSession:
             await asyncio.sleep(NO_CHAIN_PAUSE_SECONDS)
             await self._config.router.refresh()
 
-    async def _choose(self, untouched: bool) -> Sequence[Hop | HopChoice]:
+    async def _choose(self, operation: _Operation) -> Sequence[Hop | HopChoice]:
         """The new chain: hops that work stay, the gaps are filled; where they cannot be at once, all is chosen anew.
 
-        Of a session for which nothing was computed (`untouched`) no hop stays if any peer has no room: it would hold
-        room while it waits, and all sessions take room in the order of the peers' ids.
+        Of a session for which nothing was computed no hop stays if it has to wait for any peer: it would hold room
+        meanwhile, and all sessions take room in the order of the peers' ids.
         """
         everything = BlockRange(0, self._config.num_blocks)
         alive = [hop for hop in self._chain.hops if hop.error is None]
@@ -416,18 +419,18 @@ class ChainSession:
         if alive:
             with suppress(NoChainError, PeerBusy):
                 filled = await self._fill_gaps(alive, everything)
-            if filled and _wait_seconds(filled) == 0:
+            if filled and not operation.has_to_wait(filled):
                 return filled
         try:
             choices = await self._route(everything, frozenset())
         except (NoChainError, PeerBusy):
-            if untouched:
+            if operation.untouched:
                 self._chain.release()
-            if filled and not untouched:
+            elif filled:
                 return filled
             raise
-        if _wait_seconds(choices) > 0:
-            if untouched:
+        if operation.has_to_wait(choices):
+            if operation.untouched:
                 self._chain.release()
                 return choices
             if filled:
