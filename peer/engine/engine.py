@@ -28,7 +28,7 @@ from ...proto.tensors import WireFormat
 from ...routing.swarm import BlockRange, PeerId
 from .batch import Share, compute_shares, error_of
 from .kv_pool import KvPool
-from .scheduler import CPU_CHUNK_TOKENS, ExpectedSessions, Take, gather_until, plan_step
+from .scheduler import DEFAULT_CHUNK_TOKENS, ExpectedSessions, Take, gather_until, plan_step
 from .session_kv import SessionKv, StepOutput, StepProgress
 from .session_memory import SessionMemory
 from .stage import Stage
@@ -78,7 +78,7 @@ class Engine:
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
-        self.chunk_tokens = CPU_CHUNK_TOKENS
+        self.chunk_tokens = DEFAULT_CHUNK_TOKENS
         """How many tokens of prompts a step computes at most; see `scheduler.chunk_tokens_within`."""
         self.observer: StepObserver | None = None
         """Hears of every step, in the engine's thread."""

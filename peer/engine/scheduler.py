@@ -22,10 +22,11 @@ from weakref import WeakKeyDictionary
 
 from ...routing.swarm import ComputeCost
 
-CPU_CHUNK_TOKENS = 64
-GPU_CHUNK_TOKENS = 512
-MIN_CHUNK_TOKENS = 16
-"""Less would read the weights more often than it computes with them."""
+DEFAULT_CHUNK_TOKENS = 64
+"""Until the machine's speed is known, see `chunk_tokens_within`."""
+MIN_CHUNK_TOKENS = 32
+"""Smaller chunks read the weights more often than a prompt's speed bears."""
+MAX_CHUNK_TOKENS = 512
 STALL_SECONDS = 0.25
 """A chunk should not add more than this to a step, or than the step of a decode row takes, where that is more."""
 
@@ -75,10 +76,10 @@ def plan_step(jobs: Sequence[Sequence[int]], chunk_tokens: int) -> Choice:
 def chunk_tokens_within(cost: ComputeCost, num_blocks: int) -> int:
     """The largest power of two whose prefill keeps the promise of `STALL_SECONDS` on a peer of `num_blocks` blocks.
 
-    Between `MIN_CHUNK_TOKENS` and `GPU_CHUNK_TOKENS`.
+    Between `MIN_CHUNK_TOKENS` and `MAX_CHUNK_TOKENS`.
     """
     allowed_seconds = max(STALL_SECONDS, num_blocks * cost.decode_seconds())
-    chunk_tokens = GPU_CHUNK_TOKENS
+    chunk_tokens = MAX_CHUNK_TOKENS
     while chunk_tokens > MIN_CHUNK_TOKENS and num_blocks * cost.prefill_per_token * chunk_tokens > allowed_seconds:
         chunk_tokens //= 2
     return chunk_tokens

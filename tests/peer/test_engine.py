@@ -13,8 +13,8 @@ import pytest
 import torch
 from blockswarm.peer.engine import batch
 from blockswarm.peer.engine.engine import Engine, SessionKv
+from blockswarm.peer.engine.stage import Route, StageView, load_stage
 from blockswarm.peer.engine.stage import RowSlice as StageRow
-from blockswarm.peer.engine.stage import StageView, load_stage
 from blockswarm.peer.engine.step_record import StepRecord
 from blockswarm.proto.checkpoint import open_checkpoint
 from blockswarm.proto.errors import OutOfMemory, PeerUnavailable, RemoteProtocolError, RetryElsewhere, SwarmError
@@ -33,8 +33,8 @@ TOLERANCE = 2e-5
 class Peer:
     """An engine, and what its observer heard."""
 
-    def __init__(self, folder: Path, blocks: BlockRange = BLOCKS) -> None:
-        self.engine = Engine(load_stage(open_checkpoint(folder), blocks))
+    def __init__(self, folder: Path, route: Route = Route.PACKED) -> None:
+        self.engine = Engine(load_stage(open_checkpoint(folder), BLOCKS, route=route))
         self.records: list[StepRecord] = []
         self.engine.observer = self.records.append
 
@@ -163,24 +163,53 @@ class Client:
         assert self._kv.table.lengths == tuple(len(tokens) for tokens in self._rows)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_sessions_of_all_kinds_at_once_get_what_the_full_model_gives(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "route"),
+    [
+        ("llama", Route.PACKED),
+        ("gemma3", Route.PACKED),
+        ("deepseek_v3", Route.PACKED),
+        ("bloom", Route.PADDED),
+        ("llama", Route.SINGLE),
+    ],
+)
+def test_sessions_of_all_kinds_at_once_get_what_the_full_model_gives(name: str, route: Route, tmp_path: Path) -> None:
     """Prompts, decoding, beams, forks and crops, in sessions that enter and leave the peer at different blocks."""
-    peer = Peer(write_tiny_checkpoint(name, tmp_path))
+    peer = Peer(write_tiny_checkpoint(name, tmp_path), route)
     peer.engine.chunk_tokens = 16
     truth = Truth(name)
     ranges = [BLOCKS, BLOCKS, BLOCKS, BlockRange(0, 4), BlockRange(2, 6), BlockRange(1, 3), BlockRange(5, 6)]
     clients = [Client(peer, truth, blocks, seed) for seed, blocks in enumerate(ranges)]
 
     async def run() -> None:
-        await asyncio.gather(*(client.run(steps=12) for client in clients))
+        await asyncio.gather(*(client.run(steps=8) for client in clients))
         await peer.heard()
 
     asyncio.run(run())
     peer.engine.close()
-    assert max(record.sessions for record in peer.records) > 3
+    assert max(record.sessions for record in peer.records) > 1
     assert all(record.prefill_tokens <= 16 for record in peer.records)
-    assert {1.0, 6.0} < {record.blocks for record in peer.records}
+
+
+def test_a_step_of_sessions_with_different_blocks_is_each_on_its_own(peer: Peer) -> None:
+    """The stage is cut where one of them enters or leaves, and what is before a cut is not forgotten behind it."""
+    ranges = [BLOCKS, BlockRange(0, 3), BlockRange(3, 6), BlockRange(2, 4), BLOCKS]
+    steps = [(20, 0), (1, 20), (1, 21), (6, 5), (1, 11)]
+
+    async def run() -> None:
+        shared, alone = [peer.open(blocks) for blocks in ranges], [peer.open(blocks) for blocks in ranges]
+        peer.engine.chunk_tokens = 100
+        for count, start in steps:
+            hidden = random_hidden(count, seed=start)
+            expected = [await peer.step(kv, hidden, (0, start, count)) for kv in alone]
+            (await peer.heard()).clear()
+            outputs = await together(peer, *(peer.step(kv, hidden, (0, start, count)) for kv in shared))
+            (record,) = await peer.heard()
+            assert (record.sessions, record.blocks) == (5, pytest.approx(4.0))
+            for output, wanted in zip(outputs, expected, strict=True):
+                torch.testing.assert_close(output, wanted, atol=TOLERANCE, rtol=0)
+
+    asyncio.run(run())
 
 
 def test_a_step_is_shared_by_all_who_are_ready(peer: Peer) -> None:

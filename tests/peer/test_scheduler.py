@@ -11,7 +11,7 @@ import pytest
 from blockswarm.peer.engine.scheduler import (
     GATHER_LIMIT_SECONDS,
     GATHER_SHARE,
-    GPU_CHUNK_TOKENS,
+    MAX_CHUNK_TOKENS,
     MIN_CHUNK_TOKENS,
     STALL_SECONDS,
     Choice,
@@ -106,7 +106,7 @@ def test_a_chunk_adds_a_quarter_of_a_second_or_one_step_at_most(decode: float, p
     chunk = chunk_tokens_within(cost, blocks)
     allowed = max(STALL_SECONDS, blocks * decode)
     assert chunk == MIN_CHUNK_TOKENS or blocks * prefill * chunk <= allowed
-    assert chunk == GPU_CHUNK_TOKENS or blocks * prefill * chunk * 2 > allowed
+    assert chunk == MAX_CHUNK_TOKENS or blocks * prefill * chunk * 2 > allowed
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=8), st.floats(0, 1))
