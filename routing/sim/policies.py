@@ -34,17 +34,19 @@ from ..wsrr import Decision, Ledger, WaitingRouter
 from .product import run_chains, run_exact
 from .product_churn import Churn, ChurnReport, run_with_churn
 from .published import Progress, RequestResult, Router, simulate_published
+from .push import PushTimes
 
 OFFLINE_POLICIES = ("cg_bprr", "milp")
 PETALS_POLICIES = ("petals", "petals_optimized_rr", "petals_optimized_order", "petals_optimized_number")
-PRODUCT_POLICIES = ("ours", "ours_chains")
+PRODUCT_POLICIES = ("ours", "ours_push", "ours_chains")
 ONLINE_POLICIES = ("proposed", *PETALS_POLICIES, *PRODUCT_POLICIES)
 CHURN_POLICIES = ("ours",)
 """Those that say what happens to a request whose peer goes."""
 
 _NO_CHURN = (
     "policy: {policy!r} cannot run with [churn], only " + ", ".join(CHURN_POLICIES) + " can: the published simulation "
-    "books a request until its end when it arrives, and fixed chains have no rule for a lost server"
+    "books a request until its end when it arrives, fixed chains have no rule for a lost server, and repairs are not "
+    "simulated with pushing"
 )
 
 
@@ -170,18 +172,35 @@ def _petals(instance: Instance, policy: str, zero_fixed_delay: bool) -> Prepared
 
 
 def _product(instance: Instance, policy: str, zero_fixed_delay: bool) -> Prepared:
-    """Our R and CG-BP; then the exact router with FIFO queues, or GCA's chains with JFFC and one queue."""
+    """Our R and CG-BP; then the exact router with FIFO queues, through the client or pushing, or GCA's chains with JFFC
+    and one queue."""
     allocation = 0.0 if zero_fixed_delay else instance.allocation_seconds
     fixed = instance.initial_delay_seconds + allocation
     plan = place(instance.model, product_concurrency(instance, fixed))
-    simulate = run_exact if policy == "ours" else run_chains
+    push = _push_times(instance) if policy == "ours_push" else None
+
+    def simulate(progress: Progress) -> list[RequestResult]:
+        if policy == "ours_chains":
+            return run_chains(instance, plan, fixed, progress)
+        return run_exact(instance, plan, fixed, progress, push)
+
     return Prepared(
         ranges=plan.ranges,
         order=plan.order,
         concurrency=plan.concurrency,
         bound_seconds=plan.bound_seconds,
-        run=lambda progress: simulate(instance, plan, fixed, progress),
+        run=simulate,
     )
+
+
+def _push_times(instance: Instance) -> list[PushTimes]:
+    """By kind of request. Round trips between servers come with what PETALS needs."""
+    if instance.petals is None:
+        raise MissingFieldError("rtt_raw: is needed by policy ours_push, and read only together with petals")
+    try:
+        return [PushTimes(kind.model, instance.petals.raw_rtt_seconds) for kind in instance.request_kinds()]
+    except ValueError as error:
+        raise MissingFieldError(f"rtt_raw: {error}") from error
 
 
 def run_under_churn(

@@ -1,8 +1,11 @@
-"""The product's own policies, simulated: the exact router with a FIFO queue per peer, and chains with one queue."""
+"""The product's own policies, simulated: the exact router with a FIFO queue per peer, its hops through the client or
+pushed from peer to peer; and chains with one queue.
+"""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,11 +13,12 @@ from ..cgbp import CgbpPlan
 from ..chain_search import ChainSearch, HubCosts, Spans
 from ..chains import FastestFreeChain, cgbp_chains
 from ..instances import Instance
-from ..perf import FloatArray, IntArray
+from ..perf import FloatArray, IntArray, PerfModel
 from ..wsrr import Ledger
 from .fifo import FifoSwarm, Job, Plan
 from .kernel import Kernel
 from .published import NeverRunsError, Progress, RequestResult, result_of
+from .push import PushTimes
 
 
 class LedgerRoom:
@@ -51,16 +55,21 @@ def jobs_of(instance: Instance) -> list[Job]:
 
 
 class ExactRouting:
-    """The exact cheapest chain over a placement, by client and kind of request; hub-and-spoke costs."""
+    """The exact cheapest chain over a placement, by client and kind of request; `times` by kind."""
 
-    def __init__(self, instance: Instance, plan: CgbpPlan, fixed_seconds: float) -> None:
+    def __init__(
+        self, instance: Instance, plan: CgbpPlan, fixed_seconds: float, times: Sequence[PerfModel | PushTimes]
+    ) -> None:
         self._fixed = fixed_seconds
         spans = Spans.of(instance.model.num_blocks, plan.ranges)
         units = instance.cache_units(plan.sizes)
         self._everything = [units // kind.units_per_block for kind in instance.request_kinds()]
         self._searches = {
-            (number, client): ChainSearch(spans, HubCosts(*kind.model.request_hop_seconds(client)))
-            for number, kind in enumerate(instance.request_kinds())
+            (number, client): ChainSearch(
+                spans,
+                one.costs(client, spans) if isinstance(one, PushTimes) else HubCosts(*one.request_hop_seconds(client)),
+            )
+            for number, one in enumerate(times)
             for client in range(instance.model.num_clients)
         }
 
@@ -73,15 +82,24 @@ class ExactRouting:
         return Plan(choice.chain, held, choice.total_seconds, choice.wait_seconds)
 
 
-def run_exact(instance: Instance, plan: CgbpPlan, fixed_seconds: float, progress: Progress) -> list[RequestResult]:
-    """Every request through the exact router and the peers' FIFO queues. Raises NeverRunsError."""
+def run_exact(
+    instance: Instance,
+    plan: CgbpPlan,
+    fixed_seconds: float,
+    progress: Progress,
+    push: Sequence[PushTimes] | None = None,
+) -> list[RequestResult]:
+    """Every request through the exact router and the peers' FIFO queues. Raises NeverRunsError.
+
+    `push`: by kind of request where peers push to the next; else every hop goes through the client.
+    """
+    times: Sequence[PerfModel | PushTimes] = push or [kind.model for kind in instance.request_kinds()]
     kernel = Kernel()
-    kinds = instance.request_kinds()
     results: dict[int, RequestResult] = {}
 
     def started(job: Job, chosen: Plan, wait_seconds: float) -> None:
         results[job.number] = result_of(
-            kinds[job.kind].model,
+            times[job.kind],
             job.client,
             chosen.chain,
             arrival_seconds=job.arrival_seconds,
@@ -93,7 +111,7 @@ def run_exact(instance: Instance, plan: CgbpPlan, fixed_seconds: float, progress
         progress(len(results))
 
     units = instance.cache_units(plan.sizes).tolist()
-    swarm = FifoSwarm(kernel, units, ExactRouting(instance, plan, fixed_seconds), started)
+    swarm = FifoSwarm(kernel, units, ExactRouting(instance, plan, fixed_seconds, times), started)
     for job in jobs_of(instance):
         kernel.at(job.arrival_seconds, lambda job=job: swarm.arrive(job))  # type: ignore[misc]
     kernel.run()

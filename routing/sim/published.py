@@ -6,14 +6,14 @@ holds its slots from the routing decision, also while it waits, until its estima
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from ..instances import Instance
-from ..perf import IntArray, PerfModel, Segment
+from ..perf import IntArray, Segment
 from ..wsrr import Decision, Ledger, retry_wait_seconds
 
 Progress = Callable[[int], None]
@@ -52,6 +52,15 @@ class RequestResult:
         return self.arrival_seconds + self.wait_seconds
 
 
+class Times(Protocol):
+    """How long a kind of request takes on a chain, seconds."""
+
+    @property
+    def new_tokens(self) -> int: ...
+    def first_token_seconds(self, client: int, chain: Sequence[Segment]) -> float: ...
+    def token_seconds(self, client: int, chain: Sequence[Segment]) -> float: ...
+
+
 class NeverRunsError(ValueError):
     """A request that no chain can ever serve."""
 
@@ -60,7 +69,7 @@ class NeverRunsError(ValueError):
 
 
 def result_of(
-    model: PerfModel,
+    times: Times,
     client: int,
     chain: tuple[Segment, ...],
     *,
@@ -71,7 +80,7 @@ def result_of(
     path_cost_seconds: float,
 ) -> RequestResult:
     """The result of a request that waited so long, by the performance model."""
-    first = wait_seconds + fixed_seconds + model.first_token_seconds(client, chain)
+    first = wait_seconds + fixed_seconds + times.first_token_seconds(client, chain)
     return RequestResult(
         client=client,
         chain=chain,
@@ -79,9 +88,9 @@ def result_of(
         raw_wait_seconds=predicted_wait_seconds,
         wait_seconds=wait_seconds,
         ttft_seconds=first,
-        total_seconds=first + (model.new_tokens - 1) * model.token_seconds(client, chain),
+        total_seconds=first + (times.new_tokens - 1) * times.token_seconds(client, chain),
         path_cost_seconds=path_cost_seconds,
-        new_tokens=model.new_tokens,
+        new_tokens=times.new_tokens,
     )
 
 

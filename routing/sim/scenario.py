@@ -23,7 +23,7 @@ from .workload import MOST_REQUESTS, MOST_TOKENS, Lengths, Workload, poisson, re
 
 _MOST_KINDS = 2000
 _PETALS_CACHE_TOKENS = 4096
-_DEFAULT_POLICIES = ("petals", "proposed", "ours", "ours_chains")
+_DEFAULT_POLICIES = ("petals", "proposed", "ours", "ours_push", "ours_chains")
 _CHURN_STREAM = 1
 """Churn has random numbers of its own, so that it changes nothing else of a run."""
 
