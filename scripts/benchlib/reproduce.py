@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from blockswarm.routing.sim.scenario import ModelShape, Scenario
 from blockswarm.routing.sim.workload import Lengths
 from blockswarm.routing.swarm import Swarm
 
-from .reproduce_text import BEGINNING, COORDINATES, NOT_REPRODUCED, PROTOCOL, REST
+from .reproduce_text import BEGINNING, COORDINATES, DESIGN, NOT_REPRODUCED, PROTOCOL, PUSH, REST
 
 POLICIES = (
     "petals",
@@ -41,9 +42,10 @@ POLICIES = (
     "petals_optimized_rr",
     "proposed",
     "ours",
+    "ours_push",
     "ours_chains",
 )
-OURS = ("ours", "ours_chains")
+OURS = ("ours", "ours_push", "ours_chains")
 DEFAULT_SERVERS = {"abovenet": 9, "bellcanada": 19, "gtsce": 60}
 SERVERS = {
     "abovenet": (6, 10, 15, 20, 22),
@@ -73,6 +75,7 @@ class Experiment:
     def row(self, scenario: Scenario, policy: str, zero: bool) -> Row:
         key = scenario.name, policy, zero
         if key not in self.rows:
+            hint(f"  {len(self.rows) + 1}: {scenario.name}, {policy}, {'zero' if zero else 'published'} delays")
             self.rows[key], self.results[key] = run_policy(
                 replace(scenario, runs=self.runs), policy, zero_fixed_delay=zero
             )
@@ -297,9 +300,24 @@ def verdict_section(experiment: Experiment) -> str:
         ]
         text += f"Time per token saved against PETALS, {what}:\n\n"
         text += table(["policy", "scenarios", "median", "least", "most", "better / worse by 0.5 %"], rows) + "\n"
+    text += f"{PUSH}\n{push_table(experiment)}\n"
     text += "Where one of our policies is slower than the better of PETALS and the published policy:\n\n"
     text += table(["scenario", "delays", "policy", "excess"], beaten) if beaten else "Nowhere.\n"
     return text
+
+
+def push_table(experiment: Experiment) -> str:
+    """What pushing saves against the same policy through the client, over all scenarios that ran both."""
+    rows = []
+    for zero, what in ((False, "published fixed delays"), (True, "zero fixed delays")):
+        saved = []
+        for name, policy, its_zero in sorted(experiment.rows):
+            if policy == "ours_push" and its_zero == zero:
+                push, hub = (experiment.rows[name, one, zero].summary for one in ("ours_push", "ours"))
+                if push is not None and hub is not None:
+                    saved.append(1 - push.per_token_seconds / hub.per_token_seconds)
+        rows.append([what, str(len(saved)), *(percent(f(saved)) for f in (np.median, min, max))])
+    return table(["time per token saved", "scenarios", "median", "least", "most"], rows)
 
 
 # --- coordinates and re-planning -----------------------------------------------------------------------------------
@@ -437,8 +455,21 @@ def protocol_section(seeds: int) -> str:
     return table([*head, "moves that met a crash", "time with a block uncovered", "rested"], rows)
 
 
+BEGUN = time.monotonic()
+CLEAR_LINE = "\r\x1b[K"
+
+
 def say(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
+    """A line about the progress, with the minutes since the start."""
+    minutes, seconds = divmod(int(time.monotonic() - BEGUN), 60)
+    clear = CLEAR_LINE if sys.stderr.isatty() else ""
+    print(f"{clear}[{minutes:2}:{seconds:02}] {what}", file=sys.stderr, flush=True)
+
+
+def hint(what: str) -> None:
+    """What is done right now, on a terminal only; the next line takes its place."""
+    if sys.stderr.isatty():
+        print(f"{CLEAR_LINE}{what}", end="", file=sys.stderr, flush=True)
 
 
 def main() -> int:
@@ -450,6 +481,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     experiment = Experiment(2 if chosen.quick else 5, {}, {})
     parts = [BEGINNING.format(runs=experiment.runs)]
+    say(f"{experiment.runs} runs of every scenario; several minutes in all")
     say("tables ...")
     for zero, what in ((False, "published fixed delays"), (True, "zero fixed delays")):
         parts.append(f"## Tables, {what}\n\n{comparison_table(experiment, tables(), zero)}")
@@ -457,7 +489,8 @@ def main() -> int:
     for name in TOPOLOGIES:
         say(f"sweeps on {name} ...")
         parts.append(sweep_section(experiment, folder, name))
-    parts.append(f"## The choice of R\n\n{design_section(experiment, folder)}")
+    say("the choice of R ...")
+    parts.append(f"## The choice of R\n\n{DESIGN}\n{design_section(experiment, folder)}")
     parts.append(
         f"## Distributions\n\nZero fixed delays, 0.5 requests/s.\n\n{distribution_section(experiment, folder)}"
     )
