@@ -96,12 +96,17 @@ class TabulatedRoom(Room, Protocol):
         ...
 
 
-def _waits(room: Room, most_blocks: IntArray, longest: int) -> FloatArray:
+def _waits(room: Room, most_blocks: IntArray, lengths: IntArray) -> FloatArray:
+    """(n, longest): what a tabulated room knows, asked for one by one where a range of that length needs it."""
+    longest = int(lengths.max())
     if isinstance(room, TabulatedRoom):
         return room.waits(longest)
-    table = np.full((len(most_blocks), longest), np.inf)
-    for j, most in enumerate(np.minimum(most_blocks, longest).tolist()):
-        table[j, :most] = [room.wait_seconds(j, blocks) for blocks in range(1, most + 1)]
+    table = np.full((len(lengths), longest), np.inf)
+    free, most = np.minimum(room.blocks_within(0.0), lengths), np.minimum(most_blocks, lengths)
+    table[np.arange(1, longest + 1) <= free[:, None]] = 0.0
+    for j in np.flatnonzero(free < most).tolist():
+        blocks = np.arange(free[j] + 1, most[j] + 1).tolist()
+        table[j, free[j] : most[j]] = [room.wait_seconds(j, k) for k in blocks]
     return table
 
 
@@ -325,7 +330,8 @@ class _Pass:
     """
 
     def __init__(self, lattice: Lattice, cost: FloatArray, ends: _Ends, critical: Sequence[int] = ()) -> None:
-        self._lattice, self._cost = lattice, cost
+        self.lattice, self.ends = lattice, ends
+        self._cost = cost
         self._following = _Memory.of(lattice, critical).following
         limits, masks = len(cost), len(self._following)
         self._ahead = np.full((limits, masks, lattice.num_sources), np.inf)
@@ -354,12 +360,12 @@ class _Pass:
 
     def onward(self, limit: int) -> FloatArray:
         """(A,): the least cost from each segment's end to the end of the walk."""
-        onward: FloatArray = self._onward[limit, 0][self._lattice.target]
+        onward: FloatArray = self._onward[limit, 0][self.lattice.target]
         return onward
 
     def walk(self, limit: int) -> list[int]:
         """The segments, by index, of the cheapest walk under that limit, of which there must be one."""
-        lattice, onward = self._lattice, self._onward[limit].ravel()
+        lattice, onward = self.lattice, self._onward[limit].ravel()
         walk: list[int] = []
         source, mask = int(np.argmin(self._begin[limit])), 0
         while True:
@@ -415,12 +421,17 @@ class _Opening:
     """(A,) trips, infinite where there will never be room."""
     ahead: _Pass
 
+    @cached_property
+    def behind(self) -> FloatArray:
+        """(A,) trips: the least cost up to entering each segment."""
+        return _before_segments(self.ahead.lattice, self.cost, self.ahead.ends)
+
 
 class ChainSearch:
     """Cheapest chains over fixed spans and costs, for any state of the peers' memory."""
 
     def __init__(self, spans: Spans, costs: HubCosts | PushCosts) -> None:
-        self._costs = costs
+        self._spans, self._costs = spans, costs
         if isinstance(costs, HubCosts):
             nothing = np.zeros(len(spans.start))
             self._lattice, self._ends, self._trips = spans.lattice, _Ends(nothing, nothing), 1.0
@@ -444,7 +455,8 @@ class ChainSearch:
         chain = tuple(self._lattice.segment(index) for index in opening.ahead.walk(0))
         wait = 0.0
         if _recurring([j for j, _ in chain]) or any(room.wait_seconds(j, len(blocks)) for j, blocks in chain):
-            found = _Sweep(self._lattice, self._ends, self._trips, opening, room).run()
+            waits = _waits(room, opening.room, self._spans.stop - self._spans.start)
+            found = _Sweep(self._lattice, self._ends, self._trips, opening, waits).run()
             if found is None:
                 return None
             chain, wait = found
@@ -462,8 +474,8 @@ def _recurring(peers: Sequence[int]) -> set[int]:
     return {j for j in peers if peers.count(j) > 1}
 
 
-FIRST_LIMITS = (0.0, 1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4)
-"""Limits of the first round: that much of the cost without limits above the least wait of any chain."""
+FIRST_LIMITS = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4)
+"""Limits of the first round where waiting is worth much: that part of the unlimited cost above the least wait."""
 WORK_PER_ROUND = 4_000_000
 MOST_LIMITS = 32
 
@@ -471,11 +483,10 @@ MOST_LIMITS = 32
 class _Sweep:
     """The rounds of the module's docstring, for one request."""
 
-    def __init__(self, lattice: Lattice, ends: _Ends, trips: float, opening: _Opening, room: Room) -> None:
-        self._lattice, self._ends, self._trips = lattice, ends, trips
+    def __init__(self, lattice: Lattice, ends: _Ends, trips: float, opening: _Opening, waits: FloatArray) -> None:
+        self._lattice, self._ends, self._trips, self._opening = lattice, ends, trips, opening
         self._cost = opening.cost
         """(A,) trips."""
-        waits = _waits(room, opening.room, int(lattice.length.max()))
         waits = np.maximum(waits, _least_wait(lattice, waits[:, 0]))
         self._wait = waits[lattice.peer, lattice.length - 1]
         """(A,) seconds; no chain waits less than the least."""
@@ -490,15 +501,21 @@ class _Sweep:
         self._culprits: set[int] = set()
         """The peers that the best walk uses twice."""
         self._critical: set[int] = set()
+        self._broken: tuple[list[int], FloatArray] | None = None
+        """The best walk, if it is no chain, and the segments' costs that it was found for."""
         self._offer(opening.ahead.walk(0), float(self._bounds[0]))
 
     def run(self) -> tuple[tuple[Segment, ...], float] | None:
         """The best chain and its wait."""
-        limits = self._open[0] + self._bounds[0] * np.array(FIRST_LIMITS)
-        limits = self._open[np.unique(np.searchsorted(self._open, limits, side="right") - 1)]
-        while len(limits):
-            self._round(limits)
-            limits = self._next_limits()
+        low, unlimited = float(self._open[0]), float(self._bounds[0])
+        columns = self._evaluate(low, self._open[:1])
+        if self._ceiling - low < (1 + FIRST_LIMITS[2]) * unlimited:
+            self._prune([_Column(low, unlimited, self._opening.cost, self._opening.ahead, 0)], self._opening.behind)
+        else:
+            limits = low + unlimited * np.array(FIRST_LIMITS)
+            self._round(self._open[np.unique(np.searchsorted(self._open, limits, side="right") - 1)], columns)
+        while len(limits := self._next_limits()):
+            self._round(limits, [])
         return self._best
 
     def _close(self) -> FloatArray:
@@ -521,30 +538,28 @@ class _Sweep:
         chosen = eager[np.linspace(0, len(eager) - 1, count + 1).astype(np.int64)[1:]]
         return np.unique(np.append(chosen, self._open[-1]))
 
-    def _round(self, limits: FloatArray) -> None:
-        """Evaluate these limits, and the last open one if it is beyond, then prune."""
-        low = float(self._open[0])
-        columns = self._evaluate(low, limits)
+    def _round(self, limits: FloatArray, columns: list[_Column]) -> None:
+        """Evaluate these limits, and the last open one if it is beyond, then prune; `columns` are the ones below."""
+        columns = columns + self._evaluate(float(self._open[0]), limits)
+        if self._broken:
+            self._repair(*self._broken)
         self._close()
         if len(self._open) and self._open[-1] > limits[-1]:
             columns += self._evaluate(float(limits[-1]), self._open[-1:])
         columns = [column for column in columns if column.low + column.bound < self._ceiling]
         if columns:
-            self._prune(columns)
+            self._prune(columns, _before_segments(self._lattice, columns[-1].cost, self._ends))
 
     def _evaluate(self, low: float, limits: FloatArray) -> list[_Column]:
         cost = np.where(self._wait <= limits[:, None], self._cost, np.inf)
         ahead = _Pass(self._lattice, cost, self._ends, sorted(self._critical))
         bounds = self._trips * ahead.total
         lows = np.concatenate(([low], limits[:-1]))
-        broken = None
         for column in np.argsort(limits + bounds, kind="stable").tolist():
             if bounds[column] + lows[column] < self._ceiling:
                 walk = ahead.walk(column)
                 if self._offer(walk, float(bounds[column])):
-                    broken = walk, cost[column]
-        if broken:
-            self._repair(*broken)
+                    self._broken = walk, cost[column]
         limits, seconds = np.concatenate((self._limits, limits)), np.concatenate((self._bounds, bounds))
         order = np.argsort(limits, kind="stable")
         self._limits = limits[order]
@@ -565,6 +580,7 @@ class _Sweep:
 
     def _repair(self, walk: list[int], cost: FloatArray) -> None:
         """Offer a good chain in place of a walk: a peer that recurs keeps only the segments that hold one block."""
+        self._broken = None
         lattice, cost, seconds = self._lattice, cost.copy(), _INFINITY
         while culprits := _recurring(lattice.peer[walk].tolist()):
             for index in walk:
@@ -579,9 +595,8 @@ class _Sweep:
             walk = ahead.walk(0)
         self._offer(walk, seconds)
 
-    def _prune(self, columns: list[_Column]) -> None:
-        """Drop the segments through which no open limit has a walk below the best chain."""
-        behind = _before_segments(self._lattice, columns[-1].cost, self._ends)
+    def _prune(self, columns: list[_Column], behind: FloatArray) -> None:
+        """Drop the segments through which no open limit has a walk below the best chain; `behind` at the last limit."""
         keep = np.zeros(len(behind), dtype=bool)
         for column in columns:
             through = behind + column.cost
@@ -592,6 +607,7 @@ class _Sweep:
         kept = np.flatnonzero(keep)
         self._lattice, self._cost, self._wait = self._lattice.only(kept), self._cost[kept], self._wait[kept]
         self._open = np.intersect1d(self._open, self._wait)
+        self._broken = None  # its segments are counted in the lattice before
 
 
 @dataclass(frozen=True, slots=True)

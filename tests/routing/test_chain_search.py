@@ -171,6 +171,29 @@ def test_many_cheap_peers_with_room_for_two_blocks_each(seed: int, push: bool) -
 
 
 @pytest.mark.parametrize("push", [False, True])
+@pytest.mark.parametrize("seed", range(40))
+def test_costs_without_ties_and_waits_worth_as_much_as_the_costs(seed: int, push: bool) -> None:
+    """Several rounds: limits that look good turn out to belong to walks that are no chains, after segments were cut."""
+    rng = np.random.default_rng(seed)
+    n, num_blocks = 6, 8
+    ranges, table = [], []
+    for _ in range(n):
+        size = int(rng.integers(2, num_blocks + 1))
+        start = int(rng.integers(0, num_blocks - size + 1))
+        ranges.append(BlockRange(start, start + size))
+        blocks = int(rng.integers(1, 3)) if rng.random() < 0.9 else num_blocks
+        wait = 2.0 if rng.random() < 0.3 else 0.0
+        row = [wait] * blocks
+        for _ in range(int(rng.integers(0, 4))):
+            wait += float(rng.integers(1, 6))
+            row += [wait] * int(rng.integers(1, 3))
+        table.append(tuple((row + [INFINITY] * num_blocks)[:num_blocks]))
+    visit, per_block = rng.uniform(0.5, 4, n), rng.uniform(0.05, 0.5, n)
+    between = rng.uniform(0.2, 4, (n, n))
+    validate_choice(Case(num_blocks, tuple(ranges), Steps(tuple(table)), visit, per_block, between), push)
+
+
+@pytest.mark.parametrize("push", [False, True])
 def test_the_search_keeps_nothing_of_an_earlier_state_of_the_room(push: bool) -> None:
     """One search answers for many requests: what it keeps belongs to the total room that it was found for."""
     ranges = (BlockRange(0, 4), BlockRange(0, 4), BlockRange(2, 4))
