@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..proto.transport import Dialer, PeerAddress
 from ..routing.swarm import BlockRange, PeerId
 from .background import BackgroundLoop, background_loop
 from .config import SessionConfig, SessionEvent
+from .prefixes import PageNames
 from .report import ChainReport
 from .router import ViewRouter
 from .session import ChainSession
@@ -29,6 +31,7 @@ T = TypeVar("T")
 
 CONNECT_SECONDS = 30.0
 CLOSE_SECONDS = 5.0
+LEAVE_SECONDS = 3.0
 OPERATION_SECONDS = 3600.0
 """No operation takes longer; the deadlines that matter are those of each step."""
 
@@ -41,13 +44,16 @@ def connect(
     wire_format: str | None = None,
     identity_path: str | Path | None = None,
     push: bool = True,
+    prefix_cache: bool = True,
     on_event: Callable[[SessionEvent], None] | None = None,
 ) -> SwarmConnection:
     """Connect to the swarm that serves this checkpoint.
 
     `initial_peers` are addresses "ID@host:port" of any of its peers; `swarm_key` is the key (or its file) of a private
     swarm; `identity_path` a key file, made if there is none (default: a new identity that nobody keeps). `push=False`
-    has every output come back through this client. `on_event` hears of repairs, in the network thread.
+    has every output come back through this client. With `prefix_cache` peers are asked to keep the attention caches of
+    ended sessions for a while, and later sessions of the same identity begin with what they hold. `on_event` hears of
+    repairs, in the network thread.
 
     Raises UsageError for a bad address, PeerUnavailable if no peer answers, WrongKey in a private swarm.
     """
@@ -60,7 +66,7 @@ def connect(
     wire = WireFormat.named(wire_format or "float32", checkpoint.config.get_text_config(decoder=True).hidden_size)
     return SwarmConnection(
         background_loop(), identity, addresses, checkpoint.model_digest().hex(), checkpoint.num_blocks, wire,
-        swarm_key, push, on_event,
+        swarm_key, push, prefix_cache, on_event,
     )  # fmt: skip
 
 
@@ -77,10 +83,13 @@ class SwarmConnection:
         wire_format: WireFormat,
         swarm_key: SwarmKey | None,
         push: bool,
+        prefix_cache: bool,
         on_event: Callable[[SessionEvent], None] | None,
     ) -> None:
         self._loop = loop
         self._wire_format = wire_format
+        self._leaving: set[Future[None]] = set()
+        """Sessions that have ended here, and not yet at their peers."""
         self.last_session: SwarmSession | None = None
         """The session opened last; its report stays readable when it is closed."""
 
@@ -102,6 +111,9 @@ class SwarmConnection:
                 token_bytes=wire_format.token_bytes,
                 swarm_key=swarm_key,
                 relay_always=not push,
+                page_names=PageNames(identity, model_digest, wire_format.name, wire_format.token_bytes)
+                if prefix_cache
+                else None,
                 on_event=on_event or (lambda event: None),
             )
             return view, dialer, config
@@ -111,17 +123,26 @@ class SwarmConnection:
     def open_session(self, max_tokens: int, max_rows: int) -> SwarmSession:
         """A session that reserves `max_tokens` tokens over all rows; its chain is opened with its first step."""
         session = ChainSession(self._config, max_tokens, max_rows)
-        self.last_session = SwarmSession(self._loop, session, self._wire_format)
+        self.last_session = SwarmSession(self._loop, session, self._wire_format, self._leave)
         return self.last_session
+
+    def _leave(self, session: ChainSession) -> None:
+        """End a session at its peers, without waiting for it."""
+        leaving = self._loop.submit(session.close())
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
 
     def run(self, work: Coroutine[Any, Any, T], timeout_seconds: float = CONNECT_SECONDS) -> T:
         """Run something on the loop that the view belongs to."""
         return self._loop.run(work, timeout_seconds)
 
     def close(self) -> None:
-        """Close the connections; sessions that are open are lost."""
+        """Close the connections; sessions that are open are lost, and those that have ended get a moment to leave."""
 
         async def stop() -> None:
+            leaving = [asyncio.wrap_future(future) for future in tuple(self._leaving)]
+            if leaving:
+                await asyncio.wait(leaving, timeout=LEAVE_SECONDS)
             await self.view.close()
             await self._dialer.close()
 
@@ -137,8 +158,16 @@ class SwarmConnection:
 class SwarmSession:
     """One session, for the thread that generates: tensors in, tensors out."""
 
-    def __init__(self, loop: BackgroundLoop, session: ChainSession, wire_format: WireFormat) -> None:
+    def __init__(
+        self,
+        loop: BackgroundLoop,
+        session: ChainSession,
+        wire_format: WireFormat,
+        leave: Callable[[ChainSession], None],
+    ) -> None:
+        """`leave` ends the session at its peers."""
         self._loop = loop
+        self._leave = leave
         self._session = session
         self._format = wire_format
         self._pending: Future[bytes] | None = None
@@ -180,4 +209,4 @@ class SwarmSession:
             return
         self._closed = True
         self._report = self._session.report()
-        self._loop.submit(self._session.close())
+        self._leave(self._session)

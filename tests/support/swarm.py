@@ -13,6 +13,7 @@ from blockswarm.client.router import ViewRouter
 from blockswarm.client.session import ChainSession
 from blockswarm.client.view import SwarmView
 from blockswarm.peer.engine.engine import Engine
+from blockswarm.peer.engine.kv_pool import KvPool
 from blockswarm.peer.engine.stage import load_stage
 from blockswarm.peer.replay_store import DEFAULT_LIMIT_BYTES, ReplayStore
 from blockswarm.peer.service import PeerParts, PeerService
@@ -52,6 +53,8 @@ class LocalSwarm:
 
     checkpoint: Checkpoint
     swarm_key: SwarmKey | None = None
+    prefix_bytes: int = 0
+    """What every peer keeps of attention caches of earlier sessions at most."""
     store: MemoryStore = field(default_factory=MemoryStore)
     peers: list[LocalPeer] = field(default_factory=list)
     dialers: list[Dialer] = field(default_factory=list)
@@ -62,11 +65,17 @@ class LocalSwarm:
         return self.checkpoint.model_digest().hex()
 
     async def start_peer(
-        self, blocks: BlockRange, *, replay_bytes: int = DEFAULT_LIMIT_BYTES, kv_tokens: int = 4096
+        self,
+        blocks: BlockRange,
+        *,
+        replay_bytes: int = DEFAULT_LIMIT_BYTES,
+        kv_tokens: int = 4096,
+        identity: Identity | None = None,
     ) -> LocalPeer:
-        identity = Identity.generate()
+        identity = identity or Identity.generate()
         directory = MemoryDirectory(self.store, time.time)
         engine = Engine(load_stage(self.checkpoint, blocks))
+        engine.pool = KvPool(kv_tokens * len(blocks) * engine.stage.kv_bytes_per_token, self.prefix_bytes)
         sessions = SessionTable(kv_tokens * len(blocks))
 
         async def lookup(name: str) -> list[bytes]:
