@@ -477,6 +477,7 @@ def _recurring(peers: Sequence[int]) -> set[int]:
 FIRST_LIMITS = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4)
 """Limits of the first round where waiting is worth much: that part of the unlimited cost above the least wait."""
 WORK_PER_ROUND = 4_000_000
+"""Additions that a later round may take, see `Lattice.work`: the smaller the graph has become, the more limits."""
 MOST_LIMITS = 32
 
 
