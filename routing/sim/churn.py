@@ -22,22 +22,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..cgbp import InfeasiblePlacementError, place
+from ..loaded import cheapest_chains
 from ..perf import PerfModel
 from ..replan import (
+    MEMORY_SECONDS,
+    RECORD_LIFETIME_SECONDS,
     REFRESH_SECONDS,
     PlanningView,
     Reason,
     ReplanPolicy,
     Verdict,
     after_move,
-    cheapest_request_seconds,
     decide,
     judge_claim,
     upcoming,
 )
 from ..swarm import BlockRange, ComputeCost, Coordinate, ModelSpec, MoveClaim, PeerId, PeerSpec, PeerState, Swarm
 
-RECORD_LIFETIME_SECONDS = 60.0
 QUIET_SECONDS = 900.0
 """A swarm in which nothing has changed for so long is taken to rest."""
 AFTERMATH_SECONDS = 5400.0
@@ -93,7 +94,7 @@ class RestReport:
     loaded_by_newcomer: int
     """Blocks of these that the joining peer itself had to load, whatever the rule."""
     mean_distance: float | None
-    """Predicted mean request time over the one of CG-BP from scratch."""
+    """Predicted mean request time, among as many as R is planned for, over the one of CG-BP from scratch."""
     bound_distance: float | None
     """Farthest client's token time on its cheapest chain over Theorem 2's bound for CG-BP from scratch."""
 
@@ -173,8 +174,8 @@ def distance_from_scratch(swarm: Swarm, policy: ReplanPolicy) -> Distance:
     except InfeasiblePlacementError:
         return Distance(view.concurrency, None, None)
     scratch = np.array([(0, 0) if r is None else (r.start, r.stop) for r in plan.ranges], dtype=np.int64)
-    mean = view.request_seconds(view.ranges) / view.request_seconds(scratch) - 1.0
-    walk = float(cheapest_request_seconds(_farthest_client_token(view.model), view.ranges)[0])
+    mean = view.request_times(view.ranges).among_others / view.request_times(scratch).among_others - 1.0
+    walk = float(cheapest_chains(_farthest_client_token(view.model), view.ranges).seconds[0])
     return Distance(view.concurrency, mean, walk / plan.bound_seconds - 1.0)
 
 
@@ -379,9 +380,9 @@ class _ProtocolRun:
                 agent.read[record.id] = record
 
     def snapshot(self, agent: _Agent) -> Swarm:
-        """What the agent knows: its own state and the records that have not expired, on its own clock."""
+        """What the agent knows: its own state and the records that it remembers, on its own clock."""
         now = self.now + agent.clock_offset
-        agent.read = {i: r for i, r in agent.read.items() if now < r.issued_seconds + RECORD_LIFETIME_SECONDS}
+        agent.read = {i: r for i, r in agent.read.items() if now < r.issued_seconds + MEMORY_SECONDS}
         peers = sorted((agent.spec, *agent.read.values()), key=lambda one: one.id)
         return Swarm(self.population.model, tuple(peers), now_seconds=now)
 

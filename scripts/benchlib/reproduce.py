@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from blockswarm.routing.cgbp import InfeasiblePlacementError, place
+from blockswarm.routing.cgbp import InfeasiblePlacementError, mean_request_seconds, place
 from blockswarm.routing.coordinates import accuracy, embed
 from blockswarm.routing.instances import Instance
 from blockswarm.routing.replan import PlanningView, ReplanPolicy
@@ -356,7 +356,7 @@ def simulated_ratio(swarm: Swarm, policy: ReplanPolicy) -> float | None:
     ranges = tuple(one.claim.blocks if one.claim else one.blocks for one in view.peers)
     present = replace(scratch, ranges=ranges, sizes=view.ranges[:, 1] - view.ranges[:, 0])
     rng = np.random.default_rng(1)
-    rate = 0.5 * min(view.concurrency, 40) / view.request_seconds(view.ranges)
+    rate = 0.5 * min(view.concurrency, 40) / mean_request_seconds(view.model, scratch.ranges)
     requests = 60
     instance = Instance(
         name="rest",
@@ -498,7 +498,7 @@ def main() -> int:
     say("coordinates ...")
     parts.append(f"## Network coordinates\n\n{COORDINATES}\n{coordinates_section()}")
     say("re-planning ...")
-    rest = rest_section(15 if chosen.quick else 60, 1 if chosen.quick else 4)
+    rest = rest_section(15 if chosen.quick else 60, 1 if chosen.quick else 8)
     parts.append(f"## Re-planning\n\n{REST}\n{rest}")
     parts.append(f"{PROTOCOL}\n{protocol_section(1 if chosen.quick else 3)}")
     parts.append(NOT_REPRODUCED)
