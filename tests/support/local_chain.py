@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from blockswarm.client.model import attach, prepare, swarm_class
 from blockswarm.peer.engine.kv import RowKV
+from blockswarm.peer.engine.stage import Route, Stage, StageView
 from blockswarm.peer.engine.stage import RowSlice as StageRow
-from blockswarm.peer.engine.stage import Stage, StageView
 from blockswarm.proto.errors import SessionLost
 from blockswarm.proto.family import attention_implementation, find_blocks, stage_class
 from blockswarm.proto.steps import RowTable, StepPlan, validate_plan
@@ -29,7 +29,7 @@ def stage_of(full: PreTrainedModel, blocks: BlockRange) -> Stage:
     theirs = find_blocks(full, full.config.num_hidden_layers).blocks
     for index, block in enumerate(find_blocks(model, len(blocks)).blocks):
         block.load_state_dict(theirs[blocks.start + index].state_dict())
-    return Stage(model.eval(), blocks)
+    return Stage(model.eval(), blocks, Route.SINGLE)
 
 
 def ends_of(full: PreTrainedModel) -> PreTrainedModel:
