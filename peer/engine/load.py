@@ -89,6 +89,7 @@ def load_packed_stage(
         model = load_model(stage_class(config, one), config, state, dtype, attention_of(route))
         (loaded,) = BlockList.at(model, model.blocks_path).blocks
         pack_block(loaded, packing, groups)
+        _leave_the_file(loaded)
         packed.append(loaded)
         shell = shell or model
         bytes_done += checkpoint.block_bytes(block)
@@ -105,6 +106,12 @@ def _shifted(
     progress: Callable[[int, int], None] | None, before: int, in_all: int
 ) -> Callable[[int, int], None] | None:
     return None if progress is None else lambda done, _: progress(before + done, in_all)
+
+
+def _leave_the_file(block: nn.Module) -> None:
+    """Copy what was not packed: it lies in the mapped file, which one small tensor would keep in memory as a whole."""
+    for tensor in (*block.parameters(), *block.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def _return_freed_memory() -> None:
