@@ -134,7 +134,8 @@ class Engine:
         """Compute a step together with those of other sessions; one step of a session at a time.
 
         Raises as `SessionKv.step` does, and PeerUnavailable when the engine is closed. The rows have the lengths that
-        the step began with after an error, and after a cancellation once the engine's thread has noticed.
+        the step began with after an error. A cancelled step is undone unless it is complete already; whatever is asked
+        for after the cancellation comes after that.
         """
         latest = self._latest.get(kv)
         if latest is not None and not latest.done():
@@ -189,24 +190,18 @@ class Engine:
     def _take_turn(self) -> bool:
         """Whether there may be more to do."""
         self._accept()
-        with self._changed:
-            if self._closed:
-                closed = True
-            elif self._jobs or self._inbox:
-                closed = False
-            else:
-                self._running = False
-                return False
-        if closed:
-            self._drop_everything(PeerUnavailable("the peer is shutting down"))
-            return False
         if self._jobs:
             self._gather()
             self._accept()
-        if self._jobs:
+        if self._jobs and not self._closed:
             self._step()
             self._leave_time_to_the_owner()
-        return True
+        with self._changed:
+            if not self._closed:
+                self._running = bool(self._jobs or self._inbox)
+                return self._running
+        self._drop_everything(PeerUnavailable("the peer is shutting down"))
+        return False
 
     def _accept(self) -> None:
         """Begin the steps and do the other work that arrived, in order."""
