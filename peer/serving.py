@@ -76,6 +76,10 @@ class ReadyPeer:
 
 async def serve_until(node: Node, engine: Engine, on_ready: Callable[[ReadyPeer], None], stop: StopRequest) -> None:
     """Serve and announce until `stop`, then drain and say goodbye."""
+    from .engine.kv_pool import KvPool  # brings torch
+
+    room_bytes = node.config.kv_tokens * len(engine.blocks) * engine.stage.kv_bytes_per_token
+    engine.pool = KvPool(room_bytes, node.config.prefix_cache_bytes)
     hashes = await asyncio.to_thread(node.checkpoint.block_hashes, engine.blocks)
     serving = _Serving(node, engine, hashes, await _known_cost(node, engine))
     await serving.run(on_ready, stop)
@@ -105,7 +109,9 @@ class _Serving:
         self._block_hashes = block_hashes
         self._estimate = CostEstimate(cost)
         self._announced_cost = cost
-        self._sessions = SessionTable(config.kv_tokens * len(engine.blocks))
+        self._sessions = SessionTable(
+            config.kv_tokens * len(engine.blocks), token_seconds=cost.decode_seconds() * len(engine.blocks)
+        )
         self._replay = ReplayStore(config.replay_bytes)
         self._metrics = PeerMetrics() if config.metrics_port is not None else None
         self._owner: OwnerLoad | None = None
@@ -224,21 +230,29 @@ class _Serving:
                 await asyncio.sleep(MIN_ANNOUNCE_SECONDS)
 
     def _readings(self) -> Readings:
-        sessions, counters = self._sessions, self._counters
+        sessions, counters, pool = self._sessions, self._counters, self._engine.pool
         return {
             "sessions": sessions.sessions,
+            "queued_sessions": sessions.waiting,
             "kv_token_blocks_total": sessions.kv_token_blocks_total,
             "kv_token_blocks_reserved": sessions.kv_token_blocks_total - sessions.kv_token_blocks_free,
+            "kv_bytes_used": pool.used_bytes,
+            "prefix_cache_bytes": pool.prefixes.nbytes,
             "replay_bytes": self._replay.nbytes,
             "decode_seconds_per_block": self._announced_cost.decode_seconds(),
             "steps_pushed": counters.steps_pushed,
             "steps_relayed": counters.steps_relayed,
             "steps_answered": counters.steps_answered,
             "rebuilt_tokens": counters.rebuilt_tokens,
+            "admissions": sessions.admissions,
+            "refusals": sessions.refusals,
+            "prefix_hit_tokens": counters.prefix_hit_tokens,
+            "prefix_evicted_pages": pool.prefixes.evicted_pages,
         }
 
     def _record(self, state: PeerState, port: int) -> PeerRecord:
         node, engine, sessions = self._node, self._engine, self._sessions
+        now = time.time()
         self._announced_cost = self._estimate.cost
         spec = PeerSpec(
             id=node.identity.peer_id,
@@ -247,7 +261,9 @@ class _Serving:
             state=state,
             memory_bytes=float(len(engine.blocks) * engine.stage.block_bytes),
             kv_tokens_total=sessions.kv_token_blocks_total,
-            kv_tokens_free=sessions.kv_token_blocks_free,
+            kv_tokens_free=sessions.kv_token_blocks_open,
+            releases=sessions.releases(now),
+            concurrency=sessions.concurrency(now),
             block_hashes=self._block_hashes,
             numeric_format=node.config.dtype,
         )

@@ -24,6 +24,27 @@ SHAPES: Mapping[str, Mapping[str, int]] = {
         "num_attention_heads": 16,
         "vocab_size": 32000,
     },
+    "wide-1024": {
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "vocab_size": 512,
+    },
+    "wide-2048": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 16,
+        "vocab_size": 512,
+    },
+    "wide-4096": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 32,
+        "vocab_size": 512,
+    },
 }
 CONTEXT_TOKENS = 2048
 SEED = 0
