@@ -165,8 +165,7 @@ class Hop:
 
     async def leave(self, prefixes: Sequence[Digests]) -> None:
         """Have the peer keep the beginnings of its rows, and then end the session; returns when it has."""
-        remember = pb.Remember(prefixes=encode_prefixes(prefixes))
-        await self._write(pb.ClientFrame(remember=remember), pb.ClientFrame(close=pb.Close()))
+        await self._write(pb.ClientFrame(remember=pb.Remember(prefixes=encode_prefixes(prefixes))))
         if self._reader is not None:
             await asyncio.wait([self._reader])
 

@@ -86,6 +86,9 @@ class SessionReader:
         """Until the client closes or is silent for too long. Raises SwarmError."""
         frame = await self._next(context)
         while isinstance(frame, pb.ClientFrame) and not frame.HasField("close"):
+            if frame.HasField("remember"):
+                await self._remember(frame.remember)
+                return
             if frame.HasField("kv_import"):
                 frame = await self._import(frame.kv_import, context)
             else:
@@ -113,6 +116,11 @@ class SessionReader:
             await self._worker.put_import(received)
         return await self._next(context)
 
+    async def _remember(self, message: pb.Remember) -> None:
+        """The last wish of a session: a second one would only keep the peer busy."""
+        grant = self._worker.grant
+        await self._worker.put_remember(decode_prefixes(message.prefixes, grant.kv_tokens, grant.max_rows))
+
     async def _take(self, frame: pb.ClientFrame) -> None:
         worker = self._worker
         kind = frame.WhichOneof("kind")
@@ -132,9 +140,6 @@ class SessionReader:
             if not 0 < message.timeout_seconds <= MAX_STEP_SECONDS:
                 raise RemoteProtocolError("a replay has an impossible deadline")
             await worker.put_replay(message.epoch, lengths, decode_rebuild(message.rebuild), message.timeout_seconds)
-        elif kind == "remember":
-            grant = worker.grant
-            await worker.put_remember(decode_prefixes(frame.remember.prefixes, grant.kv_tokens, grant.max_rows))
         elif kind == "kv_export":
             await worker.put_export(transfer_seconds(frame.kv_export.timeout_seconds))
         elif kind == "probe":

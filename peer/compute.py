@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from ..proto.errors import RemoteProtocolError
 from ..proto.prefixes import PAGE_TOKENS, Digests
 from ..proto.steps import StepPlan
 from .engine.engine import Engine, SessionKv, StepOutput
@@ -33,6 +35,9 @@ class EngineCompute:
 
     async def _adopt(self, plan: StepPlan) -> None:
         self._kv.table.begun(plan.adopted)
+        held = self._kv.held_tokens
+        if len(plan.adopted) > len(held) or any(map(operator.gt, plan.adopted, held)):
+            raise RemoteProtocolError(f"rows cannot begin with {list(plan.adopted)} tokens: {list(held)} are held")
         for row, tokens in enumerate(plan.adopted):
             for stop in _parts(tokens, PAGE_TOKENS * self._pages_at_once):
                 await self._engine.submit(lambda row=row, stop=stop: self._kv.adopt(row, stop))  # type: ignore[misc]

@@ -132,6 +132,7 @@ def step(seq: int = 1, rows: tuple[tuple[int, int, int, int], ...] = ((0, 0, 1, 
     plan = StepPlan(tuple(RowSlice(*row) for row in rows))
     head, _ = encode_step(WireStep(1, seq, plan, tokens(min(plan.tokens, 64)), 0, 10.0))
     head.source_rows.extend(fields.pop("source_rows", ()))
+    head.adopted_tokens.extend(fields.pop("adopted_tokens", ()))
     for name, value in fields.items():
         setattr(head, name, value)
     return head
@@ -185,6 +186,7 @@ class World:
             assert peer.parts.replay.nbytes == 0
             assert not peer.parts.replay._buffers
             assert not peer.service._open
+            assert (peer.parts.engine.pool.reserved_bytes, peer.parts.engine.pool.used_bytes) == (0, 0)
 
     def close(self) -> None:
         self._runner.run(self._context.__aexit__(None, None, None))
@@ -262,6 +264,11 @@ def lasting(seconds: float) -> Callable[[Stranger], pb.Open]:
     return lambda stranger: stranger.opening(stranger.grant(expires_at_seconds=time.time() + seconds))
 
 
+def naming(*prefixes: bytes) -> Callable[[Stranger], pb.Open]:
+    named = [pb.Prefix(digests=digests) for digests in prefixes]
+    return lambda stranger: stranger.opening(stranger.grant(), prefixes=named)
+
+
 def with_successor(record: bytes) -> Callable[[Stranger], pb.Open]:
     def make(stranger: Stranger) -> pb.Open:
         grant = stranger.grant(successor=Identity.generate().peer_id)
@@ -300,6 +307,9 @@ BAD_OPENINGS = {
     "hello from the future": (hello_at(60), ClockSkew),
     "hello of no time": (hello_at(math.nan), ClockSkew),
     "hello of another protocol": (other_protocol, WrongSwarm),
+    "prefixes larger than the room": (naming(bytes(32)), LocalProtocolError),
+    "more prefixes than rows": (naming(b"", b"", b""), LocalProtocolError),
+    "half the name of a page": (naming(bytes(8)), LocalProtocolError),
     "an empty opening": (lambda stranger: pb.Open(), AuthenticationError),
     "a successor without record": (with_successor(b""), SwarmError),
     "a successor with a broken record": (with_successor(b"\xff" * 100), LocalProtocolError),
@@ -450,6 +460,10 @@ def kv_import(**fields: Any) -> pb.ClientFrame:
     return pb.ClientFrame(kv_import=pb.KvState(**{"timeout_seconds": 5.0, **fields}))
 
 
+def remember(*prefixes: bytes) -> pb.ClientFrame:
+    return pb.ClientFrame(remember=pb.Remember(prefixes=[pb.Prefix(digests=digests) for digests in prefixes]))
+
+
 BAD_FRAMES: dict[str, list[pb.ClientFrame]] = {
     "fewer bytes than its tokens": [frame(total_bytes=TOKEN_BYTES - 4, data=bytes(TOKEN_BYTES - 4))],
     "more bytes than its tokens": [frame(total_bytes=TOKEN_BYTES + 4, data=bytes(TOKEN_BYTES + 4))],
@@ -502,6 +516,15 @@ BAD_FRAMES: dict[str, list[pb.ClientFrame]] = {
     "a replay of impossible rows": [replay(lengths=[1] * 5000)],
     "a replay of impossible lengths": [replay(lengths=[1 << 30])],
     "a replay without a deadline": [replay(timeout_seconds=0)],
+    "more held tokens than are held": [frame(1, ((0, 64, 1, 1),), adopted_tokens=[64])],
+    "held tokens of a thousand rows": [frame(1, adopted_tokens=[0] * 1024)],
+    "held tokens in the middle": [frame(1), frame(2, ((0, 1, 1, 1),), adopted_tokens=[1])],
+    "to remember what was not computed": [
+        pb.ClientFrame(remember=pb.Remember(prefixes=[pb.Prefix(digests=bytes(16))]))
+    ],
+    "to remember more than reserved": [pb.ClientFrame(remember=pb.Remember(prefixes=[pb.Prefix(digests=bytes(32))]))],
+    "to remember rows without end": [pb.ClientFrame(remember=pb.Remember(prefixes=[pb.Prefix()] * 5000))],
+    "to remember by half a name": [pb.ClientFrame(remember=pb.Remember(prefixes=[pb.Prefix(digests=b"half")]))],
     "an unsigned reroute": [pb.ClientFrame(reroute=pb.Reroute())],
 }
 
