@@ -342,7 +342,7 @@ class Chain:
         if len(choices) > 1:
             await self._replace_by_many(old, choices, waits, state)
             return
-        new = self._new_hop(choices[0])
+        new, epoch = self._new_hop(choices[0]), self.epoch
         self._taking = [new]
         try:
             new.built = await self._move_cache(old, new, waits, state)
@@ -352,6 +352,7 @@ class Chain:
                 await self._replace(old, [new], state)
             else:
                 self.report_failed([new])
+                self.epoch = epoch  # the others have heard of no newer one
         finally:
             self._taking = ()
             if new not in self.hops:
@@ -361,9 +362,11 @@ class Chain:
         if not waits:
             await self._replace(old, choices, state)
             return
+        epoch = self.epoch
         try:
             hops = await self.reserve(self._with_replaced(old, choices), HANDOVER_WAIT_SECONDS)
         except NotAdmitted:
+            self.epoch = epoch
             return
         await self._replace(old, [hop for hop in hops if hop not in self.hops], state)
 
@@ -390,6 +393,8 @@ class Chain:
                 await self._open(new, (), capability, b"", True, wait_seconds)
                 if waits:
                     await self._until_either_fails(old, new, lambda: new.opened)
+                    if not new.opened:
+                        return False
                 await old.export_to(new, state.next_seq - 1, state.before, HANDOVER_SECONDS)
                 await self._until_either_fails(old, new, lambda: new.rebuilt_epoch == epoch)
         except TimeoutError:

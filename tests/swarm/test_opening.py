@@ -26,6 +26,8 @@ class FixedRouter:
     """Always the same chain: (peer, blocks, predicted wait)."""
 
     chain: Sequence[tuple[Peer, BlockRange, float]]
+    left: Peer | None = None
+    """A peer that is about to leave."""
     banned: list[tuple[PeerId, SwarmError]] = field(default_factory=list)
 
     async def choose(
@@ -43,7 +45,7 @@ class FixedRouter:
         self.banned.append((peer, error))
 
     def leaving(self, peer: PeerId) -> bool:
-        return False
+        return self.left is not None and self.left.identity.peer_id == peer
 
     async def refresh(self) -> None:
         pass
@@ -208,6 +210,33 @@ def test_a_peer_that_only_hears_of_its_predecessor_is_not_forgotten() -> None:
         assert {event.kind for event in visit.events} == {"opened"}
         await session.close()
 
+    scene.run(scenario())
+
+
+@pytest.mark.parametrize(("held", "goes"), [(7.0, True), (60.0, False)])
+def test_a_session_waits_a_little_for_room_at_the_replacement_of_a_leaving_peer(held: float, goes: bool) -> None:
+    """It goes over with its cache if there is room soon, and else stays where it is and goes on there."""
+    scene = Scene()
+
+    async def scenario() -> None:
+        session, visit = scene.session(0, 16, (scene.low, WHOLE, 0.0))
+        holder, _ = scene.session(1, 16, (scene.high, WHOLE, 0.0))
+        truth = ToyKv(WHOLE, 16, 1)
+        for position in range(4):
+            if position == 2:
+                await holder.run(*step(0))
+                scene.loop.call_later(held, lambda: closing.append(asyncio.ensure_future(holder.close())))
+                session._config.router.left = scene.low
+                session._config.router.chain = [(scene.high, WHOLE, 5.0)]
+            assert unpack(await session.run(*step(position))) == unpack(truth.step(*step(position)).data)
+        assert scene.loop.time() <= 20, "ten seconds at most before a step, and two steps"
+        assert session.chain[0][0] == (scene.high if goes else scene.low).identity.peer_id
+        kinds = [event.kind for event in visit.events]
+        assert ("handed-over" in kinds, "replay" in kinds) == (goes, False)
+        await session.close()
+        await holder.close()
+
+    closing: list[asyncio.Future[None]] = []
     scene.run(scenario())
 
 

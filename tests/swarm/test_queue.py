@@ -25,6 +25,7 @@ HIDDEN = 64
 ROOM = 256
 """KV tokens of every peer of these tests; a session of so many tokens fills it."""
 ONE = StepPlan((RowSlice(0, 0, 1, 1),))
+TWO = StepPlan((RowSlice(0, 1, 1, 1),))
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +35,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(folder: Path) -> bytes:
-    """What the whole model answers to the first token."""
+def answers(folder: Path) -> tuple[bytes, bytes]:
+    """What the whole model answers to the first two tokens."""
     engine = Engine(load_stage(open_checkpoint(folder), BlockRange(0, 6)))
-    return _answer(engine)
-
-
-def _answer(engine: Engine) -> bytes:
     kv = engine.open(BlockRange(0, 6), engine.wire_format("float32"), ROOM, 1)
     try:
-        return kv.step(ONE, tokens(1)).data
+        return kv.step(ONE, tokens(1)).data, kv.step(TWO, tokens(1)).data
     finally:
         engine.close()
+
+
+@pytest.fixture(scope="module")
+def expected(answers: tuple[bytes, bytes]) -> bytes:
+    return answers[0]
 
 
 def tokens(count: int) -> bytes:
@@ -64,9 +66,11 @@ def in_swarm(folder: Path, scenario: Callable[[LocalSwarm], Awaitable[None]], *r
 
 
 async def first_step(session: ChainSession, expected: bytes) -> None:
-    got, wanted = (
-        torch.frombuffer(bytearray(data), dtype=torch.float32) for data in (await session.run(ONE, tokens(1)), expected)
-    )
+    check_close(await session.run(ONE, tokens(1)), expected)
+
+
+def check_close(answer: bytes, expected: bytes) -> None:
+    got, wanted = (torch.frombuffer(bytearray(data), dtype=torch.float32) for data in (answer, expected))
     torch.testing.assert_close(got, wanted, atol=2e-5, rtol=1e-4)
 
 
@@ -198,20 +202,20 @@ def test_a_peer_that_leaves_sends_its_queue_to_another(folder: Path, expected: b
     in_swarm(folder, scenario, "0:2", "2:4", "4:6")
 
 
-def test_a_peer_s_replacement_is_queued_for(folder: Path, expected: bytes) -> None:
+def test_a_peer_s_replacement_is_queued_for(folder: Path, answers: tuple[bytes, bytes]) -> None:
     """Both hosts of the middle are full; one dies: its session waits for the other one, and goes on there."""
 
     async def scenario(swarm: LocalSwarm) -> None:
         events: list[SessionEvent] = []
         holder, other = await client(swarm, []), await client(swarm, events)
-        await first_step(holder, expected)
-        await first_step(other, expected)
+        await first_step(holder, answers[0])
+        await first_step(other, answers[0])
         victim = next(peer for peer in middle(swarm) if peer.identity.peer_id == other.chain[1][0])
         await victim.kill()
-        more = asyncio.create_task(other.run(StepPlan((RowSlice(0, 1, 1, 1),)), tokens(1)))
+        more = asyncio.create_task(other.run(TWO, tokens(1)))
         await until(lambda: "queued" in kinds(events))
         await holder.close()
-        await asyncio.wait_for(more, 20)
+        check_close(await asyncio.wait_for(more, 20), answers[1])
         assert "replay" in kinds(events)
         await other.close()
         swarm.peers.remove(victim)
