@@ -21,6 +21,8 @@ class SwarmOptions:
     swarm_key: SwarmKey | None = None
     identity: Path | None = None
     push: bool = True
+    prefix_cache: bool = True
+    """Have peers keep the attention caches of ended sessions for later ones of the same identity."""
     wire_format: str = "float32"
     revision: str | None = None
 

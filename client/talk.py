@@ -76,6 +76,7 @@ def talker(model: str, options: SwarmOptions, spinner: Spinner) -> Iterator[Talk
         wire_format=options.wire_format,
         identity_path=options.identity,
         push=options.push,
+        prefix_cache=options.prefix_cache,
         on_event=events.append,
     )
     with swarm:
@@ -340,6 +341,7 @@ def describe_account(account: Account) -> str:
         lines.append(table(("chain", "name", "blocks", "way ms", "queue ms", "compute ms"), rows))
         lines.append(f"{milliseconds(chain.step_seconds)} ms per step, mean of the last {chain.steps}")
     lines.append(f"steps passed on: {account.steps.pushed} pushed, {account.steps.relayed} relayed through clients")
+    lines += [f"peers held {event.detail} of the prompt already" for event in account.events if event.kind == "adopted"]
     lines += [f"repair: {event.kind} {event.detail}".rstrip() for event in account.repairs] or ["no repairs"]
     return "\n".join(lines)
 
