@@ -29,6 +29,7 @@ from .stop import StopRequest, until_stopped
 
 if TYPE_CHECKING:
     from .engine.engine import Engine
+    from .engine.load import Examined
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +72,11 @@ async def _run_as(
     try:
         async with joined(config, dialer, digest, swarm_key) as directory:
             lookups = RecentLookups(directory, digest, swarm_key, time.time)
-            blocks = await _choose(config, checkpoint, await examining, lookups, swarm_key)
-            engine = await _load(config, checkpoint, blocks, progress)
+            examined = await examining
+            blocks = await _choose(config, checkpoint, examined, lookups, swarm_key)
+            engine = await _load(config, checkpoint, blocks, examined, progress)
             try:
-                node = Node(config, identity, swarm_key, checkpoint, digest, dialer, directory, lookups)
+                node = Node(config, identity, swarm_key, checkpoint, digest, dialer, directory, lookups, examined)
                 await serve_until(node, engine, on_ready, stop)
             finally:
                 engine.close()
@@ -84,18 +86,24 @@ async def _run_as(
         await dialer.close()
 
 
-async def _examine(config: PeerConfig, checkpoint: Checkpoint) -> Need:
-    """Whether the model may be served, and what a block of it needs. Raises UnsupportedModel."""
+async def _examine(config: PeerConfig, checkpoint: Checkpoint) -> Examined:
+    """Whether the model may be served, and how. Raises UnsupportedModel, UsageError."""
     from .engine.load import examine_model  # brings torch
 
-    weights, kv_per_token = await asyncio.to_thread(examine_model, checkpoint.config, config.dtype, config.threads)
-    return Need(weights, kv_per_token * config.kv_tokens, config.replay_bytes)
+    return await asyncio.to_thread(
+        examine_model, checkpoint, config.dtype, config.quantize, config.threads, time.perf_counter
+    )
 
 
 async def _choose(
-    config: PeerConfig, checkpoint: Checkpoint, need: Need, lookups: RecentLookups, swarm_key: SwarmKey | None
+    config: PeerConfig, checkpoint: Checkpoint, examined: Examined, lookups: RecentLookups, swarm_key: SwarmKey | None
 ) -> BlockRange:
     """The blocks to host: those asked for, or as many as fit, where the swarm needs them most."""
+    need = Need(
+        examined.block_bytes,
+        examined.kv_bytes_per_token * config.kv_tokens,
+        config.replay_bytes,
+    )
     free = free_memory_bytes()
     asked = len(config.blocks.blocks) if config.blocks.blocks is not None else config.blocks.count
     if asked is not None:
@@ -114,8 +122,10 @@ async def _choose(
     return choose_blocks(config.blocks, checkpoint.num_blocks, fits, present)
 
 
-async def _load(config: PeerConfig, checkpoint: Checkpoint, blocks: BlockRange, progress: Progress) -> Engine:
+async def _load(
+    config: PeerConfig, checkpoint: Checkpoint, blocks: BlockRange, examined: Examined, progress: Progress
+) -> Engine:
     """Fetch and load the blocks."""
     from .engine.load import load_engine  # brings torch
 
-    return await asyncio.to_thread(load_engine, checkpoint, blocks, config.dtype, progress)
+    return await asyncio.to_thread(load_engine, checkpoint, blocks, config.dtype, progress, examined.packing)

@@ -35,6 +35,7 @@ from .worker import Counters
 if TYPE_CHECKING:
     from ..proto.hivemind_directory import HivemindDirectory
     from .engine.engine import Engine
+    from .engine.load import Examined
     from .engine.step_record import StepRecord
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Node:
     dialer: Dialer
     directory: HivemindDirectory
     lookups: RecentLookups
+    examined: Examined
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,9 @@ async def serve_until(node: Node, engine: Engine, on_ready: Callable[[ReadyPeer]
 
 async def _known_cost(node: Node, engine: Engine) -> ComputeCost:
     """The start-up measurement: an earlier one, if it was made under the same conditions and still holds."""
-    from .engine.threads import threads_in_use  # brings torch
-
     store = CostStore(node.config.data_folder)
-    conditions = Measured(node.model_digest, str(engine.blocks), node.config.dtype, "cpu", threads_in_use())
+    form = f"{node.examined.numeric_format} {node.examined.packing.value}"
+    conditions = Measured(node.model_digest, str(engine.blocks), form, "cpu", node.examined.threads)
     known = store.load(conditions)
     if known is not None and await engine.submit(lambda: still_holds(engine, known, time.perf_counter)):
         return known
@@ -163,8 +164,6 @@ class _Serving:
             await server.stop(grace=0)
 
     def _ready(self, port: int) -> ReadyPeer:
-        from .engine.threads import threads_in_use  # brings torch
-
         node, config = self._node, self._node.config
         return ReadyPeer(
             address=PeerAddress(node.identity.peer_id, config.addresses(port)[0]),
@@ -173,8 +172,8 @@ class _Serving:
             cost=self._announced_cost,
             kv_tokens=config.kv_tokens,
             model_digest=node.model_digest,
-            numeric_format=node.config.dtype,
-            threads=threads_in_use(),
+            numeric_format=node.examined.numeric_format,
+            threads=node.examined.threads,
         )
 
     async def _drain(self, announcer: Announcer) -> None:
@@ -265,7 +264,7 @@ class _Serving:
             releases=sessions.releases(now),
             concurrency=sessions.concurrency(now),
             block_hashes=self._block_hashes,
-            numeric_format=node.config.dtype,
+            numeric_format=node.examined.numeric_format,
         )
         return PeerRecord(
             model_digest=node.model_digest,

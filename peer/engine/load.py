@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ...proto.checkpoint import Checkpoint
 from ...proto.errors import OutOfMemory
@@ -16,22 +18,46 @@ from ...proto.family import BlockList, load_model, slice_config, stage_class
 from ...proto.tensors import DTYPES
 from ...routing.swarm import BlockRange
 from .engine import Engine
+from .formats import find_packing
 from .measure import measure_block
 from .quantize import Packing, pack_block, shared_inputs
 from .selfcheck import check_family
 from .stage import Route, Stage, attention_of, load_stage
+from .threads import set_threads
+
+logger = logging.getLogger(__name__)
 
 
-def examine_model(config: PreTrainedConfig, dtype: str, threads: int | None) -> tuple[int, int]:
-    """Check the family and measure a block, without any weights: see `check_family` and `measure_block`.
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """How a model will be served here; known before any of its weights is read."""
 
-    `threads` is how many CPU threads torch may use, None: as many as it likes; it holds for the whole process.
-    Raises UnsupportedModel.
+    packing: Packing
+    numeric_format: str
+    """What the peer's record says."""
+    block_bytes: int
+    kv_bytes_per_token: int
+    """In one block."""
+    threads: int
+
+
+def examine_model(
+    checkpoint: Checkpoint, dtype: str, quantize: str, threads: int | None, clock: Callable[[], float]
+) -> Examined:
+    """Check the family, settle torch's threads for the whole process, choose the form of the weights, measure a block.
+
+    See `check_family`, `set_threads`, `find_packing` and `measure_block`. `clock` is a monotonic clock in seconds.
+    Raises UnsupportedModel, and UsageError for a form that this machine cannot compute. Takes a second or two.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    check_family(config)
-    return measure_block(config, dtype)
+    check_family(checkpoint.config)
+    count, seconds = set_threads(threads, checkpoint.config.get_text_config(decoder=True).hidden_size, clock)
+    if seconds:
+        times = ", ".join(f"{number}: {1000 * taken:.1f} ms" for number, taken in seconds.items())
+        logger.info("%d threads compute (measured %s)", count, times)
+    choice = find_packing(checkpoint, dtype, quantize)
+    logger.info("%s", choice.reason)
+    block_bytes, kv_bytes = measure_block(checkpoint.config, dtype, choice.packing)
+    return Examined(choice.packing, choice.packing.numeric_format(dtype), block_bytes, kv_bytes, count)
 
 
 def load_engine(

@@ -14,13 +14,14 @@ from ...proto.family import BlockList, attention_implementation, stage_class
 from ...proto.tensors import DTYPES
 from ...routing.swarm import BlockRange
 from .kv import RowKV
+from .quantize import Packing, packed_block_bytes
 from .stage import Route, RowSlice, StageView
 
 
-def measure_block(config: PreTrainedConfig, dtype: str) -> tuple[int, int]:
+def measure_block(config: PreTrainedConfig, dtype: str, packing: Packing) -> tuple[int, int]:
     """Bytes of the weights of the model's largest block, and of one token's attention cache in the block that needs
-    most, with weights and activations in `dtype` ("float32"). The few weights that a family keeps in float32 even so
-    are counted in `dtype`.
+    most, with activations in `dtype` ("float32"), and weights as they are loaded in it and packed. The few weights
+    that a family keeps in float32 even so are counted in `dtype`.
 
     Raises UnsupportedModel. Takes no memory to speak of, and time that grows with the number of blocks.
     """
@@ -31,9 +32,7 @@ def measure_block(config: PreTrainedConfig, dtype: str) -> tuple[int, int]:
             copy.deepcopy(config), dtype=DTYPES[dtype], attn_implementation=attention_implementation(model_class)
         ).eval()
         found = BlockList.at(model, model.blocks_path)
-        weights = max(
-            sum(tensor.nbytes for tensor in (*block.parameters(), *block.buffers())) for block in found.blocks
-        )
+        weights = max(packed_block_bytes(block, packing) for block in found.blocks)
         hidden = torch.zeros(1, model.config.hidden_size, dtype=DTYPES[dtype])
         return weights, max(_kv_bytes(found, block, hidden) for block in everything)
 

@@ -19,11 +19,14 @@ _REPEATS = 4
 
 
 def set_threads(asked: int | None, hidden_size: int, clock: Callable[[], float]) -> tuple[int, Mapping[int, float]]:
-    """Set torch's threads for the whole process: `asked`, or what measures best.
+    """Set torch's threads for the whole process: `asked`, else OMP_NUM_THREADS, else what measures best.
 
     Returns the number and the seconds that were measured per number; nothing was measured where there was no choice.
     `clock` is a monotonic clock in seconds. Takes less than half a second.
     """
+    from_environment = os.environ.get("OMP_NUM_THREADS", "")
+    if asked is None and from_environment.isdecimal() and int(from_environment) > 0:
+        asked = int(from_environment)
     candidates = _candidates(available_cores())
     measured: Mapping[int, float] = {}
     if asked is None and len(candidates) > 1:
@@ -41,11 +44,6 @@ def fewest_worthwhile(seconds: Mapping[int, float]) -> int:
         if seconds[count] < WORTH_IT * seconds[best]:
             best = count
     return best
-
-
-def threads_in_use() -> int:
-    """How many threads torch computes with."""
-    return torch.get_num_threads()
 
 
 def available_cores() -> int:
