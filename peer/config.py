@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..proto.errors import UsageError
+from ..proto.precision import QUANTIZATIONS
 from ..proto.transport import PeerAddress, check_target
 from ..routing.swarm import BlockRange
 
 DEFAULT_KV_TOKENS = 16_384
-QUANTIZATIONS = ("auto", "none", "int8", "int4", "nf4")
 
 
 @dataclass(frozen=True, slots=True)

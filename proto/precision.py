@@ -22,6 +22,9 @@ _RANKS: Mapping[str, int] = {
 FORMATS = tuple(_RANKS)
 """The formats that a peer may announce, the most precise first."""
 
+QUANTIZATIONS = ("auto", "none", "int8", "int4", "nf4")
+"""What the operator of a peer may ask for: a format, none but that of the weights as loaded, or the peer's choice."""
+
 
 def precision_rank(name: str) -> int:
     """The place of a format in the order of precision; a higher one is more precise, equals may stand for each other.

@@ -24,12 +24,11 @@ from transformers import PreTrainedConfig
 from ...proto.checkpoint import Checkpoint
 from ...proto.errors import UnsupportedModel, UsageError
 from ...proto.family import find_blocks, random_model, tiny_config
+from ...proto.precision import QUANTIZATIONS
 from ...proto.tensors import DTYPES
 from .packed import int8_weight
 from .quantize import Packing, pack_block, shared_inputs
 from .selfcheck import TOLERANCE
-
-QUANTIZE_CHOICES = ("auto", "none", "int8", "int4", "nf4")
 
 MAX_INT8_ERROR = 1e-3
 """Of an int8 product against the exact product with the same int8 weights, relative, in the norm."""
@@ -193,10 +192,8 @@ def _compared(trial: Trial, plain: Trial) -> str:
 
 
 def _check_choice(quantize: str) -> None:
-    if quantize not in QUANTIZE_CHOICES:
-        raise UsageError(
-            f"there is no way {quantize!r} to quantise", hint=f"Choose one of {', '.join(QUANTIZE_CHOICES)}."
-        )
+    if quantize not in QUANTIZATIONS:
+        raise UsageError(f"there is no way {quantize!r} to quantise", hint=f"Choose one of {', '.join(QUANTIZATIONS)}.")
     if quantize == "nf4":
         raise UsageError("nf4 weights need an NVIDIA GPU", hint="Start with --quantize int8 or --quantize int4.")
 
