@@ -12,12 +12,13 @@ Plans are compared by what the horizon costs under them, loading included: the m
 others as R is planned for (`loaded.py`) and of what the farthest client is promised (Theorem 2's setting).  The
 cheapest chain alone would not show that fast peers host too many blocks to have room for a second session.
 
-Rest: the sticky plan is a fixed point, as a peer's planned window depends on the windows planned for peers before it
-and on its own present one, and the plan from scratch does not depend on the present at all: carrying out part of either
-does not change the rest, so each takes at most n moves.  A step also lowers the cost of its plan by what it loaded, and
-that of no other plan by more, so that the plan under way stays the best unless the step changed another one.  That
-none takes over (the packed plan may: its order follows the present ranges) so often that a static swarm, once every peer is placed, needs more than n moves in all, uncovered
-blocks or not, is not proven; the tests look for it over random histories.
+Rest: a plan is a fixed point.  In the sticky one a peer's window depends on the windows planned for peers before it and
+on its own present one; the one from scratch does not depend on the present at all; the packed one depends on the order
+of the present ranges, which its steps keep where they can.  So carrying out part of a plan does not change the rest, it
+takes at most n moves, and a step lowers its cost by what it loaded, which is more than any other plan gains unless the
+step changed that plan.  That no other one takes over half-way, again and again, is not proven: over the tests' random
+histories n moves were enough once every peer was placed and every block served, and 2 n with uncovered blocks, whose
+repairs are not asked to be final.
 
 Every peer computes the same decision from the same snapshot: clients, load and R are functions of the snapshot, and
 ties are broken by position.  A move never takes a block from one server to none; between peers with different, old
@@ -30,7 +31,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeGuard
@@ -346,6 +347,11 @@ class PlanningView:
         return (times.among_others + float(times.alone[-1])) / 2.0
 
     @cached_property
+    def index(self) -> dict[PeerId, int]:
+        """Where each peer stands in `peers`."""
+        return {peer.id: j for j, peer in enumerate(self.peers)}
+
+    @cached_property
     def _model_and_farthest(self) -> PerfModel:
         both = (self.model.rtt_seconds, self.model.prefill_rtt_seconds)
         rtt, prefill_rtt = (np.vstack([rtt, rtt.max(axis=0)]) for rtt in both)
@@ -460,40 +466,67 @@ def _improve(view: PlanningView) -> Move | None:
         return _cover_by_plan(view, scratch, packed)
     # What the horizon costs, in seconds, under every plan: one currency for all, so that a step of the best plan makes
     # it better by what it loaded, and no later choice leads back.
-    reference = view.cost_seconds(scratch)
+    reference, now = view.cost_seconds(scratch), view.cost_seconds(view.ranges)
     unit = view.policy.horizon_seconds / reference if math.isfinite(reference) else 1.0
-    now = view.cost_seconds(view.ranges)
-    best_cost, best = unit * now, None
+    best_cost, best = unit * now, view.ranges
     for plan in (_over(view.ranges, _planned_ranges(view, sticky=True)), packed, scratch):
         load_seconds = view.load_seconds(plan)
         if (plan == view.ranges).all() or load_seconds >= best_cost:
             continue
-        then = reference if plan is scratch else view.cost_seconds(plan)
-        if then <= (1.0 - view.policy.min_gain) * now and unit * then + load_seconds < best_cost:
-            best_cost, best = unit * then + load_seconds, plan
-    return None if best is None else _first_step(view, best, range(len(view.peers)))
+        seconds = reference if plan is scratch else view.cost_seconds(plan)
+        if seconds <= (1.0 - view.policy.min_gain) * now and unit * seconds + load_seconds < best_cost:
+            best_cost, best = unit * seconds + load_seconds, plan
+    return _packing_step(view, best) if best is packed else _first_step(view, best)
 
 
 def _cover_by_plan(view: PlanningView, scratch: IntArray, packed: IntArray) -> Move | None:
     """Where blocks are uncovered that no single move can cover: a step towards a placement that covers all, whatever it
     loads.  The one from scratch does not depend on the present ranges, and who is in place there stays: every step
     leads on."""
-    out_of_place = np.flatnonzero((view.ranges != scratch).any(axis=1)).tolist()
-    for plan in (scratch, packed):
-        if math.isfinite(view.cost_seconds(plan)) and (move := _first_step(view, plan, out_of_place)) is not None:
-            return move
-    return None
+    out_of_place = (view.ranges != scratch).any(axis=1)
+    if math.isfinite(view.cost_seconds(scratch)) and (move := _first_step(view, scratch)) is not None:
+        return move
+    return _packing_step(view, packed, out_of_place) if math.isfinite(view.cost_seconds(packed)) else None
 
 
-def _first_step(view: PlanningView, plan: IntArray, peers: Iterable[int]) -> Move | None:
-    """The first of the plan's moves, in greedy order and among these peers, that can be made safely now."""
-    allowed = set(peers)
+def _first_step(view: PlanningView, plan: IntArray) -> Move | None:
+    """The first of the plan's moves, in greedy order, that can be made safely now."""
+    return next(_steps(view, plan), None)
+
+
+def _packing_step(view: PlanningView, packed: IntArray, allowed: NDArray[np.bool_] | None = None) -> Move | None:
+    """The same of a packed plan: a move that leaves the order of the peers, and with it the plan, as it is; else the
+    first after which the peers can still be packed as well and with as little loading."""
+    order = _by_position(view.ranges)
+    fallback = None
+    for move in _steps(view, packed):
+        j = view.index[move.peer]
+        if allowed is None or allowed[j]:
+            after = view.ranges.copy()
+            after[j] = packed[j]
+            if (_by_position(after) == order).all():
+                return move
+            fallback = fallback or (move, replace(view, ranges=after))
+    if fallback is None:
+        return None
+    move, then = fallback
+    repacked = _over(then.ranges, _packed_ranges(then, _planned_ranges(then, sticky=False)))
+    as_well = then.cost_seconds(repacked) <= view.cost_seconds(packed)
+    return move if as_well and then.load_seconds(repacked) <= view.load_seconds(packed) else None
+
+
+def _steps(view: PlanningView, plan: IntArray) -> Iterator[Move]:
+    """The plan's moves that can be made safely now, in greedy order."""
+    changed = (plan != view.ranges).any(axis=1)
     for j in view.order:
         start, stop = plan[j].tolist()
-        changes = bool((plan[j] != view.ranges[j]).any())
-        if changes and j in allowed and view.movable(j) and view.is_safe(j, start, stop):
-            return view.move(j, start, Reason.IMPROVE, stop)
-    return None
+        if changed[j] and view.movable(j) and view.is_safe(j, start, stop):
+            yield view.move(j, start, Reason.IMPROVE, stop)
+
+
+def _by_position(ranges: IntArray) -> IntArray:
+    """The peers by first block, then by last."""
+    return np.lexsort((ranges[:, 1], ranges[:, 0]))
 
 
 def _over(present: IntArray, planned: IntArray) -> IntArray:
@@ -557,10 +590,9 @@ def _packed_ranges(view: PlanningView, planned: IntArray) -> IntArray:
     As good as the plan from scratch wherever that lays out a partition, and much cheaper to reach.
     """
     packed = planned.copy()
-    first, second = view.ranges.T
     moving = [
         j
-        for j in np.lexsort((second, first)).tolist()
+        for j in _by_position(view.ranges).tolist()
         if planned[j, 1] > 0 and view.is_placed(j) and not view.peers[j].blocks_fixed
     ]
     remaining = int(view.sizes[moving].sum())

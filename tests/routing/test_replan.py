@@ -103,7 +103,8 @@ def validate_move(snapshot: Swarm, move: Move) -> None:
 def settle(snapshot: Swarm) -> tuple[Swarm, list[Move]]:
     """Carry out decisions until there is none.
 
-    Every joining peer is placed once; then the swarm rests within one move per peer, repairs included.
+    Every joining peer is placed once; then a swarm whose blocks are all served rests within one move per peer, one with
+    uncovered blocks within two.
     """
     moves: list[Move] = []
     limit = 0
@@ -111,7 +112,8 @@ def settle(snapshot: Swarm) -> tuple[Swarm, list[Move]]:
         validate_move(snapshot, move)
         moves.append(move)
         if limit == 0 and move.reason is not Reason.JOIN:
-            limit = len(moves) - 1 + len(snapshot.peers)
+            uncovered = len(hosted(snapshot)) < snapshot.model.num_blocks
+            limit = len(moves) - 1 + len(snapshot.peers) * (2 if uncovered else 1)
         assert sum(one.reason is Reason.JOIN for one in moves) <= len(snapshot.peers)
         assert limit == 0 or len(moves) <= limit, f"not at rest after {len(moves)} moves"
         snapshot = after_move(snapshot, move)
