@@ -64,13 +64,13 @@ then the swarm is compared with CG-BP from scratch for the same R.
 
 * *Theorem 2's bound*: token time of the farthest client on its cheapest chain, over the bound for the placement
   from scratch.
-* *Predicted mean*: mean request time of the clients, as the rule sees it.
+* *Predicted mean*: mean request time of the clients among as many others as R is planned for, as the rule sees it.
 * *Simulated mean*: mean time of 60 simulated requests with the exact router and FIFO queues, half of R in parallel
-  on average. Where R is small, bursts exceed it; then the spare peers count, which CG-BP from scratch spreads
-  evenly and the rule leaves where they are.
+  on average. What counts here is room: a fast peer that hosts too many blocks is full after one or two sessions.
 
-Negative is better than from scratch: the rule also uses peers that CG-BP drops, and it serves the clients' mean,
-not the farthest. Improvements have to save more over four hours than loading takes at 25 MB/s.
+Negative is better than from scratch: the rule also uses peers that CG-BP drops, and half of what it
+minimises is the clients' mean, not the farthest one's. Improvements have to save more over four hours than loading
+takes at 25 MB/s.
 """
 
 PROTOCOL = """\
