@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
@@ -88,6 +89,19 @@ def test_clients_take_turns() -> None:
     assert [ticket.session_id for ticket in queue].index(b"late") == 1
 
 
+def test_a_client_s_second_session_is_passed_once_by_each_other_client() -> None:
+    """Also by one that comes again as soon as its last session was admitted: rounds that were served take nobody."""
+    queue = AdmissionQueue()
+    for name in ("a1", "a2"):
+        queue.join(PeerId("a"), name.encode(), 0.0)
+    order = []
+    for number in range(3):
+        mine = queue.join(PeerId("b"), b"b%d" % number, 1.0 + number)
+        while mine in queue:
+            order.append(queue.admit_head().session_id)
+    assert order == [b"a1", b"b0", b"a2", b"b1", b"b2"]
+
+
 def test_a_session_that_comes_again_has_its_rank_until_it_is_forgotten() -> None:
     queue = AdmissionQueue()
     for name in "abc":
@@ -147,6 +161,8 @@ class Visitor:
     """Sessions of its own client that were waiting or remembered when it joined first."""
     passed_by: dict[PeerId, set[bytes]] = field(default_factory=dict)
     """Later sessions of other clients that were admitted before it, by client."""
+    waited_for: Counter[PeerId] = field(default_factory=Counter)
+    """Sessions of other clients that came only once and were admitted while it waited."""
 
 
 class AdmissionMachine(RuleBasedStateMachine):
@@ -164,6 +180,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.used: set[bytes] = set()
         self.waiting: dict[bytes, Visitor] = {}
         self.gone: list[Grant] = []
+        self.came_again: set[bytes] = set()
 
     @rule(client=st.sampled_from("abcde"), tokens=st.integers(1, 60), blocks=st.integers(1, 2), waits=st.booleans())
     def come(self, client: str, tokens: int, blocks: int, waits: bool) -> None:
@@ -172,7 +189,9 @@ class AdmissionMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.gone)
     @rule(index=st.integers(0, 100), waits=st.booleans())
     def come_again(self, index: int, waits: bool) -> None:
-        self.enter(self.gone.pop(index % len(self.gone)), waits)
+        one = self.gone.pop(index % len(self.gone))
+        self.came_again.add(one.session_id)
+        self.enter(one, waits)
 
     def enter(self, one: Grant, waits: bool) -> None:
         need = one.kv_tokens * len(one.blocks)
@@ -231,6 +250,10 @@ class AdmissionMachine(RuleBasedStateMachine):
                     passed = visitor.passed_by.setdefault(one.client, set())
                     passed.add(session)
                     assert len(passed) <= visitor.ahead, "more passed than the rules allow"
+                if visitor.grant.client != one.client and session not in self.came_again:
+                    visitor.waited_for[one.client] += 1
+                    # One in each round up to its own, and one that was left of the round served when it came.
+                    assert visitor.waited_for[one.client] <= visitor.ahead + 2, "one client holds back another"
 
     @precondition(lambda self: self.held)
     @rule(index=st.integers(0, 100), use=st.booleans())
