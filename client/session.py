@@ -35,7 +35,7 @@ from .config import SessionConfig, SessionEvent
 from .hop import Hop, HopChoice
 from .prefixes import PageNames
 from .report import ChainReport, TimingLog
-from .reserve import NotAdmitted
+from .reserve import ANSWER_SECONDS, NotAdmitted
 
 STEP_TOKENS = 128
 """Tokens of one step of a long prompt: chunks follow each other down the chain, so peers work at the same time."""
@@ -44,8 +44,6 @@ OPERATION_TOKENS = 2048
 MAX_PREFIX_TOKENS = 1 << 20
 """Of more tokens peers are not asked what they hold: their names alone would fill a quarter of a message."""
 NAMED_AT_ONCE_BYTES = 1 << 19
-OPEN_SECONDS = 10.0
-"""A peer says in this time whether it takes a session and what it holds."""
 REMEMBER_SECONDS = 10.0
 """Peers have so long to keep the attention cache of a session that ends."""
 REPAIR_ATTEMPTS = 12
@@ -203,7 +201,7 @@ class ChainSession:
     async def _until_opened(self, operation: _Operation) -> None:
         """Wait until every peer has said what it holds. Raises ChainBroken."""
         hops = self._chain.hops
-        if not await self._chain.wait(lambda: all(hop.opened for hop in hops), OPEN_SECONDS):
+        if not await self._chain.wait(lambda: all(hop.opened for hop in hops), ANSWER_SECONDS):
             for hop in hops:
                 if not hop.opened:
                     hop.fail(DeadlineExceeded(f"{hop.address} does not answer"))
