@@ -45,6 +45,20 @@ NoPush = Annotated[
 WireFormat = Annotated[
     str, typer.Option("--wire-format", help="float32 changes no value; bfloat16, float16 and int8 send less.")
 ]
+MinPrecision = Annotated[
+    str | None,
+    typer.Option(
+        "--min-precision",
+        help="Use only peers that compute in this format or a more precise one: float32,"
+        " bfloat16, float16, int8, int4, nf4.  [default: any]",
+    ),
+]
+Patience = Annotated[
+    float, typer.Option("--patience", help="Seconds to wait for room where all peers are full; your place is shown.")
+]
+NoPrefixCache = Annotated[
+    bool, typer.Option("--no-prefix-cache", help="Compute the whole prompt, whatever the peers hold of an earlier one.")
+]
 Revision = Annotated[str | None, typer.Option("--revision", help="Revision of a Hugging Face model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")]
@@ -86,6 +100,9 @@ def generate(
     identity: IdentityFile = None,
     no_push: NoPush = False,
     wire_format: WireFormat = "float32",
+    min_precision: MinPrecision = None,
+    patience: Patience = 30.0,
+    no_prefix_cache: NoPrefixCache = False,
     revision: Revision = None,
     verbose: Verbose = False,
 ) -> None:
@@ -104,7 +121,10 @@ def generate(
             repetition_penalty=repetition_penalty, seed=seed, num_beams=num_beams, prompt_lookup=prompt_lookup,
             stop=tuple(stop or ()),
         )  # fmt: skip
-        options = _options(initial_peers, swarm_key, identity, no_push, wire_format, revision)
+        options = _options(
+            initial_peers, swarm_key, identity, no_push, revision, wire_format=wire_format,
+            min_precision=min_precision, patience_seconds=patience, prefix_cache=not no_prefix_cache,
+        )  # fmt: skip
         text = _prompt(prompt)
         from .terminal import spinner
 
@@ -116,7 +136,7 @@ def generate(
                 if not as_json:
                     _write(piece)
 
-            with talk.talker(model, options, turning) as one:
+            with talk.talker(model, options, turning, turning.change) as one:
                 before = talk.step_counts(one.swarm)
                 turning.say("waiting for the first token")
                 answer = talk.generate(one, text, wish, write)
@@ -147,6 +167,9 @@ def chat(
     identity: IdentityFile = None,
     no_push: NoPush = False,
     wire_format: WireFormat = "float32",
+    min_precision: MinPrecision = None,
+    patience: Patience = 30.0,
+    no_prefix_cache: NoPrefixCache = False,
     revision: Revision = None,
     verbose: Verbose = False,
 ) -> None:
@@ -164,13 +187,16 @@ def chat(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
             repetition_penalty=repetition_penalty, seed=seed, prompt_lookup=prompt_lookup, stop=tuple(stop or ()),
         )  # fmt: skip
-        options = _options(initial_peers, swarm_key, identity, no_push, wire_format, revision)
+        options = _options(
+            initial_peers, swarm_key, identity, no_push, revision, wire_format=wire_format,
+            min_precision=min_precision, patience_seconds=patience, prefix_cache=not no_prefix_cache,
+        )  # fmt: skip
         from .terminal import spinner
 
         with spinner("starting torch") as turning:
             from . import talk
 
-            with talk.talker(model, options, turning) as one:
+            with talk.talker(model, options, turning, _tell) as one:
                 turning.stop()
                 _chat(one, wish, max_length)
 
@@ -181,14 +207,15 @@ def _chat(one: Any, wish: Any, max_length: int) -> None:
     with suppress(ImportError):  # where there is no readline
         import readline  # noqa: F401  # input() then edits lines and remembers them
 
-    def tell(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
     if not talk.Conversation(one.tokenizer).has_template:
-        tell("the model has no chat template: your lines are continued as they are")
-    tell("/reset begins a new conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer")
+        _tell("the model has no chat template: your lines are continued as they are")
+    _tell("/reset begins a new conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer")
     prompt = "> " if sys.stdin.isatty() else ""
-    talk.chat(one, wish, max_length, lambda: input(prompt), _write, tell)
+    talk.chat(one, wish, max_length, lambda: input(prompt), _write, _tell)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 @app.command()
@@ -206,7 +233,7 @@ def route(
 ) -> None:
     """Show the chain of peers that a request would get now, with the predicted times."""
     with _reported_errors(verbose):
-        options = _options(initial_peers, swarm_key, identity, no_push, "float32", revision)
+        options = _options(initial_peers, swarm_key, identity, no_push, revision)
         from ..routing.swarm import RequestSpec
         from .survey import forecast, model_name
         from .terminal import spinner
@@ -230,7 +257,7 @@ def peers(
 ) -> None:
     """List the peers of a model and the blocks they host."""
     with _reported_errors(verbose):
-        options = _options(initial_peers, swarm_key, identity, False, "float32", revision)
+        options = _options(initial_peers, swarm_key, identity, False, revision)
         from .survey import list_peers, model_name
         from .terminal import spinner
 
@@ -264,7 +291,7 @@ def ping(
             if "@" in target and not Path(target).is_dir():
                 addresses: tuple[PeerAddress, ...] = (PeerAddress.parse(target),)
             else:
-                options = _options(initial_peers, swarm_key, identity, False, "float32", revision)
+                options = _options(initial_peers, swarm_key, identity, False, revision)
                 turning.say("opening the model")
                 named = model_name(target, revision)
                 turning.say("looking at the swarm")
@@ -312,9 +339,10 @@ def _options(
     swarm_key: Path | None,
     identity: Path | None,
     no_push: bool,
-    wire_format: str,
     revision: str | None,
+    **session: Any,
 ) -> SwarmOptions:
+    """`session`: the fields of SwarmOptions that are about sessions."""
     from ..proto.errors import UsageError
     from ..proto.records import SwarmKey
     from ..proto.transport import PeerAddress
@@ -330,8 +358,8 @@ def _options(
         swarm_key=SwarmKey.load(swarm_key) if swarm_key else None,
         identity=identity,
         push=not no_push,
-        wire_format=wire_format,
         revision=revision,
+        **session,
     )
 
 

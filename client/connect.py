@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..proto.checkpoint import Checkpoint
 from ..proto.errors import SessionLost, UsageError
 from ..proto.identity import Identity
+from ..proto.precision import at_least
 from ..proto.records import SwarmKey
 from ..proto.steps import StepPlan
 from ..proto.tensors import WireFormat
 from ..proto.transport import Dialer, PeerAddress
 from ..routing.swarm import BlockRange, PeerId
 from .background import BackgroundLoop, background_loop
-from .config import SessionConfig, SessionEvent
+from .config import PATIENCE_SECONDS, SessionConfig, SessionEvent
 from .prefixes import PageNames
 from .report import ChainReport
 from .router import ViewRouter
@@ -45,6 +46,8 @@ def connect(
     identity_path: str | Path | None = None,
     push: bool = True,
     prefix_cache: bool = True,
+    min_precision: str | None = None,
+    patience_seconds: float = PATIENCE_SECONDS,
     on_event: Callable[[SessionEvent], None] | None = None,
 ) -> SwarmConnection:
     """Connect to the swarm that serves this checkpoint.
@@ -52,8 +55,9 @@ def connect(
     `initial_peers` are addresses "ID@host:port" of any of its peers; `swarm_key` is the key (or its file) of a private
     swarm; `identity_path` a key file, made if there is none (default: a new identity that nobody keeps). `push=False`
     has every output come back through this client. With `prefix_cache` peers are asked to keep the attention caches of
-    ended sessions for a while, and later sessions of the same identity begin with what they hold. `on_event` hears of
-    repairs, in the network thread.
+    ended sessions for a while, and later sessions of the same identity begin with what they hold. With `min_precision`
+    ("float32") only peers that compute in that numeric format or a more precise one are used. Where all peers are full
+    a session waits for room for `patience_seconds`. `on_event` hears of repairs and of waiting, in the network thread.
 
     Raises UsageError for a bad address, PeerUnavailable if no peer answers, WrongKey in a private swarm.
     """
@@ -62,12 +66,34 @@ def connect(
     addresses = [PeerAddress.parse(text) for text in initial_peers]
     if not addresses:
         raise UsageError("no initial peers are given", hint="Name at least one peer: ID@HOST:PORT.")
+    if min_precision is not None:
+        at_least("float32", min_precision)  # refuses what is no format
     identity = Identity.load_or_create(identity_path) if identity_path else Identity.generate()
     wire = WireFormat.named(wire_format or "float32", checkpoint.config.get_text_config(decoder=True).hidden_size)
-    return SwarmConnection(
-        background_loop(), identity, addresses, checkpoint.model_digest().hex(), checkpoint.num_blocks, wire,
-        swarm_key, push, prefix_cache, on_event,
-    )  # fmt: skip
+    model_digest = checkpoint.model_digest().hex()
+    page_names = PageNames(identity, model_digest, wire.name, wire.token_bytes) if prefix_cache else None
+
+    def config(dialer: Dialer, view: SwarmView) -> SessionConfig:
+        return SessionConfig(
+            identity=identity,
+            dialer=dialer,
+            router=ViewRouter(view, checkpoint.num_blocks, push),
+            model_digest=model_digest,
+            num_blocks=checkpoint.num_blocks,
+            wire_format=wire.name,
+            token_bytes=wire.token_bytes,
+            swarm_key=swarm_key,
+            relay_always=not push,
+            page_names=page_names,
+            min_precision=min_precision,
+            patience_seconds=patience_seconds,
+            on_event=on_event or (lambda event: None),
+        )
+
+    def view(dialer: Dialer) -> SwarmView:
+        return SwarmView(identity, dialer, addresses, model_digest, swarm_key)
+
+    return SwarmConnection(background_loop(), view, config, wire)
 
 
 class SwarmConnection:
@@ -76,16 +102,11 @@ class SwarmConnection:
     def __init__(
         self,
         loop: BackgroundLoop,
-        identity: Identity,
-        addresses: Sequence[PeerAddress],
-        model_digest: str,
-        num_blocks: int,
+        make_view: Callable[[Dialer], SwarmView],
+        make_config: Callable[[Dialer, SwarmView], SessionConfig],
         wire_format: WireFormat,
-        swarm_key: SwarmKey | None,
-        push: bool,
-        prefix_cache: bool,
-        on_event: Callable[[SessionEvent], None] | None,
     ) -> None:
+        """What belongs to the loop is made there. Raises what looking at the swarm raises."""
         self._loop = loop
         self._wire_format = wire_format
         self._leaving: set[Future[None]] = set()
@@ -95,28 +116,13 @@ class SwarmConnection:
 
         async def start() -> tuple[SwarmView, Dialer, SessionConfig]:
             dialer = Dialer()
-            view = SwarmView(identity, dialer, addresses, model_digest, swarm_key)
+            view = make_view(dialer)
             try:
                 await view.start()
             except BaseException:
                 await dialer.close()
                 raise
-            config = SessionConfig(
-                identity=identity,
-                dialer=dialer,
-                router=ViewRouter(view, num_blocks, push),
-                model_digest=model_digest,
-                num_blocks=num_blocks,
-                wire_format=wire_format.name,
-                token_bytes=wire_format.token_bytes,
-                swarm_key=swarm_key,
-                relay_always=not push,
-                page_names=PageNames(identity, model_digest, wire_format.name, wire_format.token_bytes)
-                if prefix_cache
-                else None,
-                on_event=on_event or (lambda event: None),
-            )
-            return view, dialer, config
+            return view, dialer, make_config(dialer, view)
 
         self.view, self._dialer, self._config = loop.run(start(), CONNECT_SECONDS)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..proto.errors import UsageError
+from ..proto.precision import at_least
+from .config import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from ..proto.records import SwarmKey
@@ -24,7 +26,17 @@ class SwarmOptions:
     prefix_cache: bool = True
     """Have peers keep the attention caches of ended sessions for later ones of the same identity."""
     wire_format: str = "float32"
+    min_precision: str | None = None
+    """The least precise numeric format that a peer may compute in."""
+    patience_seconds: float = PATIENCE_SECONDS
+    """How long a session waits for room."""
     revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.patience_seconds <= 86400:
+            raise UsageError(f"--patience must be between 0 and 86400 seconds, not {self.patience_seconds}")
+        if self.min_precision is not None:
+            at_least("float32", self.min_precision)  # refuses what is no format
 
 
 @dataclass(frozen=True)

@@ -62,13 +62,22 @@ class StepCounts:
 
 
 @contextmanager
-def talker(model: str, options: SwarmOptions, spinner: Spinner) -> Iterator[Talker]:
-    """Connect to the swarm of a model and load the model's two ends and its tokenizer. Raises SwarmError."""
+def talker(model: str, options: SwarmOptions, spinner: Spinner, on_wait: Callable[[str], None]) -> Iterator[Talker]:
+    """Connect to the swarm of a model and load the model's two ends and its tokenizer. Raises SwarmError.
+
+    `on_wait` hears, in the network's thread, when a session waits for room.
+    """
     transformers_logging.set_verbosity_error()
     spinner.say(f"opening {model}")
     checkpoint = open_checkpoint(model, revision=options.revision)
     spinner.say("looking for the peers of the model")
     events: list[SessionEvent] = []
+
+    def note(event: SessionEvent) -> None:
+        events.append(event)
+        if event.kind == "queued":
+            on_wait(f"waiting for room: {event.detail}")
+
     swarm = connect(
         checkpoint=checkpoint,
         initial_peers=[str(address) for address in options.initial_peers],
@@ -77,7 +86,9 @@ def talker(model: str, options: SwarmOptions, spinner: Spinner) -> Iterator[Talk
         identity_path=options.identity,
         push=options.push,
         prefix_cache=options.prefix_cache,
-        on_event=events.append,
+        min_precision=options.min_precision,
+        patience_seconds=options.patience_seconds,
+        on_event=note,
     )
     with swarm:
         spinner.say("loading the embedding and the head")

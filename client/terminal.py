@@ -39,6 +39,11 @@ class Spinner:
         else:
             self._status.update(what)
 
+    def change(self, what: str) -> None:
+        """Show `what` instead, if anything is shown."""
+        if self._status is not None:
+            self._status.update(what)
+
     def stop(self) -> None:
         """Take the line away; needed before anything else is written."""
         if self._status is not None:
