@@ -389,21 +389,25 @@ class ChainSession:
     async def _choose_patiently(
         self, last_error: SwarmError, give_up_at: float, first_chain: bool, operation: _Operation
     ) -> Sequence[Hop | HopChoice]:
-        """A new chain, looking until `give_up_at` for room and for peers to rejoin (a first chain only for room).
+        """A new chain, looking until `give_up_at` for room and for peers to rejoin.
 
+        A first chain waits only for room; but what was last seen of the swarm may be old, so it has a second look.
         Raises SwarmError.
         """
+        looks = 0
         while True:
             try:
                 return await self._choose(operation)
             except (NoChainError, PeerBusy) as error:
                 if isinstance(last_error, GiveUp):
                     raise last_error from None
-                hopeless = first_chain and isinstance(error, NoChainError)
+                hopeless = first_chain and isinstance(error, NoChainError) and looks > 0
                 if hopeless or self._config.clock() >= give_up_at:
                     raise error from None
-            await asyncio.sleep(NO_CHAIN_PAUSE_SECONDS)
+            if looks > 0:
+                await asyncio.sleep(NO_CHAIN_PAUSE_SECONDS)
             await self._config.router.refresh()
+            looks += 1
 
     async def _choose(self, operation: _Operation) -> Sequence[Hop | HopChoice]:
         """The new chain: hops that work stay, the gaps are filled; where they cannot be at once, all is chosen anew.

@@ -35,7 +35,10 @@ class Announcer:
         make_record: Callable[[PeerState], PeerRecord],
         clock: Callable[[], float],
         rng: random.Random,
+        on_announced: Callable[[SignedRecord], None],
     ) -> None:
+        """`on_announced` is given every record that was announced."""
+        self._on_announced = on_announced
         self._directory = directory
         self._identity = identity
         self._swarm_key = swarm_key
@@ -65,15 +68,16 @@ class Announcer:
 
     async def _announce(self) -> None:
         self._expiry = next_expiry(self._expiry, self._clock())
-        record = self._make_record(self._state)
-        await self._directory.announce(sign_peer_record(self._identity, record, self._swarm_key, self._expiry))
+        record = sign_peer_record(self._identity, self._make_record(self._state), self._swarm_key, self._expiry)
+        await self._directory.announce(record)
+        self._on_announced(record)
 
 
 class RecentLookups:
     """Answers look-ups of one model's peers from a recent look; other names directly.
 
     A look that is older than two seconds is renewed, but nobody waits for the new one while the old one will do: when a
-    node of the DHT hangs, a search takes many seconds.
+    node of the DHT hangs, a search takes many seconds. The peer's own record is always the newest.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class RecentLookups:
         self._name = swarm_key_name(model_digest, swarm_key)
         self._clock = clock
         self._records: tuple[SignedRecord, ...] = ()
+        self._own: SignedRecord | None = None
         self._looked_at = float("-inf")
         self._looking: asyncio.Task[None] | None = None
         self._limit = asyncio.Semaphore(MAX_LOOKUPS_AT_ONCE)
@@ -97,8 +102,15 @@ class RecentLookups:
             await asyncio.shield(self._looking)
         elif self._looking is not None:
             await asyncio.wait([self._looking], timeout=LOOKUP_PATIENCE_SECONDS)
-        now = self._clock()
-        return tuple(record for record in self._records if record.expires_at_seconds > now)
+        now, own = self._clock(), self._own
+        known = self._records
+        if own is not None:
+            known = (*(record for record in known if record.peer_id != own.peer_id), own)
+        return tuple(record for record in known if record.expires_at_seconds > now)
+
+    def announced(self, own: SignedRecord) -> None:
+        """Take this peer's newest record."""
+        self._own = own
 
     async def lookup(self, name: str) -> list[bytes]:
         """The encoded records under a name."""

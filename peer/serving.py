@@ -24,6 +24,7 @@ from .calibrate import calibrate, still_holds
 from .config import PeerConfig
 from .cost_estimate import CostEstimate, has_changed
 from .cost_store import CostStore, Measured
+from .engine.scheduler import chunk_tokens_within
 from .metrics import PeerMetrics, Readings
 from .owner_load import NICENESS, OwnerLoad, read_cpu
 from .replay_store import ReplayStore
@@ -73,6 +74,8 @@ class ReadyPeer:
     kv_tokens: int
     model_digest: str
     numeric_format: str
+    device: str
+    """For people: "cpu", or "cuda:0" and the GPU's name."""
     threads: int
 
 
@@ -90,8 +93,10 @@ async def serve_until(node: Node, engine: Engine, on_ready: Callable[[ReadyPeer]
 async def _known_cost(node: Node, engine: Engine) -> ComputeCost:
     """The start-up measurement: an earlier one, if it was made under the same conditions and still holds."""
     store = CostStore(node.config.data_folder)
-    form = f"{node.examined.numeric_format} {node.examined.packing.value}"
-    conditions = Measured(node.model_digest, str(engine.blocks), form, "cpu", node.examined.threads)
+    examined = node.examined
+    form = f"{examined.dtype} {examined.packing.value}"
+    device = examined.device_description
+    conditions = Measured(node.model_digest, str(engine.blocks), form, device, examined.threads)
     known = store.load(conditions)
     if known is not None and await engine.submit(lambda: still_holds(engine, known, time.perf_counter)):
         return known
@@ -143,7 +148,7 @@ class _Serving:
         server, port = await serve(node.identity, self._service.handlers, config.host, config.port)
         announcer = Announcer(
             node.directory, node.identity, node.swarm_key, lambda state: self._record(state, port), time.time,
-            random.Random(self._incarnation),
+            random.Random(self._incarnation), node.lookups.announced,
         )  # fmt: skip
         await announcer.change(PeerState.SERVING)
         background = [
@@ -173,6 +178,7 @@ class _Serving:
             kv_tokens=config.kv_tokens,
             model_digest=node.model_digest,
             numeric_format=node.examined.numeric_format,
+            device=node.examined.device_description,
             threads=node.examined.threads,
         )
 
@@ -253,6 +259,7 @@ class _Serving:
         node, engine, sessions = self._node, self._engine, self._sessions
         now = time.time()
         self._announced_cost = self._estimate.cost
+        engine.chunk_tokens = chunk_tokens_within(self._announced_cost, len(engine.blocks))
         spec = PeerSpec(
             id=node.identity.peer_id,
             blocks=engine.blocks,
