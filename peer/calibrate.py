@@ -22,6 +22,8 @@ ROUNDS = 4
 DECODE_POINTS = ((1, 64), (1, 512), (4, 64), (8, 64), (8, 256))
 """(rows, context of each)"""
 PREFILL_TOKENS = (16, 64, 128)
+GPU_PREFILL_TOKENS = (64, 256, 512)
+"""In the time that a GPU takes to read the weights it computes dozens of tokens; fewer do not show what one costs."""
 _MIN_BLOCKS = 2
 """The weights of one block might stay in a cache, as they never do when a peer serves."""
 _SAME_SHARE = 0.3
@@ -40,7 +42,8 @@ def calibrate(engine: Engine, clock: Callable[[], float]) -> ComputeCost:
     """
     trial = _warm_up(engine, clock)
     decode = [_Point((1.0, rows, rows * context), trial.decode(rows, context)) for rows, context in DECODE_POINTS]
-    prefill = [_Point((1.0, tokens), trial.prefill(tokens)) for tokens in PREFILL_TOKENS]
+    lengths = PREFILL_TOKENS if engine.stage.device.type == "cpu" else GPU_PREFILL_TOKENS
+    prefill = [_Point((1.0, tokens), trial.prefill(tokens)) for tokens in lengths]
     spent_from = clock()
     best = [float("inf")] * (len(decode) + len(prefill))
     # Round by round, so that a moment of other load hits one run of every point and not all runs of one.

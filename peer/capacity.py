@@ -41,9 +41,10 @@ def count_that_fits(need: Need, free_bytes: int, num_blocks: int) -> int:
 
 def explain(need: Need, free_bytes: int, count: int) -> str:
     """What `count` blocks need of what there is, for the log."""
+    replay = f" + {gib(need.fixed_bytes)} replay buffer" if need.fixed_bytes else ""
     return (
         f"{count} blocks x ({gib(need.block_bytes)} weights + {gib(need.kv_bytes)} attention cache)"
-        f" + {gib(need.fixed_bytes)} replay buffer = {gib(need.total(count))}"
+        f"{replay} = {gib(need.total(count))}"
         f" of {gib(free_bytes)} free, {MARGIN:.0%} of it kept as margin"
     )
 

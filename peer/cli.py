@@ -67,13 +67,22 @@ def peer(
             " then computed from there on. Never shared between clients."
         ),
     ] = 256,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[
+        str, typer.Option(help="Where to compute: cpu, cuda or cuda:N, or auto: a GPU if torch sees one.")
+    ] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="float32, bfloat16 or float16. auto: float32 on a CPU; on a GPU as the model was published, if the"
+            " GPU computes in that."
+        ),
+    ] = "auto",
     quantize: Annotated[
         str,
         typer.Option(
             help="Format of the weights in memory. none: as --dtype says. int8: a quarter of float32's memory,"
-            " about 1 % error per layer. int4, nf4: an eighth, less exact. auto: what this machine computes"
-            " fastest without loss. Clients see the format and can demand a better one."
+            " about 1 % error per layer. int4 (CPU), nf4 (GPU): an eighth, less exact. auto: what this machine"
+            " computes fastest without loss. Clients see the format and can demand a better one."
         ),
     ] = "auto",
     threads: Annotated[
@@ -139,6 +148,7 @@ def peer(
             kv_tokens=kv_tokens,
             replay_bytes=replay_memory << 20,
             prefix_cache_bytes=prefix_cache << 20,
+            device=device,
             dtype=dtype,
             quantize=quantize,
             threads=threads,
@@ -185,6 +195,7 @@ def describe(peer: ReadyPeer) -> dict[str, object]:
         "model_digest": peer.model_digest,
         "decode_seconds_per_block": peer.cost.decode_seconds(),
         "numeric_format": peer.numeric_format,
+        "device": peer.device,
         "threads": peer.threads,
         "pid": os.getpid(),
     }
@@ -193,9 +204,10 @@ def describe(peer: ReadyPeer) -> dict[str, object]:
 def print_ready(model: str, peer: ReadyPeer) -> None:
     """What a person reads when the peer is ready."""
     milliseconds = 1000 * peer.cost.decode_seconds() * len(peer.blocks)
+    where = f"{peer.threads} threads" if peer.device == "cpu" else peer.device
     print(
         f"serving blocks {peer.blocks} of {peer.num_blocks} in {peer.numeric_format},"
-        f" {milliseconds:.1f} ms per token with {peer.threads} threads"
+        f" {milliseconds:.1f} ms per token with {where}"
     )
     print(f"others join with:    swarm-peer {model} --initial-peers {peer.address}")
     print(f"generate text with:  swarm-client generate {model} --initial-peers {peer.address}", flush=True)

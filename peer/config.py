@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from ..proto.transport import PeerAddress, check_target
 from ..routing.swarm import BlockRange
 
 DEFAULT_KV_TOKENS = 16_384
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,10 @@ class PeerConfig:
     replay_bytes: int
     prefix_cache_bytes: int
     """Attention caches of earlier prompts, kept where sessions need no room."""
+    device: str
+    """auto, cpu, cuda or cuda:N; whether there is such a device, torch knows."""
     dtype: str
+    """auto or the name of one: auto is float32 on a CPU, on a GPU that of the checkpoint if it computes in it."""
     quantize: str
     """One of `QUANTIZATIONS`."""
     threads: int | None
@@ -91,8 +96,10 @@ class PeerConfig:
             raise UsageError(
                 f"--quantize {self.quantize!r} is not known", hint=f"Use one of {', '.join(QUANTIZATIONS)}."
             )
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise UsageError(f"--dtype {self.dtype!r} is not known", hint="Use float32, bfloat16 or float16.")
+        if not _DEVICE.fullmatch(self.device):
+            raise UsageError(f"--device {self.device!r} is not known", hint="Use auto, cpu, cuda or cuda:1.")
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise UsageError(f"--dtype {self.dtype!r} is not known", hint="Use auto, float32, bfloat16 or float16.")
         if self.threads is not None and self.threads < 1:
             raise UsageError("--threads must be at least 1")
 

@@ -20,7 +20,7 @@ from ..proto.records import SwarmKey, open_peer_record
 from ..proto.transport import Dialer
 from ..routing.swarm import BlockRange
 from .announce import RecentLookups
-from .capacity import Need, choose_blocks, count_that_fits, explain, free_memory_bytes
+from .capacity import Need, choose_blocks, count_that_fits, explain, free_memory_bytes, gib
 from .config import PeerConfig
 from .join import joined
 from .key_lock import held
@@ -91,7 +91,13 @@ async def _examine(config: PeerConfig, checkpoint: Checkpoint) -> Examined:
     from .engine.load import examine_model  # brings torch
 
     return await asyncio.to_thread(
-        examine_model, checkpoint, config.dtype, config.quantize, config.threads, time.perf_counter
+        examine_model,
+        checkpoint,
+        config.device,
+        config.dtype,
+        config.quantize,
+        config.threads,
+        time.perf_counter,
     )
 
 
@@ -99,12 +105,7 @@ async def _choose(
     config: PeerConfig, checkpoint: Checkpoint, examined: Examined, lookups: RecentLookups, swarm_key: SwarmKey | None
 ) -> BlockRange:
     """The blocks to host: those asked for, or as many as fit, where the swarm needs them most."""
-    need = Need(
-        examined.block_bytes,
-        examined.kv_bytes_per_token * config.kv_tokens,
-        config.replay_bytes,
-    )
-    free = free_memory_bytes()
+    need, free = _room(config, examined)
     asked = len(config.blocks.blocks) if config.blocks.blocks is not None else config.blocks.count
     if asked is not None:
         fits = checkpoint.num_blocks
@@ -122,10 +123,24 @@ async def _choose(
     return choose_blocks(config.blocks, checkpoint.num_blocks, fits, present)
 
 
+def _room(config: PeerConfig, examined: Examined) -> tuple[Need, int]:
+    """What is needed of the memory that the blocks are in, and how much of it is free."""
+    kv_bytes = examined.kv_bytes_per_token * config.kv_tokens
+    free = free_memory_bytes()
+    if examined.device_free_bytes is None:
+        return Need(examined.block_bytes, kv_bytes, config.replay_bytes), free
+    if config.replay_bytes > free:
+        wanted = gib(config.replay_bytes)
+        logger.warning("there is not enough memory for a full replay buffer: %s of %s", wanted, gib(free))
+    return Need(examined.block_bytes, kv_bytes, 0), examined.device_free_bytes
+
+
 async def _load(
     config: PeerConfig, checkpoint: Checkpoint, blocks: BlockRange, examined: Examined, progress: Progress
 ) -> Engine:
     """Fetch and load the blocks."""
     from .engine.load import load_engine  # brings torch
 
-    return await asyncio.to_thread(load_engine, checkpoint, blocks, config.dtype, progress, examined.packing)
+    return await asyncio.to_thread(
+        load_engine, checkpoint, blocks, examined.dtype, progress, examined.packing, examined.device
+    )

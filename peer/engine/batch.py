@@ -80,7 +80,7 @@ class _PassingRow(RowKV):
 
 def _compute(stage: Stage, shares: Sequence[Share]) -> list[torch.Tensor]:
     lengths = [len(share.hidden) for share in shares]
-    hidden = list(torch.cat([share.hidden for share in shares]).to(_device_of(stage)).split(lengths))
+    hidden = list(torch.cat([share.hidden for share in shares]).to(stage.device).split(lengths))
     for run in segments([share.blocks for share in shares]):
         active = [index for index, share in enumerate(shares) if share.blocks.covers(run)]
         rows = [
@@ -92,7 +92,3 @@ def _compute(stage: Stage, shares: Sequence[Share]) -> list[torch.Tensor]:
         for index, part in zip(active, output.split([lengths[index] for index in active]), strict=True):
             hidden[index] = part
     return list(torch.cat(hidden).cpu().split(lengths))
-
-
-def _device_of(stage: Stage) -> torch.device:
-    return next(stage._found.blocks.parameters()).device

@@ -26,7 +26,9 @@ from ...proto.errors import UnsupportedModel, UsageError
 from ...proto.family import find_blocks, random_model, tiny_config
 from ...proto.precision import QUANTIZATIONS
 from ...proto.tensors import DTYPES
+from .device import CPU
 from .packed import int8_weight
+from .packed_gpu import check_bitsandbytes
 from .quantize import Packing, pack_block, shared_inputs
 from .selfcheck import TOLERANCE
 
@@ -73,13 +75,20 @@ class Choice:
     reason: str
 
 
-def find_packing(checkpoint: Checkpoint, dtype: str, quantize: str) -> Choice:
+def find_packing(checkpoint: Checkpoint, dtype: str, quantize: str, device: torch.device = CPU) -> Choice:
     """Try the forms on a matrix of the checkpoint's largest shape and choose one for `quantize`.
 
-    Takes less than a second on a CPU of today; the same question is measured once per process. Raises UsageError for
-    a form that this machine cannot compute, with what to choose instead, and UnsupportedModel if int8 or int4 is
-    wanted of a family whose matrices cannot be packed.
+    Takes less than a second on a CPU of today; the same question is measured once per process. On a GPU nothing is
+    tried, see `choose_gpu_packing`. Raises UsageError for a form that the device cannot compute, with what to choose
+    instead, and UnsupportedModel if int8, int4 or nf4 is wanted of a family whose matrices cannot be packed.
     """
+    if device != CPU:
+        choice = choose_gpu_packing(quantize)
+        if choice.packing is Packing.NF4:
+            check_bitsandbytes()
+        if choice.packing is not Packing.PLAIN:
+            check_packing(checkpoint.config)
+        return choice
     _check_choice(quantize)
     try:
         check_packing(checkpoint.config)
@@ -111,6 +120,19 @@ def choose_packing(quantize: str, trials: Mapping[Packing, Trial]) -> Choice:
     if quantize == "auto":
         choice = Choice(choice.packing, choice.reason + _what_int8_would_gain(trials, fastest))
     return choice
+
+
+def choose_gpu_packing(quantize: str) -> Choice:
+    """The form on a GPU, where each name means one and what is asked for is taken. Pure. Raises UsageError."""
+    _check_known(quantize)
+    match quantize:
+        case "int8":
+            return Choice(Packing.INT8_WEIGHTS, "int8 weights, unpacked for every product")
+        case "nf4":
+            return Choice(Packing.NF4, "nf4 weights, unpacked for every product")
+        case "int4":
+            raise UsageError("int4 weights are for CPUs", hint="Start with --quantize nf4, the 4 bits for GPUs.")
+    return Choice(Packing.PLAIN, "weights stay as they are")
 
 
 @torch.inference_mode()
@@ -191,9 +213,13 @@ def _compared(trial: Trial, plain: Trial) -> str:
     return f", {plain.typical_seconds / trial.typical_seconds:.1f}x as fast as plain ones"
 
 
-def _check_choice(quantize: str) -> None:
+def _check_known(quantize: str) -> None:
     if quantize not in QUANTIZATIONS:
         raise UsageError(f"there is no way {quantize!r} to quantise", hint=f"Choose one of {', '.join(QUANTIZATIONS)}.")
+
+
+def _check_choice(quantize: str) -> None:
+    _check_known(quantize)
     if quantize == "nf4":
         raise UsageError("nf4 weights need an NVIDIA GPU", hint="Start with --quantize int8 or --quantize int4.")
 

@@ -17,6 +17,7 @@ from ...proto.errors import OutOfMemory
 from ...proto.family import BlockList, load_model, slice_config, stage_class
 from ...proto.tensors import DTYPES
 from ...routing.swarm import BlockRange
+from .device import CPU, describe_device, find_device, find_dtype, free_device_bytes
 from .engine import Engine
 from .formats import find_packing
 from .measure import measure_block
@@ -32,6 +33,12 @@ logger = logging.getLogger(__name__)
 class Examined:
     """How a model will be served here; known before any of its weights is read."""
 
+    device: str
+    """Of its own, "cpu" or "cuda:0"."""
+    device_description: str
+    device_free_bytes: int | None
+    """Free memory of the device; None where it has none of its own and uses the machine's."""
+    dtype: str
     packing: Packing
     numeric_format: str
     """What the peer's record says."""
@@ -42,22 +49,45 @@ class Examined:
 
 
 def examine_model(
-    checkpoint: Checkpoint, dtype: str, quantize: str, threads: int | None, clock: Callable[[], float]
+    checkpoint: Checkpoint,
+    device: str,
+    dtype: str,
+    quantize: str,
+    threads: int | None,
+    clock: Callable[[], float],
 ) -> Examined:
-    """Check the family, settle torch's threads for the whole process, choose the form of the weights, measure a block.
+    """Find the device, check the family, settle torch's threads for the whole process, choose the form of the weights,
+    measure a block.
 
-    See `check_family`, `set_threads`, `find_packing` and `measure_block`. `clock` is a monotonic clock in seconds.
-    Raises UnsupportedModel, and UsageError for a form that this machine cannot compute. Takes a second or two.
+    See `find_device`, `find_dtype`, `check_family`, `set_threads`, `find_packing` and `measure_block`; `device`,
+    `dtype` and `quantize` may be "auto". `clock` is a monotonic clock in seconds. Raises UnsupportedModel, and
+    UsageError for a device that is not here or a form that it cannot compute. Takes a second or two.
     """
+    place = find_device(device)
+    stored = max(checkpoint.block_tensors(0), key=lambda tensor: tensor.nbytes).dtype
+    dtype = find_dtype(dtype, stored, place)
     check_family(checkpoint.config)
-    count, seconds = set_threads(threads, checkpoint.config.get_text_config(decoder=True).hidden_size, clock)
+    hidden_size = checkpoint.config.get_text_config(decoder=True).hidden_size
+    count, seconds = set_threads(threads, hidden_size, clock, measure=place == CPU)
     if seconds:
         times = ", ".join(f"{number}: {1000 * taken:.1f} ms" for number, taken in seconds.items())
         logger.info("%d threads compute (measured %s)", count, times)
-    choice = find_packing(checkpoint, dtype, quantize)
-    logger.info("%s", choice.reason)
+    choice = find_packing(checkpoint, dtype, quantize, place)
+    logger.info("%s, in %s: %s", describe_device(place), dtype, choice.reason)
+    if stored == "BF16" and dtype == "float16":
+        logger.warning("the model was published in bfloat16; in float16, values beyond 65504 are lost")
     block_bytes, kv_bytes = measure_block(checkpoint.config, dtype, choice.packing)
-    return Examined(choice.packing, choice.packing.numeric_format(dtype), block_bytes, kv_bytes, count)
+    return Examined(
+        device=str(place),
+        device_description=describe_device(place),
+        device_free_bytes=free_device_bytes(place),
+        dtype=dtype,
+        packing=choice.packing,
+        numeric_format=choice.packing.numeric_format(dtype),
+        block_bytes=block_bytes,
+        kv_bytes_per_token=kv_bytes,
+        threads=count,
+    )
 
 
 def load_engine(
@@ -66,8 +96,9 @@ def load_engine(
     dtype: str,
     progress: Callable[[str, int, int], None],
     packing: Packing = Packing.PLAIN,
+    device: str = "cpu",
 ) -> Engine:
-    """Fetch `blocks` of a model that was examined and load them in `dtype` ("float32").
+    """Fetch `blocks` of a model that was examined and load them in `dtype` ("float32") onto `device` ("cuda:0").
 
     `packing` is how their matrices are held, see `formats.find_packing`. `progress` hears what is done, the bytes
     done and the bytes in all. Raises UsageError, ModelMismatch, OutOfMemory, and RetryElsewhere if the hub does not
@@ -82,6 +113,7 @@ def load_engine(
             lambda done, total: progress("loading", done, total),
             check_family(checkpoint.config),
             packing,
+            torch.device(device),
         )
     except (MemoryError, torch.OutOfMemoryError):
         raise OutOfMemory(f"there is no memory for blocks {blocks}") from None
@@ -95,16 +127,18 @@ def load_packed_stage(
     progress: Callable[[int, int], None] | None,
     route: Route,
     packing: Packing,
+    device: torch.device = CPU,
 ) -> Stage:
-    """As `load_stage`, with the blocks' matrices packed.
+    """As `load_stage`, with the blocks' matrices packed, on `device`.
 
-    Blocks are loaded and packed one by one, so that there is never more memory in use than what the packed blocks
-    hold, and one block as it was loaded with the intermediate results of packing it. Raises as `load_stage`.
+    Blocks are loaded, packed and moved one by one, so that there is never more memory in use than what the packed
+    blocks hold, and one block as it was loaded with the intermediate results of packing it. A GPU needs no more than
+    what it will hold and a piece of a matrix. Raises as `load_stage`.
     """
-    if packing is Packing.PLAIN or blocks.stop > checkpoint.num_blocks:
+    if (packing is Packing.PLAIN and device == CPU) or blocks.stop > checkpoint.num_blocks:
         return load_stage(checkpoint, blocks, dtype, progress, route)
     config = checkpoint.config
-    groups = shared_inputs(config)
+    groups = shared_inputs(config) if packing is not Packing.PLAIN else frozenset()
     bytes_in_all = sum(checkpoint.block_bytes(block) for block in blocks)
     bytes_done = 0
     shell: PreTrainedModel | None = None
@@ -114,8 +148,9 @@ def load_packed_stage(
         state = checkpoint.block_state(one, _shifted(progress, bytes_done, bytes_in_all))
         model = load_model(stage_class(config, one), config, state, dtype, attention_of(route))
         (loaded,) = BlockList.at(model, model.blocks_path).blocks
-        pack_block(loaded, packing, groups)
-        _leave_the_file(loaded)
+        if packing is not Packing.PLAIN:
+            pack_block(loaded, packing, groups, device)
+        _leave_the_file(loaded, device)
         packed.append(loaded)
         shell = shell or model
         bytes_done += checkpoint.block_bytes(block)
@@ -125,6 +160,7 @@ def load_packed_stage(
     found = BlockList.at(shell, shell.blocks_path)
     setattr(found.owner, found.name, packed)
     found.owner.config = slice_config(shell.config, blocks.start, blocks.stop)
+    shell.to(device)  # what is around the blocks: tables of rotary positions
     return Stage(shell, blocks, route)
 
 
@@ -134,8 +170,11 @@ def _shifted(
     return None if progress is None else lambda done, _: progress(before + done, in_all)
 
 
-def _leave_the_file(block: nn.Module) -> None:
+def _leave_the_file(block: nn.Module, device: torch.device) -> None:
     """Copy what was not packed: it lies in the mapped file, which one small tensor would keep in memory as a whole."""
+    if device != CPU:
+        block.to(device)
+        return
     for tensor in (*block.parameters(), *block.buffers()):
         tensor.data = tensor.data.clone()
 

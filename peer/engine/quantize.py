@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from ...proto.family import find_blocks, random_model, tiny_config
+from .device import CPU
 from .packed import (
     Int4Matrix,
     PackedMatrix,
@@ -33,6 +34,7 @@ from .packed import (
     prepacked_bytes,
     two_row_bytes,
 )
+from .packed_gpu import NF4_GROUP, Int8WeightMatrix, Nf4Matrix, int8_weight_bytes, nf4_bytes
 
 InputGroups = frozenset[tuple[str, ...]]
 """Names of linears within a block that are given the same input, in the order of their calls."""
@@ -52,6 +54,10 @@ class Packing(enum.Enum):
     INT8_REDUCED = "int8 reduced"
     """int8 with one bit less in the activations, for processors without VNNI."""
     INT4 = "int4"
+    INT8_WEIGHTS = "int8 weights"
+    """int8 without rounding activations, for GPUs."""
+    NF4 = "nf4"
+    """For GPUs."""
 
     @property
     def saves_memory(self) -> bool:
@@ -61,29 +67,43 @@ class Packing(enum.Enum):
         """What the peer's record says, see `proto/precision.py`, for weights loaded in `dtype` ("float32")."""
         if not self.saves_memory:
             return dtype
-        return "int4" if self is Packing.INT4 else "int8"
+        return self.value if self in (Packing.INT4, Packing.NF4) else "int8"
 
     def fits(self, outputs: int, columns: int) -> bool:
         """Whether a linear of that shape is packed."""
         if self is Packing.PLAIN or outputs < _FEWEST_OUTPUTS or columns < _FEWEST_COLUMNS:
             return False
+        if self is Packing.NF4:
+            return columns % NF4_GROUP == 0
         return self is not Packing.INT4 or int4_group(outputs, columns) is not None
 
-    def pack(self, weights: Sequence[torch.Tensor]) -> PackedMatrix:
-        """One matrix of weights (N_i, K), stacked. Raises RuntimeError if this torch or processor cannot."""
+    def pack(self, weights: Sequence[torch.Tensor], device: torch.device = CPU) -> PackedMatrix:
+        """One matrix of weights (N_i, K), stacked; those for GPUs are packed on `device`, wherever the weights are.
+
+        Raises RuntimeError if this torch or processor cannot.
+        """
         makers: dict[Packing, Callable[[Sequence[torch.Tensor]], PackedMatrix]] = {
             Packing.PREPACKED: PrepackedMatrix,
             Packing.INT8: TwoRowMatrix,
             Packing.INT8_REDUCED: functools.partial(TwoRowMatrix, reduce_range=True),
             Packing.INT4: Int4Matrix,
+            Packing.INT8_WEIGHTS: functools.partial(Int8WeightMatrix, device=device),
+            Packing.NF4: functools.partial(Nf4Matrix, device=device),
         }
         return makers[self](weights)
 
     def nbytes(self, outputs: int, columns: int, dtype: torch.dtype) -> int:
         """What a packed matrix of that shape, loaded in `dtype`, will hold."""
-        if self is Packing.PREPACKED:
-            return prepacked_bytes(outputs, columns, dtype)
-        return int4_bytes(outputs, columns) if self is Packing.INT4 else two_row_bytes(outputs, columns)
+        match self:
+            case Packing.PREPACKED:
+                return prepacked_bytes(outputs, columns, dtype)
+            case Packing.INT4:
+                return int4_bytes(outputs, columns)
+            case Packing.INT8_WEIGHTS:
+                return int8_weight_bytes(outputs, columns, dtype)
+            case Packing.NF4:
+                return nf4_bytes(outputs, columns)
+        return two_row_bytes(outputs, columns)
 
 
 class SharedProduct:
@@ -142,13 +162,13 @@ class PackedLinear(nn.Module):
 class PackedExperts(nn.Module):
     """Stands where a block had experts that transformers computes by its common scheme, see `ExpertsInterface`."""
 
-    def __init__(self, experts: Any, packing: Packing) -> None:
+    def __init__(self, experts: Any, packing: Packing, device: torch.device) -> None:
         """The weights are taken out of `experts`, which keeps its biases and its activation."""
         super().__init__()
         self._family = experts
         up_name = _up_name(experts)
-        self._up = _pack_experts(experts, up_name, packing)
-        self._down = _pack_experts(experts, "down_proj", packing)
+        self._up = _pack_experts(experts, up_name, packing, device)
+        self._down = _pack_experts(experts, "down_proj", packing, device)
         self._up_bias = getattr(experts, f"{up_name}_bias", None) if experts.has_bias else None
         self._down_bias = experts.down_proj_bias if experts.has_bias else None
         self.packed_bytes = sum(matrix.nbytes for matrix in (*self._up, *self._down))
@@ -171,21 +191,22 @@ class PackedExperts(nn.Module):
 
 
 @torch.inference_mode()
-def pack_block(block: nn.Module, packing: Packing, groups: InputGroups) -> None:
+def pack_block(block: nn.Module, packing: Packing, groups: InputGroups, device: torch.device = CPU) -> None:
     """Replace what `packing` fits, in place; `groups` are those of the model's configuration.
 
-    Each weight is let go as soon as it is packed. Raises RuntimeError if this torch or processor cannot.
+    Each weight is let go as soon as it is packed, see `Packing.pack`; what is not packed stays where it is. Raises
+    RuntimeError if this torch or processor cannot.
     """
     linears = dict(_packable(block, packing))
     for names in _applicable(linears, groups):
         modules = [linears.pop(name) for name in names]
         weights = [_weight(module) for module in modules]
-        product = SharedProduct(packing.pack(weights), [weight.shape[0] for weight in weights])
+        product = SharedProduct(packing.pack(weights, device), [weight.shape[0] for weight in weights])
         for index, (name, module) in enumerate(zip(names, modules, strict=True)):
             _replace(block, name, PackedLinear(product, index, weights[index], module.bias))
         del modules, module, weights
     for name, experts in list(_packable_experts(block, packing)):
-        _replace(block, name, PackedExperts(experts, packing))
+        _replace(block, name, PackedExperts(experts, packing, device))
 
 
 @torch.inference_mode()
@@ -331,11 +352,11 @@ def _expert_shape(experts: Any, parameter: torch.Tensor) -> tuple[int, int]:
     return (second, first) if experts.is_transposed else (first, second)
 
 
-def _pack_experts(experts: Any, name: str, packing: Packing) -> list[PackedMatrix]:
+def _pack_experts(experts: Any, name: str, packing: Packing, device: torch.device) -> list[PackedMatrix]:
     """Takes the parameter out of the module."""
     weights = getattr(experts, name).data
     delattr(experts, name)
-    return [packing.pack([weight.T if experts.is_transposed else weight]) for weight in weights]
+    return [packing.pack([weight.T if experts.is_transposed else weight], device) for weight in weights]
 
 
 def _add(output: torch.Tensor, bias: torch.Tensor | None, expert: int) -> torch.Tensor:

@@ -65,6 +65,11 @@ class Stage:
         return next(self._found.blocks.parameters()).dtype
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights and the rows' caches are, and where `StageView.forward` takes and gives tensors."""
+        return next(self._found.blocks.parameters()).device
+
+    @property
     def hidden_size(self) -> int:
         size: int = self.config.hidden_size
         return size
@@ -102,7 +107,8 @@ class StageView:
 
     @torch.inference_mode()
     def forward(self, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
-        """Compute a step of several rows: (T, H) -> (T, H), the rows' tokens one after the other.
+        """Compute a step of several rows: (T, H) -> (T, H) on the stage's device, the rows' tokens one after the
+        other.
 
         The rows may be of different sessions and have any number of new tokens.  Each is first truncated to its
         `start`.  Raises what `check_rows` does, before anything is changed: ValueError for rows that do not fit the
@@ -243,5 +249,5 @@ def _measure_kv_bytes_per_token(stage: Stage) -> int:
     """Run one token through all blocks and look at what they cached."""
     view = stage.view(stage.blocks)
     row = view.new_row(max_tokens=1)
-    view.forward(torch.zeros(1, stage.hidden_size, dtype=stage.dtype), [RowSlice(row, 0, 1)])
+    view.forward(torch.zeros(1, stage.hidden_size, dtype=stage.dtype, device=stage.device), [RowSlice(row, 0, 1)])
     return max(block.keys.nbytes + block.values.nbytes for block in row.export())

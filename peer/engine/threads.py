@@ -18,18 +18,21 @@ _MATRIX_BYTES = 64 << 20
 _REPEATS = 4
 
 
-def set_threads(asked: int | None, hidden_size: int, clock: Callable[[], float]) -> tuple[int, Mapping[int, float]]:
+def set_threads(
+    asked: int | None, hidden_size: int, clock: Callable[[], float], *, measure: bool = True
+) -> tuple[int, Mapping[int, float]]:
     """Set torch's threads for the whole process: `asked`, else OMP_NUM_THREADS, else what measures best.
 
     Returns the number and the seconds that were measured per number; nothing was measured where there was no choice.
-    `clock` is a monotonic clock in seconds. Takes less than half a second.
+    `clock` is a monotonic clock in seconds. Takes less than half a second. Without `measure`, where a GPU computes and
+    the processor only hands it work, one thread.
     """
     from_environment = os.environ.get("OMP_NUM_THREADS", "")
     if asked is None and from_environment.isdecimal() and int(from_environment) > 0:
         asked = int(from_environment)
     candidates = _candidates(available_cores())
     measured: Mapping[int, float] = {}
-    if asked is None and len(candidates) > 1:
+    if asked is None and measure and len(candidates) > 1:
         measured = _measure(candidates, hidden_size, clock)
     threads = asked if asked is not None else fewest_worthwhile(measured) if measured else 1
     torch.set_num_threads(threads)

@@ -22,25 +22,30 @@ class StepTrial:
 
     def decode(self, rows: int, context: int) -> Callable[[], None]:
         """A step of one new token for each of `rows` rows that hold `context` tokens each; may be run again."""
-        caches = [self._row(context) for _ in range(rows)]
-        return lambda: self._run([RowSlice(cache, context, 1) for cache in caches])
+        slices = [RowSlice(self._row(context), context, 1) for _ in range(rows)]
+        return self._step(slices)
 
     def prefill(self, tokens: int) -> Callable[[], None]:
         """A step of `tokens` tokens of one new row; may be run again."""
-        cache = self._view.new_row(max_tokens=tokens)
-        return lambda: self._run([RowSlice(cache, 0, tokens)])
+        return self._step([RowSlice(self._view.new_row(max_tokens=tokens), 0, tokens)])
 
     def _row(self, context: int) -> RowKV:
         if not self._token:
             row = self._view.new_row(max_tokens=1)
-            self._run([RowSlice(row, 0, 1)])
+            self._step([RowSlice(row, 0, 1)])()
             self._token = row.export()
         content = [
             BlockKV(block.keys.repeat(1, context, 1), block.values.repeat(1, context, 1)) for block in self._token
         ]
         return RowKV.import_(self._view.blocks, context + 1, content)
 
-    def _run(self, rows: list[RowSlice]) -> None:
+    def _step(self, rows: list[RowSlice]) -> Callable[[], None]:
+        """A step that begins and ends on the processor, as those of sessions do, so a GPU is done when it returns."""
         tokens = sum(row.count for row in rows)
-        hidden = torch.randn(tokens, self._stage.hidden_size, generator=torch.Generator().manual_seed(0))
-        self._view.forward(hidden.to(self._stage.dtype), rows)
+        generator = torch.Generator().manual_seed(0)
+        hidden = torch.randn(tokens, self._stage.hidden_size, generator=generator).to(self._stage.dtype)
+
+        def run() -> None:
+            self._view.forward(hidden.to(self._stage.device), rows).cpu()
+
+        return run

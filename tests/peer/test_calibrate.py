@@ -28,6 +28,7 @@ class TimedStage:
         self.blocks = BlockRange(2, 2 + num_blocks)
         self.hidden_size = 4
         self.dtype = torch.float32
+        self.device = torch.device("cpu")
         self.seconds = 0.0
         self._cost = cost
         self._noise = noise
@@ -37,10 +38,10 @@ class TimedStage:
         return SimpleNamespace(
             blocks=blocks,
             new_row=lambda max_tokens: RowKV(blocks, max_tokens),
-            forward=lambda hidden, rows: self._forward(blocks, rows),
+            forward=lambda hidden, rows: self._forward(blocks, hidden, rows),
         )
 
-    def _forward(self, blocks: BlockRange, rows: Sequence[RowSlice]) -> None:
+    def _forward(self, blocks: BlockRange, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
         for row in rows:
             row.kv.truncate(row.start)
             for block in blocks:
@@ -51,6 +52,7 @@ class TimedStage:
         else:
             seconds = self._cost.prefill_seconds(sum(row.count for row in rows))
         self.seconds += seconds * len(blocks) * (1 + self._rng.expovariate(1) * self._noise)
+        return hidden
 
 
 def engine_of(stage: TimedStage) -> Engine:

@@ -1,0 +1,82 @@
+"""Where a peer computes: the processor or an NVIDIA GPU, and what torch knows of it.
+
+Devices are named as torch names them, "cpu" and "cuda:0"; only this package turns a name into a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from ...proto.errors import UsageError
+
+CPU = torch.device("cpu")
+
+_STORED_DTYPES: Mapping[str, str] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def find_device(asked: str) -> torch.device:
+    """The device for "auto" (a GPU if torch sees one), "cpu", "cuda" or "cuda:1"; one of a GPU has its number.
+
+    Raises UsageError where a GPU is asked for that torch does not see.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked == "cpu" or (asked == "auto" and not gpus):
+        return CPU
+    index = int(asked.partition(":")[2] or 0)
+    if not gpus:
+        if torch.version.cuda is None and torch.version.hip is None:
+            raise UsageError(
+                f"--device {asked}: the installed torch {torch.__version__} computes on the CPU only",
+                hint="Install a build of torch with CUDA (pytorch.org/get-started/locally), or use --device cpu.",
+            )
+        raise UsageError(
+            f"--device {asked}: torch sees no GPU here",
+            hint="See whether nvidia-smi lists one and its driver is new enough, or use --device cpu.",
+        )
+    if index >= gpus:
+        raise UsageError(
+            f"--device {asked}: torch sees {gpus} GPU{'s' * (gpus > 1)} here, counted from cuda:0",
+            hint=f"Choose one of {', '.join(f'cuda:{number}' for number in range(gpus))}.",
+        )
+    return torch.device("cuda", index)
+
+
+def describe_device(device: torch.device) -> str:
+    """For people, and for telling two machines apart: "cpu", or "cuda:0 NVIDIA GeForce RTX 3060"."""
+    return str(device) if device.type == "cpu" else f"{device} {torch.cuda.get_device_name(device)}"
+
+
+def free_device_bytes(device: torch.device) -> int | None:
+    """Free memory of the device's own; None where it shares the machine's."""
+    if device.type == "cpu":
+        return None
+    free, _total = torch.cuda.mem_get_info(device)
+    return int(free)
+
+
+def find_dtype(asked: str, stored: str, device: torch.device) -> str:
+    """The dtype of activations and of weights that are not quantised, for `--dtype` "auto" or a name.
+
+    `stored`: that of the checkpoint's weights, as safetensors calls it ("BF16"). Raises UsageError for one that the
+    device cannot compute in.
+    """
+    if device.type == "cpu":
+        return "float32" if asked == "auto" else asked
+    # Emulation converts to float32 and back for every operation: it runs, at a fraction of the speed.
+    return choose_gpu_dtype(asked, stored, torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def choose_gpu_dtype(asked: str, stored: str, has_bfloat16: bool) -> str:
+    """As `find_dtype`, on a GPU that computes in float32, float16 and perhaps bfloat16. Pure.
+
+    "auto" keeps the numbers that the model was published with. What the GPU cannot compute in becomes float16, which
+    has more digits but ends at 65504.
+    """
+    if asked == "bfloat16" and not has_bfloat16:
+        raise UsageError("this GPU does not compute in bfloat16", hint="Use --dtype float16, or float32.")
+    if asked != "auto":
+        return asked
+    published = _STORED_DTYPES.get(stored, "bfloat16")
+    return "float16" if published == "bfloat16" and not has_bfloat16 else published
