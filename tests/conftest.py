@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Before anything imports torch or huggingface_hub, and inherited by the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # peers that are killed are part of the tests
 
-# Equal inputs on every run; no deadline, because how long an example takes depends on who else uses the machine.
-settings.register_profile("repeatable", derandomize=True, deadline=None)
+# Equal inputs on every run; no limit of time, because how long an example takes depends on who else uses the machine.
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
 
 

@@ -13,7 +13,7 @@ from ..cgbp import CgbpPlan
 from ..chain_search import ChainSearch, HubCosts, Spans
 from ..chains import FastestFreeChain, cgbp_chains
 from ..instances import Instance
-from ..perf import FloatArray, IntArray, PerfModel
+from ..perf import IntArray, PerfModel
 from ..wsrr import Ledger
 from .fifo import FifoSwarm, Job, Plan
 from .kernel import Kernel
@@ -39,9 +39,6 @@ class LedgerRoom:
 
     def wait_seconds(self, peer: int, blocks: int) -> float:
         return self._ledger.wait(peer, blocks * self._units, self._now)
-
-    def first_block_waits(self) -> FloatArray:
-        return np.array([self.wait_seconds(j, 1) for j in range(len(self._ledger.units))])
 
 
 def jobs_of(instance: Instance) -> list[Job]:

@@ -5,7 +5,7 @@ bandwidth  weights read per second at one session, as a share of the machine's c
 prefill    tokens/s of prompts of 512 and 2048 tokens
 stall      the gap between two tokens of 4 running sessions, without and with a prompt of 2048 tokens beside them
 chain      tokens/s of 4 and 8 client processes together through two peers on loopback
-formats    what each format costs in accuracy, on the demo model's trained weights
+formats    products and steps by format, and what it costs in accuracy, on the demo model's trained weights
 memory     bytes per block and per token of attention cache, predicted and measured
 cost       the announced time of a step against the time that it takes
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import inspect
 import json
 import statistics
@@ -29,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from . import checkpoints, engine_chain, engine_formats
@@ -40,6 +42,7 @@ FORMATS = ("plain", "prepacked", "int8")
 PROMPT_TOKENS = 32
 WIDE = (1024, 2048, 4096)
 """Hidden sizes; the models have so many layers that no cache holds the weights."""
+QUIET_GAPS = 200
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,13 @@ def say(text: str) -> None:
 def engine(folder: Path, packing: str) -> Iterator[Any]:
     """An engine with all blocks in one of `FORMATS`."""
     from blockswarm.peer.engine.load import load_engine
+    from blockswarm.peer.engine.quantize import Packing
     from blockswarm.proto.checkpoint import open_checkpoint
     from blockswarm.routing.swarm import BlockRange
 
     checkpoint = open_checkpoint(str(folder))
     blocks = BlockRange(0, checkpoint.num_blocks)
-    made = load_engine(checkpoint, blocks, "float32", lambda *_: None, packing=packing)
+    made = load_engine(checkpoint, blocks, "float32", lambda *_: None, packing=Packing(packing))
     try:
         yield made
     finally:
@@ -209,14 +213,14 @@ def measure_batching(bench: Bench) -> list[dict[str, Any]]:
 
 
 def measure_bandwidth(bench: Bench) -> dict[str, Any]:
-    copied = copy_bandwidth()
+    copied = engine_formats.copy_bandwidth()
     rows = []
     for hidden in WIDE if bench.effort is FULL else WIDE[:1]:
         folder = bench.checkpoint(f"wide-{hidden}")
         for packing in FORMATS:
             say(f"bandwidth: hidden size {hidden}, {packing}")
             with engine(folder, packing) as ours:
-                weights = ours.stage.weight_bytes
+                weights = ours.stage.block_bytes * len(ours.blocks)
                 rate = max(
                     asyncio.run(decode_rate(ours, 1, bench.effort.new_tokens)) for _ in range(bench.effort.repeats)
                 )
@@ -231,18 +235,6 @@ def measure_bandwidth(bench: Bench) -> dict[str, Any]:
                     }
                 )
     return {"copy_bytes_per_second": copied, "read_bytes_per_second": read_bandwidth(), "rows": rows}
-
-
-def copy_bandwidth() -> float:
-    """Bytes read per second while one large buffer is copied to another (as many are written)."""
-    source = torch.ones(256 << 18)  # 256 MiB
-    target = torch.empty_like(source)
-    seconds = []
-    for _ in range(6):
-        began = time.perf_counter()
-        target.copy_(source)
-        seconds.append(time.perf_counter() - began)
-    return 2 * source.nbytes / min(seconds)
 
 
 def read_bandwidth() -> float:
@@ -324,6 +316,7 @@ async def gaps(engine: Any, prompt: int) -> tuple[list[float], list[float], floa
     running = Sessions(engine, 4, PROMPT_TOKENS + 4096)
     await running.prompts(PROMPT_TOKENS)
     noted: list[tuple[float, float]] = []
+    enough = asyncio.Event()
     stop = False
 
     async def run(index: int) -> None:
@@ -332,11 +325,12 @@ async def gaps(engine: Any, prompt: int) -> tuple[list[float], list[float], floa
             await running.step(index, position, 1)
             now = time.perf_counter()
             noted.append((now, now - last))
+            if len(noted) == QUIET_GAPS:
+                enough.set()
             position, last = position + 1, now
 
     tasks = [asyncio.create_task(run(index)) for index in range(4)]
-    while len(noted) < 200:
-        await asyncio.sleep(0.05)
+    await enough.wait()
     fifth = Sessions(engine, 1, prompt)
     began = time.perf_counter()
     await send_prompt(fifth, 0, prompt)
@@ -356,12 +350,43 @@ def measure_chain(bench: Bench) -> list[dict[str, Any]]:
 
 
 def measure_formats(bench: Bench) -> Any:
-    say("formats: the demo model")
-    return engine_formats.measure_accuracy()
+    say("formats: products, steps, and the demo model")
+    return engine_formats.measure(bench.checkpoint(bench.effort.model))
 
 
 def measure_memory(bench: Bench) -> list[dict[str, Any]]:
-    return engine_formats.measure_memory(bench.checkpoint(bench.effort.model))
+    """Predicted before anything is loaded, and held afterwards: a block's weights, and 1000 tokens of its cache."""
+    from blockswarm.peer.engine.measure import measure_block
+    from blockswarm.peer.engine.quantize import Packing
+    from blockswarm.proto.checkpoint import open_checkpoint
+
+    folder = bench.checkpoint(bench.effort.model)
+    rows = []
+    for packing in FORMATS:
+        say(f"memory: {packing}")
+        weights, kv = measure_block(open_checkpoint(str(folder)).config, "float32", Packing(packing))
+        before = resident_bytes()
+        with engine(folder, packing) as ours:
+            loaded = resident_bytes() - before
+            sessions = Sessions(ours, 1, 1024)
+            asyncio.run(sessions.prompts(1000))
+            rows.append(
+                {
+                    "format": packing,
+                    "block_bytes_predicted": weights,
+                    "block_bytes_held": ours.stage.block_bytes,
+                    "resident_bytes_per_block": loaded / len(ours.blocks),
+                    "kv_bytes_per_token_predicted": kv,
+                    "kv_bytes_per_token_held": ours.pool.used_bytes / 1024 / len(ours.blocks),
+                }
+            )
+            asyncio.run(sessions.close())
+    return rows
+
+
+def resident_bytes() -> int:
+    gc.collect()
+    return psutil.Process().memory_info().rss
 
 
 def measure_cost(bench: Bench) -> list[dict[str, Any]]:

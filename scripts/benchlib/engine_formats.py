@@ -1,20 +1,14 @@
 """What each form of the weights costs and gains: time of products and of a stage's steps, and accuracy.
 
-    python -m benchlib.engine_formats [--json FILE]
-
 Times are the processor time of the one thread that computes, the least of several turns: other programs' slices of a
 busy machine do not count, their use of the memory bus does.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
-import json
 import math
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,8 +24,6 @@ from blockswarm.proto.checkpoint import open_checkpoint
 from blockswarm.proto.family import find_blocks
 from blockswarm.routing.swarm import BlockRange
 from transformers import AutoModelForCausalLM, DynamicCache
-
-from . import checkpoints
 
 FORMS = (Packing.PLAIN, Packing.PREPACKED, Packing.INT8)
 DEMO_MODEL = Path(__file__).parent.parent / "demo_model"
@@ -171,7 +163,8 @@ def _logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """All of it for the checkpoint in `folder`, and for the demo model."""
+    """Products, steps of a stage and accuracy by form; steps with the checkpoint in `folder`, accuracy with the demo
+    model. CPU time of the thread, so that what else the machine does matters less."""
     torch.manual_seed(0)
     copying = copy_bandwidth()
     stages = {packing.value: load(folder, packing) for packing in FORMS}
@@ -184,27 +177,5 @@ def measure(folder: Path) -> dict[str, Any]:
         "transformers_token_seconds": transformers_token_time(folder),
         "step_seconds": step_times(stages, (1, 2, 4, 8, 16)),
         "prefill_seconds": prefill_times(stages, (64, 512)),
-        "block_bytes": {name: stage.block_bytes for name, stage in stages.items()},
         "accuracy": accuracy(),
     }
-
-
-def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="folder of a checkpoint, default: a new one of the shape 'small'")
-    parser.add_argument("--json", type=Path, help="where to write the figures, default: standard output")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.model or Path(temporary)
-        if options.model is None:
-            checkpoints.write("small", folder)
-        text = json.dumps(measure(folder), indent=2)
-    if options.json is None:
-        print(text)
-    else:
-        options.json.write_text(text + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -192,4 +192,5 @@ def test_a_session_waits_for_room_but_only_running_ones_for_lost_peers(
     waiting = session._choose_patiently(SwarmError("lost"), PATIENCE_SECONDS, first_chain, operation)
     with pytest.raises(type(error)):
         asyncio.run(waiting)
-    assert router.now == (PATIENCE_SECONDS if waits else 0.0)
+    # What was last seen may be old: who finds no host looks a second time before it gives up.
+    assert router.now == (PATIENCE_SECONDS if waits else 1.0)
