@@ -116,8 +116,9 @@ class PeerProcesses:
         log = self.folder / f"peer-{len(self.peers)}.log"
         swarm = [part for address in initial for part in ("--initial-peers", address)] or ["--new-swarm"]
         line = command(
-            "swarm-peer", model, *swarm, "--host", "127.0.0.1", "--data", data, "--threads", 1, "--json", *options
-        )
+            "swarm-peer", model, *swarm, "--host", "127.0.0.1", "--data", data,
+            "--device", "cpu", "--threads", 1, "--json", *options,
+        )  # fmt: skip
         with log.open("w") as errors:
             process = subprocess.Popen(
                 line, env=environment(), start_new_session=True, text=True,
