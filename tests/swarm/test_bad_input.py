@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 import time
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import torch
 from blockswarm.client.session import ChainSession
@@ -464,6 +466,9 @@ def remember(*prefixes: bytes) -> pb.ClientFrame:
     return pb.ClientFrame(remember=pb.Remember(prefixes=[pb.Prefix(digests=digests) for digests in prefixes]))
 
 
+NOT_A_NUMBER = torch.full((HIDDEN,), math.nan).numpy().tobytes()
+INFINITE = torch.tensor([0.0] * (HIDDEN - 1) + [-math.inf]).numpy().tobytes()
+
 BAD_FRAMES: dict[str, list[pb.ClientFrame]] = {
     "fewer bytes than its tokens": [frame(total_bytes=TOKEN_BYTES - 4, data=bytes(TOKEN_BYTES - 4))],
     "more bytes than its tokens": [frame(total_bytes=TOKEN_BYTES + 4, data=bytes(TOKEN_BYTES + 4))],
@@ -486,6 +491,8 @@ BAD_FRAMES: dict[str, list[pb.ClientFrame]] = {
     "more tokens than reserved": [frame(1, ((0, 0, 40, 1), (1, 0, 24, 1))), frame(2, ((0, 40, 1, 1),))],
     "more rows than reserved": [frame(1, ((0, 0, 1, 1), (1, 0, 1, 1), (2, 0, 1, 1)))],
     "a source row that is not there": [frame(permutes=True, source_rows=[3])],
+    "activations that are no numbers": [frame(data=NOT_A_NUMBER)],
+    "infinite activations": [frame(data=INFINITE)],
     "no time": [frame(timeout_seconds=0)],
     "all the time": [frame(timeout_seconds=1e9)],
     "a time that is none": [frame(timeout_seconds=math.nan)],
@@ -538,6 +545,20 @@ def test_a_frame_that_is_refused(world: World, name: str) -> None:
         error = await refusal(call)
         wanted = AuthenticationError if "unsigned" in name else LocalProtocolError
         assert isinstance(error, wanted), repr(error)
+
+    world.survive(attack)
+
+
+def test_a_step_after_the_close(world: World) -> None:
+    """The session is over: nothing is computed, and its room is free."""
+
+    async def attack(stranger: Stranger) -> None:
+        call = await stranger.opened()
+        await call.write(pb.ClientFrame(close=pb.Close()))
+        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
+            await call.write(frame())
+        while hasattr(answer := await read(call), "WhichOneof"):
+            assert answer.WhichOneof("kind") == "failure"
 
     world.survive(attack)
 
