@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from blockswarm.peer.capacity import Need, choose_blocks, count_that_fits, explain, free_memory_bytes
 from blockswarm.peer.config import BlockRequest
+from blockswarm.peer.node import _room
 from blockswarm.peer.replay_store import ReplayStore
 from blockswarm.proto.errors import OutOfMemory, UsageError
 from blockswarm.proto.steps import RowSlice, StepPlan
@@ -79,3 +83,13 @@ def test_nonsense_for_blocks_is_refused(text: str) -> None:
 def test_blocks_that_the_model_does_not_have_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="the model has"):
         choose_blocks(BlockRequest.parse(text), 8, fits=8, peers=())
+
+
+def test_a_gpus_blocks_are_counted_against_its_own_memory() -> None:
+    """The replay buffer stays in the machine's."""
+    config: Any = SimpleNamespace(kv_tokens=10, replay_bytes=30)
+    here: Any = SimpleNamespace(block_bytes=100, kv_bytes_per_token=5, device_free_bytes=None)
+    on_gpu: Any = SimpleNamespace(block_bytes=100, kv_bytes_per_token=5, device_free_bytes=1000)
+    assert _room(config, here)[0] == NEED
+    assert _room(config, on_gpu) == (Need(100, 50, 0), 1000)
+    assert "replay" not in explain(*_room(config, on_gpu), count=5)

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from blockswarm.peer.engine import packed_gpu
 from blockswarm.peer.engine.device import choose_gpu_dtype, find_device
 from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.engine.formats import choose_gpu_packing, find_packing
 from blockswarm.peer.engine.load import examine_model, load_packed_stage
+from blockswarm.peer.engine.packed_gpu import Int8WeightMatrix, int8_weight_bytes
 from blockswarm.peer.engine.quantize import Packing
 from blockswarm.peer.engine.stage import Route, load_stage
 from blockswarm.peer.engine.trial import StepTrial
@@ -161,6 +163,22 @@ def test_int8_weights_are_packed_where_they_stay(name: str, tmp_path: Path) -> N
     assert 0 < (found - expected).norm() < 0.1 * expected.norm()
     assert stage.kv_bytes_per_token == plain.kv_bytes_per_token
     assert stage.block_bytes < 0.5 * plain.block_bytes
+
+
+def test_a_large_weight_is_computed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what a product needs beside the weight is bounded; and a row's result is that of the row alone."""
+    weights = [torch.randn(48, 64), torch.randn(33, 64)]
+    rows = torch.randn(5, 64)
+    whole = Int8WeightMatrix(weights, torch.device("cpu"))
+    monkeypatch.setattr(packed_gpu, "PIECE_ELEMENTS", 10 * 64 + 1)
+    cut = Int8WeightMatrix(weights, torch.device("cpu"))
+    assert [len(piece) for piece in packed_gpu.pieces(weights)] == [10, 10, 10, 10, 8, 10, 10, 10, 3]
+    torch.testing.assert_close(cut.multiply(rows), whole.multiply(rows), atol=1e-5, rtol=0)
+    alone = torch.cat([whole.multiply(row) for row in rows.split(1)])
+    torch.testing.assert_close(alone, whole.multiply(rows), atol=1e-5, rtol=0)
+    exact = rows @ torch.cat(weights).T
+    assert (whole.multiply(rows) - exact).norm() < 0.02 * exact.norm()
+    assert whole.nbytes == cut.nbytes == sum(int8_weight_bytes(len(weight), 64, torch.float32) for weight in weights)
 
 
 def test_a_trial_ends_on_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
