@@ -41,8 +41,9 @@ class _Waiter:
 class Admission:
     """Lets sessions in, one event loop."""
 
-    def __init__(self, table: SessionTable, clock: Callable[[], float]) -> None:
-        """`clock` gives Unix seconds."""
+    def __init__(self, table: SessionTable, clock: Callable[[], float], on_admitted: Callable[[float], None]) -> None:
+        """`clock` gives Unix seconds; `on_admitted` is told how many seconds an admitted session has waited."""
+        self._on_admitted = on_admitted
         self._table = table
         self._clock = clock
         self._waiters: dict[bytes, _Waiter] = {}
@@ -56,10 +57,12 @@ class Admission:
         Raises PeerBusy with a time to come back, OutOfMemory if it never fits, RemoteProtocolError if the session is
         open already, what `refuse_waiting` says, SessionLost if the client takes no frames.
         """
+        came_at = self._clock()
         if wait_seconds > 0:
             await self._wait(grant, wait_seconds, tell)
         else:
-            self._table.admit(grant, self._clock())
+            self._table.admit(grant, came_at)
+        self._on_admitted(max(0.0, self._clock() - came_at))
         try:
             yield
         finally:

@@ -97,7 +97,7 @@ def peer(
         ),
     ] = False,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Serve Prometheus metrics on this port.  [default: not served]")
+        int | None, typer.Option(help="Serve Prometheus metrics on this port; 0: any free one.  [default: not served]")
     ] = None,
     metrics_host: Annotated[str, typer.Option(help="Address to serve metrics on.")] = "127.0.0.1",
     name: Annotated[str, typer.Option(help="A name for the public map of the swarm.")] = "",
@@ -197,6 +197,7 @@ def describe(peer: ReadyPeer) -> dict[str, object]:
         "numeric_format": peer.numeric_format,
         "device": peer.device,
         "threads": peer.threads,
+        "metrics_port": peer.metrics_port,
         "pid": os.getpid(),
     }
 

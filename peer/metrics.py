@@ -60,7 +60,9 @@ class PeerMetrics:
         self._tokens = Counter(
             "blockswarm_tokens", "Tokens computed, by kind of step", ["kind"], registry=self.registry
         )
-        self._queue_waits = histogram("admission_wait_seconds", "Time that an admitted session was queued", _SECONDS)
+        self._queue_waits = histogram(
+            "admission_wait_seconds", "Time from the opening of a session to its admission", _SECONDS
+        )
 
     def observe(self, step: StepRecord) -> None:
         """Count a step; from any thread."""

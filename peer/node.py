@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from .capacity import Need, choose_blocks, count_that_fits, explain, free_memory
 from .config import PeerConfig
 from .join import joined
 from .key_lock import held
+from .owner_load import NICENESS
 from .serving import Node, ReadyPeer, serve_until
 from .stop import StopRequest, until_stopped
 
@@ -39,6 +41,8 @@ Progress = Callable[[str, int, int], None]
 
 async def run_peer(config: PeerConfig, on_ready: Callable[[ReadyPeer], None], progress: Progress) -> None:
     """Run a peer until SIGINT or SIGTERM. Raises SwarmError if it cannot start."""
+    if config.nice:
+        os.nice(NICENESS)  # of this thread, and of all that are started from now on
     stop = StopRequest()
     loop = asyncio.get_running_loop()
     for one in (signal.SIGINT, signal.SIGTERM):

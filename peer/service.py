@@ -75,6 +75,8 @@ class PeerParts:
     dht_addresses: Callable[[], list[str]]
     clock: Callable[[], float] = time.time
     counters: Counters = field(default_factory=Counters)
+    on_admitted: Callable[[float], None] = lambda wait_seconds: None
+    """Is told how long each admitted session has waited for room."""
     record_signatures: SignatureCache = field(default_factory=SignatureCache)
     transfers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     """Attention caches move to and from this peer one at a time."""
@@ -91,7 +93,7 @@ class PeerService:
 
     def __init__(self, parts: PeerParts) -> None:
         self._parts = parts
-        self._admission = Admission(parts.sessions, parts.clock)
+        self._admission = Admission(parts.sessions, parts.clock, parts.on_admitted)
         self._open: dict[bytes, _OpenSession] = {}
         self._changed = asyncio.Condition()
         self._draining = False

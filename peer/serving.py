@@ -26,7 +26,7 @@ from .cost_estimate import CostEstimate, has_changed
 from .cost_store import CostStore, Measured
 from .engine.scheduler import chunk_tokens_within
 from .metrics import PeerMetrics, Readings
-from .owner_load import NICENESS, OwnerLoad, read_cpu
+from .owner_load import OwnerLoad, read_cpu
 from .replay_store import ReplayStore
 from .service import PeerParts, PeerService
 from .sessions import SessionTable
@@ -73,6 +73,7 @@ class ReadyPeer:
     cost: ComputeCost
     kv_tokens: int
     model_digest: str
+    metrics_port: int | None
     numeric_format: str
     device: str
     """For people: "cpu", or "cuda:0" and the GPU's name."""
@@ -138,6 +139,7 @@ class _Serving:
                 lookup=node.lookups.lookup,
                 dht_addresses=lambda: list(self._maddrs),
                 counters=self._counters,
+                on_admitted=self._note_admission,
             )
         )
 
@@ -157,8 +159,8 @@ class _Serving:
         ]
         stop.serving = True
         try:
-            with self._served_metrics():
-                on_ready(self._ready(port))
+            with self._served_metrics() as metrics_port:
+                on_ready(self._ready(port, metrics_port))
                 await stop.gently.wait()
                 await self._drain(announcer)
         finally:
@@ -168,7 +170,7 @@ class _Serving:
             await _announce_quickly(announcer, PeerState.LEAVING)
             await server.stop(grace=0)
 
-    def _ready(self, port: int) -> ReadyPeer:
+    def _ready(self, port: int, metrics_port: int | None) -> ReadyPeer:
         node, config = self._node, self._node.config
         return ReadyPeer(
             address=PeerAddress(node.identity.peer_id, config.addresses(port)[0]),
@@ -177,6 +179,7 @@ class _Serving:
             cost=self._announced_cost,
             kv_tokens=config.kv_tokens,
             model_digest=node.model_digest,
+            metrics_port=metrics_port,
             numeric_format=node.examined.numeric_format,
             device=node.examined.device_description,
             threads=node.examined.threads,
@@ -197,7 +200,6 @@ class _Serving:
 
     def _follow_the_engine(self) -> None:
         if self._node.config.nice:
-            os.nice(NICENESS)
             self._owner = OwnerLoad(read_cpu, time.monotonic, os.cpu_count() or 1)
             self._engine.pause = self._owner.pause
         self._engine.observer = self._observe
@@ -210,17 +212,22 @@ class _Serving:
         if self._owner is not None:
             self._owner.observe(step)
 
+    def _note_admission(self, wait_seconds: float) -> None:
+        if self._metrics is not None:
+            self._metrics.observe_admission(wait_seconds)
+
     @contextmanager
-    def _served_metrics(self) -> Iterator[None]:
+    def _served_metrics(self) -> Iterator[int | None]:
+        """The port on which they are served, if they are."""
         config = self._node.config
         if self._metrics is None or config.metrics_port is None:
-            yield
+            yield None
             return
         self._metrics.readings = self._readings()
         server = self._metrics.serve(config.metrics_host, config.metrics_port)
         logger.info("metrics are served on http://%s:%d/metrics", config.metrics_host, server.port)
         try:
-            yield
+            yield server.port
         finally:
             server.close()
 

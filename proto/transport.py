@@ -30,7 +30,13 @@ ERROR_CODE_KEY = "blockswarm-error"
 KEEPALIVE_SECONDS = 20.0
 MAX_CHANNELS = 1024
 
+# What one stream may have sent before it is read. gRPC would let the window grow with the measured bandwidth times the
+# round trip, which is large where a busy node answers late: many streams could fill its memory.
+STREAM_WINDOW_BYTES = 1 << 20
+
 _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
     ("grpc.keepalive_time_ms", int(KEEPALIVE_SECONDS * 1000)),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -41,6 +47,8 @@ _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.enable_http_proxy", 0),
 ]
 _SERVER_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
     ("grpc.keepalive_time_ms", int(KEEPALIVE_SECONDS * 1000)),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),

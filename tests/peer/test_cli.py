@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,7 @@ def test_a_private_swarm_of_real_peers_gives_the_models_own_tokens(
     processes: PeerProcesses, first: PeerProcess, folder: Path, swarm_key: Path
 ) -> None:
     """And a peer that is asked to leave does so, with its daemon, while the others go on."""
-    options = ("--blocks", 3, "--swarm-key", swarm_key)
+    options = ("--blocks", 3, "--swarm-key", swarm_key, "--metrics-port", 0, "--nice")
     second = processes.start(folder, *options, initial=[first.address]).wait_ready()
     assert second.described["blocks"] == [3, 6], "a number of blocks goes where they are missing"
     assert stat.S_IMODE((processes.folder / "peer-0" / "peer.key").stat().st_mode) == 0o600
@@ -180,6 +181,11 @@ def test_a_private_swarm_of_real_peers_gives_the_models_own_tokens(
     options = {"max_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     alone = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).generate(ids, **options)
     assert model.generate(ids, **options).tolist() == alone.tolist()
+    with urllib.request.urlopen(f"http://127.0.0.1:{second.described['metrics_port']}/metrics", timeout=10) as page:
+        metrics = page.read().decode()
+    assert "blockswarm_step_rows_count 12.0" in metrics, "one step for the prompt, one for each further token"
+    assert "blockswarm_admission_wait_seconds_count 1.0" in metrics
+    assert os.getpriority(os.PRIO_PROCESS, second.process.pid) == 10
     model.session_factory.close()
     assert second.stop() == 0
     with pytest.raises(ProcessLookupError):

@@ -27,7 +27,7 @@ class Door:
     def __init__(self, room: int = 100) -> None:
         self.loop = VirtualTimeLoop()
         self.table = SessionTable(room, token_seconds=0.1)
-        self.admission = Admission(self.table, lambda: 1000.0 + self.loop.time())
+        self.admission = Admission(self.table, lambda: 1000.0 + self.loop.time(), lambda wait_seconds: None)
         self.told: dict[int, list[tuple[float, int, float]]] = {}
         self.started: dict[int, float] = {}
 
