@@ -80,6 +80,17 @@ def exit_with(main: object, *arguments: object) -> None:
     sys.exit(status)
 
 
+def run_module(name: str) -> None:
+    """Run a module of scripts/benchlib in the environment with this program's arguments, and exit with its status."""
+
+    def run() -> int:
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent)}
+        command = [ensure_environment(), "-m", f"benchlib.{name}", *sys.argv[1:]]
+        return subprocess.run(command, env=environment, check=False).returncode
+
+    exit_with(run)
+
+
 @contextlib.contextmanager
 def exclusive_use() -> Iterator[None]:
     """Let one script at a time work on the environment (no lock on Windows, which has no flock)."""
