@@ -1,7 +1,5 @@
 """Figures of routing and placement: decision times, simulation speed, policies compared, the gap to the optimum.
 
-
-
 Sections: decisions, simulation, policies, optimum.  Everything from fixed seeds.  Times are CPU times of one core where
 the key says ms or cpu.
 """
