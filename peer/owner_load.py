@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .engine.step_record import StepRecord
@@ -62,9 +62,10 @@ class OwnerLoad:
         self._yields = False
         self._step_seconds = 0.0
 
-    def observe(self, step: StepRecord) -> None:
-        """Hear of a step."""
+    def observe(self, step: StepRecord) -> StepRecord:
+        """Hear of a step; the step as sessions see it, with the pause that follows."""
         self._step_seconds = step.seconds
+        return replace(step, seconds=step.seconds + self.pause())
 
     def pause(self) -> float:
         """Seconds to wait before the next step; 0 while the machine is free."""

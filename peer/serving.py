@@ -206,11 +206,11 @@ class _Serving:
 
     def _observe(self, step: StepRecord) -> None:
         """In the engine's thread, after every step."""
-        self._estimate.observe(step, time.monotonic())
         if self._metrics is not None:
             self._metrics.observe(step)
         if self._owner is not None:
-            self._owner.observe(step)
+            step = self._owner.observe(step)  # what is announced is what sessions see
+        self._estimate.observe(step, time.monotonic())
 
     def _note_admission(self, wait_seconds: float) -> None:
         if self._metrics is not None:

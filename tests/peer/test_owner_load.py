@@ -47,6 +47,14 @@ def test_leaves_the_share_that_others_use() -> None:
     assert Machine().run(1.0, others=3.0, own=1.0) == pytest.approx(0.3)
 
 
+def test_the_announced_cost_hears_of_the_pauses() -> None:
+    step = StepRecord(1, 1, 1, 0, 10, 4.0, 0.1, 0.0)
+    machine = Machine()
+    assert machine.load.observe(step).seconds == 0.1
+    machine.run(1.0, others=3.0, own=1.0)
+    assert machine.load.observe(step).seconds == pytest.approx(0.4)
+
+
 def test_begins_at_half_and_ends_below_a_third() -> None:
     machine = Machine()
     assert machine.run(1.0, others=1.9, own=1.0) == 0.0
