@@ -214,12 +214,6 @@ def cheapest_token_chain(model: PerfModel, ranges: tuple[BlockRange | None, ...]
     return graph.cheapest(graph.hub_edges(*model.token_hop_seconds(client)))
 
 
-def cheapest_request_chain(model: PerfModel, ranges: tuple[BlockRange | None, ...], client: int) -> ChainResult | None:
-    """The chain of least whole-request time, prefill included."""
-    graph = HopGraph(model.num_blocks, ranges)
-    return graph.cheapest(graph.hub_edges(*model.request_hop_seconds(client)))
-
-
 # --- the design concurrency R ---------------------------------------------------------------------------------
 
 
