@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ..proto.errors import SwarmError
-from ..proto.handshake import SwarmKeyProof
 from ..proto.identity import Identity
+from ..proto.wire.handshake import SwarmKeyProof
 from ..routing.swarm import BlockRange, PeerId, RequestSpec
 
 if TYPE_CHECKING:
-    from ..proto.transport import Dialer
-    from .hop import HopChoice
-    from .prefixes import PageNames
+    from ..proto.network.transport import Dialer
+    from .chain.hop import HopChoice
+    from .chain.prefixes import PageNames
 
 
 PATIENCE_SECONDS = 30.0

@@ -8,22 +8,22 @@ from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..proto.checkpoint import Checkpoint
+from ..proto.directory.records import SwarmKey
 from ..proto.errors import SessionLost, UsageError
 from ..proto.identity import Identity
-from ..proto.precision import at_least
-from ..proto.records import SwarmKey
-from ..proto.steps import StepPlan
-from ..proto.tensors import WireFormat
-from ..proto.transport import Dialer, PeerAddress
+from ..proto.model.checkpoint import Checkpoint
+from ..proto.network.transport import Dialer, PeerAddress
+from ..proto.wire.precision import at_least
+from ..proto.wire.steps import StepPlan
+from ..proto.wire.tensors import WireFormat
 from ..routing.swarm import BlockRange, PeerId
 from .background import BackgroundLoop, background_loop
+from .chain.prefixes import PageNames
+from .chain.report import ChainReport
+from .chain.session import ChainSession
 from .config import PATIENCE_SECONDS, SessionConfig, SessionEvent
-from .prefixes import PageNames
-from .report import ChainReport
-from .router import ViewRouter
-from .session import ChainSession
-from .view import SwarmView
+from .swarm.router import ViewRouter
+from .swarm.view import SwarmView
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..proto.errors import UsageError
-from ..proto.precision import QUANTIZATIONS
-from ..proto.transport import PeerAddress, check_target
+from ..proto.network.transport import PeerAddress, check_target
+from ..proto.wire.precision import QUANTIZATIONS
 from ..routing.swarm import BlockRange
 
 DEFAULT_KV_TOKENS = 16_384

@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from ..proto import swarm_pb2 as pb
+from ..proto.directory.records import SwarmKey
 from ..proto.errors import AuthenticationError, ModelMismatch, PeerUnavailable, WrongKey, WrongSwarm
-from ..proto.records import SwarmKey
-from ..proto.transport import Dialer, PeerAddress, ping
+from ..proto.network.transport import Dialer, PeerAddress, ping
 from .config import PeerConfig
 
 if TYPE_CHECKING:
-    from ..proto.hivemind_directory import HivemindDirectory
+    from ..proto.directory.hivemind.node import HivemindDirectory
 
 JOIN_PING_SECONDS = 10.0
 
@@ -24,7 +24,7 @@ async def joined(
     config: PeerConfig, dialer: Dialer, digest: str, swarm_key: SwarmKey | None
 ) -> AsyncIterator[HivemindDirectory]:
     """Be a node of the DHT, a new one or that of the initial peers."""
-    from ..proto.hivemind_directory import HivemindDirectory
+    from ..proto.directory.hivemind.node import HivemindDirectory
 
     initial: Sequence[str] = ()
     if config.initial_peers:

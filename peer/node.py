@@ -14,18 +14,18 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..proto.checkpoint import Checkpoint, open_checkpoint
+from ..proto.directory.records import SwarmKey, open_peer_record
 from ..proto.errors import SwarmError
 from ..proto.identity import Identity
-from ..proto.records import SwarmKey, open_peer_record
-from ..proto.transport import Dialer
+from ..proto.model.checkpoint import Checkpoint, open_checkpoint
+from ..proto.network.transport import Dialer
 from ..routing.swarm import BlockRange
-from .announce import RecentLookups
-from .capacity import Need, choose_blocks, count_that_fits, explain, free_memory_bytes, gib
 from .config import PeerConfig
 from .join import joined
 from .key_lock import held
-from .owner_load import NICENESS
+from .offer.announce import RecentLookups
+from .offer.capacity import Need, choose_blocks, count_that_fits, explain, free_memory_bytes, gib
+from .owner.governor import NICENESS
 from .serving import Node, ReadyPeer, serve_until
 from .stop import StopRequest, until_stopped
 

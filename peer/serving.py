@@ -12,29 +12,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..proto.checkpoint import Checkpoint
+from ..proto.directory.records import PeerRecord, SwarmKey
 from ..proto.errors import SwarmError
-from ..proto.handshake import PROTOCOL_VERSION, HelloChecker
 from ..proto.identity import Identity
-from ..proto.records import PeerRecord, SwarmKey
-from ..proto.transport import Dialer, PeerAddress, serve
+from ..proto.model.checkpoint import Checkpoint
+from ..proto.network.transport import Dialer, PeerAddress, serve
+from ..proto.wire.handshake import PROTOCOL_VERSION, HelloChecker
 from ..routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState
-from .announce import Announcer, RecentLookups
-from .calibrate import calibrate, still_holds
 from .config import PeerConfig
-from .cost_estimate import CostEstimate, has_changed
-from .cost_store import CostStore, Measured
 from .engine.scheduler import chunk_tokens_within
 from .metrics import PeerMetrics, Readings
-from .owner_load import OwnerLoad, read_cpu
-from .replay_store import ReplayStore
-from .service import PeerParts, PeerService
-from .sessions import SessionTable
+from .offer.announce import Announcer, RecentLookups
+from .offer.calibrate import calibrate, still_holds
+from .offer.cost_estimate import CostEstimate, has_changed
+from .offer.cost_store import CostStore, Measured
+from .owner.governor import OwnerLoad, read_cpu
+from .session.replay_store import ReplayStore
+from .session.service import PeerParts, PeerService
+from .session.table import SessionTable
+from .session.worker import Counters
 from .stop import StopRequest
-from .worker import Counters
 
 if TYPE_CHECKING:
-    from ..proto.hivemind_directory import HivemindDirectory
+    from ..proto.directory.hivemind.node import HivemindDirectory
     from .engine.engine import Engine
     from .engine.load import Examined
     from .engine.step_record import StepRecord
@@ -82,7 +82,7 @@ class ReadyPeer:
 
 async def serve_until(node: Node, engine: Engine, on_ready: Callable[[ReadyPeer], None], stop: StopRequest) -> None:
     """Serve and announce until `stop`, then drain and say goodbye."""
-    from .engine.kv_pool import KvPool  # brings torch
+    from .engine.cache.pool import KvPool  # brings torch
 
     room_bytes = node.config.kv_tokens * len(engine.blocks) * engine.stage.kv_bytes_per_token
     engine.pool = KvPool(room_bytes, node.config.prefix_cache_bytes)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .cgbp import CgbpPlan
 from .hops import SOURCE, TIE_TOLERANCE, ChainResult
 from .perf import FloatArray, PerfModel, Segment, decimal_floor
+from .place.cgbp import CgbpPlan
 from .swarm import BlockRange
 
 

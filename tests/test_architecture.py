@@ -24,7 +24,9 @@ TOP_LEVEL = {*FOLDERS, "tests", "scripts", "docs"} | {
 GENERATED = re.compile(r".*_pb2(_grpc)?\.py")
 PRESENTATION = {"routing/sim/cli.py", "routing/sim/plots.py"}
 """The two modules of routing/ that face a person: they may use a terminal, a clock and plots."""
-TORCH_ALLOWED = re.compile(r"peer/engine/.*|client/(model|remote)\.py|proto/(tensors|checkpoint|family)\.py")
+TORCH_ALLOWED = re.compile(
+    r"peer/engine/.*|client/model/(model|remote)\.py|proto/wire/tensors\.py|proto/model/(checkpoint|family)\.py"
+)
 UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
@@ -258,7 +260,7 @@ print("loaded:", *(name for name in heavy if name in sys.modules))
     ("command", "module"),
     [
         ("swarm-peer", "blockswarm.peer.cli"),
-        ("swarm-client", "blockswarm.client.cli"),
+        ("swarm-client", "blockswarm.client.program.cli"),
         ("swarm-sim", "blockswarm.routing.sim.cli"),
     ],
 )

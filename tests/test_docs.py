@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import pytest
 import typer.main
-from blockswarm.client.cli import app as client_app
+from blockswarm.client.program.cli import app as client_app
 from blockswarm.peer.cli import app as peer_app
 from blockswarm.routing.sim.cli import app as sim_app
 

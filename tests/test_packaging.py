@@ -61,7 +61,7 @@ def test_wheel_names_the_programs_and_the_licence(wheel: zipfile.ZipFile):
     information = {Path(name).name: name for name in wheel.namelist() if ".dist-info/" in name}
     entry_points = wheel.read(information["entry_points.txt"]).decode()
     assert "swarm-peer = blockswarm.peer.cli:main" in entry_points
-    assert "swarm-client = blockswarm.client.cli:main" in entry_points
+    assert "swarm-client = blockswarm.client.program.cli:main" in entry_points
     assert "swarm-sim = blockswarm.routing.sim.cli:main" in entry_points
     metadata = wheel.read(information["METADATA"]).decode()
     assert "License-Expression: Apache-2.0" in metadata

@@ -14,8 +14,8 @@ import torch
 
 from ...proto.errors import OutOfMemory, RetryElsewhere, SwarmError
 from ...routing.swarm import BlockRange
-from .kv import RowKV
-from .stage import RowSlice, Stage
+from .blocks.stage import RowSlice, Stage
+from .cache.row import RowKV
 
 logger = logging.getLogger(__name__)
 

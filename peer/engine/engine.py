@@ -22,16 +22,16 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ...proto.errors import PeerUnavailable, RetryElsewhere, SwarmError
-from ...proto.prefixes import Digests
-from ...proto.steps import StepPlan
-from ...proto.tensors import WireFormat
+from ...proto.wire.prefixes import Digests
+from ...proto.wire.steps import StepPlan
+from ...proto.wire.tensors import WireFormat
 from ...routing.swarm import BlockRange, PeerId
 from .batch import Share, compute_shares, error_of
-from .kv_pool import KvPool
+from .blocks.stage import Stage
+from .cache.memory import SessionMemory
+from .cache.pool import KvPool
+from .cache.session import SessionKv, StepOutput, StepProgress
 from .scheduler import DEFAULT_CHUNK_TOKENS, ExpectedSessions, Take, gather_until, plan_step
-from .session_kv import SessionKv, StepOutput, StepProgress
-from .session_memory import SessionMemory
-from .stage import Stage
 from .step_record import StepObserver, StepRecord
 
 __all__ = ["Engine", "SessionKv", "StepOutput"]

@@ -12,19 +12,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...proto.checkpoint import Checkpoint
 from ...proto.errors import OutOfMemory
-from ...proto.family import BlockList, load_model, slice_config, stage_class
-from ...proto.tensors import DTYPES
+from ...proto.model.checkpoint import Checkpoint
+from ...proto.model.family import BlockList, load_model, slice_config, stage_class
+from ...proto.wire.tensors import DTYPES
 from ...routing.swarm import BlockRange
+from .blocks.selfcheck import check_family
+from .blocks.sizes import measure_block
+from .blocks.stage import Route, Stage, attention_of, load_stage
 from .device import CPU, describe_device, find_device, find_dtype, free_device_bytes
 from .engine import Engine
-from .formats import find_packing
-from .measure import measure_block
-from .quantize import Packing, pack_block, shared_inputs
-from .selfcheck import check_family
-from .stage import Route, Stage, attention_of, load_stage
 from .threads import set_threads
+from .weights.choose import find_packing
+from .weights.quantize import Packing, pack_block, shared_inputs
 
 logger = logging.getLogger(__name__)
 

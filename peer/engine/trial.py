@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 
 from ...routing.swarm import BlockRange
-from .kv import BlockKV, RowKV
-from .stage import RowSlice, Stage
+from .blocks.stage import RowSlice, Stage
+from .cache.row import BlockKV, RowKV
 
 
 class StepTrial:

@@ -15,8 +15,8 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from .compare import Row
-    from .published import RequestResult
+    from .runs.published import RequestResult
+    from .studies.compare import Row
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -46,12 +46,12 @@ def replay(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Run one instance under one policy."""
-    from ..cgbp import InfeasiblePlacementError
-    from ..instances import InstanceError, load_instance
-    from ..milp import NoSolutionError, TooLargeError
-    from . import replay as replaying
-    from .policies import InfeasibleError, MissingFieldError
-    from .published import NeverRunsError
+    from ..papers.instances import InstanceError, load_instance
+    from ..papers.milp import NoSolutionError, TooLargeError
+    from ..place.cgbp import InfeasiblePlacementError
+    from .runs.policies import InfeasibleError, MissingFieldError
+    from .runs.published import NeverRunsError
+    from .studies import replay as replaying
 
     try:
         loaded = load_instance(instance)
@@ -76,8 +76,8 @@ def chains(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Compose chains: GBP-CR, GCA and Theorem 4's bounds for every case of a file."""
-    from ..instances import InstanceError, load_chain_cases
-    from .replay import chains_report
+    from ..papers.instances import InstanceError, load_chain_cases
+    from .studies.replay import chains_report
 
     try:
         report = chains_report(load_chain_cases(cases))
@@ -109,7 +109,7 @@ def run(
 
         _print_json([asdict(row) for row in rows])
     else:
-        from .compare import to_table
+        from .studies.compare import to_table
 
         typer.echo(to_table(rows))
     if all(row.summary is None for row in rows):
@@ -132,7 +132,7 @@ def compare(
     Drawn are, by scenario and delay setting, the distribution over its requests, and of a sweep the mean over the
     number that is varied.
     """
-    from .compare import per_token_samples, swept_seconds, to_csv, to_table
+    from .studies.compare import per_token_samples, swept_seconds, to_csv, to_table
 
     if plot is not None and plot.suffix not in (".svg", ".png"):
         raise _fail(f"--plot: {plot.name}: must end in .svg or .png", _MALFORMED)
@@ -161,9 +161,9 @@ def plan(
     snapshot: Annotated[Path, typer.Argument(help="A snapshot file (JSON).")],
 ) -> None:
     """What would be placed on a snapshot's peers, the bound, and what one more peer brings; JSON."""
-    from ..cgbp import InfeasiblePlacementError
-    from ..instances import InstanceError
-    from .plan import load_snapshot, plan_report
+    from ..papers.instances import InstanceError
+    from ..place.cgbp import InfeasiblePlacementError
+    from .studies.plan import load_snapshot, plan_report
 
     try:
         typer.echo(json.dumps(plan_report(load_snapshot(snapshot)), indent=2))
@@ -175,10 +175,10 @@ def plan(
 
 def _compared(paths: list[Path], policies: list[str]) -> list[tuple[Row, list[RequestResult]]]:
     """Load and run the scenarios, with a progress bar on a terminal."""
-    from ..instances import InstanceError
-    from .compare import run_policy
-    from .policies import ONLINE_POLICIES, MissingFieldError
-    from .scenario import load_scenarios
+    from ..papers.instances import InstanceError
+    from .runs.policies import ONLINE_POLICIES, MissingFieldError
+    from .studies.compare import run_policy
+    from .worlds.scenario import load_scenarios
 
     for name in policies:
         if name not in ONLINE_POLICIES:

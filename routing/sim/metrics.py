@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .published import RequestResult
+from .runs.published import RequestResult
 
 
 @dataclass(frozen=True, slots=True)

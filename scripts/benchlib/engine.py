@@ -85,8 +85,8 @@ def say(text: str) -> None:
 def engine(folder: Path, packing: str) -> Iterator[Any]:
     """An engine with all blocks in one of `FORMATS`."""
     from blockswarm.peer.engine.load import load_engine
-    from blockswarm.peer.engine.quantize import Packing
-    from blockswarm.proto.checkpoint import open_checkpoint
+    from blockswarm.peer.engine.weights.quantize import Packing
+    from blockswarm.proto.model.checkpoint import open_checkpoint
     from blockswarm.routing.swarm import BlockRange
 
     checkpoint = open_checkpoint(str(folder))
@@ -108,7 +108,7 @@ class Sessions:
         self._hidden = torch.randn(max_tokens, engine.stage.hidden_size, generator=torch.Generator().manual_seed(1))
 
     async def step(self, index: int, start: int, count: int) -> None:
-        from blockswarm.proto.steps import RowSlice, StepPlan
+        from blockswarm.proto.wire.steps import RowSlice, StepPlan
 
         plan = StepPlan((RowSlice(0, start, count, answers=1),))
         await self._engine.step(self.caches[index], plan, self._format.encode(self._hidden[start : start + count]))
@@ -356,9 +356,9 @@ def measure_formats(bench: Bench) -> Any:
 
 def measure_memory(bench: Bench) -> list[dict[str, Any]]:
     """Predicted before anything is loaded, and held afterwards: a block's weights, and 1000 tokens of its cache."""
-    from blockswarm.peer.engine.measure import measure_block
-    from blockswarm.peer.engine.quantize import Packing
-    from blockswarm.proto.checkpoint import open_checkpoint
+    from blockswarm.peer.engine.blocks.sizes import measure_block
+    from blockswarm.peer.engine.weights.quantize import Packing
+    from blockswarm.proto.model.checkpoint import open_checkpoint
 
     folder = bench.checkpoint(bench.effort.model)
     rows = []
@@ -391,7 +391,7 @@ def resident_bytes() -> int:
 
 def measure_cost(bench: Bench) -> list[dict[str, Any]]:
     """What a peer announces after its start, against what steps of sessions then take."""
-    from blockswarm.peer.calibrate import calibrate
+    from blockswarm.peer.offer.calibrate import calibrate
 
     folder = bench.checkpoint(bench.effort.model)
     rows = []

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from blockswarm.peer.engine.blocks.selfcheck import check_family
+from blockswarm.peer.engine.blocks.stage import RowSlice, Stage
 from blockswarm.peer.engine.load import load_packed_stage
-from blockswarm.peer.engine.quantize import Packing, pack_block, shared_inputs
-from blockswarm.peer.engine.selfcheck import check_family
-from blockswarm.peer.engine.stage import RowSlice, Stage
-from blockswarm.proto.checkpoint import open_checkpoint
-from blockswarm.proto.family import find_blocks
+from blockswarm.peer.engine.weights.quantize import Packing, pack_block, shared_inputs
+from blockswarm.proto.model.checkpoint import open_checkpoint
+from blockswarm.proto.model.family import find_blocks
 from blockswarm.routing.swarm import BlockRange
 from transformers import AutoModelForCausalLM, DynamicCache
 

@@ -75,7 +75,7 @@ def load(kind: str, folder: str, addresses: Sequence[str]) -> Any:
 
 def swarm_status(model: Any) -> dict[str, Any]:
     """What the peers have counted so far, the round trips to them, and the times of the last session."""
-    from blockswarm.proto.transport import Dialer, ping
+    from blockswarm.proto.network.transport import Dialer, ping
 
     swarm = model.session_factory
 

@@ -11,11 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from blockswarm.routing.cgbp import InfeasiblePlacementError, mean_request_seconds, place
 from blockswarm.routing.coordinates import accuracy, embed
-from blockswarm.routing.instances import Instance
-from blockswarm.routing.replan import PlanningView, ReplanPolicy
-from blockswarm.routing.sim.churn import (
+from blockswarm.routing.papers.instances import Instance
+from blockswarm.routing.place.cgbp import InfeasiblePlacementError, mean_request_seconds, place
+from blockswarm.routing.place.rule import PlanningView, ReplanPolicy
+from blockswarm.routing.sim.plots import Distribution, draw, sweep_of
+from blockswarm.routing.sim.runs.product import run_exact
+from blockswarm.routing.sim.runs.published import RequestResult, no_progress
+from blockswarm.routing.sim.studies.agents import (
     BLOOM,
     Population,
     ProtocolSetup,
@@ -23,14 +26,11 @@ from blockswarm.routing.sim.churn import (
     rest_after_every_event,
     run_protocol,
 )
-from blockswarm.routing.sim.cluster import Cluster, clustered, scattered
-from blockswarm.routing.sim.compare import Row, run_policy
-from blockswarm.routing.sim.geography import TOPOLOGIES, Planet, bundled_topology, violation_fraction
-from blockswarm.routing.sim.plots import Distribution, draw, sweep_of
-from blockswarm.routing.sim.product import run_exact
-from blockswarm.routing.sim.published import RequestResult, no_progress
-from blockswarm.routing.sim.scenario import ModelShape, Scenario
-from blockswarm.routing.sim.workload import Lengths
+from blockswarm.routing.sim.studies.compare import Row, run_policy
+from blockswarm.routing.sim.worlds.cluster import Cluster, clustered, scattered
+from blockswarm.routing.sim.worlds.geography import TOPOLOGIES, Planet, bundled_topology, violation_fraction
+from blockswarm.routing.sim.worlds.scenario import ModelShape, Scenario
+from blockswarm.routing.sim.worlds.workload import Lengths
 from blockswarm.routing.swarm import Swarm
 
 from .reproduce_text import BEGINNING, COORDINATES, DESIGN, NOT_REPRODUCED, PROTOCOL, PUSH, REST

@@ -15,18 +15,19 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from blockswarm.routing import cgbp, replan
-from blockswarm.routing.graph import RouteFinder, RttTable
-from blockswarm.routing.instances import Instance
-from blockswarm.routing.milp import NoSolutionError, solve_bprr
+from blockswarm.routing.papers.instances import Instance
+from blockswarm.routing.papers.milp import NoSolutionError, solve_bprr
 from blockswarm.routing.perf import PerfModel
-from blockswarm.routing.sim.cluster import clustered, scattered
-from blockswarm.routing.sim.compare import run_policy
-from blockswarm.routing.sim.geography import bundled_topology
-from blockswarm.routing.sim.policies import prepare
-from blockswarm.routing.sim.published import no_progress
-from blockswarm.routing.sim.scenario import ModelShape, Scenario
-from blockswarm.routing.sim.workload import Lengths
+from blockswarm.routing.place import cgbp
+from blockswarm.routing.place import rule as replan
+from blockswarm.routing.route.router import RouteFinder, RttTable
+from blockswarm.routing.sim.runs.policies import prepare
+from blockswarm.routing.sim.runs.published import no_progress
+from blockswarm.routing.sim.studies.compare import run_policy
+from blockswarm.routing.sim.worlds.cluster import clustered, scattered
+from blockswarm.routing.sim.worlds.geography import bundled_topology
+from blockswarm.routing.sim.worlds.scenario import ModelShape, Scenario
+from blockswarm.routing.sim.worlds.workload import Lengths
 from blockswarm.routing.swarm import (
     BlockRange,
     ComputeCost,

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-from blockswarm.client.model import AutoSwarmModelForCausalLM
-from blockswarm.peer.capacity import Need, choose_blocks, count_that_fits
+from blockswarm.client.model.model import AutoSwarmModelForCausalLM
 from blockswarm.peer.cli import app
 from blockswarm.peer.config import BlockRequest
 from blockswarm.peer.key_lock import held
-from blockswarm.proto.checkpoint import open_checkpoint
+from blockswarm.peer.offer.capacity import Need, choose_blocks, count_that_fits
+from blockswarm.proto.directory.records import SwarmKey
 from blockswarm.proto.errors import OutOfMemory, UsageError
 from blockswarm.proto.identity import Identity
-from blockswarm.proto.records import SwarmKey
-from blockswarm.proto.transport import PeerAddress
+from blockswarm.proto.model.checkpoint import open_checkpoint
+from blockswarm.proto.network.transport import PeerAddress
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec
 from support.processes import PeerProcess, PeerProcesses, peer_processes
 from support.swarm_thread import SwarmThread, swarm_thread

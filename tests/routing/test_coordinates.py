@@ -18,7 +18,7 @@ from blockswarm.routing.coordinates import (
     updated,
     validate,
 )
-from blockswarm.routing.sim.geography import Planet, bundled_topology, violation_fraction
+from blockswarm.routing.sim.worlds.geography import Planet, bundled_topology, violation_fraction
 from blockswarm.routing.swarm import Coordinate
 from hypothesis import given
 from hypothesis import strategies as st

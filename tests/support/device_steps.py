@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import torch
+from blockswarm.peer.engine.blocks.stage import RowSlice, StageView
+from blockswarm.peer.engine.cache.row import RowKV
 from blockswarm.peer.engine.engine import Engine, SessionKv
-from blockswarm.peer.engine.kv import RowKV
-from blockswarm.peer.engine.stage import RowSlice, StageView
-from blockswarm.proto.steps import RowSlice as PlannedRow
-from blockswarm.proto.steps import StepPlan
-from blockswarm.proto.tensors import encode_tensor
+from blockswarm.proto.wire.steps import RowSlice as PlannedRow
+from blockswarm.proto.wire.steps import StepPlan
+from blockswarm.proto.wire.tensors import encode_tensor
 from blockswarm.routing.swarm import BlockRange
 
 BLOCKS = BlockRange(1, 5)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from blockswarm.proto.directory import Directory, LookupDirectory, MemoryDirectory, MemoryStore
+from blockswarm.proto.directory.directory import Directory, LookupDirectory, MemoryDirectory, MemoryStore
+from blockswarm.proto.directory.records import SignedRecord, SwarmKey, dht_id, sign_record
 from blockswarm.proto.identity import Identity
-from blockswarm.proto.records import SignedRecord, SwarmKey, dht_id, sign_record
 
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 
@@ -85,7 +85,7 @@ def lookup_swarm() -> DirectorySwarm:
 
 def hivemind_swarm(folder: Path, num_nodes: int, swarm_key: SwarmKey | None = None) -> DirectorySwarm:
     """Real DHT nodes, each with its own daemon."""
-    from blockswarm.proto.hivemind_directory import HivemindDirectory
+    from blockswarm.proto.directory.hivemind.node import HivemindDirectory
 
     swarm = DirectorySwarm()
 

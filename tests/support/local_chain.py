@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from blockswarm.client.model import attach, prepare, swarm_class
-from blockswarm.peer.engine.kv import RowKV
-from blockswarm.peer.engine.stage import Route, Stage, StageView
-from blockswarm.peer.engine.stage import RowSlice as StageRow
+from blockswarm.client.model.model import attach, prepare, swarm_class
+from blockswarm.peer.engine.blocks.stage import Route, Stage, StageView
+from blockswarm.peer.engine.blocks.stage import RowSlice as StageRow
+from blockswarm.peer.engine.cache.row import RowKV
 from blockswarm.proto.errors import SessionLost
-from blockswarm.proto.family import attention_implementation, find_blocks, stage_class
-from blockswarm.proto.steps import RowTable, StepPlan, validate_plan
+from blockswarm.proto.model.family import attention_implementation, find_blocks, stage_class
+from blockswarm.proto.wire.steps import RowTable, StepPlan, validate_plan
 from blockswarm.routing.swarm import BlockRange
 from transformers import PreTrainedModel
 

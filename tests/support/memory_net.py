@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from blockswarm.proto.transport import Handlers, PeerAddress
+from blockswarm.proto.network.transport import Handlers, PeerAddress
 from blockswarm.routing.swarm import PeerId
 
 CLIENT = PeerId("client")

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blockswarm.proto.transport import PeerAddress
+from blockswarm.proto.network.transport import PeerAddress
 
 READY_SECONDS = 120.0
 """Starting takes a few seconds; on a machine that others use as well it may take many times that."""
 STOP_SECONDS = 30.0
 
-_PROGRAMS = {"swarm-peer": "blockswarm.peer.cli", "swarm-client": "blockswarm.client.cli"}
+_PROGRAMS = {"swarm-peer": "blockswarm.peer.cli", "swarm-client": "blockswarm.client.program.cli"}
 
 
 def command(program: str, *arguments: object) -> list[str]:

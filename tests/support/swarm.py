@@ -8,22 +8,22 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from blockswarm.client.chain.session import ChainSession
 from blockswarm.client.config import SessionConfig, SessionEvent
-from blockswarm.client.router import ViewRouter
-from blockswarm.client.session import ChainSession
-from blockswarm.client.view import SwarmView
+from blockswarm.client.swarm.router import ViewRouter
+from blockswarm.client.swarm.view import SwarmView
+from blockswarm.peer.engine.blocks.stage import load_stage
+from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.engine import Engine
-from blockswarm.peer.engine.kv_pool import KvPool
-from blockswarm.peer.engine.stage import load_stage
-from blockswarm.peer.replay_store import DEFAULT_LIMIT_BYTES, ReplayStore
-from blockswarm.peer.service import PeerParts, PeerService
-from blockswarm.peer.sessions import SessionTable
-from blockswarm.proto.checkpoint import Checkpoint, open_checkpoint
-from blockswarm.proto.directory import MemoryDirectory, MemoryStore
-from blockswarm.proto.handshake import HelloChecker
+from blockswarm.peer.session.replay_store import DEFAULT_LIMIT_BYTES, ReplayStore
+from blockswarm.peer.session.service import PeerParts, PeerService
+from blockswarm.peer.session.table import SessionTable
+from blockswarm.proto.directory.directory import MemoryDirectory, MemoryStore
+from blockswarm.proto.directory.records import PeerRecord, SwarmKey, sign_peer_record
 from blockswarm.proto.identity import Identity
-from blockswarm.proto.records import PeerRecord, SwarmKey, sign_peer_record
-from blockswarm.proto.transport import Dialer, PeerAddress, serve
+from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
+from blockswarm.proto.network.transport import Dialer, PeerAddress, serve
+from blockswarm.proto.wire.handshake import HelloChecker
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState
 
 

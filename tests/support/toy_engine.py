@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from blockswarm.peer.engine.engine import StepOutput
 from blockswarm.proto.errors import RemoteProtocolError
-from blockswarm.proto.prefixes import PAGE_TOKENS, Digests
-from blockswarm.proto.steps import RowTable, StepPlan
+from blockswarm.proto.wire.prefixes import PAGE_TOKENS, Digests
+from blockswarm.proto.wire.steps import RowTable, StepPlan
 from blockswarm.routing.swarm import BlockRange, PeerId
 
 T = TypeVar("T")

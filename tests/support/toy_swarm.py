@@ -10,20 +10,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from blockswarm.client.chain.session import ChainSession
 from blockswarm.client.config import SessionConfig, SessionEvent
-from blockswarm.client.router import ViewRouter
-from blockswarm.client.session import ChainSession
-from blockswarm.client.view import REFRESH_SECONDS, KnownPeer, SwarmView
-from blockswarm.peer.replay_store import ReplayStore
-from blockswarm.peer.service import PeerParts, PeerService
-from blockswarm.peer.sessions import SessionTable
+from blockswarm.client.swarm.router import ViewRouter
+from blockswarm.client.swarm.view import REFRESH_SECONDS, KnownPeer, SwarmView
+from blockswarm.peer.session.replay_store import ReplayStore
+from blockswarm.peer.session.service import PeerParts, PeerService
+from blockswarm.peer.session.table import SessionTable
 from blockswarm.proto import swarm_pb2 as pb
+from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
 from blockswarm.proto.errors import PeerBusy, SwarmError
-from blockswarm.proto.handshake import HelloChecker
 from blockswarm.proto.identity import Identity
-from blockswarm.proto.records import PeerRecord, sign_peer_record
-from blockswarm.proto.steps import RowSlice, StepPlan
-from blockswarm.proto.transport import PeerAddress
+from blockswarm.proto.network.transport import PeerAddress
+from blockswarm.proto.wire.handshake import HelloChecker
+from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec
 from support.memory_net import MemoryNet
 from support.toy_engine import TOKEN_BYTES, ToyEngine, ToyKv, pack, unpack

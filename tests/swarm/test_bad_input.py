@@ -15,12 +15,11 @@ from typing import Any
 import grpc
 import pytest
 import torch
-from blockswarm.client.session import ChainSession
-from blockswarm.peer import service as service_module
+from blockswarm.client.chain.session import ChainSession
+from blockswarm.peer.engine.blocks.stage import load_stage
 from blockswarm.peer.engine.engine import Engine
-from blockswarm.peer.engine.stage import load_stage
+from blockswarm.peer.session import service as service_module
 from blockswarm.proto import swarm_pb2 as pb
-from blockswarm.proto.checkpoint import open_checkpoint
 from blockswarm.proto.errors import (
     AuthenticationError,
     ClockSkew,
@@ -35,11 +34,12 @@ from blockswarm.proto.errors import (
     WrongSwarm,
     from_wire,
 )
-from blockswarm.proto.frames import CREDITS, WireStep, encode_step
-from blockswarm.proto.handshake import Grant, sign_capability, sign_hello
 from blockswarm.proto.identity import Identity
-from blockswarm.proto.steps import RowSlice, StepPlan
-from blockswarm.proto.transport import SERVICE, Dialer, translated_grpc_errors
+from blockswarm.proto.model.checkpoint import open_checkpoint
+from blockswarm.proto.network.transport import SERVICE, Dialer, translated_grpc_errors
+from blockswarm.proto.wire.frames import CREDITS, WireStep, encode_step
+from blockswarm.proto.wire.handshake import Grant, sign_capability, sign_hello
+from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.swarm import BlockRange
 from support.swarm import LocalPeer, LocalSwarm, local_swarm
 from support.tiny_models import write_tiny_checkpoint

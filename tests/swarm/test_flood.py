@@ -14,14 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from blockswarm.client.model import AutoSwarmModelForCausalLM
+from blockswarm.client.model.model import AutoSwarmModelForCausalLM
 from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.errors import SwarmError
-from blockswarm.proto.frames import WireStep, encode_step
-from blockswarm.proto.handshake import Grant, sign_capability, sign_hello
 from blockswarm.proto.identity import Identity
-from blockswarm.proto.steps import RowSlice, StepPlan
-from blockswarm.proto.transport import Dialer, PeerAddress, translated_grpc_errors
+from blockswarm.proto.network.transport import Dialer, PeerAddress, translated_grpc_errors
+from blockswarm.proto.wire.frames import WireStep, encode_step
+from blockswarm.proto.wire.handshake import Grant, sign_capability, sign_hello
+from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.swarm import BlockRange
 from support.processes import peer_processes
 from support.tiny_models import write_tiny_checkpoint

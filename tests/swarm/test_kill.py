@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 import torch
 from blockswarm.client.config import SessionEvent
-from blockswarm.client.model import AutoSwarmModelForCausalLM
-from blockswarm.proto.transport import ping
+from blockswarm.client.model.model import AutoSwarmModelForCausalLM
+from blockswarm.proto.network.transport import ping
 from support.processes import PeerProcess, PeerProcesses, peer_processes
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer

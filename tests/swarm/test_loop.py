@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import torch
-from blockswarm.proto.steps import RowSlice, StepPlan
+from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from support.loop_watchdog import watched_loops
 from support.swarm import LocalSwarm, local_swarm
 from support.tiny_models import write_tiny_checkpoint

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from blockswarm.client.config import SessionEvent
-from blockswarm.client.model import AutoSwarmModelForCausalLM
-from blockswarm.proto.prefixes import PAGE_TOKENS
+from blockswarm.client.model.model import AutoSwarmModelForCausalLM
+from blockswarm.proto.wire.prefixes import PAGE_TOKENS
 from support.swarm import LocalSwarm, local_swarm
 from support.tiny_models import write_tiny_checkpoint
 from transformers import AutoModelForCausalLM

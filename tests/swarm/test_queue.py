@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from blockswarm.client.chain.session import ChainSession
 from blockswarm.client.config import SessionEvent
-from blockswarm.client.session import ChainSession
+from blockswarm.peer.engine.blocks.stage import load_stage
 from blockswarm.peer.engine.engine import Engine
-from blockswarm.peer.engine.stage import load_stage
-from blockswarm.proto.checkpoint import open_checkpoint
 from blockswarm.proto.errors import PeerBusy
-from blockswarm.proto.steps import RowSlice, StepPlan
+from blockswarm.proto.model.checkpoint import open_checkpoint
+from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.swarm import BlockRange
 from support.directories import until
 from support.swarm import LocalPeer, LocalSwarm, local_swarm

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from blockswarm.client import chain as chain_module
+from blockswarm.client.chain import wiring as chain_module
+from blockswarm.client.chain.session import ChainSession
 from blockswarm.client.config import SessionEvent
-from blockswarm.client.session import ChainSession
-from blockswarm.peer.compute import EngineCompute
+from blockswarm.peer.engine.blocks.stage import load_stage
 from blockswarm.peer.engine.engine import Engine, SessionKv
-from blockswarm.peer.engine.stage import load_stage
-from blockswarm.proto.checkpoint import open_checkpoint
+from blockswarm.peer.session.compute import EngineCompute
 from blockswarm.proto.errors import RemoteProtocolError
-from blockswarm.proto.steps import RowSlice, StepPlan
+from blockswarm.proto.model.checkpoint import open_checkpoint
+from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.swarm import BlockRange
 from support.swarm import LocalPeer, LocalSwarm, local_swarm
 from support.tiny_models import write_tiny_checkpoint

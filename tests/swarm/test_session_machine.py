@@ -10,19 +10,19 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from blockswarm.client.chain.hop import HopChoice
+from blockswarm.client.chain.prefixes import PageNames
+from blockswarm.client.chain.session import HANDOVER_PAUSE_SECONDS, ChainSession
 from blockswarm.client.config import SessionConfig, SessionEvent
-from blockswarm.client.hop import HopChoice
-from blockswarm.client.prefixes import PageNames
-from blockswarm.client.session import HANDOVER_PAUSE_SECONDS, ChainSession
-from blockswarm.peer.replay_store import ReplayStore
-from blockswarm.peer.service import PeerParts, PeerService
-from blockswarm.peer.sessions import SessionTable
+from blockswarm.peer.session.replay_store import ReplayStore
+from blockswarm.peer.session.service import PeerParts, PeerService
+from blockswarm.peer.session.table import SessionTable
+from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
 from blockswarm.proto.errors import NoChainError, SwarmError
-from blockswarm.proto.handshake import HelloChecker
 from blockswarm.proto.identity import Identity
-from blockswarm.proto.records import PeerRecord, sign_peer_record
-from blockswarm.proto.steps import RowSlice, StepPlan
-from blockswarm.proto.transport import PeerAddress
+from blockswarm.proto.network.transport import PeerAddress
+from blockswarm.proto.wire.handshake import HelloChecker
+from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec, RequestSpec
 from hypothesis import settings
 from hypothesis import strategies as st

@@ -1,0 +1,474 @@
+"""A session: one request's chain of peers, its steps, and what happens when a peer fails.
+
+`run` applies one operation (a step of any length) to the chain and returns the answers.  Whatever fails on the way is
+repaired inside `run`: tokens already emitted never change, the caller only sees that it took longer.  After a repair
+the operation's steps are sent again with the same numbers: hops that had applied them answer from what they kept, the
+others compute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from ...proto.errors import (
+    DeadlineExceeded,
+    GiveUp,
+    LocalProtocolError,
+    NoChainError,
+    PeerBusy,
+    PeerUnavailable,
+    SwarmError,
+)
+from ...proto.wire.frames import WireStep
+from ...proto.wire.handshake import SESSION_ID_BYTES
+from ...proto.wire.prefixes import PAGE_TOKENS, Digests
+from ...proto.wire.replay import ReplayBuffer
+from ...proto.wire.steps import RowSlice, RowTable, StepPlan, split_plan
+from ...routing.swarm import BlockRange, PeerId, RequestSpec
+from ..config import SessionConfig, SessionEvent
+from .hop import Hop, HopChoice
+from .prefixes import PageNames
+from .report import ChainReport, TimingLog
+from .reserve import ANSWER_SECONDS, NotAdmitted
+from .wiring import HANDOVER_WAIT_SECONDS, Chain, ChainBroken, Rollback
+
+STEP_TOKENS = 128
+"""Tokens of one step of a long prompt: chunks follow each other down the chain, so peers work at the same time."""
+OPERATION_TOKENS = 2048
+"""Longer prompts are several operations, so that what peers keep for repetition stays bounded."""
+MAX_PREFIX_TOKENS = 1 << 20
+"""Of more tokens peers are not asked what they hold: their names alone would fill a quarter of a message."""
+NAMED_AT_ONCE_BYTES = 1 << 19
+REMEMBER_SECONDS = 10.0
+"""Peers have so long to keep the attention cache of a session that ends."""
+REPAIR_ATTEMPTS = 12
+"""So many repairs without any answer in between, and the operation fails."""
+NO_CHAIN_PAUSE_SECONDS = 0.5
+MAX_REFUSALS = 2
+"""After so many chains that seemed to have room a session queues for the next one, whatever is known of it."""
+MAX_BUSY_PAUSE_SECONDS = 5.0
+"""A peer whose queue is full too is asked again no later than this, whatever it says."""
+HANDOVER_PAUSE_SECONDS = 5.0
+"""After a look for replacements of leaving peers, so much later the next one."""
+MIN_STALL_SECONDS = 3.0
+STALL_FACTOR = 6.0
+"""A step may take this many times what the measured speed predicts before the chain is examined."""
+
+
+@dataclass
+class _Operation:
+    """The steps of one `run`, and their answers so far."""
+
+    steps: tuple[StepPlan, ...]
+    data: tuple[bytes, ...]
+    state: Rollback
+    """The state that the operation starts from."""
+    answers: dict[int, bytes] = field(default_factory=dict)
+    sent: int = 0
+    """Steps sent in the present epoch."""
+    sent_at: dict[int, float] = field(default_factory=dict)
+    give_up_at: float | None = None
+    """While it waits for room: until when, by the session's clock."""
+    refusals: int = 0
+    """Chains that were full though they seemed not to be."""
+
+    def has_to_wait(self, chain: Sequence[Hop | HopChoice]) -> bool:
+        """Whether to queue for the new hops of a chain: there is no room now, or what is known of room is not true."""
+        return self.refusals >= MAX_REFUSALS or _wait_seconds(chain) > 0
+
+    @property
+    def untouched(self) -> bool:
+        """Whether no peer need have computed anything for the session yet."""
+        return self.first_seq == 1 and not self.answers
+
+    @property
+    def first_seq(self) -> int:
+        return self.state.next_seq
+
+    @property
+    def done(self) -> bool:
+        return len(self.answers) == len(self.steps)
+
+    @property
+    def unanswered(self) -> int:
+        """The first seq without an answer."""
+        return next(seq for seq in itertools.count(self.first_seq) if seq not in self.answers)
+
+    @property
+    def in_flight(self) -> int:
+        return self.sent - sum(1 for seq in self.answers if seq < self.first_seq + self.sent)
+
+
+class ChainSession:
+    """One session. Runs in one asyncio loop; one operation at a time."""
+
+    def __init__(self, config: SessionConfig, kv_tokens: int, max_rows: int) -> None:
+        """Reserves `kv_tokens` tokens, all rows together, and `max_rows` rows on every peer of its chain."""
+        self._config = config
+        self._chain = Chain(config, os.urandom(SESSION_ID_BYTES), kv_tokens, max_rows, self._on_answer)
+        self._next_seq = 1
+        self._table = RowTable()
+        self._inputs = ReplayBuffer(config.token_bytes)
+        self._pages: tuple[Digests, ...] = ()
+        """The pages of the first operation's rows; peers keep them without being told."""
+        self._operation: _Operation | None = None
+        self._request = RequestSpec(
+            prompt_tokens=max(1, kv_tokens // (2 * max_rows)),
+            new_tokens=max(1, kv_tokens // (2 * max_rows)),
+            rows=max_rows,
+            kv_tokens=kv_tokens,
+        )
+        self._slowness = 1.0
+        """Observed over predicted time of a step."""
+        self._next_handover_at = 0.0
+        self._timings = TimingLog()
+        self._lock = asyncio.Lock()
+
+    @property
+    def chain(self) -> tuple[tuple[PeerId, BlockRange], ...]:
+        """The peers in use now, and the blocks each computes."""
+        return self._chain.layout
+
+    def report(self) -> ChainReport:
+        """Where the time of the last steps went, per hop."""
+        return self._timings.report(self.chain, self._config.router.clock_offset_seconds, self._chain.numeric_formats)
+
+    async def run(self, plan: StepPlan, data: bytes) -> bytes:
+        """Apply one operation: `data` holds `plan.tokens` packed tokens; returns `plan.answers` packed tokens.
+
+        The first one, and one that has to replace a peer, may wait for room (`SessionConfig.patience_seconds`); to
+        cancel it leaves every queue at once. Raises NoChainError, PeerBusy with a time to come back if the swarm stays
+        full, or another SwarmError that no repair can help; the session is of no more use then.
+        """
+        async with self._lock:
+            if self._next_seq == 1 and self._config.page_names is not None:
+                plan, data = await self._begin_with_held(self._config.page_names, plan, data)
+            answers = []
+            offset = 0
+            for part in split_plan(plan, OPERATION_TOKENS):
+                size = part.tokens * self._config.token_bytes
+                answers.append(await self._run_operation(part, data[offset : offset + size]))
+                offset += size
+            return answers[0] if len(answers) == 1 else b"".join(answers)
+
+    async def close(self) -> None:
+        """End the session on every peer; their memory is free at once, but for what they are asked to remember."""
+        if self._operation is None and self._config.page_names is not None:
+            prefixes = await self._worth_remembering(self._config.page_names)
+            if prefixes:
+                await self._chain.remember(prefixes, REMEMBER_SECONDS)
+        await self._chain.close()
+
+    # --- what peers hold from earlier sessions, and keep for later ones ---
+
+    async def _begin_with_held(self, names: PageNames, plan: StepPlan, data: bytes) -> tuple[StepPlan, bytes]:
+        """Open the chain, and leave out of the first operation what every peer holds of it already.
+
+        That costs a round trip, so it is only done for rows of a page or more. Raises SwarmError.
+        """
+        if plan.source_rows is not None or not PAGE_TOKENS <= plan.tokens <= MAX_PREFIX_TOKENS:
+            return plan, data
+        ends = list(itertools.accumulate(piece.count * self._config.token_bytes for piece in plan.rows))
+        rows = [memoryview(data)[start:end] for start, end in itertools.pairwise([0, *ends])]
+        self._pages = self._chain.prefixes = await _named(lambda: tuple(map(names.chain, rows)), len(data))
+        if not any(self._pages):
+            return plan, data
+        await self._carry_out(_Operation((), (), self._rollback(StepPlan(()))), self._until_opened)
+        # Answers can only come from tokens that are computed.
+        adopted = tuple(
+            max(0, min(held, len(pages) * PAGE_TOKENS, piece.count - max(1, piece.answers)))
+            for held, pages, piece in zip(self._chain.adoptable(), self._pages, plan.rows, strict=True)
+        )
+        self._chain.prefixes = ()
+        if not any(adopted):
+            return plan, data
+        sizes = [tokens * self._config.token_bytes for tokens in adopted]
+        begin = tuple(RowSlice(row, 0, tokens, 0) for row, tokens in enumerate(adopted))
+        # A peer that fails is rebuilt from here: nobody else has the inputs of what was adopted.
+        self._inputs.apply(StepPlan(begin), b"".join(row[:size] for row, size in zip(rows, sizes, strict=True)))
+        rest = tuple(
+            RowSlice(piece.row, tokens, piece.count - tokens, piece.answers)
+            for piece, tokens in zip(plan.rows, adopted, strict=True)
+        )
+        self._config.on_event(SessionEvent("adopted", None, f"{sum(adopted)} of {plan.tokens} tokens"))
+        return StepPlan(rest, adopted=adopted), b"".join(row[size:] for row, size in zip(rows, sizes, strict=True))
+
+    async def _until_opened(self, operation: _Operation) -> None:
+        """Wait until every peer has said what it holds. Raises ChainBroken."""
+        hops = self._chain.hops
+        if not await self._chain.wait(lambda: all(hop.opened for hop in hops), ANSWER_SECONDS):
+            for hop in hops:
+                if not hop.opened:
+                    hop.fail(DeadlineExceeded(f"{hop.address} does not answer"))
+            raise ChainBroken
+
+    async def _worth_remembering(self, names: PageNames) -> tuple[Digests, ...]:
+        """The pages of all rows, if there are more than those that peers have kept already."""
+        lengths = self._table.lengths
+        known = {pages[-1] for pages in self._pages if pages}
+        if not self._chain.hops or sum(lengths) > MAX_PREFIX_TOKENS or max(lengths, default=0) < PAGE_TOKENS:
+            return ()
+        rows = [RowSlice(row, 0, length, 0) for row, length in enumerate(lengths)]
+        nbytes = sum(lengths) * self._config.token_bytes
+        pages = await _named(lambda: tuple(names.chain(self._inputs.read([row])) for row in rows), nbytes)
+        return pages if any(page[-1] not in known for page in pages if page) else ()
+
+    # --- one operation ---
+
+    async def _run_operation(self, plan: StepPlan, data: bytes) -> bytes:
+        table = self._table.after(plan)
+        operation = self._begin(plan, data)
+        self._inputs.apply(plan, data)
+        self._operation = operation
+        await self._carry_out(operation, self._drive)
+        self._operation = None
+        self._table = table
+        self._next_seq += len(operation.steps)
+        return b"".join(operation.answers[seq] for seq in sorted(operation.answers))
+
+    async def _carry_out(self, operation: _Operation, drive: Callable[[_Operation], Awaitable[None]]) -> None:
+        """Have the chain do an operation, with repairs until it does. Raises SwarmError."""
+        repairs, answered = 0, 0
+        while True:
+            try:
+                if not self._chain.hops:
+                    raise ChainBroken
+                if repairs == 0 and not operation.untouched:
+                    await self._hand_over_leaving(operation.state)
+                await drive(operation)
+                return
+            except ChainBroken:
+                if self._chain.refused:  # who waits for room is limited by time
+                    operation.refusals += 1
+                else:
+                    operation.give_up_at = None
+                    repairs, answered = repairs + 1 if len(operation.answers) == answered else 1, len(operation.answers)
+                if repairs > REPAIR_ATTEMPTS:
+                    raise self._drop_failed() or PeerUnavailable("the chain of peers does not hold") from None
+                await self._repair(operation)
+                operation.sent = 0
+
+    def _begin(self, plan: StepPlan, data: bytes) -> _Operation:
+        steps = split_plan(plan, STEP_TOKENS)
+        ends = list(itertools.accumulate(step.tokens * self._config.token_bytes for step in steps))
+        parts = tuple(data[start:end] for start, end in itertools.pairwise([0, *ends])) if len(steps) > 1 else (data,)
+        return _Operation(steps, parts, self._rollback(plan))
+
+    def _rollback(self, plan: StepPlan) -> Rollback:
+        permuted = self._table.begun(plan.adopted).permuted(plan.source_rows).truncated(plan.rows)
+        return Rollback(self._next_seq, self._table.lengths, permuted.lengths, self._inputs)
+
+    async def _drive(self, operation: _Operation) -> None:
+        """Send the steps and wait for the answers. Raises ChainBroken."""
+        chances = 2
+        while not operation.done:
+            self._chain.raise_if_broken()
+            self._chain.changed.clear()
+            answered = len(operation.answers)
+            timeout = self._stall_seconds(operation)
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._send_steps(operation, timeout)
+                    if not operation.done:
+                        await self._chain.changed.wait()
+            except TimeoutError:
+                if len(operation.answers) == answered:
+                    chances -= 1
+                    await self._chain.examine(operation.unanswered, last_chance=chances == 0)
+
+    async def _send_steps(self, operation: _Operation, timeout_seconds: float) -> None:
+        first = self._chain.hops[0]
+        while operation.sent < len(operation.steps) and operation.in_flight < first.credits:
+            index = operation.sent
+            step = WireStep(
+                epoch=self._chain.epoch,
+                seq=operation.first_seq + index,
+                plan=operation.steps[index],
+                data=operation.data[index],
+                acked_seq=self._next_seq - 1,
+                timeout_seconds=4 * timeout_seconds,
+            )
+            operation.sent_at[step.seq] = self._config.clock()
+            operation.sent += 1
+            await first.send(step)
+
+    def _on_answer(self, hop: Hop, step: WireStep) -> None:
+        operation = self._operation
+        if operation is None:
+            return
+        index = step.seq - operation.first_seq
+        if not 0 <= index < len(operation.steps) or step.plan != operation.steps[index]:
+            hop.fail(LocalProtocolError(f"{hop.address} answered a question that was not asked"))
+        elif step.seq not in operation.answers:
+            operation.answers[step.seq] = step.data
+            self._note_timing(operation, step)
+            self._chain.changed.set()
+
+    def _note_timing(self, operation: _Operation, step: WireStep) -> None:
+        now = self._config.clock()
+        sent_at = operation.sent_at[step.seq]
+        self._timings.add(sent_at, now, step.timings)
+        predicted = self._config.router.predict_seconds(self.chain, step.plan.tokens)
+        if len(operation.steps) == 1 and predicted > 0:
+            self._slowness += 0.1 * ((now - sent_at) / predicted - self._slowness)
+
+    def _stall_seconds(self, operation: _Operation) -> float:
+        """How long the next answer may take, from the announced and the observed speed."""
+        tokens = operation.steps[operation.unanswered - operation.first_seq].tokens
+        predicted = self._config.router.predict_seconds(self.chain, tokens) * max(1, operation.in_flight)
+        return MIN_STALL_SECONDS + STALL_FACTOR * max(1.0, self._slowness) * predicted
+
+    # --- peers that leave ---
+
+    async def _hand_over_leaving(self, state: Rollback) -> None:
+        """Replace the peers that are about to leave; nothing was done yet after `state`. Raises ChainBroken.
+
+        A peer that nobody can replace stays until it is gone.
+        """
+        router, now = self._config.router, self._config.clock()
+        if now < self._next_handover_at:
+            return
+        for hop in [hop for hop in self._chain.hops if router.leaving(hop.peer)]:
+            self._next_handover_at = now + HANDOVER_PAUSE_SECONDS
+            try:
+                choices = await self._route(hop.blocks, _peers(self._chain.hops))
+            except (NoChainError, PeerBusy):
+                continue
+            if _wait_seconds(choices) > HANDOVER_WAIT_SECONDS:
+                continue
+            await self._chain.hand_over(hop, choices, state)
+
+    # --- repair ---
+
+    async def _repair(self, operation: _Operation) -> None:
+        """Bring up a chain in which every hop has the operation's first state or has gone beyond it.
+
+        Raises SwarmError.
+        """
+        now = self._config.clock()
+        give_up_at = operation.give_up_at = operation.give_up_at or now + self._config.patience_seconds
+        first_chain = self._chain.epoch == 0
+        last_error: SwarmError = PeerUnavailable("the chain of peers does not hold")
+        attempts = 0
+        while attempts < REPAIR_ATTEMPTS:
+            last_error = self._drop_failed() or last_error
+            if isinstance(last_error, PeerBusy) and self._config.clock() >= give_up_at:
+                break
+            chain = await self._choose_patiently(last_error, give_up_at, first_chain, operation)
+            try:
+                if operation.has_to_wait(chain):
+                    patience = max(NO_CHAIN_PAUSE_SECONDS, give_up_at - self._config.clock())
+                    chain = await self._chain.reserve(chain, patience)
+                await self._chain.connect(chain)
+                await self._chain.rebuild(operation.state)
+                return
+            except ChainBroken:
+                attempts += not self._chain.refused
+                operation.refusals += self._chain.refused
+            except NotAdmitted as refusal:
+                last_error = refusal.error
+                attempts += not isinstance(last_error, PeerBusy)
+                if not refusal.waited:
+                    await self._pause(last_error, give_up_at)
+        raise last_error
+
+    async def _pause(self, error: SwarmError, give_up_at: float) -> None:
+        seconds = error.retry_after_seconds if isinstance(error, PeerBusy) else NO_CHAIN_PAUSE_SECONDS
+        seconds = min(max(seconds, NO_CHAIN_PAUSE_SECONDS), MAX_BUSY_PAUSE_SECONDS)
+        await asyncio.sleep(max(0.0, min(seconds, give_up_at - self._config.clock())))
+
+    def _drop_failed(self) -> SwarmError | None:
+        """Ban and report the hops that failed; the last of their errors."""
+        return self._chain.report_failed(self._chain.hops)
+
+    async def _choose_patiently(
+        self, last_error: SwarmError, give_up_at: float, first_chain: bool, operation: _Operation
+    ) -> Sequence[Hop | HopChoice]:
+        """A new chain, looking until `give_up_at` for room and for peers to rejoin.
+
+        A first chain waits only for room; but what was last seen of the swarm may be old, so it has a second look.
+        Raises SwarmError.
+        """
+        looks = 0
+        while True:
+            try:
+                return await self._choose(operation)
+            except (NoChainError, PeerBusy) as error:
+                if isinstance(last_error, GiveUp):
+                    raise last_error from None
+                hopeless = first_chain and isinstance(error, NoChainError) and looks > 0
+                if hopeless or self._config.clock() >= give_up_at:
+                    raise error from None
+            if looks > 0:
+                await asyncio.sleep(NO_CHAIN_PAUSE_SECONDS)
+            await self._config.router.refresh()
+            looks += 1
+
+    async def _choose(self, operation: _Operation) -> Sequence[Hop | HopChoice]:
+        """The new chain: hops that work stay, the gaps are filled; where they cannot be at once, all is chosen anew.
+
+        Of a session for which nothing was computed no hop stays if it has to wait for any peer: it would hold room
+        meanwhile, and all sessions take room in the order of the peers' ids.
+        """
+        everything = BlockRange(0, self._config.num_blocks)
+        alive = [hop for hop in self._chain.hops if hop.error is None]
+        filled: Sequence[Hop | HopChoice] = ()
+        if alive:
+            with suppress(NoChainError, PeerBusy):
+                filled = await self._fill_gaps(alive, everything)
+            if filled and not operation.has_to_wait(filled):
+                return filled
+        try:
+            choices = await self._route(everything, frozenset())
+        except (NoChainError, PeerBusy):
+            if operation.untouched:
+                self._chain.release()
+            elif filled:
+                return filled
+            raise
+        if operation.has_to_wait(choices):
+            if operation.untouched:
+                self._chain.release()
+                return choices
+            if filled:
+                return filled
+        kept = {(hop.peer, hop.blocks): hop for hop in alive}
+        return [kept.get((choice.address.peer, choice.blocks), choice) for choice in choices]
+
+    async def _route(self, blocks: BlockRange, excluded: frozenset[PeerId]) -> tuple[HopChoice, ...]:
+        config = self._config
+        return await config.router.choose(blocks, excluded, self._request, config.min_precision)
+
+    async def _fill_gaps(self, alive: Sequence[Hop], everything: BlockRange) -> list[Hop | HopChoice]:
+        used = frozenset(hop.peer for hop in alive)
+        chain: list[Hop | HopChoice] = []
+        block = everything.start
+        for hop in alive:
+            if block < hop.blocks.start:
+                gap = BlockRange(block, hop.blocks.start)
+                chain += await self._route(gap, used | _peers(chain))
+            chain.append(hop)
+            block = hop.blocks.stop
+        if block < everything.stop:
+            gap = BlockRange(block, everything.stop)
+            chain += await self._route(gap, used | _peers(chain))
+        return chain
+
+
+async def _named(name: Callable[[], tuple[Digests, ...]], nbytes: int) -> tuple[Digests, ...]:
+    """What `name` gives, which hashes so many bytes: beside the loop, if that takes long."""
+    return name() if nbytes <= NAMED_AT_ONCE_BYTES else await asyncio.to_thread(name)
+
+
+def _wait_seconds(chain: Sequence[Hop | HopChoice]) -> float:
+    """Until every hop of a chain is expected to have room."""
+    return max((one.wait_seconds for one in chain if isinstance(one, HopChoice)), default=0.0)
+
+
+def _peers(chain: Sequence[Hop | HopChoice]) -> frozenset[PeerId]:
+    return frozenset(one.address.peer for one in chain)

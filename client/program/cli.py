@@ -1,0 +1,507 @@
+"""`swarm-client`: generate text with a swarm, and look at one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from .options import SwarmOptions
+    from .survey import Forecast, PeerLine, Pulse
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Generate text with a swarm of peers that share a large language model, and look at such a swarm.",
+)
+
+Model = Annotated[str, typer.Argument(help="A local folder with a safetensors checkpoint, or a Hugging Face id.")]
+InitialPeers = Annotated[
+    list[str] | None,
+    typer.Option("--initial-peers", help="A peer of the swarm, ID@HOST:PORT; may be given several times."),
+]
+SwarmKeyFile = Annotated[Path | None, typer.Option("--swarm-key", help="Key file of a private swarm.")]
+IdentityFile = Annotated[
+    Path | None,
+    typer.Option("--identity", help="Key file of this client, made if there is none.  [default: a new identity]"),
+]
+NoPush = Annotated[
+    bool, typer.Option("--no-push", help="Have every output come back through this client, peers send nothing on.")
+]
+WireFormat = Annotated[
+    str, typer.Option("--wire-format", help="float32 changes no value; bfloat16, float16 and int8 send less.")
+]
+MinPrecision = Annotated[
+    str | None,
+    typer.Option(
+        "--min-precision",
+        help="Use only peers that compute in this format or a more precise one: float32,"
+        " bfloat16, float16, int8, int4, nf4.  [default: any]",
+    ),
+]
+Patience = Annotated[
+    float, typer.Option("--patience", help="Seconds to wait for room where all peers are full; your place is shown.")
+]
+NoPrefixCache = Annotated[
+    bool, typer.Option("--no-prefix-cache", help="Compute the whole prompt, whatever the peers hold of an earlier one.")
+]
+Revision = Annotated[str | None, typer.Option("--revision", help="Revision of a Hugging Face model.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")]
+
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Stop after so many tokens.")]
+Temperature = Annotated[float | None, typer.Option(help="Draw tokens at this temperature; 0: take the likeliest.")]
+TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this total probability.")]
+TopK = Annotated[int | None, typer.Option(help="Draw from the so many likeliest tokens.")]
+MinP = Annotated[float | None, typer.Option(help="Draw from tokens at least this likely, relative to the likeliest.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: avoid tokens that were there before.")]
+Seed = Annotated[int | None, typer.Option(help="Seed for drawing tokens.")]
+PromptLookup = Annotated[
+    int | None,
+    typer.Option("--prompt-lookup", help="Guess so many tokens ahead from the text so far; same tokens, fewer trips."),
+]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="Stop at this text; may be given several times.")]
+
+
+@app.command()
+def generate(
+    model: Model,
+    initial_peers: InitialPeers = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="The text to continue.  [default: standard input]")
+    ] = None,
+    max_new_tokens: MaxNewTokens = 64,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = None,
+    num_beams: Annotated[int, typer.Option(help="Width of beam search; the text comes at its end.")] = 1,
+    prompt_lookup: PromptLookup = None,
+    stop: Stop = None,
+    report: Annotated[bool, typer.Option("--report", help="Say afterwards how fast it was, and where.")] = False,
+    as_json: AsJson = False,
+    swarm_key: SwarmKeyFile = None,
+    identity: IdentityFile = None,
+    no_push: NoPush = False,
+    wire_format: WireFormat = "float32",
+    min_precision: MinPrecision = None,
+    patience: Patience = 30.0,
+    no_prefix_cache: NoPrefixCache = False,
+    revision: Revision = None,
+    verbose: Verbose = False,
+) -> None:
+    """Continue a text, token by token as they come.
+
+    \b
+    swarm-client generate ./model --initial-peers ID@HOST:PORT --prompt "A cat sat"
+
+    The likeliest token is taken each time, unless one of --temperature, --top-p, --top-k and --min-p is given.
+    """
+    with _reported_errors(verbose):
+        from .options import GenerateOptions
+
+        wish = GenerateOptions(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+            repetition_penalty=repetition_penalty, seed=seed, num_beams=num_beams, prompt_lookup=prompt_lookup,
+            stop=tuple(stop or ()),
+        )  # fmt: skip
+        options = _options(
+            initial_peers, swarm_key, identity, no_push, revision, wire_format=wire_format,
+            min_precision=min_precision, patience_seconds=patience, prefix_cache=not no_prefix_cache,
+        )  # fmt: skip
+        text = _prompt(prompt)
+        from .terminal import spinner
+
+        with spinner("starting torch") as turning:
+            from . import talk  # the heavy part: after all that a bad command line could say
+
+            def write(piece: str) -> None:
+                turning.stop()
+                if not as_json:
+                    _write(piece)
+
+            with talk.talker(model, options, turning, turning.change) as one:
+                before = talk.step_counts(one.swarm)
+                turning.say("waiting for the first token")
+                answer = talk.generate(one, text, wish, write)
+                write("\n")
+                if report or as_json:
+                    account = talk.account_for(one, answer, before)
+                    if as_json:
+                        print(json.dumps(talk.account_as_json(account)), flush=True)
+                    if report:
+                        print(talk.describe_account(account), file=sys.stderr)
+
+
+@app.command()
+def chat(
+    model: Model,
+    initial_peers: InitialPeers = None,
+    max_length: Annotated[int, typer.Option(help="Room for the whole conversation, in tokens.")] = 2048,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = None,
+    prompt_lookup: PromptLookup = None,
+    stop: Stop = None,
+    swarm_key: SwarmKeyFile = None,
+    identity: IdentityFile = None,
+    no_push: NoPush = False,
+    wire_format: WireFormat = "float32",
+    min_precision: MinPrecision = None,
+    patience: Patience = 30.0,
+    no_prefix_cache: NoPrefixCache = False,
+    revision: Revision = None,
+    verbose: Verbose = False,
+) -> None:
+    """Talk with a model; the peers keep what was said between the turns.
+
+    /reset begins a new conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer.
+    """
+    with _reported_errors(verbose):
+        from ...proto.errors import UsageError
+        from .options import GenerateOptions
+
+        if max_length < 2:
+            raise UsageError(f"--max-length must be at least 2, not {max_length}")
+        wish = GenerateOptions(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+            repetition_penalty=repetition_penalty, seed=seed, prompt_lookup=prompt_lookup, stop=tuple(stop or ()),
+        )  # fmt: skip
+        options = _options(
+            initial_peers, swarm_key, identity, no_push, revision, wire_format=wire_format,
+            min_precision=min_precision, patience_seconds=patience, prefix_cache=not no_prefix_cache,
+        )  # fmt: skip
+        from .terminal import spinner
+
+        with spinner("starting torch") as turning:
+            from . import talk
+
+            with talk.talker(model, options, turning, _tell) as one:
+                turning.stop()
+                _chat(one, wish, max_length)
+
+
+def _chat(one: Any, wish: Any, max_length: int) -> None:
+    from . import talk
+
+    with suppress(ImportError):  # where there is no readline
+        import readline  # noqa: F401  # input() then edits lines and remembers them
+
+    if not talk.Conversation(one.tokenizer).has_template:
+        _tell("the model has no chat template: your lines are continued as they are")
+    _tell("/reset begins a new conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer")
+    prompt = "> " if sys.stdin.isatty() else ""
+    talk.chat(one, wish, max_length, lambda: input(prompt), _write, _tell)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@app.command()
+def route(
+    model: Model,
+    initial_peers: InitialPeers = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt to plan for.")] = 128,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer to plan for.")] = 128,
+    as_json: AsJson = False,
+    swarm_key: SwarmKeyFile = None,
+    identity: IdentityFile = None,
+    no_push: NoPush = False,
+    revision: Revision = None,
+    verbose: Verbose = False,
+) -> None:
+    """Show the chain of peers that a request would get now, with the predicted times."""
+    with _reported_errors(verbose):
+        options = _options(initial_peers, swarm_key, identity, no_push, revision)
+        from ...routing.swarm import RequestSpec
+        from .survey import forecast, model_name
+        from .terminal import spinner
+
+        with spinner("opening the model") as turning:
+            named = model_name(model, revision)
+            turning.say("looking at the swarm")
+            found = _run(forecast(named, options, RequestSpec(prompt_tokens, new_tokens)))
+        print(json.dumps(_forecast_as_json(found)) if as_json else _describe_forecast(found))
+
+
+@app.command()
+def peers(
+    model: Model,
+    initial_peers: InitialPeers = None,
+    as_json: AsJson = False,
+    swarm_key: SwarmKeyFile = None,
+    identity: IdentityFile = None,
+    revision: Revision = None,
+    verbose: Verbose = False,
+) -> None:
+    """List the peers of a model and the blocks they host."""
+    with _reported_errors(verbose):
+        options = _options(initial_peers, swarm_key, identity, False, revision)
+        from .survey import list_peers, model_name
+        from .terminal import spinner
+
+        with spinner("opening the model") as turning:
+            named = model_name(model, revision)
+            turning.say("looking at the swarm")
+            lines = _run(list_peers(named, options))
+        if as_json:
+            print(json.dumps(_peers_as_json(named.num_blocks, lines)))
+        else:
+            print(_describe_peers(named.num_blocks, lines))
+
+
+@app.command()
+def ping(
+    target: Annotated[str, typer.Argument(help="The address of a peer (ID@HOST:PORT), or a model: all its peers.")],
+    initial_peers: InitialPeers = None,
+    as_json: AsJson = False,
+    swarm_key: SwarmKeyFile = None,
+    identity: IdentityFile = None,
+    revision: Revision = None,
+    verbose: Verbose = False,
+) -> None:
+    """Measure round trips and clocks, and show what peers have done since they started."""
+    with _reported_errors(verbose):
+        from ...proto.network.transport import PeerAddress
+        from .survey import model_name, peer_addresses, take_pulses
+        from .terminal import spinner
+
+        with spinner("pinging") as turning:
+            if "@" in target and not Path(target).is_dir():
+                addresses: tuple[PeerAddress, ...] = (PeerAddress.parse(target),)
+            else:
+                options = _options(initial_peers, swarm_key, identity, False, revision)
+                turning.say("opening the model")
+                named = model_name(target, revision)
+                turning.say("looking at the swarm")
+                addresses = _run(peer_addresses(named, options))
+            pulses = _run(take_pulses(addresses))
+        print(json.dumps([_pulse_as_json(one) for one in pulses]) if as_json else _describe_pulses(pulses))
+
+
+@app.command("new-key")
+def new_key(file: Annotated[Path, typer.Argument(help="The file to write; it must not exist yet.")]) -> None:
+    """Make the key of a new private swarm. Give it only to its members."""
+    with _reported_errors(False):
+        from ...proto.directory.records import SwarmKey
+
+        SwarmKey.generate().save(file)
+        print(f"{file} is the key of a new private swarm: start its peers and clients with --swarm-key {file}")
+
+
+# --- the edge ---
+
+
+@contextmanager
+def _reported_errors(verbose: bool) -> Iterator[None]:
+    """Expected errors become one line and a hint, and set the exit code."""
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.ERROR, format="%(levelname)s %(message)s", stream=sys.stderr
+    )
+    for noisy in ("asyncio", "httpx", "httpcore", "transformers", "urllib3", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from ...proto.errors import SwarmError, UsageError, one_line
+
+    try:
+        yield
+    except SwarmError as error:
+        typer.echo(f"swarm-client: {one_line(str(error))}\n  {error.hint}", err=True)
+        raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _options(
+    initial_peers: list[str] | None,
+    swarm_key: Path | None,
+    identity: Path | None,
+    no_push: bool,
+    revision: str | None,
+    **session: Any,
+) -> SwarmOptions:
+    """`session`: the fields of SwarmOptions that are about sessions."""
+    from ...proto.directory.records import SwarmKey
+    from ...proto.errors import UsageError
+    from ...proto.network.transport import PeerAddress
+    from .options import SwarmOptions
+
+    if not initial_peers:
+        raise UsageError(
+            "no initial peers are given",
+            hint="Name a peer of the swarm with --initial-peers ID@HOST:PORT, as it prints it when it starts.",
+        )
+    return SwarmOptions(
+        initial_peers=tuple(PeerAddress.parse(text) for text in initial_peers),
+        swarm_key=SwarmKey.load(swarm_key) if swarm_key else None,
+        identity=identity,
+        push=not no_push,
+        revision=revision,
+        **session,
+    )
+
+
+def _prompt(prompt: str | None) -> str:
+    """The prompt of the command line, or all of standard input."""
+    from ...proto.errors import UsageError
+
+    if prompt is None:
+        if sys.stdin.isatty():
+            raise UsageError("there is no prompt", hint="Give one with --prompt TEXT, or on standard input.")
+        try:
+            prompt = sys.stdin.read()
+        except UnicodeDecodeError:
+            raise UsageError("standard input is not text", hint="Give the prompt as UTF-8.") from None
+    if not prompt:
+        raise UsageError("the prompt is empty", hint="Give one with --prompt TEXT, or on standard input.")
+    return prompt
+
+
+def _write(text: str) -> None:
+    """A piece of a model's text, as it is unless a terminal would obey it."""
+    from .terminal import harmless
+
+    print(harmless(text) if sys.stdout.isatty() else text, end="", flush=True)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    import asyncio
+
+    return asyncio.run(work)
+
+
+# --- what is printed ---
+
+
+def _describe_forecast(found: Forecast) -> str:
+    from .terminal import milliseconds, short_id, table
+
+    rows = [
+        (
+            short_id(hop.peer), hop.name, str(hop.blocks), milliseconds(hop.way_seconds),
+            milliseconds(hop.compute_seconds), hop.address,
+        )
+        for hop in found.hops
+    ]  # fmt: skip
+    rows.append(("client", "", "", milliseconds(found.return_seconds), "", ""))
+    step = found.step_seconds
+    speed = f"{milliseconds(step)} ms per token, {1 / step:.1f} tokens/s" if step > 0 else "no time per token"
+    return f"{table(('peer', 'name', 'blocks', 'way ms', 'compute ms', 'address'), rows)}\npredicted: {speed}"
+
+
+def _forecast_as_json(found: Forecast) -> dict[str, object]:
+    hops = [{**asdict(hop), "blocks": [hop.blocks.start, hop.blocks.stop]} for hop in found.hops]
+    return {"hops": hops, "return_seconds": found.return_seconds, "step_seconds": found.step_seconds}
+
+
+def _describe_peers(num_blocks: int, lines: tuple[PeerLine, ...]) -> str:
+    from .terminal import block_map, milliseconds, short_id, table
+
+    header = (
+        "peer", "name", "blocks", "state", "format", "ms/block", "KV free", "KV total", "sessions", "RTT ms", "age s",
+        "address",
+    )  # fmt: skip
+    rows = [
+        (
+            short_id(line.peer),
+            line.name,
+            str(line.blocks or ""),
+            line.state if line.rtt_seconds is not None else "silent",
+            line.numeric_format,
+            f"{1000 * line.decode_seconds_per_block:.2f}",
+            str(line.kv_tokens_free),
+            str(line.kv_tokens_total),
+            str(line.sessions),
+            milliseconds(line.rtt_seconds) if line.rtt_seconds is not None else "",
+            f"{line.age_seconds:.0f}" if line.age_seconds is not None else "",
+            line.address,
+        )
+        for line in lines
+    ]
+    return f"{table(header, rows)}\n\n{block_map(num_blocks, _serving(lines, short_id))}"
+
+
+def _serving(lines: tuple[PeerLine, ...], label: Any) -> list[tuple[str, Any]]:
+    return [
+        (label(line.peer), line.blocks)
+        for line in lines
+        if line.blocks is not None and line.state == "serving" and line.rtt_seconds is not None
+    ]
+
+
+def _peers_as_json(num_blocks: int, lines: tuple[PeerLine, ...]) -> dict[str, object]:
+    from .terminal import missing_blocks
+
+    described = [
+        {**asdict(line), "blocks": [line.blocks.start, line.blocks.stop] if line.blocks else None} for line in lines
+    ]
+    missing = missing_blocks(num_blocks, [blocks for _, blocks in _serving(lines, str)])
+    return {"num_blocks": num_blocks, "missing_blocks": missing, "peers": described}
+
+
+def _describe_pulses(pulses: tuple[Pulse, ...]) -> str:
+    from .terminal import milliseconds
+
+    parts = []
+    for one in pulses:
+        status = one.status
+        parts.append(
+            f"{one.address}\n"
+            f"  RTT {milliseconds(one.best_rtt_seconds)} ms (median {milliseconds(one.median_rtt_seconds)}), "
+            f"clock {1000 * one.clock_offset_seconds:+.1f} ms\n"
+            f"  model {one.name or '(not told)'} {one.digest[:12]}, {status.sessions} sessions, "
+            f"{status.kv_tokens_free} KV tokens free\n"
+            f"  steps: {status.steps_pushed} pushed, {status.steps_relayed} relayed, {status.steps_answered} answered; "
+            f"{status.rebuilt_tokens} tokens rebuilt, {status.replay_bytes} bytes kept for replay"
+        )
+    return "\n".join(parts)
+
+
+def _pulse_as_json(one: Pulse) -> dict[str, object]:
+    status = one.status
+    return {
+        "address": one.address,
+        "model_name": one.name,
+        "model_digest": one.digest,
+        "rtt_seconds": list(one.rtt_seconds),
+        "clock_offset_seconds": one.clock_offset_seconds,
+        "protocol": status.protocol,
+        "sessions": status.sessions,
+        "kv_tokens_free": status.kv_tokens_free,
+        "steps_pushed": status.steps_pushed,
+        "steps_relayed": status.steps_relayed,
+        "steps_answered": status.steps_answered,
+        "rebuilt_tokens": status.rebuilt_tokens,
+        "replay_bytes": status.replay_bytes,
+    }
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="swarm-client")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What the command line of the client says, as typed values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...proto.errors import UsageError
+from ...proto.wire.precision import at_least
+from ..config import PATIENCE_SECONDS
+
+if TYPE_CHECKING:
+    from ...proto.directory.records import SwarmKey
+    from ...proto.network.transport import PeerAddress
+
+
+@dataclass(frozen=True)
+class SwarmOptions:
+    """Which swarm, and how to reach it."""
+
+    initial_peers: tuple[PeerAddress, ...]
+    swarm_key: SwarmKey | None = None
+    identity: Path | None = None
+    push: bool = True
+    prefix_cache: bool = True
+    """Have peers keep the attention caches of ended sessions for later ones of the same identity."""
+    wire_format: str = "float32"
+    min_precision: str | None = None
+    """The least precise numeric format that a peer may compute in."""
+    patience_seconds: float = PATIENCE_SECONDS
+    """How long a session waits for room."""
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.patience_seconds <= 86400:
+            raise UsageError(f"--patience must be between 0 and 86400 seconds, not {self.patience_seconds}")
+        if self.min_precision is not None:
+            at_least("float32", self.min_precision)  # refuses what is no format
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How to continue a text. None leaves a value to the model's own generation settings."""
+
+    max_new_tokens: int
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    num_beams: int = 1
+    prompt_lookup: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("--max-new-tokens", self.max_new_tokens, 1, 1 << 20),
+            ("--temperature", self.temperature, 0, 100),
+            ("--top-p", self.top_p, 0, 1),
+            ("--top-k", self.top_k, 1, 1 << 20),
+            ("--min-p", self.min_p, 0, 1),
+            ("--repetition-penalty", self.repetition_penalty, 0.01, 100),
+            ("--seed", self.seed, 0, (1 << 32) - 1),
+            ("--num-beams", self.num_beams, 1, 256),
+            ("--prompt-lookup", self.prompt_lookup, 1, 256),
+        ):
+            if value is not None and not low <= value <= high:
+                raise UsageError(f"{name} must be between {low} and {high}, not {value}")
+        if self.prompt_lookup is not None and self.num_beams > 1:
+            raise UsageError("--prompt-lookup and --num-beams cannot be combined", hint="Leave one of them out.")
+
+    @property
+    def samples(self) -> bool:
+        """Tokens are drawn if anything is said that only makes sense then; otherwise the likeliest is taken."""
+        if self.temperature == 0:
+            return False
+        return any(value is not None for value in (self.temperature, self.top_p, self.top_k, self.min_p))
+
+    def for_generate(self) -> dict[str, Any]:
+        """The arguments of transformers' generate."""
+        chosen: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": self.samples,
+            "num_beams": self.num_beams,
+            "repetition_penalty": self.repetition_penalty,
+            "prompt_lookup_num_tokens": self.prompt_lookup,
+            "stop_strings": list(self.stop) or None,
+        }
+        if self.samples:
+            chosen |= {
+                "temperature": self.temperature,
+                "top_p": self.top_p,
+                "top_k": self.top_k,
+                "min_p": self.min_p,
+            }
+        return {name: value for name, value in chosen.items() if value is not None}

@@ -1,0 +1,208 @@
+"""A look at a swarm without taking part in it: its peers, the chain that would be chosen, the pulse of a peer.
+
+No weights are loaded here; of the model only its digest and the number of its blocks are needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from ...proto import swarm_pb2 as pb
+from ...proto.directory.records import TTL_SECONDS, SignedRecord
+from ...proto.identity import Identity
+from ...proto.network.transport import Dialer, PeerAddress, ping
+from ...routing.swarm import BlockRange, PeerId, RequestSpec
+from ..chain.hop import HopChoice
+from ..swarm.router import ViewRouter
+from ..swarm.view import KnownPeer, SwarmView, printable
+from .options import SwarmOptions
+
+PINGS = 5
+PING_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    """What the swarm has to know of a model."""
+
+    digest: str
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLine:
+    """One peer, as `swarm-client peers` shows it."""
+
+    peer: PeerId
+    name: str
+    blocks: BlockRange | None
+    state: str
+    numeric_format: str
+    decode_seconds_per_block: float
+    kv_tokens_free: int
+    """Tokens x blocks, as `kv_tokens_total`."""
+    kv_tokens_total: int
+    rtt_seconds: float | None
+    """None: it does not answer."""
+    address: str
+    age_seconds: float | None
+    """Of its announcement."""
+    sessions: int
+
+
+@dataclass(frozen=True, slots=True)
+class HopForecast:
+    """One hop of the chain that would be chosen; `way_seconds` is the way to it from the node before."""
+
+    peer: PeerId
+    name: str
+    address: str
+    blocks: BlockRange
+    way_seconds: float
+    compute_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """The chain that would be chosen now, and the predicted time of one decode step."""
+
+    hops: tuple[HopForecast, ...]
+    return_seconds: float
+
+    @property
+    def step_seconds(self) -> float:
+        return sum(hop.way_seconds + hop.compute_seconds for hop in self.hops) + self.return_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """What a few pings of one peer said."""
+
+    address: str
+    name: str
+    """Of the model; empty in a private swarm."""
+    digest: str
+    rtt_seconds: tuple[float, ...]
+    clock_offset_seconds: float
+    """Its clock minus ours, from the shortest round trip."""
+    status: pb.PingReply
+
+    @property
+    def best_rtt_seconds(self) -> float:
+        return min(self.rtt_seconds)
+
+    @property
+    def median_rtt_seconds(self) -> float:
+        return statistics.median(self.rtt_seconds)
+
+
+def model_name(model: str, revision: str | None) -> ModelName:
+    """The digest of a checkpoint, from its headers and samples. Raises UsageError, UnsupportedModel, RetryElsewhere."""
+    from ...proto.model.checkpoint import open_checkpoint  # brings torch
+
+    checkpoint = open_checkpoint(model, revision=revision)
+    return ModelName(checkpoint.model_digest().hex(), checkpoint.num_blocks)
+
+
+@asynccontextmanager
+async def looking_at(model: ModelName, options: SwarmOptions) -> AsyncIterator[SwarmView]:
+    """The swarm of a model, looked at once. Raises SwarmError."""
+    identity = Identity.load_or_create(options.identity) if options.identity else Identity.generate()
+    dialer = Dialer()
+    view = SwarmView(identity, dialer, options.initial_peers, model.digest, options.swarm_key)
+    try:
+        await view.start()
+        yield view
+    finally:
+        await view.close()
+        await dialer.close()
+
+
+async def list_peers(model: ModelName, options: SwarmOptions) -> tuple[PeerLine, ...]:
+    """All peers that announce the model, by first block. Raises SwarmError."""
+    async with looking_at(model, options) as view:
+        lines = [_answering(known, time.time()) for known in view.peers.values()]
+        lines += [
+            PeerLine(
+                peer, one.public_name, one.spec.blocks, one.spec.state.value, one.spec.numeric_format,
+                one.spec.cost.decode_seconds(), one.spec.kv_tokens_free, one.spec.kv_tokens_total, None,
+                ", ".join(one.addresses), None, 0,
+            )
+            for peer, one in view.silent.items()
+        ]  # fmt: skip
+    return tuple(sorted(lines, key=lambda line: (line.blocks or BlockRange(0, 1), line.peer)))
+
+
+def _answering(known: KnownPeer, now: float) -> PeerLine:
+    spec = known.record.spec
+    return PeerLine(
+        peer=spec.id,
+        name=known.record.public_name,
+        blocks=spec.blocks,
+        state=spec.state.value,
+        numeric_format=spec.numeric_format,
+        decode_seconds_per_block=spec.cost.decode_seconds(),
+        kv_tokens_free=spec.kv_tokens_free,
+        kv_tokens_total=spec.kv_tokens_total,
+        rtt_seconds=known.rtt_seconds,
+        address=known.address.target,
+        age_seconds=max(0.0, now + TTL_SECONDS - SignedRecord.decode(known.encoded).expires_at_seconds),
+        sessions=known.status.sessions,
+    )
+
+
+async def forecast(model: ModelName, options: SwarmOptions, request: RequestSpec) -> Forecast:
+    """The chain that the request would get now. Raises NoChainError and other SwarmErrors."""
+    async with looking_at(model, options) as view:
+        router = ViewRouter(view, model.num_blocks, options.push)
+        chain = await router.choose(BlockRange(0, model.num_blocks), frozenset(), request)
+        return predict(chain, view, router, options.push)
+
+
+def predict(chain: Sequence[HopChoice], view: SwarmView, router: ViewRouter, push: bool) -> Forecast:
+    """Times of a decode step of one row with an empty context, from announced costs and measured round trips."""
+    hops: list[HopForecast] = []
+    before: PeerId | None = None
+    rtts = {hop.address.peer: view.peers[hop.address.peer].rtt_seconds for hop in chain}
+    for hop in chain:
+        peer = hop.address.peer
+        if before is None:
+            way = rtts[peer] / 2
+        elif push:
+            way = router.peer_rtt_seconds(before, peer) / 2
+        else:
+            way = (rtts[before] + rtts[peer]) / 2
+        record = view.peers[peer].record
+        compute = record.spec.cost.decode_seconds() * len(hop.blocks)
+        hops.append(HopForecast(peer, record.public_name, hop.address.target, hop.blocks, way, compute))
+        before = peer
+    return Forecast(tuple(hops), rtts[before] / 2 if before is not None else 0.0)
+
+
+async def take_pulses(addresses: Sequence[PeerAddress]) -> tuple[Pulse, ...]:
+    """Ping peers a few times each. Raises SwarmError if one does not answer."""
+    dialer = Dialer()
+    try:
+        return tuple(await asyncio.gather(*(_take_pulse(dialer, address) for address in addresses)))
+    finally:
+        await dialer.close()
+
+
+async def _take_pulse(dialer: Dialer, address: PeerAddress) -> Pulse:
+    stub = dialer.stub(address)
+    await ping(stub, address, PING_SECONDS)  # pays for the connection
+    answers = [await ping(stub, address, PING_SECONDS) for _ in range(PINGS)]
+    status, _, offset = min(answers, key=lambda answer: answer[1])
+    rtts = tuple(rtt for _, rtt, _ in answers)
+    return Pulse(str(address), printable(status.model_name), printable(status.model_digest), rtts, offset, status)
+
+
+async def peer_addresses(model: ModelName, options: SwarmOptions) -> tuple[PeerAddress, ...]:
+    """Where the peers of a model answer. Raises SwarmError."""
+    async with looking_at(model, options) as view:
+        return tuple(known.address for _, known in sorted(view.peers.items()))

@@ -1,0 +1,387 @@
+"""Text in, text out: what `swarm-client generate` and `chat` do with a connected model and its tokenizer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from transformers import AutoTokenizer
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils import logging as transformers_logging
+
+from ...proto.errors import SwarmError, UsageError
+from ...proto.model.checkpoint import open_checkpoint
+from ...routing.swarm import PeerId
+from ..chain.report import ChainReport
+from ..config import SessionEvent
+from ..connect import SwarmConnection, connect
+from ..model.model import attach, load_ends
+from .options import GenerateOptions, SwarmOptions
+from .terminal import Spinner, milliseconds, short_id, table
+
+REPAIRS = ("hop-lost", "handed-over", "rerouted", "relayed", "stalled", "replay", "rebuilt")
+"""The kinds of events that a user wants to know of."""
+
+
+@dataclass
+class Talker:
+    """A connected model with its tokenizer. Made by `talker`."""
+
+    model: Any
+    tokenizer: Any
+    swarm: SwarmConnection
+    events: list[SessionEvent] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated continuation, and how long it took."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_tokens: int
+    first_token_seconds: float
+    """From the call to the first token; of beam search, which knows no first token, to the end."""
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the tokens after the first; 0 if there are none or no time passed."""
+        return (len(self.token_ids) - 1) / rest if (rest := self.seconds - self.first_token_seconds) > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepCounts:
+    """How steps went from peer to peer, over all sessions of all clients."""
+
+    pushed: int
+    relayed: int
+
+
+@contextmanager
+def talker(model: str, options: SwarmOptions, spinner: Spinner, on_wait: Callable[[str], None]) -> Iterator[Talker]:
+    """Connect to the swarm of a model and load the model's two ends and its tokenizer. Raises SwarmError.
+
+    `on_wait` hears, in the network's thread, when a session waits for room.
+    """
+    transformers_logging.set_verbosity_error()
+    spinner.say(f"opening {model}")
+    checkpoint = open_checkpoint(model, revision=options.revision)
+    spinner.say("looking for the peers of the model")
+    events: list[SessionEvent] = []
+
+    def note(event: SessionEvent) -> None:
+        events.append(event)
+        if event.kind == "queued":
+            on_wait(f"waiting for room: {event.detail}")
+
+    swarm = connect(
+        checkpoint=checkpoint,
+        initial_peers=[str(address) for address in options.initial_peers],
+        swarm_key=options.swarm_key,
+        wire_format=options.wire_format,
+        identity_path=options.identity,
+        push=options.push,
+        prefix_cache=options.prefix_cache,
+        min_precision=options.min_precision,
+        patience_seconds=options.patience_seconds,
+        on_event=note,
+    )
+    with swarm:
+        spinner.say("loading the embedding and the head")
+        ends = attach(load_ends(checkpoint), swarm)
+        yield Talker(ends, load_tokenizer(model, options.revision), swarm, events)
+
+
+def load_tokenizer(model: str, revision: str | None) -> Any:
+    """The model's tokenizer. Raises UsageError if it has none that loads without code of its own."""
+    try:
+        return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise UsageError(
+            f"{model} has no tokenizer that can be loaded: {error}",
+            hint="Put the tokenizer's files beside the weights, or use Python and pass token ids.",
+        ) from None
+
+
+class TextStream(BaseStreamer):
+    """Writes text while its tokens come; half a character waits for its other half."""
+
+    def __init__(self, tokenizer: Any, write: Callable[[str], object], clock: Callable[[], float]) -> None:
+        self.token_ids: list[int] = []
+        self.text = ""
+        self.first_at: float | None = None
+        self._tokenizer = tokenizer
+        self._write = write
+        self._clock = clock
+        self._prompt_seen = False
+        self._window_start = 0
+        """Tokens from here on are decoded again with every new one: some letters depend on the token before."""
+        self._written = 0
+        """Tokens whose text was written."""
+
+    def put(self, value: Any) -> None:
+        """Take new tokens; the first call brings the prompt."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        if self.first_at is None:
+            self.first_at = self._clock()
+        self.token_ids += value.flatten().tolist()
+        self._flush(whole_characters=True)
+
+    def end(self) -> None:
+        self._flush(whole_characters=False)
+
+    def _flush(self, whole_characters: bool) -> None:
+        known = self._decode(self._window_start, self._written)
+        text = self._decode(self._window_start, len(self.token_ids))
+        if len(text) <= len(known) or (whole_characters and text.endswith("\N{REPLACEMENT CHARACTER}")):
+            return
+        self.text += text[len(known) :]
+        self._write(text[len(known) :])
+        self._window_start, self._written = self._written, len(self.token_ids)
+
+    def _decode(self, start: int, stop: int) -> str:
+        text: str = self._tokenizer.decode(self.token_ids[start:stop], skip_special_tokens=True)
+        return text
+
+
+def generate(one: Talker, prompt: str, options: GenerateOptions, write: Callable[[str], object]) -> Answer:
+    """Continue `prompt`; `write` gets the text piece by piece. Raises SwarmError."""
+    inputs = one.tokenizer(prompt, return_tensors="pt")
+    ids = inputs["input_ids"]
+    if not ids.shape[1]:
+        raise UsageError("the prompt has no tokens", hint="Give some text with --prompt or on standard input.")
+    kwargs = {"attention_mask": inputs.get("attention_mask")}
+    return _answer(one, lambda **more: one.model.generate(ids, **kwargs, **more), ids, options, write)
+
+
+def _answer(
+    one: Talker, call: Callable[..., Any], ids: Any, options: GenerateOptions, write: Callable[[str], object]
+) -> Answer:
+    if options.seed is not None:
+        from transformers import set_seed
+
+        set_seed(options.seed)
+    kwargs = options.for_generate()
+    if options.stop:
+        kwargs["tokenizer"] = one.tokenizer
+    stream = TextStream(one.tokenizer, write, time.perf_counter)
+    started = time.perf_counter()
+    if options.num_beams == 1:
+        call(streamer=stream, **kwargs)
+    else:  # the text is not known before the last token
+        output = call(**kwargs)
+        stream.put(ids)
+        stream.put(output[0, ids.shape[1] :])
+        stream.end()
+    finished = time.perf_counter()
+    first_at = stream.first_at if stream.first_at is not None else finished
+    return Answer(stream.text, tuple(stream.token_ids), ids.shape[1], first_at - started, finished - started)
+
+
+# --- chat ---
+
+
+class Conversation:
+    """What was said so far, as the model's chat template puts it; without one, the lines as they are."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._turns: list[dict[str, str]] = []
+
+    @property
+    def has_template(self) -> bool:
+        return getattr(self._tokenizer, "chat_template", None) is not None
+
+    def token_ids(self, line: str) -> Any:
+        """(1, tokens): everything so far and the user's next line."""
+        turns = [*self._turns, {"role": "user", "content": line}]
+        if self.has_template:
+            found = self._tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        else:
+            text = "".join(turn["content"] + ("\n" if turn["role"] == "user" else "") for turn in turns)
+            found = self._tokenizer(text, return_tensors="pt")
+        return found["input_ids"]
+
+    def add(self, line: str, answer: str) -> None:
+        """Remember a turn."""
+        self._turns += [{"role": "user", "content": line}, {"role": "assistant", "content": answer}]
+
+
+def chat(
+    one: Talker,
+    options: GenerateOptions,
+    max_length: int,
+    read: Callable[[], str],
+    write: Callable[[str], object],
+    tell: Callable[[str], object],
+) -> None:
+    """Talk until `read` raises EOFError or gives "/quit"; "/reset" forgets what was said.
+
+    An interrupt while the model speaks ends its turn only. `tell` gets what is not part of the conversation.
+    """
+    while _converse(one, options, max_length, read, write, tell):
+        tell("a new conversation begins")
+
+
+def _converse(
+    one: Talker,
+    options: GenerateOptions,
+    max_length: int,
+    read: Callable[[], str],
+    write: Callable[[str], object],
+    tell: Callable[[str], object],
+) -> bool:
+    """One conversation in one session; whether another one follows."""
+    conversation = Conversation(one.tokenizer)
+    with one.model.session(max_length=max_length) as session:
+        while True:
+            try:
+                line = read().strip()
+            except EOFError:
+                return False
+            except KeyboardInterrupt:
+                tell("Ctrl-D or /quit ends the conversation")
+                continue
+            if line == "/quit":
+                return False
+            if line == "/reset":
+                return True
+            if line:
+                _take_turn(one, session, conversation, line, options, write, tell)
+
+
+def _take_turn(
+    one: Talker,
+    session: Any,
+    conversation: Conversation,
+    line: str,
+    options: GenerateOptions,
+    write: Callable[[str], object],
+    tell: Callable[[str], object],
+) -> None:
+    ids = conversation.token_ids(line)
+    room = session.max_length - ids.shape[1] - 1 - (options.prompt_lookup or 0)
+    if room < 1:
+        tell(f"the conversation has no room for {ids.shape[1]} tokens (--max-length): /reset begins a new one")
+        return
+    said: list[str] = []
+
+    def note(text: str) -> None:
+        said.append(text)
+        write(text)
+
+    limited = _with_limit(options, room)
+    try:
+        _answer(one, lambda **more: session.generate_full(ids, **more), ids, limited, note)
+    except KeyboardInterrupt:
+        tell("(stopped)")
+    except SwarmError as error:
+        tell(f"{error}\n  {error.hint}")
+    write("\n")
+    conversation.add(line, "".join(said))
+
+
+def _with_limit(options: GenerateOptions, room: int) -> GenerateOptions:
+    return replace(options, max_new_tokens=min(options.max_new_tokens, room))
+
+
+# --- what happened ---
+
+
+def step_counts(swarm: SwarmConnection) -> StepCounts:
+    """The counters of the peers that the client knows, as of its last look at them."""
+    statuses = [known.status for known in swarm.view.peers.values()]
+    return StepCounts(sum(s.steps_pushed for s in statuses), sum(s.steps_relayed for s in statuses))
+
+
+@dataclass(frozen=True)
+class Account:
+    """How an answer came about."""
+
+    answer: Answer
+    chain: ChainReport
+    names: dict[PeerId, str]
+    steps: StepCounts
+    """During the answer."""
+    events: tuple[SessionEvent, ...]
+
+    @property
+    def repairs(self) -> tuple[SessionEvent, ...]:
+        return tuple(event for event in self.events if event.kind in REPAIRS)
+
+
+def account_for(one: Talker, answer: Answer, before: StepCounts) -> Account:
+    """Ask the peers once more and put together what is known of an answer. Raises SwarmError."""
+    one.swarm.run(one.swarm.view.refresh())
+    after = step_counts(one.swarm)
+    steps = StepCounts(max(0, after.pushed - before.pushed), max(0, after.relayed - before.relayed))
+    session = one.swarm.last_session
+    chain = session.report() if session is not None else ChainReport((), 0.0, 0.0, 0)
+    names = {peer: known.record.public_name for peer, known in one.swarm.view.peers.items()}
+    return Account(answer, chain, names, steps, tuple(one.events))
+
+
+def describe_account(account: Account) -> str:
+    """For people."""
+    answer, chain = account.answer, account.chain
+    lines = [
+        f"{len(answer.token_ids)} tokens in {answer.seconds:.1f} s: {answer.tokens_per_second:.1f} tokens/s, "
+        f"first after {answer.first_token_seconds:.2f} s ({answer.prompt_tokens} prompt tokens)"
+    ]
+    rows = [
+        (
+            short_id(hop.peer),
+            account.names.get(hop.peer, ""),
+            str(hop.blocks),
+            milliseconds(hop.network_seconds),
+            milliseconds(hop.queue_seconds),
+            milliseconds(hop.compute_seconds),
+        )
+        for hop in chain.hops
+    ]
+    if rows:
+        rows.append(("client", "", "", milliseconds(chain.return_seconds), "", ""))
+        lines.append(table(("chain", "name", "blocks", "way ms", "queue ms", "compute ms"), rows))
+        lines.append(f"{milliseconds(chain.step_seconds)} ms per step, mean of the last {chain.steps}")
+    lines.append(f"steps passed on: {account.steps.pushed} pushed, {account.steps.relayed} relayed through clients")
+    lines += [f"peers held {event.detail} of the prompt already" for event in account.events if event.kind == "adopted"]
+    lines += [f"repair: {event.kind} {event.detail}".rstrip() for event in account.repairs] or ["no repairs"]
+    return "\n".join(lines)
+
+
+def account_as_json(account: Account) -> dict[str, object]:
+    """For programs."""
+    answer, chain = account.answer, account.chain
+    return {
+        "text": answer.text,
+        "token_ids": list(answer.token_ids),
+        "prompt_tokens": answer.prompt_tokens,
+        "new_tokens": len(answer.token_ids),
+        "seconds": answer.seconds,
+        "first_token_seconds": answer.first_token_seconds,
+        "tokens_per_second": answer.tokens_per_second,
+        "chain": [
+            {
+                "peer_id": hop.peer,
+                "name": account.names.get(hop.peer, ""),
+                "blocks": [hop.blocks.start, hop.blocks.stop],
+                "network_seconds": hop.network_seconds,
+                "queue_seconds": hop.queue_seconds,
+                "compute_seconds": hop.compute_seconds,
+            }
+            for hop in chain.hops
+        ],
+        "return_seconds": chain.return_seconds,
+        "step_seconds": chain.step_seconds,
+        "steps_pushed": account.steps.pushed,
+        "steps_relayed": account.steps.relayed,
+        "events": [{"kind": event.kind, "peer_id": event.peer, "detail": event.detail} for event in account.events],
+    }

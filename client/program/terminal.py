@@ -1,0 +1,123 @@
+"""What the client writes to a terminal: a spinner for what takes long, tables, the map of the blocks.
+
+The functions that make text know nothing of a terminal; the spinner is on standard error and silent where that is none.
+"""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ...proto.errors import describe_blocks
+from ...routing.swarm import BlockRange, PeerId
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+_MAP_COLUMNS = 64
+
+
+class Spinner:
+    """Says what is being waited for; another `say` replaces it. Made by `spinner`."""
+
+    def __init__(self) -> None:
+        self._status: Status | None = None
+
+    def say(self, what: str) -> None:
+        """Show `what` with a turning sign."""
+        if not sys.stderr.isatty():
+            return
+        if self._status is None:
+            from rich.console import Console
+            from rich.status import Status
+
+            self._status = Status(what, console=Console(stderr=True))
+            self._status.start()
+        else:
+            self._status.update(what)
+
+    def change(self, what: str) -> None:
+        """Show `what` instead, if anything is shown."""
+        if self._status is not None:
+            self._status.update(what)
+
+    def stop(self) -> None:
+        """Take the line away; needed before anything else is written."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+
+@contextmanager
+def spinner(what: str) -> Iterator[Spinner]:
+    """A spinner for the time of a block."""
+    turning = Spinner()
+    turning.say(what)
+    try:
+        yield turning
+    finally:
+        turning.stop()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as they need to be, two spaces apart; numbers (and the headers above them) to the right."""
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    to_right = [bool(rows) and all(_is_number(cell) for cell in column[1:]) for column in columns]
+    lines = []
+    for row in (header, *rows):
+        cells = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, to_right, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _is_number(cell: str) -> bool:
+    return cell == "" or cell[0].isdigit() or (cell[0] in "+-" and cell[1:2].isdigit())
+
+
+def block_map(num_blocks: int, hosts: Sequence[tuple[str, BlockRange]]) -> str:
+    """Which peer (its label) hosts which blocks, a line per peer, with the blocks that nobody hosts below."""
+    columns = min(num_blocks, _MAP_COLUMNS)
+    edges = [num_blocks * column // columns for column in range(columns + 1)]
+    width = max([len("missing"), *(len(label) for label, _ in hosts)])
+
+    def line(label: str, blocks: Sequence[int] | BlockRange) -> str:
+        inside = set(blocks)
+        marks = ("#" if inside & set(range(*edges[i : i + 2])) else "." for i in range(columns))
+        return f"{label:<{width}}  " + "".join(marks)
+
+    ordered = sorted(hosts, key=lambda host: (host[1], host[0]))
+    lines = [f"{'blocks':<{width}}  0" + f"{num_blocks}".rjust(columns - 1)]
+    lines += [f"{line(label, blocks)}  {blocks}" for label, blocks in ordered]
+    missing = missing_blocks(num_blocks, [blocks for _, blocks in hosts])
+    if missing:
+        lines.append(f"{line('missing', missing)}  nobody serves {describe_blocks(missing)}")
+    return "\n".join(lines)
+
+
+def missing_blocks(num_blocks: int, ranges: Sequence[BlockRange]) -> list[int]:
+    """The blocks that no range has, ascending."""
+    hosted = {block for blocks in ranges for block in blocks}
+    return [block for block in range(num_blocks) if block not in hosted]
+
+
+def harmless(text: str) -> str:
+    """A model's text without what a terminal would obey: of the control characters only line ends and tabs stay."""
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) != "Cc" else "\N{REPLACEMENT CHARACTER}" for char in text
+    )
+
+
+def short_id(peer: PeerId) -> str:
+    """Enough of a peer's id to tell it from others; all ids begin alike."""
+    return f"..{peer[-6:]}"
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.1f}"

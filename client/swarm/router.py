@@ -1,0 +1,168 @@
+"""Chooses the peers of a chain: the routing package's exact router over what this client knows of the swarm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ...proto.errors import NoChainError, PeerBusy, SwarmError, describe_blocks
+from ...proto.wire.precision import at_least
+from ...routing.route.router import NoRouteError, cheapest_route
+from ...routing.swarm import BlockRange, Hop, ModelSpec, PeerId, PeerSpec, PeerState, RequestSpec, Swarm
+from ..chain.hop import HopChoice
+from .view import SwarmView
+
+MIN_RETRY_SECONDS = 1.0
+"""Full peers are not asked again sooner, whatever they announce."""
+
+
+class ViewRouter:
+    """Routes on a `SwarmView`."""
+
+    def __init__(self, view: SwarmView, num_blocks: int, push: bool = True) -> None:
+        self._view = view
+        self._num_blocks = num_blocks
+        self._push = push
+
+    async def choose(
+        self,
+        blocks: BlockRange,
+        excluded: frozenset[PeerId],
+        request: RequestSpec,
+        min_precision: str | None = None,
+    ) -> tuple[HopChoice, ...]:
+        """The chain over `blocks` without the excluded peers that is soonest done, with the wait for room counted.
+
+        With `min_precision` only of peers that compute at least as precisely.
+
+        Raises NoChainError; PeerBusy if every block has a host and only room is wanting, and nobody announces when
+        there will be some.
+        """
+        part = part_of(self._view.snapshot(self._num_blocks), blocks)
+        precise = part if min_precision is None else precise_part(part, min_precision)
+        try:
+            if not precise.peers:
+                raise NoRouteError(tuple(range(len(blocks))))
+            route = cheapest_route(
+                precise,
+                request=request,
+                client_rtt_seconds={peer: known.rtt_seconds for peer, known in self._view.peers.items()},
+                peer_rtt_seconds=self.peer_rtt_seconds,
+                push=self._push,
+                excluded=excluded,
+            )
+        except NoRouteError as error:
+            usable = [peer for peer in part.peers if peer.id not in excluded]
+            raise _unroutable(error, blocks.start, usable, min_precision) from None
+        return tuple(self._choice(part, hop, blocks.start, request) for hop in route.hops)
+
+    def record(self, peer: PeerId) -> bytes | None:
+        """The newest signed record of a peer, if it is still known."""
+        known = self._view.peers.get(peer)
+        return known.encoded if known is not None else None
+
+    def ban(self, peer: PeerId, error: SwarmError) -> None:
+        """That peer failed: do not choose it for a while; after PeerBusy: it has no room until the time given."""
+        self._view.ban(peer, error)
+
+    def leaving(self, peer: PeerId) -> bool:
+        """Whether the peer says that it is about to leave."""
+        known = self._view.peers.get(peer)
+        return known is not None and known.record.spec.state in (PeerState.DRAINING, PeerState.LEAVING)
+
+    async def refresh(self) -> None:
+        """Look at the swarm again. Raises SwarmError if nobody answers."""
+        await self._view.refresh()
+
+    def predict_seconds(self, chain: Sequence[tuple[PeerId, BlockRange]], tokens: int) -> float:
+        """Time of one step of `tokens` tokens through the chain, from announced costs and measured round trips."""
+        seconds = 0.0
+        for peer, blocks in chain:
+            known = self._view.peers.get(peer)
+            if known is not None:
+                cost = known.record.spec.cost
+                per_block = cost.decode_seconds() if tokens == 1 else cost.prefill_seconds(tokens)
+                seconds += per_block * len(blocks) + known.rtt_seconds
+        return seconds
+
+    def clock_offset_seconds(self, peer: PeerId) -> float:
+        """The peer's clock minus ours; 0 if it is not known."""
+        known = self._view.peers.get(peer)
+        return known.clock_offset_seconds if known is not None else 0.0
+
+    def _choice(self, part: Swarm, hop: Hop, first_block: int, request: RequestSpec) -> HopChoice:
+        known, spec = self._view.peers[hop.peer], part.peer(hop.peer)
+        wait = wait_seconds(spec, len(hop.blocks) * request.kv_tokens_per_block, part.now_seconds)
+        blocks = shifted(hop.blocks, first_block)
+        return HopChoice(known.address, blocks, known.encoded, wait, spec.numeric_format)
+
+    def peer_rtt_seconds(self, one: PeerId, other: PeerId) -> float:
+        """Predicted from coordinates; without them, no shorter than the difference and no longer than the sum."""
+        a, b = self._view.peers[one], self._view.peers[other]
+        if a.record.spec.coordinate is not None and b.record.spec.coordinate is not None:
+            return a.record.spec.coordinate.rtt_seconds(b.record.spec.coordinate)
+        return max(a.rtt_seconds, b.rtt_seconds)
+
+
+def wait_seconds(peer: PeerSpec, kv_tokens: int, now_seconds: float) -> float:
+    """Until the peer is expected to have room for so many tokens x blocks; infinite if it never announces that."""
+    free = peer.kv_tokens_free
+    if free >= kv_tokens:
+        return 0.0
+    for release in peer.releases:
+        free += release.tokens
+        if free >= kv_tokens:
+            return max(0.0, release.at_seconds - now_seconds)
+    return math.inf
+
+
+def precise_part(swarm: Swarm, min_precision: str) -> Swarm:
+    """The peers that compute at least as precisely."""
+    return replace(swarm, peers=tuple(peer for peer in swarm.peers if at_least(peer.numeric_format, min_precision)))
+
+
+def _unroutable(
+    error: NoRouteError, first_block: int, usable: Sequence[PeerSpec], min_precision: str | None
+) -> SwarmError:
+    missing, full = (
+        tuple(block + first_block for block in blocks) for blocks in (error.missing_blocks, error.full_blocks)
+    )
+    if missing:
+        hosted = {block for peer in usable for block in peer.blocks or ()}
+        if min_precision is not None and hosted.issuperset(error.missing_blocks):
+            return NoChainError(
+                missing,
+                f"no peer serves {describe_blocks(missing)} in {min_precision} or more precisely",
+                hint="Ask for less precision, or have a peer serve these blocks in that format.",
+            )
+        return NoChainError(missing)
+    where = f"every host of {describe_blocks(full)}" if full else "every chain of peers"
+    if math.isinf(error.retry_seconds):
+        return NoChainError((), f"{where} is too small for the request: shorten it")
+    retry_after_seconds = max(error.retry_seconds, MIN_RETRY_SECONDS)
+    return PeerBusy(retry_after_seconds, f"{where} is full, come back in {retry_after_seconds:.1f} s")
+
+
+def shifted(blocks: BlockRange, by: int) -> BlockRange:
+    """The range moved by `by` blocks."""
+    return BlockRange(blocks.start + by, blocks.stop + by)
+
+
+def part_of(swarm: Swarm, blocks: BlockRange) -> Swarm:
+    """The snapshot as if `blocks` were the whole model, counted from 0."""
+    if blocks == BlockRange(0, swarm.model.num_blocks):
+        return swarm
+    peers = tuple(part for peer in swarm.peers if (part := _part_of_peer(peer, blocks)) is not None)
+    model = ModelSpec(len(blocks), swarm.model.block_bytes, swarm.model.kv_bytes_per_token)
+    return replace(swarm, model=model, peers=peers)
+
+
+def _part_of_peer(peer: PeerSpec, blocks: BlockRange) -> PeerSpec | None:
+    if peer.blocks is None:
+        return None
+    start, stop = max(peer.blocks.start, blocks.start), min(peer.blocks.stop, blocks.stop)
+    if start >= stop:
+        return None
+    hashes = peer.block_hashes[start - peer.blocks.start : stop - peer.blocks.start] if peer.block_hashes else ()
+    return replace(peer, blocks=BlockRange(start - blocks.start, stop - blocks.start), block_hashes=hashes)

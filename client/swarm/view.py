@@ -1,0 +1,245 @@
+"""What this client knows of the swarm: verified records, round trips and clocks of the peers, and who failed lately."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ...proto import swarm_pb2 as pb
+from ...proto.directory.directory import LookupCall, LookupDirectory
+from ...proto.directory.records import PeerRecord, SignedRecord, SwarmKey, open_peer_record, swarm_key_name
+from ...proto.errors import ClockSkew, ModelMismatch, PeerBusy, PeerUnavailable, SwarmError
+from ...proto.identity import Identity
+from ...proto.network.transport import Dialer, PeerAddress, addresses_of, ping, translated_grpc_errors
+from ...proto.wire.handshake import MAX_CLOCK_SKEW_SECONDS, SESSION_ID_BYTES, sign_hello
+from ...routing.swarm import KvRelease, ModelSpec, PeerId, PeerSpec, PeerState, Swarm
+
+logger = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 15.0
+LOOKUP_SECONDS = 5.0
+PING_SECONDS = 3.0
+MAX_PINGS_AT_ONCE = 32
+MAX_LOOKUP_PEERS = 4
+BAN_SECONDS = 15.0
+RTT_SMOOTHING = 0.3
+
+
+@dataclass(frozen=True)
+class KnownPeer:
+    """A peer whose record holds and who answered a ping."""
+
+    record: PeerRecord
+    encoded: bytes
+    """The signed record, as a predecessor needs it."""
+    address: PeerAddress
+    rtt_seconds: float
+    clock_offset_seconds: float
+    """Its clock minus ours."""
+    status: pb.PingReply
+    """What it said of itself in its last answer."""
+
+
+class SwarmView:
+    """Keeps the records of the peers of one model, from look-ups at peers that are known already."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        dialer: Dialer,
+        initial_peers: Sequence[PeerAddress],
+        model_digest: str,
+        swarm_key: SwarmKey | None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.peers: dict[PeerId, KnownPeer] = {}
+        self.silent: dict[PeerId, PeerRecord] = {}
+        """Peers whose record holds, but who answer at none of their addresses."""
+        self._identity = identity
+        self._dialer = dialer
+        self._initial_peers = tuple(initial_peers)
+        self._model_digest = model_digest
+        self._name = swarm_key_name(model_digest, swarm_key)
+        self._swarm_key = swarm_key
+        self._clock = clock
+        self._banned_until: dict[tuple[PeerId, int], float] = {}
+        """By peer and incarnation: a peer that was started again is another chance."""
+        self._full_until: dict[tuple[PeerId, int], float] = {}
+        self._lookups: dict[str, LookupCall] = {}
+        self._directory = LookupDirectory(self._lookups, clock, LOOKUP_SECONDS)
+        self._refreshing: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Look for the first time, and then every `REFRESH_SECONDS`.
+
+        Raises SwarmError if nobody answers, or if there is a reason why no peer of the model is found.
+        """
+        await self.refresh()
+        if not self.peers:
+            await self._explain_absence()
+        self._keeper = asyncio.create_task(self._keep_fresh(), name="swarm-view")
+
+    async def close(self) -> None:
+        """Stop looking."""
+        tasks = [task for task in (self._keeper, self._refreshing) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def refresh(self) -> None:
+        """Look up the records and ping who is new; one look serves all who ask meanwhile. Raises SwarmError."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._refresh())
+        await asyncio.shield(self._refreshing)
+
+    def ban(self, peer: PeerId, error: SwarmError) -> None:
+        """Do not use this run of a peer for a while; after PeerBusy: it has no room until the time that it gave."""
+        known = self.peers.get(peer)
+        if known is None:
+            return
+        run = peer, known.record.incarnation
+        if isinstance(error, PeerBusy):
+            self._full_until[run] = self._clock() + error.retry_after_seconds
+        else:
+            self._banned_until[run] = self._clock() + BAN_SECONDS
+
+    def usable(self) -> tuple[KnownPeer, ...]:
+        """The peers that may be used now, in ascending order of id."""
+        now = self._clock()
+        self._banned_until = {key: until for key, until in self._banned_until.items() if until > now}
+        return tuple(
+            known
+            for peer, known in sorted(self.peers.items())
+            if known.record.spec.state is PeerState.SERVING
+            and (peer, known.record.incarnation) not in self._banned_until
+        )
+
+    def snapshot(self, num_blocks: int) -> Swarm:
+        """The usable peers, as routing sees them, with their room and releases on this client's clock."""
+        now = self._clock()
+        self._full_until = {run: until for run, until in self._full_until.items() if until > now}
+        specs = [
+            with_room_seen(
+                known.record.spec,
+                known.clock_offset_seconds,
+                self._full_until.get((known.record.spec.id, known.record.incarnation)),
+            )
+            for known in self.usable()
+        ]
+        fitting = tuple(spec for spec in specs if spec.blocks is not None and spec.blocks.stop <= num_blocks)
+        return Swarm(ModelSpec(num_blocks, 0.0, 0.0), fitting, now_seconds=now)
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            try:
+                await self.refresh()
+            except SwarmError as error:
+                logger.warning("the swarm was not seen (%s), looking again in %.0f s", error, REFRESH_SECONDS)
+
+    async def _refresh(self) -> None:
+        self._choose_lookups()
+        records = await self._directory.lookup(self._name)
+        opened = {}
+        for record in records:
+            try:
+                opened[record.peer_id] = (open_peer_record(record, self._swarm_key), record)
+            except SwarmError as error:
+                logger.debug("a record is ignored: %s", error)
+        limit = asyncio.Semaphore(MAX_PINGS_AT_ONCE)
+        met = await asyncio.gather(*(self._meet(limit, record, signed) for record, signed in opened.values()))
+        self.peers = {known.record.spec.id: known for known in met if known is not None}
+        self.silent = {peer: record for peer, (record, _) in opened.items() if peer not in self.peers}
+
+    async def _explain_absence(self) -> None:
+        """Nobody is there: say why if the initial peers know. Raises ClockSkew, ModelMismatch, PeerUnavailable."""
+        answers = await asyncio.gather(*(self._ask(address) for address in self._initial_peers))
+        met = [answer for answer in answers if answer is not None]
+        skews = [offset for _, offset in met if abs(offset) > MAX_CLOCK_SKEW_SECONDS]
+        if met and len(skews) == len(met):
+            raise ClockSkew(f"the clocks of this machine and the initial peers differ by {min(skews, key=abs):+.0f} s")
+        others = [reply for reply, _ in met if reply.model_digest and reply.model_digest != self._model_digest]
+        if met and len(others) == len(met):
+            raise model_mismatch(others[0], self._model_digest)
+        if self.silent:
+            addresses = ", ".join(sorted({one for record in self.silent.values() for one in record.addresses}))
+            raise PeerUnavailable(
+                f"none of the peers of this model answers here ({addresses})",
+                hint="Open their ports in the firewall, or have them announce an address that can be reached.",
+            )
+
+    async def _ask(self, address: PeerAddress) -> tuple[pb.PingReply, float] | None:
+        """Status and clock offset of an initial peer; None if it does not answer."""
+        try:
+            reply, _, offset = await ping(self._dialer.stub(address), address, PING_SECONDS)
+        except SwarmError as error:
+            logger.debug("%s does not answer: %s", address, error)
+            return None
+        return reply, offset
+
+    async def _meet(self, limit: asyncio.Semaphore, record: PeerRecord, signed: SignedRecord) -> KnownPeer | None:
+        """Ping a peer at its addresses until one answers; None if none does."""
+        old = self.peers.get(record.spec.id)
+        for address in addresses_of(record.spec.id, record.addresses):
+            try:
+                async with limit:
+                    status, rtt, offset = await ping(self._dialer.stub(address), address, PING_SECONDS)
+                    if old is None:  # the first ping also paid for the connection
+                        status, rtt, offset = await ping(self._dialer.stub(address), address, PING_SECONDS)
+            except SwarmError as error:
+                logger.debug("%s does not answer: %s", address, error)
+                continue
+            if old is not None and old.address == address and rtt > old.rtt_seconds:
+                # The shortest round trip tells most about the way and the clock; noise only makes it longer.
+                rtt, offset = old.rtt_seconds + RTT_SMOOTHING * (rtt - old.rtt_seconds), old.clock_offset_seconds
+            return KnownPeer(record, signed.encode(), address, rtt, offset, status)
+        return None
+
+    def _choose_lookups(self) -> None:
+        """Ask the initial peers and a few that were learned since, so that no single peer is needed."""
+        learned = [known.address for known in sorted(self.peers.values(), key=lambda known: known.rtt_seconds)]
+        chosen = dict.fromkeys([*self._initial_peers, *learned[:MAX_LOOKUP_PEERS]])
+        self._lookups.clear()
+        self._lookups.update({str(address): self._lookup_call(address) for address in chosen})
+
+    def _lookup_call(self, address: PeerAddress) -> LookupCall:
+        async def call(name: str) -> Sequence[bytes]:
+            # Also without a key: the peers of a private swarm then say what is missing.
+            hello = sign_hello(self._identity, address.peer, bytes(SESSION_ID_BYTES), self._clock(), self._swarm_key)
+            request = pb.LookupRequest(key=name, hello=hello)
+            with translated_grpc_errors(str(address)):
+                reply = await self._dialer.stub(address).lookup(request, timeout=LOOKUP_SECONDS)
+            return list(reply.records)
+
+        return call
+
+
+def with_room_seen(spec: PeerSpec, clock_offset_seconds: float, full_until: float | None) -> PeerSpec:
+    """What a peer announces of its room, with times on this client's clock.
+
+    A peer that refused a session has no room until the time that it gave, whatever an older record says. It said that
+    there would be room then, so that is what is expected.
+    """
+    if full_until is not None:
+        return replace(spec, kv_tokens_free=0, releases=(KvRelease(full_until, spec.kv_tokens_total),))
+    if not spec.releases:
+        return spec
+    shifted = (KvRelease(one.at_seconds - clock_offset_seconds, one.tokens) for one in spec.releases)
+    return replace(spec, releases=tuple(shifted))
+
+
+def model_mismatch(status: pb.PingReply, model_digest: str) -> ModelMismatch:
+    """The error that says which model a peer serves instead of the wanted one."""
+    return ModelMismatch(
+        f"the initial peers serve {printable(status.model_name) or 'another model'} ({status.model_digest[:12]}),"
+        f" not this model ({model_digest[:12]})"
+    )
+
+
+def printable(text: str) -> str:
+    """A peer's own text, at most 80 characters, as it may be written to a terminal."""
+    return "".join(char for char in text[:80] if char.isprintable())

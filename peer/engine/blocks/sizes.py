@@ -1,0 +1,67 @@
+"""What a block will need of memory, before any of its weights is read: the stage is built on torch's meta device, where
+tensors have a shape and a dtype but no bytes.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from ....proto.model.family import BlockList, attention_implementation, stage_class
+from ....proto.wire.tensors import DTYPES
+from ....routing.swarm import BlockRange
+from ..cache.row import RowKV
+from ..weights.quantize import Packing, packed_block_bytes
+from .stage import Route, RowSlice, StageView
+
+
+def measure_block(config: PreTrainedConfig, dtype: str, packing: Packing) -> tuple[int, int]:
+    """Bytes of the weights of the model's largest block, and of one token's attention cache in the block that needs
+    most, with activations in `dtype` ("float32"), and weights as they are loaded in it and packed. The few weights
+    that a family keeps in float32 even so are counted in `dtype`.
+
+    Raises UnsupportedModel. Takes no memory to speak of, and time that grows with the number of blocks.
+    """
+    everything = BlockRange(0, config.num_hidden_layers)
+    model_class = stage_class(config, everything)
+    with torch.device("meta"):
+        model: Any = model_class._from_config(
+            copy.deepcopy(config), dtype=DTYPES[dtype], attn_implementation=attention_implementation(model_class)
+        ).eval()
+        found = BlockList.at(model, model.blocks_path)
+        weights = max(packed_block_bytes(block, packing) for block in found.blocks)
+        hidden = torch.zeros(1, model.config.hidden_size, dtype=DTYPES[dtype])
+        return weights, max(_kv_bytes(found, block, hidden) for block in everything)
+
+
+def _kv_bytes(found: BlockList, block: int, hidden: torch.Tensor) -> int:
+    """What one block hands to the cache for one token; what comes after its attention does not run."""
+    cache = _CacheProbe(BlockRange(block, block + 1))
+    try:
+        StageView(found, block, cache.blocks, Route.SINGLE, set()).forward(hidden, [RowSlice(cache, 0, 1)])
+    except _HandedOver as handed:
+        return handed.nbytes
+    raise AssertionError(f"block {block} caches nothing")
+
+
+class _HandedOver(Exception):
+    """Ends the forward: experts are chosen by value, and the meta device has none."""
+
+    def __init__(self, nbytes: int) -> None:
+        super().__init__()
+        self.nbytes = nbytes
+
+
+class _CacheProbe(RowKV):
+    """A cache that only looks at what it is given."""
+
+    def __init__(self, blocks: BlockRange) -> None:
+        super().__init__(blocks, max_tokens=1)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        raise _HandedOver(key_states.nbytes + value_states.nbytes)

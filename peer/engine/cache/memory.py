@@ -1,0 +1,73 @@
+"""One session's part of the pool: its reservation, what it may begin with, and what it leaves for later sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ....proto.errors import RemoteProtocolError
+from ....proto.wire.prefixes import PAGE_TOKENS, Digests
+from ....routing.swarm import BlockRange, PeerId
+from .pool import KvPool
+from .row import KvUsage, RowKV
+
+
+class SessionMemory:
+    """Pins the pages that are held of `prefixes` (per row) until `unpin`; made in any thread, used in the engine's.
+
+    Of the pool it takes `nbytes` from `reserve` to `close`.
+    """
+
+    def __init__(
+        self, pool: KvPool, client: PeerId, blocks: BlockRange, nbytes: int, prefixes: Sequence[Digests] = ()
+    ) -> None:
+        self._pool = pool
+        self._client = client
+        self._nbytes = nbytes
+        self._reserved = False
+        self._pinned = tuple(pool.prefixes.pin(client, digests, blocks) for digests in prefixes)
+        self.held_tokens = tuple(pinned.tokens for pinned in self._pinned)
+        """Per prefix, the first tokens that a row may begin with."""
+
+    @property
+    def usage(self) -> KvUsage:
+        """For the rows of the session."""
+        return self._pool.usage
+
+    def reserve(self) -> None:
+        """Before the first row: pages of earlier sessions give way. Idempotent."""
+        if not self._reserved:
+            self._reserved = True
+            self._pool.reserve(self._nbytes)
+
+    def adopt(self, row: RowKV, index: int, tokens: int) -> None:
+        """Have the row of that index, which may have adopted less before, begin with `tokens` tokens of its prefix.
+
+        Raises RemoteProtocolError if so many are not held. O(tokens that are new).
+        """
+        if tokens == 0:
+            return
+        held = self._pinned[index].tokens if index < len(self._pinned) else 0
+        if tokens > held:
+            raise RemoteProtocolError(f"row {index} cannot begin with {tokens} tokens: {held} are held")
+        pages = self._pinned[index].pages(-(-tokens // PAGE_TOKENS) * PAGE_TOKENS)
+        row.append(pages[row.length // PAGE_TOKENS :], room_tokens=held)
+        row.truncate(tokens)
+
+    def unpin(self) -> None:
+        """No row will begin with held tokens any more. Idempotent."""
+        pinned, self._pinned = self._pinned, ()
+        for one in pinned:
+            one.release()
+
+    def keep(self, row: RowKV, digests: Digests) -> None:
+        """Keep the first pages of a row for later sessions. Raises RemoteProtocolError if it has not so many tokens."""
+        if len(digests) * PAGE_TOKENS > row.length:
+            raise RemoteProtocolError(f"a row of {row.length} tokens has no {len(digests)} pages to keep")
+        self._pool.prefixes.keep(self._client, digests, row)
+
+    def close(self) -> None:
+        """Give the reservation back; the session's rows are released. Idempotent."""
+        self.unpin()
+        if self._reserved:
+            self._reserved = False
+            self._pool.reserve(-self._nbytes)

@@ -1,0 +1,39 @@
+"""The memory of a peer's attention caches: what sessions have reserved, what their rows occupy, what is kept for later.
+
+Sessions reserve when they open, for the most that they may need; their rows allocate as they fill. What nobody has
+reserved is lent to the prefix cache, which gives it back the moment that a session reserves it.
+"""
+
+from __future__ import annotations
+
+from .prefix_cache import PrefixCache
+from .row import KvUsage
+
+
+class KvPool:
+    """Room for `capacity_bytes` of attention cache, of which at most `prefix_limit_bytes` are lent to prefixes.
+
+    It counts; whether a session gets its reservation was decided before. Rows are made with `usage`. One thread only,
+    but for `PrefixCache.pin` and for reading the numbers.
+    """
+
+    def __init__(self, capacity_bytes: int, prefix_limit_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.reserved_bytes = 0
+        self.usage = KvUsage()
+        self.prefixes = PrefixCache(min(prefix_limit_bytes, capacity_bytes))
+
+    @property
+    def used_bytes(self) -> int:
+        """What the rows of all sessions occupy now."""
+        return self.usage.nbytes
+
+    @property
+    def free_bytes(self) -> int:
+        """What sessions may still reserve; prefixes give way."""
+        return self.capacity_bytes - self.reserved_bytes
+
+    def reserve(self, nbytes: int) -> None:
+        """A session may fill so much; of a negative number, it may not any more, and its rows are released."""
+        self.reserved_bytes += nbytes
+        self.prefixes.shrink_to(max(0, self.free_bytes))

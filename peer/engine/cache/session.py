@@ -1,0 +1,280 @@
+"""The rows of one session on this peer, and a step of the session while it is computed chunk by chunk.
+
+Everything here runs in the engine's thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ....proto.errors import RemoteProtocolError
+from ....proto.wire.prefixes import PAGE_TOKENS, Digests
+from ....proto.wire.steps import RowTable, StepPlan
+from ....proto.wire.tensors import WireFormat
+from ....routing.swarm import BlockRange
+from ..batch import Share, compute_shares
+from ..blocks.stage import RowSlice, Stage
+from .memory import SessionMemory
+from .row import RowKV
+from .wire import decode_rows, encode_rows, largest_size
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What a step gave: all its tokens packed in wire format, and when it ran (Unix seconds)."""
+
+    data: bytes
+    started_at: float
+    finished_at: float
+
+
+class StepProgress:
+    """A step that has begun: its rows are permuted and truncated, some of its tokens are computed.
+
+    Ends with `finish` or with `abandon`.
+    """
+
+    def __init__(self, kv: SessionKv, plan: StepPlan, hidden: torch.Tensor, known_rows: int) -> None:
+        """`hidden`: the tokens of the plan, (T, H), on the CPU. Of the rows, the first `known_rows` are not new."""
+        self.blocks = kv.blocks
+        self._kv = kv
+        self._known_rows = known_rows
+        self._hidden = hidden
+        self._output = torch.empty_like(hidden)
+        self._pieces = [piece for piece in plan.rows if piece.count]
+        self._done = [0] * len(self._pieces)
+        self._offsets: list[int] = []
+        offset = 0
+        for piece in self._pieces:
+            self._offsets.append(offset)
+            offset += piece.count
+
+    @property
+    def remaining(self) -> tuple[int, ...]:
+        """Tokens left to compute, of every row that has any in this step."""
+        return tuple(piece.count - done for piece, done in zip(self._pieces, self._done, strict=True))
+
+    def share(self, takes: Sequence[tuple[int, int]]) -> Share:
+        """The next tokens of some rows, as (index in `remaining`, tokens)."""
+        spans = []
+        slices = []
+        for row, count in takes:
+            begin = self._offsets[row] + self._done[row]
+            spans.append((begin, begin + count))
+            piece = self._pieces[row]
+            slices.append(RowSlice(self._kv.row(piece.row), piece.start + self._done[row], count))
+        parts = [self._hidden[begin:end] for begin, end in spans]
+        return Share(self.blocks, parts[0] if len(parts) == 1 else torch.cat(parts), tuple(slices))
+
+    def store(self, takes: Sequence[tuple[int, int]], output: torch.Tensor) -> None:
+        """Keep what `share(takes)` gave, (T, H) on the CPU."""
+        parts = output.split([count for _, count in takes])
+        for (row, count), part in zip(takes, parts, strict=True):
+            begin = self._offsets[row] + self._done[row]
+            self._output[begin : begin + count] = part
+            self._done[row] += count
+
+    def finish(self) -> bytes:
+        """All tokens of the step in wire format."""
+        assert not any(self.remaining)
+        self._kv.end_step(self)
+        return self._kv.wire_format.encode(self._output)
+
+    def abandon(self) -> None:
+        """Drop what was computed: every row has the length that the step began with, new ones are gone."""
+        for piece in self._pieces:
+            self._kv.row(piece.row).truncate(piece.start)
+        self._kv.end_step(self)
+        self._kv.keep_rows(self._known_rows)
+
+
+class SessionKv:
+    """The rows of one session on this peer."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        blocks: BlockRange,
+        wire_format: WireFormat,
+        kv_tokens: int,
+        max_rows: int,
+        memory: SessionMemory,
+    ) -> None:
+        self.wire_format = wire_format
+        self.held_tokens = memory.held_tokens
+        """Per row, from row 0 on, the tokens that it may begin with (`adopt`)."""
+        self._stage = stage
+        self._view = stage.view(blocks)
+        self._kv_tokens = kv_tokens
+        self._max_rows = max_rows
+        self._memory = memory
+        self._rows: list[RowKV] = []
+        self._step: StepProgress | None = None
+
+    @property
+    def blocks(self) -> BlockRange:
+        return self._view.blocks
+
+    @property
+    def table(self) -> RowTable:
+        return RowTable(tuple(row.length for row in self._rows))
+
+    def row(self, index: int) -> RowKV:
+        return self._rows[index]
+
+    def step(self, plan: StepPlan, data: bytes) -> StepOutput:
+        """A whole step at once, on its own. Raises as `begin` does, OutOfMemory, RetryElsewhere.
+
+        The rows have the lengths that the step began with after an error.
+        """
+        started_at = time.time()
+        progress = self.begin(plan, data)
+        takes = [(row, count) for row, count in enumerate(progress.remaining)]
+        if takes:
+            (output,) = compute_shares(self._stage, [progress.share(takes)])
+            if isinstance(output, Exception):
+                progress.abandon()
+                raise output
+            progress.store(takes, output)
+        return StepOutput(progress.finish(), started_at, time.time())
+
+    def begin(self, plan: StepPlan, data: bytes) -> StepProgress:
+        """Permute and truncate; what remains is to compute.
+
+        Raises RemoteProtocolError for a plan that does not fit the rows or the reservation, for data of another size
+        than the plan's, and for values that are not finite; OutOfMemory. The rows are as they were then.
+        """
+        self._expect_no_step()
+        self._check(plan)
+        hidden = self._decode(plan, data)
+        self._memory.reserve()
+        self._memory.unpin()
+        if plan.source_rows is not None:
+            self._permute(plan.source_rows)
+        known_rows = len(self._rows)
+        for piece in plan.rows:
+            if piece.row == len(self._rows):
+                self._rows.append(self._new_row())
+            self._rows[piece.row].truncate(piece.start)
+        self._step = StepProgress(self, plan, hidden, known_rows)
+        return self._step
+
+    def adopt(self, index: int, tokens: int) -> None:
+        """Before the first step: have a row begin with so many of its held tokens. O(tokens that are new).
+
+        `index` is that of the next new row, or of the last one, to have it begin with more than before; so a long
+        beginning can be adopted in parts. Raises RemoteProtocolError if so many tokens are not held.
+        """
+        self._expect_no_step()
+        self._memory.reserve()
+        if index == len(self._rows):
+            self._rows.append(self._new_row())
+        self._memory.adopt(self._rows[index], index, tokens)
+
+    def keep(self, index: int, digests: Digests) -> None:
+        """Keep the first pages of a row for later sessions, as far as there is room. O(tokens that are not kept yet).
+
+        Raises RemoteProtocolError if the row does not have so many tokens.
+        """
+        self._expect_no_step()
+        self._memory.keep(self._rows[index], digests)
+
+    @property
+    def page_bytes(self) -> int:
+        """At most so much is one page of a row."""
+        return PAGE_TOKENS * len(self.blocks) * self._stage.kv_bytes_per_token
+
+    def end_step(self, step: StepProgress) -> None:
+        assert self._step is step
+        self._step = None
+
+    def keep_rows(self, count: int) -> None:
+        """Forget all rows but the first ones."""
+        self._replace_rows(self._rows[:count])
+
+    def reset(self) -> None:
+        """Forget every row."""
+        self._expect_no_step()
+        self._memory.unpin()
+        self.keep_rows(0)
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._expect_no_step()
+        self.keep_rows(0)
+        self._memory.close()
+
+    def export(self) -> bytes:
+        """Every row's cached tokens, for `import_` on another peer with the same blocks. O(tokens)."""
+        self._expect_no_step()
+        return encode_rows([row.export() for row in self._rows], self.blocks)
+
+    def largest_import(self, lengths: Sequence[int]) -> int:
+        """Bytes that an import of these rows may have. Raises RemoteProtocolError for more than was reserved."""
+        if len(lengths) > self._max_rows or sum(lengths) > self._kv_tokens:
+            raise RemoteProtocolError("the imported cache is larger than what the session reserved")
+        return largest_size(lengths, self.blocks, self._stage.kv_bytes_per_token)
+
+    def import_(self, lengths: Sequence[int], data: bytes) -> None:
+        """Replace the rows by exported ones. Raises RemoteProtocolError if they do not fit; nothing changes then."""
+        self._expect_no_step()
+        if len(data) > self.largest_import(lengths):
+            raise RemoteProtocolError("the imported cache has more bytes than its rows can have")
+        scratch = self._view.new_row(max_tokens=1)
+        nothing = torch.zeros(1, self._stage.hidden_size, dtype=self._stage.dtype)
+        specimen = Share(self.blocks, nothing, (RowSlice(scratch, 0, 1),))
+        (output,) = compute_shares(self._stage, [specimen])
+        if isinstance(output, Exception):
+            raise output
+        rows = decode_rows(data, lengths, self.blocks, scratch.export())
+        scratch.release()
+        self._memory.reserve()
+        self._memory.unpin()
+        self._replace_rows([RowKV.import_(self.blocks, self._kv_tokens, row, self._memory.usage) for row in rows])
+
+    def _new_row(self) -> RowKV:
+        return RowKV(self.blocks, self._kv_tokens, self._memory.usage)
+
+    def _check(self, plan: StepPlan) -> None:
+        assert not plan.adopted, "rows adopt before the step"
+        table = self.table.after(plan)
+        if len(table.lengths) > self._max_rows:
+            raise RemoteProtocolError(
+                f"the session reserved {self._max_rows} rows, this step needs {len(table.lengths)}"
+            )
+        if table.tokens > self._kv_tokens:
+            raise RemoteProtocolError(f"the session reserved {self._kv_tokens} tokens, this step needs {table.tokens}")
+
+    def _decode(self, plan: StepPlan, data: bytes) -> torch.Tensor:
+        """The plan's tokens, (T, H) in the stage's dtype, on the CPU."""
+        hidden = self.wire_format.decode(data)
+        if hidden.shape[0] != plan.tokens:
+            raise RemoteProtocolError(f"a step of {plan.tokens} tokens came with {hidden.shape[0]}")
+        hidden = hidden.to(self._stage.dtype)
+        if not torch.isfinite(hidden).all():
+            raise RemoteProtocolError("a step has activations that are not finite")
+        return hidden
+
+    def _permute(self, source_rows: Sequence[int]) -> None:
+        """A row is moved where it is used first, and copied where it is used again."""
+        moved: set[int] = set()
+        rows = []
+        for source in source_rows:
+            rows.append(self._rows[source].fork() if source in moved else self._rows[source])
+            moved.add(source)
+        self._replace_rows(rows)
+
+    def _replace_rows(self, rows: list[RowKV]) -> None:
+        kept = {id(row) for row in rows}
+        for row in self._rows:
+            if id(row) not in kept:
+                row.release()
+        self._rows = rows
+
+    def _expect_no_step(self) -> None:
+        if self._step is not None:
+            raise RuntimeError("a session's step is under way; nothing else can happen to its rows")

@@ -1,0 +1,368 @@
+"""A block's linear modules replaced by packed matrices; everything else in the block stays the family's own code.
+
+Linears that are given the same input one after the other (queries, keys and values; gate and up) become one matrix: the
+input is prepared once and one product is computed instead of three.  Which those are is found by looking at a tiny
+model of the same kind (`shared_inputs`).
+
+What is not packed: modules that only look like a linear (routers of experts), and outputs so few that they are a gate
+rather than a matrix; their weights are nothing, and their precision decides who computes.
+Experts are one parameter with three axes, not linears: they are packed, each by itself, where their family computes
+them by transformers' common scheme and the format saves memory; elsewhere they stay as they are.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from ....proto.model.family import find_blocks, random_model, tiny_config
+from ..device import CPU
+from .packed import (
+    Int4Matrix,
+    PackedMatrix,
+    PrepackedMatrix,
+    TwoRowMatrix,
+    int4_bytes,
+    int4_group,
+    prepacked_bytes,
+    two_row_bytes,
+)
+from .packed_gpu import NF4_GROUP, Int8WeightMatrix, Nf4Matrix, int8_weight_bytes, nf4_bytes
+
+InputGroups = frozenset[tuple[str, ...]]
+"""Names of linears within a block that are given the same input, in the order of their calls."""
+
+_FEWEST_OUTPUTS = 16
+_FEWEST_COLUMNS = 2
+
+
+class Packing(enum.Enum):
+    """How the matrices of a block are held."""
+
+    PLAIN = "plain"
+    """As they were loaded."""
+    PREPACKED = "prepacked"
+    """In oneDNN's layout, the values unchanged."""
+    INT8 = "int8"
+    INT8_REDUCED = "int8 reduced"
+    """int8 with one bit less in the activations, for processors without VNNI."""
+    INT4 = "int4"
+    INT8_WEIGHTS = "int8 weights"
+    """int8 without rounding activations, for GPUs."""
+    NF4 = "nf4"
+    """For GPUs."""
+
+    @property
+    def saves_memory(self) -> bool:
+        return self not in (Packing.PLAIN, Packing.PREPACKED)
+
+    def numeric_format(self, dtype: str) -> str:
+        """What the peer's record says, see `proto/wire/precision.py`, for weights loaded in `dtype` ("float32")."""
+        if not self.saves_memory:
+            return dtype
+        return self.value if self in (Packing.INT4, Packing.NF4) else "int8"
+
+    def fits(self, outputs: int, columns: int) -> bool:
+        """Whether a linear of that shape is packed."""
+        if self is Packing.PLAIN or outputs < _FEWEST_OUTPUTS or columns < _FEWEST_COLUMNS:
+            return False
+        if self is Packing.NF4:
+            return columns % NF4_GROUP == 0
+        return self is not Packing.INT4 or int4_group(outputs, columns) is not None
+
+    def pack(self, weights: Sequence[torch.Tensor], device: torch.device = CPU) -> PackedMatrix:
+        """One matrix of weights (N_i, K), stacked; those for GPUs are packed on `device`, wherever the weights are.
+
+        Raises RuntimeError if this torch or processor cannot.
+        """
+        makers: dict[Packing, Callable[[Sequence[torch.Tensor]], PackedMatrix]] = {
+            Packing.PREPACKED: PrepackedMatrix,
+            Packing.INT8: TwoRowMatrix,
+            Packing.INT8_REDUCED: functools.partial(TwoRowMatrix, reduce_range=True),
+            Packing.INT4: Int4Matrix,
+            Packing.INT8_WEIGHTS: functools.partial(Int8WeightMatrix, device=device),
+            Packing.NF4: functools.partial(Nf4Matrix, device=device),
+        }
+        return makers[self](weights)
+
+    def nbytes(self, outputs: int, columns: int, dtype: torch.dtype) -> int:
+        """What a packed matrix of that shape, loaded in `dtype`, will hold."""
+        match self:
+            case Packing.PREPACKED:
+                return prepacked_bytes(outputs, columns, dtype)
+            case Packing.INT4:
+                return int4_bytes(outputs, columns)
+            case Packing.INT8_WEIGHTS:
+                return int8_weight_bytes(outputs, columns, dtype)
+            case Packing.NF4:
+                return nf4_bytes(outputs, columns)
+        return two_row_bytes(outputs, columns)
+
+
+class SharedProduct:
+    """The product of one packed matrix, of which each of several linears takes its columns.
+
+    The first of them, in the order in which the family calls them, computes; the others take what is theirs if they
+    are given the very same tensor, and compute otherwise.  A product is kept until the last has taken its part, the
+    first never uses an old one.  That the input is not written to between the calls was seen by `shared_inputs`.
+    """
+
+    def __init__(self, matrix: PackedMatrix, widths: Sequence[int]) -> None:
+        self.matrix = matrix
+        self._widths = list(widths)
+        self._input: torch.Tensor | None = None
+        self._parts: list[torch.Tensor | None] = []
+
+    def take(self, rows: torch.Tensor, index: int) -> torch.Tensor:
+        """(..., K) -> (..., N_index), a view unless it is the only one; each part is taken once."""
+        if len(self._widths) == 1:
+            return self._multiply(rows)
+        part = self._parts[index] if index > 0 and self._input is rows else None
+        if part is None:
+            self._input = rows
+            self._parts = list(self._multiply(rows).split(self._widths, dim=-1))
+            part = self._parts[index]
+        self._parts[index] = None
+        if all(other is None for other in self._parts):
+            self._input, self._parts = None, []
+        assert part is not None
+        return part
+
+    def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        shape = rows.shape
+        return self.matrix.multiply(rows.reshape(-1, shape[-1])).view(*shape[:-1], -1)
+
+
+class PackedLinear(nn.Module):
+    """Stands where a block had a linear."""
+
+    def __init__(self, product: SharedProduct, index: int, weight: torch.Tensor, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.bias = bias
+        # Families, and the stage, ask weights for the dtype of what passes through.
+        self.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
+        self.packed_bytes = product.matrix.nbytes if index == 0 else 0
+        """Bytes held beside parameters and buffers; those of a shared matrix are counted once."""
+        self._product = product
+        self._index = index
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        output = self._product.take(hidden_states, self._index)
+        return output if self.bias is None else output + self.bias
+
+
+class PackedExperts(nn.Module):
+    """Stands where a block had experts that transformers computes by its common scheme, see `ExpertsInterface`."""
+
+    def __init__(self, experts: Any, packing: Packing, device: torch.device) -> None:
+        """The weights are taken out of `experts`, which keeps its biases and its activation."""
+        super().__init__()
+        self._family = experts
+        up_name = _up_name(experts)
+        self._up = _pack_experts(experts, up_name, packing, device)
+        self._down = _pack_experts(experts, "down_proj", packing, device)
+        self._up_bias = getattr(experts, f"{up_name}_bias", None) if experts.has_bias else None
+        self._down_bias = experts.down_proj_bias if experts.has_bias else None
+        self.packed_bytes = sum(matrix.nbytes for matrix in (*self._up, *self._down))
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """(T, H), experts (T, k) and their weights (T, k) -> (T, H).
+
+        What a token gets is added up in the order of its experts, so it does not depend on the other tokens.
+        """
+        output = torch.zeros_like(hidden_states)
+        for expert in sorted(set(top_k_index.flatten().tolist())):
+            tokens, places = torch.where(top_k_index == expert)
+            inner = _add(self._up[expert].multiply(hidden_states[tokens]), self._up_bias, expert)
+            inner = self._family._apply_gate(inner) if self._family.has_gate else self._family.act_fn(inner)
+            outer = _add(self._down[expert].multiply(inner), self._down_bias, expert)
+            output.index_add_(0, tokens, (outer * top_k_weights[tokens, places, None]).to(output.dtype))
+        return output
+
+
+@torch.inference_mode()
+def pack_block(block: nn.Module, packing: Packing, groups: InputGroups, device: torch.device = CPU) -> None:
+    """Replace what `packing` fits, in place; `groups` are those of the model's configuration.
+
+    Each weight is let go as soon as it is packed, see `Packing.pack`; what is not packed stays where it is. Raises
+    RuntimeError if this torch or processor cannot.
+    """
+    linears = dict(_packable(block, packing))
+    for names in _applicable(linears, groups):
+        modules = [linears.pop(name) for name in names]
+        weights = [_weight(module) for module in modules]
+        product = SharedProduct(packing.pack(weights, device), [weight.shape[0] for weight in weights])
+        for index, (name, module) in enumerate(zip(names, modules, strict=True)):
+            _replace(block, name, PackedLinear(product, index, weights[index], module.bias))
+        del modules, module, weights
+    for name, experts in list(_packable_experts(block, packing)):
+        _replace(block, name, PackedExperts(experts, packing, device))
+
+
+@torch.inference_mode()
+def packed_block_bytes(block: nn.Module, packing: Packing) -> int:
+    """Bytes that `block`, which may be on the meta device, will hold after `pack_block`."""
+    before = sum(tensor.nbytes for tensor in (*block.parameters(), *block.buffers()))
+    weights: list[torch.Tensor] = [module.weight for _, module in _packable(block, packing)]
+    shapes: list[Sequence[int]] = [_weight(module).shape for _, module in _packable(block, packing)]
+    for _, experts in _packable_experts(block, packing):
+        for parameter in (getattr(experts, _up_name(experts)), experts.down_proj):
+            weights.append(parameter)
+            shapes += [_expert_shape(experts, parameter)] * parameter.shape[0]
+    dtype = weights[0].dtype if weights else torch.float32
+    packed = sum(packing.nbytes(outputs, columns, dtype) for outputs, columns in shapes)
+    return before - sum(weight.nbytes for weight in weights) + packed
+
+
+def held_bytes(block: nn.Module) -> int:
+    """Bytes of a block's weights as they are held now, packed or not."""
+    packed: int = sum(getattr(module, "packed_bytes", 0) for module in block.modules())
+    return packed + sum(tensor.nbytes for tensor in (*block.parameters(), *block.buffers()))
+
+
+def shared_inputs(config: PreTrainedConfig) -> InputGroups:
+    """Which linears of a block are given the same input, seen in a tiny model of the same kind.
+
+    Takes about 0.1 s the first time, nothing after that. Raises UnsupportedModel if there is no tiny model.
+    """
+    tiny = tiny_config(config)
+    key = f"{type(tiny).__name__} {tiny.to_json_string()}"
+    if key not in _shared_inputs:
+        _shared_inputs[key] = _observe_inputs(tiny)
+    return _shared_inputs[key]
+
+
+_shared_inputs: dict[str, InputGroups] = {}
+
+
+@torch.inference_mode()
+def _observe_inputs(config: PreTrainedConfig) -> InputGroups:
+    """Run a tiny model; the inputs seen are all kept until the end, so that no two have the same identity."""
+    model = random_model(config)
+    groups: set[tuple[str, ...]] = set()
+    for block in find_blocks(model, config.num_hidden_layers).blocks:
+        seen: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+        hooks = [
+            module.register_forward_pre_hook(functools.partial(_note, seen, name))
+            for name, module in _packable(block, Packing.PREPACKED)
+        ]
+        model(input_ids=torch.arange(3, 6)[None], use_cache=False)
+        for hook in hooks:
+            hook.remove()
+        groups |= _group(seen)
+    return frozenset(groups)
+
+
+def _note(seen: list[tuple[str, torch.Tensor, torch.Tensor]], name: str, _: nn.Module, inputs: Sequence[Any]) -> None:
+    seen.append((name, inputs[0], inputs[0].clone()))
+
+
+def _group(seen: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> set[tuple[str, ...]]:
+    """From the calls of a forward (name, input, its value then) those that share an unchanged input, twice or more."""
+    calls: dict[str, int] = {}
+    by_input: dict[int, list[tuple[str, torch.Tensor]]] = {}
+    for name, rows, value in seen:
+        calls[name] = calls.get(name, 0) + 1
+        by_input.setdefault(id(rows), []).append((name, value))
+    groups = set()
+    for members in by_input.values():
+        unchanged = all(torch.equal(value, members[0][1]) for _, value in members)
+        names = tuple(name for name, _ in members)
+        if len(names) > 1 and unchanged and all(calls[name] == 1 for name in names):
+            groups.add(names)
+    return groups
+
+
+def _applicable(linears: dict[str, Any], groups: InputGroups) -> list[tuple[str, ...]]:
+    """The block's linears in groups, every one once: those of `groups` that are all there, large ones first, the
+    others alone."""
+    chosen: list[tuple[str, ...]] = []
+    left = dict.fromkeys(linears)
+    for names in sorted(groups, key=lambda names: (-len(names), names)):
+        if all(name in left for name in names) and len({_weight(linears[name]).shape[1] for name in names}) == 1:
+            chosen.append(names)
+            for name in names:
+                del left[name]
+    return [*chosen, *((name,) for name in left)]
+
+
+def _packable(block: nn.Module, packing: Packing) -> Iterable[tuple[str, Any]]:
+    """The linears that are packed, by name."""
+    for name, module in block.named_modules():
+        if _is_linear(module) and packing.fits(*_weight(module).shape):
+            yield name, module
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module computes what its weight and bias say, also if it is a family's own kind of linear.
+
+    Those are tried: routers of experts are kinds of linears too, but return more than a product.
+    """
+    if type(module) in (nn.Linear, Conv1D):
+        return True
+    if not isinstance(module, nn.Linear):
+        return False
+    rows = torch.ones(1, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
+    product = nn.functional.linear(rows, module.weight, module.bias)
+    output = module(rows)
+    if not isinstance(output, torch.Tensor) or output.shape != product.shape:
+        return False
+    return output.is_meta or torch.allclose(output, product, rtol=1e-2, atol=1e-5)
+
+
+def _packable_experts(block: nn.Module, packing: Packing) -> Iterable[tuple[str, Any]]:
+    if not packing.saves_memory:
+        return
+    for name, module in block.named_modules():
+        if not hasattr(module, "is_transposed") or getattr(module, "has_post_expert_norm", False):
+            continue
+        parameters = [getattr(module, _up_name(module), None), getattr(module, "down_proj", None)]
+        if all(
+            isinstance(parameter, nn.Parameter)
+            and parameter.dim() == 3
+            and packing.fits(*_expert_shape(module, parameter))
+            for parameter in parameters
+        ):
+            yield name, module
+
+
+def _weight(module: Any) -> torch.Tensor:
+    """(N, K), a view."""
+    weight: torch.Tensor = module.weight.data
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def _up_name(experts: Any) -> str:
+    return "gate_up_proj" if experts.has_gate else "up_proj"
+
+
+def _expert_shape(experts: Any, parameter: torch.Tensor) -> tuple[int, int]:
+    """(N, K) of one expert."""
+    first, second = parameter.shape[1:]
+    return (second, first) if experts.is_transposed else (first, second)
+
+
+def _pack_experts(experts: Any, name: str, packing: Packing, device: torch.device) -> list[PackedMatrix]:
+    """Takes the parameter out of the module."""
+    weights = getattr(experts, name).data
+    delattr(experts, name)
+    return [packing.pack([weight.T if experts.is_transposed else weight], device) for weight in weights]
+
+
+def _add(output: torch.Tensor, bias: torch.Tensor | None, expert: int) -> torch.Tensor:
+    return output if bias is None else output + bias[expert]
+
+
+def _replace(block: nn.Module, name: str, module: nn.Module) -> None:
+    path, _, attribute = name.rpartition(".")
+    setattr(block.get_submodule(path), attribute, module)

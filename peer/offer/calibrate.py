@@ -1,0 +1,99 @@
+"""What a block costs on this machine, measured on the path that serves sessions.
+
+Decode takes `a + b * rows + c * context`, prefill `a' + p * tokens` (seconds per block).  Each is a least-squares line
+of relative errors through the fastest of a few runs per point: neighbours on a machine only ever make a run slower.
+While the peer serves, `cost_estimate` goes on from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...routing.swarm import ComputeCost
+from ..engine.engine import Engine
+from ..engine.trial import StepTrial
+
+BUDGET_SECONDS = 2.0
+"""For the timed runs. A stage that is too slow for it is measured with fewer of its blocks and shorter steps."""
+ROUNDS = 4
+DECODE_POINTS = ((1, 64), (1, 512), (4, 64), (8, 64), (8, 256))
+"""(rows, context of each)"""
+PREFILL_TOKENS = (16, 64, 128)
+GPU_PREFILL_TOKENS = (64, 256, 512)
+"""In the time that a GPU takes to read the weights it computes dozens of tokens; fewer do not show what one costs."""
+_MIN_BLOCKS = 2
+"""The weights of one block might stay in a cache, as they never do when a peer serves."""
+_SAME_SHARE = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    features: tuple[float, ...]
+    run: Callable[[], None]
+
+
+def calibrate(engine: Engine, clock: Callable[[], float]) -> ComputeCost:
+    """Measure the engine's stage; runs in the engine's thread, for about `BUDGET_SECONDS` at most.
+
+    `clock` is a monotonic clock in seconds.
+    """
+    trial = _warm_up(engine, clock)
+    decode = [_Point((1.0, rows, rows * context), trial.decode(rows, context)) for rows, context in DECODE_POINTS]
+    lengths = PREFILL_TOKENS if engine.stage.device.type == "cpu" else GPU_PREFILL_TOKENS
+    prefill = [_Point((1.0, tokens), trial.prefill(tokens)) for tokens in lengths]
+    spent_from = clock()
+    best = [float("inf")] * (len(decode) + len(prefill))
+    # Round by round, so that a moment of other load hits one run of every point and not all runs of one.
+    for done in range(ROUNDS):
+        if done and (clock() - spent_from) * (done + 1) / done > BUDGET_SECONDS:
+            break
+        for index, point in enumerate([*decode, *prefill]):
+            best[index] = min(best[index], _timed(point.run, clock))
+    blocks = trial.num_blocks
+    fixed, per_row, per_token = _fit([point.features for point in decode], best[: len(decode)])
+    prefill_fixed, prefill_per_token = _fit([point.features for point in prefill], best[len(decode) :])
+    return ComputeCost(*(value / blocks for value in (fixed, per_row, per_token, prefill_fixed, prefill_per_token)))
+
+
+def still_holds(engine: Engine, known: ComputeCost, clock: Callable[[], float]) -> bool:
+    """Whether one decode step takes what an earlier measurement says, within 30 %. Runs in the engine's thread."""
+    trial = _warm_up(engine, clock)
+    run = trial.decode(1, 64)
+    seconds = min(_timed(run, clock) for _ in range(ROUNDS)) / trial.num_blocks
+    expected = known.decode_seconds(1, 64)
+    return abs(seconds - expected) <= _SAME_SHARE * expected
+
+
+def _warm_up(engine: Engine, clock: Callable[[], float]) -> StepTrial:
+    """A trial with as many blocks as the budget allows, warm."""
+    total = len(engine.blocks)
+    few = StepTrial(engine.stage, min(_MIN_BLOCKS, total))
+    run = few.decode(1, 1)
+    seconds = min(_timed(run, clock) for _ in range(3))
+    # One round has the work of about 60 decoded tokens where prompts are computed at ten times that speed.
+    affordable = int(BUDGET_SECONDS / ROUNDS / 30 / (seconds / few.num_blocks))
+    blocks = min(total, max(_MIN_BLOCKS, affordable))
+    trial = StepTrial(engine.stage, blocks)
+    warm = trial.decode(1, 1)
+    warm()
+    warm()
+    return trial
+
+
+def _timed(run: Callable[[], None], clock: Callable[[], float]) -> float:
+    began = clock()
+    run()
+    return clock() - began
+
+
+def _fit(features: Sequence[tuple[float, ...]], seconds: Sequence[float]) -> tuple[float, ...]:
+    """Coefficients >= 0 with the least relative errors; a negative one is noise and becomes 0, others take it up."""
+    from scipy.optimize import nnls
+
+    rows = np.array(features) / np.array(seconds)[:, None]
+    scale = rows.max(axis=0)
+    coefficients, _ = nnls(rows / scale, np.ones(len(rows)))
+    return tuple(float(value) for value in coefficients / scale)

@@ -1,0 +1,125 @@
+"""What a block costs, followed while the peer serves: the start-up measurement, corrected by the steps that ran.
+
+The same two lines as in `calibrate`: decode takes `a + b * rows + c * context`, prefill `a' + p * tokens`, seconds per
+block.  Each is a least-squares fit of relative errors that forgets: an observation loses half of its weight for every
+`HALF_LIFE_SECONDS` of serving and every `HALF_LIFE_STEPS` steps.  What was last known stays in each fit with the weight
+of a few steps, so that what the traffic does not tell (the cost of a context that nobody uses) is not invented.
+No I/O and no clock here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...routing.swarm import ComputeCost
+from ..engine.step_record import StepRecord
+
+HALF_LIFE_SECONDS = 200.0
+HALF_LIFE_STEPS = 2000
+INERTIA = 8.0
+"""What was last known counts as much as this many steps."""
+REFIT_STEPS = 20
+"""A fit takes half a millisecond, which is not to be had with every step."""
+OUTLIER = 3.0
+"""A step that took more than this many times what was expected counts as this many times: a machine that was suspended
+tells nothing, one that has become slow says it again with the next step."""
+
+_SHORTEST_SECONDS = 1e-9
+
+_DECODE_POINTS = ((1.0, 1.0, 64.0), (1.0, 4.0, 256.0), (1.0, 8.0, 512.0), (1.0, 1.0, 1024.0))
+_PREFILL_POINTS = ((1.0, 16.0), (1.0, 64.0), (1.0, 256.0))
+"""Where what was last known speaks in the fit."""
+
+
+class CostEstimate:
+    """The present cost of a block on this peer. One thread observes; any thread may read `cost`."""
+
+    def __init__(self, start: ComputeCost) -> None:
+        self._decode = _Line(_DECODE_POINTS, (start.decode_fixed, start.decode_per_row, start.decode_per_context_token))
+        self._prefill = _Line(_PREFILL_POINTS, (start.prefill_fixed, start.prefill_per_token))
+        self._last_seconds: float | None = None
+
+    def observe(self, step: StepRecord, now_seconds: float) -> None:
+        """Take in one step; `now_seconds` is of any clock that never goes back.
+
+        In a step with prompts and running rows the rows' own share is taken as known, the rest is the prompts'. O(1).
+        """
+        if step.blocks <= 0 or step.seconds <= 0:
+            return
+        idle = 0.0 if self._last_seconds is None else max(0.0, now_seconds - self._last_seconds)
+        self._last_seconds = now_seconds
+        keep = 0.5 ** (min(idle, HALF_LIFE_SECONDS) / HALF_LIFE_SECONDS + 1 / HALF_LIFE_STEPS)
+        per_block = step.seconds / step.blocks
+        if step.prefill_tokens == 0:
+            self._decode.observe((1.0, float(step.rows), float(step.context_tokens)), per_block, keep)
+        else:
+            rows_share = float(self._decode.coefficients[1]) * step.decode_rows
+            rest = max(per_block - rows_share, 0.1 * per_block)
+            self._prefill.observe((1.0, float(step.prefill_tokens)), rest, keep)
+
+    @property
+    def cost(self) -> ComputeCost:
+        """The cost as it is known now."""
+        fixed, per_row, per_context_token = (float(value) for value in self._decode.coefficients)
+        prefill_fixed, per_token = (float(value) for value in self._prefill.coefficients)
+        return ComputeCost(fixed, per_row, per_context_token, prefill_fixed, per_token)
+
+
+def has_changed(announced: ComputeCost, present: ComputeCost, share: float = 0.2) -> bool:
+    """Whether a client that plans with `announced` is off by more than `share`, in any of three typical steps."""
+    pairs = (
+        (announced.decode_seconds(1, 256), present.decode_seconds(1, 256)),
+        (announced.decode_seconds(8, 2048), present.decode_seconds(8, 2048)),
+        (announced.prefill_seconds(128), present.prefill_seconds(128)),
+    )
+    return any(abs(new - old) > share * old for old, new in pairs)
+
+
+class _Line:
+    """A least-squares fit of relative errors with coefficients >= 0 that starts at `start` and forgets."""
+
+    def __init__(self, points: Sequence[tuple[float, ...]], start: tuple[float, ...]) -> None:
+        features = np.array(points)
+        # Coefficients in units of the largest feature: one of seconds per token is as large as one of seconds.
+        self._scale: NDArray[np.float64] = features.max(axis=0)
+        self._latest: NDArray[np.float64] = np.array(start) * self._scale
+        self._seen = 0
+        self._points = features / self._scale
+        self._gram = np.zeros((len(start), len(start)))
+        self._moment = np.zeros(len(start))
+
+    @property
+    def coefficients(self) -> NDArray[np.float64]:
+        """Seconds per unit of each feature."""
+        return self._latest / self._scale
+
+    def observe(self, features: Sequence[float], seconds: float, keep: float) -> None:
+        """One observation; what was seen before keeps the share `keep` of its weight."""
+        scaled = np.array(features) / self._scale
+        expected = float(scaled @ self._latest)
+        if expected < _SHORTEST_SECONDS:  # nothing was known
+            expected = seconds
+        # Errors are relative to what was expected: relative to what was seen, a slow step would count for less.
+        relative, seen = scaled / expected, min(seconds / expected, OUTLIER)
+        self._gram = keep * self._gram + np.outer(relative, relative)
+        self._moment = keep * self._moment + relative * seen
+        self._seen += 1
+        if self._seen % REFIT_STEPS == 1:
+            self._latest = self._fit()
+
+    def _fit(self) -> NDArray[np.float64]:
+        from scipy.optimize import nnls
+
+        known = self._points @ self._latest
+        is_known = known >= _SHORTEST_SECONDS
+        rows, weight = self._points[is_known] / known[is_known, None], INERTIA / len(known)
+        gram = self._gram + weight * rows.T @ rows
+        moment = self._moment + weight * rows.sum(axis=0)
+        # min |L.T x - L^-1 m| is the same problem in the form that nnls takes; the ridge keeps the factor regular.
+        ridge = 1e-9 * np.trace(gram) / len(gram)
+        lower = np.linalg.cholesky(gram + ridge * np.eye(len(gram)))
+        fitted, _ = nnls(lower.T, np.linalg.solve(lower, moment))
+        return np.asarray(fitted)

@@ -1,0 +1,90 @@
+"""The yield mode: pauses between steps while the machine's owner needs it (`swarm-peer --nice`).
+
+How busy the others are is the machine's processor time without this process's, over the last second.  While they take
+half of the machine or more the peer computes only in the share that they leave; it stops yielding when they are below
+a third, so that it does not start and stop all the time.  Sessions always get on: never slower than a tenth.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..engine.step_record import StepRecord
+
+YIELD_FROM = 0.5
+YIELD_UNTIL = 0.33
+LONGEST_PAUSE_STEPS = 9.0
+"""Pauses are at most this many times as long as the step before."""
+LONGEST_PAUSE_SECONDS = 2.0
+SAMPLE_SECONDS = 1.0
+NICENESS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class CpuReading:
+    """Processor seconds since some moment."""
+
+    at_seconds: float
+    machine: float
+    """Of all processes on all cores."""
+    own: float
+
+
+def others_share(before: CpuReading, after: CpuReading, cores: int) -> float:
+    """The share of the machine that others used between two readings, 0 to 1."""
+    elapsed = after.at_seconds - before.at_seconds
+    if elapsed <= 0:
+        return 0.0
+    others = (after.machine - before.machine) - (after.own - before.own)
+    return min(1.0, max(0.0, others / (elapsed * cores)))
+
+
+def pause_seconds(share: float, step_seconds: float) -> float:
+    """The pause after a step that leaves the others the `share` of the machine that they use."""
+    steps = min(share / max(1e-9, 1 - share), LONGEST_PAUSE_STEPS)
+    return min(steps * step_seconds, LONGEST_PAUSE_SECONDS)
+
+
+class OwnerLoad:
+    """Looks at the machine from time to time and says how long to pause. Used by the engine's thread alone."""
+
+    def __init__(self, read: Callable[[], CpuReading], clock: Callable[[], float], cores: int) -> None:
+        """`clock` is the one that readings are taken by."""
+        self._read = read
+        self._clock = clock
+        self._cores = cores
+        self._before = read()
+        self._share = 0.0
+        self._yields = False
+        self._step_seconds = 0.0
+
+    def observe(self, step: StepRecord) -> StepRecord:
+        """Hear of a step; the step as sessions see it, with the pause that follows."""
+        self._step_seconds = step.seconds
+        return replace(step, seconds=step.seconds + self.pause())
+
+    def pause(self) -> float:
+        """Seconds to wait before the next step; 0 while the machine is free."""
+        if self._clock() - self._before.at_seconds >= SAMPLE_SECONDS:
+            reading = self._read()
+            self._share = others_share(self._before, reading, self._cores)
+            self._before = reading
+            self._yields = self._share >= (YIELD_UNTIL if self._yields else YIELD_FROM)
+        return pause_seconds(self._share, self._step_seconds) if self._yields else 0.0
+
+
+def read_cpu() -> CpuReading:
+    """The present reading; where the system does not tell, the others seem to do nothing."""
+    own = time.process_time()
+    machine = own
+    try:
+        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
+        user, nice, system, _idle, _iowait, irq, softirq = (int(field) for field in fields[:7])
+        machine = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        pass
+    return CpuReading(time.monotonic(), machine, own)

@@ -1,0 +1,114 @@
+"""A peer's link to its successor in one session: dialled at open, so that the first token finds it ready."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import grpc
+
+from ...proto import swarm_pb2 as pb
+from ...proto.errors import PushFailed, SwarmError, from_wire
+from ...proto.network.transport import Dialer, PeerAddress, translated_grpc_errors
+from ...proto.wire.frames import WireStep, encode_step
+
+CONNECT_SECONDS = 10.0
+
+
+class PushLink:
+    """Sends steps to one successor. It fails for good: the client then chooses another way."""
+
+    def __init__(
+        self,
+        dialer: Dialer,
+        addresses: Sequence[PeerAddress],
+        sign_hello: Callable[[], pb.Signed],
+        on_broken: Callable[[PushFailed], None],
+    ) -> None:
+        """`on_broken` is called once when a link that was ready breaks."""
+        self._dialer = dialer
+        self._addresses = addresses
+        self._sign_hello = sign_hello
+        self._on_broken = on_broken
+        self._call: grpc.aio.StreamStreamCall[pb.PushFrame, pb.PushReply] | None = None
+        self._ready = asyncio.get_running_loop().create_future()
+        self._broken: PushFailed | None = None
+        self._task = asyncio.create_task(self._run(), name="push-link")
+
+    @property
+    def usable(self) -> bool:
+        """Whether the link may still work; False once it has failed."""
+        return self._broken is None
+
+    async def send(self, step: WireStep) -> None:
+        """Send one step, waiting for the link to be ready for at most the time the step has. Raises PushFailed."""
+        head, chunks = encode_step(step)
+        try:
+            async with asyncio.timeout(step.timeout_seconds):
+                await asyncio.shield(self._ready)
+                if self._broken is not None:
+                    raise self._broken
+                assert self._call is not None
+                await self._call.write(pb.PushFrame(step=head))
+                for chunk in chunks:
+                    await self._call.write(pb.PushFrame(chunk=chunk))
+        except TimeoutError:
+            error = PushFailed("the successor takes no data")
+            self._fail(error, tell=False)
+            raise error from None
+        except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
+            raise self._broken or PushFailed(f"the link to the successor broke: {error}") from None
+
+    async def close(self) -> None:
+        """Cancel the link and whatever is being sent."""
+        self._fail(PushFailed("the link was closed"), tell=False)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self._connect()
+            self._ready.set_result(None)
+            await self._watch()
+        except TimeoutError:
+            self._fail(PushFailed("the successor does not answer"), tell=True)
+        except SwarmError as error:
+            self._fail(PushFailed(f"the successor cannot be reached: {error}"), tell=True)
+        finally:
+            if self._call is not None:
+                self._call.cancel()
+
+    async def _connect(self) -> None:
+        last: SwarmError = PushFailed("the successor announces no address")
+        for address in self._addresses:
+            try:
+                with translated_grpc_errors(str(address)):
+                    self._call = self._dialer.stub(address).push()
+                    await self._call.write(pb.PushFrame(open=pb.PushOpen(hello=self._sign_hello())))
+                    self._check(await self._call.read())
+                return
+            except SwarmError as error:
+                last = error
+        raise last
+
+    async def _watch(self) -> None:
+        assert self._call is not None
+        with translated_grpc_errors("successor"):
+            while True:
+                self._check(await self._call.read())
+
+    def _check(self, reply: object) -> None:
+        if not isinstance(reply, pb.PushReply):
+            raise PushFailed("the successor closed the link")
+        if reply.HasField("failure"):
+            raise from_wire(reply.failure.code, reply.failure.message)
+
+    def _fail(self, error: PushFailed, tell: bool) -> None:
+        if self._broken is not None:
+            return
+        self._broken = error
+        if not self._ready.done():
+            self._ready.set_result(None)
+        if tell:
+            self._on_broken(error)

@@ -1,0 +1,145 @@
+"""Who waits for room on a peer, and in which order: first come, first served, but one client after the other.
+
+A session gets a *rank* when it first joins: a round, and within a round its number of arrival.  The queue is served in
+the order of ranks and nobody passes the head, so a large reservation is not starved by small ones.  With V the latest
+round from which a session was admitted, the first session that a client has waiting gets round V + 1, and every
+further one the round after its client's last.  Hence
+
+* of the first sessions of different clients the earlier one is always served first;
+* if a session has k of its client's own ahead of it, in rounds V + 1 to V + k, no other client gets more than k
+  sessions that came later ahead of it: they are in different rounds, and those of round V + k + 1 have later numbers;
+* nobody starves: a session is only ever passed by later ones in the k rounds before its own, and a round takes no new
+  members once somebody of it was admitted.
+
+A session that leaves the queue keeps its rank for some minutes and rejoins with it.  Meanwhile its round counts as
+taken by its client, so leaving and coming again with other sessions does not gather early ranks.  One that was admitted
+and gave its room back unused (its lease on a chain was over) keeps its number of arrival but gets its client's next
+round: whoever takes room again and again without using it passes nobody twice.
+
+No I/O and no clock here.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from ...routing.swarm import PeerId
+
+MAX_WAITING = 1024
+MAX_WAITING_PER_CLIENT = 64
+REMEMBER_SECONDS = 180.0
+MAX_REMEMBERED = 4 * MAX_WAITING
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Ticket:
+    """A session's rank on this peer; the smaller one is served first."""
+
+    round: int
+    arrival: int
+    client: PeerId = field(compare=False)
+    session_id: bytes = field(compare=False)
+
+
+class AdmissionQueue:
+    """The sessions that wait, and the ranks of those that may come again. Bounded in both, also for each client."""
+
+    def __init__(self, max_waiting: int = MAX_WAITING, max_per_client: int = MAX_WAITING_PER_CLIENT) -> None:
+        self._max_waiting = max_waiting
+        self._max_per_client = max_per_client
+        self._waiting: list[Ticket] = []
+        self._waiting_of: Counter[PeerId] = Counter()
+        self._remembered: OrderedDict[Ticket, float] = OrderedDict()
+        """Until when; the first to be forgotten first."""
+        self._tickets_of: dict[PeerId, dict[bytes, Ticket]] = {}
+        """Waiting or remembered, by session."""
+        self._round = 0
+        self._arrivals = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Ticket]:
+        """Those who wait, in the order in which they will be served."""
+        return iter(self._waiting)
+
+    @property
+    def head(self) -> Ticket:
+        return self._waiting[0]
+
+    def is_full_for(self, client: PeerId) -> bool:
+        """Whether a further session of that client finds no place."""
+        return len(self._waiting) >= self._max_waiting or self._waiting_of[client] >= self._max_per_client
+
+    def join(self, client: PeerId, session_id: bytes, now: float) -> Ticket:
+        """Wait, with the rank that the session had if it is remembered. O(waiting)."""
+        self._forget_until(now)
+        own = self._tickets_of.setdefault(client, {})
+        ticket = own.get(session_id)
+        if ticket is None:
+            self._arrivals += 1
+            ticket = own[session_id] = Ticket(self._next_round(own), self._arrivals, client, session_id)
+        else:
+            del self._remembered[ticket]
+        bisect.insort(self._waiting, ticket)
+        self._waiting_of[client] += 1
+        return ticket
+
+    def admit_head(self) -> Ticket:
+        """The first one gets its room."""
+        ticket = self.head
+        self._remove(ticket)
+        self._drop(ticket)
+        self._round = max(self._round, ticket.round)
+        return ticket
+
+    def leave(self, ticket: Ticket, now: float) -> None:
+        """Wait no longer; the rank is remembered. O(waiting)."""
+        self._remove(ticket)
+        self._remember(ticket, now)
+
+    def give_back(self, ticket: Ticket, now: float) -> None:
+        """A session that was admitted has left without having used its room: it may come again."""
+        own = self._tickets_of.setdefault(ticket.client, {})
+        own[ticket.session_id] = replace(ticket, round=self._next_round(own))
+        self._remember(own[ticket.session_id], now)
+
+    def _next_round(self, own: Mapping[bytes, Ticket]) -> int:
+        return max(self._round, max((one.round for one in own.values()), default=0)) + 1
+
+    def _remember(self, ticket: Ticket, now: float) -> None:
+        self._forget_until(now)
+        self._remembered[ticket] = now + REMEMBER_SECONDS
+        own = self._tickets_of[ticket.client]
+        if len(own) - self._waiting_of[ticket.client] > self._max_per_client:
+            self._forget(next(one for one in own.values() if one in self._remembered))
+        while len(self._remembered) > MAX_REMEMBERED:
+            self._forget(next(iter(self._remembered)))
+
+    def _forget_until(self, now: float) -> None:
+        while self._remembered:
+            ticket, until = next(iter(self._remembered.items()))
+            if until > now:
+                return
+            self._forget(ticket)
+
+    def _forget(self, ticket: Ticket) -> None:
+        del self._remembered[ticket]
+        self._drop(ticket)
+
+    def _remove(self, ticket: Ticket) -> None:
+        place = bisect.bisect_left(self._waiting, ticket)
+        assert self._waiting[place] is ticket
+        del self._waiting[place]
+        self._waiting_of[ticket.client] -= 1
+        if not self._waiting_of[ticket.client]:
+            del self._waiting_of[ticket.client]
+
+    def _drop(self, ticket: Ticket) -> None:
+        own = self._tickets_of[ticket.client]
+        del own[ticket.session_id]
+        if not own:
+            del self._tickets_of[ticket.client]

@@ -1,0 +1,393 @@
+"""The network edge of a peer: streams in, validated values to the workers, frames out.
+
+Everything from the network is checked here, before anything acts on it; an error ends the stream it came on with one
+clear failure frame, and touches no other session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from ...proto import swarm_pb2 as pb
+from ...proto.directory.records import SignatureCache, SignedRecord, SwarmKey, open_peer_record, verify_record
+from ...proto.errors import (
+    AuthenticationError,
+    DeadlineExceeded,
+    PeerUnavailable,
+    PushFailed,
+    RemoteProtocolError,
+    SessionLost,
+    SwarmError,
+    UsageError,
+    to_wire,
+)
+from ...proto.identity import Identity
+from ...proto.network.transport import ERROR_CODE_KEY, Dialer, Handlers, PeerAddress, addresses_of
+from ...proto.wire.frames import CREDITS, StepReader
+from ...proto.wire.handshake import PROTOCOL_VERSION, Grant, HelloChecker, check_capability, sign_hello
+from ...proto.wire.prefixes import decode_prefixes
+from ...proto.wire.steps import MAX_ROWS
+from ...routing.swarm import PeerId
+from ..engine.engine import Engine, SessionKv
+from .compute import EngineCompute
+from .push import PushLink
+from .reader import ClientOutlet, SessionReader, read_frame, take_step
+from .replay_store import ReplayStore
+from .table import SessionTable
+from .waiting import Admission
+from .worker import Counters, SessionParts, SessionWorker
+
+logger = logging.getLogger(__name__)
+
+HANDSHAKE_SECONDS = 15.0
+PREVIOUS_SECONDS = 5.0
+"""For so long an opening waits for an earlier stream of its session to end: a client may leave and come again."""
+MAX_LOOKUP_BYTES = 3 << 20
+
+
+@dataclass
+class PeerParts:
+    """What a peer's service is made of."""
+
+    identity: Identity
+    engine: Engine
+    sessions: SessionTable
+    replay: ReplayStore
+    hellos: HelloChecker
+    dialer: Dialer
+    model_digest: str
+    model_name: str
+    swarm_key: SwarmKey | None
+    lookup: Callable[[str], Awaitable[list[bytes]]]
+    """Encoded signed records under a name, from the directory that this peer is part of."""
+    dht_addresses: Callable[[], list[str]]
+    clock: Callable[[], float] = time.time
+    counters: Counters = field(default_factory=Counters)
+    on_admitted: Callable[[float], None] = lambda wait_seconds: None
+    """Is told how long each admitted session has waited for room."""
+    record_signatures: SignatureCache = field(default_factory=SignatureCache)
+    transfers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    """Attention caches move to and from this peer one at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenSession:
+    worker: SessionWorker
+    reader: SessionReader
+
+
+class PeerService:
+    """Serves sessions, pushes, look-ups and pings."""
+
+    def __init__(self, parts: PeerParts) -> None:
+        self._parts = parts
+        self._admission = Admission(parts.sessions, parts.clock, parts.on_admitted)
+        self._open: dict[bytes, _OpenSession] = {}
+        self._changed = asyncio.Condition()
+        self._draining = False
+
+    @property
+    def handlers(self) -> Handlers:
+        return Handlers(session=self.session, push=self.push, lookup=self.lookup, ping=self.ping)
+
+    @property
+    def open_sessions(self) -> int:
+        return self._parts.sessions.sessions
+
+    def drain(self) -> None:
+        """Take no more sessions, also not those that wait for room; the open ones go on."""
+        self._draining = True
+        self._admission.refuse_waiting(_leaving())
+
+    async def wait_idle(self) -> None:
+        """Return when no session is open."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._parts.sessions.sessions == 0)
+
+    # --- sessions ---
+
+    async def session(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """One client's session, from its hello to its last frame."""
+        outlet = ClientOutlet(context)
+        try:
+            async with _handshake():
+                frame = await read_frame(context)
+                if not isinstance(frame, pb.ClientFrame) or not frame.HasField("open"):
+                    raise RemoteProtocolError("a session begins with an open frame")
+                grant = self._check_open(frame.open)
+                await self._previous_ended(grant.session_id)
+            async with self._admission.room(grant, _wait_seconds(frame.open), outlet.queued):
+                await self._serve_session(context, outlet, grant, frame.open)
+        except SwarmError as error:
+            logger.info("session refused or ended: %s", error)
+            await outlet.failure(error, 0, 0)
+        finally:
+            await asyncio.shield(self.notify_changed())
+
+    def _check_open(self, message: pb.Open) -> Grant:
+        if self._draining:
+            raise _leaving()
+        client, session_id = self._parts.hellos.check(message.hello)
+        return self._check_grant(message.capability, client, session_id)
+
+    def _check_grant(self, signed: pb.Signed, client: PeerId, session_id: bytes) -> Grant:
+        parts = self._parts
+        grant = check_capability(
+            signed,
+            client=client,
+            session_id=session_id,
+            me=parts.identity.peer_id,
+            model_digest=parts.model_digest,
+            max_rows=MAX_ROWS,
+            now=parts.clock(),
+        )
+        if not parts.engine.blocks.covers(grant.blocks):
+            raise SessionLost(f"the peer hosts blocks {parts.engine.blocks} now, not {grant.blocks}")
+        return grant
+
+    async def _previous_ended(self, session_id: bytes) -> None:
+        """A client that left the session a moment ago may come before its old stream is cleared away."""
+        table = self._parts.sessions
+        if not table.is_open(session_id):
+            return
+        try:
+            async with asyncio.timeout(PREVIOUS_SECONDS), self._changed:
+                await self._changed.wait_for(lambda: not table.is_open(session_id))
+        except TimeoutError:
+            raise RemoteProtocolError("the session is open on this peer already") from None
+
+    async def _serve_session(
+        self, context: grpc.aio.ServicerContext[Any, Any], outlet: ClientOutlet, grant: Grant, message: pb.Open
+    ) -> None:
+        parts = self._parts
+        wire_format = parts.engine.wire_format(grant.wire_format)
+        prefixes = decode_prefixes(message.prefixes, grant.kv_tokens, grant.max_rows)
+        link = self._make_link(grant, message.successor_record, message.relay, outlet)
+        kv = parts.engine.open(grant.blocks, wire_format, grant.kv_tokens, grant.max_rows, grant.client, prefixes)
+        session_parts = SessionParts(
+            compute=EngineCompute(parts.engine, kv, lambda: self._note_step(grant, kv)),
+            replay=parts.replay,
+            outlet=outlet,
+            counters=parts.counters,
+            clock=parts.clock,
+            transfers=parts.transfers,
+            token_bytes=wire_format.token_bytes,
+            lengths=lambda: kv.table.lengths,
+            prefixes=prefixes,
+        )
+        worker = SessionWorker(grant, link, session_parts)
+        reader = SessionReader(
+            worker,
+            outlet,
+            StepReader(wire_format.token_bytes),
+            lambda message: self._reroute(worker, message, outlet),
+            parts.transfers,
+            kv.largest_import,
+        )
+        try:
+            await self._set_open(grant.session_id, _OpenSession(worker, reader))
+            opened = pb.Opened(credits=CREDITS, epoch=grant.epoch, held_tokens=kv.held_tokens)
+            await outlet.write(pb.PeerFrame(opened=opened))
+            async with asyncio.timeout(max(0.0, grant.expires_at_seconds - parts.clock())):
+                await _first_to_finish(outlet, worker.run(), reader.run(context))
+        except TimeoutError:
+            raise SessionLost("the session's capability has expired") from None
+        finally:
+            await asyncio.shield(self._end_session(grant.session_id, worker, kv))
+
+    def _note_step(self, grant: Grant, kv: SessionKv) -> None:
+        lengths = kv.table.lengths
+        self._parts.sessions.note_step(grant.session_id, sum(lengths), len(lengths), self._parts.clock())
+
+    async def _end_session(self, session_id: bytes, worker: SessionWorker, kv: SessionKv) -> None:
+        await worker.close()
+        await self._set_open(session_id, None)
+        await self._parts.engine.submit(kv.close)
+
+    async def _set_open(self, session_id: bytes, session: _OpenSession | None) -> None:
+        if session is None:
+            del self._open[session_id]
+        else:
+            self._open[session_id] = session
+        await self.notify_changed()
+
+    async def notify_changed(self) -> None:
+        """Wake those who wait for a session or for its predecessor."""
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _reroute(self, worker: SessionWorker, message: pb.Reroute, outlet: ClientOutlet) -> None:
+        """Give a session new neighbours."""
+        old = worker.grant
+        grant = self._check_grant(message.capability, old.client, old.session_id)
+        same = (grant.blocks, grant.kv_tokens, grant.max_rows, grant.wire_format, grant.successor is None)
+        if same != (old.blocks, old.kv_tokens, old.max_rows, old.wire_format, old.successor is None):
+            raise RemoteProtocolError("a reroute changes neighbours only")
+
+        def make_link() -> PushLink | None:
+            return self._make_link(grant, message.successor_record, message.relay, outlet)
+
+        await worker.put_reroute(grant, make_link)
+        await self.notify_changed()
+
+    def _make_link(self, grant: Grant, successor_record: bytes, relay: bool, outlet: ClientOutlet) -> PushLink | None:
+        """The way to the successor; None where outputs go back to the client. Raises SwarmError."""
+        if grant.successor is None or relay:
+            return None
+        successor, parts = grant.successor, self._parts
+
+        def hello() -> pb.Signed:
+            return sign_hello(parts.identity, successor, grant.session_id, parts.clock(), parts.swarm_key)
+
+        addresses = self._addresses_in(successor_record, successor)
+
+        def broken(error: PushFailed) -> None:
+            # The link may outlive the epoch that it was made in; the client ignores what is about another one.
+            session = self._open.get(grant.session_id)
+            outlet.failure_soon(error, session.worker.epoch if session is not None else grant.epoch)
+
+        return PushLink(parts.dialer, addresses, hello, broken)
+
+    def _addresses_in(self, encoded: bytes, successor: PeerId) -> tuple[PeerAddress, ...]:
+        """Only addresses that the successor signed itself are dialled: a client cannot aim us at anybody else."""
+        parts = self._parts
+        record = SignedRecord.decode(encoded)
+        if record.peer_id != successor:
+            raise AuthenticationError("the successor's record belongs to another peer")
+        verify_record(record, parts.clock(), cache=parts.record_signatures)
+        return addresses_of(successor, open_peer_record(record, parts.swarm_key).addresses)
+
+    # --- pushes from the predecessor ---
+
+    async def push(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Steps of one session from its predecessor."""
+        try:
+            async with _handshake():
+                frame = await read_frame(context)
+                if not isinstance(frame, pb.PushFrame) or not frame.HasField("open"):
+                    raise RemoteProtocolError("a push begins with an open frame")
+                pusher, session_id = self._parts.hellos.check(frame.open.hello)
+                session = await self._wait_for_push(pusher, session_id)
+            session.reader.touch()
+            await context.write(pb.PushReply(ready=True))
+            await self._take_pushes(context, session, pusher, session_id)
+        except SwarmError as error:
+            code, text = to_wire(error)
+            await context.write(pb.PushReply(failure=pb.Failure(code=code, message=text)))
+
+    async def _wait_for_push(self, pusher: PeerId, session_id: bytes) -> _OpenSession:
+        """The session, once it is open here and names `pusher` as its predecessor (the two are set up side by side)."""
+
+        def ready() -> bool:
+            session = self._open.get(session_id)
+            return session is not None and session.worker.grant.predecessor == pusher
+
+        async with self._changed:
+            await self._changed.wait_for(ready)
+        return self._open[session_id]
+
+    async def _take_pushes(
+        self, context: grpc.aio.ServicerContext[Any, Any], session: _OpenSession, pusher: PeerId, session_id: bytes
+    ) -> None:
+        worker = session.worker
+        token_bytes = self._parts.engine.wire_format(worker.grant.wire_format).token_bytes
+        reader = StepReader(token_bytes)
+        while isinstance(frame := await read_frame(context), pb.PushFrame):
+            if self._open.get(session_id) is not session:
+                raise SessionLost("the session has ended")
+            if worker.grant.predecessor != pusher:
+                raise AuthenticationError("the session has another predecessor now")
+            step = take_step(reader, frame)
+            if step is not None:
+                session.reader.touch()
+                await worker.put_step(step)
+
+    # --- unary calls ---
+
+    async def lookup(self, request: pb.LookupRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.LookupReply:
+        """Records under a name; in a private swarm for members only."""
+        try:
+            if self._parts.swarm_key is not None:
+                self._parts.hellos.check(request.hello)
+            if len(request.key) > 256:
+                raise RemoteProtocolError("a name has at most 256 characters")
+            records = await self._parts.lookup(request.key)
+        except SwarmError as error:
+            code, text = to_wire(error)
+            await context.abort(grpc.StatusCode.ABORTED, text, trailing_metadata=((ERROR_CODE_KEY, str(code)),))
+        reply, size = pb.LookupReply(), 0
+        for record in records:
+            size += len(record)
+            if size > MAX_LOOKUP_BYTES:
+                break
+            reply.records.append(record)
+        return reply
+
+    async def ping(self, _request: pb.PingRequest, _context: grpc.aio.ServicerContext[Any, Any]) -> pb.PingReply:
+        """The peer's clock and public status; in a private swarm without the model's name."""
+        parts, counters = self._parts, self._parts.counters
+        public = parts.swarm_key is None
+        return pb.PingReply(
+            clock=parts.clock(),
+            peer_id=parts.identity.peer_id,
+            protocol=PROTOCOL_VERSION,
+            model_digest=parts.model_digest if public else "",
+            model_name=parts.model_name if public else "",
+            steps_pushed=counters.steps_pushed,
+            steps_relayed=counters.steps_relayed,
+            steps_answered=counters.steps_answered,
+            rebuilt_tokens=counters.rebuilt_tokens,
+            sessions=parts.sessions.sessions,
+            queued=parts.sessions.waiting,
+            kv_tokens_free=parts.sessions.kv_token_blocks_free,
+            replay_bytes=parts.replay.nbytes,
+            dht_addresses=parts.dht_addresses(),
+        )
+
+
+def _leaving() -> PeerUnavailable:
+    return PeerUnavailable("the peer is leaving and takes no new sessions")
+
+
+def _wait_seconds(message: pb.Open) -> float:
+    """For how long the session waits for room; 0: not at all. Raises RemoteProtocolError."""
+    if not message.wait:
+        return 0.0
+    if not (math.isfinite(message.wait_seconds) and message.wait_seconds > 0):
+        raise RemoteProtocolError("a session that waits says for how long")
+    return message.wait_seconds
+
+
+@asynccontextmanager
+async def _handshake() -> AsyncIterator[None]:
+    """A stream says what it wants within `HANDSHAKE_SECONDS`."""
+    try:
+        async with asyncio.timeout(HANDSHAKE_SECONDS):
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded(f"the stream was not opened within {HANDSHAKE_SECONDS:.0f} s") from None
+    except UsageError as error:
+        raise RemoteProtocolError(str(error)) from None
+
+
+async def _first_to_finish(outlet: ClientOutlet, *coroutines: Awaitable[None]) -> None:
+    """Run side by side; when one ends, cancel the others and raise what it raised. They write to `outlet`."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        async with outlet.between_frames():
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

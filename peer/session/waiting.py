@@ -1,0 +1,153 @@
+"""The waiting of sessions for room: tells each its place, wakes it when it is admitted, ends its wait in time.
+
+All decisions are the `SessionTable`'s; here are only the events and the deadlines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+
+from ...proto.errors import PeerBusy, SessionLost, SwarmError
+from ...proto.wire.handshake import Grant
+from .table import MIN_RETRY_SECONDS, SessionTable
+
+MAX_WAIT_SECONDS = 3600.0
+"""Nobody waits longer, whatever it asks for."""
+NEWS_SECONDS = 1.0
+"""Between two looks at who has to be told of its place."""
+NEWS_SECONDS_PER_WAITING = 0.01
+"""In a long queue each session hears of its place more rarely."""
+TELL_SECONDS = 10.0
+"""A client that does not take a frame in this time is gone."""
+
+Tell = Callable[[int, float], Awaitable[None]]
+"""Tells a client its place (1: the next one) and the estimate in seconds."""
+
+
+class _Waiter:
+    """One waiting session; `changed` is set whenever something else is."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self.admitted = False
+        self.error: SwarmError | None = None
+        self.news: tuple[int, float] | None = None
+        self.told_place = 0
+        self.told_at = 0.0
+
+
+class Admission:
+    """Lets sessions in, one event loop."""
+
+    def __init__(self, table: SessionTable, clock: Callable[[], float], on_admitted: Callable[[float], None]) -> None:
+        """`clock` gives Unix seconds; `on_admitted` is told how many seconds an admitted session has waited."""
+        self._on_admitted = on_admitted
+        self._table = table
+        self._clock = clock
+        self._waiters: dict[bytes, _Waiter] = {}
+        self._news: asyncio.TimerHandle | None = None
+        self._news_at = -NEWS_SECONDS
+
+    @asynccontextmanager
+    async def room(self, grant: Grant, wait_seconds: float, tell: Tell) -> AsyncIterator[None]:
+        """Hold the reservation of a session, after waiting for it at most `wait_seconds` (0: at once or not at all).
+
+        Raises PeerBusy with a time to come back, OutOfMemory if it never fits, RemoteProtocolError if the session is
+        open already, what `refuse_waiting` says, SessionLost if the client takes no frames.
+        """
+        came_at = self._clock()
+        if wait_seconds > 0:
+            await self._wait(grant, wait_seconds, tell)
+        else:
+            self._table.admit(grant, came_at)
+        self._on_admitted(max(0.0, self._clock() - came_at))
+        try:
+            yield
+        finally:
+            self._wake(self._table.release(grant.session_id, self._clock()))
+
+    def refuse_waiting(self, error: SwarmError) -> None:
+        """Send everybody away who waits."""
+        for waiter in self._waiters.values():
+            waiter.error = error
+            waiter.changed.set()
+
+    async def _wait(self, grant: Grant, wait_seconds: float, tell: Tell) -> None:
+        session_id, table = grant.session_id, self._table
+        if table.join(grant, self._clock()):
+            return
+        waiter = self._waiters[session_id] = _Waiter()
+        self._news_soon()
+        try:
+            await self._until_admitted(waiter, grant, wait_seconds, tell)
+        except BaseException:
+            leave = table.release if waiter.admitted else table.leave
+            self._wake(leave(session_id, self._clock()))
+            raise
+        finally:
+            del self._waiters[session_id]
+
+    async def _until_admitted(self, waiter: _Waiter, grant: Grant, wait_seconds: float, tell: Tell) -> None:
+        deadline = asyncio.get_running_loop().time() + min(wait_seconds, MAX_WAIT_SECONDS)
+        while not waiter.admitted:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await waiter.changed.wait()
+            except TimeoutError:
+                if waiter.admitted:
+                    return
+                raise self._too_long(grant, wait_seconds) from None
+            waiter.changed.clear()
+            if waiter.error is not None:
+                raise waiter.error
+            if waiter.news is not None and not waiter.admitted:
+                news, waiter.news = waiter.news, None
+                await _tell_in_time(tell, *news)
+
+    def _too_long(self, grant: Grant, wait_seconds: float) -> PeerBusy:
+        self._table.refusals += 1
+        left = max(MIN_RETRY_SECONDS, self._table.start_seconds(grant.session_id, self._clock()))
+        return PeerBusy(left, f"there was no room within {wait_seconds:.0f} s, come back in {left:.0f} s")
+
+    def _wake(self, admitted: Iterable[bytes]) -> None:
+        for session_id in admitted:
+            waiter = self._waiters[session_id]
+            waiter.admitted = True
+            waiter.changed.set()
+        self._news_soon()
+
+    # --- telling the places ---
+
+    def _news_soon(self) -> None:
+        if self._waiters and self._news is None:
+            loop = asyncio.get_running_loop()
+            self._news = loop.call_at(max(loop.time(), self._news_at + NEWS_SECONDS), self._spread_news)
+
+    def _spread_news(self) -> None:
+        """Note for every waiting session what it should hear. O(waiting log waiting), at most once a second."""
+        self._news = None
+        now = self._news_at = asyncio.get_running_loop().time()
+        pause = NEWS_SECONDS + NEWS_SECONDS_PER_WAITING * len(self._waiters)
+        behind = False
+        for session_id, place in self._table.places().items():
+            waiter = self._waiters[session_id]
+            if place == waiter.told_place:
+                continue
+            if waiter.told_place and now - waiter.told_at < pause:
+                behind = True
+                continue
+            waiter.told_place, waiter.told_at = place, now
+            waiter.news = place, self._table.start_seconds(session_id, self._clock())
+            waiter.changed.set()
+        if behind:
+            self._news_soon()
+
+
+async def _tell_in_time(tell: Tell, place: int, estimate_seconds: float) -> None:
+    try:
+        async with asyncio.timeout(TELL_SECONDS):
+            await tell(place, estimate_seconds)
+    except TimeoutError:
+        raise SessionLost("the client takes no frames") from None

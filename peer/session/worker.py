@@ -1,0 +1,386 @@
+"""Runs the steps of one session in order: compute, keep for replay, pass on.
+
+Frames come from two sides (the client's stream and the predecessor's push stream) into one bounded inbox.  What the
+worker says to the client goes through an `Outlet`, so that it can be driven without a network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from ...proto.errors import DeadlineExceeded, PushFailed, RemoteProtocolError, SwarmError
+from ...proto.wire.frames import CREDITS, HopTiming, Rebuild, WireStep, replay_steps
+from ...proto.wire.handshake import Grant
+from ...proto.wire.prefixes import PAGE_TOKENS, Digests
+from ...proto.wire.steps import StepPlan
+from .gate import Compute, Repeat, StepGate
+from .replay_store import ReplayStore
+from .transfer import KvImport, one_transfer
+
+_INBOX_SIZE = 2 * CREDITS
+
+
+class StepOutputLike(Protocol):
+    """What the engine returns for a step."""
+
+    @property
+    def data(self) -> bytes: ...
+    @property
+    def started_at(self) -> float: ...
+    @property
+    def finished_at(self) -> float: ...
+
+
+class SessionCompute(Protocol):
+    """The rows of a session, behind the engine's thread."""
+
+    async def step(self, plan: StepPlan, data: bytes) -> StepOutputLike: ...
+    async def reset(self) -> None: ...
+    async def export(self) -> bytes: ...
+    async def import_(self, lengths: tuple[int, ...], data: bytes) -> None: ...
+    async def keep(self, prefixes: tuple[Digests, ...]) -> None: ...
+
+
+class Link(Protocol):
+    """The way to the successor."""
+
+    @property
+    def usable(self) -> bool: ...
+    async def send(self, step: WireStep) -> None: ...
+    async def close(self) -> None: ...
+
+
+class Outlet(Protocol):
+    """What a session tells its client."""
+
+    async def step(self, step: WireStep) -> None: ...
+    async def rerouted(self, epoch: int, applied_seq: int, buffer_complete: bool) -> None: ...
+    async def rebuilt(self, epoch: int, tokens: int) -> None: ...
+    async def kv_state(self, applied_seq: int, lengths: tuple[int, ...], data: bytes) -> None: ...
+    async def failure(self, error: SwarmError, epoch: int, seq: int) -> None: ...
+
+
+@dataclass
+class Counters:
+    """What a peer has done since it started."""
+
+    steps_pushed: int = 0
+    steps_relayed: int = 0
+    steps_answered: int = 0
+    rebuilt_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    """Tokens that sessions began with and that nobody had to compute."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    step: WireStep
+    received_at: float
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Reroute:
+    grant: Grant
+    link: Link | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Replay:
+    epoch: int
+    lengths: tuple[int, ...]
+    rebuild: Rebuild
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Export:
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Import:
+    epoch: int
+    kv: KvImport
+    loaded: asyncio.Event
+
+
+@dataclass(frozen=True, slots=True)
+class _Remember:
+    prefixes: tuple[Digests, ...]
+    kept: asyncio.Event
+
+
+@dataclass
+class SessionParts:
+    """What a worker is made of."""
+
+    compute: SessionCompute
+    replay: ReplayStore
+    outlet: Outlet
+    counters: Counters
+    clock: Callable[[], float]
+    """Unix seconds, for timings."""
+    transfers: asyncio.Semaphore
+    """Held while an attention cache moves: one at a time on this peer."""
+    token_bytes: int
+    lengths: Callable[[], tuple[int, ...]] = field(repr=False)
+    """The rows' present lengths."""
+    prefixes: tuple[Digests, ...] = ()
+    """What the client's first operation computes, per row: kept for its next sessions once that is done."""
+
+
+class SessionWorker:
+    """One session on one peer."""
+
+    def __init__(self, grant: Grant, link: Link | None, parts: SessionParts) -> None:
+        """`link` is the way to the successor; None sends outputs to the client, to pass on or as the answer."""
+        self.grant = grant
+        self.received_seq = 0
+        self._link = link
+        self._parts = parts
+        # What a client has under way is never more than its reservation; nor is what it has not acknowledged yet.
+        self._gate = StepGate(grant.epoch, CREDITS, max_tokens=2 * grant.kv_tokens)
+        self._tokens_waiting = 0
+        self._inbox: asyncio.Queue[_Arrival | _Reroute | _Replay | _Export | _Import | _Remember] = asyncio.Queue(
+            _INBOX_SIZE
+        )
+        self._declared = parts.prefixes
+        self._latest_epoch = grant.epoch
+        if grant.successor is not None:
+            parts.replay.begin(grant.session_id, parts.token_bytes)
+
+    @property
+    def applied_seq(self) -> int:
+        return self._gate.applied_seq
+
+    @property
+    def epoch(self) -> int:
+        return self._latest_epoch
+
+    # What arrives. These return quickly, or wait while the inbox is full.
+
+    async def put_step(self, step: WireStep) -> None:
+        """Take a step from the client or the predecessor."""
+        if step.epoch != self._latest_epoch:
+            return
+        self.received_seq = max(self.received_seq, step.seq)
+        deadline = asyncio.get_running_loop().time() + step.timeout_seconds
+        self._tokens_waiting += step.plan.tokens
+        if self._tokens_waiting > 2 * self.grant.kv_tokens:
+            raise RemoteProtocolError(f"more tokens are under way than the {self.grant.kv_tokens} that are reserved")
+        await self._inbox.put(_Arrival(step, self._parts.clock(), deadline))
+
+    async def put_reroute(self, grant: Grant, make_link: Callable[[], Link | None]) -> None:
+        """Take new neighbours. Steps of older epochs are dropped from now on. Raises RemoteProtocolError."""
+        if grant.epoch <= self._latest_epoch:
+            raise RemoteProtocolError(f"epoch {grant.epoch} is not newer than {self._latest_epoch}")
+        self._latest_epoch = grant.epoch
+        self.received_seq = 0
+        keep = self._link is not None and self._link.usable and grant.successor == self.grant.successor
+        self.grant = grant
+        if not keep and self._link is not None:
+            await self._link.close()
+        await self._inbox.put(_Reroute(grant, self._link if keep else make_link()))
+
+    async def put_replay(self, epoch: int, lengths: tuple[int, ...], rebuild: Rebuild, timeout_seconds: float) -> None:
+        """Take the client's wish that the replay buffer is sent to the successor."""
+        await self._inbox.put(_Replay(epoch, lengths, rebuild, timeout_seconds))
+
+    async def put_export(self, timeout_seconds: float) -> None:
+        """Take the client's wish to have the attention cache as it is after the steps that came before."""
+        await self._inbox.put(_Export(timeout_seconds))
+
+    async def put_import(self, kv: KvImport) -> None:
+        """Take an attention cache in place of the present one; returns when it is loaded."""
+        item = _Import(self._latest_epoch, kv, asyncio.Event())
+        await self._inbox.put(item)
+        await item.loaded.wait()
+
+    async def put_remember(self, prefixes: tuple[Digests, ...]) -> None:
+        """Take the client's wish that the beginnings of its rows are kept; returns when they are."""
+        item = _Remember(prefixes, asyncio.Event())
+        await self._inbox.put(item)
+        await item.kept.wait()
+
+    # What is done about it, one thing after the other.
+
+    async def run(self) -> None:
+        """Work until cancelled. Raises SwarmError when the session cannot go on."""
+        while True:
+            item = await self._inbox.get()
+            if isinstance(item, _Arrival):
+                await self._on_step(item)
+                self._tokens_waiting -= item.step.plan.tokens
+            elif isinstance(item, _Reroute):
+                await self._on_reroute(item)
+            elif isinstance(item, _Replay):
+                await self._on_replay(item)
+            elif isinstance(item, _Export):
+                await self._on_export(item)
+            elif isinstance(item, _Import):
+                await self._on_import(item)
+            else:
+                await self._on_remember(item)
+
+    async def close(self) -> None:
+        """Give everything back."""
+        self._parts.replay.end(self.grant.session_id)
+        if self._link is not None:
+            await self._link.close()
+
+    async def _on_step(self, arrival: _Arrival) -> None:
+        if arrival.step.epoch != self._latest_epoch:
+            return
+        if arrival.step.rebuild is not None:
+            await self._rebuild(arrival, arrival.step.rebuild)
+            return
+        next_step: WireStep | None = arrival.step
+        while next_step is not None:
+            verdict = self._gate.offer(next_step)
+            if isinstance(verdict, Compute):
+                output = await self._compute(replace(arrival, step=next_step), verdict.skip_permutation)
+                if output is None:
+                    return
+                self._gate.applied(output)
+                await self._emit(output, arrival.deadline)
+                await self._keep_declared(output.plan)
+            elif isinstance(verdict, Repeat):
+                await self._emit(replace(verdict.output, epoch=next_step.epoch), arrival.deadline)
+            next_step = self._gate.ready()
+
+    async def _compute(self, arrival: _Arrival, skip_permutation: bool) -> WireStep | None:
+        step = arrival.step
+        if asyncio.get_running_loop().time() > arrival.deadline:
+            await self._parts.outlet.failure(DeadlineExceeded("the step came too late"), step.epoch, step.seq)
+            return None
+        plan = replace(step.plan, source_rows=None, adopted=()) if skip_permutation else step.plan
+        if any(plan.adopted):
+            # Nobody computed those tokens in this session, so nobody can replay them but the client.
+            self._parts.replay.end(self.grant.session_id)
+        output = await self._parts.compute.step(plan, step.data)
+        self._parts.counters.prefix_hit_tokens += sum(plan.adopted)
+        timing = HopTiming(self.grant.peer, arrival.received_at, output.started_at, output.finished_at)
+        if self.grant.successor is not None:
+            self._parts.replay.append(self.grant.session_id, plan, output.data)
+            data = output.data
+        else:
+            data = select_answers(step.plan, output.data, self._parts.token_bytes)
+        return replace(step, data=data, timings=(*step.timings, timing))
+
+    async def _rebuild(self, arrival: _Arrival, rebuild: Rebuild) -> None:
+        step, parts = arrival.step, self._parts
+        if rebuild.first:
+            self._declared = ()
+            await parts.compute.reset()
+            if self.grant.successor is not None:
+                parts.replay.begin(self.grant.session_id, parts.token_bytes)
+        output = await parts.compute.step(step.plan, step.data)
+        parts.counters.rebuilt_tokens += step.plan.tokens
+        if self.grant.successor is not None:
+            parts.replay.append(self.grant.session_id, step.plan, output.data)
+        if rebuild.last:
+            self._gate.rebuilt(rebuild.next_seq, rebuild.permuted)
+        if rebuild.last_peer != self.grant.peer:
+            await self._emit(replace(step, data=output.data), arrival.deadline)
+        elif rebuild.last:
+            await parts.outlet.rebuilt(step.epoch, sum(parts.lengths()))
+
+    async def _on_reroute(self, item: _Reroute) -> None:
+        self._link = item.link
+        if item.grant.epoch != self._latest_epoch:
+            return
+        self._gate.reroute(item.grant.epoch)
+        buffer = self._parts.replay.get(item.grant.session_id)
+        complete = buffer is not None and buffer.lengths == self._parts.lengths()
+        await self._parts.outlet.rerouted(item.grant.epoch, self._gate.applied_seq, complete)
+
+    async def _on_replay(self, item: _Replay) -> None:
+        if item.epoch != self._latest_epoch:
+            return
+        buffer = self._parts.replay.get(self.grant.session_id)
+        have = buffer.lengths if buffer is not None else ()
+        if buffer is None or not buffer.holds(item.lengths):
+            raise RemoteProtocolError(f"the replay buffer has rows of {list(have)} tokens, not {list(item.lengths)}")
+        deadline = asyncio.get_running_loop().time() + item.timeout_seconds
+        for step in replay_steps(buffer, item.epoch, item.lengths, item.rebuild, item.timeout_seconds):
+            if item.epoch != self._latest_epoch:
+                return
+            await self._emit(step, deadline)
+
+    async def _on_export(self, item: _Export) -> None:
+        parts = self._parts
+        async with one_transfer(parts.transfers, item.timeout_seconds):
+            await parts.outlet.kv_state(self._gate.applied_seq, parts.lengths(), await parts.compute.export())
+
+    async def _on_import(self, item: _Import) -> None:
+        """Go on from another peer's cache. What that peer sent to its successor is not known here: no replay buffer."""
+        kv = item.kv
+        if item.epoch == self._latest_epoch:
+            self._declared = ()
+            await self._parts.compute.import_(kv.lengths, kv.data)
+            self._parts.replay.end(self.grant.session_id)
+            self._gate.rebuilt(kv.applied_seq + 1, permuted=False)
+            await self._parts.outlet.rebuilt(item.epoch, sum(kv.lengths))
+        item.loaded.set()
+
+    async def _keep_declared(self, plan: StepPlan) -> None:
+        """Keep the prefixes that the client has declared, once all are computed; not if the rows became others."""
+        if not self._declared:
+            return
+        lengths = self._parts.lengths()
+        if plan.source_rows is not None:
+            self._declared = ()
+        elif _reach(lengths, self._declared):
+            prefixes, self._declared = self._declared, ()
+            await self._parts.compute.keep(prefixes)
+
+    async def _on_remember(self, item: _Remember) -> None:
+        lengths = self._parts.lengths()
+        if not _reach(lengths, item.prefixes):
+            raise RemoteProtocolError(f"rows of {list(lengths)} tokens have not all pages that are to be remembered")
+        await self._parts.compute.keep(item.prefixes)
+        item.kept.set()
+
+    async def _emit(self, output: WireStep, deadline: float) -> None:
+        """Pass an output on: to the successor, or through the client, or as the answer."""
+        if output.epoch != self._latest_epoch:
+            return
+        left = max(0.001, deadline - asyncio.get_running_loop().time())
+        output = replace(output, timeout_seconds=left)
+        counters = self._parts.counters
+        if self.grant.successor is None:
+            await self._parts.outlet.step(output)
+            counters.steps_answered += 1
+        elif self._link is None:
+            await self._parts.outlet.step(output)
+            counters.steps_relayed += 1
+        else:
+            try:
+                await self._link.send(output)
+                counters.steps_pushed += 1
+            except PushFailed as error:
+                if output.epoch == self._latest_epoch:
+                    await self._parts.outlet.failure(error, output.epoch, output.seq)
+
+
+def _reach(lengths: tuple[int, ...], prefixes: tuple[Digests, ...]) -> bool:
+    """Whether every row has the tokens of its prefix."""
+    return len(prefixes) <= len(lengths) and all(
+        len(digests) * PAGE_TOKENS <= length for digests, length in zip(prefixes, lengths, strict=False)
+    )
+
+
+def select_answers(plan: StepPlan, data: bytes, token_bytes: int) -> bytes:
+    """The packed tokens that the client wants back, out of all packed tokens of the step."""
+    if plan.answers == plan.tokens:
+        return data
+    parts = []
+    offset = 0
+    for piece in plan.rows:
+        offset += piece.count * token_bytes
+        parts.append(data[offset - piece.answers * token_bytes : offset])
+    return b"".join(parts)

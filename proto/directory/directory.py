@@ -1,0 +1,187 @@
+"""Where peers announce themselves and are found: one interface, three ways to reach it.
+
+* `hivemind_directory.HivemindDirectory`: a node of the DHT, in this process; for peers.
+* `LookupDirectory`: asks a few known peers over the data plane; for clients. Nothing is trusted: records prove
+  themselves, and a peer that hides some is made up for by the others.
+* `MemoryDirectory`: the same promises without a network; for tests and simulations.
+
+A directory gives hints, not facts: a record says what its owner promised less than a minute ago.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from ...routing.swarm import PeerId
+from ..errors import GiveUp, LocalProtocolError, PeerUnavailable, SwarmError, UsageError
+from .records import SignatureCache, SignedRecord, dht_id, newest_per_peer, verify_record
+
+log = logging.getLogger(__name__)
+
+MAX_RECORDS_PER_KEY = 900
+"""So many records of the largest size fit into one answer (4 MiB); also what one look-up is willing to verify."""
+
+
+class Directory(Protocol):
+    async def announce(self, record: SignedRecord) -> None:
+        """Make the record visible to all; returns when somebody else has been seen to keep it.
+
+        Raises LocalProtocolError if nobody would accept it (its signature, expiry or size is wrong, or a later record
+        of this peer is there), PeerUnavailable if it reached nobody.
+        """
+
+    async def lookup(self, name: str) -> tuple[SignedRecord, ...]:
+        """The verified, unexpired records under `name` (see `swarm_key_name`): the newest of each peer, by peer id.
+
+        Raises PeerUnavailable if nobody answered.
+        """
+
+    async def close(self) -> None:
+        """Let go of everything; the records stay until they expire."""
+
+
+def check_announcement(record: SignedRecord, now: float, cache: SignatureCache) -> None:
+    """Raises LocalProtocolError if other nodes would refuse the record."""
+    try:
+        verify_record(SignedRecord.decode(record.encode()), now, cache=cache)
+    except SwarmError as error:
+        raise LocalProtocolError(f"nobody would accept this record: {error}") from None
+
+
+def superseded(record: SignedRecord) -> LocalProtocolError:
+    return LocalProtocolError(
+        f"a later record of {record.peer_id} is there already",
+        hint="Is the same key in use twice? Otherwise look up the previous record and pass its expiry to next_expiry.",
+    )
+
+
+def verified_records(
+    key: bytes, encoded: Iterable[bytes], now: float, cache: SignatureCache
+) -> tuple[SignedRecord, ...]:
+    """What holds among `encoded`: right key, signature and time, the newest of each peer, at most the first 900."""
+    records = []
+    for data in list(encoded)[:MAX_RECORDS_PER_KEY]:
+        try:
+            record = SignedRecord.decode(data)
+            verify_record(record, now, cache=cache)
+        except SwarmError as error:
+            log.debug("a record is ignored: %s", error)
+            continue
+        if record.key == key:
+            records.append(record)
+    return newest_per_peer(records)
+
+
+class MemoryStore:
+    """The records that several MemoryDirectories share, in their encoded form."""
+
+    def __init__(self) -> None:
+        self.records: dict[bytes, dict[PeerId, bytes]] = {}
+
+
+class MemoryDirectory:
+    """A directory that is a dictionary. `clock` gives Unix seconds."""
+
+    def __init__(self, store: MemoryStore, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._clock = clock
+        self._cache = SignatureCache()
+
+    async def announce(self, record: SignedRecord) -> None:
+        check_announcement(record, self._clock(), self._cache)
+        kept = self._store.records.setdefault(record.key, {})
+        encoded = record.encode()
+        previous = kept.get(record.peer_id)
+        if previous not in (None, encoded):
+            known = verified_records(record.key, [previous], self._clock(), self._cache)
+            if known and known[0].expires_at_seconds >= record.expires_at_seconds:
+                raise superseded(record)
+        kept[record.peer_id] = encoded
+
+    async def lookup(self, name: str) -> tuple[SignedRecord, ...]:
+        key = dht_id(name)
+        kept = self._store.records.get(key, {})
+        return verified_records(key, kept.values(), self._clock(), self._cache)
+
+    async def close(self) -> None:
+        pass
+
+
+LookupCall = Callable[[str], Awaitable[Sequence[bytes]]]
+"""Asks one peer for the encoded records under a name; raises SwarmError if that fails."""
+
+
+class LookupDirectory:
+    """The union of what several known peers have; reading only.
+
+    `lookups` maps the address of a peer to the call that asks it, and is read afresh at every look-up, so its owner
+    may add peers as it learns of them.  All are asked at once.  As soon as two have answered, the others have
+    `grace_seconds` left, so that a silent peer costs little.  `clock` gives Unix seconds.
+    """
+
+    def __init__(
+        self,
+        lookups: Mapping[str, LookupCall],
+        clock: Callable[[], float],
+        timeout_seconds: float = 5.0,
+        grace_seconds: float = 0.5,
+    ) -> None:
+        self._lookups = lookups
+        self._clock = clock
+        self._timeout_seconds = timeout_seconds
+        self._grace_seconds = grace_seconds
+        self._cache = SignatureCache()
+
+    async def announce(self, record: SignedRecord) -> None:
+        raise UsageError("a client looks up records but announces none", hint="Join the DHT to announce.")
+
+    async def lookup(self, name: str) -> tuple[SignedRecord, ...]:
+        answers, failures = await self._ask_all(name)
+        if not answers:
+            raise _nobody_answered(list(self._lookups), failures)
+        key = dht_id(name)
+        now = self._clock()
+        return newest_per_peer(
+            [record for answer in answers for record in verified_records(key, answer, now, self._cache)]
+        )
+
+    async def close(self) -> None:
+        pass
+
+    async def _ask_all(self, name: str) -> tuple[list[Sequence[bytes]], list[SwarmError]]:
+        """The answers that came in time, and the failures."""
+        loop = asyncio.get_running_loop()
+        pending = {asyncio.ensure_future(call(name)) for call in self._lookups.values()}
+        deadline = loop.time() + self._timeout_seconds
+        answers: list[Sequence[bytes]] = []
+        failures: list[SwarmError] = []
+        try:
+            while pending and (left := deadline - loop.time()) > 0:
+                done, pending = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    try:
+                        answers.append(task.result())
+                    except SwarmError as error:
+                        failures.append(error)
+                if len(answers) >= 2:
+                    deadline = min(deadline, loop.time() + self._grace_seconds)
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+        return answers, failures
+
+
+def _nobody_answered(addresses: Sequence[str], failures: Sequence[SwarmError]) -> SwarmError:
+    """The one error for many: a reason to give up (wrong key, wrong swarm) says more than an unreachable peer."""
+    for failure in failures:
+        if isinstance(failure, GiveUp):
+            return failure
+    reasons = "; ".join(sorted({str(failure) for failure in failures})) or "no answer in time"
+    return PeerUnavailable(
+        f"none of the known peers answered ({', '.join(addresses) or 'none was given'}): {reasons}",
+        hint="Check the addresses and that at least one of these peers is running.",
+    )

@@ -1,0 +1,452 @@
+"""A model's files: which tensor belongs to which block, reading only what is wanted, and what identifies the weights.
+
+A checkpoint is a local folder or a repository on a Hugging Face hub (`hub.py`), in safetensors only.  Whatever its
+source, tensors are read lazily from local files; a hub fetches those that are wanted first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, PreTrainedConfig
+
+from ...routing.swarm import BlockRange
+from ..errors import UnsupportedModel, UsageError
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+BLOCK_HASH_BYTES = 8
+CONFIG_FILE = "config.json"
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_SHARD = "model.safetensors"
+MAX_SMALL_FILE_BYTES = 64 << 20
+"""Limit of configurations and indexes; the largest known index is below 20 MB."""
+
+_MAX_HEADER_BYTES = 100 << 20  # the limit that the safetensors format sets
+_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_BLOCK_TENSOR = re.compile(r"(?P<prefix>(?:[^.]*[^.0-9][^.]*\.)+)(?P<block>[0-9]{1,6})\..+")
+_SAMPLES_PER_TENSOR = 16
+_SAMPLE_BYTES = 4096
+
+_DTYPE_BYTES: Mapping[str, int] = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4,
+    "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+
+_CONFIG_KEYS_WITHOUT_MEANING = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor of a safetensors file: its `nbytes` bytes begin at byte `start` of `file`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldTensor:
+    """A tensor on this machine: its bytes begin at byte `start` of the safetensors file `path`."""
+
+    path: Path
+    start: int
+
+
+class Source(Protocol):
+    """Where a checkpoint's files are."""
+
+    @property
+    def folder(self) -> Path:
+        """A local folder with the small files: the configuration, generation_config.json if there is one."""
+
+    def small_file(self, name: str) -> bytes | None:
+        """A whole small file, None if there is none of that name."""
+
+    def names(self) -> Sequence[str]:
+        """The names of the files there are."""
+
+    def size(self, shard: str) -> int:
+        """Size of a shard in bytes. Raises UsageError if it does not exist."""
+
+    def read(self, shard: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a shard."""
+
+    def published_hash(self, shard: str) -> str | None:
+        """The hash that the source publishes of a whole shard, None if only the bytes themselves can tell."""
+
+    def hold(
+        self, group: str, tensors: Sequence[TensorInfo], progress: Progress | None = None
+    ) -> Mapping[str, HeldTensor]:
+        """Where the tensors are on this machine, by name; they are fetched first where they have to be.
+
+        `group` names this set of tensors in a cache.
+        """
+
+
+class Checkpoint:
+    """An opened checkpoint. Made by `open_checkpoint`."""
+
+    def __init__(self, source: Source, config: PreTrainedConfig, tensors: Iterable[TensorInfo]) -> None:
+        self._source = source
+        self.config = config
+        self.num_blocks: int = config.get_text_config(decoder=True).num_hidden_layers
+        self.tensors: Mapping[str, TensorInfo] = {tensor.name: tensor for tensor in tensors}
+        self._prefix = block_prefix(self.tensors, self.num_blocks)
+        self._by_block: dict[int, list[TensorInfo]] = {}
+        self._outside: list[TensorInfo] = []
+        for name, tensor in sorted(self.tensors.items()):
+            match = _BLOCK_TENSOR.fullmatch(name)
+            if match and match["prefix"] == self._prefix:
+                self._by_block.setdefault(int(match["block"]), []).append(tensor)
+            else:
+                self._outside.append(tensor)
+
+    @property
+    def folder(self) -> Path:
+        """A local folder with the small files: the configuration, generation_config.json if there is one."""
+        return self._source.folder
+
+    def block_tensors(self, block: int) -> Sequence[TensorInfo]:
+        """The tensors of one block, by name."""
+        return self._by_block[block]
+
+    def ends_tensors(self) -> Sequence[TensorInfo]:
+        """The tensors outside all blocks, by name; not those of extra blocks behind the last, such as draft heads."""
+        return self._outside
+
+    def block_bytes(self, block: int) -> int:
+        """Bytes of one block's weights in the checkpoint's own format."""
+        return sum(tensor.nbytes for tensor in self._by_block[block])
+
+    def fetch(self, blocks: BlockRange, progress: Progress | None = None) -> None:
+        """Download the blocks that are not on this machine; nothing to do for a local folder.
+
+        Raises RetryElsewhere if the hub does not answer, UsageError if it refuses or the disk is full.
+        """
+        total = sum(self.block_bytes(block) for block in blocks)
+        done = 0
+        for block in blocks:
+            self._hold_block(block, _shifted(progress, done, total))
+            done += self.block_bytes(block)
+
+    def block_state(self, blocks: BlockRange, progress: Progress | None = None) -> dict[str, Any]:
+        """Tensor name -> lazy slice for `blocks`, numbered from 0 on; a slice is read when it is used.
+
+        Fetches what is missing first; `progress` is about reading and may be called from several threads, one at a
+        time.
+        """
+        counter = _ReadCounter(progress, sum(self.block_bytes(block) for block in blocks))
+        state: dict[str, Any] = {}
+        for block in blocks:
+            old, new = f"{self._prefix}{block}.", f"{self._prefix}{block - blocks.start}."
+            for name, piece in _open_slices(self._hold_block(block)).items():
+                state[new + name.removeprefix(old)] = _CountedSlice(piece, self.tensors[name].nbytes, counter)
+        return state
+
+    def ends_state(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Tensor name -> lazy slice for everything outside the blocks. Fetches what is missing: see `progress`."""
+        return _open_slices(self._source.hold("ends", self._outside, progress))
+
+    def model_digest(self) -> bytes:
+        """32 bytes that name these weights.
+
+        SHA-256 over the configuration, the name, dtype and shape of all tensors, and either the hub's hashes of its
+        files or samples of every tensor of a local folder.
+        """
+        digest = hashlib.sha256(self._canonical_config())
+        published = {file: self._source.published_hash(file) for file in {t.file for t in self.tensors.values()}}
+        for file, content_hash in sorted(published.items()):
+            if content_hash is not None:
+                _update(digest, f"{file} {content_hash}".encode())
+        in_doubt = [tensor for tensor in self.tensors.values() if published[tensor.file] is None]
+        held = self._source.hold("all", in_doubt)
+        for name in sorted(self.tensors):
+            _update(digest, _describe(self.tensors[name]))
+            if name in held:
+                _update(digest, _samples(held[name], self.tensors[name].nbytes))
+        return digest.digest()
+
+    def block_hashes(self, blocks: BlockRange) -> tuple[bytes, ...]:
+        """Per block the first 8 bytes of a digest over its tensors' names, dtypes, shapes and samples of their bytes.
+
+        The same wherever the block came from. Fetches what is missing first.
+        """
+        return tuple(self._block_hash(block) for block in blocks)
+
+    def _block_hash(self, block: int) -> bytes:
+        digest = hashlib.sha256()
+        held = self._hold_block(block)
+        for tensor in self._by_block[block]:
+            _update(digest, _describe(tensor))
+            _update(digest, _samples(held[tensor.name], tensor.nbytes))
+        return digest.digest()[:BLOCK_HASH_BYTES]
+
+    def _hold_block(self, block: int, progress: Progress | None = None) -> Mapping[str, HeldTensor]:
+        return self._source.hold(f"block-{block:04d}", self._by_block[block], progress)
+
+    def _canonical_config(self) -> bytes:
+        values = _parse_json_object(self._source.small_file(CONFIG_FILE) or b"", CONFIG_FILE)
+        meaning = {key: value for key, value in values.items() if key not in _CONFIG_KEYS_WITHOUT_MEANING}
+        return json.dumps(meaning, sort_keys=True, separators=(",", ":")).encode()
+
+
+def open_checkpoint(
+    model: str | Path, *, revision: str | None = None, endpoint: str | None = None, cache_folder: Path | None = None
+) -> Checkpoint:
+    """Open a local folder, or "owner/name" on a Hugging Face hub; reads the configuration and the shards' headers.
+
+    `endpoint` is the hub's address (default: the one huggingface_hub uses), `cache_folder` where fetched files are
+    kept. Raises UsageError for what is no usable checkpoint, UnsupportedModel for an unknown model type,
+    RetryElsewhere if the hub does not answer.
+    """
+    if os.path.isdir(model):  # unlike Path.is_dir, False for a name that is too long
+        source: Source = FolderSource(Path(model))
+    else:
+        from .hub import HubSource  # a local folder needs no HTTP client
+
+        source = HubSource(str(model), revision=revision, endpoint=endpoint, cache_folder=cache_folder)
+    return read_checkpoint(source)
+
+
+def read_checkpoint(source: Source) -> Checkpoint:
+    """Open the checkpoint behind `source`. Raises as `open_checkpoint`."""
+    raw_config = source.small_file(CONFIG_FILE)
+    if raw_config is None:
+        raise UsageError(f"{source.folder} has no {CONFIG_FILE}", hint="Give the folder of a model, or owner/name.")
+    model_type = _parse_json_object(raw_config, CONFIG_FILE).get("model_type")
+    tensors = [tensor for shard in _shard_names(source) for tensor in _read_header(source, shard)]
+    try:
+        config = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UnsupportedModel(f"the configuration of model type {model_type!r} cannot be used: {reason}") from error
+    return Checkpoint(source, config, tensors)
+
+
+class FolderSource:
+    """A local folder; it is read in place."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def small_file(self, name: str) -> bytes | None:
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        if path.stat().st_size > MAX_SMALL_FILE_BYTES:
+            raise UsageError(f"{path} is larger than {MAX_SMALL_FILE_BYTES} bytes")
+        return path.read_bytes()
+
+    def names(self) -> Sequence[str]:
+        return sorted(path.name for path in self.folder.iterdir())
+
+    def size(self, shard: str) -> int:
+        try:
+            return (self.folder / shard).stat().st_size
+        except OSError as error:
+            raise UsageError(f"cannot read {self.folder / shard}: {error.strerror}") from error
+
+    def read(self, shard: str, start: int, stop: int) -> bytes:
+        return _read_range(self.folder / shard, start, stop)
+
+    def published_hash(self, shard: str) -> str | None:
+        return None
+
+    def hold(
+        self, group: str, tensors: Sequence[TensorInfo], progress: Progress | None = None
+    ) -> Mapping[str, HeldTensor]:
+        return {tensor.name: HeldTensor(self.folder / tensor.file, tensor.start) for tensor in tensors}
+
+
+def block_prefix(names: Iterable[str], num_blocks: int) -> str:
+    """What stands before the block number in the names of the blocks' tensors ("model.layers.").
+
+    Raises UsageError unless one prefix has all the numbers from 0 to `num_blocks` - 1.
+    """
+    numbers: dict[str, set[int]] = {}
+    for name in names:
+        match = _BLOCK_TENSOR.fullmatch(name)
+        if match:
+            numbers.setdefault(match["prefix"], set()).add(int(match["block"]))
+    wanted = set(range(num_blocks))
+    complete = [prefix for prefix, found in numbers.items() if wanted <= found]
+    if len(complete) != 1:
+        raise UsageError(
+            f"the checkpoint has {len(complete)} complete series of {num_blocks} blocks, exactly one is needed",
+            hint="Check that all shards are there and that config.json belongs to them.",
+        )
+    return complete[0]
+
+
+def parse_header(name: str, size: int, read: Callable[[int, int], bytes]) -> list[TensorInfo]:
+    """The tensors of a safetensors file of `size` bytes; `read(start, stop)` gives its bytes.
+
+    Everything is checked before it is believed. Raises UsageError.
+    """
+    broken = UsageError(f"{name} is not a whole safetensors file", hint="Download the file again.")
+    if size < 8:
+        raise broken
+    header_bytes = int.from_bytes(read(0, 8), "little")
+    if header_bytes > min(_MAX_HEADER_BYTES, size - 8):
+        raise broken
+    data_start = 8 + header_bytes
+    header = _parse_json_object(read(8, data_start), name)
+    header.pop("__metadata__", None)
+    try:
+        tensors = [_parse_tensor(name, tensor, entry, data_start) for tensor, entry in header.items()]
+    except (KeyError, TypeError, ValueError) as error:
+        raise broken from error
+    end = data_start
+    for tensor in sorted(tensors, key=lambda tensor: tensor.start):
+        if tensor.start != end:
+            raise broken
+        end += tensor.nbytes
+    if end != size:
+        raise UsageError(f"{name} has {size} bytes, its header speaks of {end}", hint="Download the file again.")
+    return tensors
+
+
+def _parse_tensor(file: str, name: str, entry: Mapping[str, Any], data_start: int) -> TensorInfo:
+    """Raises KeyError, TypeError or ValueError for a malformed entry."""
+    dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    if any(not isinstance(number, int) or number < 0 for number in (*shape, start, stop)):
+        raise ValueError("negative or fractional sizes")
+    if math.prod(shape) * _DTYPE_BYTES[dtype] != stop - start:
+        raise ValueError("a tensor's shape does not fit its bytes")
+    return TensorInfo(name, dtype, shape, file, data_start + start, stop - start)
+
+
+def _shard_names(source: Source) -> list[str]:
+    """The names of the weight files. Raises UsageError."""
+    raw_index = source.small_file(INDEX_FILE)
+    if raw_index is not None:
+        weight_map = _parse_json_object(raw_index, INDEX_FILE).get("weight_map")
+        shards = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+        unsafe = [shard for shard in shards if not (isinstance(shard, str) and _SHARD_NAME.fullmatch(shard))]
+        if unsafe or not shards:
+            raise UsageError(f"{INDEX_FILE} names no shards or unsafe ones: {unsafe[:1]}")
+        return sorted(shards)
+    names = source.names()
+    if SINGLE_SHARD in names:
+        return [SINGLE_SHARD]
+    if any(name.endswith(_PICKLES) for name in names):
+        raise UsageError(
+            f"{source.folder} has pickled weights only, which are never loaded",
+            hint="Convert the model to safetensors (save_pretrained does), or choose another one.",
+        )
+    raise UsageError(f"{source.folder} has neither {SINGLE_SHARD} nor {INDEX_FILE}")
+
+
+def _read_header(source: Source, shard: str) -> list[TensorInfo]:
+    return parse_header(shard, source.size(shard), lambda start, stop: source.read(shard, start, stop))
+
+
+def _read_range(path: Path, start: int, stop: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(stop - start)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) != stop - start:
+        raise UsageError(f"{path} ends at byte {start + len(data)}, {stop} were expected")
+    return data
+
+
+def _parse_json_object(raw: bytes, name: str) -> dict[str, Any]:
+    try:
+        values = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{name} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{name} holds no JSON object")
+    return values
+
+
+def _open_slices(held: Mapping[str, HeldTensor]) -> dict[str, Any]:
+    """Tensor name -> safetensors slice; every file is opened once."""
+    slices: dict[str, Any] = {}
+    by_path: dict[Path, list[str]] = {}
+    for name, tensor in held.items():
+        by_path.setdefault(tensor.path, []).append(name)
+    for path, names in by_path.items():
+        try:
+            file = safe_open(path, framework="pt")
+            slices |= {name: file.get_slice(name) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"cannot read {path}: {error}") from error
+    return slices
+
+
+class _ReadCounter:
+    """Adds up what was read; transformers reads with several threads."""
+
+    def __init__(self, progress: Progress | None, total_bytes: int) -> None:
+        self._progress = progress
+        self._total_bytes = total_bytes
+        self._done_bytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, nbytes: int) -> None:
+        with self._lock:
+            self._done_bytes += nbytes
+            if self._progress is not None:
+                self._progress(self._done_bytes, self._total_bytes)
+
+
+class _CountedSlice:
+    """A safetensors slice that counts when it is read."""
+
+    def __init__(self, piece: Any, nbytes: int, counter: _ReadCounter) -> None:
+        self._piece = piece
+        self._nbytes = nbytes
+        self._counter = counter
+
+    def __getitem__(self, index: Any) -> Any:
+        tensor = self._piece[index]
+        self._counter.add(self._nbytes)
+        return tensor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._piece, name)
+
+
+def _shifted(progress: Progress | None, before: int, total: int) -> Progress | None:
+    return None if progress is None else lambda done, _: progress(before + done, total)
+
+
+def _describe(tensor: TensorInfo) -> bytes:
+    return json.dumps([tensor.name, tensor.dtype, tensor.shape]).encode()
+
+
+def _samples(held: HeldTensor, nbytes: int) -> bytes:
+    """16 pieces of 4 KiB, evenly spread from the first byte to the last; all bytes of a tensor that has fewer."""
+    if nbytes <= _SAMPLES_PER_TENSOR * _SAMPLE_BYTES:
+        return _read_range(held.path, held.start, held.start + nbytes)
+    last = nbytes - _SAMPLE_BYTES
+    starts = [held.start + last * sample // (_SAMPLES_PER_TENSOR - 1) for sample in range(_SAMPLES_PER_TENSOR)]
+    return b"".join(_read_range(held.path, start, start + _SAMPLE_BYTES) for start in starts)
+
+
+def _update(digest: Any, part: bytes) -> None:
+    """Add a part with its length, so that no two lists of parts hash the same bytes."""
+    digest.update(len(part).to_bytes(8, "little"))
+    digest.update(part)

@@ -1,0 +1,257 @@
+"""Authenticated channels between nodes: gRPC over TLS that is pinned to the peer id.
+
+The server presents a short-lived leaf signed by its identity; the dialler trusts only a root that it makes from the
+peer id it wants, so no certificate authority exists and a stolen address is worth nothing.  Who dials proves its own
+id in the first message of a stream (`handshake.py`).
+
+Everything runs in the one asyncio loop of the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc
+
+from ...routing.swarm import PeerId
+from .. import swarm_pb2 as pb
+from ..errors import SwarmError, UsageError, from_grpc_status, from_wire
+from ..identity import Identity, LeafRenewer, TlsLeaf, public_key_of, synthetic_root_pem, tls_name
+
+SERVICE = "blockswarm.v1.Peer"
+ERROR_CODE_KEY = "blockswarm-error"
+"""Trailing metadata of a unary call that failed with one of our errors: its number on the wire."""
+KEEPALIVE_SECONDS = 20.0
+MAX_CHANNELS = 1024
+
+# What one stream may have sent before it is read. gRPC would let the window grow with the measured bandwidth times the
+# round trip, which is large where a busy node answers late: many streams could fill its memory.
+STREAM_WINDOW_BYTES = 1 << 20
+
+_CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
+    ("grpc.keepalive_time_ms", int(KEEPALIVE_SECONDS * 1000)),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A dead peer is noticed and replaced by the session; gRPC should not wait long before it dials again.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.enable_http_proxy", 0),
+]
+_SERVER_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
+    ("grpc.keepalive_time_ms", int(KEEPALIVE_SECONDS * 1000)),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_concurrent_streams", 1024),
+    ("grpc.so_reuseport", 0),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """Where a peer listens and who it must prove to be; written "ID@host:port"."""
+
+    peer: PeerId
+    target: str
+    """host:port; an IPv6 host is in brackets."""
+
+    def __str__(self) -> str:
+        return f"{self.peer}@{self.target}"
+
+    @classmethod
+    def parse(cls, text: str) -> PeerAddress:
+        """Read "ID@host:port". Raises UsageError."""
+        peer, at, target = text.strip().partition("@")
+        if not at:
+            raise UsageError(f"{text!r} is not the address of a peer", hint=_ADDRESS_HINT)
+        try:
+            public_key_of(peer)
+            check_target(target)
+        except SwarmError as error:
+            raise UsageError(f"{text!r} is not the address of a peer: {error}", hint=_ADDRESS_HINT) from None
+        return cls(PeerId(peer), target)
+
+
+_ADDRESS_HINT = "An address is written ID@HOST:PORT, as a peer prints it when it starts."
+_TARGET = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+
+
+def check_target(target: str) -> str:
+    """`target` if it is host:port and nothing else (no resolver scheme). Raises UsageError."""
+    match = _TARGET.fullmatch(target)
+    if not match or not 0 < int(match[2]) < 65536 or len(target) > 262:
+        raise UsageError(f"{target!r} is not HOST:PORT")
+    return target
+
+
+class StreamHandler(Protocol):
+    """Serves one bidirectional stream: `context.read()` and `context.write()` until it returns."""
+
+    def __call__(self, context: grpc.aio.ServicerContext[Any, Any], /) -> Awaitable[None]: ...
+
+
+@dataclass(frozen=True)
+class Handlers:
+    """What a node serves."""
+
+    session: StreamHandler
+    push: StreamHandler
+    lookup: Callable[[pb.LookupRequest, grpc.aio.ServicerContext[Any, Any]], Awaitable[pb.LookupReply]]
+    ping: Callable[[pb.PingRequest, grpc.aio.ServicerContext[Any, Any]], Awaitable[pb.PingReply]]
+
+
+async def serve(
+    identity: Identity, handlers: Handlers, host: str, port: int, clock: Callable[[], float] = time.time
+) -> tuple[grpc.aio.Server, int]:
+    """Start a server on `host:port` (port 0: any free one); the server and its port.
+
+    Raises UsageError if the port cannot be bound.
+    """
+    server = grpc.aio.server(options=_SERVER_OPTIONS)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, _method_handlers(handlers)),))
+    try:
+        bound = server.add_secure_port(f"{host}:{port}", _server_credentials(identity, clock))
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise UsageError(
+            f"cannot listen on {host}:{port}",
+            hint="Another program may use that port: choose another one with --port, or 0 for any free one.",
+        )
+    await server.start()
+    return server, bound
+
+
+def _method_handlers(handlers: Handlers) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    def stream(handler: StreamHandler) -> Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[None]]:
+        async def serve_stream(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            await handler(context)
+
+        return serve_stream
+
+    return {
+        "Session": grpc.stream_stream_rpc_method_handler(
+            stream(handlers.session), pb.ClientFrame.FromString, pb.PeerFrame.SerializeToString
+        ),
+        "Push": grpc.stream_stream_rpc_method_handler(
+            stream(handlers.push), pb.PushFrame.FromString, pb.PushReply.SerializeToString
+        ),
+        "Lookup": grpc.unary_unary_rpc_method_handler(
+            handlers.lookup, pb.LookupRequest.FromString, pb.LookupReply.SerializeToString
+        ),
+        "Ping": grpc.unary_unary_rpc_method_handler(
+            handlers.ping, pb.PingRequest.FromString, pb.PingReply.SerializeToString
+        ),
+    }
+
+
+def _server_credentials(identity: Identity, clock: Callable[[], float]) -> grpc.ServerCredentials:
+    renewer = LeafRenewer(identity, clock)
+
+    def configuration(leaf: TlsLeaf) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(leaf.private_key_pem, leaf.certificate_chain_pem)])
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        leaf = renewer.renew_if_due()
+        return configuration(leaf) if leaf is not None else None
+
+    return grpc.dynamic_ssl_server_credentials(configuration(renewer.leaf()), fetch)
+
+
+class PeerStub:
+    """The calls that one peer answers, over one channel."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.session = channel.stream_stream(
+            f"/{SERVICE}/Session", pb.ClientFrame.SerializeToString, pb.PeerFrame.FromString
+        )
+        self.push = channel.stream_stream(f"/{SERVICE}/Push", pb.PushFrame.SerializeToString, pb.PushReply.FromString)
+        self.lookup = channel.unary_unary(
+            f"/{SERVICE}/Lookup", pb.LookupRequest.SerializeToString, pb.LookupReply.FromString
+        )
+        self.ping = channel.unary_unary(f"/{SERVICE}/Ping", pb.PingRequest.SerializeToString, pb.PingReply.FromString)
+
+
+class Dialer:
+    """Keeps one channel per peer address; the least recently used is closed when there are too many."""
+
+    def __init__(self, clock: Callable[[], float] = time.time, max_channels: int = MAX_CHANNELS) -> None:
+        self._clock = clock
+        self._max_channels = max_channels
+        self._stubs: dict[PeerAddress, PeerStub] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def stub(self, address: PeerAddress) -> PeerStub:
+        """The calls of the peer at `address`; connects in the background. Raises AuthenticationError for a bad id."""
+        stub = self._stubs.pop(address, None) or self._dial(address)
+        self._stubs[address] = stub
+        while len(self._stubs) > self._max_channels:
+            self._close(self._stubs.pop(next(iter(self._stubs))))
+        return stub
+
+    def _dial(self, address: PeerAddress) -> PeerStub:
+        credentials = grpc.ssl_channel_credentials(synthetic_root_pem(address.peer, self._clock()))
+        options = [
+            *_CHANNEL_OPTIONS,
+            ("grpc.ssl_target_name_override", tls_name(address.peer)),
+            # Peers that share a host must not share a connection: the pin is part of the channel's identity.
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        return PeerStub(grpc.aio.secure_channel(address.target, credentials, options=options))
+
+    def _close(self, stub: PeerStub) -> None:
+        task = asyncio.ensure_future(stub.channel.close(grace=None))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Close every channel; calls in flight are cancelled."""
+        stubs, self._stubs = list(self._stubs.values()), {}
+        await asyncio.gather(*self._closing, *(stub.channel.close(grace=None) for stub in stubs))
+
+
+@contextmanager
+def translated_grpc_errors(peer: str) -> Iterator[None]:
+    """Turn what grpc raises into our errors, with the name of the peer."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        text = f"{peer}: {error.details()}"
+        number = dict(error.trailing_metadata()).get(ERROR_CODE_KEY, "")
+        if isinstance(number, str) and number.isdecimal() and len(number) < 4:
+            raise from_wire(int(number), text) from None
+        raise from_grpc_status(error.code().name, text) from None
+    except grpc.aio.UsageError as error:
+        raise from_grpc_status("CANCELLED", f"{peer}: {error}") from None
+
+
+async def ping(stub: PeerStub, address: PeerAddress, timeout_seconds: float) -> tuple[pb.PingReply, float, float]:
+    """Ping once: the reply, the round trip in seconds, and the peer's clock minus ours. Raises SwarmError."""
+    with translated_grpc_errors(str(address)):
+        sent_at, started = time.time(), time.perf_counter()
+        reply = await stub.ping(pb.PingRequest(), timeout=timeout_seconds)
+        rtt_seconds = time.perf_counter() - started
+    return reply, rtt_seconds, reply.clock - (sent_at + rtt_seconds / 2)
+
+
+def addresses_of(peer: PeerId, targets: Sequence[str]) -> tuple[PeerAddress, ...]:
+    """The addresses in a peer's record; those that are not host:port are left out."""
+    found = []
+    for target in targets:
+        try:
+            found.append(PeerAddress(peer, check_target(target)))
+        except UsageError:
+            continue
+    return tuple(found)

@@ -1,0 +1,221 @@
+"""Who may do what in a session: the signed hello and the capability, checked once at the edge.
+
+* A *hello* proves that the sender of a stream owns its id. It names the receiver, so it cannot be replayed to another
+  peer, and carries a time and a nonce, so it cannot be replayed to the same one.
+* A *capability* is signed by the client: session, epoch, block range, KV tokens to reserve, and the predecessor and
+  successor on the chain. A peer accepts pushes only from that predecessor and dials only that successor.
+
+In a private swarm the hello also proves the swarm key, unless the sender's id is on the peer's list.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from google.protobuf.message import DecodeError
+
+from ...routing.swarm import BlockRange, PeerId
+from .. import swarm_pb2 as pb
+from ..errors import AuthenticationError, ClockSkew, ModelMismatch, RemoteProtocolError, WrongKey, WrongSwarm
+from ..identity import Identity, public_key_of, verify
+
+PROTOCOL_VERSION = 1
+SESSION_ID_BYTES = 16
+NONCE_BYTES = 16
+MAX_CLOCK_SKEW_SECONDS = 30.0
+MAX_CAPABILITY_SECONDS = 7 * 86400.0
+MAX_KV_TOKENS = 1 << 32
+
+_HELLO_TAG = b"blockswarm-hello-1\0"
+_CAPABILITY_TAG = b"blockswarm-capability-1\0"
+
+_Message = TypeVar("_Message", pb.Hello, pb.Capability)
+
+
+class SwarmKeyProof(Protocol):
+    """The part of a swarm key that a handshake needs."""
+
+    def proof(self, message: bytes) -> bytes: ...
+    def check(self, message: bytes, proof: bytes) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A capability whose signature holds: what `client` lets `peer` do."""
+
+    session_id: bytes
+    epoch: int
+    client: PeerId
+    peer: PeerId
+    blocks: BlockRange
+    kv_tokens: int
+    max_rows: int
+    predecessor: PeerId | None
+    """None: the steps come from the client."""
+    successor: PeerId | None
+    """None: the outputs go to the client."""
+    wire_format: str
+    expires_at_seconds: float
+    model_digest: str
+
+
+def sign_hello(
+    identity: Identity, receiver: PeerId, session_id: bytes, now: float, swarm_key: SwarmKeyProof | None
+) -> pb.Signed:
+    """A hello from `identity` to `receiver`; `now` in Unix seconds."""
+    hello = pb.Hello(
+        peer_id=receiver,
+        session_id=session_id,
+        issued_at=now,
+        nonce=os.urandom(NONCE_BYTES),
+        protocol=PROTOCOL_VERSION,
+    )
+    if swarm_key is not None:
+        hello.swarm_proof = swarm_key.proof(hello.SerializeToString(deterministic=True))
+    payload = hello.SerializeToString()
+    return pb.Signed(payload=payload, signer=identity.peer_id, signature=identity.sign(_HELLO_TAG + payload))
+
+
+class HelloChecker:
+    """Checks hellos for one node and remembers their nonces while they could be replayed."""
+
+    def __init__(
+        self,
+        me: PeerId,
+        clock: Callable[[], float],
+        swarm_key: SwarmKeyProof | None,
+        allowed: Container[str] = (),
+        max_nonces: int = 100_000,
+    ) -> None:
+        self._me = me
+        self._clock = clock
+        self._swarm_key = swarm_key
+        self._allowed = allowed
+        self._max_nonces = max_nonces
+        self._nonces: OrderedDict[bytes, float] = OrderedDict()
+
+    def check(self, signed: pb.Signed) -> tuple[PeerId, bytes]:
+        """The sender's id and the session id of a valid hello.
+
+        Raises AuthenticationError, WrongKey, ClockSkew, WrongSwarm or RemoteProtocolError.
+        """
+        verify(signed.signer, signed.signature, _HELLO_TAG + signed.payload)
+        hello = _parse(pb.Hello, signed.payload)
+        if hello.protocol != PROTOCOL_VERSION:
+            raise WrongSwarm(f"the peer speaks protocol {PROTOCOL_VERSION}, not {hello.protocol}")
+        if hello.peer_id != self._me:
+            raise AuthenticationError("the hello is meant for another peer")
+        _check_length("session id", hello.session_id, SESSION_ID_BYTES)
+        _check_length("nonce", hello.nonce, NONCE_BYTES)
+        now = self._clock()
+        if not abs(hello.issued_at - now) <= MAX_CLOCK_SKEW_SECONDS:
+            raise ClockSkew(f"the clocks of client and peer differ by {hello.issued_at - now:+.0f} s")
+        self._check_swarm_key(signed.signer, hello)
+        self._remember(hello.nonce, now)
+        return PeerId(signed.signer), hello.session_id
+
+    def _check_swarm_key(self, signer: str, hello: pb.Hello) -> None:
+        if self._swarm_key is None or signer in self._allowed:
+            return
+        proof = hello.swarm_proof
+        hello.ClearField("swarm_proof")
+        if not self._swarm_key.check(hello.SerializeToString(deterministic=True), proof):
+            raise WrongKey("this swarm is private, and the key shown is missing or not its key")
+
+    def _remember(self, nonce: bytes, now: float) -> None:
+        while self._nonces:
+            oldest, seen_at = next(iter(self._nonces.items()))
+            if now - seen_at <= 2 * MAX_CLOCK_SKEW_SECONDS and len(self._nonces) < self._max_nonces:
+                break
+            del self._nonces[oldest]
+        if nonce in self._nonces:
+            raise AuthenticationError("the hello was used before")
+        self._nonces[nonce] = now
+
+
+def sign_capability(identity: Identity, grant: Grant) -> pb.Signed:
+    """The capability that says `grant`; `identity` is the client's."""
+    payload = pb.Capability(
+        session_id=grant.session_id,
+        epoch=grant.epoch,
+        peer_id=grant.peer,
+        first_block=grant.blocks.start,
+        stop_block=grant.blocks.stop,
+        kv_tokens=grant.kv_tokens,
+        max_rows=grant.max_rows,
+        predecessor=grant.predecessor or "",
+        successor=grant.successor or "",
+        wire_format=grant.wire_format,
+        expires_at=grant.expires_at_seconds,
+        model_digest=grant.model_digest,
+    ).SerializeToString()
+    return pb.Signed(payload=payload, signer=identity.peer_id, signature=identity.sign(_CAPABILITY_TAG + payload))
+
+
+def check_capability(
+    signed: pb.Signed, *, client: PeerId, session_id: bytes, me: PeerId, model_digest: str, max_rows: int, now: float
+) -> Grant:
+    """The grant in a capability, for a session that `client` opened with its hello.
+
+    Raises AuthenticationError, ModelMismatch or RemoteProtocolError.
+    """
+    if signed.signer != client:
+        raise AuthenticationError("the capability is not signed by the client of the session")
+    verify(signed.signer, signed.signature, _CAPABILITY_TAG + signed.payload)
+    capability = _parse(pb.Capability, signed.payload)
+    if capability.peer_id != me or capability.session_id != session_id:
+        raise AuthenticationError("the capability is for another peer or session")
+    if capability.model_digest != model_digest:
+        raise ModelMismatch("the peer serves another model, or other weights under the same name")
+    expires_at = capability.expires_at
+    if not (math.isfinite(expires_at) and now < expires_at <= now + MAX_CAPABILITY_SECONDS):
+        raise AuthenticationError("the capability has expired or lasts too long")
+    if not 1 <= capability.kv_tokens <= MAX_KV_TOKENS:
+        raise RemoteProtocolError("a session reserves at least one KV token, and no absurd number")
+    if not 1 <= capability.max_rows <= max_rows:
+        raise RemoteProtocolError(f"a session has between 1 and {max_rows} rows")
+    return Grant(
+        session_id=capability.session_id,
+        epoch=capability.epoch,
+        client=client,
+        peer=me,
+        blocks=_range_of(capability),
+        kv_tokens=capability.kv_tokens,
+        max_rows=capability.max_rows,
+        predecessor=_neighbour(capability.predecessor),
+        successor=_neighbour(capability.successor),
+        wire_format=capability.wire_format,
+        expires_at_seconds=expires_at,
+        model_digest=capability.model_digest,
+    )
+
+
+def _range_of(capability: pb.Capability) -> BlockRange:
+    try:
+        return BlockRange(capability.first_block, capability.stop_block)
+    except ValueError as error:
+        raise RemoteProtocolError(str(error)) from None
+
+
+def _neighbour(peer_id: str) -> PeerId | None:
+    if not peer_id:
+        return None
+    public_key_of(peer_id)
+    return PeerId(peer_id)
+
+
+def _check_length(name: str, value: bytes, length: int) -> None:
+    if len(value) != length:
+        raise RemoteProtocolError(f"a {name} has {length} bytes, not {len(value)}")
+
+
+def _parse(message_class: type[_Message], payload: bytes) -> _Message:
+    try:
+        return message_class.FromString(payload)
+    except DecodeError:
+        raise RemoteProtocolError(f"a signed {message_class.__name__.lower()} is not readable") from None

@@ -1,0 +1,44 @@
+"""Numeric formats of a peer's weights, and which of them a client may call precise enough.
+
+A format is a name in the peer's record.  What is measured of each (relative error of a linear layer against float32)
+is in docs/benchmarks.md; here is only their order.  No torch: the client's router asks for every peer it looks at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import UsageError
+
+_RANKS: Mapping[str, int] = {
+    "float32": 3,
+    "bfloat16": 2,  # more range, fewer digits than float16: neither is better than the other
+    "float16": 2,
+    "int8": 1,
+    "int4": 0,
+    "nf4": 0,
+}
+
+FORMATS = tuple(_RANKS)
+"""The formats that a peer may announce, the most precise first."""
+
+QUANTIZATIONS = ("auto", "none", "int8", "int4", "nf4")
+"""What the operator of a peer may ask for: a format, none but that of the weights as loaded, or the peer's choice."""
+
+
+def precision_rank(name: str) -> int:
+    """The place of a format in the order of precision; a higher one is more precise, equals may stand for each other.
+
+    A name that this version does not know, from a newer peer for example, ranks below all others.
+    """
+    return _RANKS.get(name, -1)
+
+
+def at_least(name: str, minimum: str) -> bool:
+    """Whether the announced format `name` is as precise as `minimum`, which the user chose.
+
+    Raises UsageError if `minimum` is no known format.
+    """
+    if minimum not in _RANKS:
+        raise UsageError(f"there is no numeric format {minimum!r}", hint=f"Choose one of {', '.join(FORMATS)}.")
+    return precision_rank(name) >= _RANKS[minimum]

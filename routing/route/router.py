@@ -1,0 +1,351 @@
+"""The product's router: a snapshot of the swarm and a request in, the exact cheapest chain out.
+
+The objective and the proof of exactness are in chain_search.py; Lemma 1's hops, which WS-RR uses, in hops.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..perf import FloatArray, IntArray
+from ..swarm import Hop, PeerId, PeerSpec, PeerState, RequestSpec, Route, Swarm
+from .search import ChainSearch, HubCosts, Lattice, PushCosts, Spans
+
+_INFINITY = float("inf")
+BoolArray = NDArray[np.bool_]
+
+
+class NoRouteError(ValueError):
+    """No chain exists now.
+
+    `missing_blocks` are those that no usable peer hosts, `full_blocks` those that usable peers host, but none with room
+    for the request, announced releases included.  `retry_seconds`: when the hosts of the full blocks have made their
+    last announced release and more may be known; infinite if waiting does not help, because nobody hosts some block or
+    the request does not fit even into empty peers.
+    """
+
+    def __init__(
+        self, missing_blocks: tuple[int, ...], full_blocks: tuple[int, ...] = (), retry_seconds: float = _INFINITY
+    ) -> None:
+        self.missing_blocks = missing_blocks
+        self.full_blocks = full_blocks
+        self.retry_seconds = retry_seconds
+        todo = "shorten it" if retry_seconds == _INFINITY else "shorten it or try again later"
+        parts = []
+        if missing_blocks:
+            parts.append(f"no usable peer hosts blocks {_listed(missing_blocks)}")
+        if full_blocks:
+            parts.append(f"no host of blocks {_listed(full_blocks)} has room for the request: {todo}")
+        if not parts:
+            parts.append(f"every block has a host, but no chain of distinct peers has room for the request: {todo}")
+        super().__init__("; ".join(parts))
+
+
+def _listed(blocks: tuple[int, ...]) -> str:
+    return ", ".join(str(block) for block in blocks[:20]) + ("..." if len(blocks) > 20 else "")
+
+
+class RttTable:
+    """Round trips between peers as a matrix: measured where known, else predicted from coordinates.
+
+    It can be called like any `peer_rtt_seconds`; the router reads the matrix at once instead of calling it per pair.
+    """
+
+    def __init__(self, swarm: Swarm, *, unknown_seconds: float = 0.3) -> None:
+        self.ids = tuple(peer.id for peer in swarm.peers)
+        self._row = {peer: row for row, peer in enumerate(self.ids)}
+        self.seconds = _predicted_rtts(swarm.peers, unknown_seconds)
+        for (a, b), rtt in swarm.rtt_seconds.items():
+            if a in self._row and b in self._row:
+                self.seconds[self._row[a], self._row[b]] = rtt
+                if (b, a) not in swarm.rtt_seconds:
+                    self.seconds[self._row[b], self._row[a]] = rtt
+        np.fill_diagonal(self.seconds, 0.0)
+
+    def __call__(self, a: PeerId, b: PeerId) -> float:
+        return float(self.seconds[self._row[a], self._row[b]])
+
+    def matrix(self, ids: Sequence[PeerId]) -> FloatArray:
+        """(len(ids), len(ids)) round trips in seconds. Raises KeyError for a peer the snapshot did not have."""
+        rows = np.array([self._row[peer] for peer in ids], dtype=np.int64)
+        return self.seconds[np.ix_(rows, rows)]
+
+
+def _predicted_rtts(peers: Sequence[PeerSpec], unknown_seconds: float) -> FloatArray:
+    n = len(peers)
+    seconds = np.full((n, n), unknown_seconds)
+    dimensions = {len(peer.coordinate.vector) for peer in peers if peer.coordinate is not None}
+    for size in dimensions:  # coordinates of different dimensions cannot be compared
+        who = [j for j, peer in enumerate(peers) if peer.coordinate is not None and len(peer.coordinate.vector) == size]
+        vectors = np.array([peers[j].coordinate.vector for j in who])  # type: ignore[union-attr]
+        heights = np.array([peers[j].coordinate.height for j in who])  # type: ignore[union-attr]
+        squares = (vectors**2).sum(axis=1)
+        squared = np.maximum(squares[:, None] + squares - 2 * vectors @ vectors.T, 0.0)
+        seconds[np.ix_(who, who)] = np.sqrt(squared) + heights[:, None] + heights
+    return seconds
+
+
+@dataclass(frozen=True)
+class _Releases:
+    """When the peers' reserved KV tokens become free, by peer and then by time; parallel arrays."""
+
+    owner: IntArray
+    delay: FloatArray
+    """Seconds from the snapshot's time, >= 0."""
+    tokens: IntArray
+    freed: IntArray
+    """Tokens that this release and the owner's earlier ones make free together."""
+    first: IntArray
+    """(n + 1,): peer j's releases are first[j] to first[j + 1]."""
+
+    @classmethod
+    def of(cls, swarm: Swarm, peers: Sequence[PeerSpec]) -> _Releases:
+        rows = sorted(
+            (j, max(r.at_seconds - swarm.now_seconds, 0.0), r.tokens) for j, p in enumerate(peers) for r in p.releases
+        )
+        owner = np.array([row[0] for row in rows], dtype=np.int64)
+        tokens = np.array([row[2] for row in rows], dtype=np.int64)
+        first = np.searchsorted(owner, np.arange(len(peers) + 1))
+        total = np.concatenate(([0], np.cumsum(tokens)))
+        delay = np.array([row[1] for row in rows], dtype=np.float64)
+        return cls(owner, delay, tokens, total[1:] - total[first[owner]], first)
+
+
+@dataclass(frozen=True)
+class _SnapshotRoom:
+    """The announced free KV tokens of a snapshot's peers, for a request of `need` tokens per block."""
+
+    need: int
+    free: IntArray
+    """(n,); 0 for a peer that may not be used."""
+    usable: BoolArray
+    releases: _Releases
+
+    def blocks_within(self, wait_seconds: float) -> IntArray:
+        freed = self.releases.tokens * (self.releases.delay <= wait_seconds)
+        available = self.free + np.bincount(self.releases.owner, weights=freed, minlength=len(self.free))
+        blocks: IntArray = np.where(self.usable, np.maximum(available, 0), 0).astype(np.int64) // self.need
+        return blocks
+
+    def wait_seconds(self, peer: int, blocks: int) -> float:
+        missing = blocks * self.need - int(self.free[peer])
+        if missing <= 0:
+            return 0.0
+        mine = slice(self.releases.first[peer], self.releases.first[peer + 1])
+        index = int(np.searchsorted(self.releases.freed[mine], missing))
+        delays = self.releases.delay[mine]
+        return float(delays[index]) if index < len(delays) and self.usable[peer] else _INFINITY
+
+    def waits(self, longest: int) -> FloatArray:
+        """Each row is a run of zeros, of every release's delay in order of time, and of infinities."""
+        peers, releases = np.arange(len(self.free)), self.releases
+        owner = np.concatenate((peers, releases.owner, peers))
+        delay = np.concatenate((np.zeros(len(peers)), releases.delay, np.full(len(peers), np.inf)))
+        available = np.concatenate((self.free, self.free[releases.owner] + releases.freed))
+        room = np.concatenate((np.clip(available // self.need, 0, longest), np.full(len(peers), longest)))
+        order = np.argsort(owner, kind="stable")
+        ends = owner[order] * longest + room[order]
+        waits = np.repeat(delay[order], np.diff(ends, prepend=0)).reshape(len(peers), longest)
+        waits[~self.usable] = np.inf
+        return waits
+
+
+class RouteFinder:
+    """The router over one snapshot: build it once per snapshot, ask it for every request.
+
+    Usable are SERVING peers that host something and agree with each other about the weights.  Peers are accepted one
+    by one, a peer that disagrees with an accepted one about a block both host is left out: first those whose every
+    hash is the most frequent for its block, then the others, those with more agreeing announcements first (ties by
+    id).  So a chain never mixes disagreeing peers, and one bad peer cannot displace the majority.
+    """
+
+    def __init__(self, swarm: Swarm) -> None:
+        self.swarm = swarm
+        agreeing = _agreeing([peer for peer in swarm.peers if _serves(peer)])
+        # In order of their ranges, so that the peers that can follow each other are neighbours in every array.
+        self.peers = tuple(sorted(agreeing, key=_range_and_id))
+        self._spans = Spans.of(swarm.model.num_blocks, [peer.blocks for peer in self.peers])
+        costs = [peer.cost for peer in self.peers]
+        self._cost = np.array(
+            [
+                (c.decode_fixed, c.decode_per_row, c.decode_per_context_token, c.prefill_fixed, c.prefill_per_token)
+                for c in costs
+            ],
+            dtype=np.float64,
+        ).reshape(len(costs), 5)
+        self._free = np.array([peer.kv_tokens_free for peer in self.peers], dtype=np.int64)
+        self._releases = _Releases.of(swarm, self.peers)
+        self._linked: tuple[Callable[[PeerId, PeerId], float], FloatArray, Lattice] | None = None
+
+    def cheapest_route(
+        self,
+        *,
+        request: RequestSpec,
+        client_rtt_seconds: Mapping[PeerId, float],
+        peer_rtt_seconds: Callable[[PeerId, PeerId], float],
+        push: bool = True,
+        excluded: frozenset[PeerId] = frozenset(),
+    ) -> Route:
+        """See `cheapest_route`."""
+        rtt = np.array([client_rtt_seconds.get(peer.id, np.nan) for peer in self.peers], dtype=np.float64)
+        usable = ~np.isnan(rtt)
+        if excluded:
+            usable &= np.array([peer.id not in excluded for peer in self.peers], dtype=bool)
+        if (rtt[usable] < 0).any() or np.isinf(rtt[usable]).any():
+            raise ValueError("client_rtt_seconds must be finite and >= 0")
+        free = np.where(usable, self._free, 0)
+        room = _SnapshotRoom(request.kv_tokens_per_block, free, usable, self._releases)
+        rtt = np.where(usable, rtt, 0.0)
+        costs = self._push_costs(request, rtt, peer_rtt_seconds) if push else self._hub_costs(request, rtt)
+        search = ChainSearch(self._spans, costs)
+        choice = search.cheapest(room)
+        if choice is None:
+            raise self._no_route(search, room)
+        hops = tuple(Hop(self.peers[j].id, blocks) for j, blocks in choice.chain)
+        return Route(hops, choice.cost_seconds, choice.wait_seconds)
+
+    def _per_block_seconds(self, request: RequestSpec) -> FloatArray:
+        """tau^I_j + (l_max - 1) tau_j, (n,)."""
+        steps = request.new_tokens - 1
+        decode = np.array([1.0, request.rows, request.mean_context_tokens]) * steps
+        prefill = np.array([1.0, request.rows * request.prompt_tokens])
+        return self._cost @ np.concatenate([decode, prefill])  # type: ignore[no-any-return]
+
+    def _hub_costs(self, request: RequestSpec, rtt: FloatArray) -> HubCosts:
+        return HubCosts(visit=rtt * request.new_tokens, per_block=self._per_block_seconds(request))
+
+    def _push_costs(
+        self, request: RequestSpec, rtt: FloatArray, peer_rtt_seconds: Callable[[PeerId, PeerId], float]
+    ) -> PushCosts:
+        trips = request.new_tokens / 2  # a one-way delay is half a round trip
+        # Kept for the next request, so a callable must give the same answers for the same snapshot.
+        if self._linked is None or self._linked[0] != peer_rtt_seconds:
+            matrix = self._peer_rtts(peer_rtt_seconds)
+            self._linked = peer_rtt_seconds, matrix, Lattice.of(self._spans, matrix)
+        ends = rtt * trips
+        return PushCosts(ends, self._per_block_seconds(request), ends, *self._linked[1:], trips)
+
+    def _peer_rtts(self, peer_rtt_seconds: Callable[[PeerId, PeerId], float]) -> FloatArray:
+        """(n, n) seconds; infinite on the diagonal, as no peer follows itself."""
+        ids = [peer.id for peer in self.peers]
+        if isinstance(peer_rtt_seconds, RttTable):
+            matrix = peer_rtt_seconds.matrix(ids)
+        else:
+            matrix = self._called(peer_rtt_seconds, ids)
+        if not np.isfinite(matrix).all() or (matrix < 0).any():
+            raise ValueError("peer_rtt_seconds must give finite round trips >= 0")
+        np.fill_diagonal(matrix, np.inf)
+        return matrix
+
+    def _called(self, peer_rtt_seconds: Callable[[PeerId, PeerId], float], ids: Sequence[PeerId]) -> FloatArray:
+        """Only pairs that can follow each other are asked for: j begins by where i ends, and ends after i begins."""
+        start, stop = self._spans.start, self._spans.stop
+        matrix = np.zeros((len(ids), len(ids)))
+        follows = (start[None, :] <= stop[:, None]) & (stop[None, :] > start[:, None] + 1)
+        np.fill_diagonal(follows, False)
+        for i, j in np.argwhere(follows).tolist():
+            matrix[i, j] = peer_rtt_seconds(ids[i], ids[j])
+        return matrix
+
+    def _no_route(self, search: ChainSearch, room: _SnapshotRoom) -> NoRouteError:
+        missing = ~self._hosted(room.usable)
+        full = ~missing & ~self._hosted(room.blocks_within(_INFINITY) > 0)
+        retry_seconds = _INFINITY
+        if not missing.any() and self._fits_when_empty(search, room):
+            retry_seconds = self._last_release_seconds(full, room)
+        blocks, unroomy = (tuple(int(block) for block in np.flatnonzero(which)) for which in (missing, full))
+        return NoRouteError(blocks, unroomy, retry_seconds)
+
+    def _hosted(self, peers: BoolArray) -> BoolArray:
+        """Which blocks these peers host, (L,)."""
+        hosted = np.zeros(self.swarm.model.num_blocks, dtype=bool)
+        for j in np.flatnonzero(peers):
+            hosted[self._spans.start[j] : self._spans.stop[j]] = True
+        return hosted
+
+    def _fits_when_empty(self, search: ChainSearch, room: _SnapshotRoom) -> bool:
+        total = np.array([peer.kv_tokens_total for peer in self.peers], dtype=np.int64)
+        empty = replace(room, free=np.where(room.usable, total, 0))
+        return search.cheapest(empty) is not None
+
+    def _last_release_seconds(self, full: BoolArray, room: _SnapshotRoom) -> float:
+        """When every full block has a host whose announced releases are all due; 0 if none is announced."""
+        last = np.zeros(len(self.peers))
+        np.maximum.at(last, room.releases.owner, room.releases.delay)
+        soonest = np.where(full, np.inf, 0.0)
+        for j in np.flatnonzero(room.usable):
+            hosted = slice(self._spans.start[j], self._spans.stop[j])
+            soonest[hosted] = np.minimum(soonest[hosted], last[j])
+        return float(soonest.max())
+
+
+def _range_and_id(peer: PeerSpec) -> tuple[int, int, PeerId]:
+    assert peer.blocks is not None
+    return peer.blocks.start, peer.blocks.stop, peer.id
+
+
+def _serves(peer: PeerSpec) -> bool:
+    return peer.state is PeerState.SERVING and peer.blocks is not None
+
+
+def _agreeing(peers: Sequence[PeerSpec]) -> tuple[PeerSpec, ...]:
+    """The peers, in their order, that agree about every block's weights; a peer without hashes agrees with all."""
+    votes: dict[tuple[int, bytes], int] = {}
+    for peer in peers:
+        for announced in _announced(peer):
+            votes[announced] = votes.get(announced, 0) + 1
+    if len({block for block, _ in votes}) == len(votes):
+        return tuple(peers)
+    most: dict[int, int] = {}
+    for (block, _), count in votes.items():
+        most[block] = max(most.get(block, 0), count)
+
+    def trust(peer: PeerSpec) -> tuple[bool, int, PeerId]:
+        support = [(votes[block, digest], most[block]) for block, digest in _announced(peer)]
+        return any(mine < top for mine, top in support), -sum(mine for mine, _ in support), peer.id
+
+    accepted: dict[int, bytes] = {}
+    members: set[PeerId] = set()
+    for peer in sorted(peers, key=trust):
+        announcement = _announced(peer)
+        if all(accepted.get(block, digest) == digest for block, digest in announcement):
+            accepted.update(announcement)
+            members.add(peer.id)
+    return tuple(peer for peer in peers if peer.id in members)
+
+
+def _announced(peer: PeerSpec) -> list[tuple[int, bytes]]:
+    return list(zip(peer.blocks or (), peer.block_hashes, strict=False))
+
+
+def cheapest_route(
+    swarm: Swarm,
+    *,
+    request: RequestSpec,
+    client_rtt_seconds: Mapping[PeerId, float],
+    peer_rtt_seconds: Callable[[PeerId, PeerId], float],
+    push: bool = True,
+    excluded: frozenset[PeerId] = frozenset(),
+) -> Route:
+    """The chain that minimises sum of costs + largest wait among a snapshot's usable peers.
+
+    Usable are SERVING peers, not in `excluded`, named in `client_rtt_seconds` (a peer that the client has no round
+    trip to is not considered), whose announced hashes agree (see RouteFinder).  A peer has room for k blocks once
+    `kv_tokens_free` plus its due releases reach k x the request's KV tokens per block; nothing is known beyond the
+    last release, so a hop that needs more is not used.  Hub: every peer costs a full client round trip per token.
+    Push: every token makes one trip client -> p1 -> ... -> client of one-way delays (half round trips).
+
+    Raises NoRouteError if no chain exists, ValueError for round trips that are negative or not finite.  Several
+    requests on one snapshot: build one RouteFinder.  Pass an RttTable as `peer_rtt_seconds` where speed matters.
+    """
+    return RouteFinder(swarm).cheapest_route(
+        request=request,
+        client_rtt_seconds=client_rtt_seconds,
+        peer_rtt_seconds=peer_rtt_seconds,
+        push=push,
+        excluded=excluded,
+    )

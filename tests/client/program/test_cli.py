@@ -1,0 +1,417 @@
+"""The command line of the client: what a user sees, with a swarm of this process behind it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from blockswarm.client.program import talk
+from blockswarm.client.program.cli import app
+from blockswarm.client.program.options import GenerateOptions, SwarmOptions
+from blockswarm.client.program.terminal import Spinner, block_map, harmless, table
+from blockswarm.proto.directory.records import SwarmKey
+from blockswarm.proto.identity import Identity
+from blockswarm.proto.network.transport import PeerAddress
+from blockswarm.routing.swarm import BlockRange
+from hypothesis import given
+from hypothesis import strategies as st
+from support.processes import command, environment, kill_group
+from support.swarm_thread import SwarmThread, swarm_thread
+from support.tiny_models import write_tiny_checkpoint
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+PROMPT = "def hello():"
+TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
+
+
+def byte_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
+    """Token i + 1 is byte i (in the order of tokenizers' alphabet); 0 is padding."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<pad>": 0} | {letter: index + 1 for index, letter in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", **options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = write_tiny_checkpoint("llama", tmp_path_factory.mktemp("models") / "small-llama")
+    byte_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def full_model(folder: Path) -> Any:
+    torch.set_num_threads(1)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def serving(folder: Path) -> Iterator[SwarmThread]:
+    with swarm_thread(folder, "0:3", "3:6") as thread:
+        yield thread
+
+
+def run(*arguments: object, text: str = "") -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=text)
+
+
+def check_refused(result: Any, code: int, *words: str) -> None:
+    """One line that says what is wrong, one that says what to do, and nothing else."""
+    assert result.exit_code == code, (result.output, result.exception)
+    lines = result.stderr.splitlines()
+    assert len(lines) == 2, result.stderr
+    assert lines[0].startswith("swarm-client: ")
+    assert lines[1].startswith("  ")
+    assert lines[1].strip()
+    for word in words:
+        assert word in result.stderr
+    assert result.stdout == ""
+
+
+def expected(full_model: Any, folder: Path, prompt: str, new_tokens: int, **kwargs: Any) -> str:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    inputs = tokenizer(prompt, return_tensors="pt")
+    ids = full_model.generate(
+        inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=new_tokens, do_sample=False,
+        **kwargs,
+    )  # fmt: skip
+    return tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+# --- generate ---
+
+
+@pytest.mark.parametrize("more", [{}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 4}], ids=str)
+def test_generate_writes_what_the_model_alone_says(
+    serving: SwarmThread, full_model: Any, folder: Path, more: dict[str, int]
+) -> None:
+    names = {"num_beams": "--num-beams", "prompt_lookup_num_tokens": "--prompt-lookup"}
+    options = [part for name, value in more.items() for part in (names[name], value)]
+    result = run("generate", folder, *serving.initial, "-p", PROMPT, "-n", 20, *options)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == expected(full_model, folder, PROMPT, 20, **more) + "\n"
+    assert result.stderr == ""
+    serving.wait_idle()
+
+
+@pytest.mark.parametrize("push", [True, False], ids=["push", "hub"])
+def test_json_and_report_tell_the_chain_and_how_steps_were_passed_on(
+    serving: SwarmThread, full_model: Any, folder: Path, push: bool
+) -> None:
+    options = [] if push else ["--no-push"]
+    result = run("generate", folder, *serving.initial, "-n", 8, "--json", "--report", *options, text=PROMPT)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["text"] == expected(full_model, folder, PROMPT, 8)
+    assert told["new_tokens"] == len(told["token_ids"]) == 8
+    assert [hop["blocks"] for hop in told["chain"]] == [[0, 3], [3, 6]]
+    assert all(hop["compute_seconds"] > 0 for hop in told["chain"])
+    assert (told["steps_pushed"], told["steps_relayed"]) == ((8, 0) if push else (0, 8))
+    assert 0 < told["first_token_seconds"] <= told["seconds"]
+    assert "tokens/s" in result.stderr
+    assert "no repairs" in result.stderr
+
+
+def test_drawing_is_repeatable_with_a_seed(serving: SwarmThread, folder: Path) -> None:
+    texts = [
+        run("generate", folder, *serving.initial, "-p", PROMPT, "-n", 12, "--temperature", 2, "--seed", seed).stdout
+        for seed in (5, 5, 6)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_generate_stops_at_a_given_text(serving: SwarmThread, full_model: Any, folder: Path) -> None:
+    whole = expected(full_model, folder, PROMPT, 20)
+    stop = next(letter for letter in whole[3:] if letter.isascii())
+    result = run("generate", folder, *serving.initial, "-p", PROMPT, "-n", 20, "--stop", stop)
+    assert result.stdout == whole[: whole.index(stop) + len(stop)] + "\n"
+
+
+def test_an_interrupt_ends_the_program_and_its_sessions(serving: SwarmThread, folder: Path) -> None:
+    """In a process of its own: the peers must notice, too."""
+    line = command("swarm-client", "generate", folder, *serving.initial, "-p", PROMPT, "-n", 400)
+    with subprocess.Popen(
+        line, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.read(5)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            kill_group(process)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+    serving.wait_idle()
+
+
+# --- chat ---
+
+
+def test_chat_continues_one_text_until_it_is_reset(serving: SwarmThread, full_model: Any, folder: Path) -> None:
+    result = run("chat", folder, *serving.initial, "-n", 6, text="one\n\ntwo\n/reset\none\n/quit\nnever read\n")
+    assert result.exit_code == 0, result.output
+    first = expected(full_model, folder, "one\n", 6)
+    second = expected(full_model, folder, f"one\n{first}two\n", 6)
+    assert result.stdout == f"{first}\n{second}\n{first}\n"
+    assert "a new conversation begins" in result.stderr
+    serving.wait_idle()
+
+
+def test_chat_ends_at_the_end_of_its_input(serving: SwarmThread, folder: Path) -> None:
+    assert run("chat", folder, *serving.initial, text="").exit_code == 0
+
+
+def test_chat_uses_the_models_own_template(full_model: Any, folder: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    conversation = talk.Conversation(tokenizer)
+    conversation.add("one", "yes")
+    said = "user: one\nassistant: yes\nuser: two\nassistant: "
+    assert conversation.token_ids("two").tolist() == tokenizer(said, return_tensors="pt")["input_ids"].tolist()
+
+
+def test_an_interrupt_in_chat_stops_the_answer_only(serving: SwarmThread, full_model: Any, folder: Path) -> None:
+    """What was said before the interrupt stays part of the conversation."""
+    options = SwarmOptions(initial_peers=(serving.swarm.peers[0].address,))
+    lines = iter(["one", "two"])
+    written: list[str] = []
+    told: list[str] = []
+
+    def read() -> str:
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    def write(piece: str) -> None:
+        written.append(piece)
+        if len(written) == 1:
+            raise KeyboardInterrupt
+
+    with talk.talker(str(folder), options, Spinner(), pytest.fail) as one:
+        talk.chat(one, GenerateOptions(6), 256, read, write, told.append)
+    assert told == ["(stopped)"]
+    assert written[1] == "\n"
+    assert "".join(written[2:]) == expected(full_model, folder, f"one\n{written[0]}two\n", 6) + "\n"
+    serving.wait_idle()
+
+
+def test_chat_says_when_the_conversation_is_full(serving: SwarmThread, folder: Path) -> None:
+    result = run("chat", folder, *serving.initial, "--max-length", 10, text="a line of many tokens\n")
+    assert result.exit_code == 0
+    assert "/reset begins a new one" in result.stderr
+
+
+# --- looking at a swarm ---
+
+
+def test_peers_shows_who_hosts_what(serving: SwarmThread, folder: Path) -> None:
+    result = run("peers", folder, *serving.initial)
+    assert result.exit_code == 0, result.output
+    for peer in serving.swarm.peers:
+        assert peer.identity.peer_id[-6:] in result.stdout
+        assert f"127.0.0.1:{peer.port}" in result.stdout
+    assert "missing" not in result.stdout
+    told = json.loads(run("peers", folder, *serving.initial, "--json").stdout)
+    assert told["missing_blocks"] == []
+    assert [peer["blocks"] for peer in told["peers"]] == [[0, 3], [3, 6]]
+    assert all(0 <= peer["rtt_seconds"] < 10 and 0 <= peer["age_seconds"] < 120 for peer in told["peers"])
+
+
+def test_route_shows_the_chain_and_its_predicted_times(serving: SwarmThread, folder: Path) -> None:
+    result = run("route", folder, *serving.initial)
+    assert result.exit_code == 0, result.output
+    assert "tokens/s" in result.stdout
+    told = json.loads(run("route", folder, *serving.initial, "--json").stdout)
+    assert [hop["peer"] for hop in told["hops"]] == [peer.identity.peer_id for peer in serving.swarm.peers]
+    assert [hop["compute_seconds"] for hop in told["hops"]] == [pytest.approx(3e-3)] * 2  # 3 blocks of 1 ms
+    parts = sum(hop["way_seconds"] + hop["compute_seconds"] for hop in told["hops"]) + told["return_seconds"]
+    assert told["step_seconds"] == pytest.approx(parts)
+
+
+def test_ping_an_address_and_a_model(serving: SwarmThread, folder: Path) -> None:
+    address = serving.swarm.peers[1].address
+    result = run("ping", address)
+    assert result.exit_code == 0, result.output
+    assert "RTT" in result.stdout
+    (told,) = json.loads(run("ping", address, "--json").stdout)
+    assert told["model_digest"] == serving.swarm.digest
+    assert abs(told["clock_offset_seconds"]) < 1
+    assert len(json.loads(run("ping", folder, *serving.initial, "--json").stdout)) == 2
+
+
+def test_a_new_key_is_secret_and_never_overwrites(tmp_path: Path) -> None:
+    path = tmp_path / "swarm.key"
+    assert run("new-key", path).exit_code == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    before = path.read_bytes()
+    SwarmKey.load(path)
+    check_refused(run("new-key", path), 2, "exists already")
+    assert path.read_bytes() == before
+
+
+# --- what goes wrong ---
+
+NOBODY = f"{Identity.generate().peer_id}@127.0.0.1:1"
+"""An address where nothing listens."""
+
+
+def no_model(folder: Path, tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"')
+    return tmp_path
+
+
+def no_weights(folder: Path, tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder, tmp_path: tmp_path, "config.json"),
+        (no_model, "JSON"),
+        (no_weights, "safetensors"),
+    ],
+    ids=["empty folder", "broken config", "no safetensors"],
+)
+def test_a_folder_that_is_no_model(folder: Path, tmp_path: Path, make: Any, words: str) -> None:
+    check_refused(run("route", make(folder, tmp_path), "--initial-peers", NOBODY), 2, words)
+
+
+@pytest.mark.parametrize("name", ["generate", "chat", "route", "peers", "ping"])
+def test_without_initial_peers(folder: Path, name: str) -> None:
+    check_refused(run(name, folder, text="x"), 2, "--initial-peers ID@HOST:PORT")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--initial-peers", "localhost:1234"), "ID@HOST:PORT"),
+        (("--initial-peers", NOBODY, "--temperature", "-1"), "--temperature"),
+        (("--initial-peers", NOBODY, "--top-p", "1.5"), "--top-p"),
+        (("--initial-peers", NOBODY, "-n", "0"), "--max-new-tokens"),
+        (("--initial-peers", NOBODY, "--num-beams", "2", "--prompt-lookup", "3"), "combined"),
+        (("--initial-peers", NOBODY, "-p", ""), "prompt is empty"),
+        (("--initial-peers", NOBODY, "--swarm-key", "/nonexistent/key"), "/nonexistent/key"),
+        (("--initial-peers", NOBODY, "--wire-format", "float12"), "float12"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_wrong_option(folder: Path, options: tuple[str, ...], words: str) -> None:
+    check_refused(run("generate", folder, "-p", "x", *options), 2, words)
+
+
+def test_unreachable_initial_peers(folder: Path) -> None:
+    check_refused(run("generate", folder, "--initial-peers", NOBODY, "-p", "x"), 1, NOBODY, "Check the addresses")
+
+
+def test_an_initial_peer_that_is_somebody_else(serving: SwarmThread, folder: Path) -> None:
+    address = PeerAddress(Identity.generate().peer_id, serving.swarm.peers[0].address.target)
+    for arguments in (("route", folder, "--initial-peers", address), ("ping", address)):
+        check_refused(run(*arguments), 1, "not who it claims to be")
+
+
+def test_another_model_than_the_swarms(serving: SwarmThread, folder: Path, tmp_path: Path) -> None:
+    other = write_tiny_checkpoint("llama", tmp_path, rms_norm_eps=1e-5)
+    for name in ("route", "peers"):
+        check_refused(run(name, other, *serving.initial), 1, "serve test (", serving.swarm.digest[:12], "same model")
+
+
+def test_a_model_without_tokenizer(serving: SwarmThread, folder: Path, tmp_path: Path) -> None:
+    for path in folder.iterdir():
+        if not path.name.startswith("tokenizer"):
+            os.link(path, tmp_path / path.name)
+    check_refused(run("generate", tmp_path, *serving.initial, "-p", "x"), 2, "tokenizer")
+    serving.wait_idle()
+
+
+def test_missing_blocks_are_named(folder: Path) -> None:
+    with swarm_thread(folder, "0:2", "5:6") as thread:
+        for arguments in (("generate", folder, "-p", "x"), ("route", folder)):
+            check_refused(run(*arguments, *thread.initial), 1, "blocks 2:5")
+        result = run("peers", folder, *thread.initial)
+        assert result.exit_code == 0
+        assert "nobody serves blocks 2:5" in result.stdout
+        assert json.loads(run("peers", folder, *thread.initial, "--json").stdout)["missing_blocks"] == [2, 3, 4]
+
+
+def test_peers_that_are_gone_are_shown_as_silent(folder: Path) -> None:
+    with swarm_thread(folder, "0:3", "3:6") as thread:
+        thread.run(thread.swarm.peers[1].kill())
+        result = run("peers", folder, *thread.initial)
+        assert "silent" in result.stdout
+        assert "nobody serves blocks 3:6" in result.stdout
+
+
+def test_a_private_swarm_wants_its_key(full_model: Any, folder: Path, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        right, wrong = tmp_path / "right.key", tmp_path / "wrong.key"
+        for path in (right, wrong):
+            run("new-key", path)
+        thread = stack.enter_context(swarm_thread(folder, "0:6", swarm_key=SwarmKey.load(right)))
+        ask = ("generate", folder, *thread.initial, "-p", PROMPT, "-n", 3)
+        check_refused(run(*ask), 1, "private", "key file")
+        check_refused(run(*ask, "--swarm-key", wrong), 1, "private", "key file")
+        result = run(*ask, "--swarm-key", right)
+        assert result.stdout == expected(full_model, folder, PROMPT, 3) + "\n", result.output
+
+
+def test_clocks_that_disagree(serving: SwarmThread, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peers' clocks are shifted by more than a record lives, so nothing that they announce can be believed."""
+    now = time.time
+    for peer in serving.swarm.peers:
+        monkeypatch.setattr(peer.parts, "clock", lambda: now() + 500)
+    monkeypatch.setattr(serving.swarm.store, "records", {})
+    check_refused(run("route", folder, *serving.initial), 1, "clocks", "+500 s", "NTP")
+
+
+# --- what is written ---
+
+
+@given(st.text(max_size=40), st.integers(1, 5))
+def test_a_stream_writes_all_of_the_text_and_no_half_characters(text: str, step: int) -> None:
+    tokenizer = byte_tokenizer()
+    ids = torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long)
+    pieces: list[str] = []
+    stream = talk.TextStream(tokenizer, pieces.append, lambda: 0.0)
+    stream.put(torch.zeros(1, 3, dtype=torch.long))  # the prompt
+    for start in range(0, len(ids), step):
+        stream.put(ids[start : start + step])
+    stream.end()
+    assert "".join(pieces) == stream.text == tokenizer.decode(ids, skip_special_tokens=True)
+    if "\N{REPLACEMENT CHARACTER}" not in text:
+        assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+
+
+def test_the_map_of_the_blocks() -> None:
+    assert block_map(6, [("b", BlockRange(4, 6)), ("a", BlockRange(0, 3))]).splitlines() == [
+        "blocks   0    6",
+        "a        ###...  0:3",
+        "b        ....##  4:6",
+        "missing  ...#..  nobody serves blocks 3:4",
+    ]
+    assert all(len(line.split()[1]) == 64 for line in block_map(200, [("a", BlockRange(0, 200))]).splitlines()[1:])
+
+
+def test_numbers_stand_to_the_right() -> None:
+    assert table(("who", "ms"), [("a", "10.5"), ("bcde", "3.0")]) == "who     ms\na     10.5\nbcde   3.0"
+
+
+def test_a_model_gives_the_terminal_no_orders() -> None:
+    assert harmless("a\tb\x1b[2J\x07\u009b1m\r\n\N{SNOWMAN}") == "a\tb\ufffd[2J\ufffd\ufffd1m\ufffd\n\N{SNOWMAN}"

@@ -1,0 +1,165 @@
+"""A family is served because it was tried, not because somebody wrote it into a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from blockswarm.peer.engine.blocks import selfcheck
+from blockswarm.peer.engine.blocks.attention import CapturedMask
+from blockswarm.peer.engine.blocks.selfcheck import check_family
+from blockswarm.peer.engine.blocks.stage import Route
+from blockswarm.proto.errors import UnsupportedModel
+from blockswarm.proto.model.family import random_model, tiny_config
+from support.tiny_models import PADDED_MODELS, REFUSED_MODELS, SERVED_MODELS, tiny_model_config
+from transformers import AutoConfig
+from transformers.masking_utils import causal_mask_function
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.mistral.modeling_mistral import MistralAttention
+
+FULL_SIZED = (
+    "llama",
+    "qwen2_moe",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "gptj",
+    "mpt",
+    "opt",
+    "falcon",
+    "granite",
+    "deepseek_v3",
+    "gpt_oss",
+    "llama4_text",
+    "smollm3",
+)
+"""Model types whose default configuration is that of a released model of billions of weights."""
+
+
+@pytest.fixture(autouse=True)
+def _forget_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selfcheck, "_results", {})
+
+
+@pytest.mark.parametrize("name", SERVED_MODELS)
+def test_every_family_gets_the_fastest_route_that_it_bears(name: str) -> None:
+    """A change in either direction should be noticed."""
+    assert check_family(tiny_model_config(name)) is (Route.PADDED if name in PADDED_MODELS else Route.PACKED)
+
+
+def test_most_families_are_served_packed() -> None:
+    assert len(SERVED_MODELS) == 36
+    assert len(set(SERVED_MODELS) - set(PADDED_MODELS)) == 29
+
+
+@pytest.mark.parametrize("model_type", FULL_SIZED)
+def test_a_configuration_of_full_size_is_shrunk_and_accepted(model_type: str) -> None:
+    config = AutoConfig.for_model(model_type)
+    weights = sum(parameter.numel() for parameter in random_model(tiny_config(config)).parameters())
+    assert weights < 2_000_000
+    check_family(config)
+
+
+@pytest.mark.parametrize("name", REFUSED_MODELS)
+def test_state_that_cannot_be_rolled_back_is_refused_with_that_reason(name: str) -> None:
+    with pytest.raises(UnsupportedModel, match="linear-attention") as error:
+        check_family(tiny_model_config(name))
+    assert name in error.value.reason
+
+
+@pytest.mark.parametrize("model_type", ["mamba2", "falcon_h1", "t5", "gemma3n_text", "bert"])
+def test_what_is_no_plain_decoder_is_refused(model_type: str) -> None:
+    with pytest.raises(UnsupportedModel, match=model_type):
+        check_family(AutoConfig.for_model(model_type))
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+        {
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "factor": 32.0,
+            "short_factor": [1.0] * 8,
+            "long_factor": [8.0] * 8,
+            "original_max_position_embeddings": 2048,
+        },
+    ],
+)
+def test_positions_that_depend_on_the_longest_sequence_so_far_are_refused(rope: dict[str, Any]) -> None:
+    """Cached keys were rotated otherwise than the whole model would: the tokens would depend on how a prompt is cut."""
+    with pytest.raises(UnsupportedModel, match="differs"):
+        check_family(tiny_model_config("llama", rope_parameters=rope))
+
+
+def test_a_family_that_counts_its_forwards_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check can fail: a block whose output depends on more than its input and its cache is found out."""
+    forward = LlamaDecoderLayer.forward
+
+    def drifting_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        return forward(self, hidden_states, *args, **kwargs) + 1e-3 * self.calls
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", drifting_forward)
+    with pytest.raises(UnsupportedModel, match="differs from the whole model"):
+        check_family(tiny_model_config("llama"))
+
+
+def test_a_family_that_mixes_up_the_rows_of_a_step_is_served_one_row_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As positions do that depend on the longest sequence of a batch: rows alone are right, together they are not."""
+    forward = LlamaDecoderLayer.forward
+
+    def mixing_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        output = forward(self, hidden_states, *args, **kwargs)
+        positions = kwargs["position_ids"]
+        one_sequence = len(positions) == 1 and bool((positions.diff() == 1).all())
+        return output if one_sequence else output + 1e-3 * positions.max()
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", mixing_forward)
+    assert check_family(tiny_model_config("llama")) is Route.SINGLE
+
+
+def test_a_family_whose_window_is_no_mask_is_not_served_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the captured mask does not say, the packed attention does not know."""
+    forward = MistralAttention.forward
+
+    def own_window_forward(self: Any, *args: Any, attention_mask: Any, **kwargs: Any) -> Any:
+        if isinstance(attention_mask, CapturedMask):
+            attention_mask = CapturedMask(causal_mask_function)
+        return forward(self, *args, attention_mask=attention_mask, **kwargs)
+
+    monkeypatch.setattr(MistralAttention, "forward", own_window_forward)
+    assert check_family(tiny_model_config("mistral")) is Route.PADDED
+
+
+def test_a_family_that_overwrites_its_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The input is kept for replay, so it must stay as it was."""
+    forward = LlamaDecoderLayer.forward
+
+    def overwriting_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        output = forward(self, hidden_states, *args, **kwargs)
+        return hidden_states.copy_(output)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", overwriting_forward)
+    with pytest.raises(UnsupportedModel, match="overwrite"):
+        check_family(tiny_model_config("llama"))
+
+
+def test_a_result_is_kept_per_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[str] = []
+    monkeypatch.setattr(selfcheck, "_try_routes", lambda config: runs.append(config.model_type))
+    for name in ("llama", "llama", "qwen2", "llama-tied"):
+        check_family(tiny_model_config(name))
+    assert runs == ["llama", "qwen2", "llama"]
+
+
+def test_the_check_leaves_the_configuration_and_the_random_state_alone() -> None:
+    config = tiny_model_config("gemma2")
+    before, random_state = config.to_json_string(), torch.random.get_rng_state()
+    check_family(config)
+    assert config.to_json_string() == before
+    assert torch.equal(torch.random.get_rng_state(), random_state)

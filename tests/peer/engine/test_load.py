@@ -1,0 +1,121 @@
+"""Stages with packed matrices: against plain ones, and what a row's result may depend on."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from blockswarm.peer.engine.blocks.stage import Route, RowSlice, Stage, StageView, load_stage
+from blockswarm.peer.engine.load import load_engine, load_packed_stage
+from blockswarm.peer.engine.weights.quantize import PackedLinear, Packing
+from blockswarm.proto.errors import UsageError
+from blockswarm.proto.model.checkpoint import open_checkpoint
+from blockswarm.routing.swarm import BlockRange
+from support.tiny_models import write_tiny_checkpoint
+
+BLOCKS = BlockRange(1, 5)
+SEVERAL_KINDS = ("gemma3", "qwen2", "gpt2", "qwen2_moe", "deepseek_v3", "llama4", "falcon")
+"""Families whose blocks are not all alike, or that differ from Llama in another way."""
+DENSE_PACKED = ("llama", "gemma3", "phi", "gpt2", "cohere", "glm4")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def packed_stage(folder: Path, packing: Packing, route: Route = Route.SINGLE) -> Stage:
+    return load_packed_stage(open_checkpoint(folder), BLOCKS, torch.float32, None, route, packing)
+
+
+def random_hidden(count: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, 64, generator=torch.Generator().manual_seed(seed))
+
+
+def prompt_and_two_tokens(view: StageView) -> torch.Tensor:
+    row = view.new_row(32)
+    counts, hidden = (9, 1, 1), random_hidden(11, seed=0)
+    return torch.cat([view.forward(part, [RowSlice(row, row.length, len(part))]) for part in hidden.split(counts)])
+
+
+@pytest.mark.parametrize("name", SEVERAL_KINDS)
+def test_a_stage_loaded_block_by_block_equals_one_loaded_at_once(name: str, tmp_path: Path) -> None:
+    """Also a part of it: what surrounds the blocks must know which they are."""
+    write_tiny_checkpoint(name, tmp_path)
+    plain = load_stage(open_checkpoint(tmp_path), BLOCKS)
+    packed = packed_stage(tmp_path, Packing.PREPACKED)
+    for part in (BLOCKS, BlockRange(2, 4), BlockRange(4, 5)):
+        expected = prompt_and_two_tokens(plain.view(part))
+        found = prompt_and_two_tokens(packed.view(part))
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
+    assert packed.kv_bytes_per_token == plain.kv_bytes_per_token
+    assert packed.dtype == plain.dtype
+
+
+@pytest.mark.parametrize("name", DENSE_PACKED)
+def test_with_int8_a_rows_result_is_the_same_bits_in_every_step(name: str, tmp_path: Path) -> None:
+    """All of a block, not only its products: decoding alone, and among others in any number and order."""
+    write_tiny_checkpoint(name, tmp_path)
+    stage = packed_stage(tmp_path, Packing.INT8, Route.PACKED)
+    view = stage.view(BLOCKS)
+    for count in (2, 8, 19):
+        prompts = [random_hidden(1 + (7 * seed) % 40, seed) for seed in range(count)]
+        tokens = [random_hidden(1, 100 + seed) for seed in range(count)]
+        alone = [decode(view, [prompt], [token])[0] for prompt, token in zip(prompts, tokens, strict=True)]
+        order = random.Random(count).sample(range(count), count)
+        together = decode(view, [prompts[index] for index in order], [tokens[index] for index in order])
+        assert torch.equal(together, torch.stack([alone[index] for index in order]))
+
+
+def decode(view: StageView, prompts: list[torch.Tensor], tokens: list[torch.Tensor]) -> torch.Tensor:
+    """One token of each row in one step, behind its own prompt."""
+    rows = [view.new_row(64) for _ in prompts]
+    for row, prompt in zip(rows, prompts, strict=True):
+        view.forward(prompt, [RowSlice(row, 0, len(prompt))])
+    return view.forward(torch.cat(tokens), [RowSlice(row, row.length, 1) for row in rows])
+
+
+def test_progress_adds_up_over_the_blocks(tmp_path: Path) -> None:
+    write_tiny_checkpoint("llama", tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    seen: list[tuple[int, int]] = []
+    load_packed_stage(
+        checkpoint,
+        BLOCKS,
+        torch.float32,
+        lambda done, total: seen.append((done, total)),
+        Route.SINGLE,
+        Packing.INT8,
+    )
+    total = sum(checkpoint.block_bytes(block) for block in BLOCKS)
+    assert seen[-1] == (total, total)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_block_bytes_are_those_of_the_packed_block(tmp_path: Path) -> None:
+    write_tiny_checkpoint("llama", tmp_path, hidden_size=512, intermediate_size=1024, max_shard_size="100MB")
+    checkpoint = open_checkpoint(tmp_path)
+    plain = load_stage(checkpoint, BLOCKS).block_bytes
+    assert packed_stage(tmp_path, Packing.PREPACKED).block_bytes == pytest.approx(plain, rel=0.01)
+    assert packed_stage(tmp_path, Packing.INT8).block_bytes == pytest.approx(plain / 4, rel=0.07)
+
+
+def test_an_engine_is_loaded_with_the_packing_that_was_chosen(tmp_path: Path) -> None:
+    write_tiny_checkpoint("llama", tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    for packing in (Packing.PLAIN, Packing.INT8):
+        heard: list[str] = []
+        engine = load_engine(
+            checkpoint, BLOCKS, "float32", lambda what, done, total, heard=heard: heard.append(what), packing
+        )
+        assert "loading" in heard
+        modules = engine.stage._found.owner.modules()
+        assert any(isinstance(module, PackedLinear) for module in modules) is (packing is Packing.INT8)
+
+
+def test_blocks_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None:
+    write_tiny_checkpoint("llama", tmp_path)
+    with pytest.raises(UsageError, match="0:6"):
+        load_packed_stage(open_checkpoint(tmp_path), BlockRange(4, 7), torch.float32, None, Route.SINGLE, Packing.INT8)

@@ -1,0 +1,168 @@
+"""Packed matrices against exact products, and what a row's result may depend on."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from blockswarm.peer.engine.weights.packed import Int4Matrix, PrepackedMatrix, TwoRowMatrix, int4_group, int8_weight
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+SHAPES = ((64, 64), (33, 67), (96, 2), (200, 515), (1024, 352))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def weight_of(outputs: int, columns: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(outputs, columns, generator=torch.Generator().manual_seed(seed)) * 0.02
+
+
+def rows_with_outliers(count: int, columns: int, seed: int = 1) -> torch.Tensor:
+    """Some channels are much larger than the others, as in real models, and rows differ in size by far."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(count, columns, generator=generator)
+    rows[:, :: max(1, columns // 3)] *= 20
+    return rows * torch.logspace(-6, 6, count)[:, None]
+
+
+def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """The largest of the rows'."""
+    return ((found - exact).norm(dim=1) / exact.norm(dim=1)).max().item()
+
+
+def int8_product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The product with the int8 weight in float64: the truth for two rows."""
+    values, scales = int8_weight(weight)
+    return rows.double() @ (values.double() * scales.double()[:, None]).T
+
+
+@pytest.mark.parametrize(("outputs", "columns"), SHAPES)
+@pytest.mark.parametrize("count", [1, 7, 64, 65, 130])
+def test_two_rows_are_the_exact_int8_product(outputs: int, columns: int, count: int) -> None:
+    """15 bits: far below the error of the weights."""
+    weight, rows = weight_of(outputs, columns), rows_with_outliers(count, columns)
+    found = TwoRowMatrix([weight]).multiply(rows)
+    assert relative_error(found, int8_product(rows, weight)) < 5e-4
+    assert relative_error(found, rows.double() @ weight.double().T) < 2e-2
+
+
+def test_a_reduced_range_costs_two_bits() -> None:
+    weight, rows = weight_of(256, 512), rows_with_outliers(16, 512)
+    found = TwoRowMatrix([weight], reduce_range=True).multiply(rows)
+    assert 2e-4 < relative_error(found, int8_product(rows, weight)) < 2e-3
+
+
+@pytest.mark.parametrize(("outputs", "columns"), SHAPES)
+@pytest.mark.parametrize("reduce_range", [False, True])
+def test_extreme_values_do_not_saturate(outputs: int, columns: int, reduce_range: bool) -> None:
+    """All weights and all activations at the ends of their ranges: 16-bit sums of products would overflow."""
+    signs = torch.randint(0, 2, (outputs, columns), generator=torch.Generator().manual_seed(3)) * 2.0 - 1
+    rows = torch.cat([signs[:1], -signs[:1], torch.ones(1, columns), -torch.ones(1, columns)]) * 1e3
+    found = TwoRowMatrix([signs], reduce_range=reduce_range).multiply(rows)
+    exact = rows.double() @ signs.double().T
+    assert ((found - exact).abs() <= 1e-4 * 1e3 * columns).all()
+
+
+@given(data=st.data(), count=st.integers(1, 70), seed=st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_a_rows_result_does_not_depend_on_the_batch(data: st.DataObject, count: int, seed: int) -> None:
+    """Bit for bit: any other rows, in any number and any order, however large."""
+    outputs, columns = data.draw(st.sampled_from(SHAPES))
+    matrix = TwoRowMatrix([weight_of(outputs, columns)])
+    rows = rows_with_outliers(count, columns, seed)
+    alone = torch.cat([matrix.multiply(row) for row in rows.split(1)])
+    order = random.Random(seed).sample(range(count), count)
+    assert torch.equal(matrix.multiply(rows[order]), alone[order])
+    some = order[: data.draw(st.integers(1, count))]
+    assert torch.equal(matrix.multiply(rows[some]), alone[some])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_row_that_is_not_finite_harms_no_other(bad: float) -> None:
+    matrix = TwoRowMatrix([weight_of(48, 64)])
+    rows = rows_with_outliers(3, 64)
+    poisoned = torch.cat([rows[:1], rows[1:2], rows[2:]])
+    poisoned[1, 5] = bad
+    found = matrix.multiply(poisoned)
+    assert torch.equal(found[[0, 2]], matrix.multiply(rows)[[0, 2]])
+    assert not found[1].isfinite().any()
+
+
+def test_rows_of_zeros_stay_zeros() -> None:
+    rows = torch.zeros(3, 64)
+    rows[1] = 1.0
+    assert torch.equal(TwoRowMatrix([weight_of(48, 64)]).multiply(rows)[[0, 2]], torch.zeros(2, 48))
+
+
+def test_stacked_weights_give_what_they_give_alone() -> None:
+    """Bit for bit: a scale belongs to one output."""
+    weights = [weight_of(48, 64, 1), weight_of(32, 64, 2)]
+    rows = rows_with_outliers(5, 64)
+    apart = torch.cat([TwoRowMatrix([weight]).multiply(rows) for weight in weights], dim=1)
+    assert torch.equal(TwoRowMatrix(weights).multiply(rows), apart)
+
+
+@pytest.mark.parametrize(("outputs", "columns"), SHAPES)
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_prepacked_float32_is_float32(outputs: int, columns: int, count: int) -> None:
+    weight, rows = weight_of(outputs, columns), rows_with_outliers(count, columns)
+    assert relative_error(PrepackedMatrix([weight]).multiply(rows), rows.double() @ weight.double().T) < 2e-6
+
+
+def test_prepacked_bfloat16_is_bfloat16() -> None:
+    weight, rows = weight_of(64, 96).bfloat16(), rows_with_outliers(3, 96).bfloat16()
+    found = PrepackedMatrix([weight, weight]).multiply(rows)
+    assert found.dtype == torch.bfloat16
+    assert relative_error(found.double(), (rows.double() @ weight.double().T).repeat(1, 2)) < 8e-3
+
+
+@pytest.mark.parametrize(("outputs", "columns"), [(64, 64), (48, 96), (256, 1024)])
+def test_int4_is_coarse(outputs: int, columns: int) -> None:
+    weight, rows = weight_of(outputs, columns), rows_with_outliers(4, columns)
+    found = Int4Matrix([weight]).multiply(rows)
+    assert found.dtype == torch.float32
+    assert 1e-2 < relative_error(found, rows.double() @ weight.double().T) < 0.25
+
+
+def test_int4_refuses_odd_shapes() -> None:
+    assert int4_group(64, 1024) == 128
+    assert int4_group(64, 96) == 32
+    assert int4_group(60, 1024) is None
+    assert int4_group(64, 100) is None
+
+
+_MEASURE = """
+import ctypes, torch
+from blockswarm.peer.engine.packed import PrepackedMatrix, TwoRowMatrix
+
+def resident():
+    ctypes.CDLL(None).malloc_trim(0)  # as the loader does
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+torch.set_num_threads(1)
+weight = torch.randn(1024, 1024)
+for make in (TwoRowMatrix, PrepackedMatrix):
+    make([weight]).multiply(torch.randn(4, 1024))
+    before = resident()
+    held = [make([weight]) for _ in range(64)]
+    for matrix in held:
+        matrix.multiply(torch.randn(4, 1024))
+    print((resident() - before) / sum(matrix.nbytes for matrix in held))
+    del held
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_bytes_stated_are_those_the_process_holds() -> None:
+    """Blocks are chosen by them. In a process of its own, so that nothing else comes and goes."""
+    done = subprocess.run([sys.executable, "-c", _MEASURE], capture_output=True, text=True, check=True)
+    ratios = [float(line) for line in done.stdout.split()]
+    assert len(ratios) == 2
+    assert all(0.9 < ratio < 1.1 for ratio in ratios), ratios

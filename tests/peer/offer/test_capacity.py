@@ -1,0 +1,95 @@
+"""What a machine can host, and what it keeps for replay."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from blockswarm.peer.config import BlockRequest
+from blockswarm.peer.node import _room
+from blockswarm.peer.offer.capacity import Need, choose_blocks, count_that_fits, explain, free_memory_bytes
+from blockswarm.peer.session.replay_store import ReplayStore
+from blockswarm.proto.errors import OutOfMemory, UsageError
+from blockswarm.proto.wire.steps import RowSlice, StepPlan
+from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def test_the_least_recently_used_replay_buffer_goes_first_and_stays_gone() -> None:
+    store = ReplayStore(limit_bytes=100)
+    for session in (b"a", b"b"):
+        store.begin(session, token_bytes=10)
+        store.append(session, StepPlan((RowSlice(0, 0, 4, 0),)), bytes(40))
+    store.append(b"a", StepPlan((RowSlice(0, 4, 3, 0),)), bytes(30))
+    assert store.get(b"b") is None
+    assert store.get(b"a") is not None
+    assert store.nbytes == 70
+    store.append(b"b", StepPlan((RowSlice(0, 4, 1, 0),)), bytes(10))
+    assert store.get(b"b") is None
+    store.end(b"a")
+    assert store.nbytes == 0
+
+
+NEED = Need(block_bytes=100, kv_bytes=50, fixed_bytes=30)
+
+
+@given(st.integers(0, 5000), st.integers(1, 40))
+def test_as_many_blocks_as_fit_with_the_margin(free_bytes: int, num_blocks: int) -> None:
+    try:
+        count = count_that_fits(NEED, free_bytes, num_blocks)
+    except OutOfMemory:
+        assert NEED.total(1) > 0.84 * free_bytes - 1
+        return
+    assert NEED.total(count) <= 0.85 * free_bytes
+    assert count == num_blocks or NEED.total(count + 1) > 0.85 * free_bytes - 1
+    assert f"{count} blocks" in explain(NEED, free_bytes, count)
+
+
+def test_free_memory_is_a_plausible_number() -> None:
+    assert 2**20 < free_memory_bytes() < 2**50
+
+
+def hosts(*ranges: str) -> list[PeerSpec]:
+    return [PeerSpec(PeerId(f"p{i}"), BlockRange.parse(text), ComputeCost(0.01)) for i, text in enumerate(ranges)]
+
+
+@pytest.mark.parametrize(
+    ("request_text", "present", "expected"),
+    [
+        ("2:5", (), "2:5"),
+        ("3", (), "0:3"),
+        ("3", ("0:3",), "3:6"),
+        ("3", ("0:3", "3:6"), "5:8"),
+        ("auto", ("0:4",), "4:8"),
+        ("4", ("0:6", "2:8"), "0:4"),
+    ],
+)
+def test_a_joining_peer_goes_where_servers_are_fewest(
+    request_text: str, present: tuple[str, ...], expected: str
+) -> None:
+    chosen = choose_blocks(BlockRequest.parse(request_text), 8, fits=4, peers=hosts(*present))
+    assert str(chosen) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "8:3", "3:3", "a:b", "1:2:3", "0x1", "1.5", "all"])
+def test_nonsense_for_blocks_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--blocks"):
+        BlockRequest.parse(text)
+
+
+@pytest.mark.parametrize("text", ["4:9", "9"])
+def test_blocks_that_the_model_does_not_have_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="the model has"):
+        choose_blocks(BlockRequest.parse(text), 8, fits=8, peers=())
+
+
+def test_a_gpus_blocks_are_counted_against_its_own_memory() -> None:
+    """The replay buffer stays in the machine's."""
+    config: Any = SimpleNamespace(kv_tokens=10, replay_bytes=30)
+    here: Any = SimpleNamespace(block_bytes=100, kv_bytes_per_token=5, device_free_bytes=None)
+    on_gpu: Any = SimpleNamespace(block_bytes=100, kv_bytes_per_token=5, device_free_bytes=1000)
+    assert _room(config, here)[0] == NEED
+    assert _room(config, on_gpu) == (Need(100, 50, 0), 1000)
+    assert "replay" not in explain(*_room(config, on_gpu), count=5)

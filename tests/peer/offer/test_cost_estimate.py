@@ -1,0 +1,112 @@
+"""The announced cost follows what steps really take, and does not run away."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from blockswarm.peer.engine.step_record import StepRecord
+from blockswarm.peer.offer.cost_estimate import CostEstimate, has_changed
+from blockswarm.routing.swarm import ComputeCost
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+TRUE = ComputeCost(4e-3, 3e-4, 2e-6, 1e-3, 5e-4)
+
+
+BLOCKS = 8
+
+
+def step_of(cost: ComputeCost, rows: int, context: int, prefill: int, factor: float = 1.0) -> StepRecord:
+    """A step that takes what `cost` says, times `factor`."""
+    if prefill:
+        seconds = cost.prefill_seconds(prefill) + cost.decode_per_row * rows
+    else:
+        seconds = cost.decode_seconds(rows, context)
+    return StepRecord(
+        sessions=rows + (1 if prefill else 0), rows=rows + (1 if prefill else 0), decode_rows=rows,
+        prefill_tokens=prefill, context_tokens=context, blocks=BLOCKS, seconds=seconds * BLOCKS * factor,
+        longest_wait_seconds=0.0,
+    )  # fmt: skip
+
+
+def traffic(cost: ComputeCost, rng: random.Random, steps: int, noise: float) -> list[StepRecord]:
+    found = []
+    for _ in range(steps):
+        prefill = rng.choice([0, 0, 0, 0, 64, 33, 128])
+        rows = rng.randint(0 if prefill else 1, 8)
+        factor = rng.lognormvariate(0, noise)
+        found.append(step_of(cost, rows, rows * rng.randint(10, 900), prefill, factor))
+    return found
+
+
+def assert_near(found: ComputeCost, true: ComputeCost, share: float) -> None:
+    for rows, context in ((1, 100), (4, 1000), (8, 4000)):
+        assert found.decode_seconds(rows, context) == pytest.approx(true.decode_seconds(rows, context), rel=share)
+    for tokens in (32, 128):
+        assert found.prefill_seconds(tokens) == pytest.approx(true.prefill_seconds(tokens), rel=share)
+
+
+@given(seed=st.integers(0, 10**6), factor=st.floats(0.3, 4.0))
+@settings(max_examples=20, deadline=None)
+def test_a_wrong_start_is_corrected(seed: int, factor: float) -> None:
+    wrong = ComputeCost(*(factor * getattr(TRUE, name) for name in ComputeCost.__slots__))
+    estimate = CostEstimate(wrong)
+    for index, step in enumerate(traffic(TRUE, random.Random(seed), 1500, noise=0.1)):
+        estimate.observe(step, 0.05 * index)
+    assert_near(estimate.cost, TRUE, 0.1)
+
+
+def test_a_machine_that_becomes_slow_is_followed() -> None:
+    estimate = CostEstimate(TRUE)
+    slow = ComputeCost(*(2 * getattr(TRUE, name) for name in ComputeCost.__slots__))
+    steps = traffic(TRUE, random.Random(1), 2000, 0.05) + traffic(slow, random.Random(2), 12000, 0.05)
+    for index, step in enumerate(steps):
+        estimate.observe(step, 0.05 * index)
+    assert_near(estimate.cost, slow, 0.15)
+
+
+def test_one_suspended_step_is_no_news() -> None:
+    estimate = CostEstimate(TRUE)
+    for index, step in enumerate(traffic(TRUE, random.Random(1), 300, 0.05)):
+        estimate.observe(step, 0.05 * index)
+    estimate.observe(replace(step_of(TRUE, 1, 100, 0), seconds=3600.0), 20.0)
+    assert_near(estimate.cost, TRUE, 0.15)
+
+
+def test_without_steps_it_stays_the_start() -> None:
+    cost = CostEstimate(TRUE).cost
+    assert_near(cost, TRUE, 1e-9)
+
+
+@given(
+    steps=st.lists(
+        st.tuples(st.integers(0, 64), st.integers(0, 10**6), st.integers(0, 4096), st.floats(1e-6, 1e4)), max_size=40
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_seen_the_cost_is_one(steps: list[tuple[int, int, int, float]]) -> None:
+    """ComputeCost refuses negative and infinite values, so it is enough that there is one, always."""
+    estimate = CostEstimate(TRUE)
+    for index, (rows, context, prefill, seconds) in enumerate(steps):
+        record = StepRecord(1, max(1, rows), rows, prefill, context, 4, seconds, 0.0)
+        estimate.observe(record, 100.0 * index)
+        assert isinstance(estimate.cost, ComputeCost)
+
+
+def test_a_start_without_measured_slopes_is_fine() -> None:
+    estimate = CostEstimate(ComputeCost(1e-3))
+    for index in range(2000):
+        estimate.observe(step_of(TRUE, 2, 50, 0), index)
+        estimate.observe(step_of(TRUE, 0, 0, 64), index)
+    assert estimate.cost.decode_seconds(2, 50) == pytest.approx(TRUE.decode_seconds(2, 50), rel=0.1)
+    assert estimate.cost.prefill_seconds(64) == pytest.approx(TRUE.prefill_seconds(64), rel=0.1)
+
+
+def test_a_client_is_told_of_a_fifth() -> None:
+    assert not has_changed(TRUE, TRUE)
+    assert not has_changed(TRUE, ComputeCost(*(1.15 * getattr(TRUE, name) for name in ComputeCost.__slots__)))
+    assert has_changed(TRUE, ComputeCost(*(1.25 * getattr(TRUE, name) for name in ComputeCost.__slots__)))
+    assert has_changed(TRUE, replace(TRUE, prefill_per_token=2 * TRUE.prefill_per_token))
+    assert has_changed(TRUE, replace(TRUE, decode_per_row=4 * TRUE.decode_per_row))

@@ -1,0 +1,177 @@
+"""When room becomes free: the estimates against sessions of known lengths, and who waits against brute force."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+import statistics
+from dataclasses import dataclass
+
+import pytest
+from blockswarm.peer.offer.forecast import Average, Need, Pace, Room, TimeAverage, serve_in_order
+from blockswarm.peer.session.table import SessionTable
+from blockswarm.proto.directory.records import MAX_RELEASES
+from blockswarm.proto.wire.handshake import Grant
+from blockswarm.routing.swarm import BlockRange, KvRelease, PeerId
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+
+def test_the_pace_is_that_of_decoding_and_a_prompt_says_nothing_of_it() -> None:
+    pace = Pace(Average(9.0), at_seconds=100.0).after(512, 1, 104.0)
+    assert pace.seconds_per_token.value == 9.0
+    for step in range(1, 20):
+        pace = pace.after(512 + step, 1, 104.0 + 0.25 * step)
+    assert pace.seconds_per_token.value == pytest.approx(0.25)
+    assert pace.end_seconds(1024, 200.0) == pytest.approx(200 + (1024 - 531) * 0.25)
+
+
+def test_several_rows_share_a_step_and_a_rewind_takes_nothing_back() -> None:
+    pace = Pace(Average(1.0), 0.0).after(400, 4, 1.0)
+    pace = pace.after(404, 4, 2.0)
+    assert pace.seconds_per_token.value == pytest.approx(0.25)
+    assert pace.after(390, 4, 3.0).seconds_per_token == pace.seconds_per_token
+
+
+@settings(max_examples=300)
+@given(
+    total=st.integers(10, 40),
+    places=st.integers(1, 4),
+    running=st.lists(st.tuples(st.integers(1, 10), st.floats(0, 50)), max_size=4),
+    waiting=st.lists(st.tuples(st.integers(1, 10), st.floats(0, 50)), max_size=8),
+)
+def test_who_waits_is_served_as_a_plain_queue_would(
+    total: int, places: int, running: list[tuple[int, float]], waiting: list[tuple[int, float]]
+) -> None:
+    running = running[:places]
+    free = total - sum(room for room, _ in running)
+    assume(free >= 0)
+    ends = [KvRelease(at, room) for room, at in running]
+    needs = [Need(room, held) for room, held in waiting]
+    schedule = serve_in_order(0.0, free, places - len(running), ends, needs, MAX_RELEASES)
+    taken = [(at, room) for room, at in running]
+    start = 0.0
+    for need, said in zip(needs, schedule.starts, strict=True):
+        moments = sorted({start, *(at for at, _ in taken if at > start)})
+        start = next(
+            moment
+            for moment in moments
+            if sum(room for at, room in taken if at > moment) + need.room <= total
+            and sum(at > moment for at, _ in taken) < places
+        )
+        assert said == start
+        taken.append((start + need.held_seconds, need.room))
+    rest = schedule.rest
+    assert all(release.at_seconds >= start for release in rest.releases), "newcomers come after those who wait"
+    for moment in {start, *(at for at, _ in taken if at > start)}:
+        promised = rest.free + sum(r.tokens for r in rest.releases if r.at_seconds <= moment)
+        assert promised <= total - sum(room for at, room in taken if at > moment)
+    assert rest.free + sum(r.tokens for r in rest.releases) == total
+    assert len(rest.releases) <= MAX_RELEASES
+
+
+def test_a_room_says_when_a_need_fits() -> None:
+    room = Room(10, (KvRelease(105.0, 20), KvRelease(130.0, 5)))
+    assert [room.wait_seconds(need, 100.0) for need in (10, 11, 30, 31, 36)] == [0.0, 5.0, 5.0, 30.0, math.inf]
+
+
+def test_the_time_average_forgets_and_a_young_one_is_not_too_low() -> None:
+    average = TimeAverage(600.0, 0.0).after(4, 0.0)
+    assert average.mean(60.0) == pytest.approx(4.0)
+    half = average.after(0, 60.0)
+    assert half.mean(120.0) == pytest.approx(2.0, rel=0.1)
+    assert half.mean(3600.0) < 0.02
+
+
+@dataclass
+class Session:
+    """A session whose life is known; the table is not told."""
+
+    grant: Grant
+    prompt: int
+    new_tokens: int
+    token_seconds: float
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.grant.kv_tokens
+
+
+def simulate(seed: int, fills: float) -> tuple[list[float], list[float]]:
+    """Relative errors of the estimates of the queue, as told at joining, and of the ends of running sessions.
+
+    One peer in virtual time, ten per cent more load than it can carry; sessions use between `fills` and all of what
+    they reserve for new tokens.
+    """
+    rng = random.Random(seed)
+    table = SessionTable(8 * 3000, token_seconds=0.05)
+    events: list[tuple[float, int, str, int]] = []
+    sessions: dict[int, Session] = {}
+    joined: dict[int, tuple[float, float]] = {}
+    predicted_ends: dict[int, tuple[float, float]] = {}
+    wait_errors, end_errors = [], []
+    at = 0.0
+    for number in range(400):
+        at += rng.expovariate(1 / (3.5 * (1 + fills) / 2))
+        prompt, answer = rng.randint(50, 800), rng.randint(100, 400)
+        grant = Grant(
+            number.to_bytes(16, "big"), 1, PeerId(f"c{number}"), PeerId("p"), BlockRange(0, 8), prompt + answer, 1,
+            None, None, "float32", 0, "",
+        )  # fmt: skip
+        sessions[number] = Session(grant, prompt, int(answer * rng.uniform(fills, 1.0)), rng.uniform(0.03, 0.09))
+        events.append((at, number, "come", 0))
+
+    def start(number: int, now: float) -> None:
+        if number in joined:
+            when, estimate = joined.pop(number)
+            actual = now - when
+            if actual > 5:
+                wait_errors.append(abs(estimate - actual) / actual)
+        heapq.heappush(events, (now + 2.0, number, "step", 0))
+
+    heapq.heapify(events)
+    while events:
+        now, number, what, done = heapq.heappop(events)
+        session = sessions[number]
+        sid = session.grant.session_id
+        if what == "come":
+            if table.join(session.grant, now):
+                start(number, now)
+            else:
+                joined[number] = now, table.start_seconds(sid, now)
+        elif done == session.new_tokens:
+            if number in predicted_ends:
+                when, end = predicted_ends[number]
+                end_errors.append(abs(end - now) / (now - when))
+            for admitted in table.release(sid, now):
+                start(int.from_bytes(admitted, "big"), now)
+        else:
+            table.note_step(sid, session.prompt + done, 1, now)
+            if done >= session.new_tokens / 4 and number not in predicted_ends:
+                predicted_ends[number] = now, table._held[sid].pace.end_seconds(session.kv_tokens, now)
+            jump = min(5, session.new_tokens - done)
+            heapq.heappush(
+                events, (now + jump * session.token_seconds * rng.uniform(0.8, 1.2), number, "step", done + jump)
+            )
+    assert (table.sessions, table.waiting) == (0, 0)
+    return wait_errors, end_errors
+
+
+@pytest.mark.parametrize(("fills", "wait_bound", "end_bound"), [(1.0, 0.25, 0.1), (0.5, 0.3, 0.6)])
+def test_estimates_against_reality(
+    fills: float, wait_bound: float, end_bound: float, record_property: pytest.RecordProperty
+) -> None:
+    """Sessions that use up what they reserve, and sessions that end anywhere in the second half of it.
+
+    Seen: waits off by 15 % and 18 % (medians), ends of running sessions by 3 % and, as nobody knows who stops early,
+    42 %.
+    """
+    runs = [simulate(seed, fills) for seed in range(3)]
+    waits, ends = ([error for run in runs for error in run[kind]] for kind in (0, 1))
+    assert len(waits) > 200
+    assert len(ends) > 500
+    record_property("median_relative_error_of_waits", statistics.median(waits))
+    record_property("median_relative_error_of_ends", statistics.median(ends))
+    assert statistics.median(waits) < wait_bound
+    assert statistics.median(ends) < end_bound

@@ -1,0 +1,358 @@
+"""Who gets room on a peer, who waits, in which order, and who is refused: the table and its queue, in virtual time."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from blockswarm.peer.session.queue import MAX_REMEMBERED, REMEMBER_SECONDS, AdmissionQueue, Ticket
+from blockswarm.peer.session.table import SessionTable
+from blockswarm.proto.errors import OutOfMemory, PeerBusy, RemoteProtocolError, SwarmError
+from blockswarm.proto.wire.handshake import Grant
+from blockswarm.routing.swarm import BlockRange, PeerId
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+TOTAL, MAX_SESSIONS, MAX_WAITING, PER_CLIENT = 100, 4, 9, 4
+
+
+def grant(session: int, kv_tokens: int, blocks: int = 2, client: str = "me") -> Grant:
+    me = PeerId(client)
+    return Grant(
+        session.to_bytes(16, "big"),
+        1,
+        me,
+        PeerId("p"),
+        BlockRange(0, blocks),
+        kv_tokens,
+        1,
+        None,
+        None,
+        "float32",
+        0,
+        "",
+    )
+
+
+def test_what_can_never_fit_is_refused_at_once_and_what_is_open_is_open_once() -> None:
+    table = SessionTable(100)
+    for take in (table.admit, table.join):
+        with pytest.raises(OutOfMemory):
+            take(grant(1, 51), 0.0)
+    table.admit(grant(1, 10), 0.0)
+    for take in (table.admit, table.join):
+        with pytest.raises(RemoteProtocolError):
+            take(grant(1, 10), 0.0)
+
+
+def test_nobody_overtakes_the_head() -> None:
+    """A small session that would fit waits behind a large one that does not, and is refused if it cannot wait."""
+    table = SessionTable(100)
+    table.admit(grant(1, 30), 0.0)
+    assert not table.join(grant(2, 40, client="large"), 1.0)
+    with pytest.raises(PeerBusy):
+        table.admit(grant(3, 1, client="small"), 2.0)
+    assert not table.join(grant(3, 1, client="small"), 2.0)
+    assert table.kv_token_blocks_open == 0
+    assert table.release(grant(1, 30).session_id, 3.0) == (grant(2, 40).session_id, grant(3, 1).session_id)
+
+
+def test_who_leaves_the_head_lets_the_others_go_on() -> None:
+    table = SessionTable(100)
+    table.admit(grant(1, 30), 0.0)
+    table.join(grant(2, 40, client="large"), 1.0)
+    table.join(grant(3, 1, client="small"), 2.0)
+    assert table.leave(grant(2, 40).session_id, 3.0) == (grant(3, 1).session_id,)
+
+
+def test_clients_take_turns() -> None:
+    """Ten sessions of one client do not hold back the one of another that comes after them."""
+    queue = AdmissionQueue()
+    for number in range(10):
+        queue.join(PeerId("many"), b"m%d" % number, 0.0)
+    queue.join(PeerId("one"), b"one", 1.0)
+    assert [ticket.session_id for ticket in queue][:3] == [b"m0", b"one", b"m1"]
+    for _ in range(5):
+        queue.admit_head()
+    queue.join(PeerId("late"), b"late", 2.0)
+    assert queue.head.session_id == b"m4"
+    assert [ticket.session_id for ticket in queue].index(b"late") == 1
+
+
+def test_a_client_s_second_session_is_passed_once_by_each_other_client() -> None:
+    """Also by one that comes again as soon as its last session was admitted: rounds that were served take nobody."""
+    queue = AdmissionQueue()
+    for name in ("a1", "a2"):
+        queue.join(PeerId("a"), name.encode(), 0.0)
+    order = []
+    for number in range(3):
+        mine = queue.join(PeerId("b"), b"b%d" % number, 1.0 + number)
+        while mine in queue:
+            order.append(queue.admit_head().session_id)
+    assert order == [b"a1", b"b0", b"a2", b"b1", b"b2"]
+
+
+def test_a_session_that_comes_again_has_its_rank_until_it_is_forgotten() -> None:
+    queue = AdmissionQueue()
+    for name in "abc":
+        queue.join(PeerId(name), name.encode(), 0.0)
+    queue.leave(queue.head, 1.0)
+    assert queue.join(PeerId("a"), b"a", 1.0 + REMEMBER_SECONDS - 1) == queue.head
+    queue.leave(queue.head, 300.0)
+    queue.join(PeerId("a"), b"a", 300.0 + REMEMBER_SECONDS)
+    assert [ticket.session_id for ticket in queue] == [b"b", b"c", b"a"]
+
+
+def test_leaving_and_coming_with_others_gathers_no_early_ranks() -> None:
+    queue = AdmissionQueue()
+    tickets = []
+    for number in range(5):
+        tickets.append(queue.join(PeerId("sly"), b"s%d" % number, 0.0))
+        queue.leave(tickets[-1], 0.0)
+    queue.join(PeerId("honest"), b"honest", 1.0)
+    for number in range(5):
+        queue.join(PeerId("sly"), b"s%d" % number, 2.0)
+    assert [ticket.session_id for ticket in queue][:3] == [b"s0", b"honest", b"s1"]
+
+
+def test_room_taken_and_not_used_costs_a_round() -> None:
+    """Else one client could take the room for the time of a lease, again and again, before everybody who waits."""
+    table = SessionTable(100)
+    table.join(grant(1, 50, client="a"), 0.0)
+    table.join(grant(2, 50, client="b"), 1.0)
+    table.join(grant(3, 50, client="c"), 2.0)
+    assert table.release(grant(1, 50).session_id, 3.0) == (grant(2, 50).session_id,)
+    table.join(grant(1, 50, client="a"), 4.0)
+    table.join(grant(4, 50, client="d"), 5.0)
+    assert list(table.places()) == [grant(n, 50).session_id for n in (3, 1, 4)], "its arrival still counts"
+
+
+def test_ranks_are_remembered_within_bounds() -> None:
+    queue = AdmissionQueue()
+    for number in range(2 * MAX_REMEMBERED):
+        client = PeerId(f"c{number % 1000}")
+        queue.leave(queue.join(client, number.to_bytes(8, "big"), 0.0), 0.0)
+    assert len(queue._remembered) == sum(map(len, queue._tickets_of.values())) == MAX_REMEMBERED
+    few = AdmissionQueue(max_per_client=3)
+    for number in range(50):
+        few.leave(few.join(PeerId("c"), number.to_bytes(8, "big"), 0.0), 0.0)
+    assert len(few._remembered) == len(few._tickets_of[PeerId("c")]) == 3
+
+
+@dataclass
+class Visitor:
+    """A session of the machine's, and what the rules promise it."""
+
+    grant: Grant
+    number: int
+    """Of its first joining."""
+    deadline: float
+    ahead: int
+    """Sessions of its own client that were waiting or remembered when it joined first."""
+    passed_by: dict[PeerId, set[bytes]] = field(default_factory=dict)
+    """Later sessions of other clients that were admitted before it, by client."""
+    waited_for: Counter[PeerId] = field(default_factory=Counter)
+    """Sessions of other clients that came only once and were admitted while it waited."""
+
+
+class AdmissionMachine(RuleBasedStateMachine):
+    """Random clients come, wait, leave, use room or not, come again; every promise is checked by other means."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.table = SessionTable(TOTAL, MAX_SESSIONS, queue=AdmissionQueue(MAX_WAITING, PER_CLIENT))
+        self.now = 1000.0
+        self.numbers = itertools.count()
+        self.first: dict[bytes, tuple[int, int]] = {}
+        """Number of the first joining and own sessions ahead then."""
+        self.last_seen: dict[bytes, float] = {}
+        self.held: dict[bytes, Grant] = {}
+        self.used: set[bytes] = set()
+        self.waiting: dict[bytes, Visitor] = {}
+        self.gone: list[Grant] = []
+        self.came_again: set[bytes] = set()
+
+    @rule(client=st.sampled_from("abcde"), tokens=st.integers(1, 60), blocks=st.integers(1, 2), waits=st.booleans())
+    def come(self, client: str, tokens: int, blocks: int, waits: bool) -> None:
+        self.enter(grant(next(self.numbers), tokens, blocks, client), waits)
+
+    @precondition(lambda self: self.gone)
+    @rule(index=st.integers(0, 100), waits=st.booleans())
+    def come_again(self, index: int, waits: bool) -> None:
+        one = self.gone.pop(index % len(self.gone))
+        self.came_again.add(one.session_id)
+        self.enter(one, waits)
+
+    def enter(self, one: Grant, waits: bool) -> None:
+        need = one.kv_tokens * len(one.blocks)
+        fits = need <= self.free() and len(self.held) < MAX_SESSIONS
+        own = sum(visitor.grant.client == one.client for visitor in self.waiting.values())
+        admitted = False
+        try:
+            if waits:
+                self.note_arrival(one)
+                admitted = self.table.join(one, self.now)
+            else:
+                self.table.admit(one, self.now)
+                admitted = True
+        except OutOfMemory:
+            assert need > TOTAL
+            return
+        except PeerBusy as error:
+            assert error.retry_after_seconds >= 1  # noqa: PT017
+            if waits:
+                assert len(self.waiting) >= MAX_WAITING or own >= PER_CLIENT
+            else:
+                assert self.waiting or not fits
+            return
+        if admitted:
+            assert fits
+            if not waits:
+                assert not self.waiting, "somebody was overtaken"
+            self.admit((one.session_id,), {one.session_id: one})
+        else:
+            number, ahead = self.first[one.session_id]
+            self.waiting[one.session_id] = Visitor(one, number, self.now + 40, ahead)
+
+    def note_arrival(self, one: Grant) -> None:
+        seen = self.last_seen.get(one.session_id)
+        self.last_seen[one.session_id] = self.now
+        if one.session_id in self.first and seen is not None and self.now - seen < REMEMBER_SECONDS:
+            return
+        own = {v.grant.session_id for v in self.waiting.values() if v.grant.client == one.client}
+        remembered = {
+            g.session_id
+            for g in self.gone
+            if g.client == one.client and self.now - self.last_seen.get(g.session_id, -1e9) < REMEMBER_SECONDS
+        }
+        self.first[one.session_id] = next(self.numbers), len(own | remembered)
+
+    def free(self) -> int:
+        return TOTAL - sum(one.kv_tokens * len(one.blocks) for one in self.held.values())
+
+    def admit(self, sessions: tuple[bytes, ...], arrived: dict[bytes, Grant] | None = None) -> None:
+        for session in sessions:
+            one = arrived[session] if arrived else self.waiting.pop(session).grant
+            self.held[session] = one
+            number = self.first.get(session, (None, 0))[0]
+            for visitor in self.waiting.values():
+                if visitor.grant.client != one.client and (number is None or number > visitor.number):
+                    passed = visitor.passed_by.setdefault(one.client, set())
+                    passed.add(session)
+                    assert len(passed) <= visitor.ahead, "more passed than the rules allow"
+                if visitor.grant.client != one.client and session not in self.came_again:
+                    visitor.waited_for[one.client] += 1
+                    # One in each round up to its own, and one that was left of the round served when it came.
+                    assert visitor.waited_for[one.client] <= visitor.ahead + 2, "one client holds back another"
+
+    @precondition(lambda self: self.held)
+    @rule(index=st.integers(0, 100), use=st.booleans())
+    def end(self, index: int, use: bool) -> None:
+        session = list(self.held)[index % len(self.held)]
+        if use:
+            self.table.note_step(session, 1, 1, self.now)
+        one = self.held.pop(session)
+        self.last_seen[session] = self.now
+        self.admit(self.table.release(session, self.now))
+        if not use:
+            self.gone.append(one)
+
+    @precondition(lambda self: self.waiting)
+    @rule(index=st.integers(0, 100))
+    def leave(self, index: int) -> None:
+        self.give_up(list(self.waiting)[index % len(self.waiting)])
+
+    def give_up(self, session: bytes) -> None:
+        one = self.waiting.pop(session).grant
+        self.last_seen[session] = self.now
+        self.admit(self.table.leave(session, self.now))
+        self.gone.append(one)
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 7.0, 50.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        for session in [s for s, visitor in self.waiting.items() if visitor.deadline <= self.now]:
+            if session in self.waiting:  # the one before it may have let it in
+                self.give_up(session)
+
+    @invariant()
+    def the_books_agree(self) -> None:
+        table = self.table
+        assert table.kv_token_blocks_free == self.free() >= 0
+        assert table.sessions == len(self.held) <= MAX_SESSIONS
+        assert set(table.places()) == set(self.waiting)
+        assert table.waiting == len(self.waiting) <= MAX_WAITING
+        if self.waiting:
+            head = next(iter(table.places()))
+            need = self.waiting[head].grant.kv_tokens * len(self.waiting[head].grant.blocks)
+            assert need > self.free() or len(self.held) == MAX_SESSIONS, "the head fits and waits"
+
+    @invariant()
+    def what_is_announced_is_in_bounds(self) -> None:
+        releases = self.table.releases(self.now)
+        assert [r.at_seconds for r in releases] == sorted(r.at_seconds for r in releases)
+        assert self.table.kv_token_blocks_open + sum(r.tokens for r in releases) <= TOTAL
+        starts = [self.table.start_seconds(session, self.now) for session in self.table.places()]
+        assert all(start >= 0 for start in starts)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "table"):
+            return
+        for session in list(self.waiting):
+            if session in self.waiting:
+                self.give_up(session)
+        for session in list(self.held):
+            self.admit(self.table.release(session, self.now))
+            del self.held[session]
+        assert (self.table.kv_token_blocks_free, self.table.sessions, self.table.waiting) == (TOTAL, 0, 0)
+        queue = self.table._queue
+        queue.leave(queue.join(PeerId("z"), b"z", self.now), self.now)
+        queue._forget_until(self.now + 2 * REMEMBER_SECONDS)
+        assert not queue._tickets_of
+        assert not queue._waiting_of
+
+
+def test_the_queue_keeps_its_promises() -> None:
+    run_state_machine_as_test(
+        AdmissionMachine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None)
+    )
+
+
+def test_thousands_of_openings_cost_little_and_are_told_when_to_come() -> None:
+    """The forecast is made a few times, not for each of them."""
+    table = SessionTable(1000)
+    made = 0
+    look_ahead = table._look_ahead
+
+    def counted(now: float) -> object:
+        nonlocal made
+        made += 1
+        return look_ahead(now)
+
+    table._look_ahead = counted  # type: ignore[method-assign,assignment]
+    table.admit(grant(0, 500), 0.0)
+    refused: list[SwarmError] = []
+    for number in range(1, 5000):
+        try:
+            table.join(grant(number, 100, client=f"c{number}"), 0.001 * number / 5000)
+        except PeerBusy as error:
+            refused.append(error)
+    assert table.waiting == 1024
+    assert len(refused) == 4999 - 1024
+    assert made < 100
+    assert all(isinstance(error, PeerBusy) and error.retry_after_seconds > 100 for error in refused)
+
+
+def test_tickets_are_ordered_by_round_and_then_by_arrival() -> None:
+    tickets = [Ticket(r, a, PeerId("c"), b"") for r, a in [(1, 9), (2, 3), (2, 4)]]
+    assert sorted([tickets[2], *tickets[:2]]) == tickets

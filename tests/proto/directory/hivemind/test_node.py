@@ -1,0 +1,364 @@
+"""What a hostile, clumsy or dying node can do to the DHT: nothing that the others notice for long."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from blockswarm.proto.directory.hivemind.node import (
+    DHTID,
+    P2P,
+    DHTNode,
+    HivemindDirectory,
+    MSGPackSerializer,
+    _pin_ports,
+    _Storage,
+    _Validator,
+    sweep_stale_sockets,
+)
+from blockswarm.proto.directory.records import MAX_RECORD_BYTES, SignatureCache, dht_id
+from blockswarm.proto.errors import ClockSkew, PeerUnavailable, UsageError
+from blockswarm.proto.identity import Identity
+from support.directories import LOOPBACK, DirectorySwarm, a_record, fresh_name, hivemind_swarm, until
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:path is deprecated:DeprecationWarning"),  # hivemind's
+    pytest.mark.skipif(sys.platform == "win32", reason="hivemind has no wheel for Windows"),
+]
+
+ALICE, BOB, MALLORY = (Identity.generate() for _ in range(3))
+
+
+@pytest.fixture(scope="module")
+def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DirectorySwarm]:
+    """Two honest nodes."""
+    swarm = hivemind_swarm(tmp_path_factory.mktemp("dht"), num_nodes=2)
+    yield swarm
+    swarm.close()
+
+
+@asynccontextmanager
+async def raw_node(swarm: DirectorySwarm) -> AsyncIterator[Any]:
+    """A node of the same DHT that checks nothing and stores what it likes."""
+    maddrs = list(await swarm.announcers[0].visible_maddrs())
+    p2p = await P2P.create(maddrs, nat_port_map=False, auto_nat=False, use_relay=False, check_if_identity_free=False)
+    try:
+        node = await DHTNode.create(p2p=p2p, initial_peers=maddrs)
+        yield node
+        await node.shutdown()
+    finally:
+        await p2p.shutdown()
+
+
+def raw_key(name: str) -> bytes:
+    """What hivemind hashes to `dht_id(name)`."""
+    key: bytes = MSGPackSerializer.dumps(name)
+    return key
+
+
+# --- attacks -------------------------------------------------------------------------------------------------------
+
+
+def test_an_attacker_changes_nothing_that_honest_nodes_read(swarm: DirectorySwarm) -> None:
+    """Overwriting a foreign subkey, living too long, a plain value over the dictionary, oversize, a record moved."""
+    name = fresh_name()
+    now = swarm.clock()
+    alice, bob = a_record(ALICE, name, now + 60), a_record(BOB, name, now + 60)
+    foreign = a_record(MALLORY, name, now + 70)
+    for_ever = a_record(MALLORY, name, now + 1e6)
+    moved = a_record(MALLORY, "another name", now + 60)
+    big = b"x" * (MAX_RECORD_BYTES + 1)
+    attacks = [
+        (alice.peer_id, foreign.encode(), now + 70),
+        (alice.peer_id, alice.encode(), now + 70),  # a later expiry around an honest record
+        (alice.peer_id, b"nonsense", now + 70),
+        (MALLORY.peer_id, for_ever.encode(), for_ever.expires_at_seconds),
+        (MALLORY.peer_id, foreign.encode(), now + 1e6),
+        (MALLORY.peer_id, moved.encode(), moved.expires_at_seconds),
+        (MALLORY.peer_id, big, now + 60),
+        (7, foreign.encode(), now + 70),
+        (None, foreign.encode(), now + 1e5),
+        (None, b"plain value", now + 1e5),
+    ]
+
+    async def scenario() -> None:
+        await swarm.announcers[0].announce(alice)
+        await swarm.announcers[1].announce(bob)
+        async with raw_node(swarm) as mallory:
+            for subkey, value, expires_at in attacks:
+                assert not await mallory.store(raw_key(name), value, expires_at, subkey=subkey, exclude_self=True)
+            assert await mallory.store(  # the test's own way of storing does work
+                raw_key(name), foreign.encode(), foreign.expires_at_seconds, subkey=MALLORY.peer_id, exclude_self=True
+            )
+            for reader in swarm.readers:
+                assert set(await reader.lookup(name)) == {alice, bob, foreign}
+
+    swarm.run(scenario())
+
+
+def test_a_replica_with_bad_records_is_outvoted(swarm: DirectorySwarm) -> None:
+    """The attacker keeps bad records in its own storage and serves them; the honest replicas make up for it."""
+    name = fresh_name()
+    alice = a_record(ALICE, name, swarm.clock() + 60)
+
+    async def scenario() -> None:
+        async with raw_node(swarm) as mallory:
+            await swarm.announcers[0].announce(alice)
+            key_id = DHTID.from_bytes(dht_id(name))
+            expires_at = swarm.clock() + 90
+            mallory.protocol.storage.store_subkey(key_id, ALICE.peer_id, MSGPackSerializer.dumps(b"forged"), expires_at)
+            mallory.protocol.storage.store_subkey(key_id, "nobody", b"\xc1 no msgpack", expires_at)
+            for reader in swarm.readers:
+                assert await reader.lookup(name) == (alice,)
+
+    swarm.run(scenario())
+
+
+def test_an_old_record_sent_again_does_not_shorten_the_life_of_the_new_one(swarm: DirectorySwarm) -> None:
+    storage = _Storage()
+    key = DHTID.from_bytes(dht_id(fresh_name()))
+    now = swarm.clock()
+    assert storage.store_subkey(key, "peer", b"new", now + 60)
+    assert not storage.store_subkey(key, "peer", b"old", now + 30)
+    assert storage.get(key).value.key_to_heap["peer"].expiration_time == now + 60
+
+
+def test_the_cache_of_a_node_cannot_be_used_to_hide_records(swarm: DirectorySwarm) -> None:
+    """hivemind answers from the cache if that lives longer; a single record put there would hide all others."""
+    name = fresh_name()
+    alice = a_record(ALICE, name, swarm.clock() + 60)
+    mallorys = a_record(MALLORY, name, swarm.clock() + 110)
+
+    async def scenario() -> None:
+        await swarm.announcers[0].announce(alice)
+        async with raw_node(swarm) as mallory:
+            for peer in (swarm.announcers[0], swarm.announcers[1]):
+                await mallory.protocol.call_store(
+                    (await peer._running()).p2p.peer_id,
+                    [DHTID.from_bytes(dht_id(name))],
+                    [MSGPackSerializer.dumps(mallorys.encode())],
+                    mallorys.expires_at_seconds,
+                    subkeys=[MALLORY.peer_id],
+                    in_cache=True,
+                )
+        for reader in swarm.readers:
+            assert alice in await reader.lookup(name)
+
+    swarm.run(scenario())
+
+
+def test_what_a_node_keeps_for_others_is_bounded(monkeypatch: pytest.MonkeyPatch, swarm: DirectorySwarm) -> None:
+    from blockswarm.proto.directory.hivemind import node as module
+
+    monkeypatch.setattr(module, "MAX_KEYS", 2)
+    monkeypatch.setattr(module, "MAX_RECORDS_PER_KEY", 3)
+    monkeypatch.setattr(module, "MAX_RECORDS", 5)
+    storage, later = _Storage(), swarm.clock() + 60
+    keys = [DHTID.from_bytes(dht_id(fresh_name())) for _ in range(3)]
+    assert [storage.store_subkey(keys[0], f"p{i}", b"v", later) for i in range(4)] == [True, True, True, False]
+    assert [storage.store_subkey(keys[1], f"p{i}", b"v", later) for i in range(3)] == [True, True, False]
+    assert not storage.store_subkey(keys[2], "p", b"v", later)
+    assert storage.store_subkey(keys[0], "p0", b"newer", later + 1)
+    assert not storage.store(keys[0], b"plain", later + 10)
+
+
+def test_the_validator_answers_whatever_it_is_given(swarm: DirectorySwarm) -> None:
+    from hivemind.dht.validation import DHTRecord
+
+    validator = _Validator(swarm.clock, SignatureCache())
+    for value in (b"", b"\xc1", b"\xc4\x01x", b"\xc7\x01\x50x", MSGPackSerializer.dumps("text"), bytes(10**5)):
+        assert not validator.validate(DHTRecord(dht_id("name"), b"", value, swarm.clock() + 1))
+
+
+# --- joining -------------------------------------------------------------------------------------------------------
+
+
+async def start(path: Path, *initial_maddrs: str, **options: Any) -> HivemindDirectory:
+    options.setdefault("listen_maddrs", LOOPBACK)
+    return await HivemindDirectory.start(path / "key", initial_maddrs, join_timeout_seconds=0.0, **options)
+
+
+def test_a_dead_first_peer_is_named_and_one_live_one_is_enough(swarm: DirectorySwarm, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    dead = f"/ip4/127.0.0.1/tcp/{port}/p2p/{BOB.peer_id}"
+
+    async def scenario() -> None:
+        with pytest.raises(PeerUnavailable, match=dead):
+            await start(tmp_path, dead)
+        directory = await start(tmp_path, dead, *await swarm.announcers[0].visible_maddrs())
+        await directory.close()
+
+    swarm.run(scenario())
+
+
+@pytest.mark.parametrize("maddr", ["", "127.0.0.1:80", "/ip4/127.0.0.1/tcp/80", "/ip4/127.0.0.1/tcp/80/p2p/me"])
+def test_what_is_no_address_is_a_usage_error(swarm: DirectorySwarm, tmp_path: Path, maddr: str) -> None:
+    with pytest.raises(UsageError, match="no address"):
+        swarm.run(start(tmp_path, maddr))
+
+
+def test_a_taken_port_is_a_usage_error(swarm: DirectorySwarm, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        listen = (f"/ip4/127.0.0.1/tcp/{server.getsockname()[1]}",)
+        with pytest.raises(UsageError, match="address already in use"):
+            swarm.run(start(tmp_path, listen_maddrs=listen))
+
+
+def test_a_client_of_the_dht_keeps_nothing_but_reads_and_announces(swarm: DirectorySwarm, tmp_path: Path) -> None:
+    name = fresh_name()
+    record = a_record(ALICE, name, swarm.clock() + 60)
+
+    async def scenario() -> None:
+        client = await start(tmp_path, *await swarm.announcers[0].visible_maddrs(), client_mode=True)
+        await client.announce(record)
+        assert await swarm.readers[1].lookup(name) == (record,)
+        assert await client.lookup(name) == (record,)
+        assert not client._node.dht.protocol.storage  # type: ignore[union-attr]
+        await client.close()
+
+    swarm.run(scenario())
+
+
+FAST_NODE = """
+import asyncio, sys, time
+import blockswarm.proto.hivemind_directory as module
+from hivemind.dht import protocol
+protocol.get_dht_time = lambda: time.time() + 60.0
+async def main():
+    directory = await module.HivemindDirectory.start(sys.argv[1], (), ("/ip4/127.0.0.1/tcp/0",))
+    print((await directory.visible_maddrs())[0], flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await directory.close()
+asyncio.run(main())
+"""
+
+
+def test_a_clock_that_is_off_is_told_as_such(swarm: DirectorySwarm, tmp_path: Path) -> None:
+    """The first peer is another process, whose clock is a minute ahead."""
+    command = [sys.executable, "-W", "ignore", "-c", FAST_NODE, str(tmp_path / "fast")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        maddr = process.stdout.readline().strip()
+        with pytest.raises(ClockSkew) as caught:
+            swarm.run(start(tmp_path, maddr))
+        process.stdin.close()
+    assert "NTP" in caught.value.hint
+    assert process.returncode == 0
+
+
+# --- the daemon ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("victim", [1, 0], ids=["a node that joined", "the first node"])
+@pytest.mark.parametrize("how", ["killed", "connection lost"])
+def test_a_dead_daemon_is_started_again_and_its_records_are_back(swarm: DirectorySwarm, victim: int, how: str) -> None:
+    """The node comes back with its id and port, holds its own record again, and the two nodes find each other."""
+    name = fresh_name()
+    record = a_record(ALICE, name, swarm.clock() + 100)
+    directory, other = swarm.announcers[victim], swarm.announcers[1 - victim]
+
+    async def scenario() -> None:
+        await directory.announce(record)
+        maddrs = await directory.visible_maddrs()
+        dead = directory._node
+        if how == "killed":
+            os.kill(dead.p2p._child.pid, signal.SIGKILL)
+        else:
+            dead.p2p._client.control._read_task.cancel()
+        await dead.ended()
+        await until(lambda: directory._node not in (dead, None))
+        assert dead.p2p._child.returncode is not None
+        assert await directory.lookup(name) == (record,)
+        assert await directory.visible_maddrs() == maddrs
+        storage, key_id = directory._node.dht.protocol.storage, DHTID.from_bytes(dht_id(name))
+        await until(lambda: key_id in storage)  # announced again by the supervisor
+        fresh_record = a_record(BOB, name, swarm.clock() + 100)
+        await directory.announce(fresh_record)
+        assert set(await other.lookup(name)) == {record, fresh_record}
+
+    swarm.run(scenario())
+
+
+def test_closing_leaves_no_daemon_task_or_socket(tmp_path: Path) -> None:
+    async def scenario() -> tuple[Any, set[str]]:
+        directory = await start(tmp_path)
+        p2p = directory._node.p2p  # type: ignore[union-attr]
+        await directory.close()
+        with pytest.raises(PeerUnavailable):
+            await directory.lookup("name")
+        return p2p, {task.get_name() for task in asyncio.all_tasks() - {asyncio.current_task()}}
+
+    p2p, tasks = asyncio.run(scenario())
+    assert p2p._child.returncode is not None
+    assert tasks == set()
+    assert not Path(p2p._daemon_listen_maddr["unix"]).exists()
+    assert not Path(p2p._client_listen_maddr["unix"]).exists()
+
+
+@pytest.mark.parametrize("pause_seconds", [0.0, 0.05, 0.15, 0.3])
+def test_closing_while_the_daemon_is_being_started_again(tmp_path: Path, pause_seconds: float) -> None:
+    """Whatever the restart was doing, no daemon is left; several moments of it are tried."""
+
+    async def scenario() -> None:
+        directory = await start(tmp_path)
+        dead = directory._node
+        assert dead is not None
+        os.kill(dead.p2p._child.pid, signal.SIGKILL)
+        await dead.ended()
+        await asyncio.sleep(pause_seconds)
+        await directory.close()
+
+    before = {child.pid for child in psutil.Process().children()}
+    asyncio.run(scenario())
+    gc.collect()
+    left = [child for child in psutil.Process().children() if child.pid not in before]
+    assert psutil.wait_procs(left, timeout=10)[1] == []
+
+
+def test_only_sockets_that_nobody_has_open_are_swept(tmp_path: Path) -> None:
+    stale, live, other = (tmp_path / f"{name}.sock" for name in ("hivemind-p2pd-1", "hivemind-p2pclient-2", "else"))
+    servers = []
+    for path in (stale, live, other):
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(str(path))
+        server.listen()
+        servers.append(server)
+    (tmp_path / "hivemind-p2pd-file.sock").write_text("no socket")
+    servers[0].close()
+    servers[2].close()
+    sweep_stale_sockets(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "else.sock",
+        "hivemind-p2pclient-2.sock",
+        "hivemind-p2pd-file.sock",
+    ]
+    servers[1].close()
+
+
+def test_the_port_that_was_got_is_asked_for_again() -> None:
+    visible = ["/ip4/192.0.2.1/tcp/4001/p2p/x", "/ip6/::1/tcp/4002/p2p/x"]
+    listen = ["/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0", "/ip4/0.0.0.0/tcp/99"]
+    assert _pin_ports(listen, visible) == ("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4002", "/ip4/0.0.0.0/tcp/99")
+    assert _pin_ports(listen, []) == tuple(listen)
+
+
+def test_the_import_brings_neither_torch_nor_the_rest_of_hivemind() -> None:
+    code = (
+        "import sys, blockswarm.proto.hivemind_directory as module\n"
+        "bad = {'torch', 'scipy', 'hivemind.optim', 'hivemind.averaging', 'hivemind.moe'} & set(sys.modules)\n"
+        "assert not bad, bad\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

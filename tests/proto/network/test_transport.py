@@ -1,0 +1,140 @@
+"""Channels that are pinned to a peer id: who may pose as whom, and for how long a server stays reachable."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from blockswarm.proto import swarm_pb2 as pb
+from blockswarm.proto.errors import AuthenticationError, PeerUnavailable, UsageError
+from blockswarm.proto.identity import LEAF_LIFETIME_SECONDS, Identity
+from blockswarm.proto.network.transport import (
+    Dialer,
+    Handlers,
+    PeerAddress,
+    addresses_of,
+    check_target,
+    ping,
+    serve,
+)
+
+DAY = 86400.0
+
+
+async def _unused(*args: Any) -> Any:
+    raise AssertionError("not called in this test")
+
+
+@asynccontextmanager
+async def server(identity: Identity, clock: Callable[[], float] = time.time) -> AsyncIterator[PeerAddress]:
+    async def answer(request: pb.PingRequest, context: Any) -> pb.PingReply:
+        return pb.PingReply(clock=clock(), peer_id=identity.peer_id)
+
+    running, port = await serve(identity, Handlers(_unused, _unused, _unused, answer), "127.0.0.1", 0, clock)
+    try:
+        yield PeerAddress(identity.peer_id, f"127.0.0.1:{port}")
+    finally:
+        await running.stop(grace=0)
+
+
+@asynccontextmanager
+async def dialer(clock: Callable[[], float] = time.time) -> AsyncIterator[Dialer]:
+    made = Dialer(clock)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+def test_a_peer_answers_under_its_own_id_only() -> None:
+    async def main() -> None:
+        me, other = Identity.generate(), Identity.generate()
+        async with server(me) as address, dialer() as dial:
+            reply, rtt_seconds, offset_seconds = await ping(dial.stub(address), address, 10)
+            assert reply.peer_id == me.peer_id
+            assert rtt_seconds > 0
+            assert abs(offset_seconds) < 5
+            wrong = PeerAddress(other.peer_id, address.target)
+            with pytest.raises(AuthenticationError):
+                await ping(dial.stub(wrong), wrong, 10)
+
+    asyncio.run(main())
+
+
+def test_a_server_that_is_up_for_a_year_stays_reachable() -> None:
+    """The leaf in use is always valid at the server's own time; a dialler checks it by the real clock, so the injected
+    year ends now."""
+
+    async def main() -> None:
+        me = Identity.generate()
+        now = [time.time() - 365 * DAY]
+        async with server(me, lambda: now[0]) as address:
+            async with dialer() as dial:
+                with pytest.raises((AuthenticationError, PeerUnavailable)):
+                    await ping(dial.stub(address), address, 10)  # a leaf of last year is over
+            while now[0] < time.time() - LEAF_LIFETIME_SECONDS / 4:
+                now[0] += LEAF_LIFETIME_SECONDS / 4
+            async with dialer() as dial:
+                reply, _, _ = await ping(dial.stub(address), address, 10)
+                assert reply.peer_id == me.peer_id
+
+    asyncio.run(main())
+
+
+def test_nobody_there_is_said_with_the_address() -> None:
+    async def main() -> None:
+        address = PeerAddress(Identity.generate().peer_id, "127.0.0.1:1")
+        async with dialer() as dial:
+            with pytest.raises(PeerUnavailable, match=r"127\.0\.0\.1:1"):
+                await ping(dial.stub(address), address, 10)
+
+    asyncio.run(main())
+
+
+def test_a_taken_port_is_a_usage_error() -> None:
+    async def main() -> None:
+        async with server(Identity.generate()) as address:
+            port = int(address.target.rpartition(":")[2])
+            with pytest.raises(UsageError, match="cannot listen"):
+                await serve(Identity.generate(), Handlers(_unused, _unused, _unused, _unused), "127.0.0.1", port)
+
+    asyncio.run(main())
+
+
+def test_the_least_recently_used_channel_is_closed() -> None:
+    async def main() -> None:
+        made = Dialer(max_channels=2)
+        addresses = [PeerAddress(Identity.generate().peer_id, "127.0.0.1:1") for _ in range(3)]
+        first = made.stub(addresses[0])
+        assert made.stub(addresses[0]) is first
+        made.stub(addresses[1])
+        made.stub(addresses[2])
+        assert made.stub(addresses[0]) is not first
+        await made.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("text", ["", "host:1", "x@host:1", "12D3KooWabc@host:1"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="not the address"):
+        PeerAddress.parse(text)
+
+
+@pytest.mark.parametrize("target", ["unix:/tmp/x", "dns:///host:1", "host", "host:0", "host:99999", "a b:1", "h:1:2"])
+def test_targets_are_host_and_port_and_nothing_else(target: str) -> None:
+    """A record must not make a peer open a file, or ask a resolver of the record's choice."""
+    with pytest.raises(UsageError):
+        check_target(target)
+    assert addresses_of(Identity.generate().peer_id, [target]) == ()
+
+
+def test_an_address_reads_back_as_it_is_written() -> None:
+    peer = Identity.generate().peer_id
+    for target in ("example.org:4000", "192.0.2.1:1", "[2001:db8::1]:65535"):
+        assert PeerAddress.parse(f"{peer}@{target}") == PeerAddress(peer, target)
+        assert str(PeerAddress(peer, target)) == f"{peer}@{target}"

@@ -1,0 +1,264 @@
+"""The product's router against brute force over every chain of a small swarm."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+from blockswarm.routing.route.router import NoRouteError, RouteFinder, RttTable, cheapest_route
+from blockswarm.routing.swarm import (
+    BlockRange,
+    ComputeCost,
+    Coordinate,
+    KvRelease,
+    ModelSpec,
+    PeerId,
+    PeerSpec,
+    PeerState,
+    RequestSpec,
+    Swarm,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+NOW = 100.0
+
+
+@st.composite
+def swarms(draw: st.DrawFn) -> Swarm:
+    """Up to five peers over up to six blocks, scarce memory, coarse numbers so that everything interacts."""
+    num_blocks = draw(st.integers(1, 6))
+    peers = []
+    for index in range(draw(st.integers(1, 5))):
+        start = draw(st.integers(0, num_blocks - 1))
+        stop = draw(st.integers(start + 1, num_blocks))
+        releases = draw(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40)), max_size=3))
+        peers.append(
+            PeerSpec(
+                id=PeerId(f"p{index}"),
+                blocks=BlockRange(start, stop),
+                cost=ComputeCost(draw(st.integers(0, 20)) / 10, prefill_fixed=draw(st.integers(0, 5)) / 10),
+                kv_tokens_total=1000,
+                kv_tokens_free=draw(st.sampled_from([0, 10, 20, 30, 60])),
+                releases=tuple(KvRelease(NOW + at, tokens) for at, tokens in sorted(releases)),
+            )
+        )
+    return Swarm(ModelSpec(num_blocks, 1.0, 1.0), tuple(peers), now_seconds=NOW)
+
+
+def every_chain(swarm: Swarm) -> Iterator[list[tuple[PeerSpec, BlockRange]]]:
+    """All chains of distinct peers, each used on any part of its range."""
+
+    def extend(chain: list[tuple[PeerSpec, BlockRange]], at: int) -> Iterator[list[tuple[PeerSpec, BlockRange]]]:
+        if at == swarm.model.num_blocks:
+            yield chain
+        for peer in swarm.peers:
+            assert peer.blocks is not None
+            if at in peer.blocks and all(peer is not used for used, _ in chain):
+                for stop in range(at + 1, peer.blocks.stop + 1):
+                    yield from extend([*chain, (peer, BlockRange(at, stop))], stop)
+
+    return extend([], 0)
+
+
+def brute_force(
+    swarm: Swarm,
+    request: RequestSpec,
+    client_rtt: dict[PeerId, float],
+    peer_rtt: dict[tuple[str, str], float],
+    push: bool,
+) -> float:
+    """The least sum of costs + largest wait over all chains; infinite if none has room."""
+
+    def wait(peer: PeerSpec, blocks: int) -> float:
+        available, need = peer.kv_tokens_free, blocks * request.kv_tokens_per_block
+        if available >= need:
+            return 0.0
+        for release in peer.releases:
+            available += release.tokens
+            if available >= need:
+                return release.at_seconds - swarm.now_seconds
+        return float("inf")
+
+    def cost(chain: list[tuple[PeerSpec, BlockRange]]) -> float:
+        trips = request.new_tokens
+        compute = sum(
+            len(blocks) * (peer.cost.prefill_fixed + (trips - 1) * peer.cost.decode_fixed) for peer, blocks in chain
+        )
+        ids = [peer.id for peer, _ in chain]
+        if not push:
+            return compute + trips * sum(client_rtt[i] for i in ids)
+        between = sum(peer_rtt[i, j] for i, j in itertools.pairwise(ids))
+        return compute + trips * (client_rtt[ids[0]] + between + client_rtt[ids[-1]]) / 2
+
+    return min(
+        (cost(chain) + max(wait(peer, len(blocks)) for peer, blocks in chain) for chain in every_chain(swarm)),
+        default=float("inf"),
+    )
+
+
+@settings(max_examples=250, deadline=None)
+@given(swarm=swarms(), push=st.booleans(), data=st.data())
+def test_the_route_is_the_best_of_all_chains(
+    swarm: Swarm, push: bool, data: st.DataObject, validators: ModuleType
+) -> None:
+    """Exactness: entry and exit inside ranges, waits that depend on the blocks used, no peer twice."""
+    request = RequestSpec(prompt_tokens=6, new_tokens=data.draw(st.sampled_from([1, 4])))
+    numbers = st.integers(0, 12).map(lambda tenths: tenths / 10)
+    client_rtt = {peer.id: data.draw(numbers) for peer in swarm.peers}
+    peer_rtt = {(a.id, b.id): data.draw(numbers) for a in swarm.peers for b in swarm.peers}
+    expected = brute_force(swarm, request, client_rtt, peer_rtt, push)
+    ask = {
+        "request": request,
+        "client_rtt_seconds": client_rtt,
+        "peer_rtt_seconds": lambda a, b: peer_rtt[a, b],
+        "push": push,
+    }
+    if expected == float("inf"):
+        with pytest.raises(NoRouteError):
+            cheapest_route(swarm, **ask)
+        return
+    route = cheapest_route(swarm, **ask)
+    validators.validate_route(route, swarm, request)
+    assert route.total_seconds == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def peer(name: str, start: int, stop: int, **fields: object) -> PeerSpec:
+    defaults = {"cost": ComputeCost(0.01), "kv_tokens_total": 10_000, "kv_tokens_free": 10_000}
+    return PeerSpec(id=PeerId(name), blocks=BlockRange(start, stop), **{**defaults, **fields})  # type: ignore[arg-type]
+
+
+def route_of(swarm: Swarm, **fields: object) -> list[str]:
+    ask = {
+        "request": RequestSpec(10, 10),
+        "client_rtt_seconds": {p.id: 0.05 for p in swarm.peers},
+        "peer_rtt_seconds": lambda a, b: 0.05,
+    }
+    return [hop.peer for hop in cheapest_route(swarm, **{**ask, **fields}).hops]  # type: ignore[arg-type]
+
+
+def swarm_of(*peers: PeerSpec, num_blocks: int = 4) -> Swarm:
+    return Swarm(ModelSpec(num_blocks, 1.0, 1.0), tuple(sorted(peers, key=lambda p: p.id)))
+
+
+def test_missing_blocks_are_named() -> None:
+    with pytest.raises(NoRouteError) as caught:
+        route_of(swarm_of(peer("a", 0, 1), peer("b", 3, 4), peer("c", 1, 4, state=PeerState.DRAINING)))
+    assert caught.value.missing_blocks == (1, 2)
+
+
+def test_blocks_without_room_are_told_apart_from_blocks_without_host() -> None:
+    with pytest.raises(NoRouteError, match=r"no usable peer hosts blocks 3; no host of blocks 2 has room") as caught:
+        route_of(swarm_of(peer("a", 0, 2), peer("b", 2, 3, kv_tokens_free=19)))
+    assert caught.value.missing_blocks == (3,)
+    assert caught.value.full_blocks == (2,)
+    assert caught.value.retry_seconds == float("inf")
+
+
+def test_full_peers_say_when_more_is_known() -> None:
+    """Of two hosts of the full blocks the one whose last announced release comes first counts."""
+    late = {"kv_tokens_free": 0, "releases": (KvRelease(5.0, 1), KvRelease(50.0, 1))}
+    soon = {"kv_tokens_free": 0, "releases": (KvRelease(7.0, 1),)}
+    with pytest.raises(NoRouteError, match=r"no host of blocks 2, 3 has room .* or try again later") as caught:
+        route_of(swarm_of(peer("a", 0, 2), peer("b", 2, 4, **late), peer("c", 2, 4, **soon)))
+    assert (caught.value.missing_blocks, caught.value.full_blocks) == ((), (2, 3))
+    assert caught.value.retry_seconds == 7.0
+
+
+def test_a_request_larger_than_empty_peers_need_not_wait() -> None:
+    with pytest.raises(NoRouteError, match=r"shorten it$") as caught:
+        route_of(swarm_of(peer("a", 0, 2), peer("b", 2, 4, kv_tokens_free=19, kv_tokens_total=19)))
+    assert caught.value.full_blocks == (2, 3)
+    assert caught.value.retry_seconds == float("inf")
+
+
+@pytest.mark.parametrize("push", [False, True])
+def test_without_usable_peers_all_blocks_are_missing(push: bool) -> None:
+    for swarm in (swarm_of(), swarm_of(peer("a", 0, 4, state=PeerState.DRAINING))):
+        with pytest.raises(NoRouteError) as caught:
+            route_of(swarm, push=push)
+        assert caught.value.missing_blocks == (0, 1, 2, 3)
+    with pytest.raises(NoRouteError) as caught:
+        route_of(swarm_of(peer("a", 0, 4)), push=push, excluded=frozenset({PeerId("a")}))
+    assert caught.value.missing_blocks == (0, 1, 2, 3)
+
+
+def test_no_chain_of_distinct_peers_has_room() -> None:
+    """One host with room for half of its blocks could only be used twice, which no chain may do."""
+    with pytest.raises(NoRouteError) as caught:
+        route_of(swarm_of(peer("a", 0, 4, kv_tokens_free=40)))
+    assert caught.value.missing_blocks == caught.value.full_blocks == ()
+    assert caught.value.retry_seconds == 0.0
+
+
+def test_excluded_and_unreachable_peers_are_not_used() -> None:
+    swarm = swarm_of(peer("a", 0, 4), peer("b", 0, 4, cost=ComputeCost(0.1)), peer("c", 0, 4, cost=ComputeCost(0.2)))
+    assert route_of(swarm) == ["a"]
+    assert route_of(swarm, excluded=frozenset({PeerId("a")})) == ["b"]
+    assert route_of(swarm, client_rtt_seconds={PeerId("c"): 0.1}) == ["c"]
+
+
+def test_a_chain_never_mixes_peers_whose_hashes_disagree() -> None:
+    """The fast peer with other weights for block 3 loses against the two that agree."""
+    same = [bytes([b]) * 8 for b in range(4)]
+    other = (*same[:3], b"x" * 8)
+    slow = ComputeCost(0.1)
+    swarm = swarm_of(
+        peer("a", 0, 4, block_hashes=other),
+        peer("b", 0, 4, block_hashes=tuple(same), cost=slow),
+        peer("c", 2, 4, block_hashes=tuple(same[2:]), cost=slow),
+    )
+    assert route_of(swarm) == ["b"]
+    assert [p.id for p in RouteFinder(swarm).peers] == ["b", "c"]
+
+
+def test_disagreement_without_a_majority_still_leaves_a_route() -> None:
+    swarm = swarm_of(peer("a", 0, 4, block_hashes=(b"1" * 8,) * 4), peer("b", 0, 4, block_hashes=(b"2" * 8,) * 4))
+    assert route_of(swarm) == ["a"]
+
+
+def test_a_large_peer_with_one_bad_block_does_not_displace_the_majority() -> None:
+    """Though most of its announcements are corroborated, and its neighbours host blocks that nobody else has."""
+    good = [bytes([b]) * 8 for b in range(6)]
+    swarm = swarm_of(
+        peer("a", 0, 6, block_hashes=(*good[:3], b"x" * 8, *good[4:])),
+        peer("b", 0, 4, block_hashes=tuple(good[:4])),
+        peer("c", 3, 6, block_hashes=tuple(good[3:])),
+        num_blocks=6,
+    )
+    assert route_of(swarm) == ["b", "c"]
+
+
+def test_push_follows_the_short_links_and_hub_the_near_peers() -> None:
+    near = {PeerId("a"): 0.1, PeerId("b"): 0.1, PeerId("c"): 0.9}
+    swarm = swarm_of(peer("a", 0, 2), peer("b", 2, 4), peer("c", 2, 4))
+    rtt = {("a", "b"): 2.0, ("a", "c"): 0.01}
+    ask = {"client_rtt_seconds": near, "peer_rtt_seconds": lambda a, b: rtt.get((a, b), 1.0)}
+    assert route_of(swarm, push=True, **ask) == ["a", "c"]
+    assert route_of(swarm, push=False, **ask) == ["a", "b"]
+
+
+def test_the_rtt_table_prefers_measurements_and_falls_back_to_coordinates() -> None:
+    near, far = Coordinate((0.0, 0.0), 0.01), Coordinate((0.3, 0.4), 0.02)
+    peers = (peer("a", 0, 4, coordinate=near), peer("b", 0, 4, coordinate=far), peer("c", 0, 4))
+    a, b, c = (p.id for p in peers)
+    swarm = Swarm(ModelSpec(4, 1.0, 1.0), peers, rtt_seconds={(a, c): 0.7})
+    table = RttTable(swarm, unknown_seconds=0.2)
+    assert table(a, b) == pytest.approx(near.rtt_seconds(far))
+    assert (table(a, c), table(c, a), table(b, c)) == (0.7, 0.7, 0.2)
+    assert table.matrix([b, a])[0, 1] == table(b, a)
+
+
+def test_the_table_and_a_plain_callable_give_the_same_route() -> None:
+    peers = [peer(f"p{i}", i, i + 2, coordinate=Coordinate((i * 0.1, 0.0), 0.01)) for i in range(3)]
+    swarm = swarm_of(*peers, peer("q", 1, 4, coordinate=Coordinate((0.0, 0.1), 0.01)))
+    table = RttTable(swarm)
+    assert route_of(swarm, peer_rtt_seconds=table) == route_of(swarm, peer_rtt_seconds=lambda a, b: table(a, b))
+
+
+@pytest.mark.parametrize("rtt", [-0.1, float("inf")])
+def test_absurd_round_trips_are_refused(rtt: float) -> None:
+    with pytest.raises(ValueError, match="client_rtt_seconds"):
+        route_of(swarm_of(peer("a", 0, 4)), client_rtt_seconds={PeerId("a"): rtt})
