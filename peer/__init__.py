@@ -1,0 +1,1 @@
+"""A peer, `swarm-peer`: join, load, serve, announce, drain."""

@@ -1,0 +1,1 @@
+"""A request's chain: opened, fed with steps, repaired when a peer fails."""

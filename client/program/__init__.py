@@ -1,0 +1,1 @@
+"""The program `swarm-client`: its commands, its options and what it prints."""

@@ -1,0 +1,1 @@
+"""What this client knows of the swarm, and which peers it chooses."""

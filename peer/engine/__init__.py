@@ -1,1 +1,1 @@
-"""The peer's compute engine: stages, attention caches, and the check that a family may be served at all."""
+"""How a peer computes: one thread, and one step for all sessions that have new tokens."""

@@ -1,0 +1,1 @@
+"""What the product is compared with: published algorithms and exact programs, run by the simulator only."""

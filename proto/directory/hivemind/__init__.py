@@ -1,0 +1,1 @@
+"""The directory in hivemind's DHT, and everything that knows hivemind."""

@@ -1,0 +1,1 @@
+"""How one simulated run goes: its policy, its queues, its failures."""

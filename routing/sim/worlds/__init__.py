@@ -1,0 +1,1 @@
+"""What is simulated: servers, distances, requests, and when peers join and leave."""
