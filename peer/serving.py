@@ -18,6 +18,7 @@ from ..proto.identity import Identity
 from ..proto.model.checkpoint import Checkpoint
 from ..proto.network.transport import Dialer, PeerAddress, serve
 from ..proto.wire.handshake import PROTOCOL_VERSION, HelloChecker
+from ..routing.admit.table import SessionTable
 from ..routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState
 from .config import PeerConfig
 from .engine.scheduler import chunk_tokens_within
@@ -29,7 +30,6 @@ from .offer.cost_store import CostStore, Measured
 from .owner.governor import OwnerLoad, read_cpu
 from .session.replay_store import ReplayStore
 from .session.service import PeerParts, PeerService
-from .session.table import SessionTable
 from .session.worker import Counters
 from .stop import StopRequest
 

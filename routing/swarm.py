@@ -10,7 +10,7 @@ import enum
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NewType
+from typing import NamedTuple, NewType
 
 PeerId = NewType("PeerId", str)
 """The base58 libp2p id of a node ("12D3KooW..."); it contains the node's public key."""
@@ -110,9 +110,8 @@ class PeerState(enum.Enum):
     LEAVING = "leaving"
 
 
-@dataclass(frozen=True, slots=True)
-class KvRelease:
-    """At `at_seconds` (the snapshot's clock) another `tokens` KV tokens become free on a peer."""
+class KvRelease(NamedTuple):
+    """At `at_seconds` (the snapshot's clock) another `tokens` KV tokens become free on a peer; ordered by time."""
 
     at_seconds: float
     tokens: int

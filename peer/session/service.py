@@ -36,13 +36,13 @@ from ...proto.wire.frames import CREDITS, StepReader
 from ...proto.wire.handshake import PROTOCOL_VERSION, Grant, HelloChecker, check_capability, sign_hello
 from ...proto.wire.prefixes import decode_prefixes
 from ...proto.wire.steps import MAX_ROWS
+from ...routing.admit.table import SessionTable
 from ...routing.swarm import PeerId
 from ..engine.engine import Engine, SessionKv
 from .compute import EngineCompute
 from .push import PushLink
 from .reader import ClientOutlet, SessionReader, read_frame, take_step
 from .replay_store import ReplayStore
-from .table import SessionTable
 from .waiting import Admission
 from .worker import Counters, SessionParts, SessionWorker
 

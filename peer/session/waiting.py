@@ -6,12 +6,20 @@ All decisions are the `SessionTable`'s; here are only the events and the deadlin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
-from ...proto.errors import PeerBusy, SessionLost, SwarmError
+from ...proto.errors import OutOfMemory, PeerBusy, RemoteProtocolError, SessionLost, SwarmError
 from ...proto.wire.handshake import Grant
-from .table import MIN_RETRY_SECONDS, SessionTable
+from ...routing.admit.table import (
+    MIN_RETRY_SECONDS,
+    AdmissionError,
+    AlreadyOpen,
+    NeverFits,
+    NoRoomNow,
+    Reservation,
+    SessionTable,
+)
 
 MAX_WAIT_SECONDS = 3600.0
 """Nobody waits longer, whatever it asks for."""
@@ -61,7 +69,8 @@ class Admission:
         if wait_seconds > 0:
             await self._wait(grant, wait_seconds, tell)
         else:
-            self._table.admit(grant, came_at)
+            with _translated():
+                self._table.admit(_reservation(grant), came_at)
         self._on_admitted(max(0.0, self._clock() - came_at))
         try:
             yield
@@ -76,8 +85,9 @@ class Admission:
 
     async def _wait(self, grant: Grant, wait_seconds: float, tell: Tell) -> None:
         session_id, table = grant.session_id, self._table
-        if table.join(grant, self._clock()):
-            return
+        with _translated():
+            if table.join(_reservation(grant), self._clock()):
+                return
         waiter = self._waiters[session_id] = _Waiter()
         self._news_soon()
         try:
@@ -151,3 +161,32 @@ async def _tell_in_time(tell: Tell, place: int, estimate_seconds: float) -> None
             await tell(place, estimate_seconds)
     except TimeoutError:
         raise SessionLost("the client takes no frames") from None
+
+
+# --- the table's language and the protocol's ---
+
+
+def _reservation(grant: Grant) -> Reservation:
+    return Reservation(grant.session_id, grant.client, grant.kv_tokens, len(grant.blocks))
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise the protocol's errors where the table raises its own."""
+    try:
+        yield
+    except AdmissionError as error:
+        raise protocol_error(error) from None
+
+
+def protocol_error(error: AdmissionError) -> SwarmError:
+    """The error that tells the client why it gets no room."""
+    match error:
+        case NoRoomNow():
+            return PeerBusy(error.retry_after_seconds, str(error))
+        case NeverFits():
+            hint = "Ask for a shorter max_length or fewer rows, or use a peer with more memory."
+            return OutOfMemory(str(error), hint=hint)
+        case AlreadyOpen():
+            return RemoteProtocolError(str(error))
+    raise AssertionError(f"{type(error).__name__} has no protocol error") from error

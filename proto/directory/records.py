@@ -15,7 +15,6 @@ import base64
 import binascii
 import hashlib
 import hmac
-import itertools
 import math
 import os
 import re
@@ -32,6 +31,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from google.protobuf.message import DecodeError
 
+from ...routing.releases import MAX_RELEASES
 from ...routing.swarm import BlockRange, ComputeCost, Coordinate, KvRelease, MoveClaim, PeerId, PeerSpec, PeerState
 from .. import record_pb2 as pb
 from ..errors import AuthenticationError, ClockSkew, LocalProtocolError, RemoteProtocolError, UsageError, WrongKey
@@ -46,7 +46,6 @@ MAX_TTL_SECONDS = 120.0
 CLOCK_TOLERANCE_SECONDS = 5.0
 
 MAX_BLOCKS = 256
-MAX_RELEASES = 32
 MAX_CENTROIDS = 4
 MAX_ADDRESSES = 8
 MAX_RELAYS = 2
@@ -119,24 +118,6 @@ class PeerRecord:
             len(self.public_name) <= MAX_PUBLIC_NAME_CHARS and (not self.public_name or self.public_name.isprintable()),
             f"the public name has at most {MAX_PUBLIC_NAME_CHARS} printable characters",
         )
-
-
-def merge_releases(releases: Sequence[KvRelease], max_count: int = MAX_RELEASES) -> tuple[KvRelease, ...]:
-    """At most `max_count` releases that never promise tokens earlier than `releases` (ascending in time) do.
-
-    Runs of neighbours are merged into their latest moment; the first ones, which matter most, stay exact. O(n).
-    """
-    kept = max_count // 2
-    tail = releases[kept:]
-    if len(releases) <= max_count:
-        return tuple(releases)
-    groups = max_count - kept
-    edges = [round(index * len(tail) / groups) for index in range(groups + 1)]
-    merged = [
-        KvRelease(tail[stop - 1].at_seconds, sum(release.tokens for release in tail[start:stop]))
-        for start, stop in itertools.pairwise(edges)
-    ]
-    return (*releases[:kept], *merged)
 
 
 _STATES = {

@@ -17,13 +17,13 @@ from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.session.replay_store import DEFAULT_LIMIT_BYTES, ReplayStore
 from blockswarm.peer.session.service import PeerParts, PeerService
-from blockswarm.peer.session.table import SessionTable
 from blockswarm.proto.directory.directory import MemoryDirectory, MemoryStore
 from blockswarm.proto.directory.records import PeerRecord, SwarmKey, sign_peer_record
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
 from blockswarm.proto.network.transport import Dialer, PeerAddress, serve
 from blockswarm.proto.wire.handshake import HelloChecker
+from blockswarm.routing.admit.table import SessionTable
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState
 
 

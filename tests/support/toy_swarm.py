@@ -16,7 +16,6 @@ from blockswarm.client.swarm.router import ViewRouter
 from blockswarm.client.swarm.view import REFRESH_SECONDS, KnownPeer, SwarmView
 from blockswarm.peer.session.replay_store import ReplayStore
 from blockswarm.peer.session.service import PeerParts, PeerService
-from blockswarm.peer.session.table import SessionTable
 from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
 from blockswarm.proto.errors import PeerBusy, SwarmError
@@ -24,6 +23,7 @@ from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.transport import PeerAddress
 from blockswarm.proto.wire.handshake import HelloChecker
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
+from blockswarm.routing.admit.table import SessionTable
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec
 from support.memory_net import MemoryNet
 from support.toy_engine import TOKEN_BYTES, ToyEngine, ToyKv, pack, unpack

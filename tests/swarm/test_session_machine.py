@@ -16,13 +16,13 @@ from blockswarm.client.chain.session import HANDOVER_PAUSE_SECONDS, ChainSession
 from blockswarm.client.config import SessionConfig, SessionEvent
 from blockswarm.peer.session.replay_store import ReplayStore
 from blockswarm.peer.session.service import PeerParts, PeerService
-from blockswarm.peer.session.table import SessionTable
 from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
 from blockswarm.proto.errors import NoChainError, SwarmError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.transport import PeerAddress
 from blockswarm.proto.wire.handshake import HelloChecker
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
+from blockswarm.routing.admit.table import SessionTable
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec, RequestSpec
 from hypothesis import settings
 from hypothesis import strategies as st

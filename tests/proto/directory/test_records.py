@@ -14,7 +14,6 @@ from blockswarm.proto import record_pb2 as pb
 from blockswarm.proto.directory.records import (
     CLOCK_TOLERANCE_SECONDS,
     MAX_RECORD_BYTES,
-    MAX_RELEASES,
     MAX_TTL_SECONDS,
     TTL_SECONDS,
     PeerRecord,
@@ -25,7 +24,6 @@ from blockswarm.proto.directory.records import (
     decode_peer_record,
     dht_id,
     encode_peer_record,
-    merge_releases,
     newest_per_peer,
     next_expiry,
     open_peer_record,
@@ -45,6 +43,7 @@ from blockswarm.proto.errors import (
     WrongKey,
 )
 from blockswarm.proto.identity import Identity
+from blockswarm.routing.releases import MAX_RELEASES
 from blockswarm.routing.swarm import BlockRange, ComputeCost, Coordinate, KvRelease, MoveClaim, PeerSpec, PeerState
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -289,22 +288,6 @@ def test_a_changed_byte_never_raises_anything_unexpected(position: int, value: i
 def test_unknown_fields_of_a_later_version_are_ignored() -> None:
     later = encode_peer_record(a_record()) + b"\xfa\x7d\x03new"
     assert decode_peer_record(ALICE.peer_id, later) == a_record()
-
-
-@given(
-    steps=st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 1000)), max_size=200),
-    max_count=st.integers(2, 40),
-)
-def test_merged_releases_never_promise_too_much(steps: list[tuple[float, int]], max_count: int) -> None:
-    releases = [KvRelease(moment, count) for moment, count in sorted(steps)]
-    merged = merge_releases(releases, max_count)
-    assert len(merged) <= max_count
-    assert sum(one.tokens for one in merged) == sum(one.tokens for one in releases)
-    assert [one.at_seconds for one in merged] == sorted(one.at_seconds for one in merged)
-    for moment in [one.at_seconds for one in (*releases, *merged)]:
-        promised = sum(one.tokens for one in merged if one.at_seconds <= moment)
-        assert promised <= sum(one.tokens for one in releases if one.at_seconds <= moment)
-    assert merged[: max_count // 2] == tuple(releases[: max_count // 2])
 
 
 # --- the signature -------------------------------------------------------------------------------------------------

@@ -1,20 +1,20 @@
-"""Who waits for room on a peer, and in which order: first come, first served, but one client after the other.
+"""Which sessions wait for room on a peer, and in which order: first come, first served, but clients take turns.
 
 A session gets a *rank* when it first joins: a round, and within a round its number of arrival.  The queue is served in
-the order of ranks and nobody passes the head, so a large reservation is not starved by small ones.  With V the latest
-round from which a session was admitted, the first session that a client has waiting gets round V + 1, and every
+the order of ranks and no session passes the head, so a large reservation is not starved by small ones.  With V the
+latest round from which a session was admitted, the first session that a client has waiting gets round V + 1, and every
 further one the round after its client's last.  Hence
 
 * of the first sessions of different clients the earlier one is always served first;
 * if a session has k of its client's own ahead of it, in rounds V + 1 to V + k, no other client gets more than k
   sessions that came later ahead of it: they are in different rounds, and those of round V + k + 1 have later numbers;
-* nobody starves: a session is only ever passed by later ones in the k rounds before its own, and a round takes no new
-  members once somebody of it was admitted.
+* no session starves: it is only ever passed by later ones in the k rounds before its own, and a round takes no new
+  members once a member was admitted.
 
 A session that leaves the queue keeps its rank for some minutes and rejoins with it.  Meanwhile its round counts as
-taken by its client, so leaving and coming again with other sessions does not gather early ranks.  One that was admitted
-and gave its room back unused (its lease on a chain was over) keeps its number of arrival but gets its client's next
-round: whoever takes room again and again without using it passes nobody twice.
+taken by its client, so leaving and coming again with other sessions does not gather early ranks.  A session that was
+admitted and gave its room back unused (its lease on a chain was over) keeps its number of arrival but gets
+its client's next round: a client that takes room again and again without using it passes no session twice.
 
 No I/O and no clock here.
 """
@@ -26,7 +26,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from ...routing.swarm import PeerId
+from ..swarm import PeerId
 
 MAX_WAITING = 1024
 MAX_WAITING_PER_CLIENT = 64
@@ -53,9 +53,9 @@ class AdmissionQueue:
         self._waiting: list[Ticket] = []
         self._waiting_of: Counter[PeerId] = Counter()
         self._remembered: OrderedDict[Ticket, float] = OrderedDict()
-        """Until when; the first to be forgotten first."""
+        """When each is forgotten; the first to be forgotten comes first."""
         self._tickets_of: dict[PeerId, dict[bytes, Ticket]] = {}
-        """Waiting or remembered, by session."""
+        """Waiting and remembered ones, by session."""
         self._round = 0
         self._arrivals = 0
 
@@ -63,7 +63,7 @@ class AdmissionQueue:
         return len(self._waiting)
 
     def __iter__(self) -> Iterator[Ticket]:
-        """Those who wait, in the order in which they will be served."""
+        """The waiting sessions, in the order in which they will be served."""
         return iter(self._waiting)
 
     @property
@@ -74,8 +74,13 @@ class AdmissionQueue:
         """Whether a further session of that client finds no place."""
         return len(self._waiting) >= self._max_waiting or self._waiting_of[client] >= self._max_per_client
 
+    def num_ranks(self, client: PeerId | None = None) -> int:
+        """How many sessions, of one client or of all, have a rank: the waiting and the remembered ones."""
+        clients = self._tickets_of.values() if client is None else [self._tickets_of.get(client, {})]
+        return sum(map(len, clients))
+
     def join(self, client: PeerId, session_id: bytes, now: float) -> Ticket:
-        """Wait, with the rank that the session had if it is remembered. O(waiting)."""
+        """Enter a session, with the rank that it had if that is remembered. O(waiting)."""
         self._forget_until(now)
         own = self._tickets_of.setdefault(client, {})
         ticket = own.get(session_id)
@@ -89,7 +94,7 @@ class AdmissionQueue:
         return ticket
 
     def admit_head(self) -> Ticket:
-        """The first one gets its room."""
+        """Take the head out of the queue: it gets its room."""
         ticket = self.head
         self._remove(ticket)
         self._drop(ticket)
@@ -97,25 +102,25 @@ class AdmissionQueue:
         return ticket
 
     def leave(self, ticket: Ticket, now: float) -> None:
-        """Wait no longer; the rank is remembered. O(waiting)."""
+        """Take a session out of the queue; its rank is remembered. O(waiting)."""
         self._remove(ticket)
         self._remember(ticket, now)
 
     def give_back(self, ticket: Ticket, now: float) -> None:
-        """A session that was admitted has left without having used its room: it may come again."""
+        """Remember a session that was admitted and left without having used its room: it may come again."""
         own = self._tickets_of.setdefault(ticket.client, {})
         own[ticket.session_id] = replace(ticket, round=self._next_round(own))
         self._remember(own[ticket.session_id], now)
 
     def _next_round(self, own: Mapping[bytes, Ticket]) -> int:
-        return max(self._round, max((one.round for one in own.values()), default=0)) + 1
+        return max(self._round, max((ticket.round for ticket in own.values()), default=0)) + 1
 
     def _remember(self, ticket: Ticket, now: float) -> None:
         self._forget_until(now)
         self._remembered[ticket] = now + REMEMBER_SECONDS
         own = self._tickets_of[ticket.client]
         if len(own) - self._waiting_of[ticket.client] > self._max_per_client:
-            self._forget(next(one for one in own.values() if one in self._remembered))
+            self._forget(next(ticket for ticket in own.values() if ticket in self._remembered))
         while len(self._remembered) > MAX_REMEMBERED:
             self._forget(next(iter(self._remembered)))
 

@@ -1,11 +1,11 @@
-"""When reserved room is expected to become free, and what that means for those who wait.
+"""When reserved room is expected to become free, and what that means for the sessions that wait.
 
 Pure functions over numbers that the peer measures: how fast a session fills its reservation (`Pace`), hence when it
-is expected to end; who is admitted when, if the queue is served strictly in order (`serve_in_order`); and what is left
-for somebody who joins now (`Room`), which is what the peer announces.
+is expected to end; which session is admitted when, if the queue is served strictly in order (`serve_in_order`); and
+what is left for a newcomer (`Room`), which is what the peer announces.
 
-An end is the moment at which the session has filled its whole reservation.  Most sessions end earlier, so what is
-announced is on the safe side.  Times are Unix seconds, room is KV tokens x blocks.
+A session is taken to end when it has filled its whole reservation.  Most sessions end earlier, so the announcements
+are on the safe side.  Times are Unix seconds, room is KV tokens x blocks.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ...proto.directory.records import merge_releases
-from ...routing.swarm import KvRelease
+from ..releases import Room, merge_releases
+from ..swarm import KvRelease
 
 SMOOTHING = 0.1
 """The share of a new observation in a running average, once there are enough of them."""
 DECODE_TOKENS = 16
-"""A step with more new tokens per row than this is a prompt's, and says nothing of the pace of what follows."""
+"""A step with more new tokens per row than this is a prefill, and says nothing about the pace of decoding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Average:
-    """A mean that follows: of everything at first, then with forgetting."""
+    """A running mean: of all observations at first, then with exponential forgetting."""
 
     value: float
     count: int = 0
-    """Observations so far; none yet: `value` is a guess."""
+    """Observations so far; while there are none, `value` is a guess."""
 
     def after(self, observed: float) -> Average:
         """The average with one more observation."""
@@ -44,12 +44,12 @@ class Pace:
 
     seconds_per_token: Average
     at_seconds: float
-    """Of the last step."""
+    """The moment of the last step."""
     tokens: int = 0
-    """In the cache after that step, all rows together."""
+    """Tokens in the cache after that step, all rows together."""
 
     def after(self, tokens: int, rows: int, now: float) -> Pace:
-        """A step has left `tokens` tokens in `rows` rows."""
+        """The pace after a step that has left `tokens` tokens in `rows` rows."""
         grown = tokens - self.tokens
         average = self.seconds_per_token
         if 0 < grown <= DECODE_TOKENS * rows:
@@ -62,86 +62,66 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """What one waiting session will take, and for how long."""
+class Demand:
+    """The room that a waiting session will take, and how long it is expected to hold it."""
 
     room: int
     held_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """What somebody who joins now can have: at once, and later."""
-
-    free: int
-    releases: tuple[KvRelease, ...]
-    """Ascending in time."""
-
-    def wait_seconds(self, need: int, now: float) -> float:
-        """Until `need` is free; infinite if nothing is known of that."""
-        free = self.free
-        if free >= need:
-            return 0.0
-        for release in self.releases:
-            free += release.tokens
-            if free >= need:
-                return max(0.0, release.at_seconds - now)
-        return math.inf
-
-
-@dataclass(frozen=True, slots=True)
 class Schedule:
-    """Who is admitted when, in the order of the queue, and what is left for others."""
+    """When each waiting session starts, in the order of the queue, and the room that is left for newcomers."""
 
     starts: tuple[float, ...]
     rest: Room
 
 
 def serve_in_order(
-    now: float, free: int, places: int, ends: Iterable[KvRelease], waiting: Sequence[Need], max_releases: int
+    now: float, free: int, places: int, ends: Iterable[KvRelease], waiting: Sequence[Demand], max_releases: int
 ) -> Schedule:
     """Play the queue: each session starts when there is room and a place for it, and never before the one ahead.
 
-    `places` is how many more sessions the peer takes.  Nobody's need is larger than all the room there is.
-    O((n + w) log(n + w)) for n ends and w who wait.
+    `places` is the number of further sessions that the peer takes.  No demand exceeds the peer's whole room.
+    O((n + w) log(n + w)) for n ends and w waiting sessions.
     """
     running = [(end.at_seconds, end.tokens) for end in ends]
     heapq.heapify(running)
     starts = []
     start = now
-    for need in waiting:
-        while running and (free < need.room or places < 1):
+    for demand in waiting:
+        while running and (free < demand.room or places < 1):
             at, tokens = heapq.heappop(running)
             start = max(start, at)
             free, places = free + tokens, places + 1
         starts.append(start)
-        free, places = free - need.room, places - 1
-        heapq.heappush(running, (start + need.held_seconds, need.room))
+        free, places = free - demand.room, places - 1
+        heapq.heappush(running, (start + demand.held_seconds, demand.room))
     while running and places < 1:
         at, tokens = heapq.heappop(running)
         start = max(start, at)
         free, places = free + tokens, places + 1
     later = [KvRelease(max(start, at), tokens) for at, tokens in sorted(running)]
     if start > now:
-        # Those who wait go first, whatever is free meanwhile.
+        # The waiting sessions go first, whatever becomes free in the meantime.
         later, free = [KvRelease(start, max(0, free)), *later], 0
     return Schedule(tuple(starts), Room(max(0, free), merge_releases(later, max_releases)))
 
 
 @dataclass(frozen=True, slots=True)
 class TimeAverage:
-    """The mean of a number over the last `window_seconds`, older values fading; since the start while that is less."""
+    """The mean of a number over the last `window_seconds`, older values fading; at first over the time so far."""
 
     window_seconds: float
     at_seconds: float
     value: float = 0.0
-    """Since `at_seconds`."""
+    """The number since `at_seconds`."""
     total: float = 0.0
     weight: float = 0.0
-    """Of all time so far, at most 1."""
+    """The weight of all time so far, at most 1."""
 
     def after(self, value: float, now: float) -> TimeAverage:
-        """The number is `value` from now on."""
+        """The average once the number is `value` from now on."""
         faded = math.exp(-max(0.0, now - self.at_seconds) / self.window_seconds)
         return replace(
             self,

@@ -1,4 +1,4 @@
-"""Who gets room on a peer, who waits, in which order, and who is refused: the table and its queue, in virtual time."""
+"""Which sessions get room on a peer, wait, in which order, or are refused: the table and its queue, in virtual time."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
-from blockswarm.peer.session.queue import MAX_REMEMBERED, REMEMBER_SECONDS, AdmissionQueue, Ticket
-from blockswarm.peer.session.table import SessionTable
-from blockswarm.proto.errors import OutOfMemory, PeerBusy, RemoteProtocolError, SwarmError
-from blockswarm.proto.wire.handshake import Grant
-from blockswarm.routing.swarm import BlockRange, PeerId
+from blockswarm.routing.admit.queue import MAX_REMEMBERED, REMEMBER_SECONDS, AdmissionQueue, Ticket
+from blockswarm.routing.admit.table import AlreadyOpen, NeverFits, NoRoomNow, Reservation, SessionTable
+from blockswarm.routing.swarm import PeerId
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -26,53 +24,42 @@ from hypothesis.stateful import (
 TOTAL, MAX_SESSIONS, MAX_WAITING, PER_CLIENT = 100, 4, 9, 4
 
 
-def grant(session: int, kv_tokens: int, blocks: int = 2, client: str = "me") -> Grant:
-    me = PeerId(client)
-    return Grant(
-        session.to_bytes(16, "big"),
-        1,
-        me,
-        PeerId("p"),
-        BlockRange(0, blocks),
-        kv_tokens,
-        1,
-        None,
-        None,
-        "float32",
-        0,
-        "",
-    )
+def reservation(session: int, kv_tokens: int, num_blocks: int = 2, client: str = "me") -> Reservation:
+    return Reservation(session.to_bytes(16, "big"), PeerId(client), kv_tokens, num_blocks)
 
 
 def test_what_can_never_fit_is_refused_at_once_and_what_is_open_is_open_once() -> None:
     table = SessionTable(100)
     for take in (table.admit, table.join):
-        with pytest.raises(OutOfMemory):
-            take(grant(1, 51), 0.0)
-    table.admit(grant(1, 10), 0.0)
+        with pytest.raises(NeverFits):
+            take(reservation(1, 51), 0.0)
+    table.admit(reservation(1, 10), 0.0)
     for take in (table.admit, table.join):
-        with pytest.raises(RemoteProtocolError):
-            take(grant(1, 10), 0.0)
+        with pytest.raises(AlreadyOpen):
+            take(reservation(1, 10), 0.0)
 
 
 def test_nobody_overtakes_the_head() -> None:
     """A small session that would fit waits behind a large one that does not, and is refused if it cannot wait."""
     table = SessionTable(100)
-    table.admit(grant(1, 30), 0.0)
-    assert not table.join(grant(2, 40, client="large"), 1.0)
-    with pytest.raises(PeerBusy):
-        table.admit(grant(3, 1, client="small"), 2.0)
-    assert not table.join(grant(3, 1, client="small"), 2.0)
+    table.admit(reservation(1, 30), 0.0)
+    assert not table.join(reservation(2, 40, client="large"), 1.0)
+    with pytest.raises(NoRoomNow):
+        table.admit(reservation(3, 1, client="small"), 2.0)
+    assert not table.join(reservation(3, 1, client="small"), 2.0)
     assert table.kv_token_blocks_open == 0
-    assert table.release(grant(1, 30).session_id, 3.0) == (grant(2, 40).session_id, grant(3, 1).session_id)
+    assert table.release(reservation(1, 30).session_id, 3.0) == (
+        reservation(2, 40).session_id,
+        reservation(3, 1).session_id,
+    )
 
 
-def test_who_leaves_the_head_lets_the_others_go_on() -> None:
+def test_leaving_the_head_lets_the_others_go_on() -> None:
     table = SessionTable(100)
-    table.admit(grant(1, 30), 0.0)
-    table.join(grant(2, 40, client="large"), 1.0)
-    table.join(grant(3, 1, client="small"), 2.0)
-    assert table.leave(grant(2, 40).session_id, 3.0) == (grant(3, 1).session_id,)
+    table.admit(reservation(1, 30), 0.0)
+    table.join(reservation(2, 40, client="large"), 1.0)
+    table.join(reservation(3, 1, client="small"), 2.0)
+    assert table.leave(reservation(2, 40).session_id, 3.0) == (reservation(3, 1).session_id,)
 
 
 def test_clients_take_turns() -> None:
@@ -128,13 +115,13 @@ def test_leaving_and_coming_with_others_gathers_no_early_ranks() -> None:
 def test_room_taken_and_not_used_costs_a_round() -> None:
     """Else one client could take the room for the time of a lease, again and again, before everybody who waits."""
     table = SessionTable(100)
-    table.join(grant(1, 50, client="a"), 0.0)
-    table.join(grant(2, 50, client="b"), 1.0)
-    table.join(grant(3, 50, client="c"), 2.0)
-    assert table.release(grant(1, 50).session_id, 3.0) == (grant(2, 50).session_id,)
-    table.join(grant(1, 50, client="a"), 4.0)
-    table.join(grant(4, 50, client="d"), 5.0)
-    assert list(table.places()) == [grant(n, 50).session_id for n in (3, 1, 4)], "its arrival still counts"
+    table.join(reservation(1, 50, client="a"), 0.0)
+    table.join(reservation(2, 50, client="b"), 1.0)
+    table.join(reservation(3, 50, client="c"), 2.0)
+    assert table.release(reservation(1, 50).session_id, 3.0) == (reservation(2, 50).session_id,)
+    table.join(reservation(1, 50, client="a"), 4.0)
+    table.join(reservation(4, 50, client="d"), 5.0)
+    assert list(table.places()) == [reservation(n, 50).session_id for n in (3, 1, 4)], "its arrival still counts"
 
 
 def test_ranks_are_remembered_within_bounds() -> None:
@@ -142,18 +129,18 @@ def test_ranks_are_remembered_within_bounds() -> None:
     for number in range(2 * MAX_REMEMBERED):
         client = PeerId(f"c{number % 1000}")
         queue.leave(queue.join(client, number.to_bytes(8, "big"), 0.0), 0.0)
-    assert len(queue._remembered) == sum(map(len, queue._tickets_of.values())) == MAX_REMEMBERED
+    assert queue.num_ranks() == MAX_REMEMBERED
     few = AdmissionQueue(max_per_client=3)
     for number in range(50):
         few.leave(few.join(PeerId("c"), number.to_bytes(8, "big"), 0.0), 0.0)
-    assert len(few._remembered) == len(few._tickets_of[PeerId("c")]) == 3
+    assert few.num_ranks(PeerId("c")) == few.num_ranks() == 3
 
 
 @dataclass
 class Visitor:
     """A session of the machine's, and what the rules promise it."""
 
-    grant: Grant
+    reservation: Reservation
     number: int
     """Of its first joining."""
     deadline: float
@@ -170,21 +157,22 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.table = SessionTable(TOTAL, MAX_SESSIONS, queue=AdmissionQueue(MAX_WAITING, PER_CLIENT))
+        self.queue = AdmissionQueue(MAX_WAITING, PER_CLIENT)
+        self.table = SessionTable(TOTAL, MAX_SESSIONS, queue=self.queue)
         self.now = 1000.0
         self.numbers = itertools.count()
         self.first: dict[bytes, tuple[int, int]] = {}
         """Number of the first joining and own sessions ahead then."""
         self.last_seen: dict[bytes, float] = {}
-        self.held: dict[bytes, Grant] = {}
+        self.held: dict[bytes, Reservation] = {}
         self.used: set[bytes] = set()
         self.waiting: dict[bytes, Visitor] = {}
-        self.gone: list[Grant] = []
+        self.gone: list[Reservation] = []
         self.came_again: set[bytes] = set()
 
     @rule(client=st.sampled_from("abcde"), tokens=st.integers(1, 60), blocks=st.integers(1, 2), waits=st.booleans())
     def come(self, client: str, tokens: int, blocks: int, waits: bool) -> None:
-        self.enter(grant(next(self.numbers), tokens, blocks, client), waits)
+        self.enter(reservation(next(self.numbers), tokens, blocks, client), waits)
 
     @precondition(lambda self: self.gone)
     @rule(index=st.integers(0, 100), waits=st.booleans())
@@ -193,10 +181,10 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.came_again.add(one.session_id)
         self.enter(one, waits)
 
-    def enter(self, one: Grant, waits: bool) -> None:
-        need = one.kv_tokens * len(one.blocks)
+    def enter(self, one: Reservation, waits: bool) -> None:
+        need = one.room
         fits = need <= self.free() and len(self.held) < MAX_SESSIONS
-        own = sum(visitor.grant.client == one.client for visitor in self.waiting.values())
+        own = sum(visitor.reservation.client == one.client for visitor in self.waiting.values())
         admitted = False
         try:
             if waits:
@@ -205,10 +193,10 @@ class AdmissionMachine(RuleBasedStateMachine):
             else:
                 self.table.admit(one, self.now)
                 admitted = True
-        except OutOfMemory:
+        except NeverFits:
             assert need > TOTAL
             return
-        except PeerBusy as error:
+        except NoRoomNow as error:
             assert error.retry_after_seconds >= 1  # noqa: PT017
             if waits:
                 assert len(self.waiting) >= MAX_WAITING or own >= PER_CLIENT
@@ -224,12 +212,12 @@ class AdmissionMachine(RuleBasedStateMachine):
             number, ahead = self.first[one.session_id]
             self.waiting[one.session_id] = Visitor(one, number, self.now + 40, ahead)
 
-    def note_arrival(self, one: Grant) -> None:
+    def note_arrival(self, one: Reservation) -> None:
         seen = self.last_seen.get(one.session_id)
         self.last_seen[one.session_id] = self.now
         if one.session_id in self.first and seen is not None and self.now - seen < REMEMBER_SECONDS:
             return
-        own = {v.grant.session_id for v in self.waiting.values() if v.grant.client == one.client}
+        own = {v.reservation.session_id for v in self.waiting.values() if v.reservation.client == one.client}
         remembered = {
             g.session_id
             for g in self.gone
@@ -238,19 +226,19 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.first[one.session_id] = next(self.numbers), len(own | remembered)
 
     def free(self) -> int:
-        return TOTAL - sum(one.kv_tokens * len(one.blocks) for one in self.held.values())
+        return TOTAL - sum(one.room for one in self.held.values())
 
-    def admit(self, sessions: tuple[bytes, ...], arrived: dict[bytes, Grant] | None = None) -> None:
+    def admit(self, sessions: tuple[bytes, ...], arrived: dict[bytes, Reservation] | None = None) -> None:
         for session in sessions:
-            one = arrived[session] if arrived else self.waiting.pop(session).grant
+            one = arrived[session] if arrived else self.waiting.pop(session).reservation
             self.held[session] = one
             number = self.first.get(session, (None, 0))[0]
             for visitor in self.waiting.values():
-                if visitor.grant.client != one.client and (number is None or number > visitor.number):
+                if visitor.reservation.client != one.client and (number is None or number > visitor.number):
                     passed = visitor.passed_by.setdefault(one.client, set())
                     passed.add(session)
                     assert len(passed) <= visitor.ahead, "more passed than the rules allow"
-                if visitor.grant.client != one.client and session not in self.came_again:
+                if visitor.reservation.client != one.client and session not in self.came_again:
                     visitor.waited_for[one.client] += 1
                     # One in each round up to its own, and one that was left of the round served when it came.
                     assert visitor.waited_for[one.client] <= visitor.ahead + 2, "one client holds back another"
@@ -273,7 +261,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.give_up(list(self.waiting)[index % len(self.waiting)])
 
     def give_up(self, session: bytes) -> None:
-        one = self.waiting.pop(session).grant
+        one = self.waiting.pop(session).reservation
         self.last_seen[session] = self.now
         self.admit(self.table.leave(session, self.now))
         self.gone.append(one)
@@ -294,7 +282,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         assert table.waiting == len(self.waiting) <= MAX_WAITING
         if self.waiting:
             head = next(iter(table.places()))
-            need = self.waiting[head].grant.kv_tokens * len(self.waiting[head].grant.blocks)
+            need = self.waiting[head].reservation.room
             assert need > self.free() or len(self.held) == MAX_SESSIONS, "the head fits and waits"
 
     @invariant()
@@ -315,11 +303,8 @@ class AdmissionMachine(RuleBasedStateMachine):
             self.admit(self.table.release(session, self.now))
             del self.held[session]
         assert (self.table.kv_token_blocks_free, self.table.sessions, self.table.waiting) == (TOTAL, 0, 0)
-        queue = self.table._queue
-        queue.leave(queue.join(PeerId("z"), b"z", self.now), self.now)
-        queue._forget_until(self.now + 2 * REMEMBER_SECONDS)
-        assert not queue._tickets_of
-        assert not queue._waiting_of
+        self.queue.join(PeerId("z"), b"z", self.now + 2 * REMEMBER_SECONDS)
+        assert self.queue.num_ranks() == 1, "everybody else is forgotten"
 
 
 def test_the_queue_keeps_its_promises() -> None:
@@ -331,26 +316,17 @@ def test_the_queue_keeps_its_promises() -> None:
 def test_thousands_of_openings_cost_little_and_are_told_when_to_come() -> None:
     """The forecast is made a few times, not for each of them."""
     table = SessionTable(1000)
-    made = 0
-    look_ahead = table._look_ahead
-
-    def counted(now: float) -> object:
-        nonlocal made
-        made += 1
-        return look_ahead(now)
-
-    table._look_ahead = counted  # type: ignore[method-assign,assignment]
-    table.admit(grant(0, 500), 0.0)
-    refused: list[SwarmError] = []
+    table.admit(reservation(0, 500), 0.0)
+    refused: list[NoRoomNow] = []
     for number in range(1, 5000):
         try:
-            table.join(grant(number, 100, client=f"c{number}"), 0.001 * number / 5000)
-        except PeerBusy as error:
+            table.join(reservation(number, 100, client=f"c{number}"), 0.001 * number / 5000)
+        except NoRoomNow as error:
             refused.append(error)
     assert table.waiting == 1024
     assert len(refused) == 4999 - 1024
-    assert made < 100
-    assert all(isinstance(error, PeerBusy) and error.retry_after_seconds > 100 for error in refused)
+    assert table.forecasts_made < 100
+    assert all(error.retry_after_seconds > 100 for error in refused)
 
 
 def test_tickets_are_ordered_by_round_and_then_by_arrival() -> None:

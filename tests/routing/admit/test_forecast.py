@@ -1,19 +1,17 @@
-"""When room becomes free: the estimates against sessions of known lengths, and who waits against brute force."""
+"""When room becomes free: the estimates against sessions of known lengths, and the queue against brute force."""
 
 from __future__ import annotations
 
 import heapq
-import math
 import random
 import statistics
 from dataclasses import dataclass
 
 import pytest
-from blockswarm.peer.offer.forecast import Average, Need, Pace, Room, TimeAverage, serve_in_order
-from blockswarm.peer.session.table import SessionTable
-from blockswarm.proto.directory.records import MAX_RELEASES
-from blockswarm.proto.wire.handshake import Grant
-from blockswarm.routing.swarm import BlockRange, KvRelease, PeerId
+from blockswarm.routing.admit.forecast import Average, Demand, Pace, TimeAverage, serve_in_order
+from blockswarm.routing.admit.table import Reservation, SessionTable
+from blockswarm.routing.releases import MAX_RELEASES
+from blockswarm.routing.swarm import KvRelease, PeerId
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -41,14 +39,14 @@ def test_several_rows_share_a_step_and_a_rewind_takes_nothing_back() -> None:
     running=st.lists(st.tuples(st.integers(1, 10), st.floats(0, 50)), max_size=4),
     waiting=st.lists(st.tuples(st.integers(1, 10), st.floats(0, 50)), max_size=8),
 )
-def test_who_waits_is_served_as_a_plain_queue_would(
+def test_waiting_sessions_are_served_as_a_plain_queue_would(
     total: int, places: int, running: list[tuple[int, float]], waiting: list[tuple[int, float]]
 ) -> None:
     running = running[:places]
     free = total - sum(room for room, _ in running)
     assume(free >= 0)
     ends = [KvRelease(at, room) for room, at in running]
-    needs = [Need(room, held) for room, held in waiting]
+    needs = [Demand(room, held) for room, held in waiting]
     schedule = serve_in_order(0.0, free, places - len(running), ends, needs, MAX_RELEASES)
     taken = [(at, room) for room, at in running]
     start = 0.0
@@ -71,11 +69,6 @@ def test_who_waits_is_served_as_a_plain_queue_would(
     assert len(rest.releases) <= MAX_RELEASES
 
 
-def test_a_room_says_when_a_need_fits() -> None:
-    room = Room(10, (KvRelease(105.0, 20), KvRelease(130.0, 5)))
-    assert [room.wait_seconds(need, 100.0) for need in (10, 11, 30, 31, 36)] == [0.0, 5.0, 5.0, 30.0, math.inf]
-
-
 def test_the_time_average_forgets_and_a_young_one_is_not_too_low() -> None:
     average = TimeAverage(600.0, 0.0).after(4, 0.0)
     assert average.mean(60.0) == pytest.approx(4.0)
@@ -88,14 +81,10 @@ def test_the_time_average_forgets_and_a_young_one_is_not_too_low() -> None:
 class Session:
     """A session whose life is known; the table is not told."""
 
-    grant: Grant
+    reservation: Reservation
     prompt: int
     new_tokens: int
     token_seconds: float
-
-    @property
-    def kv_tokens(self) -> int:
-        return self.grant.kv_tokens
 
 
 def simulate(seed: int, fills: float) -> tuple[list[float], list[float]]:
@@ -115,11 +104,8 @@ def simulate(seed: int, fills: float) -> tuple[list[float], list[float]]:
     for number in range(400):
         at += rng.expovariate(1 / (3.5 * (1 + fills) / 2))
         prompt, answer = rng.randint(50, 800), rng.randint(100, 400)
-        grant = Grant(
-            number.to_bytes(16, "big"), 1, PeerId(f"c{number}"), PeerId("p"), BlockRange(0, 8), prompt + answer, 1,
-            None, None, "float32", 0, "",
-        )  # fmt: skip
-        sessions[number] = Session(grant, prompt, int(answer * rng.uniform(fills, 1.0)), rng.uniform(0.03, 0.09))
+        reservation = Reservation(number.to_bytes(16, "big"), PeerId(f"c{number}"), prompt + answer, 8)
+        sessions[number] = Session(reservation, prompt, int(answer * rng.uniform(fills, 1.0)), rng.uniform(0.03, 0.09))
         events.append((at, number, "come", 0))
 
     def start(number: int, now: float) -> None:
@@ -134,9 +120,9 @@ def simulate(seed: int, fills: float) -> tuple[list[float], list[float]]:
     while events:
         now, number, what, done = heapq.heappop(events)
         session = sessions[number]
-        sid = session.grant.session_id
+        sid = session.reservation.session_id
         if what == "come":
-            if table.join(session.grant, now):
+            if table.join(session.reservation, now):
                 start(number, now)
             else:
                 joined[number] = now, table.start_seconds(sid, now)
@@ -149,7 +135,7 @@ def simulate(seed: int, fills: float) -> tuple[list[float], list[float]]:
         else:
             table.note_step(sid, session.prompt + done, 1, now)
             if done >= session.new_tokens / 4 and number not in predicted_ends:
-                predicted_ends[number] = now, table._held[sid].pace.end_seconds(session.kv_tokens, now)
+                predicted_ends[number] = now, table.end_seconds(sid, now)
             jump = min(5, session.new_tokens - done)
             heapq.heappush(
                 events, (now + jump * session.token_seconds * rng.uniform(0.8, 1.2), number, "step", done + jump)

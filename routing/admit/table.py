@@ -1,0 +1,294 @@
+"""Admission: how many sessions a peer holds, how much attention cache they may use, and which of them wait for room.
+
+The cache is counted in tokens x blocks and reserved when a session opens, for its declared maximum: a session that was
+admitted never runs out half-way.  Where there is no room a session is refused, or waits in a queue that is served
+strictly in order (queue.py); no session overtakes the head.  No I/O here: time comes in as Unix seconds, and the caller
+wakes the sessions that a method says are admitted.
+
+    AdmissionError      the session gets no room
+      NoRoomNow         not now; `retry_after_seconds` says when to come back
+      NeverFits         not ever: the reservation is larger than all the room there is
+      AlreadyOpen       the session holds or awaits a reservation here
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..releases import MAX_RELEASES, Room
+from ..swarm import KvRelease, PeerId
+from .forecast import Average, Demand, Pace, TimeAverage, serve_in_order
+from .queue import AdmissionQueue, Ticket
+
+MAX_SESSIONS = 256
+MIN_RETRY_SECONDS = 1.0
+FORECAST_SECONDS = 1.0
+"""How long a forecast is reused, so that thousands of refusals cost no more than a few."""
+UNKNOWN_TOKEN_SECONDS = 0.05
+"""Assumed time of a token before anything was measured."""
+CONCURRENCY_SECONDS = 600.0
+
+
+class AdmissionError(Exception):
+    """A session gets no room; `str(error)` is one line."""
+
+
+class NoRoomNow(AdmissionError):
+    """There is no room now, or others wait for it; `retry_after_seconds` says when to come back."""
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class NeverFits(AdmissionError):
+    """The reservation is larger than all the room there is."""
+
+
+class AlreadyOpen(AdmissionError):
+    """The session holds a reservation, or waits for one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """The room that a session asks for: `kv_tokens` tokens in each of `num_blocks` blocks."""
+
+    session_id: bytes
+    client: PeerId
+    kv_tokens: int
+    """Of all rows together, per block."""
+    num_blocks: int
+
+    @property
+    def room(self) -> int:
+        """KV tokens x blocks."""
+        return self.kv_tokens * self.num_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class QueueForecast:
+    """When the waiting sessions start, and the room that a newcomer can have, as of `at_seconds`."""
+
+    at_seconds: float
+    starts: Mapping[bytes, float]
+    """When each waiting session is admitted."""
+    newcomer: Room
+
+
+@dataclass(slots=True)
+class _Held:
+    reservation: Reservation
+    since: float
+    pace: Pace
+    ticket: Ticket | None
+    """The rank of a session that had joined the queue."""
+    used: bool = False
+
+
+class SessionTable:
+    """The reservations of a peer: at most `max_sessions`, together at most `kv_token_blocks`; and its queue."""
+
+    def __init__(
+        self,
+        kv_token_blocks: int,
+        max_sessions: int = MAX_SESSIONS,
+        token_seconds: float = UNKNOWN_TOKEN_SECONDS,
+        queue: AdmissionQueue | None = None,
+    ) -> None:
+        """`token_seconds`: time of one token on this peer, until sessions show how long it takes on their chains."""
+        if kv_token_blocks < 1 or max_sessions < 1:
+            raise ValueError("a peer offers room for at least one token and one session")
+        self.kv_token_blocks_total = kv_token_blocks
+        self.kv_token_blocks_free = kv_token_blocks
+        self.admissions = 0
+        """Sessions that were given room."""
+        self.refusals = 0
+        """Sessions that were refused for want of room."""
+        self.forecasts_made = 0
+        """How often the queue was played ahead."""
+        self._max_sessions = max_sessions
+        self._queue = AdmissionQueue() if queue is None else queue
+        self._held: dict[bytes, _Held] = {}
+        self._waiting: dict[bytes, tuple[Ticket, Reservation]] = {}
+        self._token_seconds = Average(token_seconds)
+        """How long a session holds a token of its reservation, from those that have ended."""
+        self._concurrency: TimeAverage | None = None
+        self._forecast: QueueForecast | None = None
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that hold a reservation."""
+        return len(self._held)
+
+    @property
+    def waiting(self) -> int:
+        """Sessions in the queue."""
+        return len(self._queue)
+
+    def is_open(self, session_id: bytes) -> bool:
+        """Whether the session holds a reservation or waits for one."""
+        return session_id in self._held or session_id in self._waiting
+
+    # --- taking and giving back ---
+
+    def admit(self, reservation: Reservation, now: float) -> None:
+        """Take a reservation at once.
+
+        Raises NoRoomNow if it does not fit now or others wait for room, NeverFits if it never will, AlreadyOpen.
+        """
+        self._check(reservation)
+        if self._queue or not self._fits(reservation):
+            self.refusals += 1
+            others = f", {len(self._queue)} sessions wait for room" if self._queue else ""
+            raise NoRoomNow(
+                f"the session needs {reservation.room} KV tokens x blocks, {self.kv_token_blocks_free} are free now"
+                f" with {len(self._held)} of {self._max_sessions} sessions open{others}",
+                self.retry_seconds(reservation, now),
+            )
+        self._hold(reservation, None, now)
+
+    def join(self, reservation: Reservation, now: float) -> bool:
+        """Take a reservation, or a place in the queue; returns whether it was admitted at once.
+
+        Raises NoRoomNow if the queue is full, NeverFits and AlreadyOpen as `admit`.
+        """
+        self._check(reservation)
+        if self._queue.is_full_for(reservation.client):
+            self.refusals += 1
+            raise NoRoomNow(f"{len(self._queue)} sessions wait for room already", self.retry_seconds(reservation, now))
+        ticket = self._queue.join(reservation.client, reservation.session_id, now)
+        self._waiting[reservation.session_id] = ticket, reservation
+        admitted = self._admit_waiting(now)
+        assert admitted in ((), (reservation.session_id,)), "an arrival lets no other session in"
+        return bool(admitted)
+
+    def leave(self, session_id: bytes, now: float) -> tuple[bytes, ...]:
+        """Take a session out of the queue. Returns the sessions admitted now: it may have been the head."""
+        ticket, _ = self._waiting.pop(session_id)
+        self._queue.leave(ticket, now)
+        return self._admit_waiting(now)
+
+    def release(self, session_id: bytes, now: float) -> tuple[bytes, ...]:
+        """Give a session's reservation back. Returns the sessions admitted in its place, in order."""
+        held = self._held.pop(session_id)
+        self.kv_token_blocks_free += held.reservation.room
+        self._count_sessions(now)
+        if held.used:
+            held_seconds = max(0.0, now - held.since)
+            self._token_seconds = self._token_seconds.after(held_seconds / held.reservation.kv_tokens)
+        admitted = self._admit_waiting(now)
+        if held.ticket is not None and not held.used:
+            self._queue.give_back(held.ticket, now)
+        return admitted
+
+    def note_step(self, session_id: bytes, tokens: int, rows: int, now: float) -> None:
+        """Note that a step has left the session with `tokens` tokens in `rows` rows."""
+        held = self._held.get(session_id)
+        if held is not None:
+            held.used = True
+            held.pace = held.pace.after(tokens, rows, now)
+
+    def _check(self, reservation: Reservation) -> None:
+        if reservation.room > self.kv_token_blocks_total:
+            raise NeverFits(
+                f"the session reserves {reservation.room} KV tokens x blocks,"
+                f" the peer has {self.kv_token_blocks_total} in all"
+            )
+        if self.is_open(reservation.session_id):
+            raise AlreadyOpen("the session is open on this peer already")
+
+    def _fits(self, reservation: Reservation) -> bool:
+        return reservation.room <= self.kv_token_blocks_free and len(self._held) < self._max_sessions
+
+    def _hold(self, reservation: Reservation, ticket: Ticket | None, now: float) -> None:
+        pace = Pace(Average(self._token_seconds.value), now)
+        self._held[reservation.session_id] = _Held(reservation, now, pace, ticket)
+        self.kv_token_blocks_free -= reservation.room
+        self.admissions += 1
+        self._count_sessions(now)
+
+    def _admit_waiting(self, now: float) -> tuple[bytes, ...]:
+        admitted = []
+        while self._queue:
+            session_id = self._queue.head.session_id
+            ticket, reservation = self._waiting[session_id]
+            if not self._fits(reservation):
+                break
+            del self._waiting[session_id]
+            self._queue.admit_head()
+            self._hold(reservation, ticket, now)
+            admitted.append(session_id)
+        return tuple(admitted)
+
+    # --- looking ahead ---
+
+    def concurrency(self, now: float) -> float:
+        """Open sessions, averaged over the last ten minutes."""
+        return self._concurrency.mean(now) if self._concurrency is not None else 0.0
+
+    def releases(self, now: float) -> tuple[KvRelease, ...]:
+        """When a newcomer can have room beyond `kv_token_blocks_open`, ascending in time and bounded.
+
+        The waiting sessions are served first, so this begins where their admissions end. O(n log n), always made anew.
+        """
+        return self._look_ahead(now).newcomer.releases
+
+    @property
+    def kv_token_blocks_open(self) -> int:
+        """Room that a newcomer can have at once: nothing while others wait."""
+        return 0 if self._queue or len(self._held) >= self._max_sessions else self.kv_token_blocks_free
+
+    def forecast(self, now: float) -> QueueForecast:
+        """The forecast, at most `FORECAST_SECONDS` old and for about as many waiting sessions as there are now.
+
+        O(n log n) for n open and waiting sessions when it is made anew; thousands of simultaneous arrivals reuse it.
+        """
+        made = self._forecast
+        if made is not None and 0 <= now - made.at_seconds < FORECAST_SECONDS:
+            before = len(made.starts)
+            if abs(len(self._queue) - before) <= before // 8:
+                return made
+        self._forecast = self._look_ahead(now)
+        return self._forecast
+
+    def places(self) -> dict[bytes, int]:
+        """Each waiting session's place; 1 is the next one."""
+        return {ticket.session_id: place for place, ticket in enumerate(self._queue, start=1)}
+
+    def start_seconds(self, session_id: bytes, now: float) -> float:
+        """Seconds until a waiting session is expected to be admitted."""
+        forecast = self.forecast(now)
+        start = forecast.starts.get(session_id)
+        if start is None:  # it came after the forecast was made
+            return self._newcomer_wait(forecast, self._waiting[session_id][1], now)
+        return max(0.0, start - now)
+
+    def end_seconds(self, session_id: bytes, now: float) -> float:
+        """When an open session is expected to have filled its reservation, at its present pace."""
+        held = self._held[session_id]
+        return held.pace.end_seconds(held.reservation.kv_tokens, now)
+
+    def retry_seconds(self, reservation: Reservation, now: float) -> float:
+        """When a session that is refused now should come again."""
+        return max(MIN_RETRY_SECONDS, self._newcomer_wait(self.forecast(now), reservation, now))
+
+    def _newcomer_wait(self, forecast: QueueForecast, reservation: Reservation, now: float) -> float:
+        wait = forecast.newcomer.wait_seconds(reservation.room, now)
+        return wait if math.isfinite(wait) else reservation.kv_tokens * self._token_seconds.value
+
+    def _look_ahead(self, now: float) -> QueueForecast:
+        self.forecasts_made += 1
+        ends = [KvRelease(self.end_seconds(key, now), held.reservation.room) for key, held in self._held.items()]
+        order = [ticket.session_id for ticket in self._queue]
+        waiting = [self._waiting[session_id][1] for session_id in order]
+        demands = [Demand(one.room, one.kv_tokens * self._token_seconds.value) for one in waiting]
+        places = self._max_sessions - len(self._held)
+        schedule = serve_in_order(now, self.kv_token_blocks_free, places, ends, demands, MAX_RELEASES)
+        return QueueForecast(now, dict(zip(order, schedule.starts, strict=True)), schedule.rest)
+
+    def _count_sessions(self, now: float) -> None:
+        if self._concurrency is None:
+            self._concurrency = TimeAverage(CONCURRENCY_SECONDS, now)
+        self._concurrency = self._concurrency.after(len(self._held), now)
