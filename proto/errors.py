@@ -31,10 +31,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from .wire.timing import MAX_RETRY_AFTER_SECONDS
+
 MAX_WIRE_MESSAGE_CHARS = 1000
 """A text on the wire is cut to this length, by the sender and by the receiver."""
 
-_MAX_RETRY_AFTER_SECONDS = 3600.0
 _MAX_MISSING_BLOCKS = 1000
 
 
@@ -289,7 +290,7 @@ def _parse_seconds(value: str) -> float:
         seconds = float(value)
     except ValueError:
         return 1.0
-    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS) if math.isfinite(seconds) else 1.0
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS) if math.isfinite(seconds) else 1.0
 
 
 def _parse_blocks(value: str) -> tuple[int, ...]:

@@ -13,9 +13,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from ...proto import swarm_pb2 as pb
-from ...proto.directory.records import TTL_SECONDS, SignedRecord
+from ...proto.directory.records import SignedRecord
 from ...proto.identity import Identity
 from ...proto.network.transport import Dialer, PeerAddress, ping
+from ...proto.wire.timing import RECORD_LIFETIME_SECONDS
 from ...routing.swarm import BlockRange, PeerId, RequestSpec
 from ..chain.hop import HopChoice
 from ..swarm.router import ViewRouter
@@ -151,7 +152,7 @@ def _answering(known: KnownPeer, now: float) -> PeerLine:
         kv_tokens_total=spec.kv_tokens_total,
         rtt_seconds=known.rtt_seconds,
         address=known.address.target,
-        age_seconds=max(0.0, now + TTL_SECONDS - SignedRecord.decode(known.encoded).expires_at_seconds),
+        age_seconds=max(0.0, now + RECORD_LIFETIME_SECONDS - SignedRecord.decode(known.encoded).expires_at_seconds),
         sessions=known.status.sessions,
     )
 

@@ -14,7 +14,8 @@ from ...proto.directory.records import PeerRecord, SignedRecord, SwarmKey, open_
 from ...proto.errors import ClockSkew, ModelMismatch, PeerBusy, PeerUnavailable, SwarmError
 from ...proto.identity import Identity
 from ...proto.network.transport import Dialer, PeerAddress, addresses_of, ping, translated_grpc_errors
-from ...proto.wire.handshake import MAX_CLOCK_SKEW_SECONDS, SESSION_ID_BYTES, sign_hello
+from ...proto.wire.handshake import SESSION_ID_BYTES, sign_hello
+from ...proto.wire.timing import HELLO_CLOCK_SKEW_SECONDS
 from ...routing.swarm import KvRelease, ModelSpec, PeerId, PeerSpec, PeerState, Swarm
 
 logger = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ class SwarmView:
         """Nobody is there: say why if the initial peers know. Raises ClockSkew, ModelMismatch, PeerUnavailable."""
         answers = await asyncio.gather(*(self._ask(address) for address in self._initial_peers))
         met = [answer for answer in answers if answer is not None]
-        skews = [offset for _, offset in met if abs(offset) > MAX_CLOCK_SKEW_SECONDS]
+        skews = [offset for _, offset in met if abs(offset) > HELLO_CLOCK_SKEW_SECONDS]
         if met and len(skews) == len(met):
             raise ClockSkew(f"the clocks of this machine and the initial peers differ by {min(skews, key=abs):+.0f} s")
         others = [reply for reply, _ in met if reply.model_digest and reply.model_digest != self._model_digest]

@@ -16,7 +16,6 @@ from ...proto import swarm_pb2 as pb
 from ...proto.errors import RemoteProtocolError, SessionLost, SwarmError, to_wire
 from ...proto.wire.frames import (
     CHUNK_BYTES,
-    MAX_STEP_SECONDS,
     StepReader,
     WireStep,
     chunks_after_first,
@@ -25,6 +24,7 @@ from ...proto.wire.frames import (
 )
 from ...proto.wire.prefixes import decode_prefixes
 from ...proto.wire.steps import MAX_POSITIONS, MAX_ROWS
+from ...proto.wire.timing import MAX_STEP_SECONDS
 from .transfer import KvImport, one_transfer, receive_kv, transfer_seconds
 from .worker import SessionWorker
 

@@ -36,14 +36,11 @@ from ...routing.swarm import BlockRange, ComputeCost, Coordinate, KvRelease, Mov
 from .. import record_pb2 as pb
 from ..errors import AuthenticationError, ClockSkew, LocalProtocolError, RemoteProtocolError, UsageError, WrongKey
 from ..identity import SIGNATURE_BYTES, Identity, create_secret_file, public_key_of, read_secret_file, verify
+from ..wire.timing import CLOCK_TOLERANCE_SECONDS, MAX_RECORD_LIFETIME_SECONDS, RECORD_LIFETIME_SECONDS
 
 KEY_BYTES = 20
 MAX_RECORD_BYTES = 4096
 """Of an encoded SignedRecord, with everything."""
-TTL_SECONDS = 60.0
-MAX_TTL_SECONDS = 120.0
-"""Records that live longer than this from now are refused: a peer that is gone is forgotten soon."""
-CLOCK_TOLERANCE_SECONDS = 5.0
 
 MAX_BLOCKS = 256
 MAX_CENTROIDS = 4
@@ -309,7 +306,6 @@ def verify_signature(record: SignedRecord) -> None:
 def verify_record(
     record: SignedRecord,
     now: float,
-    max_ttl_seconds: float = MAX_TTL_SECONDS,
     cache: SignatureCache | None = None,
 ) -> None:
     """Check that a decoded record is its owner's and neither over nor beyond its time; `now` in Unix seconds.
@@ -318,7 +314,7 @@ def verify_record(
     """
     if record.expires_at_seconds <= now:
         raise RemoteProtocolError(f"the record of {record.peer_id} is over")
-    if not within_ttl(record, now, max_ttl_seconds):
+    if not within_lifetime(record, now):
         raise RemoteProtocolError(f"the record of {record.peer_id} claims to live too long")
     if cache is not None:
         cache.check(record)
@@ -326,20 +322,21 @@ def verify_record(
         verify_signature(record)
 
 
-def within_ttl(record: SignedRecord, now: float, max_ttl_seconds: float = MAX_TTL_SECONDS) -> bool:
+def within_lifetime(record: SignedRecord, now: float) -> bool:
     """Whether the record ends soon enough that it may be stored."""
-    return record.expires_at_seconds <= now + max_ttl_seconds + CLOCK_TOLERANCE_SECONDS
+    return record.expires_at_seconds <= now + MAX_RECORD_LIFETIME_SECONDS + CLOCK_TOLERANCE_SECONDS
 
 
-def next_expiry(previous: float | None, now: float, ttl_seconds: float = TTL_SECONDS) -> float:
-    """When a peer's next record ends: `ttl_seconds` from now, and later than its previous one, also of an earlier run.
+def next_expiry(previous: float | None, now: float, lifetime_seconds: float = RECORD_LIFETIME_SECONDS) -> float:
+    """The end of a peer's next record: `lifetime_seconds` from now, and later than that of its previous one.
 
-    Raises ClockSkew if the previous record is so far ahead that the clock must have been set back since.
+    The previous record may be one of an earlier run of the peer.  Raises ClockSkew if it is so far ahead that the clock
+    must have been set back since.
     """
-    expiry = now + ttl_seconds
+    expiry = now + lifetime_seconds
     if previous is not None:
         expiry = max(expiry, previous + 0.001)
-    if expiry > now + MAX_TTL_SECONDS:
+    if expiry > now + MAX_RECORD_LIFETIME_SECONDS:
         raise ClockSkew(f"this peer's previous record ends {expiry - now:.0f} s from now: the clock was set back")
     return expiry
 

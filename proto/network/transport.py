@@ -23,11 +23,11 @@ from ...routing.swarm import PeerId
 from .. import swarm_pb2 as pb
 from ..errors import SwarmError, UsageError, from_grpc_status, from_wire
 from ..identity import Identity, LeafRenewer, TlsLeaf, public_key_of, synthetic_root_pem, tls_name
+from ..wire.timing import KEEPALIVE_ANSWER_SECONDS, KEEPALIVE_SECONDS, MIN_KEEPALIVE_SECONDS
 
 SERVICE = "blockswarm.v1.Peer"
 ERROR_CODE_KEY = "blockswarm-error"
 """Trailing metadata of a unary call that failed with one of our errors: its number on the wire."""
-KEEPALIVE_SECONDS = 20.0
 MAX_CHANNELS = 1024
 
 # What one stream may have sent before it is read. gRPC would let the window grow with the measured bandwidth times the
@@ -38,7 +38,7 @@ _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
     ("grpc.keepalive_time_ms", int(KEEPALIVE_SECONDS * 1000)),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_ANSWER_SECONDS * 1000)),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # A dead peer is noticed and replaced by the session; gRPC should not wait long before it dials again.
@@ -50,8 +50,8 @@ _SERVER_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
     ("grpc.keepalive_time_ms", int(KEEPALIVE_SECONDS * 1000)),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_ANSWER_SECONDS * 1000)),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", int(MIN_KEEPALIVE_SECONDS * 1000)),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.max_concurrent_streams", 1024),
     ("grpc.so_reuseport", 0),

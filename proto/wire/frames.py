@@ -15,10 +15,10 @@ from .. import swarm_pb2 as pb
 from ..errors import RemoteProtocolError
 from .replay import REBUILD_STEP_TOKENS, ReplayBuffer, rebuild_plans
 from .steps import RowSlice, StepPlan, validate_plan
+from .timing import MAX_STEP_SECONDS
 
 CHUNK_BYTES = 512 * 1024
 MAX_STEP_TOKENS = 8192
-MAX_STEP_SECONDS = 3600.0
 MAX_HOPS = 256
 CREDITS = 8
 """Steps of a session that may be in flight; every peer grants at least these."""

@@ -23,12 +23,11 @@ from ...routing.swarm import BlockRange, PeerId
 from .. import swarm_pb2 as pb
 from ..errors import AuthenticationError, ClockSkew, ModelMismatch, RemoteProtocolError, WrongKey, WrongSwarm
 from ..identity import Identity, public_key_of, verify
+from .timing import HELLO_CLOCK_SKEW_SECONDS, MAX_CAPABILITY_SECONDS
 
 PROTOCOL_VERSION = 1
 SESSION_ID_BYTES = 16
 NONCE_BYTES = 16
-MAX_CLOCK_SKEW_SECONDS = 30.0
-MAX_CAPABILITY_SECONDS = 7 * 86400.0
 MAX_KV_TOKENS = 1 << 32
 
 _HELLO_TAG = b"blockswarm-hello-1\0"
@@ -99,6 +98,11 @@ class HelloChecker:
         self._max_nonces = max_nonces
         self._nonces: OrderedDict[bytes, float] = OrderedDict()
 
+    @property
+    def remembered_nonces(self) -> int:
+        """Number of nonces that are kept, 16 bytes each."""
+        return len(self._nonces)
+
     def check(self, signed: pb.Signed) -> tuple[PeerId, bytes]:
         """The sender's id and the session id of a valid hello.
 
@@ -113,7 +117,7 @@ class HelloChecker:
         _check_length("session id", hello.session_id, SESSION_ID_BYTES)
         _check_length("nonce", hello.nonce, NONCE_BYTES)
         now = self._clock()
-        if not abs(hello.issued_at - now) <= MAX_CLOCK_SKEW_SECONDS:
+        if not abs(hello.issued_at - now) <= HELLO_CLOCK_SKEW_SECONDS:
             raise ClockSkew(f"the clocks of client and peer differ by {hello.issued_at - now:+.0f} s")
         self._check_swarm_key(signed.signer, hello)
         self._remember(hello.nonce, now)
@@ -130,7 +134,7 @@ class HelloChecker:
     def _remember(self, nonce: bytes, now: float) -> None:
         while self._nonces:
             oldest, seen_at = next(iter(self._nonces.items()))
-            if now - seen_at <= 2 * MAX_CLOCK_SKEW_SECONDS and len(self._nonces) < self._max_nonces:
+            if now - seen_at <= 2 * HELLO_CLOCK_SKEW_SECONDS and len(self._nonces) < self._max_nonces:
                 break
             del self._nonces[oldest]
         if nonce in self._nonces:

@@ -38,7 +38,7 @@ from typing import Any, TypeVar
 from ...errors import ClockSkew, PeerUnavailable, RetryElsewhere, SwarmError, UsageError, WrongKey
 from ...identity import Identity
 from ..directory import MAX_RECORDS_PER_KEY, check_announcement, superseded, verified_records
-from ..records import SignatureCache, SignedRecord, SwarmKey, dht_id, within_ttl
+from ..records import SignatureCache, SignedRecord, SwarmKey, dht_id, within_lifetime
 
 
 def _import_hivemind_lightly() -> None:
@@ -482,7 +482,7 @@ class _Validator(RecordValidatorBase):
             inner = SignedRecord.decode(encoded)
             if (inner.key, inner.expires_at_seconds) != (record.key, record.expiration_time):
                 return False
-            if MSGPackSerializer.dumps(inner.peer_id) != record.subkey or not within_ttl(inner, self._clock()):
+            if MSGPackSerializer.dumps(inner.peer_id) != record.subkey or not within_lifetime(inner, self._clock()):
                 return False
             self._cache.check(inner)
             return True

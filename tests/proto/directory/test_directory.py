@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from blockswarm.proto.directory.directory import MAX_RECORDS_PER_KEY, LookupDirectory, MemoryDirectory, MemoryStore
-from blockswarm.proto.directory.records import MAX_TTL_SECONDS, SignedRecord, dht_id, newest_per_peer, next_expiry
+from blockswarm.proto.directory.records import SignedRecord, dht_id, newest_per_peer, next_expiry
 from blockswarm.proto.errors import LocalProtocolError, PeerUnavailable, UsageError, WrongKey
 from blockswarm.proto.identity import Identity
+from blockswarm.proto.wire.timing import MAX_RECORD_LIFETIME_SECONDS
 from support.directories import DirectorySwarm, a_record, fresh_name, hivemind_swarm, lookup_swarm, memory_swarm
 
 pytestmark = pytest.mark.filterwarnings("ignore:path is deprecated:DeprecationWarning")  # hivemind's
@@ -108,7 +109,7 @@ def test_what_others_would_refuse_is_not_announced(swarm: DirectorySwarm) -> Non
         dataclasses.replace(good, key=dht_id(fresh_name())),
         dataclasses.replace(good, payload=bytes(5000)),
         a_record(ALICE, name, expiry(swarm, -1)),
-        a_record(ALICE, name, expiry(swarm, MAX_TTL_SECONDS + 60)),
+        a_record(ALICE, name, expiry(swarm, MAX_RECORD_LIFETIME_SECONDS + 60)),
     ]
 
     async def scenario() -> None:

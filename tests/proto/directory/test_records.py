@@ -12,10 +12,7 @@ from pathlib import Path
 import pytest
 from blockswarm.proto import record_pb2 as pb
 from blockswarm.proto.directory.records import (
-    CLOCK_TOLERANCE_SECONDS,
     MAX_RECORD_BYTES,
-    MAX_TTL_SECONDS,
-    TTL_SECONDS,
     PeerRecord,
     Relay,
     SignatureCache,
@@ -43,6 +40,7 @@ from blockswarm.proto.errors import (
     WrongKey,
 )
 from blockswarm.proto.identity import Identity
+from blockswarm.proto.wire.timing import CLOCK_TOLERANCE_SECONDS, MAX_RECORD_LIFETIME_SECONDS, RECORD_LIFETIME_SECONDS
 from blockswarm.routing.releases import MAX_RELEASES
 from blockswarm.routing.swarm import BlockRange, ComputeCost, Coordinate, KvRelease, MoveClaim, PeerSpec, PeerState
 from hypothesis import given, settings
@@ -348,8 +346,8 @@ def test_records_end_and_may_not_live_long() -> None:
     with pytest.raises(RemoteProtocolError, match="over"):
         verify_record(record, NOW + 60, cache=cache)
     with pytest.raises(RemoteProtocolError, match="too long"):
-        verify_record(record, NOW - MAX_TTL_SECONDS, cache=cache)
-    verify_record(signed(expires_at=NOW + MAX_TTL_SECONDS + CLOCK_TOLERANCE_SECONDS), NOW)
+        verify_record(record, NOW - MAX_RECORD_LIFETIME_SECONDS, cache=cache)
+    verify_record(signed(expires_at=NOW + MAX_RECORD_LIFETIME_SECONDS + CLOCK_TOLERANCE_SECONDS), NOW)
 
 
 def test_oversize_is_refused_on_both_sides() -> None:
@@ -378,10 +376,10 @@ def test_the_cache_is_bounded_and_saves_signature_checks(monkeypatch: pytest.Mon
 
 def test_the_expiry_grows_across_restarts() -> None:
     first = next_expiry(None, NOW)
-    assert first == NOW + TTL_SECONDS
+    assert first == NOW + RECORD_LIFETIME_SECONDS
     assert next_expiry(first, NOW) > first
     assert next_expiry(first, NOW - 10) > first
-    assert next_expiry(first, NOW + 20) == NOW + 20 + TTL_SECONDS
+    assert next_expiry(first, NOW + 20) == NOW + 20 + RECORD_LIFETIME_SECONDS
     with pytest.raises(ClockSkew):
         next_expiry(first, NOW - 3600)
 

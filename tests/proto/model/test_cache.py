@@ -78,9 +78,9 @@ def test_transformers_asks_nothing_new_of_a_cache():
     asked = {name for name in vars(Cache) if not name.startswith("_")}
     known = {
         "activate_past_recording", "batch_repeat_interleave", "batch_select_indices", "batch_size", "crop",
-        "early_initialization", "get_conv_state", "get_mask_sizes", "get_max_length", "get_query_offset", "get_recurrent_state",
-        "get_seq_length", "has_previous_state", "is_compileable", "is_croppable", "is_dummy", "is_initialized",
-        "is_linear", "is_recording_past", "is_sliding", "offload", "prefetch", "reorder_cache", "reset", "update",
-        "update_conv_state", "update_indexer", "update_recurrent_state",
+        "early_initialization", "get_conv_state", "get_mask_sizes", "get_max_length", "get_query_offset",
+        "get_recurrent_state", "get_seq_length", "has_previous_state", "is_compileable", "is_croppable",
+        "is_dummy", "is_initialized", "is_linear", "is_recording_past", "is_sliding", "offload", "prefetch",
+        "reorder_cache", "reset", "update", "update_conv_state", "update_indexer", "update_recurrent_state",
     }  # fmt: skip
     assert asked == known

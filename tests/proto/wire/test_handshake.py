@@ -18,13 +18,13 @@ from blockswarm.proto.errors import (
 )
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.wire.handshake import (
-    MAX_CLOCK_SKEW_SECONDS,
     Grant,
     HelloChecker,
     check_capability,
     sign_capability,
     sign_hello,
 )
+from blockswarm.proto.wire.timing import HELLO_CLOCK_SKEW_SECONDS
 from blockswarm.routing.swarm import BlockRange
 
 NOW = 1_800_000_000.0
@@ -49,7 +49,7 @@ def test_a_hello_for_another_peer_is_refused() -> None:
         checker().check(sign_hello(CLIENT, OTHER.peer_id, SESSION, NOW, None))
 
 
-@pytest.mark.parametrize("offset", [-MAX_CLOCK_SKEW_SECONDS - 1, MAX_CLOCK_SKEW_SECONDS + 1, float("nan")])
+@pytest.mark.parametrize("offset", [-HELLO_CLOCK_SKEW_SECONDS - 1, HELLO_CLOCK_SKEW_SECONDS + 1, float("nan")])
 def test_a_hello_of_another_time_is_a_clock_problem(offset: float) -> None:
     with pytest.raises(ClockSkew):
         checker().check(sign_hello(CLIENT, PEER.peer_id, SESSION, NOW + offset, None))
@@ -89,7 +89,7 @@ def test_nonces_are_forgotten_when_the_hello_could_not_be_used_anyway() -> None:
     for _ in range(50):
         one.check(sign_hello(CLIENT, PEER.peer_id, SESSION, times[0], None))
         times[0] += 10
-    assert len(one._nonces) <= 2 * MAX_CLOCK_SKEW_SECONDS / 10 + 2
+    assert one.remembered_nonces <= 2 * HELLO_CLOCK_SKEW_SECONDS / 10 + 2
 
 
 GRANT = Grant(

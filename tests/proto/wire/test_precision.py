@@ -35,5 +35,5 @@ def test_an_unknown_demand_is_the_users_mistake() -> None:
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys, blockswarm.proto.precision; sys.exit('torch' in sys.modules)"
+    code = "import sys, blockswarm.proto.wire.precision; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

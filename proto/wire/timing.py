@@ -1,0 +1,105 @@
+"""The times that both sides of the protocol rely on, each once; all are seconds.
+
+A number belongs here if the other side would fail with another one: how long a record lives and how often it is
+renewed, who gives up first when nothing comes, what is remembered for how long.  Numbers of one program only are in
+its own `Timing`.  The inequalities between them are the protocol's; tests/proto/wire/test_timing.py asserts each with
+its reason.
+"""
+
+from __future__ import annotations
+
+from ...routing.timing import (
+    CLAIM_LIFETIME_SECONDS,
+    CLOCK_TOLERANCE_SECONDS,
+    DRAIN_SECONDS,
+    PEER_MEMORY_SECONDS,
+    RECORD_LIFETIME_SECONDS,
+    RECORD_REFRESH_SECONDS,
+)
+
+__all__ = [
+    "ANSWER_SECONDS",
+    "CAPABILITY_SECONDS",
+    "CLAIM_LIFETIME_SECONDS",
+    "CLOCK_TOLERANCE_SECONDS",
+    "DRAIN_SECONDS",
+    "HANDSHAKE_SECONDS",
+    "HELLO_CLOCK_SKEW_SECONDS",
+    "KEEPALIVE_ANSWER_SECONDS",
+    "KEEPALIVE_SECONDS",
+    "LEASE_SECONDS",
+    "MAX_CAPABILITY_SECONDS",
+    "MAX_RECORD_LIFETIME_SECONDS",
+    "MAX_RETRY_AFTER_SECONDS",
+    "MAX_STEP_SECONDS",
+    "MAX_TRANSFER_SECONDS",
+    "MAX_WAIT_SECONDS",
+    "MIN_KEEPALIVE_SECONDS",
+    "PEER_MEMORY_SECONDS",
+    "PREVIOUS_STREAM_SECONDS",
+    "PUSH_CONNECT_SECONDS",
+    "RANK_MEMORY_SECONDS",
+    "RECORD_LIFETIME_SECONDS",
+    "RECORD_REFRESH_JITTER",
+    "RECORD_REFRESH_SECONDS",
+    "REROUTE_SECONDS",
+    "UNUSED_ROOM_SECONDS",
+]
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+RECORD_REFRESH_JITTER = 0.2
+"""Largest relative deviation from the refresh time: peers that start together must not announce together for ever."""
+MAX_RECORD_LIFETIME_SECONDS = 120.0
+"""Longest life from now with which a record is accepted: a peer that is gone is forgotten soon."""
+
+# --- who opens a stream, and with which right ------------------------------------------------------------------------
+
+HELLO_CLOCK_SKEW_SECONDS = 30.0
+"""Largest difference between the sender's clock in a hello and the receiver's; nonces are kept for twice as long."""
+CAPABILITY_SECONDS = 86400.0
+"""Life of the capabilities that a client signs, the longest that one session may last."""
+MAX_CAPABILITY_SECONDS = 7 * 86400.0
+"""Longest life with which a capability is accepted."""
+
+# --- opening a session -----------------------------------------------------------------------------------------------
+
+PREVIOUS_STREAM_SECONDS = 5.0
+"""Wait of a new stream for the previous stream of the same session to close."""
+ANSWER_SECONDS = 10.0
+"""Wait of a client for a peer to say that a session is admitted, queued or refused; also after the end of its wait."""
+PUSH_CONNECT_SECONDS = 10.0
+"""Wait of a peer for its successor to accept its push stream."""
+REROUTE_SECONDS = 10.0
+"""Wait of a client for the peers of a chain to take its new epoch."""
+HANDSHAKE_SECONDS = 15.0
+"""Wait of a peer for the first frame of a stream."""
+
+# --- waiting for room ------------------------------------------------------------------------------------------------
+
+MAX_WAIT_SECONDS = 3600.0
+"""Longest wait for room that a session may ask for."""
+LEASE_SECONDS = 30.0
+"""Time that a client holds unused room on some peers of a chain while it waits for room on the next one."""
+UNUSED_ROOM_SECONDS = 60.0
+"""Time after which a peer ends a session that did nothing with its room."""
+RANK_MEMORY_SECONDS = 180.0
+"""Time that a peer remembers the rank of a session that left its queue."""
+MAX_RETRY_AFTER_SECONDS = 3600.0
+"""Longest pause that a busy peer may ask for."""
+
+# --- steps and transfers ---------------------------------------------------------------------------------------------
+
+MAX_STEP_SECONDS = 3600.0
+"""Longest deadline of a step or a replay."""
+MAX_TRANSFER_SECONDS = 300.0
+"""Longest deadline of a transfer of an attention cache."""
+
+# --- connections -----------------------------------------------------------------------------------------------------
+
+KEEPALIVE_SECONDS = 20.0
+"""Time between two pings on a connection, by either side."""
+KEEPALIVE_ANSWER_SECONDS = 10.0
+"""Wait for the answer to such a ping; the connection is closed then."""
+MIN_KEEPALIVE_SECONDS = 5.0
+"""Shortest time between two pings that a server allows; a dialler that pings faster is disconnected."""

@@ -1,0 +1,22 @@
+"""The times that decisions rest on and that every node of a swarm must agree on, each once.
+
+Placement judges claims, ages and absences by them, so peers with other numbers would plan other swarms.  The rest of
+what nodes must agree on in time is in `proto/wire/timing.py`, which begins with these; how they depend on each other
+is asserted in its test.  All are seconds.
+"""
+
+from __future__ import annotations
+
+RECORD_LIFETIME_SECONDS = 60.0
+"""Time after its issue during which a record says that its peer serves."""
+RECORD_REFRESH_SECONDS = 20.0
+"""Time between two announcements of a peer, and between the claim of a move and its judgement."""
+CLOCK_TOLERANCE_SECONDS = 5.0
+"""Largest difference between the clocks of two peers; a record that would need more is refused at the edge."""
+PEER_MEMORY_SECONDS = 120.0
+"""Time after its last record during which a peer is planned with.  Where records get lost, some peer has no
+valid record at almost any moment: a plan that takes it for gone is made for another swarm, and never rests."""
+CLAIM_LIFETIME_SECONDS = 180.0
+"""Age at which a claim that could not be confirmed is withdrawn."""
+DRAIN_SECONDS = 120.0
+"""Time that a peer which is asked to stop leaves its sessions to end."""
