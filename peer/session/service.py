@@ -34,11 +34,13 @@ from ...proto.identity import Identity
 from ...proto.network.transport import ERROR_CODE_KEY, Dialer, Handlers, PeerAddress, addresses_of
 from ...proto.wire.frames import CREDITS, StepReader
 from ...proto.wire.handshake import PROTOCOL_VERSION, Grant, HelloChecker, check_capability, sign_hello
-from ...proto.wire.prefixes import decode_prefixes
+from ...proto.wire.prefixes import Digests, decode_prefixes
 from ...proto.wire.steps import MAX_ROWS
+from ...proto.wire.tensors import WireFormat
 from ...routing.admit.table import SessionTable
 from ...routing.swarm import PeerId
 from ..engine.engine import Engine, SessionKv
+from ..tasks import Changes, run_to_end, run_until_first
 from .compute import EngineCompute
 from .push import PushLink
 from .reader import ClientOutlet, SessionReader, read_frame, take_step
@@ -92,7 +94,7 @@ class PeerService:
         self._parts = parts
         self._admission = Admission(parts.sessions, parts.clock, parts.on_admitted)
         self._open: dict[bytes, _OpenSession] = {}
-        self._changed = asyncio.Condition()
+        self._changes = Changes()
         self._draining = False
 
     @property
@@ -110,8 +112,7 @@ class PeerService:
 
     async def wait_idle(self) -> None:
         """Return when no session is open."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._parts.sessions.sessions == 0)
+        await self._changes.wait_for(lambda: self._parts.sessions.sessions == 0)
 
     # --- sessions ---
 
@@ -131,7 +132,7 @@ class PeerService:
             logger.info("session refused or ended: %s", error)
             await outlet.failure(error, 0, 0)
         finally:
-            await asyncio.shield(self.notify_changed())
+            self._changes.notify()
 
     def _check_open(self, message: pb.Open) -> Grant:
         if self._draining:
@@ -160,20 +161,47 @@ class PeerService:
         if not table.is_open(session_id):
             return
         try:
-            async with asyncio.timeout(PREVIOUS_SECONDS), self._changed:
-                await self._changed.wait_for(lambda: not table.is_open(session_id))
+            async with asyncio.timeout(PREVIOUS_SECONDS):
+                await self._changes.wait_for(lambda: not table.is_open(session_id))
         except TimeoutError:
             raise RemoteProtocolError("the session is open on this peer already") from None
 
     async def _serve_session(
         self, context: grpc.aio.ServicerContext[Any, Any], outlet: ClientOutlet, grant: Grant, message: pb.Open
     ) -> None:
-        parts = self._parts
-        wire_format = parts.engine.wire_format(grant.wire_format)
+        """Everything between the reservation of the room and its return; nothing of the session is left then."""
+        wire_format = self._parts.engine.wire_format(grant.wire_format)
         prefixes = decode_prefixes(message.prefixes, grant.kv_tokens, grant.max_rows)
-        link = self._make_link(grant, message.successor_record, message.relay, outlet)
-        kv = parts.engine.open(grant.blocks, wire_format, grant.kv_tokens, grant.max_rows, grant.client, prefixes)
-        session_parts = SessionParts(
+        async with self._engine_session(grant, wire_format, prefixes) as kv:
+            link = self._make_link(grant, message.successor_record, message.relay, outlet)
+            worker = SessionWorker(grant, link, self._session_parts(grant, kv, outlet, wire_format, prefixes))
+            try:
+                await self._run_session(context, outlet, worker, kv)
+            finally:
+                await run_to_end(self._close_worker(grant.session_id, worker))
+
+    @asynccontextmanager
+    async def _engine_session(
+        self, grant: Grant, wire_format: WireFormat, prefixes: tuple[Digests, ...]
+    ) -> AsyncIterator[SessionKv]:
+        """The session's rows in the engine. At the end of the block their memory is free, however the block ends."""
+        engine = self._parts.engine
+        kv = engine.open(grant.blocks, wire_format, grant.kv_tokens, grant.max_rows, grant.client, prefixes)
+        try:
+            yield kv
+        finally:
+            await run_to_end(engine.submit(kv.close))
+
+    def _session_parts(
+        self,
+        grant: Grant,
+        kv: SessionKv,
+        outlet: ClientOutlet,
+        wire_format: WireFormat,
+        prefixes: tuple[Digests, ...],
+    ) -> SessionParts:
+        parts = self._parts
+        return SessionParts(
             compute=EngineCompute(parts.engine, kv, lambda: self._note_step(grant, kv)),
             replay=parts.replay,
             outlet=outlet,
@@ -184,46 +212,42 @@ class PeerService:
             lengths=lambda: kv.table.lengths,
             prefixes=prefixes,
         )
-        worker = SessionWorker(grant, link, session_parts)
+
+    async def _run_session(
+        self,
+        context: grpc.aio.ServicerContext[Any, Any],
+        outlet: ClientOutlet,
+        worker: SessionWorker,
+        kv: SessionKv,
+    ) -> None:
+        """Say that the session is open, and work for it until its client closes it. Raises SwarmError."""
+        parts, grant = self._parts, worker.grant
         reader = SessionReader(
             worker,
             outlet,
-            StepReader(wire_format.token_bytes),
+            StepReader(worker.token_bytes),
             lambda message: self._reroute(worker, message, outlet),
             parts.transfers,
             kv.largest_import,
         )
+        self._open[grant.session_id] = _OpenSession(worker, reader)
+        self._changes.notify()
+        opened = pb.Opened(credits=CREDITS, epoch=grant.epoch, held_tokens=kv.held_tokens)
+        await outlet.write(pb.PeerFrame(opened=opened))
         try:
-            await self._set_open(grant.session_id, _OpenSession(worker, reader))
-            opened = pb.Opened(credits=CREDITS, epoch=grant.epoch, held_tokens=kv.held_tokens)
-            await outlet.write(pb.PeerFrame(opened=opened))
             async with asyncio.timeout(max(0.0, grant.expires_at_seconds - parts.clock())):
-                await _first_to_finish(outlet, worker.run(), reader.run(context))
+                await run_until_first(worker.run(), reader.run(context), cancel_inside=outlet.between_frames)
         except TimeoutError:
             raise SessionLost("the session's capability has expired") from None
-        finally:
-            await asyncio.shield(self._end_session(grant.session_id, worker, kv))
+
+    async def _close_worker(self, session_id: bytes, worker: SessionWorker) -> None:
+        self._open.pop(session_id, None)
+        self._changes.notify()
+        await worker.close()
 
     def _note_step(self, grant: Grant, kv: SessionKv) -> None:
         lengths = kv.table.lengths
         self._parts.sessions.note_step(grant.session_id, sum(lengths), len(lengths), self._parts.clock())
-
-    async def _end_session(self, session_id: bytes, worker: SessionWorker, kv: SessionKv) -> None:
-        await worker.close()
-        await self._set_open(session_id, None)
-        await self._parts.engine.submit(kv.close)
-
-    async def _set_open(self, session_id: bytes, session: _OpenSession | None) -> None:
-        if session is None:
-            del self._open[session_id]
-        else:
-            self._open[session_id] = session
-        await self.notify_changed()
-
-    async def notify_changed(self) -> None:
-        """Wake those who wait for a session or for its predecessor."""
-        async with self._changed:
-            self._changed.notify_all()
 
     async def _reroute(self, worker: SessionWorker, message: pb.Reroute, outlet: ClientOutlet) -> None:
         """Give a session new neighbours."""
@@ -237,7 +261,7 @@ class PeerService:
             return self._make_link(grant, message.successor_record, message.relay, outlet)
 
         await worker.put_reroute(grant, make_link)
-        await self.notify_changed()
+        self._changes.notify()
 
     def _make_link(self, grant: Grant, successor_record: bytes, relay: bool, outlet: ClientOutlet) -> PushLink | None:
         """The way to the successor; None where outputs go back to the client. Raises SwarmError."""
@@ -291,8 +315,7 @@ class PeerService:
             session = self._open.get(session_id)
             return session is not None and session.worker.grant.predecessor == pusher
 
-        async with self._changed:
-            await self._changed.wait_for(ready)
+        await self._changes.wait_for(ready)
         return self._open[session_id]
 
     async def _take_pushes(
@@ -377,17 +400,3 @@ async def _handshake() -> AsyncIterator[None]:
         raise DeadlineExceeded(f"the stream was not opened within {HANDSHAKE_SECONDS:.0f} s") from None
     except UsageError as error:
         raise RemoteProtocolError(str(error)) from None
-
-
-async def _first_to_finish(outlet: ClientOutlet, *coroutines: Awaitable[None]) -> None:
-    """Run side by side; when one ends, cancel the others and raise what it raised. They write to `outlet`."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        async with outlet.between_frames():
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)

@@ -154,6 +154,11 @@ class SessionWorker:
             parts.replay.begin(grant.session_id, parts.token_bytes)
 
     @property
+    def token_bytes(self) -> int:
+        """Bytes of one token on the wire."""
+        return self._parts.token_bytes
+
+    @property
     def applied_seq(self) -> int:
         return self._gate.applied_seq
 

@@ -1,0 +1,173 @@
+"""A peer's service over in-memory streams with a real engine: what is over before something else is told."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from blockswarm.peer.engine.blocks.stage import Stage, load_stage
+from blockswarm.peer.engine.cache.pool import KvPool
+from blockswarm.peer.engine.engine import Engine
+from blockswarm.peer.session.replay_store import ReplayStore
+from blockswarm.peer.session.service import PeerParts, PeerService
+from blockswarm.proto import swarm_pb2 as pb
+from blockswarm.proto.identity import Identity
+from blockswarm.proto.model.checkpoint import open_checkpoint
+from blockswarm.proto.network.transport import PeerAddress
+from blockswarm.proto.wire.frames import WireStep, encode_step
+from blockswarm.proto.wire.handshake import Grant, HelloChecker, sign_capability, sign_hello
+from blockswarm.proto.wire.steps import RowSlice, StepPlan
+from blockswarm.routing.admit.table import SessionTable
+from blockswarm.routing.swarm import BlockRange
+from support.directories import until
+from support.memory_net import CLIENT, MemoryCall, MemoryNet
+from support.tiny_models import write_tiny_checkpoint
+
+T = TypeVar("T")
+
+BLOCKS = BlockRange(0, 2)
+ROOM_TOKENS = 100
+HIDDEN = 64
+DIGEST = "ab" * 32
+
+
+class WatchedEngine(Engine):
+    """Counts what was submitted, and can be kept busy."""
+
+    submitted = 0
+
+    async def submit(self, work: Callable[[], T]) -> T:
+        self.submitted += 1
+        return await super().submit(work)
+
+
+class World:
+    """One peer with room for one session of ROOM_TOKENS tokens."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.engine = WatchedEngine(stage)
+        self.engine.pool = KvPool(ROOM_TOKENS * len(BLOCKS) * stage.kv_bytes_per_token, prefix_limit_bytes=0)
+        self.table = SessionTable(ROOM_TOKENS * len(BLOCKS))
+        self.identity, self.client = Identity.generate(), Identity.generate()
+        self.net = MemoryNet()
+        self.service = PeerService(
+            PeerParts(
+                identity=self.identity,
+                engine=self.engine,
+                sessions=self.table,
+                replay=ReplayStore(),
+                hellos=HelloChecker(self.identity.peer_id, time.time, None),
+                dialer=self.net.dialer(self.identity.peer_id),
+                model_digest=DIGEST,
+                model_name="test",
+                swarm_key=None,
+                lookup=lambda name: NotImplemented,
+                dht_addresses=list,
+            )
+        )
+        self.net.add(self.identity.peer_id, self.service.handlers)
+
+    async def open(self, number: int, wait: bool = False) -> MemoryCall:
+        """A stream with its opening sent."""
+        me, client = self.identity.peer_id, self.client
+        grant = Grant(
+            number.to_bytes(16, "big"), 1, client.peer_id, me, BLOCKS, ROOM_TOKENS, 1, None, None, "float32",
+            time.time() + 100, DIGEST,
+        )  # fmt: skip
+        hello = sign_hello(client, me, grant.session_id, time.time(), None)
+        capability = sign_capability(client, grant)
+        call = self.net.dialer(CLIENT).stub(PeerAddress(me, "10.0.0.1:1")).session()
+        opening = pb.Open(hello=hello, capability=capability, wait=wait, wait_seconds=60.0 if wait else 0.0)
+        await call.write(pb.ClientFrame(open=opening))
+        return call
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    torch.set_num_threads(1)
+    return load_stage(open_checkpoint(write_tiny_checkpoint("llama", tmp_path_factory.mktemp("llama"))), BLOCKS)
+
+
+@pytest.fixture
+def world(stage: Stage) -> Iterator[World]:
+    made = World(stage)
+    yield made
+    made.close()
+
+
+def run(work: Any) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await work
+
+    asyncio.run(bounded())
+
+
+async def kind_of_next(call: MemoryCall) -> str:
+    return str((await call.read()).WhichOneof("kind"))
+
+
+async def take_a_step(call: MemoryCall) -> None:
+    plan = StepPlan((RowSlice(0, 0, 1, 1),))
+    head, _ = encode_step(WireStep(1, 1, plan, torch.zeros(1, HIDDEN).numpy().tobytes(), 0, 10.0))
+    await call.write(pb.ClientFrame(step=head))
+    assert await kind_of_next(call) == "step"
+
+
+async def close_and_break(world: World, call: MemoryCall) -> None:
+    """The client closes as it should, and its stream breaks while the peer clears the session away."""
+    before = world.engine.submitted
+    await call.write(pb.ClientFrame(close=pb.Close()))
+    await until(lambda: world.engine.submitted > before)
+    call.break_with("the client is gone")
+
+
+async def break_twice(world: World, call: MemoryCall) -> None:
+    """The stream breaks, and the server is stopped on top of that."""
+    before = world.engine.submitted
+    call.break_with("the client is gone")
+    await until(lambda: world.engine.submitted > before)
+    assert call.task is not None
+    call.task.cancel()
+
+
+@pytest.mark.parametrize("leave", [close_and_break, break_twice])
+def test_room_is_handed_on_only_after_the_engine_has_freed_the_cache(world: World, leave: Any) -> None:
+    async def scenario() -> None:
+        first = await world.open(1)
+        assert await kind_of_next(first) == "opened"
+        await take_a_step(first)
+        reserved = world.engine.pool.reserved_bytes
+        assert reserved == world.engine.pool.capacity_bytes
+        second = await world.open(2, wait=True)
+        assert await kind_of_next(second) == "queued"
+
+        busy = threading.Event()
+        working = asyncio.create_task(world.engine.submit(lambda: busy.wait(30)))
+        await asyncio.sleep(0)
+        await leave(world, first)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert world.engine.pool.reserved_bytes == reserved
+        assert (world.table.sessions, world.table.waiting) == (1, 1), "the first session still holds its room"
+        idle = asyncio.create_task(world.service.wait_idle())
+        await asyncio.sleep(0)
+        assert not idle.done()
+
+        busy.set()
+        assert await kind_of_next(second) == "opened"
+        assert world.engine.pool.reserved_bytes == 0
+        await working
+        await second.write(pb.ClientFrame(close=pb.Close()))
+        await idle
+        assert world.table.kv_token_blocks_free == world.table.kv_token_blocks_total
+
+    run(scenario())
