@@ -18,7 +18,7 @@ from ...routing.swarm import PeerId
 from ..chain.report import ChainReport
 from ..config import SessionEvent
 from ..connect import SwarmConnection, connect
-from ..model.model import attach, load_ends
+from ..model.load import attach, load_ends
 from .options import GenerateOptions, SwarmOptions
 from .terminal import Spinner, milliseconds, short_id, table
 

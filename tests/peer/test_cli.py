@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from blockswarm.client.model.model import AutoSwarmModelForCausalLM
+from blockswarm.client.model.load import AutoSwarmModelForCausalLM
 from blockswarm.peer.cli import app
 from blockswarm.peer.config import BlockRequest
 from blockswarm.peer.key_lock import held

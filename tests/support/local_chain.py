@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from blockswarm.client.model.model import attach, prepare, swarm_class
+from blockswarm.client.model.load import attach, prepare
+from blockswarm.client.model.model import swarm_class
 from blockswarm.peer.engine.blocks.stage import Route, Stage, StageView
 from blockswarm.peer.engine.blocks.stage import RowSlice as StageRow
 from blockswarm.peer.engine.cache.row import RowKV

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from blockswarm.client.model.model import AutoSwarmModelForCausalLM
+from blockswarm.client.model.load import AutoSwarmModelForCausalLM
 from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.errors import SwarmError
 from blockswarm.proto.identity import Identity

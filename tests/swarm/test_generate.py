@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from blockswarm.client.model.model import AutoSwarmModelForCausalLM
+from blockswarm.client.model.load import AutoSwarmModelForCausalLM
 from blockswarm.proto.errors import NoChainError
 from support.swarm import LocalSwarm, local_swarm
 from support.tiny_models import write_tiny_checkpoint

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 from blockswarm.client.config import SessionEvent
-from blockswarm.client.model.model import AutoSwarmModelForCausalLM
+from blockswarm.client.model.load import AutoSwarmModelForCausalLM
 from blockswarm.proto.network.transport import ping
 from support.processes import PeerProcess, PeerProcesses, peer_processes
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,17 +1,13 @@
-"""The remote module and the network thread behind it: what crosses over, and what happens when it does not."""
+"""The module in the place of the blocks and its cache: which steps the peers get, and when a session ends."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import threading
 from dataclasses import dataclass, field
 
 import pytest
 import torch
-from blockswarm.client.background import BackgroundLoop, background_loop
 from blockswarm.client.model.remote import ForwardInputs, RemoteBlocks, SwarmCache
-from blockswarm.proto.errors import DeadlineExceeded, PeerUnavailable, SessionLost, UsageError
+from blockswarm.proto.errors import PeerUnavailable, SessionLost, UsageError
 from blockswarm.proto.wire.steps import StepPlan
 
 
@@ -227,120 +223,3 @@ def test_the_blocks_cannot_be_called_without_their_model():
         RemoteBlocks()(torch.zeros(1, 1, 2))
     with pytest.raises(UsageError, match="without their model"):
         RemoteBlocks()(torch.zeros(1, 1, 2), past_key_values=new_cache(Echo()))
-
-
-# The network thread.
-
-
-async def value(result: int) -> int:
-    await asyncio.sleep(0)
-    return result
-
-
-def test_work_runs_on_one_other_thread():
-    async def thread() -> int:
-        return threading.get_ident()
-
-    loop = background_loop()
-    assert loop is background_loop()
-    assert loop.run(thread(), 10) == loop.run(thread(), 10) != threading.get_ident()
-
-
-def test_errors_of_the_work_come_back_as_they_are():
-    async def fail() -> None:
-        raise PeerUnavailable("nobody there")
-
-    async def time_out() -> None:
-        raise TimeoutError("mine")
-
-    with pytest.raises(PeerUnavailable, match="nobody there"):
-        background_loop().run(fail(), 10)
-    with pytest.raises(TimeoutError, match="mine"):
-        background_loop().run(time_out(), 10)
-
-
-def test_the_deadline_cancels_the_work():
-    cancelled = threading.Event()
-
-    async def forever() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            cancelled.set()
-
-    with pytest.raises(DeadlineExceeded, match="no answer"):
-        background_loop().run(forever(), 0.01)
-    assert cancelled.wait(10)
-
-
-def test_an_interrupt_cancels_the_work(monkeypatch: pytest.MonkeyPatch):
-    """Ctrl-C raises in the waiting thread; the work must not go on behind its back."""
-    cancelled = threading.Event()
-
-    async def forever() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            cancelled.set()
-
-    class Interrupted:
-        def __init__(self, future: object) -> None:
-            self.future = future
-
-        def result(self, timeout: float) -> None:
-            raise KeyboardInterrupt
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self.future, name)
-
-    loop = background_loop()
-    submit = BackgroundLoop.submit
-    started = threading.Event()
-
-    async def begin() -> None:
-        started.set()
-        await forever()
-
-    def submit_interrupted(self: BackgroundLoop, work: object) -> object:
-        future = submit(self, work)  # type: ignore[arg-type]
-        started.wait(10)
-        return Interrupted(future)
-
-    monkeypatch.setattr(BackgroundLoop, "submit", submit_interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        loop.run(begin(), 10)
-    assert cancelled.wait(10)
-
-
-def test_the_loop_does_not_wait_for_itself():
-    async def inside() -> None:
-        background_loop().run(value(1), 10)
-
-    with pytest.raises(RuntimeError, match="own work"):
-        background_loop().run(inside(), 10)
-
-
-def test_it_works_inside_somebody_elses_loop():
-    async def notebook() -> int:
-        return background_loop().run(value(3), 10)
-
-    assert asyncio.run(notebook()) == 3
-
-
-def test_a_function_can_be_called_on_the_loop():
-    called = threading.Event()
-    background_loop().call_soon(called.set)
-    assert called.wait(10)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_gets_a_loop_of_its_own():
-    background_loop()
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(7 if background_loop().run(value(7), 10) == 7 else 1)
-        finally:
-            os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

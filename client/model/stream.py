@@ -1,0 +1,91 @@
+"""`generate` as an asynchronous iterator of token ids: it runs in a thread of its own and can be left at any time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from ...proto.errors import UsageError
+from .generation import Cancellation
+
+STREAM_END_SECONDS = 10.0
+"""How long a cancelled stream waits for its thread, which has nothing left to do but to unwind."""
+
+
+async def stream_tokens(
+    generate: Callable[..., object], cancellation: Cancellation, kwargs: dict[str, Any]
+) -> AsyncIterator[int]:
+    """Call `generate(**kwargs)` in a thread and yield the new token ids of its one sequence.
+
+    Leaving the iteration early requests `cancellation` and waits for the thread. Raises what generate raises.
+    """
+    loop = asyncio.get_running_loop()
+    stream: asyncio.Queue[int | _StreamEnd] = asyncio.Queue()
+    criteria = StoppingCriteriaList(kwargs.pop("stopping_criteria", None) or [])
+    kwargs["streamer"] = _TokenStreamer(lambda token: loop.call_soon_threadsafe(stream.put_nowait, token))
+    kwargs["stopping_criteria"] = StoppingCriteriaList([*criteria, _StopOn(cancellation.requested)])
+    finished = asyncio.Event()
+
+    def work() -> None:
+        error: BaseException | None = None
+        try:
+            generate(**kwargs)
+        except BaseException as raised:
+            error = raised
+        loop.call_soon_threadsafe(stream.put_nowait, _StreamEnd(error))
+        loop.call_soon_threadsafe(finished.set)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(work,), name="blockswarm-stream", daemon=True).start()
+    try:
+        while not isinstance(item := await stream.get(), _StreamEnd):
+            yield item
+        if item.error is not None:
+            raise item.error
+    finally:
+        if not finished.is_set():
+            cancellation.request()
+            # A thread that is late still frees the session when what it waits for returns.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(finished.wait(), STREAM_END_SECONDS)
+
+
+@dataclass(frozen=True)
+class _StreamEnd:
+    error: BaseException | None
+
+
+class _TokenStreamer(BaseStreamer):
+    """Passes new tokens on; the first thing that generate puts is the prompt."""
+
+    def __init__(self, emit: Callable[[int], object]) -> None:
+        self._emit = emit
+        self._prompt_seen = False
+
+    def put(self, value: torch.Tensor) -> None:
+        if len(value.shape) > 1 and value.shape[0] > 1:
+            raise UsageError("astream generates one sequence at a time")
+        if self._prompt_seen:
+            for token in value.flatten().tolist():
+                self._emit(token)
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        """The end is announced by the thread, together with an error if there is one."""
+
+
+class _StopOn(StoppingCriteria):
+    def __init__(self, event: threading.Event) -> None:
+        self._event = event
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), self._event.is_set(), device=input_ids.device)
