@@ -17,8 +17,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("routing", "proto", "peer", "client")
-TOP_LEVEL = {*FOLDERS, "tests", "scripts", "docs"} | {
-    "pyproject.toml", "requirements.lock", "README.md", "LICENSE", "CHANGELOG.md"
+TOP_LEVEL = {*FOLDERS, "tests", "scripts", "docs", "examples"} | {
+    "pyproject.toml", "requirements.lock", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"
 }  # fmt: skip
 
 GENERATED = re.compile(r".*_pb2(_grpc)?\.py")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
+import itertools
 import re
 import shlex
 import subprocess
@@ -18,13 +20,18 @@ import pytest
 import typer.main
 from blockswarm.client.program.cli import app as client_app
 from blockswarm.peer.cli import app as peer_app
+from blockswarm.peer.engine.step_record import StepRecord
+from blockswarm.peer.metrics import COUNTERS, GAUGES, PeerMetrics
 from blockswarm.routing.sim.cli import app as sim_app
+from prometheus_client import generate_latest
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in DOCUMENTS}
 
-GUIDES = {"README.md", "docs/protocol.md", "docs/failures.md"}
+GUIDES = {"README.md", "docs/protocol.md", "docs/failures.md"} | {
+    f"docs/{name}.md" for name in ("operator", "volunteer", "python", "security")
+}
 """What is written for readers of the programs; other documents also name options of scripts and of other software."""
 
 PROGRAMS: dict[str, click.Command] = {
@@ -46,7 +53,7 @@ def fenced(language: str) -> list[tuple[str, str]]:
 def command_lines() -> list[tuple[str, str]]:
     """What a reader would type: lines after "$ ", and programs in `code` that are followed by arguments."""
     typed = [(name, line[2:]) for name, block in fenced("console") for line in block.splitlines() if line[:2] == "$ "]
-    quoted = each(r"`((?:swarm-peer|swarm-client|swarm-sim) [^`]+)`")
+    quoted = each(r"`((?:swarm-peer|swarm-client|swarm-sim|scripts/(?:test|check|map|demo)) [^`]+)`")
     return sorted({*typed, *quoted})
 
 
@@ -73,7 +80,9 @@ def test_links_lead_somewhere(document: str, target: str) -> None:
     assert ((ROOT / document).parent / target).exists()
 
 
-@pytest.mark.parametrize(("document", "path"), each(r"`((?:client|peer|proto|routing|scripts|tests|docs)/[\w./]+)`"))
+@pytest.mark.parametrize(
+    ("document", "path"), each(r"`((?:client|peer|proto|routing|scripts|tests|docs|examples)/[\w./]+)`")
+)
 def test_files_that_are_named_exist(document: str, path: str) -> None:
     assert (ROOT / path).exists()
 
@@ -148,7 +157,7 @@ def test_commands_have_the_options_that_are_named(document: str, line: str) -> N
     """The programs themselves parse the line; they say what they do not know."""
     program, *arguments = shlex.split(line)
     if program not in PROGRAMS:
-        assert program.startswith("scripts/")
+        check_script(program, arguments)
         return
     command = PROGRAMS[program]
     known = all_options(command)
@@ -158,6 +167,13 @@ def test_commands_have_the_options_that_are_named(document: str, line: str) -> N
         assert arguments[0] in command.commands
         command = command.commands[arguments[0]]
         assert set(options) <= all_options(command)
+
+
+def check_script(program: str, arguments: list[str]) -> None:
+    """A script says in its own text which options it knows."""
+    assert program.startswith("scripts/")
+    source = (ROOT / program).read_text(encoding="utf-8")
+    assert all(re.search(rf"(?<![\w-]){argument}(?![\w-])", source) for argument in arguments if argument[:2] == "--")
 
 
 def all_options(command: click.Command) -> set[str]:
@@ -191,3 +207,64 @@ def test_the_demo_says_what_the_readme_shows() -> None:
     for line in ("serving blocks ", "others join with:    swarm-peer "):
         assert line in source
         assert line in TEXTS["README.md"]
+
+
+# --- the operator's page ---
+
+
+def first_cells(heading: str) -> list[str]:
+    """The first cell of every row of the first table under a heading of the operator's page."""
+    section = TEXTS["docs/operator.md"].partition(f"\n## {heading}\n")[2]
+    rows = itertools.takewhile(lambda line: line.startswith("|"), section[section.index("\n|") + 1 :].splitlines())
+    return [row.split("|")[1] for row in list(rows)[2:]]
+
+
+def test_the_operators_metrics_are_those_of_a_peer() -> None:
+    """Scraped, so that the names are those that a monitoring system sees."""
+    metrics = PeerMetrics()
+    metrics.readings = dict.fromkeys((*GAUGES, *COUNTERS), 0.0)
+    metrics.observe(StepRecord(**{field.name: 1 for field in dataclasses.fields(StepRecord)}))
+    scraped = generate_latest(metrics.registry).decode()
+    served = {
+        re.sub(r"_(bucket|sum|count)$", "", name)
+        for name in re.findall(r"^blockswarm_(\w+)", scraped, re.MULTILINE)
+        if not name.endswith("_created")
+    }
+    named = {name for cell in first_cells("Metrics") for name in re.findall(r"`(\w+)(?:\{\w+\})?`", cell)}
+    assert named == served
+    alarms = set(re.findall(r"`(\w+)`", TEXTS["docs/operator.md"].partition("What to alarm on:")[2].partition("##")[0]))
+    assert {name for name in alarms if name != "missing_blocks"} <= named
+
+
+@pytest.mark.parametrize("line", [cell.strip(" `") for cell in first_cells("Log lines")])
+def test_the_operators_log_lines_are_written_somewhere(line: str) -> None:
+    sources = [
+        path.read_text(encoding="utf-8") for folder in ("peer", "proto") for path in (ROOT / folder).rglob("*.py")
+    ]
+    assert any(f'"{line}' in source for source in sources)
+
+
+# --- the glossary ---
+
+
+def glossary_terms() -> list[str]:
+    return re.findall(r"\*\*([^*]+)\*\*", TEXTS["docs/glossary.md"].partition("\n## ")[2])
+
+
+def test_a_term_is_defined_once() -> None:
+    terms = [term.lower() for term in glossary_terms()]
+    assert len(terms) > 60
+    assert len(terms) == len(set(terms))
+
+
+@pytest.mark.parametrize("term", glossary_terms())
+def test_a_term_is_used(term: str) -> None:
+    """In the code, or in another document."""
+    word = re.compile(rf"\b{re.escape(term)}(s|es)?\b".replace("\\-", "[- _]?").replace("\\ ", "[ _]"), re.IGNORECASE)
+    others = (text for name, text in TEXTS.items() if name not in ("docs/glossary.md", "docs/architecture.md"))
+    code = (
+        path.read_text(encoding="utf-8")
+        for folder in ("client", "peer", "proto", "routing")
+        for path in (ROOT / folder).rglob("*.py")
+    )
+    assert any(word.search(text) for text in itertools.chain(others, code))
