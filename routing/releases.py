@@ -31,8 +31,8 @@ class Room:
         return wait_for_room(need, self.free, self.releases, now)
 
 
-def wait_for_room(need: int, free: int, releases: Iterable[KvRelease], now: float) -> float:
-    """Seconds until `need` is free, if the releases (ascending in time) happen as announced.
+def wait_for_room(need: int, free: int, releases: Iterable[tuple[float, int]], now: float) -> float:
+    """Seconds until `need` is free, if the releases (moment, units), ascending in time, happen as announced.
 
     0 if it is free already or the release that completes it is overdue; infinite if nothing is known of such a moment.
     """

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ...proto.errors import NoChainError, PeerBusy, SwarmError, describe_blocks
 from ...proto.wire.precision import at_least
+from ...routing.releases import wait_for_room
 from ...routing.route.router import NoRouteError, cheapest_route
 from ...routing.swarm import BlockRange, Hop, ModelSpec, PeerId, PeerSpec, PeerState, RequestSpec, Swarm
 from ..chain.hop import HopChoice
@@ -106,15 +107,8 @@ class ViewRouter:
 
 
 def wait_seconds(peer: PeerSpec, kv_tokens: int, now_seconds: float) -> float:
-    """Until the peer is expected to have room for so many tokens x blocks; infinite if it never announces that."""
-    free = peer.kv_tokens_free
-    if free >= kv_tokens:
-        return 0.0
-    for release in peer.releases:
-        free += release.tokens
-        if free >= kv_tokens:
-            return max(0.0, release.at_seconds - now_seconds)
-    return math.inf
+    """Seconds until the peer is expected to have room for `kv_tokens` tokens x blocks; infinite if it never says."""
+    return wait_for_room(kv_tokens, peer.kv_tokens_free, peer.releases, now_seconds)
 
 
 def precise_part(swarm: Swarm, min_precision: str) -> Swarm:

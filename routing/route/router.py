@@ -1,22 +1,24 @@
 """The product's router: a snapshot of the swarm and a request in, the exact cheapest chain out.
 
-The objective and the proof of exactness are in chain_search.py; Lemma 1's hops, which WS-RR uses, in hops.py.
+The objective and the proof of exactness are in search.py; Lemma 1's hops, which WS-RR uses, in hops.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..perf import FloatArray, IntArray
+from ..perf import FloatArray
+from ..rtt import RttTable
 from ..swarm import Hop, PeerId, PeerSpec, PeerState, RequestSpec, Route, Swarm
-from .search import ChainSearch, HubCosts, Lattice, PushCosts, Spans
+from .costs import HubCosts, PushCosts
+from .lattice import Lattice, Spans
+from .rooms import BoolArray, Releases, SnapshotRooms
+from .search import ChainSearch
 
 _INFINITY = float("inf")
-BoolArray = NDArray[np.bool_]
 
 
 class NoRouteError(ValueError):
@@ -49,111 +51,6 @@ def _listed(blocks: tuple[int, ...]) -> str:
     return ", ".join(str(block) for block in blocks[:20]) + ("..." if len(blocks) > 20 else "")
 
 
-class RttTable:
-    """Round trips between peers as a matrix: measured where known, else predicted from coordinates.
-
-    It can be called like any `peer_rtt_seconds`; the router reads the matrix at once instead of calling it per pair.
-    """
-
-    def __init__(self, swarm: Swarm, *, unknown_seconds: float = 0.3) -> None:
-        self.ids = tuple(peer.id for peer in swarm.peers)
-        self._row = {peer: row for row, peer in enumerate(self.ids)}
-        self.seconds = _predicted_rtts(swarm.peers, unknown_seconds)
-        for (a, b), rtt in swarm.rtt_seconds.items():
-            if a in self._row and b in self._row:
-                self.seconds[self._row[a], self._row[b]] = rtt
-                if (b, a) not in swarm.rtt_seconds:
-                    self.seconds[self._row[b], self._row[a]] = rtt
-        np.fill_diagonal(self.seconds, 0.0)
-
-    def __call__(self, a: PeerId, b: PeerId) -> float:
-        return float(self.seconds[self._row[a], self._row[b]])
-
-    def matrix(self, ids: Sequence[PeerId]) -> FloatArray:
-        """(len(ids), len(ids)) round trips in seconds. Raises KeyError for a peer the snapshot did not have."""
-        rows = np.array([self._row[peer] for peer in ids], dtype=np.int64)
-        return self.seconds[np.ix_(rows, rows)]
-
-
-def _predicted_rtts(peers: Sequence[PeerSpec], unknown_seconds: float) -> FloatArray:
-    n = len(peers)
-    seconds = np.full((n, n), unknown_seconds)
-    dimensions = {len(peer.coordinate.vector) for peer in peers if peer.coordinate is not None}
-    for size in dimensions:  # coordinates of different dimensions cannot be compared
-        who = [j for j, peer in enumerate(peers) if peer.coordinate is not None and len(peer.coordinate.vector) == size]
-        vectors = np.array([peers[j].coordinate.vector for j in who])  # type: ignore[union-attr]
-        heights = np.array([peers[j].coordinate.height for j in who])  # type: ignore[union-attr]
-        squares = (vectors**2).sum(axis=1)
-        squared = np.maximum(squares[:, None] + squares - 2 * vectors @ vectors.T, 0.0)
-        seconds[np.ix_(who, who)] = np.sqrt(squared) + heights[:, None] + heights
-    return seconds
-
-
-@dataclass(frozen=True)
-class _Releases:
-    """When the peers' reserved KV tokens become free, by peer and then by time; parallel arrays."""
-
-    owner: IntArray
-    delay: FloatArray
-    """Seconds from the snapshot's time, >= 0."""
-    tokens: IntArray
-    freed: IntArray
-    """Tokens that this release and the owner's earlier ones make free together."""
-    first: IntArray
-    """(n + 1,): peer j's releases are first[j] to first[j + 1]."""
-
-    @classmethod
-    def of(cls, swarm: Swarm, peers: Sequence[PeerSpec]) -> _Releases:
-        rows = sorted(
-            (j, max(r.at_seconds - swarm.now_seconds, 0.0), r.tokens) for j, p in enumerate(peers) for r in p.releases
-        )
-        owner = np.array([row[0] for row in rows], dtype=np.int64)
-        tokens = np.array([row[2] for row in rows], dtype=np.int64)
-        first = np.searchsorted(owner, np.arange(len(peers) + 1))
-        total = np.concatenate(([0], np.cumsum(tokens)))
-        delay = np.array([row[1] for row in rows], dtype=np.float64)
-        return cls(owner, delay, tokens, total[1:] - total[first[owner]], first)
-
-
-@dataclass(frozen=True)
-class _SnapshotRoom:
-    """The announced free KV tokens of a snapshot's peers, for a request of `need` tokens per block."""
-
-    need: int
-    free: IntArray
-    """(n,); 0 for a peer that may not be used."""
-    usable: BoolArray
-    releases: _Releases
-
-    def blocks_within(self, wait_seconds: float) -> IntArray:
-        freed = self.releases.tokens * (self.releases.delay <= wait_seconds)
-        available = self.free + np.bincount(self.releases.owner, weights=freed, minlength=len(self.free))
-        blocks: IntArray = np.where(self.usable, np.maximum(available, 0), 0).astype(np.int64) // self.need
-        return blocks
-
-    def wait_seconds(self, peer: int, blocks: int) -> float:
-        missing = blocks * self.need - int(self.free[peer])
-        if missing <= 0:
-            return 0.0
-        mine = slice(self.releases.first[peer], self.releases.first[peer + 1])
-        index = int(np.searchsorted(self.releases.freed[mine], missing))
-        delays = self.releases.delay[mine]
-        return float(delays[index]) if index < len(delays) and self.usable[peer] else _INFINITY
-
-    def waits(self, longest: int) -> FloatArray:
-        """Each row is a run of zeros, of every release's delay in order of time, and of infinities."""
-        peers, releases = np.arange(len(self.free)), self.releases
-        owner = np.concatenate((peers, releases.owner, peers))
-        delay = np.concatenate((np.zeros(len(peers)), releases.delay, np.full(len(peers), np.inf)))
-        available = np.concatenate((self.free, self.free[releases.owner] + releases.freed))
-        room = np.concatenate((np.clip(available // self.need, 0, longest), np.full(len(peers), longest)))
-        order = np.argsort(owner, kind="stable")
-        ends = owner[order] * longest + room[order]
-        waits = np.repeat(delay[order], np.diff(ends, prepend=0)).reshape(len(peers), longest)
-        waits[~self.usable] = np.inf
-        return waits
-
-
 class RouteFinder:
     """The router over one snapshot: build it once per snapshot, ask it for every request.
 
@@ -178,7 +75,7 @@ class RouteFinder:
             dtype=np.float64,
         ).reshape(len(costs), 5)
         self._free = np.array([peer.kv_tokens_free for peer in self.peers], dtype=np.int64)
-        self._releases = _Releases.of(swarm, self.peers)
+        self._releases = Releases.of(swarm, self.peers)
         self._linked: tuple[Callable[[PeerId, PeerId], float], FloatArray, Lattice] | None = None
 
     def cheapest_route(
@@ -198,15 +95,15 @@ class RouteFinder:
         if (rtt[usable] < 0).any() or np.isinf(rtt[usable]).any():
             raise ValueError("client_rtt_seconds must be finite and >= 0")
         free = np.where(usable, self._free, 0)
-        room = _SnapshotRoom(request.kv_tokens_per_block, free, usable, self._releases)
+        rooms = SnapshotRooms(request.kv_tokens_per_block, free, usable, self._releases)
         rtt = np.where(usable, rtt, 0.0)
         costs = self._push_costs(request, rtt, peer_rtt_seconds) if push else self._hub_costs(request, rtt)
         search = ChainSearch(self._spans, costs)
-        choice = search.cheapest(room)
-        if choice is None:
-            raise self._no_route(search, room)
-        hops = tuple(Hop(self.peers[j].id, blocks) for j, blocks in choice.chain)
-        return Route(hops, choice.cost_seconds, choice.wait_seconds)
+        found = search.cheapest(rooms)
+        if found is None:
+            raise self._no_route(search, rooms)
+        hops = tuple(Hop(self.peers[j].id, blocks) for j, blocks in found.chain)
+        return Route(hops, found.cost_seconds, found.wait_seconds)
 
     def _per_block_seconds(self, request: RequestSpec) -> FloatArray:
         """tau^I_j + (l_max - 1) tau_j, (n,)."""
@@ -251,12 +148,12 @@ class RouteFinder:
             matrix[i, j] = peer_rtt_seconds(ids[i], ids[j])
         return matrix
 
-    def _no_route(self, search: ChainSearch, room: _SnapshotRoom) -> NoRouteError:
-        missing = ~self._hosted(room.usable)
-        full = ~missing & ~self._hosted(room.blocks_within(_INFINITY) > 0)
+    def _no_route(self, search: ChainSearch, rooms: SnapshotRooms) -> NoRouteError:
+        missing = ~self._hosted(rooms.usable)
+        full = ~missing & ~self._hosted(rooms.blocks_within(_INFINITY) > 0)
         retry_seconds = _INFINITY
-        if not missing.any() and self._fits_when_empty(search, room):
-            retry_seconds = self._last_release_seconds(full, room)
+        if not missing.any() and self._fits_when_empty(search, rooms):
+            retry_seconds = self._last_release_seconds(full, rooms)
         blocks, unroomy = (tuple(int(block) for block in np.flatnonzero(which)) for which in (missing, full))
         return NoRouteError(blocks, unroomy, retry_seconds)
 
@@ -267,17 +164,17 @@ class RouteFinder:
             hosted[self._spans.start[j] : self._spans.stop[j]] = True
         return hosted
 
-    def _fits_when_empty(self, search: ChainSearch, room: _SnapshotRoom) -> bool:
+    def _fits_when_empty(self, search: ChainSearch, rooms: SnapshotRooms) -> bool:
         total = np.array([peer.kv_tokens_total for peer in self.peers], dtype=np.int64)
-        empty = replace(room, free=np.where(room.usable, total, 0))
+        empty = replace(rooms, free=np.where(rooms.usable, total, 0))
         return search.cheapest(empty) is not None
 
-    def _last_release_seconds(self, full: BoolArray, room: _SnapshotRoom) -> float:
+    def _last_release_seconds(self, full: BoolArray, rooms: SnapshotRooms) -> float:
         """When every full block has a host whose announced releases are all due; 0 if none is announced."""
         last = np.zeros(len(self.peers))
-        np.maximum.at(last, room.releases.owner, room.releases.delay)
+        np.maximum.at(last, rooms.releases.owner, rooms.releases.delay)
         soonest = np.where(full, np.inf, 0.0)
-        for j in np.flatnonzero(room.usable):
+        for j in np.flatnonzero(rooms.usable):
             hosted = slice(self._spans.start[j], self._spans.stop[j])
             soonest[hosted] = np.minimum(soonest[hosted], last[j])
         return float(soonest.max())

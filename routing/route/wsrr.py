@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from ..hops import ChainResult, Edges, HopGraph
 from ..perf import Segment
+from ..releases import wait_for_room
 
 _INFINITY = float("inf")
 
@@ -76,14 +77,7 @@ class Ledger:
 
     def wait(self, peer: int, units: int, now_seconds: float) -> float:
         """W_ij: release sessions in order of their end until `units` are free; infinite beyond S_j."""
-        free = self.free(peer)
-        if free >= units:
-            return 0.0
-        for end, released in self._booked[peer]:
-            free += released
-            if free >= units:
-                return end - now_seconds
-        return _INFINITY
+        return wait_for_room(units, self.free(peer), self._booked[peer], now_seconds)
 
     def waits(self, peer: int, most: int, now_seconds: float, units_per_block: int = 1) -> list[float]:
         """`wait` for 0, 1, ..., `most` blocks."""

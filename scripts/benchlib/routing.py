@@ -20,7 +20,8 @@ from blockswarm.routing.papers.milp import NoSolutionError, solve_bprr
 from blockswarm.routing.perf import PerfModel
 from blockswarm.routing.place import cgbp
 from blockswarm.routing.place import rule as replan
-from blockswarm.routing.route.router import RouteFinder, RttTable
+from blockswarm.routing.route.router import RouteFinder
+from blockswarm.routing.rtt import RttTable
 from blockswarm.routing.sim.runs.policies import prepare
 from blockswarm.routing.sim.runs.published import no_progress
 from blockswarm.routing.sim.studies.compare import run_policy

@@ -13,7 +13,9 @@ from ...chains import FastestFreeChain, cgbp_chains
 from ...papers.instances import Instance
 from ...perf import IntArray, PerfModel
 from ...place.cgbp import CgbpPlan
-from ...route.search import ChainSearch, HubCosts, Spans
+from ...route.costs import HubCosts
+from ...route.lattice import Spans
+from ...route.search import ChainSearch
 from ...route.wsrr import Ledger
 from ..kernel import Kernel
 from .fifo import FifoSwarm, Job, Plan
@@ -21,8 +23,8 @@ from .published import NeverRunsError, Progress, RequestResult, result_of
 from .push import PushTimes
 
 
-class LedgerRoom:
-    """A ledger as the chain search sees it, for requests that take some units per block."""
+class LedgerRooms:
+    """A ledger's peers as the chain search sees them (`PeerRooms`), for requests of some units per block."""
 
     def __init__(self, ledger: Ledger, now_seconds: float, units_per_block: int, everything: IntArray) -> None:
         self._ledger = ledger
@@ -71,7 +73,7 @@ class ExactRouting:
         }
 
     def __call__(self, job: Job, ledger: Ledger, now_seconds: float, kept: frozenset[int]) -> Plan:
-        room = LedgerRoom(ledger, now_seconds, job.units_per_block, self._everything[job.kind])
+        room = LedgerRooms(ledger, now_seconds, job.units_per_block, self._everything[job.kind])
         choice = self._searches[job.kind, job.client].cheapest(room)
         if choice is None:
             raise NeverRunsError

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...perf import FloatArray, PerfModel, Segment
-from ...route.search import Lattice, PushCosts, Spans
+from ...route.costs import PushCosts
+from ...route.lattice import Lattice, Spans
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,15 @@ from ...papers.instances import Instance, InstanceError
 from ...perf import FloatArray, IntArray, PerfModel, Segment
 from ...place.cgbp import CgbpPlan
 from ...place.rule import PlanningView, ReplanPolicy, joining_move
-from ...route.search import ChainSearch, Choice, HubCosts, Spans
+from ...route.costs import HubCosts
+from ...route.lattice import Spans
+from ...route.search import ChainSearch, FoundChain
 from ...route.wsrr import Ledger
 from ...swarm import BlockRange, ComputeCost, PeerId, PeerSpec
 from ..kernel import Kernel
 from ..worlds.churn_table import ChurnEvent, Kind
 from .fifo import FifoSwarm, Job, Plan
-from .product import LedgerRoom, jobs_of
+from .product import LedgerRooms, jobs_of
 from .progress import Prefill, Speeds, Stage, Work
 from .published import NeverRunsError, Progress, RequestResult, result_of
 
@@ -301,7 +303,7 @@ class ChurnRun:
 
     def _route(self, job: Job, ledger: Ledger, now_seconds: float, kept: frozenset[int]) -> Plan | None:
         everything = np.array(ledger.units, dtype=np.int64) // job.units_per_block
-        room = LedgerRoom(ledger, now_seconds, job.units_per_block, everything)
+        room = LedgerRooms(ledger, now_seconds, job.units_per_block, everything)
         request = self._requests.get(job.number)
         if request is None:
             choice = self._search(job).cheapest(room)
@@ -321,7 +323,7 @@ class ChurnRun:
             self._searches[key] = ChainSearch(self._spans, HubCosts(visit, per_block))
         return self._searches[key]
 
-    def _resumption(self, job: Job, request: _Request, room: LedgerRoom, kept: frozenset[int]) -> Plan | None:
+    def _resumption(self, job: Job, request: _Request, room: LedgerRooms, kept: frozenset[int]) -> Plan | None:
         """The chain of an interrupted request: the hops that it kept and the gaps filled, else one all anew."""
         work, model = request.work, self._kinds[job.kind].model
         tokens = self._churn.prompt_tokens[job.kind] + model.new_tokens - 1 - work.whole_steps
@@ -437,7 +439,7 @@ def _expanded(instance: Instance, origin: IntArray) -> Instance:
 
 
 def _fill_gaps(
-    spans: Spans, costs: HubCosts, room: LedgerRoom, kept: Sequence[Segment]
+    spans: Spans, costs: HubCosts, room: LedgerRooms, kept: Sequence[Segment]
 ) -> tuple[tuple[Segment, ...], float] | None:
     """The chain made of the kept hops and the cheapest hops for every gap between them, and the largest wait.
 
@@ -463,7 +465,9 @@ def _fill_gaps(
     return tuple(chain), wait
 
 
-def _cheapest_over(spans: Spans, costs: HubCosts, room: LedgerRoom, gap: BlockRange, used: set[int]) -> Choice | None:
+def _cheapest_over(
+    spans: Spans, costs: HubCosts, room: LedgerRooms, gap: BlockRange, used: set[int]
+) -> FoundChain | None:
     """The cheapest chain over a part of the model without some peers."""
     start, stop = (np.clip(ends, gap.start, gap.stop) - gap.start for ends in (spans.start, spans.stop))
     stop[list(used)] = start[list(used)]
@@ -471,4 +475,4 @@ def _cheapest_over(spans: Spans, costs: HubCosts, room: LedgerRoom, gap: BlockRa
     if choice is None:
         return None
     chain = tuple((j, BlockRange(blocks.start + gap.start, blocks.stop + gap.start)) for j, blocks in choice.chain)
-    return Choice(chain, choice.cost_seconds, choice.wait_seconds)
+    return FoundChain(chain, choice.cost_seconds, choice.wait_seconds)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
-from blockswarm.routing.route.router import NoRouteError, RouteFinder, RttTable, cheapest_route
+from blockswarm.routing.route.router import NoRouteError, RouteFinder, cheapest_route
+from blockswarm.routing.rtt import RttTable
 from blockswarm.routing.swarm import (
     BlockRange,
     ComputeCost,
@@ -238,17 +239,6 @@ def test_push_follows_the_short_links_and_hub_the_near_peers() -> None:
     ask = {"client_rtt_seconds": near, "peer_rtt_seconds": lambda a, b: rtt.get((a, b), 1.0)}
     assert route_of(swarm, push=True, **ask) == ["a", "c"]
     assert route_of(swarm, push=False, **ask) == ["a", "b"]
-
-
-def test_the_rtt_table_prefers_measurements_and_falls_back_to_coordinates() -> None:
-    near, far = Coordinate((0.0, 0.0), 0.01), Coordinate((0.3, 0.4), 0.02)
-    peers = (peer("a", 0, 4, coordinate=near), peer("b", 0, 4, coordinate=far), peer("c", 0, 4))
-    a, b, c = (p.id for p in peers)
-    swarm = Swarm(ModelSpec(4, 1.0, 1.0), peers, rtt_seconds={(a, c): 0.7})
-    table = RttTable(swarm, unknown_seconds=0.2)
-    assert table(a, b) == pytest.approx(near.rtt_seconds(far))
-    assert (table(a, c), table(c, a), table(b, c)) == (0.7, 0.7, 0.2)
-    assert table.matrix([b, a])[0, 1] == table(b, a)
 
 
 def test_the_table_and_a_plain_callable_give_the_same_route() -> None:

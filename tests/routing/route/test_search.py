@@ -9,7 +9,9 @@ from functools import cache
 import numpy as np
 import pytest
 from blockswarm.routing.perf import FloatArray, IntArray
-from blockswarm.routing.route.search import ChainSearch, HubCosts, Lattice, PushCosts, Spans
+from blockswarm.routing.route.costs import HubCosts, PushCosts
+from blockswarm.routing.route.lattice import Lattice, Spans
+from blockswarm.routing.route.search import ChainSearch
 from blockswarm.routing.swarm import BlockRange
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -7,9 +7,11 @@ import itertools
 import numpy as np
 import pytest
 from blockswarm.routing.hops import HopGraph
-from blockswarm.routing.route.search import ChainSearch, HubCosts, Spans
+from blockswarm.routing.route.costs import HubCosts
+from blockswarm.routing.route.lattice import Spans
+from blockswarm.routing.route.search import ChainSearch
 from blockswarm.routing.route.wsrr import Ledger, WaitingRouter, retry_wait_seconds
-from blockswarm.routing.sim.runs.product import LedgerRoom
+from blockswarm.routing.sim.runs.product import LedgerRooms
 from blockswarm.routing.swarm import BlockRange
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -48,7 +50,9 @@ def test_the_product_router_is_never_worse_and_wsrr_bounds_its_own_optimum(
     assert (relaxed is None) == (optimal is None)
     costs = HubCosts(np.array(visit), np.array(per_block))
     everything = np.array(ledger.units)
-    ours = ChainSearch(Spans.of(graph.num_blocks, graph.ranges), costs).cheapest(LedgerRoom(ledger, 0.0, 1, everything))
+    ours = ChainSearch(Spans.of(graph.num_blocks, graph.ranges), costs).cheapest(
+        LedgerRooms(ledger, 0.0, 1, everything)
+    )
     if relaxed is None or optimal is None:
         return
     assert ours is not None

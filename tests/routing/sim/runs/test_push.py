@@ -11,7 +11,7 @@ import pytest
 from blockswarm.routing.papers.instances import load_instance
 from blockswarm.routing.perf import PerfModel, Segment
 from blockswarm.routing.place.cgbp import place
-from blockswarm.routing.route.search import Spans
+from blockswarm.routing.route.lattice import Spans
 from blockswarm.routing.sim.runs.policies import MissingFieldError, prepare
 from blockswarm.routing.sim.runs.published import no_progress
 from blockswarm.routing.sim.runs.push import PushTimes
