@@ -19,13 +19,15 @@ import torch
 from blockswarm.peer.engine.blocks.selfcheck import check_family
 from blockswarm.peer.engine.blocks.stage import RowSlice, Stage
 from blockswarm.peer.engine.load import load_packed_stage
+from blockswarm.peer.engine.weights.choose import int8_form
 from blockswarm.peer.engine.weights.quantize import Packing, pack_block, shared_inputs
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.proto.model.family import find_blocks
 from blockswarm.routing.swarm import BlockRange
 from transformers import AutoModelForCausalLM, DynamicCache
 
-FORMS = (Packing.PLAIN, Packing.PREPACKED, Packing.INT8)
+FORMS = (Packing.PLAIN, Packing.PREPACKED, int8_form(columns=1024))
+"""Of int8 the form that this processor computes right."""
 DEMO_MODEL = Path(__file__).parent.parent / "demo_model"
 _COPY_BYTES = 256 << 20
 

@@ -28,15 +28,22 @@ from ....proto.wire.precision import QUANTIZATIONS
 from ....proto.wire.tensors import DTYPES
 from ..blocks.selfcheck import TOLERANCE
 from ..device import CPU
-from .packed import int8_weight
+from .packed import PackedMatrix, int8_weight
 from .packed_gpu import check_bitsandbytes
 from .quantize import Packing, pack_block, shared_inputs
 
-MAX_INT8_ERROR = 1e-3
-"""Of an int8 product against the exact product with the same int8 weights, relative, in the norm."""
-MAX_INT4_ERROR = 0.15
-"""Of a 4-bit product against float32. Rounding to 16 levels costs 0.08 to 0.10 where weights are normally
-distributed; beyond this something else is wrong."""
+MAX_ERRORS: Mapping[Packing, float] = {
+    Packing.INT8: 1e-3,
+    Packing.INT8_REDUCED: 4e-3,
+    Packing.INT4: 0.15,
+}
+"""The largest `relative_error` with which a form that rounds is right.
+
+int8: the rounding of the activations alone. In exact arithmetic 4e-5 to 3.3e-4 for 32 to 28,672 columns, and four times
+that with the reduced range, which has one bit less in each of its two rows. Sums that saturate cost 0.25 to 0.5.
+int4: rounding the weights to 16 levels costs 0.08 to 0.10 where they are normally distributed."""
+MAX_PREPACKED_ERROR = 1e-5
+"""The largest `relative_error` of a form that keeps the numbers, unless the plain product has half as much."""
 
 DECODE_ROWS = (1, 8)
 """The numbers of rows whose time decides: a session alone, and a well-used peer."""
@@ -50,6 +57,11 @@ _REPEATS = 5
 
 
 _Multiply = Callable[[torch.Tensor], torch.Tensor]
+Pack = Callable[[Packing, Sequence[torch.Tensor]], PackedMatrix]
+"""As `Packing.pack`."""
+
+INT8_FORMS = (Packing.INT8, Packing.INT8_REDUCED)
+"""The forms of int8 on a CPU, the more exact first."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ class Trial:
     seconds: Mapping[int, float]
     """Number of rows -> time of one product."""
     relative_error: float
-    """Against what the form can at best compute; infinite if this torch or processor cannot compute it at all."""
+    """See `relative_error`."""
 
     @property
     def typical_seconds(self) -> float:
@@ -107,13 +119,16 @@ def choose_packing(quantize: str, trials: Mapping[Packing, Trial]) -> Choice:
     """
     _check_choice(quantize)
     if quantize == "int4":
-        return _accurate(quantize, trials, [Packing.INT4], MAX_INT4_ERROR)
+        return _accurate(quantize, trials, [Packing.INT4])
     if quantize == "int8":
-        return _accurate(quantize, trials, [Packing.INT8, Packing.INT8_REDUCED], MAX_INT8_ERROR)
+        return _accurate(quantize, trials, INT8_FORMS)
     plain, prepacked = trials[Packing.PLAIN], trials.get(Packing.PREPACKED)
     choice = Choice(Packing.PLAIN, "weights stay as they are, the fastest form of their numbers here")
     fastest = plain
-    if prepacked is not None and prepacked.typical_seconds < plain.typical_seconds:
+    keeps_numbers = prepacked is not None and prepacked.relative_error <= max(
+        MAX_PREPACKED_ERROR, 2 * plain.relative_error
+    )
+    if prepacked is not None and keeps_numbers and prepacked.typical_seconds < plain.typical_seconds:
         gain = plain.typical_seconds / prepacked.typical_seconds
         choice = Choice(Packing.PREPACKED, f"weights are packed for this processor, {gain:.1f}x as fast")
         fastest = prepacked
@@ -163,9 +178,11 @@ def _cannot_be_packed(config: PreTrainedConfig, reason: str) -> UnsupportedModel
 
 
 @torch.inference_mode()
-def try_packings(outputs: int, columns: int, dtype: torch.dtype, packings: Sequence[Packing]) -> dict[Packing, Trial]:
-    """Time and check products with a random weight (outputs, columns), of which only so many outputs are tried that it
-    takes a fraction of a second.
+def try_packings(
+    outputs: int, columns: int, dtype: torch.dtype, packings: Sequence[Packing], pack: Pack = Packing.pack
+) -> dict[Packing, Trial]:
+    """Time and check products with a random weight (outputs, columns); few enough of the outputs are tried for it to
+    take a fraction of a second.
 
     The forms take turns, so that what else the machine does meets all alike. Several copies of the weight are read
     one after the other, as a stage reads its blocks, so that none is found in a cache where it will not be.
@@ -173,9 +190,9 @@ def try_packings(outputs: int, columns: int, dtype: torch.dtype, packings: Seque
     generator = torch.Generator().manual_seed(0)
     outputs = max(_FEWEST_OUTPUTS, min(outputs, _MAX_ELEMENTS // columns))
     weight = torch.empty(outputs, columns).uniform_(-1, 1, generator=generator).to(dtype)
-    errors = {packing: _relative_error(packing, columns) for packing in packings}
+    errors = {packing: relative_error(packing, columns, dtype, pack) for packing in packings}
     multipliers = {
-        packing: [_multiplier(packing, weight.clone()) for _ in range(_COPIES)]
+        packing: [_multiplier(packing, weight.clone(), pack) for _ in range(_COPIES)]
         for packing in packings
         if math.isfinite(errors[packing])
     }
@@ -186,11 +203,11 @@ def try_packings(outputs: int, columns: int, dtype: torch.dtype, packings: Seque
     }
 
 
-def _accurate(quantize: str, trials: Mapping[Packing, Trial], packings: Sequence[Packing], limit: float) -> Choice:
+def _accurate(quantize: str, trials: Mapping[Packing, Trial], packings: Sequence[Packing]) -> Choice:
     """The first of `packings` whose products are right."""
     for packing in packings:
         trial = trials.get(packing)
-        if trial is not None and trial.relative_error <= limit:
+        if trial is not None and trial.relative_error <= MAX_ERRORS[packing]:
             return Choice(packing, f"{packing.value} weights{_compared(trial, trials[Packing.PLAIN])}")
     raise UsageError(
         f"this machine cannot compute with {quantize} weights: its products are wrong or missing in this torch",
@@ -229,17 +246,21 @@ def _cached_trials(outputs: int, columns: int, dtype: str, quantize: str, thread
     """`threads` is part of the question: packed and plain products gain differently from them."""
     wanted = {
         "none": [Packing.PREPACKED],
-        "auto": [Packing.PREPACKED, _int8_of_this_machine(columns)],
-        "int8": [_int8_of_this_machine(columns)],
+        "auto": [Packing.PREPACKED, int8_form(columns)],
+        "int8": [int8_form(columns)],
         "int4": [Packing.INT4],
     }
     possible = [packing for packing in wanted[quantize] if packing.fits(outputs, columns)]
     return try_packings(outputs, columns, DTYPES[dtype], [Packing.PLAIN, *possible])
 
 
-def _int8_of_this_machine(columns: int) -> Packing:
-    """With all bits of the activations if their products are right."""
-    return Packing.INT8 if _relative_error(Packing.INT8, columns) <= MAX_INT8_ERROR else Packing.INT8_REDUCED
+def int8_form(columns: int) -> Packing:
+    """The int8 form of this processor: with all bits of the activations where their products are right.
+
+    Where neither form's are, `choose_packing` refuses the one that is returned.
+    """
+    full, reduced = INT8_FORMS
+    return full if relative_error(full, columns) <= MAX_ERRORS[full] else reduced
 
 
 def _largest_matrix(checkpoint: Checkpoint) -> tuple[int, int]:
@@ -268,27 +289,34 @@ def _time(
     }
 
 
-def _multiplier(packing: Packing, weight: torch.Tensor) -> _Multiply:
+def _multiplier(packing: Packing, weight: torch.Tensor, pack: Pack) -> _Multiply:
     if packing is Packing.PLAIN:
         return lambda rows: torch.nn.functional.linear(rows, weight)
-    return packing.pack([weight]).multiply
+    return pack(packing, [weight]).multiply
 
 
 @torch.inference_mode()
-def _relative_error(packing: Packing, columns: int) -> float:
-    """Of float32 rows, in the norm: for rows with outliers, and for values at the ends of their ranges, whose sums
-    overflow where a processor adds in 16 bits. The larger of the two; infinite if this torch or processor cannot."""
-    if packing is Packing.PLAIN:
-        return 0.0
+def relative_error(
+    packing: Packing, columns: int, dtype: torch.dtype = torch.float32, pack: Pack = Packing.pack
+) -> float:
+    """How far this processor's products in a form are from the best that the form can give, relative, in the norm.
+
+    Infinite if this torch or processor cannot compute it. The larger of two: for rows with outliers, and for values at
+    the ends of their ranges, whose sums overflow where a processor adds in 16 bits. The rows are float32, but those of
+    forms that keep the numbers are in `dtype`, which decides whether there is a kernel.
+    """
+    if packing.saves_memory:
+        dtype = torch.float32  # the others' error would be hidden behind the rounding to 16 bits
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(_ACCURACY_OUTPUTS, columns, generator=generator)
     rows = torch.randn(_ACCURACY_ROWS, columns, generator=generator)
     rows[:, :: max(1, columns // 4)] *= 20
     signs = weight.sign()
     errors = []
-    for case_weight, case_rows in ((weight, rows), (signs, signs[:_ACCURACY_ROWS])):
+    for case in ((weight, rows), (signs, signs[:_ACCURACY_ROWS])):
+        case_weight, case_rows = (values.to(dtype) for values in case)
         try:
-            found = packing.pack([case_weight]).multiply(case_rows).double()
+            found = _multiplier(packing, case_weight, pack)(case_rows).double()
         except (RuntimeError, AttributeError):  # an operator that is not there, or has no kernel for this processor
             return math.inf
         exact = case_rows.double() @ _held_values(packing, case_weight).T
@@ -298,7 +326,7 @@ def _relative_error(packing: Packing, columns: int) -> float:
 
 def _held_values(packing: Packing, weight: torch.Tensor) -> torch.Tensor:
     """The weight in float64 as the packed matrix holds it, where that is what its products are measured against."""
-    if packing not in (Packing.INT8, Packing.INT8_REDUCED):
+    if packing not in INT8_FORMS:
         return weight.double()
     values, scales = int8_weight(weight)
     return values.double() * scales.double()[:, None]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from blockswarm.peer.engine.blocks.stage import Route, RowSlice, Stage, StageView, load_stage
 from blockswarm.peer.engine.load import load_engine, load_packed_stage
+from blockswarm.peer.engine.weights.choose import int8_form
 from blockswarm.peer.engine.weights.quantize import PackedLinear, Packing
 from blockswarm.proto.errors import UsageError
 from blockswarm.proto.model.checkpoint import open_checkpoint
@@ -58,7 +59,7 @@ def test_a_stage_loaded_block_by_block_equals_one_loaded_at_once(name: str, tmp_
 def test_with_int8_a_rows_result_is_the_same_bits_in_every_step(name: str, tmp_path: Path) -> None:
     """All of a block, not only its products: decoding alone, and among others in any number and order."""
     write_tiny_checkpoint(name, tmp_path)
-    stage = packed_stage(tmp_path, Packing.INT8, Route.PACKED)
+    stage = packed_stage(tmp_path, int8_form(64), Route.PACKED)
     view = stage.view(BLOCKS)
     for count in (2, 8, 19):
         prompts = [random_hidden(1 + (7 * seed) % 40, seed) for seed in range(count)]
