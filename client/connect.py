@@ -12,7 +12,8 @@ from ..proto.directory.records import SwarmKey
 from ..proto.errors import SessionLost, UsageError
 from ..proto.identity import Identity
 from ..proto.model.checkpoint import Checkpoint
-from ..proto.network.transport import Dialer, PeerAddress
+from ..proto.network.address import PeerAddress
+from ..proto.network.transport import Dialer
 from ..proto.wire.precision import at_least
 from ..proto.wire.steps import StepPlan
 from ..proto.wire.tensors import WireFormat

@@ -124,7 +124,7 @@ def peer(
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from ..proto.errors import SwarmError, UsageError, one_line
-    from ..proto.network.transport import PeerAddress
+    from ..proto.network.address import PeerAddress
     from .config import BlockRequest, PeerConfig
 
     try:

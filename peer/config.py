@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..proto.errors import UsageError
-from ..proto.network.transport import PeerAddress, check_target
+from ..proto.network.address import HostPort, PeerAddress
 from ..proto.wire.precision import QUANTIZATIONS
 from ..routing.swarm import BlockRange
 
@@ -81,7 +81,7 @@ class PeerConfig:
 
     def __post_init__(self) -> None:
         for target in self.announce:
-            check_target(target)
+            HostPort.parse(target)
         ports = (("--port", self.port), ("--dht-port", self.dht_port), ("--metrics-port", self.metrics_port or 0))
         for name, port in ports:
             if not 0 <= port < 65536:
@@ -113,12 +113,12 @@ class PeerConfig:
         """The host:port strings to announce when the peer listens on `port`."""
         if self.announce:
             return self.announce
-        return tuple(f"{host}:{port}" for host in announced_hosts(self.host))
+        return tuple(str(HostPort.of(host, port)) for host in announced_hosts(self.host))
 
 
 def announced_hosts(host: str) -> Sequence[str]:
     """The hosts to announce for a host to listen on: itself, or the machine's own addresses for "any"."""
-    if host not in ("0.0.0.0", "[::]"):
+    if host not in ("0.0.0.0", "::", "[::]"):
         return [host]
     import socket
 

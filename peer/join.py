@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from ..proto import swarm_pb2 as pb
 from ..proto.directory.records import SwarmKey
 from ..proto.errors import AuthenticationError, ModelMismatch, PeerUnavailable, WrongKey, WrongSwarm
-from ..proto.network.transport import Dialer, PeerAddress, ping
+from ..proto.network.address import HostPort, PeerAddress
+from ..proto.network.transport import Dialer, ping
 from .config import PeerConfig
 
 if TYPE_CHECKING:
@@ -32,8 +33,11 @@ async def joined(
     directory = await HivemindDirectory.start(
         config.identity_path,
         initial,
-        [f"/ip4/{config.host}/tcp/{config.dht_port}"],
+        [HostPort.of(config.host, config.dht_port).multiaddress],
         swarm_key,
+        announce_maddrs=[
+            HostPort(HostPort.parse(target).host, config.dht_port).multiaddress for target in config.announce
+        ],
     )
     try:
         yield directory

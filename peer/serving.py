@@ -16,7 +16,8 @@ from ..proto.directory.records import PeerRecord, SwarmKey
 from ..proto.errors import SwarmError
 from ..proto.identity import Identity
 from ..proto.model.checkpoint import Checkpoint
-from ..proto.network.transport import Dialer, PeerAddress, serve
+from ..proto.network.address import PeerAddress
+from ..proto.network.transport import Dialer, serve
 from ..proto.wire.handshake import PROTOCOL_VERSION, HelloChecker
 from ..routing.admit.table import SessionTable
 from ..routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState

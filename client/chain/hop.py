@@ -13,7 +13,8 @@ from google.protobuf.message import DecodeError
 
 from ...proto import swarm_pb2 as pb
 from ...proto.errors import DeadlineExceeded, PushFailed, RemoteProtocolError, SessionLost, SwarmError, from_wire
-from ...proto.network.transport import PeerAddress, PeerStub, translated_grpc_errors
+from ...proto.network.address import Reach
+from ...proto.network.transport import PeerStub, translated_grpc_errors
 from ...proto.wire.frames import CREDITS, Rebuild, StepReader, WireStep, encode_rebuild, encode_step
 from ...proto.wire.prefixes import Digests, encode_prefixes
 from ...routing.swarm import BlockRange, PeerId
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 class HopChoice:
     """A peer that the router chose, with all that is needed to reach it."""
 
-    address: PeerAddress
+    address: Reach
     blocks: BlockRange
     record: bytes
     """Its signed record, from which its predecessor takes the address."""

@@ -283,13 +283,13 @@ def ping(
 ) -> None:
     """Measure round trips and clocks, and show what peers have done since they started."""
     with _reported_errors(verbose):
-        from ...proto.network.transport import PeerAddress
+        from ...proto.network.address import PeerAddress, Reach
         from .survey import model_name, peer_addresses, take_pulses
         from .terminal import spinner
 
         with spinner("pinging") as turning:
             if "@" in target and not Path(target).is_dir():
-                addresses: tuple[PeerAddress, ...] = (PeerAddress.parse(target),)
+                addresses: tuple[Reach, ...] = (PeerAddress.parse(target),)
             else:
                 options = _options(initial_peers, swarm_key, identity, False, revision)
                 turning.say("opening the model")
@@ -345,7 +345,7 @@ def _options(
     """`session`: the fields of SwarmOptions that are about sessions."""
     from ...proto.directory.records import SwarmKey
     from ...proto.errors import UsageError
-    from ...proto.network.transport import PeerAddress
+    from ...proto.network.address import PeerAddress
     from .options import SwarmOptions
 
     if not initial_peers:

@@ -12,7 +12,7 @@ from ..config import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from ...proto.directory.records import SwarmKey
-    from ...proto.network.transport import PeerAddress
+    from ...proto.network.address import PeerAddress
 
 
 @dataclass(frozen=True)

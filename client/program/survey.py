@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from ...proto import swarm_pb2 as pb
 from ...proto.directory.records import SignedRecord
 from ...proto.identity import Identity
-from ...proto.network.transport import Dialer, PeerAddress, ping
+from ...proto.network.address import Reach
+from ...proto.network.transport import Dialer, ping
 from ...proto.wire.timing import RECORD_LIFETIME_SECONDS
 from ...routing.swarm import BlockRange, PeerId, RequestSpec
 from ..chain.hop import HopChoice
@@ -185,7 +186,7 @@ def predict(chain: Sequence[HopChoice], view: SwarmView, router: ViewRouter, pus
     return Forecast(tuple(hops), rtts[before] / 2 if before is not None else 0.0)
 
 
-async def take_pulses(addresses: Sequence[PeerAddress]) -> tuple[Pulse, ...]:
+async def take_pulses(addresses: Sequence[Reach]) -> tuple[Pulse, ...]:
     """Ping peers a few times each. Raises SwarmError if one does not answer."""
     dialer = Dialer()
     try:
@@ -194,7 +195,7 @@ async def take_pulses(addresses: Sequence[PeerAddress]) -> tuple[Pulse, ...]:
         await dialer.close()
 
 
-async def _take_pulse(dialer: Dialer, address: PeerAddress) -> Pulse:
+async def _take_pulse(dialer: Dialer, address: Reach) -> Pulse:
     stub = dialer.stub(address)
     await ping(stub, address, PING_SECONDS)  # pays for the connection
     answers = [await ping(stub, address, PING_SECONDS) for _ in range(PINGS)]
@@ -203,7 +204,7 @@ async def _take_pulse(dialer: Dialer, address: PeerAddress) -> Pulse:
     return Pulse(str(address), printable(status.model_name), printable(status.model_digest), rtts, offset, status)
 
 
-async def peer_addresses(model: ModelName, options: SwarmOptions) -> tuple[PeerAddress, ...]:
+async def peer_addresses(model: ModelName, options: SwarmOptions) -> tuple[Reach, ...]:
     """Where the peers of a model answer. Raises SwarmError."""
     async with looking_at(model, options) as view:
         return tuple(known.address for _, known in sorted(view.peers.items()))

@@ -13,7 +13,8 @@ from ...proto.directory.directory import LookupCall, LookupDirectory
 from ...proto.directory.records import PeerRecord, SignedRecord, SwarmKey, open_peer_record, swarm_key_name
 from ...proto.errors import ClockSkew, ModelMismatch, PeerBusy, PeerUnavailable, SwarmError
 from ...proto.identity import Identity
-from ...proto.network.transport import Dialer, PeerAddress, addresses_of, ping, translated_grpc_errors
+from ...proto.network.address import PeerAddress, Reach, reaches_of
+from ...proto.network.transport import Dialer, ping, translated_grpc_errors
 from ...proto.wire.handshake import SESSION_ID_BYTES, sign_hello
 from ...proto.wire.timing import HELLO_CLOCK_SKEW_SECONDS
 from ...routing.swarm import KvRelease, ModelSpec, PeerId, PeerSpec, PeerState, Swarm
@@ -36,7 +37,7 @@ class KnownPeer:
     record: PeerRecord
     encoded: bytes
     """The signed record, as a predecessor needs it."""
-    address: PeerAddress
+    address: Reach
     rtt_seconds: float
     clock_offset_seconds: float
     """Its clock minus ours."""
@@ -185,7 +186,7 @@ class SwarmView:
     async def _meet(self, limit: asyncio.Semaphore, record: PeerRecord, signed: SignedRecord) -> KnownPeer | None:
         """Ping a peer at its addresses until one answers; None if none does."""
         old = self.peers.get(record.spec.id)
-        for address in addresses_of(record.spec.id, record.addresses):
+        for address in reaches_of(record):
             try:
                 async with limit:
                     status, rtt, offset = await ping(self._dialer.stub(address), address, PING_SECONDS)
@@ -207,7 +208,7 @@ class SwarmView:
         self._lookups.clear()
         self._lookups.update({str(address): self._lookup_call(address) for address in chosen})
 
-    def _lookup_call(self, address: PeerAddress) -> LookupCall:
+    def _lookup_call(self, address: Reach) -> LookupCall:
         async def call(name: str) -> Sequence[bytes]:
             # Also without a key: the peers of a private swarm then say what is missing.
             hello = sign_hello(self._identity, address.peer, bytes(SESSION_ID_BYTES), self._clock(), self._swarm_key)

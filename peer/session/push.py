@@ -9,7 +9,8 @@ import grpc
 
 from ...proto import swarm_pb2 as pb
 from ...proto.errors import PushFailed, SwarmError, from_wire
-from ...proto.network.transport import Dialer, PeerAddress, translated_grpc_errors
+from ...proto.network.address import Reach
+from ...proto.network.transport import Dialer, translated_grpc_errors
 from ...proto.wire.frames import WireStep, encode_step
 
 CONNECT_SECONDS = 10.0
@@ -21,7 +22,7 @@ class PushLink:
     def __init__(
         self,
         dialer: Dialer,
-        addresses: Sequence[PeerAddress],
+        addresses: Sequence[Reach],
         sign_hello: Callable[[], pb.Signed],
         on_broken: Callable[[PushFailed], None],
     ) -> None:

@@ -31,7 +31,8 @@ from ...proto.errors import (
     to_wire,
 )
 from ...proto.identity import Identity
-from ...proto.network.transport import ERROR_CODE_KEY, Dialer, Handlers, PeerAddress, addresses_of
+from ...proto.network.address import Reach, reaches_of
+from ...proto.network.transport import ERROR_CODE_KEY, Dialer, Handlers
 from ...proto.wire.frames import CREDITS, StepReader
 from ...proto.wire.handshake import PROTOCOL_VERSION, Grant, HelloChecker, check_capability, sign_hello
 from ...proto.wire.prefixes import Digests, decode_prefixes
@@ -281,14 +282,14 @@ class PeerService:
 
         return PushLink(parts.dialer, addresses, hello, broken)
 
-    def _addresses_in(self, encoded: bytes, successor: PeerId) -> tuple[PeerAddress, ...]:
+    def _addresses_in(self, encoded: bytes, successor: PeerId) -> tuple[Reach, ...]:
         """Only addresses that the successor signed itself are dialled: a client cannot aim us at anybody else."""
         parts = self._parts
         record = SignedRecord.decode(encoded)
         if record.peer_id != successor:
             raise AuthenticationError("the successor's record belongs to another peer")
         verify_record(record, parts.clock(), cache=parts.record_signatures)
-        return addresses_of(successor, open_peer_record(record, parts.swarm_key).addresses)
+        return reaches_of(open_peer_record(record, parts.swarm_key))
 
     # --- pushes from the predecessor ---
 

@@ -1,6 +1,6 @@
 """Where peers announce themselves and are found: one interface, three ways to reach it.
 
-* `hivemind_directory.HivemindDirectory`: a node of the DHT, in this process; for peers.
+* `hivemind.node.HivemindDirectory`: a node of the DHT, in this process; for peers.
 * `LookupDirectory`: asks a few known peers over the data plane; for clients. Nothing is trusted: records prove
   themselves, and a peer that hides some is made up for by the others.
 * `MemoryDirectory`: the same promises without a network; for tests and simulations.

@@ -36,6 +36,7 @@ from ...routing.swarm import BlockRange, ComputeCost, Coordinate, KvRelease, Mov
 from .. import record_pb2 as pb
 from ..errors import AuthenticationError, ClockSkew, LocalProtocolError, RemoteProtocolError, UsageError, WrongKey
 from ..identity import SIGNATURE_BYTES, Identity, create_secret_file, public_key_of, read_secret_file, verify
+from ..network.address import HostPort
 from ..wire.timing import CLOCK_TOLERANCE_SECONDS, MAX_RECORD_LIFETIME_SECONDS, RECORD_LIFETIME_SECONDS
 
 KEY_BYTES = 20
@@ -54,8 +55,6 @@ _RECORD_TAG = b"blockswarm-record-1\0"
 _NONCE_BYTES = 12
 _MAX_COUNT = 2**53  # integers up to here survive as a float
 _MAX_UNIX_SECONDS = 1e12
-_MAX_ADDRESS_CHARS = 261  # a DNS name of 253, or an IPv6 address in brackets, and a port
-_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _MADDR = re.compile(r"(/[A-Za-z0-9._:-]+){2,}")
 _TOKEN = re.compile(r"[A-Za-z0-9._+-]{1,32}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -479,8 +478,10 @@ def _check_count(what: str, values: Sequence[object], limit: int) -> None:
 
 
 def _check_address(address: str) -> None:
-    match = _ADDRESS.fullmatch(address) if len(address) <= _MAX_ADDRESS_CHARS else None
-    _check(match and 0 < int(match[2]) < 65536, "an address is written host:port or [ipv6]:port")
+    try:
+        HostPort.parse(address)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
 
 
 def _check_peer_id(peer_id: str) -> None:

@@ -10,20 +10,19 @@ Everything runs in the one asyncio loop of the process.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
 
-from ...routing.swarm import PeerId
 from .. import swarm_pb2 as pb
-from ..errors import SwarmError, UsageError, from_grpc_status, from_wire
-from ..identity import Identity, LeafRenewer, TlsLeaf, public_key_of, synthetic_root_pem, tls_name
+from ..errors import PeerUnavailable, UsageError, from_grpc_status, from_wire
+from ..identity import Identity, LeafRenewer, TlsLeaf, synthetic_root_pem, tls_name
 from ..wire.timing import KEEPALIVE_ANSWER_SECONDS, KEEPALIVE_SECONDS, MIN_KEEPALIVE_SECONDS
+from .address import HostPort, PeerAddress, Reach, RelayedAddress
 
 SERVICE = "blockswarm.v1.Peer"
 ERROR_CODE_KEY = "blockswarm-error"
@@ -58,43 +57,6 @@ _SERVER_OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class PeerAddress:
-    """Where a peer listens and who it must prove to be; written "ID@host:port"."""
-
-    peer: PeerId
-    target: str
-    """host:port; an IPv6 host is in brackets."""
-
-    def __str__(self) -> str:
-        return f"{self.peer}@{self.target}"
-
-    @classmethod
-    def parse(cls, text: str) -> PeerAddress:
-        """Read "ID@host:port". Raises UsageError."""
-        peer, at, target = text.strip().partition("@")
-        if not at:
-            raise UsageError(f"{text!r} is not the address of a peer", hint=_ADDRESS_HINT)
-        try:
-            public_key_of(peer)
-            check_target(target)
-        except SwarmError as error:
-            raise UsageError(f"{text!r} is not the address of a peer: {error}", hint=_ADDRESS_HINT) from None
-        return cls(PeerId(peer), target)
-
-
-_ADDRESS_HINT = "An address is written ID@HOST:PORT, as a peer prints it when it starts."
-_TARGET = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
-
-
-def check_target(target: str) -> str:
-    """`target` if it is host:port and nothing else (no resolver scheme). Raises UsageError."""
-    match = _TARGET.fullmatch(target)
-    if not match or not 0 < int(match[2]) < 65536 or len(target) > 262:
-        raise UsageError(f"{target!r} is not HOST:PORT")
-    return target
-
-
 class StreamHandler(Protocol):
     """Serves one bidirectional stream: `context.read()` and `context.write()` until it returns."""
 
@@ -116,17 +78,18 @@ async def serve(
 ) -> tuple[grpc.aio.Server, int]:
     """Start a server on `host:port` (port 0: any free one); the server and its port.
 
-    Raises UsageError if the port cannot be bound.
+    Raises UsageError if that is no host and port, or if it cannot be bound.
     """
+    target = HostPort.of(host, port)
     server = grpc.aio.server(options=_SERVER_OPTIONS)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, _method_handlers(handlers)),))
     try:
-        bound = server.add_secure_port(f"{host}:{port}", _server_credentials(identity, clock))
+        bound = server.add_secure_port(str(target), _server_credentials(identity, clock))
     except RuntimeError:
         bound = 0
     if not bound:
         raise UsageError(
-            f"cannot listen on {host}:{port}",
+            f"cannot listen on {target}",
             hint="Another program may use that port: choose another one with --port, or 0 for any free one.",
         )
     await server.start()
@@ -193,10 +156,18 @@ class Dialer:
         self._stubs: dict[PeerAddress, PeerStub] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    def stub(self, address: PeerAddress) -> PeerStub:
-        """The calls of the peer at `address`; connects in the background. Raises AuthenticationError for a bad id."""
-        stub = self._stubs.pop(address, None) or self._dial(address)
-        self._stubs[address] = stub
+    def stub(self, reach: Reach) -> PeerStub:
+        """The calls of the peer that is reached so; connects in the background.
+
+        Raises AuthenticationError for a bad id, PeerUnavailable where a relay would be needed.
+        """
+        if isinstance(reach, RelayedAddress):
+            raise PeerUnavailable(
+                f"{reach} cannot be reached: relays are not supported by this version",
+                hint="Use a peer with an address of its own, or have this one announce a forwarded port.",
+            )
+        stub = self._stubs.pop(reach, None) or self._dial(reach)
+        self._stubs[reach] = stub
         while len(self._stubs) > self._max_channels:
             self._close(self._stubs.pop(next(iter(self._stubs))))
         return stub
@@ -237,21 +208,10 @@ def translated_grpc_errors(peer: str) -> Iterator[None]:
         raise from_grpc_status("CANCELLED", f"{peer}: {error}") from None
 
 
-async def ping(stub: PeerStub, address: PeerAddress, timeout_seconds: float) -> tuple[pb.PingReply, float, float]:
+async def ping(stub: PeerStub, address: Reach, timeout_seconds: float) -> tuple[pb.PingReply, float, float]:
     """Ping once: the reply, the round trip in seconds, and the peer's clock minus ours. Raises SwarmError."""
     with translated_grpc_errors(str(address)):
         sent_at, started = time.time(), time.perf_counter()
         reply = await stub.ping(pb.PingRequest(), timeout=timeout_seconds)
         rtt_seconds = time.perf_counter() - started
     return reply, rtt_seconds, reply.clock - (sent_at + rtt_seconds / 2)
-
-
-def addresses_of(peer: PeerId, targets: Sequence[str]) -> tuple[PeerAddress, ...]:
-    """The addresses in a peer's record; those that are not host:port are left out."""
-    found = []
-    for target in targets:
-        try:
-            found.append(PeerAddress(peer, check_target(target)))
-        except UsageError:
-            continue
-    return tuple(found)

@@ -23,7 +23,7 @@ from blockswarm.proto.directory.records import SwarmKey
 from blockswarm.proto.errors import OutOfMemory, UsageError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import open_checkpoint
-from blockswarm.proto.network.transport import PeerAddress
+from blockswarm.proto.network.address import PeerAddress
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec
 from support.processes import PeerProcess, PeerProcesses, peer_processes
 from support.swarm_thread import SwarmThread, swarm_thread

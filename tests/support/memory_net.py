@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from blockswarm.proto.network.transport import Handlers, PeerAddress
+from blockswarm.proto.network.address import PeerAddress
+from blockswarm.proto.network.transport import Handlers
 from blockswarm.routing.swarm import PeerId
 
 CLIENT = PeerId("client")

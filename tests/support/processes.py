@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blockswarm.proto.network.transport import PeerAddress
+from blockswarm.proto.network.address import PeerAddress
 
 READY_SECONDS = 120.0
 """Starting takes a few seconds; on a machine that others use as well it may take many times that."""

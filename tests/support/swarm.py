@@ -21,7 +21,8 @@ from blockswarm.proto.directory.directory import MemoryDirectory, MemoryStore
 from blockswarm.proto.directory.records import PeerRecord, SwarmKey, sign_peer_record
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
-from blockswarm.proto.network.transport import Dialer, PeerAddress, serve
+from blockswarm.proto.network.address import PeerAddress
+from blockswarm.proto.network.transport import Dialer, serve
 from blockswarm.proto.wire.handshake import HelloChecker
 from blockswarm.routing.admit.table import SessionTable
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState

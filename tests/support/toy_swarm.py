@@ -20,7 +20,7 @@ from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
 from blockswarm.proto.errors import PeerBusy, SwarmError
 from blockswarm.proto.identity import Identity
-from blockswarm.proto.network.transport import PeerAddress
+from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.wire.handshake import HelloChecker
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.admit.table import SessionTable

@@ -18,7 +18,8 @@ from blockswarm.client.model.load import AutoSwarmModelForCausalLM
 from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.errors import SwarmError
 from blockswarm.proto.identity import Identity
-from blockswarm.proto.network.transport import Dialer, PeerAddress, translated_grpc_errors
+from blockswarm.proto.network.address import PeerAddress
+from blockswarm.proto.network.transport import Dialer, translated_grpc_errors
 from blockswarm.proto.wire.frames import WireStep, encode_step
 from blockswarm.proto.wire.handshake import Grant, sign_capability, sign_hello
 from blockswarm.proto.wire.steps import RowSlice, StepPlan

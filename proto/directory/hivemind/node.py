@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ....routing.swarm import PeerId
 from ...errors import ClockSkew, PeerUnavailable, RetryElsewhere, SwarmError, UsageError, WrongKey
 from ...identity import Identity
 from ..directory import MAX_RECORDS_PER_KEY, check_announcement, superseded, verified_records
@@ -166,8 +167,9 @@ class HivemindDirectory:
     ) -> HivemindDirectory:
         """Start a node; with `initial_maddrs` join their DHT, without begin a new one.
 
-        `announce_maddrs` replaces the addresses that others are told (port forwarding).  In `client_mode` the node
-        keeps nothing for others and need not be reachable.  Joining is tried for `join_timeout_seconds`.
+        `announce_maddrs` replaces the addresses that others are told (port forwarding); port 0 in them is the port that
+        the node listens on.  In `client_mode` the node keeps nothing for others and need not be reachable.  Joining is
+        tried for `join_timeout_seconds`.
         Raises UsageError (addresses, key file, port taken, not reachable from outside), ClockSkew, or PeerUnavailable
         with the addresses that did not answer.
         """
@@ -175,12 +177,14 @@ class HivemindDirectory:
             _check_maddr(maddr, needs_peer_id=True)
         for maddr in (*listen_maddrs, *announce_maddrs):
             _check_maddr(maddr, needs_peer_id=False)
-        Identity.load_or_create(identity_path)  # the daemon would write an RSA key where there is none
+        listen_maddrs, announce_maddrs = _with_known_ports(listen_maddrs, announce_maddrs)
+        identity = Identity.load_or_create(identity_path)  # the daemon would write an RSA key where there is none
         use_hivemind_log_handler("nowhere")
         logging.getLogger("hivemind").setLevel(logging.CRITICAL)  # what matters is raised or logged here
         sweep_stale_sockets()
         self = cls(
             _Settings(
+                peer_id=identity.peer_id,
                 identity_path=os.fspath(identity_path),
                 initial_maddrs=tuple(initial_maddrs),
                 listen_maddrs=tuple(listen_maddrs),
@@ -194,6 +198,11 @@ class HivemindDirectory:
         self._set_node(await self._join(join_timeout_seconds))
         self._supervisor = asyncio.create_task(self._supervise(), name="supervise the DHT daemon")
         return self
+
+    @property
+    def peer_id(self) -> PeerId:
+        """The id of this node."""
+        return self._settings.peer_id
 
     async def visible_maddrs(self) -> tuple[str, ...]:
         """The addresses under which others may join the DHT through this node."""
@@ -358,6 +367,7 @@ class HivemindDirectory:
 class _Settings:
     """How the nodes of one directory are started."""
 
+    peer_id: PeerId
     identity_path: str
     initial_maddrs: tuple[str, ...]
     listen_maddrs: tuple[str, ...]
@@ -659,6 +669,34 @@ def _pin_ports(listen_maddrs: Sequence[str], visible: Sequence[str]) -> tuple[st
         match = re.fullmatch(r"/(ip[46])/([^/]+)/tcp/0", maddr)
         pinned.append(f"/{match[1]}/{match[2]}/tcp/{ports[match[1]]}" if match and match[1] in ports else maddr)
     return tuple(pinned)
+
+
+def _with_known_ports(listen: Sequence[str], announced: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Both, with a free port in the place of "any port" (0) if one of the announced addresses has it.
+
+    The daemon announces as it is told before it listens, so the port must be known before.  Raises UsageError.
+    """
+    if not any(maddr.endswith("/tcp/0") for maddr in announced):
+        return tuple(listen), tuple(announced)
+    port = 0
+    pinned = []
+    for maddr in listen:
+        if match := re.fullmatch(r"/ip([46])/([^/]+)/tcp/(\d+)", maddr):
+            port = int(match[3]) or _free_port(socket.AF_INET if match[1] == "4" else socket.AF_INET6, match[2])
+            maddr = f"/ip{match[1]}/{match[2]}/tcp/{port}"
+        pinned.append(maddr)
+    return tuple(pinned), tuple(re.sub(r"/tcp/0$", f"/tcp/{port}", maddr) for maddr in announced)
+
+
+def _free_port(family: socket.AddressFamily, host: str) -> int:
+    """A port that nobody listens on at the moment. Raises UsageError."""
+    try:
+        with socket.socket(family) as probe:
+            probe.bind((host, 0))
+            port: int = probe.getsockname()[1]
+            return port
+    except OSError as error:
+        raise UsageError(f"the DHT cannot listen on {host}: {error.strerror}", hint="Choose another --host.") from None
 
 
 def _check_maddr(maddr: str, needs_peer_id: bool) -> None:

@@ -21,7 +21,7 @@ from blockswarm.client.program.options import GenerateOptions, SwarmOptions
 from blockswarm.client.program.terminal import Spinner, block_map, harmless, table
 from blockswarm.proto.directory.records import SwarmKey
 from blockswarm.proto.identity import Identity
-from blockswarm.proto.network.transport import PeerAddress
+from blockswarm.proto.network.address import PeerAddress
 from blockswarm.routing.swarm import BlockRange
 from hypothesis import given
 from hypothesis import strategies as st

@@ -17,7 +17,7 @@ from blockswarm.client.swarm.view import KnownPeer, SwarmView
 from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.errors import NoChainError, PeerBusy, PeerUnavailable, SwarmError
 from blockswarm.proto.identity import Identity
-from blockswarm.proto.network.transport import PeerAddress
+from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.wire.frames import HopTiming
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.swarm import (

@@ -12,12 +12,10 @@ import pytest
 from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.errors import AuthenticationError, PeerUnavailable, UsageError
 from blockswarm.proto.identity import LEAF_LIFETIME_SECONDS, Identity
+from blockswarm.proto.network.address import HostPort, PeerAddress, RelayedAddress
 from blockswarm.proto.network.transport import (
     Dialer,
     Handlers,
-    PeerAddress,
-    addresses_of,
-    check_target,
     ping,
     serve,
 )
@@ -98,7 +96,7 @@ def test_nobody_there_is_said_with_the_address() -> None:
 def test_a_taken_port_is_a_usage_error() -> None:
     async def main() -> None:
         async with server(Identity.generate()) as address:
-            port = int(address.target.rpartition(":")[2])
+            port = HostPort.parse(address.target).port
             with pytest.raises(UsageError, match="cannot listen"):
                 await serve(Identity.generate(), Handlers(_unused, _unused, _unused, _unused), "127.0.0.1", port)
 
@@ -119,22 +117,19 @@ def test_the_least_recently_used_channel_is_closed() -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("text", ["", "host:1", "x@host:1", "12D3KooWabc@host:1"])
-def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="not the address"):
-        PeerAddress.parse(text)
+def test_a_peer_behind_a_relay_is_said_to_be_out_of_reach() -> None:
+    """Relays are announced already; a peer that has nothing else must not look like one that is down."""
+
+    async def main() -> None:
+        relay = PeerAddress(Identity.generate().peer_id, "192.0.2.1:4000")
+        async with dialer() as dial:
+            with pytest.raises(PeerUnavailable, match="relays are not supported by this version"):
+                dial.stub(RelayedAddress(Identity.generate().peer_id, relay))
+
+    asyncio.run(main())
 
 
-@pytest.mark.parametrize("target", ["unix:/tmp/x", "dns:///host:1", "host", "host:0", "host:99999", "a b:1", "h:1:2"])
-def test_targets_are_host_and_port_and_nothing_else(target: str) -> None:
-    """A record must not make a peer open a file, or ask a resolver of the record's choice."""
-    with pytest.raises(UsageError):
-        check_target(target)
-    assert addresses_of(Identity.generate().peer_id, [target]) == ()
-
-
-def test_an_address_reads_back_as_it_is_written() -> None:
-    peer = Identity.generate().peer_id
-    for target in ("example.org:4000", "192.0.2.1:1", "[2001:db8::1]:65535"):
-        assert PeerAddress.parse(f"{peer}@{target}") == PeerAddress(peer, target)
-        assert str(PeerAddress(peer, target)) == f"{peer}@{target}"
+@pytest.mark.parametrize("host", ["", "a b", "host:1", "unix:/tmp/x", "[::1", "1.2.3.4/8"])
+def test_what_is_no_host_is_not_listened_on(host: str) -> None:
+    with pytest.raises(UsageError, match="is not a host"):
+        asyncio.run(serve(Identity.generate(), Handlers(_unused, _unused, _unused, _unused), host, 0))

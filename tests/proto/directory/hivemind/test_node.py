@@ -203,6 +203,30 @@ def test_a_dead_first_peer_is_named_and_one_live_one_is_enough(swarm: DirectoryS
     swarm.run(scenario())
 
 
+@pytest.mark.parametrize("announced", ["/ip4/192.0.2.7/tcp/{}", "/dns/peer.example.org/tcp/{}"])
+def test_others_are_told_the_announced_address(swarm: DirectorySwarm, tmp_path: Path, announced: str) -> None:
+    """A forwarded port is of no use if the DHT is told an address behind the router; 0 is the port listened on."""
+
+    async def scenario() -> None:
+        first = await start(tmp_path / "first", announce_maddrs=[announced.format(31337)])
+        assert await first.visible_maddrs() == (f"{announced.format(31337)}/p2p/{first.peer_id}",)
+        await first.close()
+        second = await start(
+            tmp_path / "second", *await swarm.announcers[0].visible_maddrs(), announce_maddrs=[announced.format(0)]
+        )
+        (visible,) = await second.visible_maddrs()
+        host, _, port = visible.removesuffix(f"/p2p/{second.peer_id}").rpartition("/")
+        assert host == announced.removesuffix("/{}")
+        with socket.create_connection(("127.0.0.1", int(port))):
+            pass
+        record = a_record(ALICE, name := fresh_name(), swarm.clock() + 60)
+        await second.announce(record)
+        assert await swarm.readers[1].lookup(name) == (record,)
+        await second.close()
+
+    swarm.run(scenario())
+
+
 @pytest.mark.parametrize("maddr", ["", "127.0.0.1:80", "/ip4/127.0.0.1/tcp/80", "/ip4/127.0.0.1/tcp/80/p2p/me"])
 def test_what_is_no_address_is_a_usage_error(swarm: DirectorySwarm, tmp_path: Path, maddr: str) -> None:
     with pytest.raises(UsageError, match="no address"):
@@ -233,7 +257,7 @@ def test_a_client_of_the_dht_keeps_nothing_but_reads_and_announces(swarm: Direct
 
 FAST_NODE = """
 import asyncio, sys, time
-import blockswarm.proto.hivemind_directory as module
+import blockswarm.proto.directory.hivemind.node as module
 from hivemind.dht import protocol
 protocol.get_dht_time = lambda: time.time() + 60.0
 async def main():
@@ -357,7 +381,7 @@ def test_the_port_that_was_got_is_asked_for_again() -> None:
 
 def test_the_import_brings_neither_torch_nor_the_rest_of_hivemind() -> None:
     code = (
-        "import sys, blockswarm.proto.hivemind_directory as module\n"
+        "import sys, blockswarm.proto.directory.hivemind.node as module\n"
         "bad = {'torch', 'scipy', 'hivemind.optim', 'hivemind.averaging', 'hivemind.moe'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )

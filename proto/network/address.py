@@ -1,0 +1,128 @@
+"""How a node is reached: the text form of its addresses, read and checked here and nowhere else.
+
+HOST:PORT is a name, an IPv4 address or an IPv6 address in brackets, and a port; nothing that a resolver or a file
+system would interpret.  A peer is reached at such an address and under an id that it must prove (`PeerAddress`), or
+through another peer (`RelayedAddress`); `reaches_of` lists both kinds for a record, best first.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...routing.swarm import PeerId
+from ..errors import SwarmError, UsageError
+from ..identity import public_key_of
+
+if TYPE_CHECKING:
+    from ..directory.records import PeerRecord
+
+MAX_PORT = 65535
+_MAX_NAME_CHARS = 253
+_HOST_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,253})):([1-9][0-9]{0,4})")
+_NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{_MAX_NAME_CHARS}}}")
+_ADDRESS_HINT = "An address is written ID@HOST:PORT, as a peer prints it when it starts."
+
+
+@dataclass(frozen=True, slots=True)
+class HostPort:
+    """One end of a TCP connection, written HOST:PORT."""
+
+    host: str
+    """A name or an IP address; an IPv6 address without brackets."""
+    port: int
+    """0: any free port, where it is to be listened on."""
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str) -> HostPort:
+        """Read HOST:PORT. Raises UsageError."""
+        match = _HOST_PORT.fullmatch(text)
+        if match is None or int(match[3]) > MAX_PORT or (match[1] and not _is_ip(match[1], 6)):
+            raise UsageError(f"{text!r} is not HOST:PORT", hint="An IPv6 address is in brackets: [2001:db8::1]:31337.")
+        return cls(match[1] or match[2], int(match[3]))
+
+    @classmethod
+    def of(cls, host: str, port: int) -> HostPort:
+        """A host as a person writes it (an IPv6 address with or without brackets) and a port. Raises UsageError."""
+        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        if not (_NAME.fullmatch(bare) or _is_ip(bare, 6)):
+            raise UsageError(f"{host!r} is not a host", hint="Give a name or an IP address.")
+        if not 0 <= port <= MAX_PORT:
+            raise UsageError(f"{port} is not a port", hint=f"Ports are numbers up to {MAX_PORT}.")
+        return cls(bare, port)
+
+    @property
+    def multiaddress(self) -> str:
+        """The form that libp2p reads: /ip4/192.0.2.1/tcp/31337, /ip6/..., /dns/..."""
+        for version in (4, 6):
+            if _is_ip(self.host, version):
+                return f"/ip{version}/{self.host}/tcp/{self.port}"
+        return f"/dns/{self.host}/tcp/{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """Where a peer listens, and the id that it must prove; written ID@HOST:PORT."""
+
+    peer: PeerId
+    target: str
+    """HOST:PORT, checked by whoever made this value."""
+
+    def __str__(self) -> str:
+        return f"{self.peer}@{self.target}"
+
+    @classmethod
+    def parse(cls, text: str) -> PeerAddress:
+        """Read ID@HOST:PORT. Raises UsageError."""
+        peer, at, target = text.strip().partition("@")
+        if not at:
+            raise UsageError(f"{text!r} is not the address of a peer", hint=_ADDRESS_HINT)
+        try:
+            public_key_of(peer)
+            HostPort.parse(target)
+        except SwarmError as error:
+            raise UsageError(f"{text!r} is not the address of a peer: {error}", hint=_ADDRESS_HINT) from None
+        return cls(PeerId(peer), target)
+
+
+@dataclass(frozen=True, slots=True)
+class RelayedAddress:
+    """A peer without an address of its own, reached through a public peer; written ID through ID@HOST:PORT."""
+
+    peer: PeerId
+    relay: PeerAddress
+
+    @property
+    def target(self) -> str:
+        """HOST:PORT of the relay."""
+        return self.relay.target
+
+    def __str__(self) -> str:
+        return f"{self.peer} through {self.relay}"
+
+
+Reach = PeerAddress | RelayedAddress
+"""A way to a peer. Only `Dialer` tells the kinds apart."""
+
+
+def reaches_of(record: PeerRecord) -> tuple[Reach, ...]:
+    """Every way to the peer that it announces: its own addresses, best first, and then its relays."""
+    peer = record.spec.id
+    relays = (PeerAddress(relay.peer_id, relay.address) for relay in record.relays)
+    return (
+        *(PeerAddress(peer, address) for address in record.addresses),
+        *(RelayedAddress(peer, relay) for relay in relays),
+    )
+
+
+def _is_ip(text: str, version: int) -> bool:
+    try:
+        parsed = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return parsed.version == version and "%" not in text  # a zone means something on one machine only
