@@ -12,7 +12,15 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from ...proto import swarm_pb2 as pb
-from ...proto.errors import DeadlineExceeded, PushFailed, RemoteProtocolError, SessionLost, SwarmError, from_wire
+from ...proto.errors import (
+    DeadlineExceeded,
+    LocalProtocolError,
+    PushFailed,
+    RemoteProtocolError,
+    SessionLost,
+    SwarmError,
+    from_wire,
+)
 from ...proto.network.address import Reach
 from ...proto.network.transport import PeerStub, translated_grpc_errors
 from ...proto.wire.frames import CREDITS, Rebuild, StepReader, WireStep, encode_rebuild, encode_step
@@ -27,16 +35,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class HopChoice:
-    """A peer that the router chose, with all that is needed to reach it."""
+    """A peer that the router chose, and how to reach it."""
 
     address: Reach
     blocks: BlockRange
     record: bytes
     """Its signed record, from which its predecessor takes the address."""
     wait_seconds: float = 0.0
-    """Until it is expected to have room; 0: it should have room now."""
+    """Time until it is expected to have room; 0: now."""
     numeric_format: str = ""
-    """What it computes in, as it announces."""
+    """The numeric format that it announces to compute in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +58,37 @@ class QueuePlace:
 
 @dataclass(frozen=True, slots=True)
 class HopState:
-    """What a peer said of its session when it was last rerouted."""
+    """The state of a peer's session when it was last rerouted, as the peer says."""
 
     epoch: int
     applied_seq: int
     buffer_complete: bool
 
 
+@dataclass(frozen=True, slots=True)
+class HopStatus:
+    """A peer's answer to a probe."""
+
+    nonce: int
+    """Of the probe."""
+    received_seq: int
+    """The last step that came in whole."""
+    applied_seq: int
+    """The last step that was computed."""
+
+
 @dataclass
 class _KvPassage:
-    """The attention cache of a hop on its way to another one, of the state that the client knows."""
+    """The passage of a hop's attention cache, in a state that the client knows, to another hop."""
 
-    target: Hop
+    target: HopStream
     applied_seq: int
     lengths: tuple[int, ...]
     deadline: float
     """In the loop's time."""
 
 
-class Hop:
+class HopStream:
     """The session on one peer. A hop that failed stays failed; `error` says why."""
 
     def __init__(
@@ -76,7 +96,7 @@ class Hop:
         choice: HopChoice,
         last: bool,
         token_bytes: int,
-        on_step: Callable[[Hop, WireStep], Awaitable[None]],
+        on_step: Callable[[HopStream, WireStep], Awaitable[None]],
         on_change: Callable[[], None],
     ) -> None:
         """`last`: what the peer sends are answers; what others send is for the next hop.
@@ -90,7 +110,7 @@ class Hop:
         self.opened = False
         """Whether the peer has said that it has room."""
         self.queued: QueuePlace | None = None
-        """What the peer said last of the queue."""
+        """Its last place in the peer's queue."""
         self.built = False
         """Whether its cache holds what the session has computed so far."""
         self.error: SwarmError | None = None
@@ -98,10 +118,10 @@ class Hop:
         """The last epoch in which the peer could not push to its successor; 0: none."""
         self.credits = CREDITS
         self.held_tokens: tuple[int, ...] = ()
-        """Per row that was named at the opening, how many of its first tokens the peer says it holds."""
+        """Per row that was named at the opening, the number of its first tokens that the peer says it holds."""
         self.state: HopState | None = None
         self.rebuilt_epoch = 0
-        self.status: pb.Status | None = None
+        self.status: HopStatus | None = None
         self.last = last
         self._token_bytes = token_bytes
         self._on_step = on_step
@@ -109,7 +129,7 @@ class Hop:
         self._call: grpc.aio.StreamStreamCall[pb.ClientFrame, pb.PeerFrame] | None = None
         self._kv_passage: _KvPassage | None = None
         self._kv_missing_bytes = 0
-        """Of the cache that the peer sends just now."""
+        """Bytes still to come of the cache that the peer is sending."""
         self._write_lock = asyncio.Lock()
         self._reader: asyncio.Task[None] | None = None
 
@@ -143,10 +163,12 @@ class Hop:
         """Ask where the peer is; the answer ends up in `status`."""
         await self._write(pb.ClientFrame(probe=pb.Probe(nonce=nonce)))
 
-    async def export_to(self, target: Hop, applied_seq: int, lengths: tuple[int, ...], timeout_seconds: float) -> None:
+    async def export_to(
+        self, target: HopStream, applied_seq: int, lengths: tuple[int, ...], timeout_seconds: float
+    ) -> None:
         """Have the peer's attention cache sent to `target`, which says in `rebuilt_epoch` when it has it.
 
-        It is passed on as it comes in, so that it never is in memory here. One of another state fails this hop.
+        It is passed on as it comes in, so that it is never in memory here. A cache of another state fails this hop.
         """
         deadline = asyncio.get_running_loop().time() + timeout_seconds
         self._kv_passage = _KvPassage(target, applied_seq, lengths, deadline)
@@ -163,6 +185,10 @@ class Hop:
         if self.error is None:
             self.error = error
             self._on_change()
+
+    def fail_silent(self) -> None:
+        """Give the hop up because its peer does not answer."""
+        self.fail(DeadlineExceeded(f"{self.address} does not answer"))
 
     async def leave(self, prefixes: Sequence[Digests]) -> None:
         """Have the peer keep the beginnings of its rows, and then end the session; returns when it has."""
@@ -205,6 +231,9 @@ class Hop:
             self.fail(error)
         except DecodeError:
             self.fail(RemoteProtocolError(f"{self.address}: a frame is not readable"))
+        except Exception as error:
+            logger.exception("%s: reading its answers failed", self.address)
+            self.fail(LocalProtocolError(f"{self.address}: reading its answers failed: {error!r}"))
         finally:
             call.cancel()
 
@@ -230,7 +259,7 @@ class Hop:
         elif kind == "rebuilt":
             self.rebuilt_epoch = frame.rebuilt.epoch
         elif kind == "status":
-            self.status = frame.status
+            self.status = HopStatus(frame.status.nonce, frame.status.received_seq, frame.status.applied_seq)
         elif kind == "failure":
             self._take_failure(frame.failure)
         self._on_change()

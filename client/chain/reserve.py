@@ -1,6 +1,6 @@
-"""Room on several peers where a session has to wait for it: one peer after the other, in ascending order of their ids.
+"""Waiting for room on the peers of a chain: one peer after the other, in ascending order of their ids.
 
-Everybody takes the peers in the same order, so no two sessions can each hold what the other waits for.  What is held
+All sessions take the peers in the same order, so no two of them can each hold what the other waits for.  What is held
 already while a session waits for the next peer is a lease: after `LEASE_SECONDS` all of it is given back, and the
 session may begin anew; peers remember its arrival.
 """
@@ -11,13 +11,10 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 
-from ...proto.errors import DeadlineExceeded, PeerBusy, SwarmError
+from ...proto.errors import PeerBusy, SwarmError
+from ...proto.wire.timing import ANSWER_SECONDS, LEASE_SECONDS
 from ..config import SessionEvent
-from .hop import Hop, QueuePlace
-
-LEASE_SECONDS = 30.0
-ANSWER_SECONDS = 10.0
-"""A peer says in this time whether a session is admitted, waits, or is refused; and at its deadline that it is over."""
+from .hop import HopStream, QueuePlace
 
 
 class NotAdmitted(Exception):
@@ -31,8 +28,8 @@ class NotAdmitted(Exception):
 
 
 async def take_in_order(
-    hops: Sequence[Hop],
-    open_hop: Callable[[Hop, float], Awaitable[None]],
+    hops: Sequence[HopStream],
+    open_hop: Callable[[HopStream, float], Awaitable[None]],
     *,
     wait_seconds: float,
     changed: asyncio.Event,
@@ -46,7 +43,7 @@ async def take_in_order(
     """
     loop = asyncio.get_running_loop()
     patience_ends, lease_ends = loop.time() + wait_seconds, math.inf
-    taken: list[Hop] = []
+    taken: list[HopStream] = []
     for hop in sorted(hops, key=lambda hop: hop.peer):
         until = min(patience_ends, lease_ends)
         left = until - loop.time()
@@ -59,21 +56,21 @@ async def take_in_order(
 
 
 async def _admitted(
-    hop: Hop,
-    taken: Sequence[Hop],
+    hop: HopStream,
+    taken: Sequence[HopStream],
     until: float,
     changed: asyncio.Event,
     check: Callable[[], None],
     on_event: Callable[[SessionEvent], None],
 ) -> None:
-    """Until `hop` has room. Raises NotAdmitted if it refuses or any hop that was taken fails."""
+    """Wait until `hop` has room. Raises NotAdmitted if it refuses or any hop that was taken fails."""
     told: QueuePlace | None = None
     answer_by = asyncio.get_running_loop().time() + ANSWER_SECONDS
     while True:
         check()
-        for one in taken:
-            if one.error is not None:
-                raise NotAdmitted(one.error, waited=told is not None)
+        for held in taken:
+            if held.error is not None:
+                raise NotAdmitted(held.error, waited=told is not None)
         if hop.opened:
             return
         if hop.queued is not None and hop.queued != told:
@@ -84,9 +81,9 @@ async def _admitted(
             async with asyncio.timeout_at(answer_by if told is None else until + ANSWER_SECONDS):
                 await changed.wait()
         except TimeoutError:
-            hop.fail(DeadlineExceeded(f"{hop.address} does not answer"))
+            hop.fail_silent()
 
 
 def describe_place(queued: QueuePlace) -> str:
-    """For people."""
+    """A place in a queue, for people."""
     return f"place {queued.place}, about {queued.estimate_seconds:.0f} s"

@@ -13,95 +13,41 @@ import itertools
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 
-from ...proto.errors import (
-    DeadlineExceeded,
-    GiveUp,
-    LocalProtocolError,
-    NoChainError,
-    PeerBusy,
-    PeerUnavailable,
-    SwarmError,
-)
+from ...proto.errors import GiveUp, LocalProtocolError, NoChainError, PeerBusy, PeerUnavailable, SwarmError
 from ...proto.wire.frames import WireStep
 from ...proto.wire.handshake import SESSION_ID_BYTES
 from ...proto.wire.prefixes import PAGE_TOKENS, Digests
 from ...proto.wire.replay import ReplayBuffer
 from ...proto.wire.steps import RowSlice, RowTable, StepPlan, split_plan
+from ...proto.wire.timing import ANSWER_SECONDS
 from ...routing.swarm import BlockRange, PeerId, RequestSpec
 from ..config import SessionConfig, SessionEvent
-from .hop import Hop, HopChoice
-from .prefixes import PageNames
+from .handover import HANDOVER_WAIT_SECONDS, hand_over
+from .hop import HopChoice, HopStream
+from .operation import Operation, longest_wait_seconds
+from .prefixes import PageNames, named
+from .rebuild import Rollback, rebuild
 from .report import ChainReport, TimingLog
-from .reserve import ANSWER_SECONDS, NotAdmitted
-from .wiring import HANDOVER_WAIT_SECONDS, Chain, ChainBroken, Rollback
+from .reserve import NotAdmitted
+from .wiring import Chain, ChainBroken
 
-STEP_TOKENS = 128
-"""Tokens of one step of a long prompt: chunks follow each other down the chain, so peers work at the same time."""
 OPERATION_TOKENS = 2048
 """Longer prompts are several operations, so that what peers keep for repetition stays bounded."""
 MAX_PREFIX_TOKENS = 1 << 20
-"""Of more tokens peers are not asked what they hold: their names alone would fill a quarter of a message."""
-NAMED_AT_ONCE_BYTES = 1 << 19
+"""Longest text whose pages are named to peers: the names of more would fill a quarter of a message."""
 REMEMBER_SECONDS = 10.0
-"""Peers have so long to keep the attention cache of a session that ends."""
+"""Time that peers have to keep the attention cache of a session that ends."""
 REPAIR_ATTEMPTS = 12
-"""So many repairs without any answer in between, and the operation fails."""
+"""Fail the operation after this many repairs without a new answer."""
 NO_CHAIN_PAUSE_SECONDS = 0.5
-MAX_REFUSALS = 2
-"""After so many chains that seemed to have room a session queues for the next one, whatever is known of it."""
 MAX_BUSY_PAUSE_SECONDS = 5.0
-"""A peer whose queue is full too is asked again no later than this, whatever it says."""
+"""Longest pause before a peer whose queue is full too is asked again, whatever it says."""
 HANDOVER_PAUSE_SECONDS = 5.0
-"""After a look for replacements of leaving peers, so much later the next one."""
+"""Pause between two searches for replacements of leaving peers."""
 MIN_STALL_SECONDS = 3.0
 STALL_FACTOR = 6.0
 """A step may take this many times what the measured speed predicts before the chain is examined."""
-
-
-@dataclass
-class _Operation:
-    """The steps of one `run`, and their answers so far."""
-
-    steps: tuple[StepPlan, ...]
-    data: tuple[bytes, ...]
-    state: Rollback
-    """The state that the operation starts from."""
-    answers: dict[int, bytes] = field(default_factory=dict)
-    sent: int = 0
-    """Steps sent in the present epoch."""
-    sent_at: dict[int, float] = field(default_factory=dict)
-    give_up_at: float | None = None
-    """While it waits for room: until when, by the session's clock."""
-    refusals: int = 0
-    """Chains that were full though they seemed not to be."""
-
-    def has_to_wait(self, chain: Sequence[Hop | HopChoice]) -> bool:
-        """Whether to queue for the new hops of a chain: there is no room now, or what is known of room is not true."""
-        return self.refusals >= MAX_REFUSALS or _wait_seconds(chain) > 0
-
-    @property
-    def untouched(self) -> bool:
-        """Whether no peer need have computed anything for the session yet."""
-        return self.first_seq == 1 and not self.answers
-
-    @property
-    def first_seq(self) -> int:
-        return self.state.next_seq
-
-    @property
-    def done(self) -> bool:
-        return len(self.answers) == len(self.steps)
-
-    @property
-    def unanswered(self) -> int:
-        """The first seq without an answer."""
-        return next(seq for seq in itertools.count(self.first_seq) if seq not in self.answers)
-
-    @property
-    def in_flight(self) -> int:
-        return self.sent - sum(1 for seq in self.answers if seq < self.first_seq + self.sent)
 
 
 class ChainSession:
@@ -116,7 +62,7 @@ class ChainSession:
         self._inputs = ReplayBuffer(config.token_bytes)
         self._pages: tuple[Digests, ...] = ()
         """The pages of the first operation's rows; peers keep them without being told."""
-        self._operation: _Operation | None = None
+        self._operation: Operation | None = None
         self._request = RequestSpec(
             prompt_tokens=max(1, kv_tokens // (2 * max_rows)),
             new_tokens=max(1, kv_tokens // (2 * max_rows)),
@@ -175,10 +121,10 @@ class ChainSession:
             return plan, data
         ends = list(itertools.accumulate(piece.count * self._config.token_bytes for piece in plan.rows))
         rows = [memoryview(data)[start:end] for start, end in itertools.pairwise([0, *ends])]
-        self._pages = self._chain.prefixes = await _named(lambda: tuple(map(names.chain, rows)), len(data))
+        self._pages = self._chain.prefixes = await named(lambda: tuple(map(names.chain, rows)), len(data))
         if not any(self._pages):
             return plan, data
-        await self._carry_out(_Operation((), (), self._rollback(StepPlan(()))), self._until_opened)
+        await self._carry_out(Operation((), (), self._rollback(StepPlan(()))), self._until_opened)
         # Answers can only come from tokens that are computed.
         adopted = tuple(
             max(0, min(held, len(pages) * PAGE_TOKENS, piece.count - max(1, piece.answers)))
@@ -198,13 +144,13 @@ class ChainSession:
         self._config.on_event(SessionEvent("adopted", None, f"{sum(adopted)} of {plan.tokens} tokens"))
         return StepPlan(rest, adopted=adopted), b"".join(row[size:] for row, size in zip(rows, sizes, strict=True))
 
-    async def _until_opened(self, operation: _Operation) -> None:
+    async def _until_opened(self, operation: Operation) -> None:
         """Wait until every peer has said what it holds. Raises ChainBroken."""
         hops = self._chain.hops
         if not await self._chain.wait(lambda: all(hop.opened for hop in hops), ANSWER_SECONDS):
             for hop in hops:
                 if not hop.opened:
-                    hop.fail(DeadlineExceeded(f"{hop.address} does not answer"))
+                    hop.fail_silent()
             raise ChainBroken
 
     async def _worth_remembering(self, names: PageNames) -> tuple[Digests, ...]:
@@ -215,23 +161,23 @@ class ChainSession:
             return ()
         rows = [RowSlice(row, 0, length, 0) for row, length in enumerate(lengths)]
         nbytes = sum(lengths) * self._config.token_bytes
-        pages = await _named(lambda: tuple(names.chain(self._inputs.read([row])) for row in rows), nbytes)
+        pages = await named(lambda: tuple(names.chain(self._inputs.read([row])) for row in rows), nbytes)
         return pages if any(page[-1] not in known for page in pages if page) else ()
 
     # --- one operation ---
 
     async def _run_operation(self, plan: StepPlan, data: bytes) -> bytes:
         table = self._table.after(plan)
-        operation = self._begin(plan, data)
+        operation = Operation.of(plan, data, self._config.token_bytes, self._rollback(plan))
         self._inputs.apply(plan, data)
         self._operation = operation
         await self._carry_out(operation, self._drive)
         self._operation = None
         self._table = table
         self._next_seq += len(operation.steps)
-        return b"".join(operation.answers[seq] for seq in sorted(operation.answers))
+        return operation.answer
 
-    async def _carry_out(self, operation: _Operation, drive: Callable[[_Operation], Awaitable[None]]) -> None:
+    async def _carry_out(self, operation: Operation, drive: Callable[[Operation], Awaitable[None]]) -> None:
         """Have the chain do an operation, with repairs until it does. Raises SwarmError."""
         repairs, answered = 0, 0
         while True:
@@ -243,7 +189,7 @@ class ChainSession:
                 await drive(operation)
                 return
             except ChainBroken:
-                if self._chain.refused:  # who waits for room is limited by time
+                if self._chain.refused:  # waiting for room is limited by time, not by attempts
                     operation.refusals += 1
                 else:
                     operation.give_up_at = None
@@ -253,17 +199,11 @@ class ChainSession:
                 await self._repair(operation)
                 operation.sent = 0
 
-    def _begin(self, plan: StepPlan, data: bytes) -> _Operation:
-        steps = split_plan(plan, STEP_TOKENS)
-        ends = list(itertools.accumulate(step.tokens * self._config.token_bytes for step in steps))
-        parts = tuple(data[start:end] for start, end in itertools.pairwise([0, *ends])) if len(steps) > 1 else (data,)
-        return _Operation(steps, parts, self._rollback(plan))
-
     def _rollback(self, plan: StepPlan) -> Rollback:
         permuted = self._table.begun(plan.adopted).permuted(plan.source_rows).truncated(plan.rows)
         return Rollback(self._next_seq, self._table.lengths, permuted.lengths, self._inputs)
 
-    async def _drive(self, operation: _Operation) -> None:
+    async def _drive(self, operation: Operation) -> None:
         """Send the steps and wait for the answers. Raises ChainBroken."""
         chances = 2
         while not operation.done:
@@ -281,35 +221,23 @@ class ChainSession:
                     chances -= 1
                     await self._chain.examine(operation.unanswered, last_chance=chances == 0)
 
-    async def _send_steps(self, operation: _Operation, timeout_seconds: float) -> None:
+    async def _send_steps(self, operation: Operation, timeout_seconds: float) -> None:
         first = self._chain.hops[0]
         while operation.sent < len(operation.steps) and operation.in_flight < first.credits:
-            index = operation.sent
-            step = WireStep(
-                epoch=self._chain.epoch,
-                seq=operation.first_seq + index,
-                plan=operation.steps[index],
-                data=operation.data[index],
-                acked_seq=self._next_seq - 1,
-                timeout_seconds=4 * timeout_seconds,
-            )
-            operation.sent_at[step.seq] = self._config.clock()
-            operation.sent += 1
-            await first.send(step)
+            await first.send(operation.next_step(self._chain.epoch, 4 * timeout_seconds, self._config.clock()))
 
-    def _on_answer(self, hop: Hop, step: WireStep) -> None:
+    def _on_answer(self, hop: HopStream, step: WireStep) -> None:
         operation = self._operation
         if operation is None:
             return
-        index = step.seq - operation.first_seq
-        if not 0 <= index < len(operation.steps) or step.plan != operation.steps[index]:
+        if not operation.has_step(step):
             hop.fail(LocalProtocolError(f"{hop.address} answered a question that was not asked"))
         elif step.seq not in operation.answers:
             operation.answers[step.seq] = step.data
             self._note_timing(operation, step)
             self._chain.changed.set()
 
-    def _note_timing(self, operation: _Operation, step: WireStep) -> None:
+    def _note_timing(self, operation: Operation, step: WireStep) -> None:
         now = self._config.clock()
         sent_at = operation.sent_at[step.seq]
         self._timings.add(sent_at, now, step.timings)
@@ -317,7 +245,7 @@ class ChainSession:
         if len(operation.steps) == 1 and predicted > 0:
             self._slowness += 0.1 * ((now - sent_at) / predicted - self._slowness)
 
-    def _stall_seconds(self, operation: _Operation) -> float:
+    def _stall_seconds(self, operation: Operation) -> float:
         """How long the next answer may take, from the announced and the observed speed."""
         tokens = operation.steps[operation.unanswered - operation.first_seq].tokens
         predicted = self._config.router.predict_seconds(self.chain, tokens) * max(1, operation.in_flight)
@@ -339,13 +267,13 @@ class ChainSession:
                 choices = await self._route(hop.blocks, _peers(self._chain.hops))
             except (NoChainError, PeerBusy):
                 continue
-            if _wait_seconds(choices) > HANDOVER_WAIT_SECONDS:
+            if longest_wait_seconds(choices) > HANDOVER_WAIT_SECONDS:
                 continue
-            await self._chain.hand_over(hop, choices, state)
+            await hand_over(self._chain, hop, choices, state)
 
     # --- repair ---
 
-    async def _repair(self, operation: _Operation) -> None:
+    async def _repair(self, operation: Operation) -> None:
         """Bring up a chain in which every hop has the operation's first state or has gone beyond it.
 
         Raises SwarmError.
@@ -365,7 +293,7 @@ class ChainSession:
                     patience = max(NO_CHAIN_PAUSE_SECONDS, give_up_at - self._config.clock())
                     chain = await self._chain.reserve(chain, patience)
                 await self._chain.connect(chain)
-                await self._chain.rebuild(operation.state)
+                await rebuild(self._chain, operation.state)
                 return
             except ChainBroken:
                 attempts += not self._chain.refused
@@ -387,8 +315,8 @@ class ChainSession:
         return self._chain.report_failed(self._chain.hops)
 
     async def _choose_patiently(
-        self, last_error: SwarmError, give_up_at: float, first_chain: bool, operation: _Operation
-    ) -> Sequence[Hop | HopChoice]:
+        self, last_error: SwarmError, give_up_at: float, first_chain: bool, operation: Operation
+    ) -> Sequence[HopStream | HopChoice]:
         """A new chain, looking until `give_up_at` for room and for peers to rejoin.
 
         A first chain waits only for room; but what was last seen of the swarm may be old, so it has a second look.
@@ -409,7 +337,7 @@ class ChainSession:
             await self._config.router.refresh()
             looks += 1
 
-    async def _choose(self, operation: _Operation) -> Sequence[Hop | HopChoice]:
+    async def _choose(self, operation: Operation) -> Sequence[HopStream | HopChoice]:
         """The new chain: hops that work stay, the gaps are filled; where they cannot be at once, all is chosen anew.
 
         Of a session for which nothing was computed no hop stays if it has to wait for any peer: it would hold room
@@ -417,7 +345,7 @@ class ChainSession:
         """
         everything = BlockRange(0, self._config.num_blocks)
         alive = [hop for hop in self._chain.hops if hop.error is None]
-        filled: Sequence[Hop | HopChoice] = ()
+        filled: Sequence[HopStream | HopChoice] = ()
         if alive:
             with suppress(NoChainError, PeerBusy):
                 filled = await self._fill_gaps(alive, everything)
@@ -444,9 +372,9 @@ class ChainSession:
         config = self._config
         return await config.router.choose(blocks, excluded, self._request, config.min_precision)
 
-    async def _fill_gaps(self, alive: Sequence[Hop], everything: BlockRange) -> list[Hop | HopChoice]:
+    async def _fill_gaps(self, alive: Sequence[HopStream], everything: BlockRange) -> list[HopStream | HopChoice]:
         used = frozenset(hop.peer for hop in alive)
-        chain: list[Hop | HopChoice] = []
+        chain: list[HopStream | HopChoice] = []
         block = everything.start
         for hop in alive:
             if block < hop.blocks.start:
@@ -460,15 +388,5 @@ class ChainSession:
         return chain
 
 
-async def _named(name: Callable[[], tuple[Digests, ...]], nbytes: int) -> tuple[Digests, ...]:
-    """What `name` gives, which hashes so many bytes: beside the loop, if that takes long."""
-    return name() if nbytes <= NAMED_AT_ONCE_BYTES else await asyncio.to_thread(name)
-
-
-def _wait_seconds(chain: Sequence[Hop | HopChoice]) -> float:
-    """Until every hop of a chain is expected to have room."""
-    return max((one.wait_seconds for one in chain if isinstance(one, HopChoice)), default=0.0)
-
-
-def _peers(chain: Sequence[Hop | HopChoice]) -> frozenset[PeerId]:
-    return frozenset(one.address.peer for one in chain)
+def _peers(chain: Sequence[HopStream | HopChoice]) -> frozenset[PeerId]:
+    return frozenset(hop.address.peer for hop in chain)

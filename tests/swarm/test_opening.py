@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from blockswarm.client.chain.hop import HopChoice
-from blockswarm.client.chain.reserve import LEASE_SECONDS
 from blockswarm.client.chain.session import ChainSession
 from blockswarm.peer.session.reader import UNUSED_SECONDS
 from blockswarm.proto.errors import NoChainError, PeerBusy, SwarmError
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
+from blockswarm.proto.wire.timing import LEASE_SECONDS
 from blockswarm.routing.swarm import BlockRange, PeerId, RequestSpec
 from support.toy_engine import ToyKv, pack, unpack
 from support.toy_swarm import WHOLE, Peer, Visit, World

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from blockswarm.client.chain import wiring as chain_module
+from blockswarm.client.chain import handover as chain_module
 from blockswarm.client.chain.session import ChainSession
 from blockswarm.client.config import SessionEvent
 from blockswarm.peer.engine.blocks.stage import load_stage

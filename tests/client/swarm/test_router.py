@@ -7,19 +7,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from blockswarm.client.chain import session as sessions
 from blockswarm.client.chain.hop import HopChoice
-from blockswarm.client.chain.report import TimingLog
-from blockswarm.client.chain.session import ChainSession
-from blockswarm.client.config import PATIENCE_SECONDS
 from blockswarm.client.swarm.router import ViewRouter
 from blockswarm.client.swarm.view import KnownPeer, SwarmView
 from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.errors import NoChainError, PeerBusy, PeerUnavailable, SwarmError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
-from blockswarm.proto.wire.frames import HopTiming
-from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.swarm import (
     BlockRange,
     ComputeCost,
@@ -147,50 +141,3 @@ def test_announced_releases_are_seen_on_this_clock() -> None:
     spec = peer("a", 0, 4, 0, KvRelease(1100.0, 500))
     view.peers = {spec.id: known(spec, offset_seconds=25.0)}
     assert view.snapshot(4).peers[0].releases == (KvRelease(1075.0, 500),)
-
-
-def test_a_report_names_what_each_hop_computes_in() -> None:
-    log = TimingLog()
-    chain = [(PeerId("a"), BlockRange(0, 2)), (PeerId("b"), BlockRange(2, 4))]
-    log.add(0.0, 1.0, tuple(HopTiming(name, 0.2, 0.3, 0.4) for name, _ in chain))
-    report = log.report(chain, lambda peer: 0.0, ("float32", "int8"))
-    assert [hop.numeric_format for hop in report.hops] == ["float32", "int8"]
-
-
-class Choosing:
-    """A router that raises these errors one after the other, the last for ever; time passes when it refreshes."""
-
-    def __init__(self, *errors: SwarmError) -> None:
-        self.now = 0.0
-        self._errors = list(errors)
-
-    async def choose(
-        self, blocks: BlockRange, excluded: frozenset[PeerId], request: RequestSpec, min_precision: str | None
-    ) -> tuple[()]:
-        if not self._errors:
-            return ()
-        raise self._errors.pop(0) if len(self._errors) > 1 else self._errors[0]
-
-    async def refresh(self) -> None:
-        self.now += 1.0
-
-
-@pytest.mark.parametrize(("error", "first_chain", "waits"), [
-    (PeerBusy(1.0), True, True),
-    (PeerBusy(1.0), False, True),
-    (NoChainError((1,)), True, False),
-    (NoChainError((1,)), False, True),
-])  # fmt: skip
-def test_a_session_waits_for_room_but_only_running_ones_for_lost_peers(
-    error: SwarmError, first_chain: bool, waits: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sessions, "NO_CHAIN_PAUSE_SECONDS", 0.0)
-    router = Choosing(error)
-    config = SimpleNamespace(router=router, clock=lambda: router.now, num_blocks=4, token_bytes=4, min_precision=None)
-    session = ChainSession(config, kv_tokens=10, max_rows=1)  # type: ignore[arg-type]
-    operation = session._begin(StepPlan((RowSlice(0, 0, 1, 1),)), bytes(4))
-    waiting = session._choose_patiently(SwarmError("lost"), PATIENCE_SECONDS, first_chain, operation)
-    with pytest.raises(type(error)):
-        asyncio.run(waiting)
-    # What was last seen may be old: who finds no host looks a second time before it gives up.
-    assert router.now == (PATIENCE_SECONDS if waits else 1.0)

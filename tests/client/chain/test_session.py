@@ -1,0 +1,90 @@
+"""How long a session looks for a chain: for room, and for peers to replace those that it lost; in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from blockswarm.client.chain.hop import HopChoice
+from blockswarm.client.chain.session import ChainSession
+from blockswarm.proto.errors import NoChainError, PeerBusy, SwarmError
+from blockswarm.proto.wire.steps import RowSlice, StepPlan
+from blockswarm.routing.swarm import BlockRange, PeerId, RequestSpec
+from support.toy_engine import pack
+from support.toy_swarm import Peer, Visit, World
+
+PATIENCE_SECONDS = 30.0
+
+
+class FailingRouter:
+    """Chooses one peer for everything, until it is told to raise an error instead."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.error: SwarmError | None = None
+        self.refreshes = 0
+
+    async def choose(
+        self, blocks: BlockRange, excluded: frozenset[PeerId], request: RequestSpec, min_precision: str | None = None
+    ) -> tuple[HopChoice, ...]:
+        if self.error is not None:
+            raise self.error
+        known = self.peer.announcement()
+        return (HopChoice(known.address, blocks, known.encoded),)
+
+    async def refresh(self) -> None:
+        self.refreshes += 1
+
+    def record(self, peer: PeerId) -> None:
+        return None
+
+    def ban(self, peer: PeerId, error: SwarmError) -> None:
+        pass
+
+    def leaving(self, peer: PeerId) -> bool:
+        return False
+
+    def predict_seconds(self, chain: Sequence[tuple[PeerId, BlockRange]], tokens: int) -> float:
+        return 0.1
+
+    def clock_offset_seconds(self, peer: PeerId) -> float:
+        return 0.0
+
+
+def step(start: int) -> tuple[StepPlan, bytes]:
+    return StepPlan((RowSlice(0, start, 1, 1),)), pack([start + 7])
+
+
+@pytest.mark.parametrize(("error", "running", "waits"), [
+    (PeerBusy(1.0), False, True),
+    (PeerBusy(1.0), True, True),
+    (NoChainError((1,)), False, False),
+    (NoChainError((1,)), True, True),
+])  # fmt: skip
+def test_a_session_waits_for_room_but_only_a_running_one_for_lost_peers(
+    error: SwarmError, running: bool, waits: bool
+) -> None:
+    world = World([100], clients=1, patience_seconds=PATIENCE_SECONDS, seed=0)
+    router = FailingRouter(world.peers[0])
+
+    async def scenario() -> float:
+        session = ChainSession(replace(world.config(0, Visit(0.0)), router=router), 8, 1)  # type: ignore[arg-type]
+        if running:
+            await session.run(*step(0))
+            world.net.kill(world.peers[0].identity.peer_id)
+        router.error = error
+        started = world.loop.time()
+        with pytest.raises(type(error)):
+            await session.run(*step(1 if running else 0))
+        waited = world.loop.time() - started
+        await session.close()
+        await asyncio.sleep(30)
+        return waited
+
+    waited = world.loop.run(scenario())
+    # The last look at the swarm may be old: a session that finds no host looks again before it gives up.
+    assert router.refreshes >= 1
+    assert waited == pytest.approx(PATIENCE_SECONDS if waits else 0.0, abs=1.0)
+    assert waits or router.refreshes == 1
