@@ -10,6 +10,7 @@ else from PyTorch's own index of CPU builds.  BLOCKSWARM_TORCH=cuda in the envir
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import json
@@ -81,12 +82,23 @@ def exit_with(main: object, *arguments: object) -> None:
 
 
 def run_module(name: str) -> None:
-    """Run a module of scripts/benchlib in the environment with this program's arguments, and exit with its status."""
+    """Run a module of scripts/benchlib in the environment with this program's arguments, and exit with its status.
+
+    Help makes no environment: without one, what the module is for has to do.
+    """
 
     def run() -> int:
+        wants_help = bool({"-h", "--help"} & set(sys.argv[1:]))
+        if wants_help and not PYTHON.exists():
+            source = ROOT / "scripts" / "benchlib" / f"{name}.py"
+            print(ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))))
+            print("\nIts options are shown when there is an environment, which scripts/check makes.")
+            return 0
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent)}
-        command = [ensure_environment(), "-m", f"benchlib.{name}", *sys.argv[1:]]
-        return subprocess.run(command, env=environment, check=False).returncode
+        python = PYTHON if wants_help else ensure_environment()
+        return subprocess.run(
+            [python, "-m", f"benchlib.{name}", *sys.argv[1:]], env=environment, check=False
+        ).returncode
 
     exit_with(run)
 
