@@ -25,7 +25,7 @@ GENERATED = re.compile(r".*_pb2(_grpc)?\.py")
 PRESENTATION = {"routing/sim/cli.py", "routing/sim/plots.py"}
 """The two modules of routing/ that face a person: they may use a terminal, a clock and plots."""
 TORCH_ALLOWED = re.compile(
-    r"peer/engine/.*|client/model/(load|model|remote|stream|text_session)\.py|proto/wire/tensors\.py|proto/model/(cache|checkpoint|family)\.py"
+    r"peer/engine/.*|client/model/(load|model|remote|stream|text_session)\.py|proto/wire/tensors\.py|proto/model/(cache|checkpoint|ends|family|tiny)\.py"
 )
 UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 

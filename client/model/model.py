@@ -27,7 +27,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, Pr
 from transformers.generation.configuration_utils import GenerationMode
 
 from ...proto.errors import UsageError
-from ...proto.model.family import ends_class
+from ...proto.model.ends import ends_class
 from .generation import Cancellation, Generation, current_generation
 from .remote import ForwardInputs, RemoteBlocks, SessionFactory, SwarmCache
 from .stream import stream_tokens

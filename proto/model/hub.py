@@ -24,15 +24,7 @@ from typing import IO, Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from ..errors import RetryElsewhere, SwarmError, UsageError
-from .checkpoint import (
-    CONFIG_FILE,
-    MAX_SMALL_FILE_BYTES,
-    SINGLE_SHARD,
-    HeldTensor,
-    Progress,
-    TensorInfo,
-    parse_header,
-)
+from .folder import CONFIG_FILE, MAX_SMALL_FILE_BYTES, SINGLE_SHARD, HeldTensor, Progress, TensorInfo, parse_header
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from blockswarm.proto.model.family import random_model
+from blockswarm.proto.model.tiny import random_model
 from support.tiny_models import tiny_model_config
 from transformers import PreTrainedModel
 

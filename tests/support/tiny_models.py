@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blockswarm.proto.model.family import random_model
+from blockswarm.proto.model.tiny import random_model
 from transformers import AutoConfig, PreTrainedConfig
 
 _SIZES: Mapping[str, Any] = {

@@ -19,15 +19,9 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from ....proto.errors import UnsupportedModel
-from ....proto.model.family import (
-    ends_class,
-    family_class,
-    find_blocks,
-    load_model,
-    random_model,
-    stage_class,
-    tiny_config,
-)
+from ....proto.model.ends import ends_class
+from ....proto.model.family import family_class, find_blocks, load_model, stage_class
+from ....proto.model.tiny import random_model, tiny_config
 from ....routing.swarm import BlockRange
 from ..cache.row import RowKV
 from .rows import RowSlice

@@ -23,7 +23,8 @@ from transformers import PreTrainedConfig
 
 from ....proto.errors import UnsupportedModel, UsageError
 from ....proto.model.checkpoint import Checkpoint
-from ....proto.model.family import find_blocks, random_model, tiny_config
+from ....proto.model.family import find_blocks
+from ....proto.model.tiny import random_model, tiny_config
 from ....proto.wire.precision import QUANTIZATIONS
 from ....proto.wire.tensors import DTYPES
 from ..blocks.selfcheck import TOLERANCE

@@ -22,7 +22,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from ....proto.model.family import find_blocks, random_model, tiny_config
+from ....proto.model.family import find_blocks
+from ....proto.model.tiny import random_model, tiny_config
 from ..device import CPU
 from .packed import (
     Int4Matrix,

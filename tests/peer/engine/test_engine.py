@@ -18,7 +18,8 @@ from blockswarm.peer.engine.engine import Engine, SessionKv
 from blockswarm.peer.engine.step_record import StepRecord
 from blockswarm.proto.errors import OutOfMemory, PeerUnavailable, RemoteProtocolError, RetryElsewhere, SwarmError
 from blockswarm.proto.model.checkpoint import open_checkpoint
-from blockswarm.proto.model.family import find_blocks, random_model
+from blockswarm.proto.model.family import find_blocks
+from blockswarm.proto.model.tiny import random_model
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.proto.wire.tensors import encode_tensor
 from blockswarm.routing.swarm import BlockRange

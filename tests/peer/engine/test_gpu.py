@@ -19,7 +19,9 @@ from blockswarm.peer.engine.load import examine_model, load_engine, load_packed_
 from blockswarm.peer.engine.weights.quantize import Packing
 from blockswarm.peer.offer.calibrate import calibrate
 from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
-from blockswarm.proto.model.family import ends_class, load_model, random_model
+from blockswarm.proto.model.ends import ends_class
+from blockswarm.proto.model.family import load_model
+from blockswarm.proto.model.tiny import random_model
 from blockswarm.routing.swarm import BlockRange
 from support.device_steps import BLOCKS, engine_steps, steps
 from support.tiny_models import PADDED_MODELS, SERVED_MODELS, tiny_model_config, write_tiny_checkpoint

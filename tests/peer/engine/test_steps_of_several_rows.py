@@ -12,7 +12,8 @@ from blockswarm.peer.engine.blocks import stage as stage_module
 from blockswarm.peer.engine.blocks.stage import Route, RowOutOfMemory, RowSlice, Stage, StageView, attention_of
 from blockswarm.peer.engine.cache.row import RowKV
 from blockswarm.proto.errors import OutOfMemory
-from blockswarm.proto.model.family import find_blocks, load_model, random_model, stage_class
+from blockswarm.proto.model.family import find_blocks, load_model, stage_class
+from blockswarm.proto.model.tiny import random_model
 from blockswarm.routing.swarm import BlockRange
 from hypothesis import settings
 from hypothesis import strategies as st

@@ -18,7 +18,7 @@ from blockswarm.peer.session.service import PeerParts, PeerService
 from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import open_checkpoint
-from blockswarm.proto.network.transport import PeerAddress
+from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.wire.frames import WireStep, encode_step
 from blockswarm.proto.wire.handshake import Grant, HelloChecker, sign_capability, sign_hello
 from blockswarm.proto.wire.steps import RowSlice, StepPlan

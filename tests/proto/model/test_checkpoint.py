@@ -13,7 +13,8 @@ import pytest
 import torch
 from blockswarm.proto.errors import RetryElsewhere, UnsupportedModel, UsageError
 from blockswarm.proto.model import hub as hub_module
-from blockswarm.proto.model.checkpoint import block_prefix, open_checkpoint, parse_header, read_checkpoint
+from blockswarm.proto.model.checkpoint import block_prefix, open_checkpoint, read_checkpoint
+from blockswarm.proto.model.folder import parse_header
 from blockswarm.proto.model.hub import HubSource
 from blockswarm.routing.swarm import BlockRange
 from hypothesis import given

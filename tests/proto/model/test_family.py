@@ -7,18 +7,9 @@ from typing import Any
 import pytest
 import torch
 from blockswarm.proto.errors import ModelMismatch, UnsupportedModel
-from blockswarm.proto.model.family import (
-    BlockList,
-    block_returns_tuple,
-    ends_class,
-    family_class,
-    find_blocks,
-    load_model,
-    random_model,
-    slice_config,
-    stage_class,
-    tiny_config,
-)
+from blockswarm.proto.model.ends import block_returns_tuple, ends_class
+from blockswarm.proto.model.family import BlockList, family_class, find_blocks, load_model, slice_config, stage_class
+from blockswarm.proto.model.tiny import random_model, tiny_config
 from blockswarm.routing.swarm import BlockRange
 from support.tiny_models import SERVED_MODELS, tiny_model_config
 from torch import nn

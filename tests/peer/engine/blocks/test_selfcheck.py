@@ -11,7 +11,7 @@ from blockswarm.peer.engine.blocks.attention import CapturedMask
 from blockswarm.peer.engine.blocks.selfcheck import check_family
 from blockswarm.peer.engine.blocks.stage import Route
 from blockswarm.proto.errors import UnsupportedModel
-from blockswarm.proto.model.family import random_model, tiny_config
+from blockswarm.proto.model.tiny import random_model, tiny_config
 from support.tiny_models import PADDED_MODELS, REFUSED_MODELS, SERVED_MODELS, tiny_model_config
 from transformers import AutoConfig
 from transformers.masking_utils import causal_mask_function

@@ -12,7 +12,9 @@ from blockswarm.peer.engine.blocks.stage import Route, RowSlice, Stage, StageVie
 from blockswarm.peer.engine.cache.row import RowKV
 from blockswarm.proto.errors import OutOfMemory, UsageError
 from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
-from blockswarm.proto.model.family import ends_class, load_model, random_model
+from blockswarm.proto.model.ends import ends_class
+from blockswarm.proto.model.family import load_model
+from blockswarm.proto.model.tiny import random_model
 from blockswarm.routing.swarm import BlockRange
 from support.tiny_models import PADDED_MODELS, SERVED_MODELS, tiny_model_config, write_tiny_checkpoint
 from torch import nn

@@ -20,7 +20,8 @@ from blockswarm.peer.engine.weights.quantize import (
     packed_block_bytes,
     shared_inputs,
 )
-from blockswarm.proto.model.family import family_class, find_blocks, random_model
+from blockswarm.proto.model.family import family_class, find_blocks
+from blockswarm.proto.model.tiny import random_model
 from support.tiny_models import SERVED_MODELS, tiny_model_config
 from torch import nn
 from transformers import PreTrainedConfig

@@ -1,0 +1,179 @@
+"""A checkpoint's files: what a source of them offers, how safetensors files are read, and the source on this machine.
+
+Everything that a file says is checked before it is believed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import UsageError
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+CONFIG_FILE = "config.json"
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_SHARD = "model.safetensors"
+MAX_SMALL_FILE_BYTES = 64 << 20
+"""Limit of configurations and indexes; the largest known index is below 20 MB."""
+
+_MAX_HEADER_BYTES = 100 << 20  # the limit that the safetensors format sets
+
+_DTYPE_BYTES: Mapping[str, int] = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4,
+    "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor of a safetensors file: its `nbytes` bytes begin at byte `start` of `file`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldTensor:
+    """A tensor on this machine: its bytes begin at byte `start` of the safetensors file `path`."""
+
+    path: Path
+    start: int
+
+
+class Source(Protocol):
+    """Where a checkpoint's files are."""
+
+    @property
+    def folder(self) -> Path:
+        """A local folder with the small files: the configuration, generation_config.json if there is one."""
+
+    def small_file(self, name: str) -> bytes | None:
+        """A whole small file, None if there is none of that name."""
+
+    def names(self) -> Sequence[str]:
+        """The names of the files there are."""
+
+    def size(self, shard: str) -> int:
+        """Size of a shard in bytes. Raises UsageError if it does not exist."""
+
+    def read(self, shard: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a shard."""
+
+    def published_hash(self, shard: str) -> str | None:
+        """The hash that the source publishes of a whole shard, None if only the bytes themselves can tell."""
+
+    def hold(
+        self, group: str, tensors: Sequence[TensorInfo], progress: Progress | None = None
+    ) -> Mapping[str, HeldTensor]:
+        """Where the tensors are on this machine, by name; they are fetched first where they have to be.
+
+        `group` names this set of tensors in a cache.
+        """
+
+
+class FolderSource:
+    """A local folder; it is read in place."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def small_file(self, name: str) -> bytes | None:
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        if path.stat().st_size > MAX_SMALL_FILE_BYTES:
+            raise UsageError(f"{path} is larger than {MAX_SMALL_FILE_BYTES} bytes")
+        return path.read_bytes()
+
+    def names(self) -> Sequence[str]:
+        return sorted(path.name for path in self.folder.iterdir())
+
+    def size(self, shard: str) -> int:
+        try:
+            return (self.folder / shard).stat().st_size
+        except OSError as error:
+            raise UsageError(f"cannot read {self.folder / shard}: {error.strerror}") from error
+
+    def read(self, shard: str, start: int, stop: int) -> bytes:
+        return read_range(self.folder / shard, start, stop)
+
+    def published_hash(self, shard: str) -> str | None:
+        return None
+
+    def hold(
+        self, group: str, tensors: Sequence[TensorInfo], progress: Progress | None = None
+    ) -> Mapping[str, HeldTensor]:
+        return {tensor.name: HeldTensor(self.folder / tensor.file, tensor.start) for tensor in tensors}
+
+
+def parse_header(name: str, size: int, read: Callable[[int, int], bytes]) -> list[TensorInfo]:
+    """The tensors of a safetensors file of `size` bytes; `read(start, stop)` gives its bytes.
+
+    Everything is checked before it is believed. Raises UsageError.
+    """
+    broken = UsageError(f"{name} is not a whole safetensors file", hint="Download the file again.")
+    if size < 8:
+        raise broken
+    header_bytes = int.from_bytes(read(0, 8), "little")
+    if header_bytes > min(_MAX_HEADER_BYTES, size - 8):
+        raise broken
+    data_start = 8 + header_bytes
+    header = parse_json_object(read(8, data_start), name)
+    header.pop("__metadata__", None)
+    try:
+        tensors = [_parse_tensor(name, tensor, entry, data_start) for tensor, entry in header.items()]
+    except (KeyError, TypeError, ValueError) as error:
+        raise broken from error
+    end = data_start
+    for tensor in sorted(tensors, key=lambda tensor: tensor.start):
+        if tensor.start != end:
+            raise broken
+        end += tensor.nbytes
+    if end != size:
+        raise UsageError(f"{name} has {size} bytes, its header speaks of {end}", hint="Download the file again.")
+    return tensors
+
+
+def _parse_tensor(file: str, name: str, entry: Mapping[str, Any], data_start: int) -> TensorInfo:
+    """Raises KeyError, TypeError or ValueError for a malformed entry."""
+    dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    if any(not isinstance(number, int) or number < 0 for number in (*shape, start, stop)):
+        raise ValueError("negative or fractional sizes")
+    if math.prod(shape) * _DTYPE_BYTES[dtype] != stop - start:
+        raise ValueError("a tensor's shape does not fit its bytes")
+    return TensorInfo(name, dtype, shape, file, data_start + start, stop - start)
+
+
+def read_range(path: Path, start: int, stop: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(stop - start)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) != stop - start:
+        raise UsageError(f"{path} ends at byte {start + len(data)}, {stop} were expected")
+    return data
+
+
+def parse_json_object(raw: bytes, name: str) -> dict[str, Any]:
+    try:
+        values = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{name} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{name} holds no JSON object")
+    return values
