@@ -14,7 +14,7 @@ import torch
 
 from ...proto.errors import OutOfMemory, RetryElsewhere, SwarmError
 from ...routing.swarm import BlockRange
-from .blocks.stage import RowSlice, Stage
+from .blocks.stage import RowSpan, Stage
 from .cache.row import RowKV
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class Share:
     blocks: BlockRange
     hidden: torch.Tensor
     """(T, H) in the stage's dtype, on the CPU: the rows' tokens one after the other."""
-    rows: tuple[RowSlice, ...]
+    rows: tuple[RowSpan, ...]
 
 
 def compute_shares(stage: Stage, shares: Sequence[Share]) -> list[torch.Tensor | SwarmError]:

@@ -98,7 +98,7 @@ class Engine:
         self._latest: WeakKeyDictionary[SessionKv, asyncio.Future[StepOutput]] = WeakKeyDictionary()
         # Of the engine's thread:
         self._jobs: dict[_Job, StepProgress] = {}
-        """Steps that have begun, in the order of `scheduler.Choice`."""
+        """Steps that have begun, in the order of `scheduler.StepChoice`."""
         self._last_step_seconds = 0.0
         self._last_step_ended = 0.0
 

@@ -18,8 +18,8 @@ from ...proto.model.family import BlockList, load_model, slice_config, stage_cla
 from ...proto.wire.tensors import DTYPES
 from ...routing.swarm import BlockRange
 from .blocks.selfcheck import check_family
-from .blocks.sizes import measure_block
-from .blocks.stage import Route, Stage, attention_of, load_stage
+from .blocks.sizes import block_sizes
+from .blocks.stage import BatchingRoute, Stage, attention_of, load_stage
 from .device import CPU, describe_device, find_device, find_dtype, free_device_bytes
 from .engine import Engine
 from .threads import set_threads
@@ -59,7 +59,7 @@ def examine_model(
     """Find the device, check the family, settle torch's threads for the whole process, choose the form of the weights,
     measure a block.
 
-    See `find_device`, `find_dtype`, `check_family`, `set_threads`, `find_packing` and `measure_block`; `device`,
+    See `find_device`, `find_dtype`, `check_family`, `set_threads`, `find_packing` and `block_sizes`; `device`,
     `dtype` and `quantize` may be "auto". `clock` is a monotonic clock in seconds. Raises UnsupportedModel, and
     UsageError for a device that is not here or a form that it cannot compute. Takes a second or two.
     """
@@ -76,7 +76,7 @@ def examine_model(
     logger.info("%s, in %s: %s", describe_device(place), dtype, choice.reason)
     if stored == "BF16" and dtype == "float16":
         logger.warning("the model was published in bfloat16; in float16, values beyond 65504 are lost")
-    block_bytes, kv_bytes = measure_block(checkpoint.config, dtype, choice.packing)
+    block_bytes, kv_bytes = block_sizes(checkpoint.config, dtype, choice.packing)
     return Examined(
         device=str(place),
         device_description=describe_device(place),
@@ -125,7 +125,7 @@ def load_packed_stage(
     blocks: BlockRange,
     dtype: torch.dtype,
     progress: Callable[[int, int], None] | None,
-    route: Route,
+    route: BatchingRoute,
     packing: Packing,
     device: torch.device = CPU,
 ) -> Stage:

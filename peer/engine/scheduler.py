@@ -41,7 +41,7 @@ class Take:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class StepChoice:
     """What a step computes."""
 
     takes: tuple[Take, ...]
@@ -50,7 +50,7 @@ class Choice:
     """The jobs in the order in which the next step looks at them."""
 
 
-def plan_step(jobs: Sequence[Sequence[int]], chunk_tokens: int) -> Choice:
+def plan_step(jobs: Sequence[Sequence[int]], chunk_tokens: int) -> StepChoice:
     """Choose the tokens of the next step.
 
     `jobs[i]` has the tokens left of every row of job i; the jobs are in the order of the last choice, with new ones
@@ -70,7 +70,7 @@ def plan_step(jobs: Sequence[Sequence[int]], chunk_tokens: int) -> Choice:
                 room -= count
                 takes.append(Take(job, row, count))
         (served if room < room_before else waiting).append(job)
-    return Choice(tuple(takes), (*waiting, *served))
+    return StepChoice(tuple(takes), (*waiting, *served))
 
 
 def chunk_tokens_within(cost: ComputeCost, num_blocks: int) -> int:

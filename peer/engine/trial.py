@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ...routing.swarm import BlockRange
-from .blocks.stage import RowSlice, Stage
+from .blocks.stage import RowSpan, Stage
 from .cache.row import BlockKV, RowKV
 
 
@@ -22,24 +22,24 @@ class StepTrial:
 
     def decode(self, rows: int, context: int) -> Callable[[], None]:
         """A step of one new token for each of `rows` rows that hold `context` tokens each; may be run again."""
-        slices = [RowSlice(self._row(context), context, 1) for _ in range(rows)]
+        slices = [RowSpan(self._row(context), context, 1) for _ in range(rows)]
         return self._step(slices)
 
     def prefill(self, tokens: int) -> Callable[[], None]:
         """A step of `tokens` tokens of one new row; may be run again."""
-        return self._step([RowSlice(self._view.new_row(max_tokens=tokens), 0, tokens)])
+        return self._step([RowSpan(self._view.new_row(max_tokens=tokens), 0, tokens)])
 
     def _row(self, context: int) -> RowKV:
         if not self._token:
             row = self._view.new_row(max_tokens=1)
-            self._step([RowSlice(row, 0, 1)])()
+            self._step([RowSpan(row, 0, 1)])()
             self._token = row.export()
         content = [
             BlockKV(block.keys.repeat(1, context, 1), block.values.repeat(1, context, 1)) for block in self._token
         ]
         return RowKV.import_(self._view.blocks, context + 1, content)
 
-    def _step(self, rows: list[RowSlice]) -> Callable[[], None]:
+    def _step(self, rows: list[RowSpan]) -> Callable[[], None]:
         """A step that begins and ends on the processor, as those of sessions do, so a GPU is done when it returns."""
         tokens = sum(row.count for row in rows)
         generator = torch.Generator().manual_seed(0)

@@ -39,6 +39,7 @@ from .processes import machine
 SECTIONS = ("batching", "bandwidth", "prefill", "stall", "chain", "formats", "memory", "cost")
 SESSIONS = (1, 2, 4, 8, 16)
 FORMATS = ("plain", "prepacked", "int8")
+"""By the names of `Packing`; "int8" is the int8 form that this processor computes right, see `packing_of`."""
 PROMPT_TOKENS = 32
 WIDE = (1024, 2048, 4096)
 """Hidden sizes; the models have so many layers that no cache holds the weights."""
@@ -77,6 +78,14 @@ class Bench:
         return folder
 
 
+def packing_of(name: str) -> Any:
+    """The form of one of `FORMATS` on this processor."""
+    from blockswarm.peer.engine.weights.choose import int8_form
+    from blockswarm.peer.engine.weights.quantize import Packing
+
+    return int8_form(columns=1024) if name == "int8" else Packing(name)
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -85,13 +94,12 @@ def say(text: str) -> None:
 def engine(folder: Path, packing: str) -> Iterator[Any]:
     """An engine with all blocks in one of `FORMATS`."""
     from blockswarm.peer.engine.load import load_engine
-    from blockswarm.peer.engine.weights.quantize import Packing
     from blockswarm.proto.model.checkpoint import open_checkpoint
     from blockswarm.routing.swarm import BlockRange
 
     checkpoint = open_checkpoint(str(folder))
     blocks = BlockRange(0, checkpoint.num_blocks)
-    made = load_engine(checkpoint, blocks, "float32", lambda *_: None, packing=Packing(packing))
+    made = load_engine(checkpoint, blocks, "float32", lambda *_: None, packing=packing_of(packing))
     try:
         yield made
     finally:
@@ -356,15 +364,14 @@ def measure_formats(bench: Bench) -> Any:
 
 def measure_memory(bench: Bench) -> list[dict[str, Any]]:
     """Predicted before anything is loaded, and held afterwards: a block's weights, and 1000 tokens of its cache."""
-    from blockswarm.peer.engine.blocks.sizes import measure_block
-    from blockswarm.peer.engine.weights.quantize import Packing
+    from blockswarm.peer.engine.blocks.sizes import block_sizes
     from blockswarm.proto.model.checkpoint import open_checkpoint
 
     folder = bench.checkpoint(bench.effort.model)
     rows = []
     for packing in FORMATS:
         say(f"memory: {packing}")
-        weights, kv = measure_block(open_checkpoint(str(folder)).config, "float32", Packing(packing))
+        weights, kv = block_sizes(open_checkpoint(str(folder)).config, "float32", packing_of(packing))
         before = resident_bytes()
         with engine(folder, packing) as ours:
             loaded = resident_bytes() - before

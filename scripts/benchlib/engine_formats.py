@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from blockswarm.peer.engine.blocks.selfcheck import check_family
-from blockswarm.peer.engine.blocks.stage import RowSlice, Stage
+from blockswarm.peer.engine.blocks.stage import RowSpan, Stage
 from blockswarm.peer.engine.load import load_packed_stage
 from blockswarm.peer.engine.weights.choose import int8_form
 from blockswarm.peer.engine.weights.quantize import Packing, pack_block, shared_inputs
@@ -96,9 +96,9 @@ def _decode_step(stage: Stage, count: int, context: int) -> Callable[[], object]
     view = stage.view(stage.blocks)
     rows = [view.new_row(context + 1) for _ in range(count)]
     for row in rows:
-        view.forward(torch.randn(context, stage.hidden_size), [RowSlice(row, 0, context)])
+        view.forward(torch.randn(context, stage.hidden_size), [RowSpan(row, 0, context)])
     hidden = torch.randn(count, stage.hidden_size)
-    return lambda: view.forward(hidden, [RowSlice(row, context, 1) for row in rows])
+    return lambda: view.forward(hidden, [RowSpan(row, context, 1) for row in rows])
 
 
 def prefill_times(stages: Mapping[str, Stage], token_counts: Sequence[int]) -> dict[str, dict[int, float]]:
@@ -115,7 +115,7 @@ def _prefill_step(stage: Stage, count: int) -> Callable[[], object]:
     view = stage.view(stage.blocks)
     row = view.new_row(count)
     hidden = torch.randn(count, stage.hidden_size)
-    return lambda: view.forward(hidden, [RowSlice(row, 0, count)])
+    return lambda: view.forward(hidden, [RowSpan(row, 0, count)])
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import torch
-from blockswarm.peer.engine.blocks.stage import RowSlice, StageView
+from blockswarm.peer.engine.blocks.stage import RowSpan, StageView
 from blockswarm.peer.engine.cache.row import RowKV
 from blockswarm.peer.engine.engine import Engine, SessionKv
 from blockswarm.proto.wire.steps import RowSlice as PlannedRow
@@ -34,7 +34,7 @@ def steps(view: StageView, device: torch.device) -> torch.Tensor:
 
     def run(seed: int, *pieces: tuple[RowKV, int, int]) -> None:
         hidden = random_hidden(sum(count for _, _, count in pieces), seed).to(device)
-        output = view.forward(hidden, [RowSlice(kv, start, count) for kv, start, count in pieces])
+        output = view.forward(hidden, [RowSpan(kv, start, count) for kv, start, count in pieces])
         assert output.device == device
         outputs.append(output.cpu())
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from blockswarm.client.model.load import attach, prepare
 from blockswarm.client.model.model import swarm_class
-from blockswarm.peer.engine.blocks.stage import Route, Stage, StageView
-from blockswarm.peer.engine.blocks.stage import RowSlice as StageRow
+from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowSpan, Stage, StageView
 from blockswarm.peer.engine.cache.row import RowKV
 from blockswarm.proto.errors import SessionLost
 from blockswarm.proto.model.family import attention_implementation, find_blocks, stage_class
@@ -30,7 +29,7 @@ def stage_of(full: PreTrainedModel, blocks: BlockRange) -> Stage:
     theirs = find_blocks(full, full.config.num_hidden_layers).blocks
     for index, block in enumerate(find_blocks(model, len(blocks)).blocks):
         block.load_state_dict(theirs[blocks.start + index].state_dict())
-    return Stage(model.eval(), blocks, Route.SINGLE)
+    return Stage(model.eval(), blocks, BatchingRoute.SINGLE)
 
 
 def ends_of(full: PreTrainedModel) -> PreTrainedModel:
@@ -82,7 +81,7 @@ class LocalSession:
                 self.rows[index] = [self.rows[index][source].fork() for source in plan.source_rows]
             rows = self.rows[index]
             rows.extend(stage.new_row(self.max_tokens) for _ in range(len(self.table.lengths) - len(rows)))
-            busy = [StageRow(rows[piece.row], piece.start, piece.count) for piece in plan.rows if piece.count]
+            busy = [RowSpan(rows[piece.row], piece.start, piece.count) for piece in plan.rows if piece.count]
             hidden = stage.forward(hidden, busy)
         stop = 0
         answers = []

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function
 
-from .rows import RowSlice
+from ....proto.model.cache import LayerlessCache
+from .rows import RowSpan
 
 PACKED_ATTENTION = "blockswarm_packed"
 """Name under which transformers knows the attention and the mask of this module."""
@@ -30,7 +31,7 @@ MaskFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 _KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
 
-class PackedRows(Cache):
+class PackedRows(LayerlessCache):
     """The caches of a step's rows, as one cache of one sequence.
 
     To the family it seems empty: positions are given to it, and the mask is evaluated per row.
@@ -40,12 +41,8 @@ class PackedRows(Cache):
     function finds them here.  Which is which shows in the attention function and is remembered in `direct_blocks`.
     """
 
-    is_sliding: Sequence[bool] = ()  # type: ignore[assignment]
-    is_linear: Sequence[bool] = ()  # type: ignore[assignment]
-    is_dummy: Sequence[bool] = ()  # type: ignore[assignment]
-
-    def __init__(self, rows: Sequence[RowSlice], direct_blocks: set[int]) -> None:
-        super().__init__(layers=[])
+    def __init__(self, rows: Sequence[RowSpan], direct_blocks: set[int]) -> None:
+        super().__init__()
         self.rows = rows
         self._counts = [row.count for row in rows]
         self._direct_blocks = direct_blocks
@@ -88,16 +85,6 @@ class PackedRows(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
 
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return query_length, 0
-
-    @property
-    def is_compileable(self) -> bool:
-        return False
-
 
 @dataclass(frozen=True, slots=True)
 class Sight:
@@ -116,14 +103,14 @@ class CapturedMask:
         self._function = function
         self._sights: list[Sight] | None = None
 
-    def sights(self, rows: Sequence[RowSlice], device: torch.device, *, as_masks: bool) -> list[Sight]:
+    def sights(self, rows: Sequence[RowSpan], device: torch.device, *, as_masks: bool) -> list[Sight]:
         """One per row. `as_masks`: never use `is_causal`. The rows of the first call are those of the step."""
         if self._sights is None:
             self._sights = _evaluate(self._function, rows, device, as_masks)
         return self._sights
 
 
-def _evaluate(function: MaskFunction, rows: Sequence[RowSlice], device: torch.device, as_masks: bool) -> list[Sight]:
+def _evaluate(function: MaskFunction, rows: Sequence[RowSpan], device: torch.device, as_masks: bool) -> list[Sight]:
     plain = function is causal_mask_function
     single = [] if plain else [row for row in rows if row.count == 1]
     sights_of_single = iter(_sights_of_single_tokens(function, single, device))
@@ -140,7 +127,7 @@ def _evaluate(function: MaskFunction, rows: Sequence[RowSlice], device: torch.de
     return sights
 
 
-def _sights_of_single_tokens(function: MaskFunction, rows: Sequence[RowSlice], device: torch.device) -> list[Sight]:
+def _sights_of_single_tokens(function: MaskFunction, rows: Sequence[RowSpan], device: torch.device) -> list[Sight]:
     """All rows at once, because each may be of another session and there may be many."""
     if not rows:
         return []

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import Cache
 
-from .rows import RowSlice
+from ....proto.model.cache import LayerlessCache
+from .rows import RowSpan
 
 _LENGTH_RATIO = 2
 """A row is not padded to more than so many times its length."""
 
 
-def batches_of_similar_length(rows: Sequence[RowSlice]) -> list[list[int]]:
+def batches_of_similar_length(rows: Sequence[RowSpan]) -> list[list[int]]:
     """Indices into `rows`, from the longest row on."""
     batches: list[list[int]] = []
     for index in sorted(range(len(rows)), key=lambda index: -rows[index].stop):
@@ -29,15 +29,11 @@ def batches_of_similar_length(rows: Sequence[RowSlice]) -> list[list[int]]:
     return batches
 
 
-class PaddedRows(Cache):
+class PaddedRows(LayerlessCache):
     """The caches of rows that get one token each, as one cache of a batch."""
 
-    is_sliding: Sequence[bool] = ()  # type: ignore[assignment]
-    is_linear: Sequence[bool] = ()  # type: ignore[assignment]
-    is_dummy: Sequence[bool] = ()  # type: ignore[assignment]
-
-    def __init__(self, rows: Sequence[RowSlice]) -> None:
-        super().__init__(layers=[])
+    def __init__(self, rows: Sequence[RowSpan]) -> None:
+        super().__init__()
         self._rows = rows
         self._length = max(row.stop for row in rows)
         self._buffers: dict[tuple[object, ...], torch.Tensor] = {}
@@ -63,16 +59,6 @@ class PaddedRows(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._length - 1
-
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        return self._length - 1
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return self._length, 0
-
-    @property
-    def is_compileable(self) -> bool:
-        return False
 
     def _buffer(self, name: str, states: torch.Tensor) -> torch.Tensor:
         """Zeros where a row is padded; every block writes over the same rest, because fresh memory is slow."""

@@ -11,7 +11,7 @@ from ..cache.row import RowKV
 
 
 @dataclass(frozen=True, slots=True)
-class RowSlice:
+class RowSpan:
     """`count` tokens of one row in a step, which continue the row at position `start`."""
 
     kv: RowKV
@@ -27,13 +27,13 @@ class RowSlice:
 class RowOutOfMemory(OutOfMemory):
     """A row would grow beyond its reservation; the other rows of the step can be computed without it."""
 
-    def __init__(self, row_index: int, row: RowSlice) -> None:
+    def __init__(self, row_index: int, row: RowSpan) -> None:
         super().__init__(f"the session reserved {row.kv.max_tokens} tokens, this step needs {row.stop}")
         self.row_index = row_index
         """Which of the step's rows it is."""
 
 
-def check_rows(rows: Sequence[RowSlice], blocks: BlockRange, tokens: int) -> None:
+def check_rows(rows: Sequence[RowSpan], blocks: BlockRange, tokens: int) -> None:
     """Whether a step of these rows over `blocks` can be computed for `tokens` tokens; changes nothing.
 
     Raises ValueError if a row is shorter than its `start`, has no tokens in the step or is in it twice, has no cache

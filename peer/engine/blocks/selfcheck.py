@@ -24,8 +24,8 @@ from ....proto.model.family import family_class, find_blocks, load_model, stage_
 from ....proto.model.tiny import random_model, tiny_config
 from ....routing.swarm import BlockRange
 from ..cache.row import RowKV
-from .rows import RowSlice
-from .stage import Route, Stage, StageView, attention_of
+from .rows import RowSpan
+from .stage import BatchingRoute, Stage, StageView, attention_of
 
 TOLERANCE = 1e-5
 """Relative to the largest logit (about 4), in float32: sums run in another order where a prompt is cut differently."""
@@ -35,10 +35,10 @@ _LONG = 26
 _SHORT = 20
 """Tokens of a sequence that is beyond them too, but shorter."""
 
-_results: dict[str, Route | UnsupportedModel] = {}
+_results: dict[str, BatchingRoute | UnsupportedModel] = {}
 
 
-def check_family(config: PreTrainedConfig) -> Route:
+def check_family(config: PreTrainedConfig) -> BatchingRoute:
     """The fastest route by which models like `config` survive being cut into stages.
 
     Raises UnsupportedModel, with the reason, if there is none.  Takes about a second the first time, nothing after
@@ -53,7 +53,7 @@ def check_family(config: PreTrainedConfig) -> Route:
     return result
 
 
-def _find_route(config: PreTrainedConfig) -> Route | UnsupportedModel:
+def _find_route(config: PreTrainedConfig) -> BatchingRoute | UnsupportedModel:
     try:
         _check_caches(config)
         return _try_routes(tiny_config(config))
@@ -72,14 +72,14 @@ class _Sequence:
 
 
 @torch.inference_mode()
-def _try_routes(config: PreTrainedConfig) -> Route:
+def _try_routes(config: PreTrainedConfig) -> BatchingRoute:
     """The first route that equals the whole model. Raises UnsupportedModel, with the reason against the last one."""
     model = random_model(config)
     # The shorter one first: some families remember the longest sequence they have seen.
     short = _whole_model(model, _random_tokens(config, _SHORT, seed=2))
     long = _whole_model(model, _random_tokens(config, _LONG, seed=1))
     reason: UnsupportedModel | None = None
-    for route in Route:
+    for route in BatchingRoute:
         try:
             _check_route(_Trial(model, config, route), long, short)
         except UnsupportedModel as error:
@@ -147,7 +147,7 @@ class _Piece:
 class _Trial(nn.Module):
     """A tiny model cut into three stages and two ends; it is itself the remote module of the ends."""
 
-    def __init__(self, model: PreTrainedModel, config: PreTrainedConfig, route: Route) -> None:
+    def __init__(self, model: PreTrainedModel, config: PreTrainedConfig, route: BatchingRoute) -> None:
         super().__init__()
         self._model_type = config.model_type
         found = find_blocks(model, config.num_hidden_layers)
@@ -192,12 +192,12 @@ class _Trial(nn.Module):
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         hidden = hidden_states[0]
         for index, view in enumerate(self._views):
-            rows = [RowSlice(piece.row[index], piece.start, piece.stop - piece.start) for piece in self._step]
+            rows = [RowSpan(piece.row[index], piece.start, piece.stop - piece.start) for piece in self._step]
             hidden = _forward_checked(view, hidden, rows)
         return hidden[None]
 
 
-def _forward_checked(view: StageView, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
+def _forward_checked(view: StageView, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
     """Raises UnsupportedModel if the blocks write into their input, which others keep, or keep no cache."""
     before = hidden.clone()
     output = view.forward(hidden, rows)
@@ -227,7 +227,7 @@ def _cuts(num_blocks: int) -> list[BlockRange]:
 
 
 def _load_stage(
-    config: PreTrainedConfig, weights: dict[str, Any], prefix: str, blocks: BlockRange, route: Route
+    config: PreTrainedConfig, weights: dict[str, Any], prefix: str, blocks: BlockRange, route: BatchingRoute
 ) -> Stage:
     state: dict[str, Any] = {}
     for block in blocks:

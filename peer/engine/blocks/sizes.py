@@ -15,10 +15,10 @@ from ....proto.wire.tensors import DTYPES
 from ....routing.swarm import BlockRange
 from ..cache.row import RowKV
 from ..weights.quantize import Packing, packed_block_bytes
-from .stage import Route, RowSlice, StageView
+from .stage import BatchingRoute, RowSpan, StageView
 
 
-def measure_block(config: PreTrainedConfig, dtype: str, packing: Packing) -> tuple[int, int]:
+def block_sizes(config: PreTrainedConfig, dtype: str, packing: Packing) -> tuple[int, int]:
     """Bytes of the weights of the model's largest block, and of one token's attention cache in the block that needs
     most, with activations in `dtype` ("float32"), and weights as they are loaded in it and packed. The few weights
     that a family keeps in float32 even so are counted in `dtype`.
@@ -41,7 +41,7 @@ def _kv_bytes(found: BlockList, block: int, hidden: torch.Tensor) -> int:
     """What one block hands to the cache for one token; what comes after its attention does not run."""
     cache = _CacheProbe(BlockRange(block, block + 1))
     try:
-        StageView(found, block, cache.blocks, Route.SINGLE, set()).forward(hidden, [RowSlice(cache, 0, 1)])
+        StageView(found, block, cache.blocks, BatchingRoute.SINGLE, set()).forward(hidden, [RowSpan(cache, 0, 1)])
     except _HandedOver as handed:
         return handed.nbytes
     raise AssertionError(f"block {block} caches nothing")

@@ -23,16 +23,16 @@ from ..cache.row import RowKV
 from ..weights.quantize import held_bytes
 from .attention import PACKED_ATTENTION, PackedRows
 from .padded import PaddedRows, batches_of_similar_length
-from .rows import RowOutOfMemory, RowSlice, check_rows
+from .rows import RowOutOfMemory, RowSpan, check_rows
 
-__all__ = ["Route", "RowOutOfMemory", "RowSlice", "Stage", "StageView", "load_stage"]
+__all__ = ["BatchingRoute", "RowOutOfMemory", "RowSpan", "Stage", "StageView", "load_stage"]
 
 
 _EXPANDED_TOKENS = 4096
 """Blocks that keep a latent (MLA) expand what is cached of all rows of a pack at once, to tens of times its size."""
 
 
-class Route(enum.Enum):
+class BatchingRoute(enum.Enum):
     """How a stage computes the rows of a step, the fastest first; `selfcheck` finds out which one a family bears."""
 
     PACKED = "packed"
@@ -46,7 +46,7 @@ class Route(enum.Enum):
 class Stage:
     """The hosted `blocks` of a model, ready to compute."""
 
-    def __init__(self, model: PreTrainedModel, blocks: BlockRange, route: Route) -> None:
+    def __init__(self, model: PreTrainedModel, blocks: BlockRange, route: BatchingRoute) -> None:
         """`model` was loaded with the attention that the route needs, see `attention_of`."""
         self.blocks = blocks
         self.route = route
@@ -87,7 +87,9 @@ class Stage:
 class StageView:
     """Runs a contiguous part of a stage's blocks. One thread at a time."""
 
-    def __init__(self, found: BlockList, first: int, blocks: BlockRange, route: Route, direct_blocks: set[int]) -> None:
+    def __init__(
+        self, found: BlockList, first: int, blocks: BlockRange, route: BatchingRoute, direct_blocks: set[int]
+    ) -> None:
         self.blocks = blocks
         self._passage = Passage()
         run: list[nn.Module] = list(found.blocks[first : first + len(blocks)])
@@ -96,9 +98,9 @@ class StageView:
         self._owner = _shell_copy(found, nn.ModuleList(run), first)
         self._direct_blocks = direct_blocks
         self._compute = {
-            Route.PACKED: self._forward_packed,
-            Route.PADDED: self._forward_padded,
-            Route.SINGLE: self._forward_one_by_one,
+            BatchingRoute.PACKED: self._forward_packed,
+            BatchingRoute.PADDED: self._forward_padded,
+            BatchingRoute.SINGLE: self._forward_one_by_one,
         }[route]
 
     def new_row(self, max_tokens: int) -> RowKV:
@@ -106,7 +108,7 @@ class StageView:
         return RowKV(self.blocks, max_tokens)
 
     @torch.inference_mode()
-    def forward(self, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
         """Compute a step of several rows: (T, H) -> (T, H) on the stage's device, the rows' tokens one after the
         other.
 
@@ -123,21 +125,21 @@ class StageView:
             row.kv.advance(row.count)
         return output
 
-    def _forward_packed(self, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
+    def _forward_packed(self, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
         if self._direct_blocks.issuperset(self.blocks):
             return self._forward_pack(hidden, rows)
         packs = _packs_of_bounded_length(rows)
         parts = hidden.split([sum(row.count for row in pack) for pack in packs])
         return torch.cat([self._forward_pack(part, pack) for part, pack in zip(parts, packs, strict=True)])
 
-    def _forward_pack(self, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
+    def _forward_pack(self, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
         """(T, H) -> (T, H) in one forward."""
         packed = PackedRows(rows, self._direct_blocks)
         # A mask of ones: without one transformers looks for the borders of sequences in the positions.
         everything = torch.ones(1, len(hidden), dtype=torch.long, device=hidden.device)
         return self._run(hidden[None], _positions(rows, hidden.device)[None], everything, packed, past_rows=packed)[0]
 
-    def _forward_padded(self, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
+    def _forward_padded(self, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
         """Single tokens in batches, longer pieces one by one."""
         parts = list(hidden.split([row.count for row in rows]))
         single = [index for index, row in enumerate(rows) if row.count == 1]
@@ -153,16 +155,16 @@ class StageView:
             parts[index] = self._forward_row(parts[index], rows[index])
         return torch.cat(parts)
 
-    def _forward_batch(self, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
+    def _forward_batch(self, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
         """(B, 1, H) -> (B, 1, H)."""
         cache = PaddedRows(rows)
         return self._run(hidden, _positions(rows, hidden.device)[:, None], cache.mask(hidden.device), cache)
 
-    def _forward_one_by_one(self, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
+    def _forward_one_by_one(self, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
         parts = hidden.split([row.count for row in rows])
         return torch.cat([self._forward_row(part, row) for part, row in zip(parts, rows, strict=True)])
 
-    def _forward_row(self, hidden: torch.Tensor, row: RowSlice) -> torch.Tensor:
+    def _forward_row(self, hidden: torch.Tensor, row: RowSpan) -> torch.Tensor:
         """(count, H) -> (count, H)."""
         return self._run(hidden[None], _positions([row], hidden.device)[None], None, row.kv)[0]
 
@@ -197,7 +199,7 @@ def load_stage(
     blocks: BlockRange,
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] | None = None,
-    route: Route = Route.SINGLE,
+    route: BatchingRoute = BatchingRoute.SINGLE,
 ) -> Stage:
     """Load `blocks` of a checkpoint, reading (and from a hub: fetching) only their tensors.
 
@@ -216,14 +218,14 @@ def load_stage(
     return Stage(model, blocks, route)
 
 
-def attention_of(route: Route) -> str | None:
+def attention_of(route: BatchingRoute) -> str | None:
     """The attention with which a model is loaded for a route; None: whatever fits the family."""
-    return PACKED_ATTENTION if route is Route.PACKED else None
+    return PACKED_ATTENTION if route is BatchingRoute.PACKED else None
 
 
-def _packs_of_bounded_length(rows: Sequence[RowSlice]) -> list[list[RowSlice]]:
+def _packs_of_bounded_length(rows: Sequence[RowSpan]) -> list[list[RowSpan]]:
     """The rows in their order; together they have at most _EXPANDED_TOKENS tokens, unless there is only one."""
-    packs: list[list[RowSlice]] = []
+    packs: list[list[RowSpan]] = []
     for row in rows:
         if not packs or sum(other.stop for other in packs[-1]) + row.stop > _EXPANDED_TOKENS:
             packs.append([])
@@ -231,7 +233,7 @@ def _packs_of_bounded_length(rows: Sequence[RowSlice]) -> list[list[RowSlice]]:
     return packs
 
 
-def _positions(rows: Sequence[RowSlice], device: torch.device) -> torch.Tensor:
+def _positions(rows: Sequence[RowSpan], device: torch.device) -> torch.Tensor:
     """(T,): of the rows' new tokens."""
     return torch.tensor([position for row in rows for position in range(row.start, row.stop)], device=device)
 
@@ -249,5 +251,5 @@ def _measure_kv_bytes_per_token(stage: Stage) -> int:
     """Run one token through all blocks and look at what they cached."""
     view = stage.view(stage.blocks)
     row = view.new_row(max_tokens=1)
-    view.forward(torch.zeros(1, stage.hidden_size, dtype=stage.dtype, device=stage.device), [RowSlice(row, 0, 1)])
+    view.forward(torch.zeros(1, stage.hidden_size, dtype=stage.dtype, device=stage.device), [RowSpan(row, 0, 1)])
     return max(block.keys.nbytes + block.values.nbytes for block in row.export())

@@ -70,4 +70,4 @@ class SessionMemory:
         self.unpin()
         if self._reserved:
             self._reserved = False
-            self._pool.reserve(-self._nbytes)
+            self._pool.release(self._nbytes)

@@ -34,6 +34,14 @@ class KvPool:
         return self.capacity_bytes - self.reserved_bytes
 
     def reserve(self, nbytes: int) -> None:
-        """A session may fill so much; of a negative number, it may not any more, and its rows are released."""
+        """Set `nbytes` aside for a session; the prefix cache gives them back if it has borrowed them."""
         self.reserved_bytes += nbytes
+        self._lend_the_rest()
+
+    def release(self, nbytes: int) -> None:
+        """End a reservation of `nbytes`; the session's rows are released already."""
+        self.reserved_bytes -= nbytes
+        self._lend_the_rest()
+
+    def _lend_the_rest(self) -> None:
         self.prefixes.shrink_to(max(0, self.free_bytes))

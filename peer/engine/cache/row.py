@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Cache
 
 from ....proto.errors import OutOfMemory
+from ....proto.model.cache import LayerlessCache
 from ....routing.swarm import BlockRange
 
 _SPARE_FACTOR = 4
@@ -70,7 +70,7 @@ class _Slab:
         return self.keys.narrow(2, 0, length), self.values.narrow(2, 0, length)
 
 
-class RowKV(Cache):
+class RowKV(LayerlessCache):
     """The cache of one row in the blocks of `blocks`, at most `max_tokens` tokens long.
 
     `length` counts the tokens that every block has; a forward that fails half-way leaves it as it was.
@@ -79,13 +79,8 @@ class RowKV(Cache):
     for the others that share its slabs and for the count in `usage`. Not thread-safe.
     """
 
-    is_sliding: Sequence[bool] = ()  # type: ignore[assignment]
-    """None of the blocks forgets tokens, whatever its mask hides: transformers sizes its masks by this."""
-    is_linear: Sequence[bool] = ()  # type: ignore[assignment]
-    is_dummy: Sequence[bool] = ()  # type: ignore[assignment]
-
     def __init__(self, blocks: BlockRange, max_tokens: int, usage: KvUsage | None = None) -> None:
-        super().__init__(layers=[])
+        super().__init__()
         self.blocks = blocks
         self.max_tokens = max_tokens
         self.length = 0
@@ -211,18 +206,8 @@ class RowKV(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.length
 
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        return self.length
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
     def __len__(self) -> int:
         return len(self.blocks)
-
-    @property
-    def is_compileable(self) -> bool:
-        return False
 
     # Slabs.
 

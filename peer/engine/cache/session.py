@@ -17,7 +17,7 @@ from ....proto.wire.steps import RowTable, StepPlan
 from ....proto.wire.tensors import WireFormat
 from ....routing.swarm import BlockRange
 from ..batch import Share, compute_shares
-from ..blocks.stage import RowSlice, Stage
+from ..blocks.stage import RowSpan, Stage
 from .memory import SessionMemory
 from .row import RowKV
 from .wire import decode_rows, encode_rows, largest_size
@@ -66,7 +66,7 @@ class StepProgress:
             begin = self._offsets[row] + self._done[row]
             spans.append((begin, begin + count))
             piece = self._pieces[row]
-            slices.append(RowSlice(self._kv.row(piece.row), piece.start + self._done[row], count))
+            slices.append(RowSpan(self._kv.row(piece.row), piece.start + self._done[row], count))
         parts = [self._hidden[begin:end] for begin, end in spans]
         return Share(self.blocks, parts[0] if len(parts) == 1 else torch.cat(parts), tuple(slices))
 
@@ -226,7 +226,7 @@ class SessionKv:
             raise RemoteProtocolError("the imported cache has more bytes than its rows can have")
         scratch = self._view.new_row(max_tokens=1)
         nothing = torch.zeros(1, self._stage.hidden_size, dtype=self._stage.dtype)
-        specimen = Share(self.blocks, nothing, (RowSlice(scratch, 0, 1),))
+        specimen = Share(self.blocks, nothing, (RowSpan(scratch, 0, 1),))
         (output,) = compute_shares(self._stage, [specimen])
         if isinstance(output, Exception):
             raise output

@@ -81,14 +81,14 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Choice:
+class PackingChoice:
     """The form to load, and why, for the log."""
 
     packing: Packing
     reason: str
 
 
-def find_packing(checkpoint: Checkpoint, dtype: str, quantize: str, device: torch.device = CPU) -> Choice:
+def find_packing(checkpoint: Checkpoint, dtype: str, quantize: str, device: torch.device = CPU) -> PackingChoice:
     """Try the forms on a matrix of the checkpoint's largest shape and choose one for `quantize`.
 
     Takes less than a second on a CPU of today; the same question is measured once per process. On a GPU nothing is
@@ -108,12 +108,12 @@ def find_packing(checkpoint: Checkpoint, dtype: str, quantize: str, device: torc
     except UnsupportedModel as error:
         if quantize not in ("auto", "none"):
             raise
-        return Choice(Packing.PLAIN, str(error))
+        return PackingChoice(Packing.PLAIN, str(error))
     outputs, columns = _largest_matrix(checkpoint)
     return choose_packing(quantize, _cached_trials(outputs, columns, dtype, quantize, torch.get_num_threads()))
 
 
-def choose_packing(quantize: str, trials: Mapping[Packing, Trial]) -> Choice:
+def choose_packing(quantize: str, trials: Mapping[Packing, Trial]) -> PackingChoice:
     """The form for `quantize` ("auto", "none", "int8", "int4") given what was tried. Pure.
 
     Raises UsageError if none is exact enough, or if there is no such form.
@@ -124,31 +124,31 @@ def choose_packing(quantize: str, trials: Mapping[Packing, Trial]) -> Choice:
     if quantize == "int8":
         return _accurate(quantize, trials, INT8_FORMS)
     plain, prepacked = trials[Packing.PLAIN], trials.get(Packing.PREPACKED)
-    choice = Choice(Packing.PLAIN, "weights stay as they are, the fastest form of their numbers here")
+    choice = PackingChoice(Packing.PLAIN, "weights stay as they are, the fastest form of their numbers here")
     fastest = plain
     keeps_numbers = prepacked is not None and prepacked.relative_error <= max(
         MAX_PREPACKED_ERROR, 2 * plain.relative_error
     )
     if prepacked is not None and keeps_numbers and prepacked.typical_seconds < plain.typical_seconds:
         gain = plain.typical_seconds / prepacked.typical_seconds
-        choice = Choice(Packing.PREPACKED, f"weights are packed for this processor, {gain:.1f}x as fast")
+        choice = PackingChoice(Packing.PREPACKED, f"weights are packed for this processor, {gain:.1f}x as fast")
         fastest = prepacked
     if quantize == "auto":
-        choice = Choice(choice.packing, choice.reason + _what_int8_would_gain(trials, fastest))
+        choice = PackingChoice(choice.packing, choice.reason + _what_int8_would_gain(trials, fastest))
     return choice
 
 
-def choose_gpu_packing(quantize: str) -> Choice:
+def choose_gpu_packing(quantize: str) -> PackingChoice:
     """The form on a GPU, where each name means one and what is asked for is taken. Pure. Raises UsageError."""
     _check_known(quantize)
     match quantize:
         case "int8":
-            return Choice(Packing.INT8_WEIGHTS, "int8 weights, unpacked for every product")
+            return PackingChoice(Packing.INT8_WEIGHTS, "int8 weights, unpacked for every product")
         case "nf4":
-            return Choice(Packing.NF4, "nf4 weights, unpacked for every product")
+            return PackingChoice(Packing.NF4, "nf4 weights, unpacked for every product")
         case "int4":
             raise UsageError("int4 weights are for CPUs", hint="Start with --quantize nf4, the 4 bits for GPUs.")
-    return Choice(Packing.PLAIN, "weights stay as they are")
+    return PackingChoice(Packing.PLAIN, "weights stay as they are")
 
 
 @torch.inference_mode()
@@ -204,12 +204,12 @@ def try_packings(
     }
 
 
-def _accurate(quantize: str, trials: Mapping[Packing, Trial], packings: Sequence[Packing]) -> Choice:
+def _accurate(quantize: str, trials: Mapping[Packing, Trial], packings: Sequence[Packing]) -> PackingChoice:
     """The first of `packings` whose products are right."""
     for packing in packings:
         trial = trials.get(packing)
         if trial is not None and trial.relative_error <= MAX_ERRORS[packing]:
-            return Choice(packing, f"{packing.value} weights{_compared(trial, trials[Packing.PLAIN])}")
+            return PackingChoice(packing, f"{packing.value} weights{_compared(trial, trials[Packing.PLAIN])}")
     raise UsageError(
         f"this machine cannot compute with {quantize} weights: its products are wrong or missing in this torch",
         hint="Start with --quantize none." if quantize == "int8" else "Start with --quantize int8.",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from blockswarm.peer.engine.blocks.stage import Route, load_stage
+from blockswarm.peer.engine.blocks.stage import BatchingRoute, load_stage
 from blockswarm.peer.engine.device import choose_gpu_dtype, find_device
 from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.engine.load import examine_model, load_packed_stage
@@ -128,11 +128,11 @@ def test_what_is_known_of_a_model_before_it_is_loaded(tmp_path: Path, monkeypatc
 # --- a stage elsewhere ---
 
 
-@pytest.mark.parametrize("route", Route, ids=lambda route: route.value)
+@pytest.mark.parametrize("route", BatchingRoute, ids=lambda route: route.value)
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_oss", "deepseek_v3", "falcon", "bloom", "gpt2", "mixtral"])
-def test_everything_of_a_stage_is_where_the_stage_is(name: str, route: Route, tmp_path: Path) -> None:
+def test_everything_of_a_stage_is_where_the_stage_is(name: str, route: BatchingRoute, tmp_path: Path) -> None:
     """And the numbers are those of the processor."""
-    if route is Route.PACKED and name in PADDED_MODELS:
+    if route is BatchingRoute.PACKED and name in PADDED_MODELS:
         pytest.skip("not served packed")
     checkpoint = open_checkpoint(write_tiny_checkpoint(name, tmp_path))
     expected = steps(load_stage(checkpoint, BLOCKS, route=route).view(BLOCKS), torch.device("cpu"))
@@ -146,7 +146,7 @@ def test_everything_of_a_stage_is_where_the_stage_is(name: str, route: Route, tm
 @pytest.mark.parametrize("name", SERVED_MODELS)
 def test_every_family_runs_elsewhere(name: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_tiny_checkpoint(name, tmp_path))
-    route = Route.PADDED if name in PADDED_MODELS else Route.PACKED
+    route = BatchingRoute.PADDED if name in PADDED_MODELS else BatchingRoute.PACKED
     with pretended_gpu():
         stage = load_packed_stage(checkpoint, BLOCKS, torch.float32, None, route, Packing.PLAIN, CUDA)
         assert steps(stage.view(BLOCKS), CUDA).isfinite().all()
@@ -155,9 +155,11 @@ def test_every_family_runs_elsewhere(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_oss", "mixtral"])
 def test_int8_weights_are_packed_where_they_stay(name: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_tiny_checkpoint(name, tmp_path))
-    plain = load_stage(checkpoint, BLOCKS, route=Route.PACKED)
+    plain = load_stage(checkpoint, BLOCKS, route=BatchingRoute.PACKED)
     with pretended_gpu():
-        stage = load_packed_stage(checkpoint, BLOCKS, torch.float32, None, Route.PACKED, Packing.INT8_WEIGHTS, CUDA)
+        stage = load_packed_stage(
+            checkpoint, BLOCKS, torch.float32, None, BatchingRoute.PACKED, Packing.INT8_WEIGHTS, CUDA
+        )
         found = steps(stage.view(BLOCKS), CUDA)
     expected = steps(plain.view(BLOCKS), torch.device("cpu"))
     assert 0 < (found - expected).norm() < 0.1 * expected.norm()
@@ -185,7 +187,7 @@ def test_a_trial_ends_on_the_processor(tmp_path: Path, monkeypatch: pytest.Monke
     """A GPU returns before it has computed; copying the result waits for it, so the clock is read after the work."""
     checkpoint = open_checkpoint(write_tiny_checkpoint("llama", tmp_path))
     with pretended_gpu():
-        stage = load_packed_stage(checkpoint, BLOCKS, torch.float32, None, Route.PACKED, Packing.PLAIN, CUDA)
+        stage = load_packed_stage(checkpoint, BLOCKS, torch.float32, None, BatchingRoute.PACKED, Packing.PLAIN, CUDA)
         trial = StepTrial(stage, 2)
         runs = [trial.decode(3, 10), trial.prefill(7)]
         copied: list[int] = []
@@ -199,9 +201,11 @@ def test_a_trial_ends_on_the_processor(tmp_path: Path, monkeypatch: pytest.Monke
 def test_an_engine_answers_the_same_from_elsewhere(tmp_path: Path) -> None:
     """End to end: from the bytes of steps to the bytes of answers, exported and imported caches included."""
     checkpoint = open_checkpoint(write_tiny_checkpoint("gemma3", tmp_path))
-    expected = asyncio.run(run_engine(Engine(load_stage(checkpoint, BLOCKS, route=Route.PACKED)), pretend=False))
+    expected = asyncio.run(
+        run_engine(Engine(load_stage(checkpoint, BLOCKS, route=BatchingRoute.PACKED)), pretend=False)
+    )
     with pretended_gpu():
-        stage = load_packed_stage(checkpoint, BLOCKS, torch.float32, None, Route.PACKED, Packing.PLAIN, CUDA)
+        stage = load_packed_stage(checkpoint, BLOCKS, torch.float32, None, BatchingRoute.PACKED, Packing.PLAIN, CUDA)
     found = asyncio.run(run_engine(Engine(stage), pretend=True))
     together, alone = (torch.frombuffer(bytearray(data), dtype=torch.float32) for data in (found, expected))
     torch.testing.assert_close(together, alone, atol=TOLERANCE, rtol=0)

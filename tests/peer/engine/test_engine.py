@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 from blockswarm.peer.engine import batch
-from blockswarm.peer.engine.blocks.stage import Route, StageView, load_stage
-from blockswarm.peer.engine.blocks.stage import RowSlice as StageRow
+from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowSpan, StageView, load_stage
 from blockswarm.peer.engine.engine import Engine, SessionKv
 from blockswarm.peer.engine.step_record import StepRecord
 from blockswarm.proto.errors import OutOfMemory, PeerUnavailable, RemoteProtocolError, RetryElsewhere, SwarmError
@@ -34,7 +33,7 @@ TOLERANCE = 2e-5
 class Peer:
     """An engine, and what its observer heard."""
 
-    def __init__(self, folder: Path, route: Route = Route.PACKED) -> None:
+    def __init__(self, folder: Path, route: BatchingRoute = BatchingRoute.PACKED) -> None:
         self.engine = Engine(load_stage(open_checkpoint(folder), BLOCKS, route=route))
         self.records: list[StepRecord] = []
         self.engine.observer = self.records.append
@@ -167,14 +166,16 @@ class Client:
 @pytest.mark.parametrize(
     ("name", "route"),
     [
-        ("llama", Route.PACKED),
-        ("gemma3", Route.PACKED),
-        ("deepseek_v3", Route.PACKED),
-        ("bloom", Route.PADDED),
-        ("llama", Route.SINGLE),
+        ("llama", BatchingRoute.PACKED),
+        ("gemma3", BatchingRoute.PACKED),
+        ("deepseek_v3", BatchingRoute.PACKED),
+        ("bloom", BatchingRoute.PADDED),
+        ("llama", BatchingRoute.SINGLE),
     ],
 )
-def test_sessions_of_all_kinds_at_once_get_what_the_full_model_gives(name: str, route: Route, tmp_path: Path) -> None:
+def test_sessions_of_all_kinds_at_once_get_what_the_full_model_gives(
+    name: str, route: BatchingRoute, tmp_path: Path
+) -> None:
     """Prompts, decoding, beams, forks and crops, in sessions that enter and leave the peer at different blocks."""
     peer = Peer(write_tiny_checkpoint(name, tmp_path), route)
     peer.engine.chunk_tokens = 16
@@ -338,7 +339,7 @@ class Fault:
         forward = StageView.forward
         self._kv, self._error, self._passes = kv, error, passes
 
-        def failing(view: StageView, hidden: torch.Tensor, rows: Sequence[StageRow]) -> torch.Tensor:
+        def failing(view: StageView, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
             output = forward(view, hidden, rows)
             mine = {id(self._kv.row(index)) for index in range(len(self._kv.table.lengths))}
             if any(id(row.kv) in mine for row in rows):

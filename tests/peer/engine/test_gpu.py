@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from blockswarm.peer.engine.blocks.sizes import measure_block
-from blockswarm.peer.engine.blocks.stage import Route, RowSlice, load_stage
+from blockswarm.peer.engine.blocks.sizes import block_sizes
+from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowSpan, load_stage
 from blockswarm.peer.engine.device import find_device, free_device_bytes
 from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.engine.load import examine_model, load_engine, load_packed_stage
@@ -48,7 +48,7 @@ def _memory_returned() -> Iterator[None]:
 class OnGpu(nn.Module):
     """All blocks of a model, as the remote module of a client; one row."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, route: Route) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, route: BatchingRoute) -> None:
         super().__init__()
         blocks = BlockRange(0, checkpoint.num_blocks)
         stage = load_packed_stage(checkpoint, blocks, dtype, None, route, Packing.PLAIN, GPU)
@@ -57,14 +57,14 @@ class OnGpu(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         hidden = hidden_states[0].to(GPU, self.dtype)
-        output = self.view.forward(hidden, [RowSlice(self.row, self.row.length, len(hidden))])
+        output = self.view.forward(hidden, [RowSpan(self.row, self.row.length, len(hidden))])
         return output.cpu().float()[None]
 
 
 def logits_of_both(name: str, folder: Path, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """A prompt, a chunk and single tokens: through the GPU, and by the whole model in float32 on the processor."""
     checkpoint = open_checkpoint(write_tiny_checkpoint(name, folder))
-    route = Route.PADDED if name in PADDED_MODELS else Route.PACKED
+    route = BatchingRoute.PADDED if name in PADDED_MODELS else BatchingRoute.PACKED
     remote = OnGpu(checkpoint, dtype, route)
     ends = load_model(ends_class(checkpoint.config, lambda: remote), checkpoint.config, checkpoint.ends_state())
     tokens = torch.randint(3, 199, (1, 30), generator=torch.Generator().manual_seed(1))
@@ -93,11 +93,11 @@ def test_in_bfloat16_it_is_as_near_as_that_allows(name: str, tmp_path: Path) -> 
     assert (found - expected).norm() < BFLOAT16_ERROR * expected.norm()
 
 
-@pytest.mark.parametrize("route", Route, ids=lambda route: route.value)
+@pytest.mark.parametrize("route", BatchingRoute, ids=lambda route: route.value)
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_oss", "deepseek_v3", "falcon", "mixtral"])
-def test_rows_of_many_kinds_in_one_step(name: str, route: Route, tmp_path: Path) -> None:
+def test_rows_of_many_kinds_in_one_step(name: str, route: BatchingRoute, tmp_path: Path) -> None:
     """Packed prompts and tokens, truncation, fork, export and import."""
-    if route is Route.PACKED and name in PADDED_MODELS:
+    if route is BatchingRoute.PACKED and name in PADDED_MODELS:
         pytest.skip("not served packed")
     checkpoint = open_checkpoint(write_tiny_checkpoint(name, tmp_path))
     expected = steps(load_stage(checkpoint, BLOCKS, route=route).view(BLOCKS), torch.device("cpu"))
@@ -108,7 +108,7 @@ def test_rows_of_many_kinds_in_one_step(name: str, route: Route, tmp_path: Path)
 
 def test_an_engine_answers_as_on_the_processor(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_tiny_checkpoint("gemma3", tmp_path))
-    on_cpu = Engine(load_stage(checkpoint, BLOCKS, route=Route.PACKED))
+    on_cpu = Engine(load_stage(checkpoint, BLOCKS, route=BatchingRoute.PACKED))
     on_gpu = load_engine(checkpoint, BLOCKS, "float32", lambda *_: None, device="cuda:0")
     try:
         answers = [
@@ -129,15 +129,15 @@ def test_memory_is_what_was_predicted(packing: Packing, tmp_path: Path) -> None:
     if packing is Packing.NF4:
         pytest.importorskip("bitsandbytes")
     checkpoint = open_checkpoint(write_tiny_checkpoint("llama", tmp_path, **LARGE))
-    block_bytes, kv_bytes = measure_block(checkpoint.config, "float16", packing)
+    block_bytes, kv_bytes = block_sizes(checkpoint.config, "float16", packing)
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(GPU)
-    stage = load_packed_stage(checkpoint, BLOCKS, torch.float16, None, Route.PACKED, packing, GPU)
+    stage = load_packed_stage(checkpoint, BLOCKS, torch.float16, None, BatchingRoute.PACKED, packing, GPU)
     held = torch.cuda.memory_allocated(GPU) - before
     assert held == pytest.approx(len(BLOCKS) * block_bytes, rel=0.05)
     row = stage.view(BLOCKS).new_row(1024)
     hidden = torch.zeros(1024, 1024, dtype=torch.float16, device=GPU)
-    stage.view(BLOCKS).forward(hidden, [RowSlice(row, 0, 1024)])
+    stage.view(BLOCKS).forward(hidden, [RowSpan(row, 0, 1024)])
     assert row.nbytes == pytest.approx(1024 * len(BLOCKS) * kv_bytes, rel=0.05)
 
 
@@ -146,8 +146,8 @@ def test_quantised_weights_compute_about_the_same(packing: Packing, error: float
     if packing is Packing.NF4:
         pytest.importorskip("bitsandbytes")
     checkpoint = open_checkpoint(write_tiny_checkpoint("llama", tmp_path, hidden_size=64, intermediate_size=128))
-    plain = steps(load_stage(checkpoint, BLOCKS, route=Route.PACKED).view(BLOCKS), torch.device("cpu"))
-    stage = load_packed_stage(checkpoint, BLOCKS, torch.float32, None, Route.PACKED, packing, GPU)
+    plain = steps(load_stage(checkpoint, BLOCKS, route=BatchingRoute.PACKED).view(BLOCKS), torch.device("cpu"))
+    stage = load_packed_stage(checkpoint, BLOCKS, torch.float32, None, BatchingRoute.PACKED, packing, GPU)
     found = steps(stage.view(BLOCKS), GPU)
     assert 0 < (found - plain).norm() < error * plain.norm()
 

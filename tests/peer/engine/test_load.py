@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from blockswarm.peer.engine.blocks.stage import Route, RowSlice, Stage, StageView, load_stage
+from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowSpan, Stage, StageView, load_stage
 from blockswarm.peer.engine.load import load_engine, load_packed_stage
 from blockswarm.peer.engine.weights.choose import int8_form
 from blockswarm.peer.engine.weights.quantize import PackedLinear, Packing
@@ -27,7 +27,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def packed_stage(folder: Path, packing: Packing, route: Route = Route.SINGLE) -> Stage:
+def packed_stage(folder: Path, packing: Packing, route: BatchingRoute = BatchingRoute.SINGLE) -> Stage:
     return load_packed_stage(open_checkpoint(folder), BLOCKS, torch.float32, None, route, packing)
 
 
@@ -38,7 +38,7 @@ def random_hidden(count: int, seed: int) -> torch.Tensor:
 def prompt_and_two_tokens(view: StageView) -> torch.Tensor:
     row = view.new_row(32)
     counts, hidden = (9, 1, 1), random_hidden(11, seed=0)
-    return torch.cat([view.forward(part, [RowSlice(row, row.length, len(part))]) for part in hidden.split(counts)])
+    return torch.cat([view.forward(part, [RowSpan(row, row.length, len(part))]) for part in hidden.split(counts)])
 
 
 @pytest.mark.parametrize("name", SEVERAL_KINDS)
@@ -59,7 +59,7 @@ def test_a_stage_loaded_block_by_block_equals_one_loaded_at_once(name: str, tmp_
 def test_with_int8_a_rows_result_is_the_same_bits_in_every_step(name: str, tmp_path: Path) -> None:
     """All of a block, not only its products: decoding alone, and among others in any number and order."""
     write_tiny_checkpoint(name, tmp_path)
-    stage = packed_stage(tmp_path, int8_form(64), Route.PACKED)
+    stage = packed_stage(tmp_path, int8_form(64), BatchingRoute.PACKED)
     view = stage.view(BLOCKS)
     for count in (2, 8, 19):
         prompts = [random_hidden(1 + (7 * seed) % 40, seed) for seed in range(count)]
@@ -74,8 +74,8 @@ def decode(view: StageView, prompts: list[torch.Tensor], tokens: list[torch.Tens
     """One token of each row in one step, behind its own prompt."""
     rows = [view.new_row(64) for _ in prompts]
     for row, prompt in zip(rows, prompts, strict=True):
-        view.forward(prompt, [RowSlice(row, 0, len(prompt))])
-    return view.forward(torch.cat(tokens), [RowSlice(row, row.length, 1) for row in rows])
+        view.forward(prompt, [RowSpan(row, 0, len(prompt))])
+    return view.forward(torch.cat(tokens), [RowSpan(row, row.length, 1) for row in rows])
 
 
 def test_progress_adds_up_over_the_blocks(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_progress_adds_up_over_the_blocks(tmp_path: Path) -> None:
         BLOCKS,
         torch.float32,
         lambda done, total: seen.append((done, total)),
-        Route.SINGLE,
+        BatchingRoute.SINGLE,
         Packing.INT8,
     )
     total = sum(checkpoint.block_bytes(block) for block in BLOCKS)
@@ -119,4 +119,6 @@ def test_an_engine_is_loaded_with_the_packing_that_was_chosen(tmp_path: Path) ->
 def test_blocks_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None:
     write_tiny_checkpoint("llama", tmp_path)
     with pytest.raises(UsageError, match="0:6"):
-        load_packed_stage(open_checkpoint(tmp_path), BlockRange(4, 7), torch.float32, None, Route.SINGLE, Packing.INT8)
+        load_packed_stage(
+            open_checkpoint(tmp_path), BlockRange(4, 7), torch.float32, None, BatchingRoute.SINGLE, Packing.INT8
+        )

@@ -14,9 +14,9 @@ from blockswarm.peer.engine.scheduler import (
     MAX_CHUNK_TOKENS,
     MIN_CHUNK_TOKENS,
     STALL_SECONDS,
-    Choice,
     ExpectedSessions,
     Return,
+    StepChoice,
     TurnAround,
     chunk_tokens_within,
     gather_until,
@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 JOBS = st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=5), min_size=1, max_size=8)
 
 
-def validate_choice(jobs: Sequence[Sequence[int]], chunk_tokens: int, choice: Choice) -> None:
+def validate_choice(jobs: Sequence[Sequence[int]], chunk_tokens: int, choice: StepChoice) -> None:
     """What holds for every step."""
     assert sorted(choice.order) == list(range(len(jobs)))
     assert [(take.job, take.row) for take in choice.takes] == sorted({(take.job, take.row) for take in choice.takes})

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from blockswarm.peer.engine.blocks import stage as stage_module
-from blockswarm.peer.engine.blocks.stage import Route, RowOutOfMemory, RowSlice, Stage, StageView, attention_of
+from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowOutOfMemory, RowSpan, Stage, StageView, attention_of
 from blockswarm.peer.engine.cache.row import RowKV
 from blockswarm.proto.errors import OutOfMemory
 from blockswarm.proto.model.family import find_blocks, load_model, stage_class
@@ -54,7 +54,7 @@ class WholeModel:
         assert len(between) == len(self.blocks) + 1
         return between
 
-    def stage(self, route: Route, dtype: torch.dtype = torch.float32) -> Stage:
+    def stage(self, route: BatchingRoute, dtype: torch.dtype = torch.float32) -> Stage:
         """All blocks of the model."""
         everything = BlockRange(0, len(self.blocks))
         model_class = stage_class(self.config, everything)
@@ -64,8 +64,8 @@ class WholeModel:
         return Stage(load_model(model_class, self.config, state, dtype, attention_of(route)), everything, route)
 
 
-def route_of(name: str) -> Route:
-    return Route.PADDED if name in PADDED_MODELS else Route.PACKED
+def route_of(name: str) -> BatchingRoute:
+    return BatchingRoute.PADDED if name in PADDED_MODELS else BatchingRoute.PACKED
 
 
 def random_tokens(count: int, seed: int) -> torch.Tensor:
@@ -85,13 +85,13 @@ class Session:
     entering: torch.Tensor
     leaving: torch.Tensor
 
-    def take(self, start: int, count: int) -> tuple[torch.Tensor, RowSlice, torch.Tensor]:
+    def take(self, start: int, count: int) -> tuple[torch.Tensor, RowSpan, torch.Tensor]:
         """Input, row and expected output of some of the text."""
         tokens = slice(start, start + count)
-        return self.entering[tokens], RowSlice(self.kv, start, count), self.leaving[tokens]
+        return self.entering[tokens], RowSpan(self.kv, start, count), self.leaving[tokens]
 
 
-def run_step(view: StageView, pieces: Sequence[tuple[torch.Tensor, RowSlice, torch.Tensor]]) -> list[float]:
+def run_step(view: StageView, pieces: Sequence[tuple[torch.Tensor, RowSpan, torch.Tensor]]) -> list[float]:
     """How far each row is off."""
     hidden, rows, expected = zip(*pieces, strict=True)
     output = view.forward(torch.cat(hidden), rows)
@@ -135,9 +135,9 @@ def test_a_row_does_not_depend_on_its_company(name: str) -> None:
     for count, counts in ((9, (3, 1, 20)), (1, (1, 12, 1)), (1, (1, 1, 1)), (4, (1, 1, 7))):
         own = torch.randn(count, 64, generator=generator)
         company = 100 * torch.randn(sum(counts), 64, generator=generator)
-        expected = view.forward(own, [RowSlice(alone, alone.length, count)])
-        rows = [RowSlice(row, row.length, n) for row, n in zip(others, counts, strict=True)]
-        rows.insert(1, RowSlice(together, together.length, count))
+        expected = view.forward(own, [RowSpan(alone, alone.length, count)])
+        rows = [RowSpan(row, row.length, n) for row, n in zip(others, counts, strict=True)]
+        rows.insert(1, RowSpan(together, together.length, count))
         before = counts[0]
         output = view.forward(torch.cat([company[:before], own, company[before:]]), rows)
         assert largest_difference(output[before : before + count], expected) <= TOLERANCE
@@ -147,7 +147,7 @@ def test_a_latent_cache_is_never_expanded_for_more_tokens_than_fit(monkeypatch: 
     """Also not if the step has more: it is then computed in several packs."""
     monkeypatch.setattr(stage_module, "_EXPANDED_TOKENS", 40)
     whole = WholeModel("deepseek_v3")
-    stage = whole.stage(Route.PACKED)
+    stage = whole.stage(BatchingRoute.PACKED)
     view = stage.view(stage.blocks)
     expanded: list[int] = []
     expand = DeepseekV3Attention.expand_kv
@@ -230,7 +230,7 @@ def test_any_schedule_equals_the_whole_model(name: str) -> None:
     Machine.TestCase("runTest").runTest()
 
 
-@pytest.fixture(scope="module", params=Route, ids=lambda route: route.value)
+@pytest.fixture(scope="module", params=BatchingRoute, ids=lambda route: route.value)
 def view(request: pytest.FixtureRequest) -> StageView:
     stage = WholeModel("llama").stage(request.param)
     return stage.view(stage.blocks)
@@ -247,9 +247,9 @@ def content(rows: Sequence[RowKV]) -> list[torch.Tensor]:
 def test_a_row_without_room_is_named_and_nothing_is_changed(view: StageView) -> None:
     """Also not the rows before it, which are to go back: they can be computed again without it."""
     rows = [view.new_row(max_tokens) for max_tokens in (20, 8, 20)]
-    view.forward(hidden(18), [RowSlice(row, 0, 6) for row in rows])
+    view.forward(hidden(18), [RowSpan(row, 0, 6) for row in rows])
     before = content(rows)
-    step = [RowSlice(rows[0], 2, 1), RowSlice(rows[1], 6, 3), RowSlice(rows[2], 6, 1)]
+    step = [RowSpan(rows[0], 2, 1), RowSpan(rows[1], 6, 3), RowSpan(rows[2], 6, 1)]
     with pytest.raises(RowOutOfMemory, match="8 tokens") as error:
         view.forward(hidden(5), step)
     assert error.value.row_index == 1
@@ -266,7 +266,7 @@ def test_after_a_step_that_failed_half_way_it_can_be_done_again(
 ) -> None:
     rows, twins = ([view.new_row(20) for _ in range(3)] for _ in range(2))
     for group in (rows, twins):
-        view.forward(hidden(15), [RowSlice(row, 0, 5) for row in group])
+        view.forward(hidden(15), [RowSpan(row, 0, 5) for row in group])
     update, updates = RowKV.update, [0]
 
     def failing_update(self: RowKV, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -278,9 +278,9 @@ def test_after_a_step_that_failed_half_way_it_can_be_done_again(
     with monkeypatch.context() as patch:
         patch.setattr(RowKV, "update", failing_update)
         with pytest.raises(MemoryError):
-            view.forward(hidden(6), [RowSlice(row, 5, count) for row, count in zip(rows, (1, 4, 1), strict=True)])
+            view.forward(hidden(6), [RowSpan(row, 5, count) for row, count in zip(rows, (1, 4, 1), strict=True)])
     assert [row.length for row in rows] == [5, 5, 5]
-    again, straight = (view.forward(hidden(3), [RowSlice(row, 5, 1) for row in group]) for group in (rows, twins))
+    again, straight = (view.forward(hidden(3), [RowSpan(row, 5, 1) for row in group]) for group in (rows, twins))
     assert torch.equal(again, straight)
 
 
@@ -288,12 +288,12 @@ def test_rows_that_make_no_step_are_refused(view: StageView) -> None:
     row, other = view.new_row(20), view.new_row(20)
     for rows in (
         [],
-        [RowSlice(row, 0, 2)],
-        [RowSlice(row, 0, 3), RowSlice(other, 0, 0)],
-        [RowSlice(row, 0, 4), RowSlice(other, 0, -1)],
-        [RowSlice(row, 0, 2), RowSlice(row, 0, 1)],
-        [RowSlice(row, 0, 2), RowSlice(other, 1, 1)],
-        [RowSlice(row, 0, 2), RowSlice(other, -1, 1)],
+        [RowSpan(row, 0, 2)],
+        [RowSpan(row, 0, 3), RowSpan(other, 0, 0)],
+        [RowSpan(row, 0, 4), RowSpan(other, 0, -1)],
+        [RowSpan(row, 0, 2), RowSpan(row, 0, 1)],
+        [RowSpan(row, 0, 2), RowSpan(other, 1, 1)],
+        [RowSpan(row, 0, 2), RowSpan(other, -1, 1)],
     ):
         with pytest.raises(ValueError, match="row"):
             view.forward(hidden(3), rows)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from blockswarm.peer.engine.blocks.stage import RowSlice
+from blockswarm.peer.engine.blocks.stage import RowSpan
 from blockswarm.peer.engine.cache.row import RowKV
 from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.engine.load import load_engine
@@ -41,7 +41,7 @@ class TimedStage:
             forward=lambda hidden, rows: self._forward(blocks, hidden, rows),
         )
 
-    def _forward(self, blocks: BlockRange, hidden: torch.Tensor, rows: Sequence[RowSlice]) -> torch.Tensor:
+    def _forward(self, blocks: BlockRange, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
         for row in rows:
             row.kv.truncate(row.start)
             for block in blocks:

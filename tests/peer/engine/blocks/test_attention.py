@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from blockswarm.peer.engine.blocks.attention import CapturedMask, MaskFunction, PackedRows, Sight, packed_attention
-from blockswarm.peer.engine.blocks.rows import RowSlice
+from blockswarm.peer.engine.blocks.rows import RowSpan
 from blockswarm.peer.engine.cache.row import RowKV
 from blockswarm.routing.swarm import BlockRange
 from torch import nn
@@ -36,7 +36,7 @@ RULES: dict[str, MaskFunction] = {
 }
 
 
-def step(value_size: int = 16, kv_heads: int = 2) -> list[RowSlice]:
+def step(value_size: int = 16, kv_heads: int = 2) -> list[RowSpan]:
     """Rows of one block, already filled up to where the step starts."""
     rows = []
     for index, (start, count) in enumerate(PIECES):
@@ -44,7 +44,7 @@ def step(value_size: int = 16, kv_heads: int = 2) -> list[RowSlice]:
         if start:
             kv.update(*states(start, kv_heads, value_size, seed=100 + index), 3)
             kv.advance(start)
-        rows.append(RowSlice(kv, start, count))
+        rows.append(RowSpan(kv, start, count))
     return rows
 
 
@@ -54,7 +54,7 @@ def states(count: int, heads: int, value_size: int, seed: int) -> tuple[torch.Te
     return keys, torch.randn(1, heads, count, value_size, generator=generator)
 
 
-def obvious_mask(rule: MaskFunction, row: RowSlice) -> torch.Tensor:
+def obvious_mask(rule: MaskFunction, row: RowSpan) -> torch.Tensor:
     """(count, stop) bool, token by token."""
     seen = [
         [
@@ -66,7 +66,7 @@ def obvious_mask(rule: MaskFunction, row: RowSlice) -> torch.Tensor:
     return torch.tensor(seen)
 
 
-def mask_of(sight: Sight, row: RowSlice) -> torch.Tensor:
+def mask_of(sight: Sight, row: RowSpan) -> torch.Tensor:
     seen = torch.ones(row.count, row.stop - sight.first, dtype=torch.bool) if sight.mask is None else sight.mask
     if sight.is_causal:
         seen = seen.tril()
@@ -85,7 +85,7 @@ def test_a_captured_rule_says_of_every_row_what_the_rule_says(rule: str, as_mask
 
 def test_single_tokens_need_no_mask_where_they_see_all_that_is_not_too_old() -> None:
     """They are most of what a peer computes; a window of 8 is then a shorter cache."""
-    rows = [RowSlice(RowKV(BlockRange(3, 4), 64), start, 1) for start in (30, 3, 7, 8)]
+    rows = [RowSpan(RowKV(BlockRange(3, 4), 64), start, 1) for start in (30, 3, 7, 8)]
     window = CapturedMask(RULES["window"]).sights(rows, CPU, as_masks=False)
     assert window == [Sight(first=23), Sight(), Sight(), Sight(first=1)]
     assert CapturedMask(RULES["causal"]).sights(rows, CPU, as_masks=True) == [Sight()] * 4
@@ -152,7 +152,7 @@ def test_attention_over_packed_rows_is_attention_row_by_row(
 
 
 def expected_outputs(
-    rows: Sequence[RowSlice],
+    rows: Sequence[RowSpan],
     query: torch.Tensor,
     rule: MaskFunction,
     softcap: float | None,
@@ -175,7 +175,7 @@ def expected_outputs(
 def test_attention_in_sixteen_bits_stays_in_them(dtype: torch.dtype, sinks: torch.Tensor | None) -> None:
     outputs = []
     for wanted in (torch.float32, dtype):
-        rows = [RowSlice(RowKV(BlockRange(3, 4), 64), 0, count) for count in (5, 1)]
+        rows = [RowSpan(RowKV(BlockRange(3, 4), 64), 0, count) for count in (5, 1)]
         packed = PackedRows(rows, set())
         new = [tensor.to(wanted) for tensor in states(6, 2, 16, seed=0)]
         query = torch.randn(1, 4, 6, 16, generator=torch.Generator().manual_seed(1)).to(wanted)

@@ -9,7 +9,7 @@ import torch
 from blockswarm.peer.engine.blocks import selfcheck
 from blockswarm.peer.engine.blocks.attention import CapturedMask
 from blockswarm.peer.engine.blocks.selfcheck import check_family
-from blockswarm.peer.engine.blocks.stage import Route
+from blockswarm.peer.engine.blocks.stage import BatchingRoute
 from blockswarm.proto.errors import UnsupportedModel
 from blockswarm.proto.model.tiny import random_model, tiny_config
 from support.tiny_models import PADDED_MODELS, REFUSED_MODELS, SERVED_MODELS, tiny_model_config
@@ -45,7 +45,9 @@ def _forget_results(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", SERVED_MODELS)
 def test_every_family_gets_the_fastest_route_that_it_bears(name: str) -> None:
     """A change in either direction should be noticed."""
-    assert check_family(tiny_model_config(name)) is (Route.PADDED if name in PADDED_MODELS else Route.PACKED)
+    assert check_family(tiny_model_config(name)) is (
+        BatchingRoute.PADDED if name in PADDED_MODELS else BatchingRoute.PACKED
+    )
 
 
 def test_most_families_are_served_packed() -> None:
@@ -120,7 +122,7 @@ def test_a_family_that_mixes_up_the_rows_of_a_step_is_served_one_row_after_the_o
         return output if one_sequence else output + 1e-3 * positions.max()
 
     monkeypatch.setattr(LlamaDecoderLayer, "forward", mixing_forward)
-    assert check_family(tiny_model_config("llama")) is Route.SINGLE
+    assert check_family(tiny_model_config("llama")) is BatchingRoute.SINGLE
 
 
 def test_a_family_whose_window_is_no_mask_is_not_served_packed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +135,7 @@ def test_a_family_whose_window_is_no_mask_is_not_served_packed(monkeypatch: pyte
         return forward(self, *args, attention_mask=attention_mask, **kwargs)
 
     monkeypatch.setattr(MistralAttention, "forward", own_window_forward)
-    assert check_family(tiny_model_config("mistral")) is Route.PADDED
+    assert check_family(tiny_model_config("mistral")) is BatchingRoute.PADDED
 
 
 def test_a_family_that_overwrites_its_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from blockswarm.peer.engine.blocks.sizes import measure_block
-from blockswarm.peer.engine.blocks.stage import Route, load_stage
+from blockswarm.peer.engine.blocks.sizes import block_sizes
+from blockswarm.peer.engine.blocks.stage import BatchingRoute, load_stage
 from blockswarm.peer.engine.weights.quantize import Packing
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.routing.swarm import BlockRange
@@ -21,9 +21,9 @@ FAMILIES = ("llama", "mistral", "gemma3", "deepseek_v3", "mixtral", "gpt_oss", "
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_measure_is_what_the_loaded_stage_takes(name: str, dtype: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_tiny_checkpoint(name, tmp_path))
-    route = Route.PADDED if name in PADDED_MODELS else Route.PACKED
+    route = BatchingRoute.PADDED if name in PADDED_MODELS else BatchingRoute.PACKED
     stage = load_stage(checkpoint, BlockRange(0, checkpoint.num_blocks), getattr(torch, dtype), route=route)
-    weights, kv_per_token = measure_block(checkpoint.config, dtype, Packing.PLAIN)
+    weights, kv_per_token = block_sizes(checkpoint.config, dtype, Packing.PLAIN)
     assert kv_per_token == stage.kv_bytes_per_token
     # Some families keep a few biases in float32 whatever is asked for.
     assert weights == pytest.approx(stage.block_bytes, rel=0 if dtype == "float32" else 1e-3)
@@ -32,5 +32,5 @@ def test_the_measure_is_what_the_loaded_stage_takes(name: str, dtype: str, tmp_p
 def test_the_configuration_is_left_alone(tmp_path: Path) -> None:
     config = open_checkpoint(write_tiny_checkpoint("llama-tied", tmp_path)).config
     before = config.to_dict()
-    measure_block(config, "float32", Packing.PLAIN)
+    block_sizes(config, "float32", Packing.PLAIN)
     assert config.to_dict() == before

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from blockswarm.peer.engine.blocks.stage import Route, RowSlice, Stage, StageView, load_stage
+from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowSpan, Stage, StageView, load_stage
 from blockswarm.peer.engine.cache.row import RowKV
 from blockswarm.proto.errors import OutOfMemory, UsageError
 from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
@@ -37,7 +37,7 @@ class Chain(nn.Module):
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         hidden = hidden_states[0]
         for view, row in zip(self.views, self.rows, strict=True):
-            hidden = view.forward(hidden, [RowSlice(row, row.length, hidden.shape[0])])
+            hidden = view.forward(hidden, [RowSpan(row, row.length, hidden.shape[0])])
         return hidden[None]
 
 
@@ -46,7 +46,7 @@ def test_three_chained_stages_equal_the_full_model(name: str, tmp_path: Path) ->
     """From a sharded checkpoint: a prompt, a second chunk behind it, and cached decoding."""
     folder = write_tiny_checkpoint(name, tmp_path)
     checkpoint = open_checkpoint(folder)
-    route = Route.PADDED if name in PADDED_MODELS else Route.PACKED
+    route = BatchingRoute.PADDED if name in PADDED_MODELS else BatchingRoute.PACKED
     chain = Chain([load_stage(checkpoint, blocks, route=route) for blocks in CUTS])
     ends = load_model(ends_class(checkpoint.config, lambda: chain), checkpoint.config, checkpoint.ends_state())
     tokens = torch.randint(3, 257, (1, 30), generator=torch.Generator().manual_seed(1))
@@ -68,7 +68,7 @@ def run_ends(ends: nn.Module, tokens: torch.Tensor, position: int, count: int) -
     return logits
 
 
-@pytest.fixture(scope="module", params=Route, ids=lambda route: route.value)
+@pytest.fixture(scope="module", params=BatchingRoute, ids=lambda route: route.value)
 def mixed_windows(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[PreTrainedModel, Checkpoint, Stage]:
@@ -85,7 +85,7 @@ def random_hidden(count: int, seed: int = 0) -> torch.Tensor:
 
 def feed(view: StageView, row: RowKV, hidden: torch.Tensor) -> torch.Tensor:
     """One more step of a single row."""
-    return view.forward(hidden, [RowSlice(row, row.length, hidden.shape[0])])
+    return view.forward(hidden, [RowSpan(row, row.length, hidden.shape[0])])
 
 
 @pytest.mark.parametrize("cuts", [(0, 1, 6), (0, 3, 4, 6), (0, 1, 2, 3, 4, 5, 6)])
@@ -112,7 +112,7 @@ def test_a_step_of_several_rows_is_each_row_on_its_own(
     together, alone = ([view.new_row(64) for _ in range(3)] for _ in range(2))
     for counts in ((3, 11, 1), (1, 2, 9), (1, 1, 1)):
         hidden = random_hidden(sum(counts), seed=counts[0])
-        slices = [RowSlice(row, row.length, count) for row, count in zip(together, counts, strict=True)]
+        slices = [RowSpan(row, row.length, count) for row, count in zip(together, counts, strict=True)]
         expected = [feed(view, row, part) for row, part in zip(alone, hidden.split(counts), strict=True)]
         torch.testing.assert_close(view.forward(hidden, slices), torch.cat(expected), atol=TOLERANCE, rtol=0)
 
@@ -125,7 +125,7 @@ def test_a_row_goes_back_before_it_continues(mixed_windows: tuple[PreTrainedMode
     straight, returning = view.new_row(64), view.new_row(64)
     expected = feed(view, straight, hidden)
     feed(view, returning, torch.cat([hidden[:11], random_hidden(15, seed=9)]))
-    redone = view.forward(hidden[11:], [RowSlice(returning, 11, 9)])
+    redone = view.forward(hidden[11:], [RowSpan(returning, 11, 9)])
     torch.testing.assert_close(redone, expected[11:], atol=TOLERANCE, rtol=0)
     assert returning.length == 20
 
@@ -150,11 +150,11 @@ def test_a_step_that_does_not_fit_changes_nothing(mixed_windows: tuple[PreTraine
     with pytest.raises(OutOfMemory):
         feed(view, row, random_hidden(3))
     with pytest.raises(ValueError, match="truncate"):
-        view.forward(random_hidden(1), [RowSlice(row, 9, 1)])
+        view.forward(random_hidden(1), [RowSpan(row, 9, 1)])
     with pytest.raises(ValueError, match="cache for some"):
         feed(view, stage.view(BlockRange(1, 6)).new_row(10), random_hidden(1))
     with pytest.raises(ValueError, match="rows"):
-        view.forward(random_hidden(2), [RowSlice(row, 8, 1)])
+        view.forward(random_hidden(2), [RowSpan(row, 8, 1)])
     assert row.length == 8
     feed(view, row, random_hidden(2))
 

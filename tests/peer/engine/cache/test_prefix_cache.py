@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from blockswarm.peer.engine.blocks.stage import RowSlice, load_stage
+from blockswarm.peer.engine.blocks.stage import RowSpan, load_stage
 from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.cache.prefix_cache import PinnedPrefix, PrefixCache
 from blockswarm.peer.engine.cache.row import RowKV
@@ -207,7 +207,7 @@ def test_a_reservation_takes_the_memory_of_pages_that_nobody_uses() -> None:
     assert pool.prefixes.nbytes == 2 * page, "who has pinned pages has reserved room that is not filled yet"
     pinned.release()
     assert (pool.prefixes.nbytes, pool.free_bytes) == (0, 0)
-    pool.reserve(-9 * page)
+    pool.release(9 * page)
     pool.prefixes.keep(CLIENTS[0], digests_of("abba"), row_of("abba", RANGES[0]))
     assert pool.prefixes.nbytes == 4 * page
     assert pool.prefixes.evicted_pages == 4
@@ -232,7 +232,7 @@ def test_a_row_that_begins_with_kept_pages_goes_on_bit_for_bit(name: str, tmp_pa
     view = stage.view(blocks)
     hidden = torch.randn(prefix + 9, stage.hidden_size, generator=torch.Generator().manual_seed(3))
     computed = view.new_row(1000)
-    view.forward(hidden[:prefix], [RowSlice(computed, 0, prefix)])
+    view.forward(hidden[:prefix], [RowSpan(computed, 0, prefix)])
     cache = PrefixCache(1 << 30)
     cache.keep(CLIENTS[0], digests_of("xy"), computed)
 
@@ -242,5 +242,5 @@ def test_a_row_that_begins_with_kept_pages_goes_on_bit_for_bit(name: str, tmp_pa
     for ours, theirs in zip(adopted[part].export(), computed.export()[1:3], strict=True):
         assert torch.equal(ours.keys, theirs.keys)
         assert torch.equal(ours.values, theirs.values)
-    expected = view.forward(hidden[prefix:], [RowSlice(computed, prefix, 9)])
-    assert torch.equal(view.forward(hidden[prefix:], [RowSlice(adopted[blocks], prefix, 9)]), expected)
+    expected = view.forward(hidden[prefix:], [RowSpan(computed, prefix, 9)])
+    assert torch.equal(view.forward(hidden[prefix:], [RowSpan(adopted[blocks], prefix, 9)]), expected)
