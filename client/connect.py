@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..proto.directory.records import SwarmKey
+from ..proto.directory.swarm_key import SwarmKey
 from ..proto.errors import SessionLost, UsageError
 from ..proto.identity import Identity
 from ..proto.model.checkpoint import Checkpoint

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from ..proto import swarm_pb2 as pb
-from ..proto.directory.records import SwarmKey
+from ..proto.directory.swarm_key import SwarmKey
 from ..proto.errors import AuthenticationError, ModelMismatch, PeerUnavailable, WrongKey, WrongSwarm
 from ..proto.network.address import HostPort, PeerAddress
 from ..proto.network.transport import Dialer, ping

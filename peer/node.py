@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..proto.directory.records import SwarmKey, open_peer_record
+from ..proto.directory.records import open_peer_record
+from ..proto.directory.swarm_key import SwarmKey
 from ..proto.errors import SwarmError
 from ..proto.identity import Identity
 from ..proto.model.checkpoint import Checkpoint, open_checkpoint

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..proto.directory.records import PeerRecord, SwarmKey
+from ..proto.directory.records import PeerRecord
+from ..proto.directory.swarm_key import SwarmKey
 from ..proto.errors import SwarmError
 from ..proto.identity import Identity
 from ..proto.model.checkpoint import Checkpoint

@@ -18,7 +18,7 @@ from .model import SwarmModel, swarm_class
 from .remote import SessionFactory
 
 if TYPE_CHECKING:
-    from ...proto.directory.records import SwarmKey
+    from ...proto.directory.swarm_key import SwarmKey
 
 
 class AutoSwarmModelForCausalLM:

@@ -304,7 +304,7 @@ def ping(
 def new_key(file: Annotated[Path, typer.Argument(help="The file to write; it must not exist yet.")]) -> None:
     """Make the key of a new private swarm. Give it only to its members."""
     with _reported_errors(False):
-        from ...proto.directory.records import SwarmKey
+        from ...proto.directory.swarm_key import SwarmKey
 
         SwarmKey.generate().save(file)
         print(f"{file} is the key of a new private swarm: start its peers and clients with --swarm-key {file}")
@@ -343,7 +343,7 @@ def _options(
     **session: Any,
 ) -> SwarmOptions:
     """`session`: the fields of SwarmOptions that are about sessions."""
-    from ...proto.directory.records import SwarmKey
+    from ...proto.directory.swarm_key import SwarmKey
     from ...proto.errors import UsageError
     from ...proto.network.address import PeerAddress
     from .options import SwarmOptions

@@ -11,7 +11,7 @@ from ...proto.wire.precision import at_least
 from ..config import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
-    from ...proto.directory.records import SwarmKey
+    from ...proto.directory.swarm_key import SwarmKey
     from ...proto.network.address import PeerAddress
 
 

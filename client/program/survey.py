@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from ...proto import swarm_pb2 as pb
-from ...proto.directory.records import SignedRecord
+from ...proto.directory.signed import SignedRecord
 from ...proto.identity import Identity
 from ...proto.network.address import Reach
 from ...proto.network.transport import Dialer, ping

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 
 from ...proto import swarm_pb2 as pb
 from ...proto.directory.directory import LookupCall, LookupDirectory
-from ...proto.directory.records import PeerRecord, SignedRecord, SwarmKey, open_peer_record, swarm_key_name
+from ...proto.directory.records import PeerRecord, open_peer_record
+from ...proto.directory.signed import SignedRecord
+from ...proto.directory.swarm_key import SwarmKey, swarm_key_name
 from ...proto.errors import ClockSkew, ModelMismatch, PeerBusy, PeerUnavailable, SwarmError
 from ...proto.identity import Identity
 from ...proto.network.address import PeerAddress, Reach, reaches_of

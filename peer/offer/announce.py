@@ -8,14 +8,9 @@ import random
 from collections.abc import Callable
 
 from ...proto.directory.directory import Directory
-from ...proto.directory.records import (
-    PeerRecord,
-    SignedRecord,
-    SwarmKey,
-    next_expiry,
-    sign_peer_record,
-    swarm_key_name,
-)
+from ...proto.directory.records import PeerRecord, sign_peer_record
+from ...proto.directory.signed import SignedRecord, next_expiry
+from ...proto.directory.swarm_key import SwarmKey, swarm_key_name
 from ...proto.errors import SwarmError
 from ...proto.identity import Identity
 from ...routing.swarm import PeerState

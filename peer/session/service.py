@@ -18,7 +18,9 @@ from typing import Any
 import grpc
 
 from ...proto import swarm_pb2 as pb
-from ...proto.directory.records import SignatureCache, SignedRecord, SwarmKey, open_peer_record, verify_record
+from ...proto.directory.records import open_peer_record
+from ...proto.directory.signed import SignatureCache, SignedRecord, verify_record
+from ...proto.directory.swarm_key import SwarmKey
 from ...proto.errors import (
     AuthenticationError,
     DeadlineExceeded,

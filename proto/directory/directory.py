@@ -17,7 +17,8 @@ from typing import Protocol
 
 from ...routing.swarm import PeerId
 from ..errors import GiveUp, LocalProtocolError, PeerUnavailable, SwarmError, UsageError
-from .records import SignatureCache, SignedRecord, dht_id, newest_per_peer, verify_record
+from .signed import SignatureCache, SignedRecord, newest_per_peer, verify_record
+from .swarm_key import dht_id
 
 log = logging.getLogger(__name__)
 

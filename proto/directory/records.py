@@ -1,47 +1,25 @@
-"""Records: what a peer announces of itself, signed, bounded and expiring, so that anybody may store and serve them.
+"""The announcement of a peer about itself: a record, checked field by field here and nowhere else.
 
-A `SignedRecord` is (key, owner, payload, expiry, signature); its encoded form is the same in the DHT, in the answers of
-peers and in memory.  The signature covers all of it, so a record cannot be changed, moved under another key or given
-to another owner; of two records of one owner the later expiry wins.  The payload of a peer's record is a
-`PeerRecord`, checked field by field here and nowhere else.
-
-In a private swarm the key is an HMAC under the swarm key and the payload is sealed (ChaCha20-Poly1305, RFC 8439;
-subkeys by HKDF, RFC 5869), so a stranger who comes by a record can neither read it nor tell which model it is about.
+A record travels as the payload of a `SignedRecord` (`signed.py`), in a private swarm sealed under its key
+(`swarm_key.py`).
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import hmac
-import math
-import os
 import re
-import struct
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
-import msgpack
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from google.protobuf.message import DecodeError
 
 from ...routing.releases import MAX_RELEASES
 from ...routing.swarm import BlockRange, ComputeCost, Coordinate, KvRelease, MoveClaim, PeerId, PeerSpec, PeerState
 from .. import record_pb2 as pb
-from ..errors import AuthenticationError, ClockSkew, LocalProtocolError, RemoteProtocolError, UsageError, WrongKey
-from ..identity import SIGNATURE_BYTES, Identity, create_secret_file, public_key_of, read_secret_file, verify
+from ..errors import AuthenticationError, LocalProtocolError, RemoteProtocolError, UsageError
+from ..identity import Identity, public_key_of
 from ..network.address import HostPort
-from ..wire.timing import CLOCK_TOLERANCE_SECONDS, MAX_RECORD_LIFETIME_SECONDS, RECORD_LIFETIME_SECONDS
-
-KEY_BYTES = 20
-MAX_RECORD_BYTES = 4096
-"""Of an encoded SignedRecord, with everything."""
+from .signed import SignedRecord, sign_record
+from .swarm_key import SwarmKey, dht_id, swarm_key_name
 
 MAX_BLOCKS = 256
 MAX_CENTROIDS = 4
@@ -51,10 +29,8 @@ MAX_COORDINATE_DIMENSIONS = 8
 MAX_PUBLIC_NAME_CHARS = 64
 BLOCK_HASH_BYTES = 8
 
-_RECORD_TAG = b"blockswarm-record-1\0"
-_NONCE_BYTES = 12
 _MAX_COUNT = 2**53  # integers up to here survive as a float
-_MAX_UNIX_SECONDS = 1e12
+_MAX_UNIX_TIME = 1e12
 _MADDR = re.compile(r"(/[A-Za-z0-9._:-]+){2,}")
 _TOKEN = re.compile(r"[A-Za-z0-9._+-]{1,32}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -78,7 +54,7 @@ class Relay:
 
 @dataclass(frozen=True, slots=True)
 class PeerRecord:
-    """What a peer announces under the digest of its model: what it is (`spec`) and how it is reached.
+    """The announcement of a peer under the digest of its model: what it is (`spec`) and how it is reached.
 
     In a record the clock of `spec.releases` is Unix time. Raises ValueError if a field is outside its bounds.
     """
@@ -90,7 +66,7 @@ class PeerRecord:
     """host:port of the data plane, best first."""
     relays: tuple[Relay, ...] = ()
     dht_maddrs: tuple[str, ...] = ()
-    """Where the DHT can be joined through this peer."""
+    """Multiaddresses at which the DHT can be joined through this peer."""
     incarnation: int = 0
     """Grows with every start of the peer: sessions do not outlive it."""
     protocol_version: int = 0
@@ -145,12 +121,12 @@ def encode_peer_record(record: PeerRecord) -> bytes:
         memory_bytes=spec.memory_bytes,
         kv_tokens_total=spec.kv_tokens_total,
         kv_tokens_free=spec.kv_tokens_free,
-        releases=[pb.ReleaseMessage(at_seconds=one.at_seconds, tokens=one.tokens) for one in spec.releases],
-        client_centroids=[_coordinate_to_message(one) for one in spec.client_centroids],
+        releases=[pb.ReleaseMessage(at_seconds=release.at_seconds, tokens=release.tokens) for release in spec.releases],
+        client_centroids=[_coordinate_to_message(centroid) for centroid in spec.client_centroids],
         concurrency=spec.concurrency,
         max_blocks=spec.max_blocks or 0,
         addresses=record.addresses,
-        relays=[pb.RelayMessage(peer_id=one.peer_id, address=one.address) for one in record.relays],
+        relays=[pb.RelayMessage(peer_id=relay.peer_id, address=relay.address) for relay in record.relays],
         dht_maddrs=record.dht_maddrs,
         incarnation=record.incarnation,
         protocol_version=record.protocol_version,
@@ -188,9 +164,9 @@ def decode_peer_record(peer_id: PeerId, payload: bytes) -> PeerRecord:
             memory_bytes=message.memory_bytes,
             kv_tokens_total=message.kv_tokens_total,
             kv_tokens_free=message.kv_tokens_free,
-            releases=tuple(KvRelease(one.at_seconds, one.tokens) for one in message.releases),
+            releases=tuple(KvRelease(release.at_seconds, release.tokens) for release in message.releases),
             coordinate=_coordinate_from_message(message.coordinate) if message.HasField("coordinate") else None,
-            client_centroids=tuple(_coordinate_from_message(one) for one in message.client_centroids),
+            client_centroids=tuple(_coordinate_from_message(centroid) for centroid in message.client_centroids),
             concurrency=message.concurrency,
             block_hashes=tuple(hashes[i : i + BLOCK_HASH_BYTES] for i in range(0, len(hashes), BLOCK_HASH_BYTES)),
             numeric_format=message.numeric_format,
@@ -203,7 +179,7 @@ def decode_peer_record(peer_id: PeerId, payload: bytes) -> PeerRecord:
             model_digest=message.model_digest,
             spec=spec,
             addresses=tuple(message.addresses),
-            relays=tuple(Relay(PeerId(one.peer_id), one.address) for one in message.relays),
+            relays=tuple(Relay(PeerId(relay.peer_id), relay.address) for relay in message.relays),
             dht_maddrs=tuple(message.dht_maddrs),
             incarnation=message.incarnation,
             protocol_version=message.protocol_version,
@@ -214,225 +190,7 @@ def decode_peer_record(peer_id: PeerId, payload: bytes) -> PeerRecord:
         raise RemoteProtocolError(f"peer {peer_id} announces a malformed record: {error}") from None
 
 
-# --- signed and expiring ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class SignedRecord:
-    """A payload under a DHT id, owned and signed by a peer. Its signature is checked by `verify_record` only."""
-
-    key: bytes
-    """20 bytes, `dht_id(name)`."""
-    peer_id: PeerId
-    payload: bytes
-    expires_at_seconds: float
-    """Unix time."""
-    signature: bytes = field(repr=False)
-
-    def signed_bytes(self) -> bytes:
-        """What the signature covers: every other field, each of unmistakable length."""
-        owner = self.peer_id.encode()
-        lengths = struct.pack("<III", len(self.key), len(owner), len(self.payload))
-        return _RECORD_TAG + lengths + self.key + owner + self.payload + struct.pack("<d", self.expires_at_seconds)
-
-    def encode(self) -> bytes:
-        """The form that is stored and sent."""
-        message = pb.SignedRecordMessage(
-            key=self.key,
-            peer_id=self.peer_id,
-            payload=self.payload,
-            expires_at_seconds=self.expires_at_seconds,
-            signature=self.signature,
-        )
-        return message.SerializeToString(deterministic=True)
-
-    @classmethod
-    def decode(cls, data: bytes) -> SignedRecord:
-        """Read the stored form. Raises RemoteProtocolError if it is too large, malformed or has more than one form."""
-        if len(data) > MAX_RECORD_BYTES:
-            raise RemoteProtocolError(f"a record has at most {MAX_RECORD_BYTES} bytes, not {len(data)}")
-        try:
-            message = pb.SignedRecordMessage.FromString(data)
-        except DecodeError:
-            raise RemoteProtocolError("a record is malformed") from None
-        record = cls(
-            message.key, PeerId(message.peer_id), message.payload, message.expires_at_seconds, message.signature
-        )
-        # One record has one form, so nobody can make "other" records by padding this one.
-        if record.encode() != data or len(record.key) != KEY_BYTES or not math.isfinite(record.expires_at_seconds):
-            raise RemoteProtocolError("a record is malformed")
-        return record
-
-
-class SignatureCache:
-    """Remembers which records verified, up to `max_entries` (32 bytes each); the oldest are forgotten first."""
-
-    def __init__(self, max_entries: int = 8192) -> None:
-        self._max_entries = max_entries
-        self._digests: OrderedDict[bytes, None] = OrderedDict()
-
-    def check(self, record: SignedRecord) -> None:
-        """Like `verify_signature`; a record that verified before costs a hash instead of a signature check."""
-        digest = hashlib.sha256(record.signature + record.signed_bytes()).digest()
-        if digest in self._digests:
-            self._digests.move_to_end(digest)
-            return
-        verify_signature(record)
-        self._digests[digest] = None
-        if len(self._digests) > self._max_entries:
-            self._digests.popitem(last=False)
-
-
-def sign_record(identity: Identity, key: bytes, payload: bytes, expires_at_seconds: float) -> SignedRecord:
-    """A record of `identity` under the DHT id `key` until `expires_at_seconds` (Unix time, see `next_expiry`).
-
-    Raises LocalProtocolError if it is larger than anybody would store.
-    """
-    unsigned = SignedRecord(key, identity.peer_id, payload, expires_at_seconds, b"")
-    record = SignedRecord(key, identity.peer_id, payload, expires_at_seconds, identity.sign(unsigned.signed_bytes()))
-    if len(key) != KEY_BYTES or len(record.encode()) > MAX_RECORD_BYTES:
-        raise LocalProtocolError(f"a record has a key of {KEY_BYTES} bytes and {MAX_RECORD_BYTES} bytes at most")
-    return record
-
-
-def verify_signature(record: SignedRecord) -> None:
-    """Raises AuthenticationError if the record is not its owner's. Says nothing about time."""
-    if len(record.signature) != SIGNATURE_BYTES:
-        raise AuthenticationError("a record has a signature of 64 bytes")
-    verify(record.peer_id, record.signature, record.signed_bytes())
-
-
-def verify_record(
-    record: SignedRecord,
-    now: float,
-    cache: SignatureCache | None = None,
-) -> None:
-    """Check that a decoded record is its owner's and neither over nor beyond its time; `now` in Unix seconds.
-
-    Raises AuthenticationError for the signature, RemoteProtocolError for the times.
-    """
-    if record.expires_at_seconds <= now:
-        raise RemoteProtocolError(f"the record of {record.peer_id} is over")
-    if not within_lifetime(record, now):
-        raise RemoteProtocolError(f"the record of {record.peer_id} claims to live too long")
-    if cache is not None:
-        cache.check(record)
-    else:
-        verify_signature(record)
-
-
-def within_lifetime(record: SignedRecord, now: float) -> bool:
-    """Whether the record ends soon enough that it may be stored."""
-    return record.expires_at_seconds <= now + MAX_RECORD_LIFETIME_SECONDS + CLOCK_TOLERANCE_SECONDS
-
-
-def next_expiry(previous: float | None, now: float, lifetime_seconds: float = RECORD_LIFETIME_SECONDS) -> float:
-    """The end of a peer's next record: `lifetime_seconds` from now, and later than that of its previous one.
-
-    The previous record may be one of an earlier run of the peer.  Raises ClockSkew if it is so far ahead that the clock
-    must have been set back since.
-    """
-    expiry = now + lifetime_seconds
-    if previous is not None:
-        expiry = max(expiry, previous + 0.001)
-    if expiry > now + MAX_RECORD_LIFETIME_SECONDS:
-        raise ClockSkew(f"this peer's previous record ends {expiry - now:.0f} s from now: the clock was set back")
-    return expiry
-
-
-def newest_per_peer(records: Sequence[SignedRecord]) -> tuple[SignedRecord, ...]:
-    """Of each owner the record that ends last, in ascending order of owner."""
-    newest: dict[PeerId, SignedRecord] = {}
-    for record in records:
-        known = newest.get(record.peer_id)
-        # Two records with one expiry are the owner's mistake; the signature decides, so that everybody picks the same.
-        if known is None or _rank(record) > _rank(known):
-            newest[record.peer_id] = record
-    return tuple(newest[peer_id] for peer_id in sorted(newest))
-
-
-def _rank(record: SignedRecord) -> tuple[float, bytes]:
-    return record.expires_at_seconds, record.signature
-
-
-# --- names and private swarms ----------------------------------------------------------------------------------------
-
-
-class SwarmKey:
-    """The secret that the members of a private swarm share; every use has its own subkey."""
-
-    SECRET_BYTES = 32
-
-    def __init__(self, secret: bytes) -> None:
-        if len(secret) != self.SECRET_BYTES:
-            raise ValueError(f"a swarm key has {self.SECRET_BYTES} bytes, not {len(secret)}")
-        self._secret = secret
-        self._proof_key = self.subkey(b"proof")
-        self._name_key = self.subkey(b"name")
-        self._seal = ChaCha20Poly1305(self.subkey(b"seal"))
-
-    @classmethod
-    def generate(cls) -> SwarmKey:
-        return cls(os.urandom(cls.SECRET_BYTES))
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> SwarmKey:
-        """Read a key file (base64 text, mode 0600). Raises UsageError if it is no such file."""
-        text = read_secret_file(Path(path), max_bytes=1024)
-        try:
-            return cls(base64.b64decode(text.strip(), validate=True))
-        except (binascii.Error, ValueError):
-            raise UsageError(
-                f"{path} is not a swarm key: it holds 32 bytes in base64",
-                hint="Ask the owner of the private swarm for the key file.",
-            ) from None
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a new key file. Raises UsageError if the file exists or cannot be written."""
-        if not create_secret_file(Path(path), base64.b64encode(self._secret) + b"\n"):
-            raise UsageError(f"{path} exists already", hint="Name a new file, or use the key that is there.")
-
-    def subkey(self, purpose: bytes) -> bytes:
-        """32 bytes for one purpose; knowing one subkey tells nothing about another."""
-        return HKDF(SHA256(), length=32, salt=None, info=b"blockswarm-1 " + purpose).derive(self._secret)
-
-    def proof(self, message: bytes) -> bytes:
-        """32 bytes that only a holder of the key can make for `message`."""
-        return hmac.digest(self._proof_key, message, "sha256")
-
-    def check(self, message: bytes, proof: bytes) -> bool:
-        """Whether `proof` is the proof for `message`."""
-        return hmac.compare_digest(self.proof(message), proof)
-
-    def name(self, public_name: str) -> str:
-        """The name under which members look up what strangers would find under `public_name`."""
-        return hmac.digest(self._name_key, public_name.encode(), "sha256").hex()
-
-    def seal(self, payload: bytes, key: bytes, peer_id: PeerId) -> bytes:
-        """`payload`, readable by members only and only under that key and owner; 28 bytes longer."""
-        nonce = os.urandom(_NONCE_BYTES)
-        return nonce + self._seal.encrypt(nonce, payload, key + peer_id.encode())
-
-    def open(self, sealed: bytes, key: bytes, peer_id: PeerId) -> bytes:
-        """The payload in `sealed`. Raises WrongKey if it was not sealed with this key for that key and owner."""
-        try:
-            return self._seal.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], key + peer_id.encode())
-        except (InvalidTag, ValueError):
-            raise WrongKey(f"the record of {peer_id} is not sealed with this swarm's key") from None
-
-    def __repr__(self) -> str:
-        return "SwarmKey(...)"
-
-
-def swarm_key_name(model_digest: str, swarm_key: SwarmKey | None) -> str:
-    """The name under which the peers that serve a model are announced and looked up."""
-    public_name = f"blockswarm/1/{model_digest}"
-    return public_name if swarm_key is None else f"blockswarm/1/private/{swarm_key.name(public_name)}"
-
-
-def dht_id(name: str) -> bytes:
-    """The 20 bytes under which the DHT keeps `name` (hivemind: SHA-1 of the name in msgpack)."""
-    return hashlib.sha1(msgpack.packb(name), usedforsecurity=False).digest()
+# --- signed and sealed -----------------------------------------------------------------------------------------------
 
 
 def sign_peer_record(
@@ -452,7 +210,7 @@ def sign_peer_record(
 
 
 def open_peer_record(record: SignedRecord, swarm_key: SwarmKey | None) -> PeerRecord:
-    """What a verified record says.
+    """Read the announcement in a verified record.
 
     Raises RemoteProtocolError if it is malformed or about another model, WrongKey if the swarm key does not open it.
     """
@@ -505,17 +263,17 @@ def _check_spec(spec: PeerSpec) -> None:
         if blocks is not None:
             _check(blocks.stop <= 100_000, "block numbers are below 100000")
             _check(len(blocks) <= MAX_BLOCKS, f"a peer hosts at most {MAX_BLOCKS} blocks")
-    _check(spec.claim is None or 0 <= spec.claim.at_seconds <= _MAX_UNIX_SECONDS, "a claim has a time")
-    _check(0 <= spec.issued_seconds <= _MAX_UNIX_SECONDS, "a record has a time of issue")
+    _check(spec.claim is None or 0 <= spec.claim.at_seconds <= _MAX_UNIX_TIME, "a claim has a time")
+    _check(0 <= spec.issued_seconds <= _MAX_UNIX_TIME, "a record has a time of issue")
     hosted = len(spec.blocks) if spec.blocks is not None else 0
     _check(len(spec.block_hashes) in (0, hosted), f"{len(spec.block_hashes)} block hashes for {hosted} blocks")
-    _check(all(len(one) == BLOCK_HASH_BYTES for one in spec.block_hashes), "a block hash has eight bytes")
+    _check(all(len(block_hash) == BLOCK_HASH_BYTES for block_hash in spec.block_hashes), "a block hash has eight bytes")
     _check(all(0 <= getattr(spec.cost, name) <= 1e6 for name in ComputeCost.__slots__), "costs are below 1e6 s")
     _check(0 <= spec.memory_bytes <= 1e18, "the memory is below 1e18 bytes")
     _check(0 <= spec.kv_tokens_free <= spec.kv_tokens_total <= _MAX_COUNT, "0 <= free <= total KV tokens")
     _check_count("releases", spec.releases, MAX_RELEASES)
     moments = [release.at_seconds for release in spec.releases]
-    _check(all(0 <= moment <= _MAX_UNIX_SECONDS for moment in moments), "a release has a time")
+    _check(all(0 <= moment <= _MAX_UNIX_TIME for moment in moments), "a release has a time")
     _check(moments == sorted(moments), "releases are in order of time")
     _check(all(0 <= release.tokens <= _MAX_COUNT for release in spec.releases), "a release frees tokens")
     if spec.coordinate is not None:

@@ -19,7 +19,7 @@ from blockswarm.peer.cli import app
 from blockswarm.peer.config import BlockRequest
 from blockswarm.peer.key_lock import held
 from blockswarm.peer.offer.capacity import Need, choose_blocks, count_that_fits
-from blockswarm.proto.directory.records import SwarmKey
+from blockswarm.proto.directory.swarm_key import SwarmKey
 from blockswarm.proto.errors import OutOfMemory, UsageError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import open_checkpoint

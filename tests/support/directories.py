@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from blockswarm.proto.directory.directory import Directory, LookupDirectory, MemoryDirectory, MemoryStore
-from blockswarm.proto.directory.records import SignedRecord, SwarmKey, dht_id, sign_record
+from blockswarm.proto.directory.signed import SignedRecord, sign_record
+from blockswarm.proto.directory.swarm_key import SwarmKey, dht_id
 from blockswarm.proto.identity import Identity
 
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)

@@ -18,7 +18,8 @@ from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.session.replay_store import DEFAULT_LIMIT_BYTES, ReplayStore
 from blockswarm.peer.session.service import PeerParts, PeerService
 from blockswarm.proto.directory.directory import MemoryDirectory, MemoryStore
-from blockswarm.proto.directory.records import PeerRecord, SwarmKey, sign_peer_record
+from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
+from blockswarm.proto.directory.swarm_key import SwarmKey
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
 from blockswarm.proto.network.address import PeerAddress

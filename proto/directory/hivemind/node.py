@@ -39,7 +39,8 @@ from ....routing.swarm import PeerId
 from ...errors import ClockSkew, PeerUnavailable, RetryElsewhere, SwarmError, UsageError, WrongKey
 from ...identity import Identity
 from ..directory import MAX_RECORDS_PER_KEY, check_announcement, superseded, verified_records
-from ..records import SignatureCache, SignedRecord, SwarmKey, dht_id, within_lifetime
+from ..signed import SignatureCache, SignedRecord, within_lifetime
+from ..swarm_key import SwarmKey, dht_id
 
 
 def _import_hivemind_lightly() -> None:

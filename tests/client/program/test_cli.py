@@ -19,7 +19,7 @@ from blockswarm.client.program import talk
 from blockswarm.client.program.cli import app
 from blockswarm.client.program.options import GenerateOptions, SwarmOptions
 from blockswarm.client.program.terminal import Spinner, block_map, harmless, table
-from blockswarm.proto.directory.records import SwarmKey
+from blockswarm.proto.directory.swarm_key import SwarmKey
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.routing.swarm import BlockRange

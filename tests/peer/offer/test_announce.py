@@ -7,7 +7,9 @@ import random
 from collections.abc import Sequence
 
 from blockswarm.peer.offer.announce import Announcer, RecentLookups
-from blockswarm.proto.directory.records import PeerRecord, SignedRecord, swarm_key_name
+from blockswarm.proto.directory.records import PeerRecord
+from blockswarm.proto.directory.signed import SignedRecord
+from blockswarm.proto.directory.swarm_key import swarm_key_name
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.wire.handshake import PROTOCOL_VERSION
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState

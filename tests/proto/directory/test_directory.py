@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from blockswarm.proto.directory.directory import MAX_RECORDS_PER_KEY, LookupDirectory, MemoryDirectory, MemoryStore
-from blockswarm.proto.directory.records import SignedRecord, dht_id, newest_per_peer, next_expiry
+from blockswarm.proto.directory.signed import SignedRecord, newest_per_peer, next_expiry
+from blockswarm.proto.directory.swarm_key import dht_id
 from blockswarm.proto.errors import LocalProtocolError, PeerUnavailable, UsageError, WrongKey
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.wire.timing import MAX_RECORD_LIFETIME_SECONDS

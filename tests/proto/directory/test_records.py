@@ -6,41 +6,31 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-import stat
-from pathlib import Path
 
 import pytest
 from blockswarm.proto import record_pb2 as pb
 from blockswarm.proto.directory.records import (
-    MAX_RECORD_BYTES,
     PeerRecord,
     Relay,
-    SignatureCache,
-    SignedRecord,
-    SwarmKey,
     decode_peer_record,
-    dht_id,
     encode_peer_record,
-    newest_per_peer,
-    next_expiry,
     open_peer_record,
     sign_peer_record,
+)
+from blockswarm.proto.directory.signed import (
+    MAX_RECORD_BYTES,
+    SignedRecord,
     sign_record,
-    swarm_key_name,
     verify_record,
 )
+from blockswarm.proto.directory.swarm_key import SwarmKey, dht_id, swarm_key_name
 from blockswarm.proto.errors import (
-    AuthenticationError,
-    ClockSkew,
     LocalProtocolError,
     ProtocolError,
     RemoteProtocolError,
-    SwarmError,
-    UsageError,
     WrongKey,
 )
 from blockswarm.proto.identity import Identity
-from blockswarm.proto.wire.timing import CLOCK_TOLERANCE_SECONDS, MAX_RECORD_LIFETIME_SECONDS, RECORD_LIFETIME_SECONDS
 from blockswarm.routing.releases import MAX_RELEASES
 from blockswarm.routing.swarm import BlockRange, ComputeCost, Coordinate, KvRelease, MoveClaim, PeerSpec, PeerState
 from hypothesis import given, settings
@@ -157,8 +147,8 @@ def test_no_field_is_forgotten(holder: type) -> None:
     read = decode_peer_record(ALICE.peer_id, encode_peer_record(record))
     value = read if holder is PeerRecord else read.spec
     assert read == record
-    for one in dataclasses.fields(holder):
-        assert one.default is dataclasses.MISSING or getattr(value, one.name) != one.default, one.name
+    for field in dataclasses.fields(holder):
+        assert field.default is dataclasses.MISSING or getattr(value, field.name) != field.default, field.name
 
 
 @given(record=peer_records(), private=st.booleans())
@@ -288,112 +278,7 @@ def test_unknown_fields_of_a_later_version_are_ignored() -> None:
     assert decode_peer_record(ALICE.peer_id, later) == a_record()
 
 
-# --- the signature -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "forged",
-    [
-        dataclasses.replace(signed(), payload=b"another"),
-        dataclasses.replace(signed(), key=dht_id("another key")),
-        dataclasses.replace(signed(), peer_id=BOB.peer_id),
-        dataclasses.replace(signed(), expires_at_seconds=NOW + 61),
-        dataclasses.replace(signed(), signature=bytes(64)),
-        dataclasses.replace(signed(), signature=b""),
-        dataclasses.replace(signed(), signature=signed(owner=BOB).signature),
-    ],
-    ids=["payload", "key", "owner", "expiry", "zero signature", "no signature", "signed by another"],
-)
-def test_nothing_of_a_record_can_be_changed(forged: SignedRecord) -> None:
-    cache = SignatureCache()
-    verify_record(signed(), NOW, cache=cache)
-    for _ in range(2):
-        with pytest.raises(AuthenticationError):
-            verify_record(forged, NOW, cache=cache)
-
-
-@settings(max_examples=300)
-@given(position=st.integers(0, 10_000), bit=st.integers(0, 7))
-def test_no_changed_bit_of_the_stored_form_verifies(position: int, bit: int) -> None:
-    data = bytearray(signed().encode())
-    data[position % len(data)] ^= 1 << bit
-    with pytest.raises((RemoteProtocolError, AuthenticationError)):
-        verify_record(SignedRecord.decode(bytes(data)), NOW)
-
-
-@given(data=st.binary(max_size=300))
-def test_any_bytes_are_refused_as_a_record(data: bytes) -> None:
-    with pytest.raises(SwarmError):
-        verify_record(SignedRecord.decode(data), NOW)
-
-
-def test_a_record_has_one_stored_form_only() -> None:
-    data = signed().encode()
-    with pytest.raises(RemoteProtocolError):
-        SignedRecord.decode(data + b"\xfa\x7d\x03pad")
-
-
-@pytest.mark.parametrize("expires_at", [math.nan, math.inf, -math.inf])
-def test_odd_expiries_are_refused(expires_at: float) -> None:
-    with pytest.raises(RemoteProtocolError):
-        verify_record(SignedRecord.decode(signed(expires_at=expires_at).encode()), NOW)
-
-
-def test_records_end_and_may_not_live_long() -> None:
-    cache = SignatureCache()
-    record = signed(expires_at=NOW + 60)
-    verify_record(record, NOW, cache=cache)
-    with pytest.raises(RemoteProtocolError, match="over"):
-        verify_record(record, NOW + 60, cache=cache)
-    with pytest.raises(RemoteProtocolError, match="too long"):
-        verify_record(record, NOW - MAX_RECORD_LIFETIME_SECONDS, cache=cache)
-    verify_record(signed(expires_at=NOW + MAX_RECORD_LIFETIME_SECONDS + CLOCK_TOLERANCE_SECONDS), NOW)
-
-
-def test_oversize_is_refused_on_both_sides() -> None:
-    with pytest.raises(LocalProtocolError):
-        signed(payload=bytes(MAX_RECORD_BYTES))
-    message = pb.SignedRecordMessage(key=KEY, peer_id=ALICE.peer_id, payload=bytes(MAX_RECORD_BYTES))
-    with pytest.raises(RemoteProtocolError, match="4096"):
-        SignedRecord.decode(message.SerializeToString())
-
-
-def test_the_cache_is_bounded_and_saves_signature_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from blockswarm.proto.directory import records as module
-
-    checked = []
-    genuine = module.verify_signature
-    monkeypatch.setattr(module, "verify_signature", lambda record: (checked.append(record), genuine(record)))
-    cache = SignatureCache(max_entries=2)
-    first, second, third = (signed(payload=b"%d" % i) for i in range(3))
-    for record in (first, first, second, first, third, first):
-        verify_record(record, NOW, cache=cache)
-    assert checked == [first, second, third]
-    verify_record(second, NOW, cache=cache)
-    assert checked == [first, second, third, second]
-    assert len(cache._digests) == 2
-
-
-def test_the_expiry_grows_across_restarts() -> None:
-    first = next_expiry(None, NOW)
-    assert first == NOW + RECORD_LIFETIME_SECONDS
-    assert next_expiry(first, NOW) > first
-    assert next_expiry(first, NOW - 10) > first
-    assert next_expiry(first, NOW + 20) == NOW + 20 + RECORD_LIFETIME_SECONDS
-    with pytest.raises(ClockSkew):
-        next_expiry(first, NOW - 3600)
-
-
-def test_the_newest_record_of_each_peer_wins_whatever_the_order() -> None:
-    old, new, other = signed(expires_at=NOW + 1), signed(expires_at=NOW + 2), signed(owner=BOB)
-    tie = signed(payload=b"tie", expires_at=NOW + 2)
-    expected = newest_per_peer([old, new, other, tie])
-    assert expected == newest_per_peer([tie, other, new, old, new])
-    assert {record.peer_id for record in expected} == {ALICE.peer_id, BOB.peer_id}
-    assert all(record.expires_at_seconds > NOW + 1 for record in expected)
-
-
-# --- names and private swarms --------------------------------------------------------------------------------------
+# --- under whose name, sealed for whom -----------------------------------------------------------------------------
 
 
 def test_a_record_of_one_model_is_not_taken_under_the_key_of_another() -> None:
@@ -405,14 +290,6 @@ def test_a_record_of_one_model_is_not_taken_under_the_key_of_another() -> None:
 def test_a_node_announces_itself_only() -> None:
     with pytest.raises(LocalProtocolError):
         sign_peer_record(BOB, a_record(), None, NOW + 60)
-
-
-def test_names_tell_models_and_swarms_apart() -> None:
-    names = {
-        swarm_key_name(digest, key) for digest in (DIGEST, OTHER_DIGEST) for key in (None, SWARM_KEY, OTHER_SWARM_KEY)
-    }
-    assert len(names) == 6
-    assert not any(DIGEST in name for name in names - {swarm_key_name(DIGEST, None)})
 
 
 def test_a_strangers_key_opens_nothing() -> None:
@@ -438,44 +315,6 @@ def test_a_sealed_payload_cannot_be_moved_or_changed() -> None:
     ):
         with pytest.raises(WrongKey):
             open_peer_record(moved, SWARM_KEY)
-
-
-def test_proofs_need_the_key_and_the_message() -> None:
-    proof = SWARM_KEY.proof(b"session 1")
-    assert SWARM_KEY.check(b"session 1", proof)
-    assert not SWARM_KEY.check(b"session 2", proof)
-    assert not OTHER_SWARM_KEY.check(b"session 1", proof)
-    assert not SWARM_KEY.check(b"session 1", b"")
-
-
-def test_swarm_key_file(tmp_path: Path) -> None:
-    path = tmp_path / "swarm.key"
-    SWARM_KEY.save(path)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert SwarmKey.load(path).check(b"m", SWARM_KEY.proof(b"m"))
-    with pytest.raises(UsageError, match="exists"):
-        OTHER_SWARM_KEY.save(path)
-    path.chmod(0o644)
-    with pytest.raises(UsageError, match="0644"):
-        SwarmKey.load(path)
-
-
-@pytest.mark.parametrize("text", [b"", b"not base64!", b"QUJD", b"\xff" * 44, b"A" * 2000])
-def test_what_is_no_swarm_key_is_refused(tmp_path: Path, text: bytes) -> None:
-    path = tmp_path / "swarm.key"
-    path.write_bytes(text)
-    path.chmod(0o600)
-    with pytest.raises(UsageError, match="not a swarm key"):
-        SwarmKey.load(path)
-
-
-def test_missing_swarm_key_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError):
-        SwarmKey.load(tmp_path / "nothing")
-
-
-def test_the_secret_is_not_shown() -> None:
-    assert repr(SWARM_KEY) == "SwarmKey(...)"
 
 
 SWARM_KEY, OTHER_SWARM_KEY = SwarmKey.generate(), SwarmKey.generate()

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 from blockswarm.proto import swarm_pb2 as pb
-from blockswarm.proto.directory.records import SwarmKey
+from blockswarm.proto.directory.swarm_key import SwarmKey
 from blockswarm.proto.errors import (
     AuthenticationError,
     ClockSkew,

@@ -27,7 +27,8 @@ from blockswarm.proto.directory.hivemind.node import (
     _Validator,
     sweep_stale_sockets,
 )
-from blockswarm.proto.directory.records import MAX_RECORD_BYTES, SignatureCache, dht_id
+from blockswarm.proto.directory.signed import MAX_RECORD_BYTES, SignatureCache
+from blockswarm.proto.directory.swarm_key import dht_id
 from blockswarm.proto.errors import ClockSkew, PeerUnavailable, UsageError
 from blockswarm.proto.identity import Identity
 from support.directories import LOOPBACK, DirectorySwarm, a_record, fresh_name, hivemind_swarm, until

@@ -18,14 +18,8 @@ from blockswarm.proto.directory.hivemind.node import (
     MSGPackSerializer,
     _Authorizer,
 )
-from blockswarm.proto.directory.records import (
-    PeerRecord,
-    SwarmKey,
-    dht_id,
-    open_peer_record,
-    sign_peer_record,
-    swarm_key_name,
-)
+from blockswarm.proto.directory.records import PeerRecord, open_peer_record, sign_peer_record
+from blockswarm.proto.directory.swarm_key import SwarmKey, dht_id, swarm_key_name
 from blockswarm.proto.errors import PeerUnavailable, WrongKey
 from blockswarm.proto.identity import Identity
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec

@@ -1,0 +1,175 @@
+"""Signed records: bounded and expiring, so that anybody may store and serve them.
+
+A `SignedRecord` is (key, owner, payload, expiry, signature); its encoded form is the same in the DHT, in the answers of
+peers and in memory.  The signature covers all of it, so a record cannot be changed, moved under another key or given
+to another owner; of two records of one owner the later expiry wins.  What the payload says is `records.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from google.protobuf.message import DecodeError
+
+from ...routing.swarm import PeerId
+from .. import record_pb2 as pb
+from ..errors import AuthenticationError, ClockSkew, LocalProtocolError, RemoteProtocolError
+from ..identity import SIGNATURE_BYTES, Identity, verify
+from ..wire.timing import CLOCK_TOLERANCE_SECONDS, MAX_RECORD_LIFETIME_SECONDS, RECORD_LIFETIME_SECONDS
+
+KEY_BYTES = 20
+"""Length of a DHT id."""
+MAX_RECORD_BYTES = 4096
+"""Largest size of an encoded SignedRecord, signature included."""
+
+_RECORD_TAG = b"blockswarm-record-1\0"
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRecord:
+    """A payload under a DHT id, owned and signed by a peer. Its signature is checked by `verify_record` only."""
+
+    key: bytes
+    """20 bytes, `dht_id(name)`."""
+    peer_id: PeerId
+    payload: bytes
+    expires_at_seconds: float
+    """Unix time."""
+    signature: bytes = field(repr=False)
+
+    def signed_bytes(self) -> bytes:
+        """The bytes that the signature covers: every other field, each of unmistakable length."""
+        owner = self.peer_id.encode()
+        lengths = struct.pack("<III", len(self.key), len(owner), len(self.payload))
+        return _RECORD_TAG + lengths + self.key + owner + self.payload + struct.pack("<d", self.expires_at_seconds)
+
+    def encode(self) -> bytes:
+        """The form that is stored and sent."""
+        message = pb.SignedRecordMessage(
+            key=self.key,
+            peer_id=self.peer_id,
+            payload=self.payload,
+            expires_at_seconds=self.expires_at_seconds,
+            signature=self.signature,
+        )
+        return message.SerializeToString(deterministic=True)
+
+    @classmethod
+    def decode(cls, data: bytes) -> SignedRecord:
+        """Read the stored form. Raises RemoteProtocolError if it is too large, malformed or has more than one form."""
+        if len(data) > MAX_RECORD_BYTES:
+            raise RemoteProtocolError(f"a record has at most {MAX_RECORD_BYTES} bytes, not {len(data)}")
+        try:
+            message = pb.SignedRecordMessage.FromString(data)
+        except DecodeError:
+            raise RemoteProtocolError("a record is malformed") from None
+        record = cls(
+            message.key, PeerId(message.peer_id), message.payload, message.expires_at_seconds, message.signature
+        )
+        # One record has one form, so nobody can make "other" records by padding this one.
+        if record.encode() != data or len(record.key) != KEY_BYTES or not math.isfinite(record.expires_at_seconds):
+            raise RemoteProtocolError("a record is malformed")
+        return record
+
+
+class SignatureCache:
+    """Remembers which records verified, up to `max_entries` (32 bytes each); the oldest are forgotten first.
+
+    `verify` raises for a record that does not hold; it is given those that are not remembered.
+    """
+
+    def __init__(self, max_entries: int = 8192, verify: Callable[[SignedRecord], None] | None = None) -> None:
+        self._max_entries = max_entries
+        self._verify = verify or verify_signature
+        self._digests: OrderedDict[bytes, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def check(self, record: SignedRecord) -> None:
+        """Like `verify_signature`; a record that verified before costs a hash instead of a signature check."""
+        digest = hashlib.sha256(record.signature + record.signed_bytes()).digest()
+        if digest in self._digests:
+            self._digests.move_to_end(digest)
+            return
+        self._verify(record)
+        self._digests[digest] = None
+        if len(self._digests) > self._max_entries:
+            self._digests.popitem(last=False)
+
+
+def sign_record(identity: Identity, key: bytes, payload: bytes, expires_at_seconds: float) -> SignedRecord:
+    """A record of `identity` under the DHT id `key` until `expires_at_seconds` (Unix time, see `next_expiry`).
+
+    Raises LocalProtocolError if it is larger than anybody would store.
+    """
+    unsigned = SignedRecord(key, identity.peer_id, payload, expires_at_seconds, b"")
+    record = SignedRecord(key, identity.peer_id, payload, expires_at_seconds, identity.sign(unsigned.signed_bytes()))
+    if len(key) != KEY_BYTES or len(record.encode()) > MAX_RECORD_BYTES:
+        raise LocalProtocolError(f"a record has a key of {KEY_BYTES} bytes and {MAX_RECORD_BYTES} bytes at most")
+    return record
+
+
+def verify_signature(record: SignedRecord) -> None:
+    """Raises AuthenticationError if the record is not its owner's. Says nothing about time."""
+    if len(record.signature) != SIGNATURE_BYTES:
+        raise AuthenticationError("a record has a signature of 64 bytes")
+    verify(record.peer_id, record.signature, record.signed_bytes())
+
+
+def verify_record(
+    record: SignedRecord,
+    now: float,
+    cache: SignatureCache | None = None,
+) -> None:
+    """Check that a decoded record is its owner's and neither over nor beyond its time; `now` in Unix seconds.
+
+    Raises AuthenticationError for the signature, RemoteProtocolError for the times.
+    """
+    if record.expires_at_seconds <= now:
+        raise RemoteProtocolError(f"the record of {record.peer_id} is over")
+    if not within_lifetime(record, now):
+        raise RemoteProtocolError(f"the record of {record.peer_id} claims to live too long")
+    if cache is not None:
+        cache.check(record)
+    else:
+        verify_signature(record)
+
+
+def within_lifetime(record: SignedRecord, now: float) -> bool:
+    """Whether the record ends soon enough that it may be stored."""
+    return record.expires_at_seconds <= now + MAX_RECORD_LIFETIME_SECONDS + CLOCK_TOLERANCE_SECONDS
+
+
+def next_expiry(previous: float | None, now: float, lifetime_seconds: float = RECORD_LIFETIME_SECONDS) -> float:
+    """The end of a peer's next record: `lifetime_seconds` from now, and later than that of its previous one.
+
+    The previous record may be one of an earlier run of the peer.  Raises ClockSkew if it is so far ahead that the clock
+    must have been set back since.
+    """
+    expiry = now + lifetime_seconds
+    if previous is not None:
+        expiry = max(expiry, previous + 0.001)
+    if expiry > now + MAX_RECORD_LIFETIME_SECONDS:
+        raise ClockSkew(f"this peer's previous record ends {expiry - now:.0f} s from now: the clock was set back")
+    return expiry
+
+
+def newest_per_peer(records: Sequence[SignedRecord]) -> tuple[SignedRecord, ...]:
+    """The record of each owner that ends last, in ascending order of owner."""
+    newest: dict[PeerId, SignedRecord] = {}
+    for record in records:
+        known = newest.get(record.peer_id)
+        # Two records with one expiry are the owner's mistake; the signature decides, so that every node picks the same.
+        if known is None or _rank(record) > _rank(known):
+            newest[record.peer_id] = record
+    return tuple(newest[peer_id] for peer_id in sorted(newest))
+
+
+def _rank(record: SignedRecord) -> tuple[float, bytes]:
+    return record.expires_at_seconds, record.signature
