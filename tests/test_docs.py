@@ -209,6 +209,30 @@ def test_the_demo_says_what_the_readme_shows() -> None:
         assert line in TEXTS["README.md"]
 
 
+# --- what happens when something breaks ---
+
+
+def failure_cases() -> list[tuple[str, str]]:
+    """(title, text) of every case."""
+    parts = re.split(r"^###? (.+)$", TEXTS["docs/failures.md"], flags=re.MULTILINE)[1:]
+    return [(title, text) for title, text in zip(parts[::2], parts[1::2], strict=True) if "**What happens.**" in text]
+
+
+def test_there_are_cases() -> None:
+    titles = re.findall(r"^### (.+)$", TEXTS["docs/failures.md"], re.MULTILINE)
+    assert len(titles) > 25
+    assert titles == [title for title, _ in failure_cases()]
+
+
+@pytest.mark.parametrize(("title", "text"), failure_cases(), ids=[title for title, _ in failure_cases()])
+def test_a_case_says_what_how_long_and_which_test(title: str, text: str) -> None:
+    """A case without a test says so."""
+    labels = re.findall(r"^\*\*([\w ]+)\.\*\*\s", text, re.MULTILINE)
+    assert labels == ["What happens", "The user sees", "How long", "Shown by"]
+    shown = text.partition("**Shown by.**")[2]
+    assert re.search(r"`tests/[\w/]+\.py(::\w+)?`", shown) or "No test yet" in shown
+
+
 # --- the operator's page ---
 
 
