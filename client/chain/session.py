@@ -21,6 +21,7 @@ from ...proto.wire.prefixes import PAGE_TOKENS, Digests
 from ...proto.wire.replay import ReplayBuffer
 from ...proto.wire.steps import RowSlice, RowTable, StepPlan, split_plan
 from ...proto.wire.timing import ANSWER_SECONDS
+from ...routing.route.repair import Repair
 from ...routing.swarm import BlockRange, PeerId, RequestSpec
 from ..config import SessionConfig, SessionEvent
 from .handover import HANDOVER_WAIT_SECONDS, hand_over
@@ -373,19 +374,13 @@ class ChainSession:
         return await config.router.choose(blocks, excluded, self._request, config.min_precision)
 
     async def _fill_gaps(self, alive: Sequence[HopStream], everything: BlockRange) -> list[HopStream | HopChoice]:
-        used = frozenset(hop.peer for hop in alive)
-        chain: list[HopStream | HopChoice] = []
-        block = everything.start
-        for hop in alive:
-            if block < hop.blocks.start:
-                gap = BlockRange(block, hop.blocks.start)
-                chain += await self._route(gap, used | _peers(chain))
-            chain.append(hop)
-            block = hop.blocks.stop
-        if block < everything.stop:
-            gap = BlockRange(block, everything.stop)
-            chain += await self._route(gap, used | _peers(chain))
-        return chain
+        chain: list[HopStream | HopChoice] = [*alive]
+        repair = Repair(everything, tuple((hop.peer, hop.blocks) for hop in alive))
+        while repair.gap is not None:
+            choices = await self._route(repair.gap, repair.peers)
+            repair = repair.filled((choice.address.peer, choice.blocks) for choice in choices)
+            chain += choices
+        return sorted(chain, key=lambda hop: hop.blocks.start)
 
 
 def _peers(chain: Sequence[HopStream | HopChoice]) -> frozenset[PeerId]:

@@ -15,7 +15,6 @@ A request without any chain waits until a peer joins that makes one; what still 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -25,12 +24,13 @@ from functools import lru_cache
 import numpy as np
 
 from ...papers.instances import Instance, InstanceError
-from ...perf import FloatArray, IntArray, PerfModel, Segment
+from ...perf import FloatArray, IntArray, PerfModel
 from ...place.cgbp import CgbpPlan
 from ...place.rule import PlanningView, ReplanPolicy, joining_move
 from ...route.costs import HubCosts
 from ...route.lattice import Spans
-from ...route.search import ChainSearch, FoundChain
+from ...route.repair import fill_gaps
+from ...route.search import ChainSearch
 from ...route.wsrr import Ledger
 from ...swarm import BlockRange, ComputeCost, PeerId, PeerSpec
 from ..kernel import Kernel
@@ -333,10 +333,10 @@ class ChurnRun:
             (per_block + work.whole_steps * model.decode_seconds) * self._announced,
         )
         surviving = tuple(hop for hop in work.chain if hop[0] in kept)
-        filled = _fill_gaps(self._spans, costs, room, surviving) or _fill_gaps(self._spans, costs, room, ())
+        filled = fill_gaps(self._spans, costs, room, surviving) or fill_gaps(self._spans, costs, room, ())
         if filled is None:
             return None
-        chain, wait = filled
+        chain, wait = filled.chain, filled.wait_seconds
         stays = frozenset(surviving) & frozenset(chain)
         request.next_work = following = work.on(chain, stays, tokens)
         lost = {block for _, blocks in work.lost_hops(stays) for block in blocks}
@@ -436,43 +436,3 @@ def _expanded(instance: Instance, origin: IntArray) -> Instance:
         return instance
     kinds = tuple(replace(kind, model=_columns(kind.model, origin)) for kind in instance.kinds)
     return replace(instance, model=_columns(instance.model, origin), kinds=kinds)
-
-
-def _fill_gaps(
-    spans: Spans, costs: HubCosts, room: LedgerRooms, kept: Sequence[Segment]
-) -> tuple[tuple[Segment, ...], float] | None:
-    """The chain made of the kept hops and the cheapest hops for every gap between them, and the largest wait.
-
-    As the client does it: gap by gap, no peer twice.  None if a gap cannot be filled.
-    """
-    whole = (spans.num_blocks, BlockRange(spans.num_blocks, spans.num_blocks + 1))
-    used = {j for j, _ in kept}
-    chain: list[Segment] = []
-    wait = 0.0
-    block = 0
-    for hop in (*kept, whole):
-        if block < hop[1].start:
-            choice = _cheapest_over(spans, costs, room, BlockRange(block, hop[1].start), used)
-            if choice is None:
-                return None
-            wait = max(wait, choice.wait_seconds)
-            chain += choice.chain
-            used |= {j for j, _ in choice.chain}
-        if hop is not whole:
-            chain.append(hop)
-        block = hop[1].stop
-    assert all(a[1].stop == b[1].start for a, b in itertools.pairwise(chain))
-    return tuple(chain), wait
-
-
-def _cheapest_over(
-    spans: Spans, costs: HubCosts, room: LedgerRooms, gap: BlockRange, used: set[int]
-) -> FoundChain | None:
-    """The cheapest chain over a part of the model without some peers."""
-    start, stop = (np.clip(ends, gap.start, gap.stop) - gap.start for ends in (spans.start, spans.stop))
-    stop[list(used)] = start[list(used)]
-    choice = ChainSearch(Spans(len(gap), start, stop), costs).cheapest(room)
-    if choice is None:
-        return None
-    chain = tuple((j, BlockRange(blocks.start + gap.start, blocks.stop + gap.start)) for j, blocks in choice.chain)
-    return FoundChain(chain, choice.cost_seconds, choice.wait_seconds)
