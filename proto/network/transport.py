@@ -183,14 +183,28 @@ class Dialer:
         return PeerStub(grpc.aio.secure_channel(address.target, credentials, options=options))
 
     def _close(self, stub: PeerStub) -> None:
-        task = asyncio.ensure_future(stub.channel.close(grace=None))
+        task = asyncio.create_task(stub.channel.close(grace=None), name="close a channel")
         self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        task.add_done_callback(self._closed)
+
+    def _closed(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self._closing.discard(task)  # one that failed stays for `close` to tell of it
 
     async def close(self) -> None:
-        """Close every channel; calls in flight are cancelled."""
-        stubs, self._stubs = list(self._stubs.values()), {}
-        await asyncio.gather(*self._closing, *(stub.channel.close(grace=None) for stub in stubs))
+        """Close every channel; calls in flight are cancelled.
+
+        Waits for all of them, also for those that were closed to make room; then raises the first failure, if any.
+        """
+        for stub in self._stubs.values():
+            self._close(stub)
+        self._stubs = {}
+        closing = list(self._closing)
+        self._closing.clear()
+        results = await asyncio.gather(*closing, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
 
 @contextmanager

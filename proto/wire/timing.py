@@ -22,6 +22,7 @@ __all__ = [
     "CAPABILITY_SECONDS",
     "CLAIM_LIFETIME_SECONDS",
     "CLOCK_TOLERANCE_SECONDS",
+    "DHT_CALL_AGE_SECONDS",
     "DRAIN_SECONDS",
     "HANDSHAKE_SECONDS",
     "HELLO_CLOCK_SKEW_SECONDS",
@@ -52,6 +53,9 @@ RECORD_REFRESH_JITTER = 0.2
 """Largest relative deviation from the refresh time: peers that start together must not announce together for ever."""
 MAX_RECORD_LIFETIME_SECONDS = 120.0
 """Longest life from now with which a record is accepted: a peer that is gone is forgotten soon."""
+
+DHT_CALL_AGE_SECONDS = 60.0
+"""Largest age of a call between nodes of a private swarm's DHT, by both clocks; nonces are kept for twice as long."""
 
 # --- who opens a stream, and with which right ------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,21 +17,18 @@ from typing import Any
 
 import psutil
 import pytest
-from blockswarm.proto.directory.hivemind.node import (
-    DHTID,
-    P2P,
-    DHTNode,
-    HivemindDirectory,
-    MSGPackSerializer,
-    _pin_ports,
-    _Storage,
-    _Validator,
-    sweep_stale_sockets,
-)
+from blockswarm.proto.directory.hivemind.daemon import RunningNode, sweep_stale_sockets
+from blockswarm.proto.directory.hivemind.guard import RecordGuard
+from blockswarm.proto.directory.hivemind.maddrs import pin_ports
+from blockswarm.proto.directory.hivemind.node import HivemindDirectory
+from blockswarm.proto.directory.hivemind.shim import DHTID, P2P, DHTNode, DHTRecord, MSGPackSerializer, PeerID
+from blockswarm.proto.directory.hivemind.storage import BoundedStorage, StorageLimits
 from blockswarm.proto.directory.signed import MAX_RECORD_BYTES, SignatureCache
 from blockswarm.proto.directory.swarm_key import dht_id
 from blockswarm.proto.errors import ClockSkew, PeerUnavailable, UsageError
 from blockswarm.proto.identity import Identity
+from hypothesis import given
+from hypothesis import strategies as st
 from support.directories import LOOPBACK, DirectorySwarm, a_record, fresh_name, hivemind_swarm, until
 
 pytestmark = [
@@ -127,7 +125,7 @@ def test_a_replica_with_bad_records_is_outvoted(swarm: DirectorySwarm) -> None:
 
 
 def test_an_old_record_sent_again_does_not_shorten_the_life_of_the_new_one(swarm: DirectorySwarm) -> None:
-    storage = _Storage()
+    storage = BoundedStorage()
     key = DHTID.from_bytes(dht_id(fresh_name()))
     now = swarm.clock()
     assert storage.store_subkey(key, "peer", b"new", now + 60)
@@ -146,7 +144,7 @@ def test_the_cache_of_a_node_cannot_be_used_to_hide_records(swarm: DirectorySwar
         async with raw_node(swarm) as mallory:
             for peer in (swarm.announcers[0], swarm.announcers[1]):
                 await mallory.protocol.call_store(
-                    (await peer._running()).p2p.peer_id,
+                    PeerID.from_base58(peer.peer_id),
                     [DHTID.from_bytes(dht_id(name))],
                     [MSGPackSerializer.dumps(mallorys.encode())],
                     mallorys.expires_at_seconds,
@@ -159,13 +157,9 @@ def test_the_cache_of_a_node_cannot_be_used_to_hide_records(swarm: DirectorySwar
     swarm.run(scenario())
 
 
-def test_what_a_node_keeps_for_others_is_bounded(monkeypatch: pytest.MonkeyPatch, swarm: DirectorySwarm) -> None:
-    from blockswarm.proto.directory.hivemind import node as module
-
-    monkeypatch.setattr(module, "MAX_KEYS", 2)
-    monkeypatch.setattr(module, "MAX_RECORDS_PER_KEY", 3)
-    monkeypatch.setattr(module, "MAX_RECORDS", 5)
-    storage, later = _Storage(), swarm.clock() + 60
+def test_what_a_node_keeps_for_others_is_bounded(swarm: DirectorySwarm) -> None:
+    storage = BoundedStorage(StorageLimits(keys=2, records_per_key=3, records=5))
+    later = swarm.clock() + 60
     keys = [DHTID.from_bytes(dht_id(fresh_name())) for _ in range(3)]
     assert [storage.store_subkey(keys[0], f"p{i}", b"v", later) for i in range(4)] == [True, True, True, False]
     assert [storage.store_subkey(keys[1], f"p{i}", b"v", later) for i in range(3)] == [True, True, False]
@@ -174,12 +168,38 @@ def test_what_a_node_keeps_for_others_is_bounded(monkeypatch: pytest.MonkeyPatch
     assert not storage.store(keys[0], b"plain", later + 10)
 
 
-def test_the_validator_answers_whatever_it_is_given(swarm: DirectorySwarm) -> None:
-    from hivemind.dht.validation import DHTRecord
+plain_values = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary()
+msgpack_values = st.recursive(plain_values, lambda inner: st.lists(inner) | st.dictionaries(plain_values, inner))
 
-    validator = _Validator(swarm.clock, SignatureCache())
-    for value in (b"", b"\xc1", b"\xc4\x01x", b"\xc7\x01\x50x", MSGPackSerializer.dumps("text"), bytes(10**5)):
-        assert not validator.validate(DHTRecord(dht_id("name"), b"", value, swarm.clock() + 1))
+
+@given(value=st.binary(max_size=200) | msgpack_values.map(MSGPackSerializer.dumps))
+def test_the_guard_answers_whatever_bytes_it_is_given(value: bytes) -> None:
+    """An error in place of an answer would fail the look-up of an honest node."""
+    guard = RecordGuard(time.time, SignatureCache())
+    assert not guard.validate(DHTRecord(dht_id("name"), b"", value, time.time() + 1))
+
+
+@given(position=st.integers(0, 10_000), bit=st.integers(0, 7), into=st.sampled_from(["value", "subkey"]))
+def test_no_changed_bit_passes_the_guard(position: int, bit: int, into: str) -> None:
+    now = time.time()
+    honest = a_record(ALICE, "name", now + 60)
+    fields = {
+        "key": honest.key,
+        "subkey": MSGPackSerializer.dumps(honest.peer_id),
+        "value": MSGPackSerializer.dumps(honest.encode()),
+        "expiration_time": honest.expires_at_seconds,
+    }
+    guard = RecordGuard(lambda: now, SignatureCache())
+    assert guard.validate(DHTRecord(**fields))
+    changed = bytearray(fields[into])  # type: ignore[arg-type]
+    changed[position % len(changed)] ^= 1 << bit
+    assert not guard.validate(DHTRecord(**fields | {into: bytes(changed)}))
+
+
+@pytest.mark.parametrize("value", [b"", b"\xc1", b"\xc4\x01x", b"\xc7\x01\x50x", bytes(10**5), b"\x91" * 10**4])
+def test_the_guard_answers_for_odd_msgpack(value: bytes) -> None:
+    guard = RecordGuard(time.time, SignatureCache())
+    assert not guard.validate(DHTRecord(dht_id("name"), b"", value, time.time() + 1))
 
 
 # --- joining -------------------------------------------------------------------------------------------------------
@@ -250,7 +270,8 @@ def test_a_client_of_the_dht_keeps_nothing_but_reads_and_announces(swarm: Direct
         await client.announce(record)
         assert await swarm.readers[1].lookup(name) == (record,)
         assert await client.lookup(name) == (record,)
-        assert not client._node.dht.protocol.storage  # type: ignore[union-attr]
+        assert client.kept_records(name) == ()
+        assert record in swarm.announcers[0].kept_records(name) + swarm.announcers[1].kept_records(name)
         await client.close()
 
     swarm.run(scenario())
@@ -298,18 +319,17 @@ def test_a_dead_daemon_is_started_again_and_its_records_are_back(swarm: Director
     async def scenario() -> None:
         await directory.announce(record)
         maddrs = await directory.visible_maddrs()
-        dead = directory._node
+        dead = directory.node
         if how == "killed":
-            os.kill(dead.p2p._child.pid, signal.SIGKILL)
+            os.kill(dead.daemon.pid, signal.SIGKILL)
         else:
-            dead.p2p._client.control._read_task.cancel()
+            dead.connection.cancel()
         await dead.ended()
-        await until(lambda: directory._node not in (dead, None))
-        assert dead.p2p._child.returncode is not None
+        await until(lambda: directory.node not in (dead, None))
+        assert dead.daemon.returncode is not None
         assert await directory.lookup(name) == (record,)
         assert await directory.visible_maddrs() == maddrs
-        storage, key_id = directory._node.dht.protocol.storage, DHTID.from_bytes(dht_id(name))
-        await until(lambda: key_id in storage)  # announced again by the supervisor
+        await until(lambda: directory.kept_records(name))  # announced again by the supervisor
         fresh_record = a_record(BOB, name, swarm.clock() + 100)
         await directory.announce(fresh_record)
         assert set(await other.lookup(name)) == {record, fresh_record}
@@ -317,20 +337,76 @@ def test_a_dead_daemon_is_started_again_and_its_records_are_back(swarm: Director
     swarm.run(scenario())
 
 
+def sockets_of(pid: int) -> set[Path]:
+    """The sockets between node and daemon that a process listens on."""
+    paths = {connection.laddr for connection in psutil.Process(pid).net_connections("unix")}
+    return {Path(path) for path in paths if isinstance(path, str) and "hivemind-p2p" in path}
+
+
 def test_closing_leaves_no_daemon_task_or_socket(tmp_path: Path) -> None:
-    async def scenario() -> tuple[Any, set[str]]:
+    async def scenario() -> tuple[RunningNode, set[Path], set[str]]:
         directory = await start(tmp_path)
-        p2p = directory._node.p2p  # type: ignore[union-attr]
+        node = directory.node
+        assert node is not None
+        sockets = sockets_of(node.daemon.pid) | sockets_of(os.getpid())
+        assert sockets
         await directory.close()
         with pytest.raises(PeerUnavailable):
             await directory.lookup("name")
-        return p2p, {task.get_name() for task in asyncio.all_tasks() - {asyncio.current_task()}}
+        return node, sockets, {task.get_name() for task in asyncio.all_tasks() - {asyncio.current_task()}}
 
-    p2p, tasks = asyncio.run(scenario())
-    assert p2p._child.returncode is not None
+    node, sockets, tasks = asyncio.run(scenario())
+    assert node.daemon.returncode is not None
     assert tasks == set()
-    assert not Path(p2p._daemon_listen_maddr["unix"]).exists()
-    assert not Path(p2p._client_listen_maddr["unix"]).exists()
+    assert not any(path.exists() for path in sockets)
+
+
+def test_the_owner_is_told_when_the_daemon_can_no_longer_be_supervised(tmp_path: Path) -> None:
+    """A peer whose directory has failed would serve on, and nobody would find it once its record is over."""
+    clock_is_broken = False
+
+    def clock() -> float:
+        if clock_is_broken:
+            raise RuntimeError("the clock is broken")
+        return time.time()
+
+    async def serve(directory: HivemindDirectory) -> None:
+        nonlocal clock_is_broken
+        async with asyncio.TaskGroup() as group:
+            group.create_task(directory.until_closed())
+            assert directory.node is not None
+            clock_is_broken = True
+            os.kill(directory.node.daemon.pid, signal.SIGKILL)
+            await asyncio.Event().wait()
+
+    async def scenario() -> None:
+        directory = await start(tmp_path, clock=clock)
+        with pytest.raises(ExceptionGroup) as caught:
+            await serve(directory)
+        assert [str(error) for error in caught.value.exceptions] == ["the clock is broken"]
+        with pytest.raises(RuntimeError, match="the clock is broken"):
+            await directory.lookup("name")
+        await directory.close()
+        assert directory.node is None
+
+    asyncio.run(scenario())
+
+
+def test_waiting_for_a_directory_to_close_neither_closes_it_nor_fails(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        directory = await start(tmp_path)
+        given_up = asyncio.create_task(directory.until_closed())
+        closed = asyncio.create_task(directory.until_closed())
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        assert await directory.visible_maddrs()
+        assert not closed.done()
+        await directory.close()
+        await closed
+        await directory.until_closed()
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("pause_seconds", [0.0, 0.05, 0.15, 0.3])
@@ -339,9 +415,9 @@ def test_closing_while_the_daemon_is_being_started_again(tmp_path: Path, pause_s
 
     async def scenario() -> None:
         directory = await start(tmp_path)
-        dead = directory._node
+        dead = directory.node
         assert dead is not None
-        os.kill(dead.p2p._child.pid, signal.SIGKILL)
+        os.kill(dead.daemon.pid, signal.SIGKILL)
         await dead.ended()
         await asyncio.sleep(pause_seconds)
         await directory.close()
@@ -376,8 +452,8 @@ def test_only_sockets_that_nobody_has_open_are_swept(tmp_path: Path) -> None:
 def test_the_port_that_was_got_is_asked_for_again() -> None:
     visible = ["/ip4/192.0.2.1/tcp/4001/p2p/x", "/ip6/::1/tcp/4002/p2p/x"]
     listen = ["/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0", "/ip4/0.0.0.0/tcp/99"]
-    assert _pin_ports(listen, visible) == ("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4002", "/ip4/0.0.0.0/tcp/99")
-    assert _pin_ports(listen, []) == tuple(listen)
+    assert pin_ports(listen, visible) == ("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4002", "/ip4/0.0.0.0/tcp/99")
+    assert pin_ports(listen, []) == tuple(listen)
 
 
 def test_the_import_brings_neither_torch_nor_the_rest_of_hivemind() -> None:

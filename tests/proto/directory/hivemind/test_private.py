@@ -9,19 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blockswarm.proto.directory.hivemind.node import (
-    DHTID,
-    MAX_CALL_AGE_SECONDS,
-    P2P,
-    DHTNode,
-    HivemindDirectory,
-    MSGPackSerializer,
-    _Authorizer,
-)
+from blockswarm.proto.directory.hivemind.guard import CallGuard
+from blockswarm.proto.directory.hivemind.node import HivemindDirectory
+from blockswarm.proto.directory.hivemind.shim import DHTID, P2P, DHTNode, MSGPackSerializer, PeerID
 from blockswarm.proto.directory.records import PeerRecord, open_peer_record, sign_peer_record
 from blockswarm.proto.directory.swarm_key import SwarmKey, dht_id, swarm_key_name
 from blockswarm.proto.errors import PeerUnavailable, WrongKey
 from blockswarm.proto.identity import Identity
+from blockswarm.proto.wire.timing import DHT_CALL_AGE_SECONDS
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec
 from support.directories import LOOPBACK, DirectorySwarm, a_record, fresh_name, hivemind_swarm
 
@@ -82,12 +77,12 @@ def test_a_stranger_who_knows_ports_and_names_reads_and_stores_nothing(
         maddrs = list(await swarm.announcers[0].visible_maddrs())
         p2p = await P2P.create(maddrs, nat_port_map=False, auto_nat=False, use_relay=False)
         try:
-            authorizer = None if key is None else _Authorizer(key, swarm.clock)
+            authorizer = None if key is None else CallGuard(key, swarm.clock)
             node = await DHTNode.create(
                 p2p=p2p, initial_peers=maddrs, authorizer=authorizer, ensure_bootstrap_success=False
             )
             for member in swarm.announcers:
-                peer_id = (await member._running()).p2p.peer_id
+                peer_id = PeerID.from_base58(member.peer_id)
                 assert await node.protocol.call_find(peer_id, [key_id]) is None
                 value = MSGPackSerializer.dumps(planted.encode())
                 arguments = ([key_id], [value], [planted.expires_at_seconds])
@@ -109,10 +104,10 @@ class AuthorizedCalls:
 
     def __init__(self) -> None:
         self.now = 1.7e9
-        self.client = _Authorizer(KEY, lambda: self.now)
-        self.servicer = _Authorizer(KEY, lambda: self.now)
+        self.client = CallGuard(KEY, lambda: self.now)
+        self.servicer = CallGuard(KEY, lambda: self.now)
 
-    def request(self, authorizer: _Authorizer | None = None) -> Any:
+    def request(self, authorizer: CallGuard | None = None) -> Any:
         from hivemind.proto import dht_pb2
 
         request = dht_pb2.FindRequest(keys=[b"k" * 20])
@@ -128,7 +123,7 @@ def test_a_request_is_good_once_and_for_a_minute() -> None:
     request, late = calls.request(), calls.request()
     assert calls.accepts(request)
     assert not calls.accepts(request)
-    calls.now += MAX_CALL_AGE_SECONDS + 1
+    calls.now += DHT_CALL_AGE_SECONDS + 1
     assert not calls.accepts(late)
     assert calls.accepts(calls.request())
 
@@ -141,7 +136,7 @@ def test_a_changed_or_foreign_request_is_refused() -> None:
     unsigned.auth.ClearField("signature")
     timeless = calls.request()
     timeless.auth.time = float("nan")
-    foreign = calls.request(_Authorizer(OTHER_KEY, lambda: calls.now))
+    foreign = calls.request(CallGuard(OTHER_KEY, lambda: calls.now))
     assert not any(calls.accepts(request) for request in (changed, unsigned, timeless, foreign))
 
 
@@ -166,4 +161,4 @@ def test_remembered_requests_are_bounded() -> None:
     for _ in range(300):
         assert calls.accepts(calls.request())
         calls.now += 1.0
-    assert len(calls.servicer._seen) <= 2 * MAX_CALL_AGE_SECONDS + 2
+    assert calls.servicer.remembered_calls <= 2 * DHT_CALL_AGE_SECONDS + 2

@@ -1,0 +1,249 @@
+"""The daemon, p2pd, and the DHT node that speaks through it: start, one life, stop.
+
+Everything that hivemind keeps to itself and this room needs (its process, its reading task) is touched here and
+nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ....routing.swarm import PeerId
+from ...errors import ClockSkew, PeerUnavailable, SwarmError, UsageError, WrongKey
+from ..signed import SignatureCache
+from ..swarm_key import SwarmKey
+from .guard import CallGuard, RecordGuard
+from .shim import P2P, DHTNode, P2PDaemonError, ValidationError
+from .storage import BoundedStorage, NoCache, StorageLimits
+
+REPLICAS = 5
+HIVEMIND_FAILURES = (P2PDaemonError, ValidationError, RuntimeError, OSError)
+"""The errors that hivemind raises when a node cannot start; TimeoutError is an OSError."""
+
+
+@dataclass(frozen=True, slots=True)
+class HivemindTiming:
+    """The time-outs of one node, in seconds."""
+
+    call_seconds: float = 5.0
+    """Wait for the answer of one node, or of the daemon."""
+    lookup_seconds: float = 20.0
+    """Wait for a walk through the DHT, and for a node that is being started again."""
+    startup_seconds: float = 30.0
+    """Wait for the daemon to listen."""
+    shutdown_seconds: float = 5.0
+    """Wait for the node, and then for the daemon, to end."""
+    first_backoff_seconds: float = 0.5
+    """Pause after the first attempt to start that failed; every further one is twice as long."""
+    max_backoff_seconds: float = 30.0
+    """Longest such pause."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningNode:
+    """One life of the daemon and the DHT node that speaks through it."""
+
+    p2p: Any
+    dht: Any
+    maddrs: tuple[str, ...]
+    """The addresses that others saw when it started."""
+    timing: HivemindTiming
+
+    @property
+    def daemon(self) -> asyncio.subprocess.Process:
+        """The process of the daemon."""
+        process: asyncio.subprocess.Process = self.p2p._child
+        return process
+
+    @property
+    def connection(self) -> asyncio.Task[None]:
+        """hivemind's task that reads what the daemon says; when it is done, nothing reaches the node any more."""
+        reader: asyncio.Task[None] = self.p2p._client.control._read_task
+        return reader
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the daemon runs and hivemind still reads what it says."""
+        return self.daemon.returncode is None and not self.connection.done()
+
+    async def ended(self) -> str:
+        """Wait until the daemon or the connection to it is gone; says how it ended."""
+        exited = asyncio.create_task(self.daemon.wait(), name="wait for the DHT daemon")
+        try:
+            await asyncio.wait({exited, self.connection}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({exited}, timeout=0.5)  # a daemon that dies is heard of first by its connection
+        finally:
+            exited.cancel()
+            await asyncio.gather(exited, return_exceptions=True)
+        code = self.daemon.returncode
+        return "the connection to the DHT daemon broke" if code is None else f"the DHT daemon ended (status {code})"
+
+    async def stop(self) -> None:
+        """Stop the node, then the daemon. Takes at most about two times `shutdown_seconds`."""
+        if self.is_alive:  # a dead daemon answers no farewell
+            with contextlib.suppress(*HIVEMIND_FAILURES):
+                async with asyncio.timeout(self.timing.shutdown_seconds):
+                    await self.dht.shutdown()
+        await _stop_daemon(self.p2p, self.timing)
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """How the nodes of one directory are started."""
+
+    peer_id: PeerId
+    identity_path: str
+    initial_maddrs: tuple[str, ...]
+    listen_maddrs: tuple[str, ...]
+    announce_maddrs: tuple[str, ...]
+    swarm_key: SwarmKey | None
+    clock: Callable[[], float]
+    client_mode: bool
+    cache: SignatureCache
+    timing: HivemindTiming
+    limits: StorageLimits
+
+
+async def start_node(
+    settings: NodeSettings, initial_maddrs: Sequence[str], listen_maddrs: Sequence[str]
+) -> RunningNode:
+    """One attempt. Raises UsageError, ClockSkew, WrongKey or PeerUnavailable."""
+    made: list[P2P] = []
+
+    class Daemon(P2P):
+        """P2P.create, if it fails or is cancelled, would leave its daemon to the garbage collector."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    try:
+        p2p = await Daemon.create(
+            initial_peers=list(initial_maddrs),
+            announce_maddrs=list(settings.announce_maddrs) or None,
+            host_maddrs=list(listen_maddrs),
+            identity_path=settings.identity_path,
+            dht_mode="client" if settings.client_mode else "server",
+            startup_timeout=settings.timing.startup_seconds,
+            auto_nat=False,
+            check_if_identity_free=False,  # would start a second daemon; two owners of a key show in their records
+            nat_port_map=False,  # asks nobody's router for a port unasked
+            use_relay=False,  # or every node is an open relay
+        )
+        dht = await DHTNode.create(
+            p2p=p2p,
+            initial_peers=list(initial_maddrs),
+            num_replicas=REPLICAS,
+            wait_timeout=settings.timing.call_seconds,
+            client_mode=settings.client_mode,
+            record_validator=RecordGuard(settings.clock, settings.cache),
+            authorizer=None if settings.swarm_key is None else CallGuard(settings.swarm_key, settings.clock),
+            # Caches would answer with records that are up to a life old, and anybody may write to them.
+            cache_locally=False,
+            cache_nearest=0,
+            cache_on_store=False,
+            cache_refresh_before_expiry=0,
+            reuse_get_requests=False,
+        )
+        maddrs = await visible_maddrs(p2p, settings.timing)
+    except BaseException as error:
+        for p2p in made:
+            await _stop_daemon(p2p, settings.timing)
+        if isinstance(error, HIVEMIND_FAILURES):
+            raise _translate(error, initial_maddrs, settings.swarm_key is not None) from error
+        raise
+    dht.protocol.storage = BoundedStorage.holding(dht.protocol.storage, settings.limits)
+    dht.protocol.cache = NoCache()
+    return RunningNode(p2p, dht, maddrs, settings.timing)
+
+
+async def _stop_daemon(p2p: Any, timing: HivemindTiming) -> None:
+    """End the daemon, by force if it does not obey; also one that is not quite started."""
+    try:
+        async with asyncio.timeout(timing.shutdown_seconds):
+            await p2p.shutdown()
+    except TimeoutError:
+        p2p._child.kill()
+        await p2p._child.wait()
+    # hivemind leaves its tasks to the garbage collector, which complains of errors that nobody saw.
+    tasks = [p2p._reader_task, p2p._listen_task]
+    if p2p._client is not None:
+        tasks += [p2p._client.control._read_task, p2p._client.control._write_task]
+    await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
+
+
+def _translate(error: BaseException, initial_maddrs: Sequence[str], private: bool) -> SwarmError:
+    """The error for the operator behind one of hivemind's, which is known by its text only."""
+    text = str(error)
+    peers = ", ".join(initial_maddrs)
+    if "local time must be within" in text:
+        return ClockSkew(f"this machine's clock and that of the initial peers differ by more than 3 s ({peers})")
+    if "can't access this node" in text:
+        return UsageError(
+            f"the initial peers cannot connect back to this node ({peers})",
+            hint="Open the port of the DHT in the firewall or forward it; or join as a client.",
+        )
+    if "failed to connect to bootstrap" in text:
+        return PeerUnavailable(f"none of the initial peers can be reached: {peers}")
+    if "bootstrap failed" in text and private:
+        return WrongKey(f"the initial peers do not answer to this swarm key: {peers}")
+    if "bootstrap failed" in text:
+        return PeerUnavailable(
+            f"the initial peers do not answer: {peers}",
+            hint="Are they peers of a private swarm (then pass its key), or of another version?",
+        )
+    if "failed to listen" in text:
+        return UsageError(
+            f"the DHT cannot listen: {text.partition('failed to listen')[2].strip(' :')}",
+            hint="Choose another port, or end the program that has it.",
+        )
+    if "failed to parse multiaddr" in text:
+        return UsageError(f"an address of the DHT is wrong: {text.partition('failed to parse multiaddr')[2].strip()}")
+    return PeerUnavailable(f"the DHT node cannot start: {text}", hint="See the message; it may pass.")
+
+
+async def visible_maddrs(p2p: Any, timing: HivemindTiming) -> tuple[str, ...]:
+    """The addresses that the daemon tells others. Raises PeerUnavailable if it does not answer."""
+    try:
+        async with asyncio.timeout(timing.call_seconds):
+            return tuple(str(maddr) for maddr in await p2p.get_visible_maddrs(latest=True))
+    except ValueError:  # a node that listens nowhere
+        return ()
+    except (TimeoutError, OSError) as error:
+        raise PeerUnavailable(f"the DHT daemon does not answer: {error}") from None
+
+
+def sweep_stale_sockets(folder: Path = Path("/tmp")) -> None:
+    """Remove the sockets that killed nodes of this user left behind; hivemind puts them all into /tmp.
+
+    A socket is removed only if no process has it open: it is not in the kernel's list, and connecting is refused.
+    """
+    candidates = [path for path in folder.glob("hivemind-p2p*.sock") if re.fullmatch(r"hivemind-p2p[\w.-]+", path.name)]
+    try:
+        in_use = set(Path("/proc/net/unix").read_text().split())
+    except OSError:
+        return  # another kernel, which keeps no such list
+    for path in candidates:
+        with contextlib.suppress(OSError):  # somebody else may be sweeping, too
+            if str(path) not in in_use and path.is_socket() and path.stat().st_uid == os.geteuid() and _refuses(path):
+                path.unlink()
+
+
+def _refuses(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except BlockingIOError:
+            return False
+    return False

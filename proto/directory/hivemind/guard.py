@@ -1,0 +1,104 @@
+"""The guards of a node of the DHT: they let in records that verify, in a private swarm only from its members."""
+
+from __future__ import annotations
+
+import hmac
+import itertools
+import logging
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from ...errors import SwarmError
+from ...wire.timing import DHT_CALL_AGE_SECONDS
+from ..signed import SignatureCache, SignedRecord, within_lifetime
+from ..swarm_key import SwarmKey
+from .shim import AuthorizerBase, DHTRecord, MSGPackSerializer, RecordValidatorBase
+
+log = logging.getLogger(__name__)
+
+
+class RecordGuard(RecordValidatorBase):
+    """Lets a record through only if it is its owner's, under its own key, subkey and expiry, and not for too long.
+
+    A record that is over passes: nobody reads it, and one stale entry must not make a replica's whole answer invalid.
+    """
+
+    def __init__(self, clock: Callable[[], float], cache: SignatureCache) -> None:
+        self._clock = clock
+        self._cache = cache
+
+    def validate(self, record: DHTRecord) -> bool:
+        try:
+            encoded = msgpack.unpackb(record.value)  # unlike hivemind's own reader it makes plain values only
+            if not isinstance(encoded, bytes) or MSGPackSerializer.dumps(encoded) != record.value:
+                return False
+            inner = SignedRecord.decode(encoded)
+            if (inner.key, inner.expires_at_seconds) != (record.key, record.expiration_time):
+                return False
+            if MSGPackSerializer.dumps(inner.peer_id) != record.subkey or not within_lifetime(inner, self._clock()):
+                return False
+            self._cache.check(inner)
+            return True
+        except (SwarmError, ValueError, TypeError) as error:
+            log.debug("a DHT record is refused: %r", error)
+            return False
+
+    def merge_with(self, other: RecordValidatorBase) -> bool:
+        return isinstance(other, RecordGuard)
+
+
+class CallGuard(AuthorizerBase):
+    """Every request and answer between nodes carries an HMAC under the swarm key.
+
+    Answers are bound to their request, and requests are good once and for a minute.  A request is not bound to its
+    receiver: a node that gets one may pass it on, and learns no more than sealed records.
+    """
+
+    def __init__(self, swarm_key: SwarmKey, clock: Callable[[], float], max_nonces: int = 100_000) -> None:
+        self._key = swarm_key.subkey(b"dht calls")
+        self._clock = clock
+        self._max_nonces = max_nonces
+        self._seen: dict[bytes, float] = {}
+
+    @property
+    def remembered_calls(self) -> int:
+        """Number of nonces that are kept, 16 bytes each."""
+        return len(self._seen)
+
+    async def sign_request(self, request: Any, service_public_key: object) -> None:
+        request.auth.time = self._clock()
+        request.auth.nonce = secrets.token_bytes(16)
+        request.auth.signature = self._tag(b"request", request)
+
+    async def validate_request(self, request: Any) -> bool:
+        now = self._clock()
+        nonce = request.auth.nonce
+        if not self._is_tagged(b"request", request) or not abs(request.auth.time - now) <= DHT_CALL_AGE_SECONDS:
+            return False
+        for old, seen_at in list(itertools.islice(self._seen.items(), 2)):  # two out for one in: it stays small
+            if now - seen_at > 2 * DHT_CALL_AGE_SECONDS:
+                del self._seen[old]
+        if nonce in self._seen or len(self._seen) >= self._max_nonces:
+            return False
+        self._seen[nonce] = now
+        return True
+
+    async def sign_response(self, response: Any, request: Any) -> None:
+        response.auth.nonce = request.auth.nonce
+        response.auth.signature = self._tag(b"response", response)
+
+    async def validate_response(self, response: Any, request: Any) -> bool:
+        return response.auth.nonce == request.auth.nonce and self._is_tagged(b"response", response)
+
+    def _tag(self, direction: bytes, message: Any) -> bytes:
+        content = type(message).__name__.encode() + b"\0" + message.SerializeToString(deterministic=True)
+        return hmac.digest(self._key, direction + b"\0" + content, "sha256")
+
+    def _is_tagged(self, direction: bytes, message: Any) -> bool:
+        bare = type(message)()
+        bare.CopyFrom(message)
+        bare.auth.ClearField("signature")
+        return hmac.compare_digest(self._tag(direction, bare), message.auth.signature)
