@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,12 +18,11 @@ from ..proto.network.transport import Dialer
 from ..proto.wire.precision import at_least
 from ..proto.wire.steps import StepPlan
 from ..proto.wire.tensors import WireFormat
-from ..routing.swarm import BlockRange, PeerId
 from .background import BackgroundLoop, background_loop
 from .chain.prefixes import PageNames
-from .chain.report import ChainReport
 from .chain.session import ChainSession
 from .config import PATIENCE_SECONDS, SessionConfig, SessionEvent
+from .report import ChainReport
 from .swarm.router import ViewRouter
 from .swarm.view import SwarmView
 
@@ -97,6 +97,16 @@ def connect(
     return SwarmConnection(background_loop(), view, config, wire)
 
 
+def _both(
+    first: Callable[[SessionEvent], None], second: Callable[[SessionEvent], None]
+) -> Callable[[SessionEvent], None]:
+    def tell(event: SessionEvent) -> None:
+        first(event)
+        second(event)
+
+    return tell
+
+
 class SwarmConnection:
     """A connected swarm: opens sessions for one model. Also a context manager."""
 
@@ -112,8 +122,6 @@ class SwarmConnection:
         self._wire_format = wire_format
         self._leaving: set[Future[None]] = set()
         """Sessions that have ended here, and not yet at their peers."""
-        self.last_session: SwarmSession | None = None
-        """The session opened last; its report stays readable when it is closed."""
 
         async def start() -> tuple[SwarmView, Dialer, SessionConfig]:
             dialer = Dialer()
@@ -127,11 +135,17 @@ class SwarmConnection:
 
         self.view, self._dialer, self._config = loop.run(start(), CONNECT_SECONDS)
 
-    def open_session(self, max_tokens: int, max_rows: int) -> SwarmSession:
-        """A session that reserves `max_tokens` tokens over all rows; its chain is opened with its first step."""
-        session = ChainSession(self._config, max_tokens, max_rows)
-        self.last_session = SwarmSession(self._loop, session, self._wire_format, self._leave)
-        return self.last_session
+    def open_session(
+        self, max_tokens: int, max_rows: int, on_event: Callable[[SessionEvent], None] | None = None
+    ) -> SwarmSession:
+        """A session that reserves `max_tokens` tokens over all rows; its chain is opened with its first step.
+
+        `on_event` hears of this session what the connection's own `on_event` hears of all, in the network thread.
+        """
+        config = self._config
+        if on_event is not None:
+            config = replace(config, on_event=_both(on_event, config.on_event))
+        return SwarmSession(self._loop, ChainSession(config, max_tokens, max_rows), self._wire_format, self._leave)
 
     def _leave(self, session: ChainSession) -> None:
         """End a session at its peers, without waiting for it."""
@@ -180,7 +194,6 @@ class SwarmSession:
         self._pending: Future[bytes] | None = None
         self._aborted = False
         self._closed = False
-        self._report: ChainReport | None = None
 
     def run(self, plan: StepPlan, hidden: torch.Tensor) -> torch.Tensor:
         """(plan.tokens, H) -> (plan.answers, H), packed in the order of `plan.rows`. Raises SwarmError."""
@@ -199,21 +212,20 @@ class SwarmSession:
         self._aborted = True
         if self._pending is not None:
             self._pending.cancel()
-        self._loop.submit(self._session.close())
+        self._leave(self._session)
 
     @property
-    def chain(self) -> tuple[tuple[PeerId, BlockRange], ...]:
-        """The peers in use now, and the blocks each computes."""
-        return self._session.chain
+    def answered_steps(self) -> int:
+        """The number of steps that were answered."""
+        return self._session.answered_steps
 
-    def report(self) -> ChainReport:
-        """Where the time of the last steps went, per hop."""
-        return self._report or self._session.report()
+    def report(self, since: int = 0) -> ChainReport:
+        """Where the time of the last steps went, per hop, without the first `since` answers; also when closed."""
+        return self._session.report(since)
 
     def close(self) -> None:
         """Free what the peers hold. Never raises; idempotent."""
         if self._closed:
             return
         self._closed = True
-        self._report = self._session.report()
         self._leave(self._session)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ...proto.wire.frames import WireStep
 from ...proto.wire.steps import StepPlan, split_plan
+from ...routing.swarm import PeerId
 from .hop import HopChoice, HopStream
 from .rebuild import Rollback
 
@@ -101,3 +102,7 @@ class Operation:
 def longest_wait_seconds(chain: Sequence[HopStream | HopChoice]) -> float:
     """Time until every hop of a chain is expected to have room."""
     return max((hop.wait_seconds for hop in chain if isinstance(hop, HopChoice)), default=0.0)
+
+
+def peers_of(chain: Sequence[HopStream | HopChoice]) -> frozenset[PeerId]:
+    return frozenset(hop.address.peer for hop in chain)

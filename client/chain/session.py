@@ -24,13 +24,14 @@ from ...proto.wire.timing import ANSWER_SECONDS
 from ...routing.route.repair import Repair
 from ...routing.swarm import BlockRange, PeerId, RequestSpec
 from ..config import SessionConfig, SessionEvent
+from ..report import ChainReport
 from .handover import HANDOVER_WAIT_SECONDS, hand_over
 from .hop import HopChoice, HopStream
-from .operation import Operation, longest_wait_seconds
+from .operation import Operation, longest_wait_seconds, peers_of
 from .prefixes import PageNames, named
 from .rebuild import Rollback, rebuild
-from .report import ChainReport, TimingLog
 from .reserve import NotAdmitted
+from .timing_log import TimingLog
 from .wiring import Chain, ChainBroken
 
 OPERATION_TOKENS = 2048
@@ -74,6 +75,8 @@ class ChainSession:
         """Observed over predicted time of a step."""
         self._next_handover_at = 0.0
         self._timings = TimingLog()
+        self._last_used: tuple[HopStream, ...] = ()
+        """The chain when the session was closed."""
         self._lock = asyncio.Lock()
 
     @property
@@ -81,9 +84,16 @@ class ChainSession:
         """The peers in use now, and the blocks each computes."""
         return self._chain.layout
 
-    def report(self) -> ChainReport:
-        """Where the time of the last steps went, per hop."""
-        return self._timings.report(self.chain, self._config.router.clock_offset_seconds, self._chain.numeric_formats)
+    @property
+    def answered_steps(self) -> int:
+        """The number of steps that were answered."""
+        return self._timings.answered_steps
+
+    def report(self, since: int = 0) -> ChainReport:
+        """Where the time of the last steps went, per hop, without the first `since` answers; from any thread."""
+        hops = self._last_used or tuple(self._chain.hops)  # read once: another thread may be changing the chain
+        layout, formats = [(hop.peer, hop.blocks) for hop in hops], [hop.numeric_format for hop in hops]
+        return self._timings.report(layout, self._config.router.clock_offset_seconds, formats, since)
 
     async def run(self, plan: StepPlan, data: bytes) -> bytes:
         """Apply one operation: `data` holds `plan.tokens` packed tokens; returns `plan.answers` packed tokens.
@@ -105,6 +115,7 @@ class ChainSession:
 
     async def close(self) -> None:
         """End the session on every peer; their memory is free at once, but for what they are asked to remember."""
+        self._last_used = self._last_used or tuple(self._chain.hops)
         if self._operation is None and self._config.page_names is not None:
             prefixes = await self._worth_remembering(self._config.page_names)
             if prefixes:
@@ -265,7 +276,7 @@ class ChainSession:
         for hop in [hop for hop in self._chain.hops if router.leaving(hop.peer)]:
             self._next_handover_at = now + HANDOVER_PAUSE_SECONDS
             try:
-                choices = await self._route(hop.blocks, _peers(self._chain.hops))
+                choices = await self._route(hop.blocks, peers_of(self._chain.hops))
             except (NoChainError, PeerBusy):
                 continue
             if longest_wait_seconds(choices) > HANDOVER_WAIT_SECONDS:
@@ -381,7 +392,3 @@ class ChainSession:
             repair = repair.filled((choice.address.peer, choice.blocks) for choice in choices)
             chain += choices
         return sorted(chain, key=lambda hop: hop.blocks.start)
-
-
-def _peers(chain: Sequence[HopStream | HopChoice]) -> frozenset[PeerId]:
-    return frozenset(hop.address.peer for hop in chain)

@@ -60,11 +60,6 @@ class Chain:
         """The peers in use now, and the blocks each computes."""
         return tuple((hop.peer, hop.blocks) for hop in self.hops)
 
-    @property
-    def numeric_formats(self) -> tuple[str, ...]:
-        """The numeric format that each peer in use computes in."""
-        return tuple(hop.numeric_format for hop in self.hops)
-
     def tell(self, event: SessionEvent) -> None:
         """Tell the session's user."""
         self.config.on_event(event)

@@ -1,12 +1,20 @@
-"""One call of `generate`: the cache that it uses, and how another thread stops it."""
+"""One call of `generate`: what happened in it, where its time went, and how another thread stops it.
+
+A model may be used by several threads and tasks at once.  Each call has a `Generation` of its own; the last one of a
+model is kept per context (`contextvars`), so a thread or task that asks for it gets its own.
+"""
 
 from __future__ import annotations
 
 import contextvars
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from ..config import SessionEvent
+from ..report import ChainReport
 from .remote import SwarmCache
 
 
@@ -36,7 +44,7 @@ class Cancellation:
 
 
 class Generation:
-    """One call of `generate`."""
+    """One call of `generate`. Its events and its report can be read in any thread, also while it runs."""
 
     def __init__(self, cancellation: Cancellation | None = None) -> None:
         """A call within another one (of an assistant model, say) is cancelled together with it."""
@@ -45,30 +53,76 @@ class Generation:
         self.cancellation: Cancellation | None = cancellation or inherited
         self.assisted = False
         """Whether an assistant model, or a prompt look-up, guesses tokens ahead."""
-        self._caches: list[SwarmCache] = []
+        self.finished = False
+        self._events: list[SessionEvent] = []
+        self._cache: SwarmCache | None = None
+        self._own_caches: list[SwarmCache] = []
+        self._report = ChainReport()
+
+    @property
+    def events(self) -> tuple[SessionEvent, ...]:
+        """How the call found and repaired its chain, in order."""
+        return tuple(self._events)
+
+    @property
+    def report(self) -> ChainReport:
+        """Where the time of this call's steps went, per hop."""
+        cache = self._cache
+        return cache.report() if cache is not None else self._report
 
     def use(self, cache: SwarmCache, *, own: bool) -> None:
-        """The call computes with `cache`; an `own` one is closed at the end of the call."""
+        """Compute with `cache` from now on; an `own` one is closed at the end of the call."""
+        cache.begin_use(self._events.append)
+        self._cache = cache
         if own:
-            self._caches.append(cache)
+            self._own_caches.append(cache)
         if self.cancellation is not None:
             self.cancellation.add(cache)
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Make this the current generation of the context while the block runs, and close its caches afterwards."""
+    def running(self, model: Any) -> Iterator[None]:
+        """Make this the current generation of the context, and the last one of `model`, while the block runs."""
         token = _current.set(self)
+        note_last(model, self)
         try:
             yield
         finally:
             _current.reset(token)
-            for cache in self._caches:
-                cache.close()
+            note_last(model, self)  # calls within this one have ended before
+            self._finish()
+
+    def _finish(self) -> None:
+        """Close the cache, and keep of it the report only: it holds the inputs of the whole text."""
+        cache = self._cache
+        if cache is not None:
+            self._report = cache.report()
+            self._cache = None
+        while self._own_caches:
+            self._own_caches.pop().close()
+        self.cancellation = None
+        self.finished = True
 
 
 _current: contextvars.ContextVar[Generation | None] = contextvars.ContextVar("blockswarm_generation", default=None)
+_last: contextvars.ContextVar[weakref.WeakKeyDictionary[Any, Generation] | None] = contextvars.ContextVar(
+    "blockswarm_last_generations", default=None
+)
+"""By model; replaced and never changed, because contexts are copied for new tasks and threads."""
 
 
 def current_generation() -> Generation | None:
     """The innermost call of `generate` that is running in this thread or task."""
     return _current.get()
+
+
+def last_generation(model: Any) -> Generation | None:
+    """The last call of the model's `generate` in this thread or task; None if there was none through a swarm."""
+    known = _last.get()
+    return known.get(model) if known is not None else None
+
+
+def note_last(model: Any, generation: Generation) -> None:
+    """Make `generation` the last one of `model` in this context."""
+    changed = weakref.WeakKeyDictionary(_last.get() or {})
+    changed[model] = generation
+    _last.set(changed)

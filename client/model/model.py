@@ -10,6 +10,8 @@
 
     async for token_id in model.astream(**inputs, max_new_tokens=50): ...
 
+    model.last_generation.report                           # where the time of this thread's last call went
+
 What is on this machine is the embedding, the final norm and the head.  `generate` is not reimplemented: this module
 gives it a cache (`remote.py`), closes the session behind it, and refuses what cannot be done through a swarm.
 """
@@ -28,7 +30,7 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from ...proto.errors import UsageError
 from ...proto.model.ends import ends_class
-from .generation import Cancellation, Generation, current_generation
+from .generation import Cancellation, Generation, current_generation, last_generation, note_last
 from .remote import ForwardInputs, RemoteBlocks, SessionFactory, SwarmCache
 from .stream import stream_tokens
 from .text_session import TextSession, entered_session
@@ -70,12 +72,15 @@ class SwarmModel(_Family):
     """Mixed into the family's class, in front of it.
 
     `generate` is transformers' own; inside `with model.session(...)` it computes only what the session does not hold.
+    Every call of it, by whatever way, is a `Generation` with the events and the report of that call.
     """
 
     session_factory: SessionFactory | None = None
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
+        self.generation_listeners: list[Callable[[Generation], object]] = []
+        """Called with every new generation before its first step, in its thread; an error of theirs ends it."""
         signature = inspect.signature(self.forward)
 
         def before_forward(
@@ -90,12 +95,19 @@ class SwarmModel(_Family):
         return self.generate_as(Generation(), *args, **kwargs)
 
     def generate_as(self, generation: Generation, /, *args: Any, **kwargs: Any) -> Any:
-        """`generate` as the call that `generation` stands for."""
+        """`generate` as the call that `generation` stands for, a new one."""
         session = entered_session(self)
         if session is not None and kwargs.get("past_key_values") is None:
             return session.continue_text(generation, *args, **kwargs)
-        with generation.running():
+        with generation.running(self):
+            for listener in self.generation_listeners:
+                listener(generation)
             return super().generate(*args, **kwargs)
+
+    @property
+    def last_generation(self) -> Generation | None:
+        """The last call of `generate` on this model in this thread or task, whatever others do meanwhile."""
+        return last_generation(self)
 
     def session(self, max_length: int, max_rows: int = 1) -> TextSession:
         """Room at the peers for `max_rows` sequences of `max_length` tokens, prompt included; see `TextSession`."""
@@ -108,7 +120,9 @@ class SwarmModel(_Family):
         session at once. Raises what generate raises.
         """
         cancellation = Cancellation()
-        generate = functools.partial(self.generate_as, Generation(cancellation), *args)
+        generation = Generation(cancellation)
+        note_last(self, generation)
+        generate = functools.partial(self.generate_as, generation, *args)
         async with aclosing(stream_tokens(generate, cancellation, kwargs)) as tokens:  # type: ignore[type-var]
             async for token in tokens:
                 yield token

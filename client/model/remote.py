@@ -1,4 +1,4 @@
-"""What stands where a model's blocks were: a module that sends the hidden states to the peers and waits for the answer.
+"""The module in the place of a model's blocks: it sends the hidden states to the peers and waits for the answer.
 
 The cache that `generate` carries from forward to forward is a `SwarmCache`.  It holds no keys and values: the peers do.
 It holds the session with them and the bookkeeping of `cache.py`, and turns each forward into one step.
@@ -9,16 +9,18 @@ The network side is behind two protocols, `SessionFactory` and `StepRunner`; not
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import Cache
 
 from ...proto.errors import SessionLost, UsageError
+from ...proto.model.cache import LayerlessCache
 from ...proto.wire.steps import StepPlan
+from ..config import SessionEvent
+from ..report import ChainReport
 from .cache import BatchRows, BatchStep
 
 
@@ -31,6 +33,13 @@ class StepRunner(Protocol):
         Whatever a step raises (SwarmError, KeyboardInterrupt), the session is not used again.
         """
 
+    @property
+    def answered_steps(self) -> int:
+        """The number of steps that were answered."""
+
+    def report(self, since: int = 0) -> ChainReport:
+        """Where the time of the last steps went, without the first `since` answers."""
+
     def abort(self) -> None:
         """Make the pending `run` and all later ones raise SessionLost, at once and without waiting. Idempotent."""
 
@@ -41,8 +50,13 @@ class StepRunner(Protocol):
 class SessionFactory(Protocol):
     """The swarm, as a model sees it."""
 
-    def open_session(self, max_tokens: int, max_rows: int) -> StepRunner:
-        """A session for at most `max_tokens` tokens over all rows and at most `max_rows` rows. Raises SwarmError."""
+    def open_session(
+        self, max_tokens: int, max_rows: int, on_event: Callable[[SessionEvent], None] | None = None
+    ) -> StepRunner:
+        """A session for at most `max_tokens` tokens over all rows and at most `max_rows` rows. Raises SwarmError.
+
+        `on_event` hears, in any thread, how the session finds and repairs its chain.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +73,15 @@ class ForwardInputs:
     """How many of the last columns are needed behind the blocks; 0: all."""
 
 
-class SwarmCache(Cache):
+class SwarmCache(LayerlessCache):
     """The cache of a batch whose keys and values are at the peers.
 
     The session is opened by the first step, for `max_tokens` tokens over all rows and `max_rows` rows.  With
     `single_use` it is closed by the same step.  After an error in a step the cache is unusable (`usable`).
     """
 
-    # transformers sizes masks by these; the client has none, so they are never asked per layer.
-    is_sliding: Sequence[bool] = ()
-    is_linear: Sequence[bool] = ()
-    is_dummy: Sequence[bool] = ()
-
     def __init__(self, factory: SessionFactory, max_tokens: int, max_rows: int, *, single_use: bool = False) -> None:
-        super().__init__(layers=[])
+        super().__init__()
         self.max_tokens = max_tokens
         self.max_rows = max_rows
         self._factory = factory
@@ -83,6 +92,11 @@ class SwarmCache(Cache):
         self._lock = threading.Lock()  # guards the two below: abort and close come from other threads
         self._runner: StepRunner | None = None
         self._gone: str | None = None
+        self._on_event: Callable[[SessionEvent], None] = lambda event: None
+        self._first_step = 0
+        """Answers of the session before the present user began."""
+        self._report = ChainReport()
+        """Of the session that has ended."""
 
     @property
     def usable(self) -> bool:
@@ -129,6 +143,17 @@ class SwarmCache(Cache):
             self._ids.append(inputs.input_ids, hidden)
         return output
 
+    def begin_use(self, on_event: Callable[[SessionEvent], None]) -> None:
+        """From now on the session's events go to `on_event`, and `report` leaves out the steps so far."""
+        self._on_event = on_event
+        runner = self._runner
+        self._first_step = runner.answered_steps if runner is not None else 0
+
+    def report(self) -> ChainReport:
+        """Where the time of the steps since `begin_use` went, per hop; from any thread."""
+        runner = self._runner
+        return runner.report(self._first_step) if runner is not None else self._report
+
     def abort(self) -> None:
         """Fail the pending step, from any thread. The session is lost."""
         with self._lock:
@@ -141,7 +166,10 @@ class SwarmCache(Cache):
         """End the session. Idempotent."""
         with self._lock:
             self._gone = self._gone or "it has ended"
-            runner, self._runner = self._runner, None
+            runner = self._runner
+            if runner is not None:
+                self._report = runner.report(self._first_step)
+                self._runner = None
         if runner is not None:
             runner.close()
 
@@ -199,7 +227,7 @@ class SwarmCache(Cache):
     def _session(self) -> StepRunner:
         runner = self._runner
         if runner is None and self._gone is None:
-            runner = self._factory.open_session(self.max_tokens, self.max_rows)
+            runner = self._factory.open_session(self.max_tokens, self.max_rows, lambda event: self._on_event(event))
             with self._lock:
                 if self._gone is None:
                     self._runner = runner
@@ -213,15 +241,6 @@ class SwarmCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._rows.columns
-
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        return self._rows.columns
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return self._rows.columns + query_length, 0
-
-    def get_max_length(self, layer_idx: int | None = None) -> int:
-        return -1
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last -`tokens_to_remove` columns. Costs nothing: the next step carries it."""
@@ -254,10 +273,6 @@ class SwarmCache(Cache):
     @property
     def batch_size(self) -> int:
         return len(self._rows.paddings) or -1
-
-    @property
-    def is_compileable(self) -> bool:
-        return False
 
     @property
     def is_croppable(self) -> bool:

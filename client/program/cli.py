@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -16,7 +15,6 @@ import typer
 
 if TYPE_CHECKING:
     from .options import SwarmOptions
-    from .survey import Forecast, PeerLine, Pulse
 
 T = TypeVar("T")
 
@@ -126,6 +124,7 @@ def generate(
             min_precision=min_precision, patience_seconds=patience, prefix_cache=not no_prefix_cache,
         )  # fmt: skip
         text = _prompt(prompt)
+        from .render import account_as_json, describe_account
         from .terminal import spinner
 
         with spinner("starting torch") as turning:
@@ -136,17 +135,17 @@ def generate(
                 if not as_json:
                     _write(piece)
 
-            with talk.talker(model, options, turning, turning.change) as one:
-                before = talk.step_counts(one.swarm)
+            with talk.open_talker(model, options, turning, turning.change) as talker:
+                before = talk.step_counts(talker.swarm)
                 turning.say("waiting for the first token")
-                answer = talk.generate(one, text, wish, write)
+                answer = talk.generate(talker, text, wish, write)
                 write("\n")
                 if report or as_json:
-                    account = talk.account_for(one, answer, before)
+                    account = talk.account_for(talker, answer, before)
                     if as_json:
-                        print(json.dumps(talk.account_as_json(account)), flush=True)
+                        print(json.dumps(account_as_json(account)), flush=True)
                     if report:
-                        print(talk.describe_account(account), file=sys.stderr)
+                        print(describe_account(account), file=sys.stderr)
 
 
 @app.command()
@@ -196,22 +195,22 @@ def chat(
         with spinner("starting torch") as turning:
             from . import talk
 
-            with talk.talker(model, options, turning, _tell) as one:
+            with talk.open_talker(model, options, turning, _tell) as talker:
                 turning.stop()
-                _chat(one, wish, max_length)
+                _chat(talker, wish, max_length)
 
 
-def _chat(one: Any, wish: Any, max_length: int) -> None:
+def _chat(talker: Any, wish: Any, max_length: int) -> None:
     from . import talk
 
     with suppress(ImportError):  # where there is no readline
         import readline  # noqa: F401  # input() then edits lines and remembers them
 
-    if not talk.Conversation(one.tokenizer).has_template:
+    if not talk.Conversation(talker.tokenizer).has_template:
         _tell("the model has no chat template: your lines are continued as they are")
     _tell("/reset begins a new conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer")
     prompt = "> " if sys.stdin.isatty() else ""
-    talk.chat(one, wish, max_length, lambda: input(prompt), _write, _tell)
+    talk.chat(talker, wish, max_length, lambda: input(prompt), _write, _tell)
 
 
 def _tell(text: str) -> None:
@@ -235,14 +234,15 @@ def route(
     with _reported_errors(verbose):
         options = _options(initial_peers, swarm_key, identity, no_push, revision)
         from ...routing.swarm import RequestSpec
+        from .render import describe_forecast, forecast_as_json
         from .survey import forecast, model_name
         from .terminal import spinner
 
         with spinner("opening the model") as turning:
             named = model_name(model, revision)
             turning.say("looking at the swarm")
-            found = _run(forecast(named, options, RequestSpec(prompt_tokens, new_tokens)))
-        print(json.dumps(_forecast_as_json(found)) if as_json else _describe_forecast(found))
+            chain = _run(forecast(named, options, RequestSpec(prompt_tokens, new_tokens)))
+        print(json.dumps(forecast_as_json(chain)) if as_json else describe_forecast(chain))
 
 
 @app.command()
@@ -258,6 +258,7 @@ def peers(
     """List the peers of a model and the blocks they host."""
     with _reported_errors(verbose):
         options = _options(initial_peers, swarm_key, identity, False, revision)
+        from .render import describe_peers, peers_as_json
         from .survey import list_peers, model_name
         from .terminal import spinner
 
@@ -266,9 +267,9 @@ def peers(
             turning.say("looking at the swarm")
             lines = _run(list_peers(named, options))
         if as_json:
-            print(json.dumps(_peers_as_json(named.num_blocks, lines)))
+            print(json.dumps(peers_as_json(named.num_blocks, lines)))
         else:
-            print(_describe_peers(named.num_blocks, lines))
+            print(describe_peers(named.num_blocks, lines))
 
 
 @app.command()
@@ -284,6 +285,7 @@ def ping(
     """Measure round trips and clocks, and show what peers have done since they started."""
     with _reported_errors(verbose):
         from ...proto.network.address import PeerAddress, Reach
+        from .render import describe_pulses, pulse_as_json
         from .survey import model_name, peer_addresses, take_pulses
         from .terminal import spinner
 
@@ -297,7 +299,7 @@ def ping(
                 turning.say("looking at the swarm")
                 addresses = _run(peer_addresses(named, options))
             pulses = _run(take_pulses(addresses))
-        print(json.dumps([_pulse_as_json(one) for one in pulses]) if as_json else _describe_pulses(pulses))
+        print(json.dumps([pulse_as_json(pulse) for pulse in pulses]) if as_json else describe_pulses(pulses))
 
 
 @app.command("new-key")
@@ -390,112 +392,6 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     import asyncio
 
     return asyncio.run(work)
-
-
-# --- what is printed ---
-
-
-def _describe_forecast(found: Forecast) -> str:
-    from .terminal import milliseconds, short_id, table
-
-    rows = [
-        (
-            short_id(hop.peer), hop.name, str(hop.blocks), milliseconds(hop.way_seconds),
-            milliseconds(hop.compute_seconds), hop.address,
-        )
-        for hop in found.hops
-    ]  # fmt: skip
-    rows.append(("client", "", "", milliseconds(found.return_seconds), "", ""))
-    step = found.step_seconds
-    speed = f"{milliseconds(step)} ms per token, {1 / step:.1f} tokens/s" if step > 0 else "no time per token"
-    return f"{table(('peer', 'name', 'blocks', 'way ms', 'compute ms', 'address'), rows)}\npredicted: {speed}"
-
-
-def _forecast_as_json(found: Forecast) -> dict[str, object]:
-    hops = [{**asdict(hop), "blocks": [hop.blocks.start, hop.blocks.stop]} for hop in found.hops]
-    return {"hops": hops, "return_seconds": found.return_seconds, "step_seconds": found.step_seconds}
-
-
-def _describe_peers(num_blocks: int, lines: tuple[PeerLine, ...]) -> str:
-    from .terminal import block_map, milliseconds, short_id, table
-
-    header = (
-        "peer", "name", "blocks", "state", "format", "ms/block", "KV free", "KV total", "sessions", "RTT ms", "age s",
-        "address",
-    )  # fmt: skip
-    rows = [
-        (
-            short_id(line.peer),
-            line.name,
-            str(line.blocks or ""),
-            line.state if line.rtt_seconds is not None else "silent",
-            line.numeric_format,
-            f"{1000 * line.decode_seconds_per_block:.2f}",
-            str(line.kv_tokens_free),
-            str(line.kv_tokens_total),
-            str(line.sessions),
-            milliseconds(line.rtt_seconds) if line.rtt_seconds is not None else "",
-            f"{line.age_seconds:.0f}" if line.age_seconds is not None else "",
-            line.address,
-        )
-        for line in lines
-    ]
-    return f"{table(header, rows)}\n\n{block_map(num_blocks, _serving(lines, short_id))}"
-
-
-def _serving(lines: tuple[PeerLine, ...], label: Any) -> list[tuple[str, Any]]:
-    return [
-        (label(line.peer), line.blocks)
-        for line in lines
-        if line.blocks is not None and line.state == "serving" and line.rtt_seconds is not None
-    ]
-
-
-def _peers_as_json(num_blocks: int, lines: tuple[PeerLine, ...]) -> dict[str, object]:
-    from .terminal import missing_blocks
-
-    described = [
-        {**asdict(line), "blocks": [line.blocks.start, line.blocks.stop] if line.blocks else None} for line in lines
-    ]
-    missing = missing_blocks(num_blocks, [blocks for _, blocks in _serving(lines, str)])
-    return {"num_blocks": num_blocks, "missing_blocks": missing, "peers": described}
-
-
-def _describe_pulses(pulses: tuple[Pulse, ...]) -> str:
-    from .terminal import milliseconds
-
-    parts = []
-    for one in pulses:
-        status = one.status
-        parts.append(
-            f"{one.address}\n"
-            f"  RTT {milliseconds(one.best_rtt_seconds)} ms (median {milliseconds(one.median_rtt_seconds)}), "
-            f"clock {1000 * one.clock_offset_seconds:+.1f} ms\n"
-            f"  model {one.name or '(not told)'} {one.digest[:12]}, {status.sessions} sessions, "
-            f"{status.kv_tokens_free} KV tokens free\n"
-            f"  steps: {status.steps_pushed} pushed, {status.steps_relayed} relayed, {status.steps_answered} answered; "
-            f"{status.rebuilt_tokens} tokens rebuilt, {status.replay_bytes} bytes kept for replay"
-        )
-    return "\n".join(parts)
-
-
-def _pulse_as_json(one: Pulse) -> dict[str, object]:
-    status = one.status
-    return {
-        "address": one.address,
-        "model_name": one.name,
-        "model_digest": one.digest,
-        "rtt_seconds": list(one.rtt_seconds),
-        "clock_offset_seconds": one.clock_offset_seconds,
-        "protocol": status.protocol,
-        "sessions": status.sessions,
-        "kv_tokens_free": status.kv_tokens_free,
-        "steps_pushed": status.steps_pushed,
-        "steps_relayed": status.steps_relayed,
-        "steps_answered": status.steps_answered,
-        "rebuilt_tokens": status.rebuilt_tokens,
-        "replay_bytes": status.replay_bytes,
-    }
 
 
 def main() -> None:

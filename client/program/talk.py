@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -15,25 +15,25 @@ from transformers.utils import logging as transformers_logging
 from ...proto.errors import SwarmError, UsageError
 from ...proto.model.checkpoint import open_checkpoint
 from ...routing.swarm import PeerId
-from ..chain.report import ChainReport
 from ..config import SessionEvent
 from ..connect import SwarmConnection, connect
+from ..model.generation import Generation, last_generation
 from ..model.load import attach, load_ends
+from ..report import ChainReport
 from .options import GenerateOptions, SwarmOptions
-from .terminal import Spinner, milliseconds, short_id, table
+from .terminal import Spinner
 
 REPAIRS = ("hop-lost", "handed-over", "rerouted", "relayed", "stalled", "replay", "rebuilt")
-"""The kinds of events that a user wants to know of."""
+"""The kinds of events that tell a user of a failure or a leaving peer."""
 
 
 @dataclass
 class Talker:
-    """A connected model with its tokenizer. Made by `talker`."""
+    """A connected model with its tokenizer. Made by `open_talker`."""
 
     model: Any
     tokenizer: Any
     swarm: SwarmConnection
-    events: list[SessionEvent] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -46,35 +46,37 @@ class Answer:
     first_token_seconds: float
     """From the call to the first token; of beam search, which knows no first token, to the end."""
     seconds: float
+    generation: Generation | None
+    """The call that it came from; None for a model that runs without a swarm."""
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the tokens after the first; 0 if there are none or no time passed."""
+        """Speed of the tokens after the first; 0 if there are none or no time passed."""
         return (len(self.token_ids) - 1) / rest if (rest := self.seconds - self.first_token_seconds) > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class StepCounts:
-    """How steps went from peer to peer, over all sessions of all clients."""
+    """The number of steps by their way from peer to peer, over all sessions of all clients."""
 
     pushed: int
     relayed: int
 
 
 @contextmanager
-def talker(model: str, options: SwarmOptions, spinner: Spinner, on_wait: Callable[[str], None]) -> Iterator[Talker]:
+def open_talker(
+    model: str, options: SwarmOptions, spinner: Spinner, on_wait: Callable[[str], None]
+) -> Iterator[Talker]:
     """Connect to the swarm of a model and load the model's two ends and its tokenizer. Raises SwarmError.
 
-    `on_wait` hears, in the network's thread, when a session waits for room.
+    `on_wait` hears, in the network thread, when a session waits for room.
     """
     transformers_logging.set_verbosity_error()
     spinner.say(f"opening {model}")
     checkpoint = open_checkpoint(model, revision=options.revision)
     spinner.say("looking for the peers of the model")
-    events: list[SessionEvent] = []
 
     def note(event: SessionEvent) -> None:
-        events.append(event)
         if event.kind == "queued":
             on_wait(f"waiting for room: {event.detail}")
 
@@ -93,7 +95,7 @@ def talker(model: str, options: SwarmOptions, spinner: Spinner, on_wait: Callabl
     with swarm:
         spinner.say("loading the embedding and the head")
         ends = attach(load_ends(checkpoint), swarm)
-        yield Talker(ends, load_tokenizer(model, options.revision), swarm, events)
+        yield Talker(ends, load_tokenizer(model, options.revision), swarm)
 
 
 def load_tokenizer(model: str, revision: str | None) -> Any:
@@ -150,18 +152,18 @@ class TextStream(BaseStreamer):
         return text
 
 
-def generate(one: Talker, prompt: str, options: GenerateOptions, write: Callable[[str], object]) -> Answer:
+def generate(talker: Talker, prompt: str, options: GenerateOptions, write: Callable[[str], object]) -> Answer:
     """Continue `prompt`; `write` gets the text piece by piece. Raises SwarmError."""
-    inputs = one.tokenizer(prompt, return_tensors="pt")
+    inputs = talker.tokenizer(prompt, return_tensors="pt")
     ids = inputs["input_ids"]
     if not ids.shape[1]:
         raise UsageError("the prompt has no tokens", hint="Give some text with --prompt or on standard input.")
     kwargs = {"attention_mask": inputs.get("attention_mask")}
-    return _answer(one, lambda **more: one.model.generate(ids, **kwargs, **more), ids, options, write)
+    return _answer(talker, lambda **more: talker.model.generate(ids, **kwargs, **more), ids, options, write)
 
 
 def _answer(
-    one: Talker, call: Callable[..., Any], ids: Any, options: GenerateOptions, write: Callable[[str], object]
+    talker: Talker, call: Callable[..., Any], ids: Any, options: GenerateOptions, write: Callable[[str], object]
 ) -> Answer:
     if options.seed is not None:
         from transformers import set_seed
@@ -169,8 +171,8 @@ def _answer(
         set_seed(options.seed)
     kwargs = options.for_generate()
     if options.stop:
-        kwargs["tokenizer"] = one.tokenizer
-    stream = TextStream(one.tokenizer, write, time.perf_counter)
+        kwargs["tokenizer"] = talker.tokenizer
+    stream = TextStream(talker.tokenizer, write, time.perf_counter)
     started = time.perf_counter()
     if options.num_beams == 1:
         call(streamer=stream, **kwargs)
@@ -181,14 +183,21 @@ def _answer(
         stream.end()
     finished = time.perf_counter()
     first_at = stream.first_at if stream.first_at is not None else finished
-    return Answer(stream.text, tuple(stream.token_ids), ids.shape[1], first_at - started, finished - started)
+    return Answer(
+        text=stream.text,
+        token_ids=tuple(stream.token_ids),
+        prompt_tokens=ids.shape[1],
+        first_token_seconds=first_at - started,
+        seconds=finished - started,
+        generation=last_generation(talker.model),
+    )
 
 
 # --- chat ---
 
 
 class Conversation:
-    """What was said so far, as the model's chat template puts it; without one, the lines as they are."""
+    """The conversation so far, as the model's chat template puts it; without a template, the lines as they are."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -202,13 +211,13 @@ class Conversation:
         """(1, tokens): everything so far and the user's next line."""
         turns = [*self._turns, {"role": "user", "content": line}]
         if self.has_template:
-            found = self._tokenizer.apply_chat_template(
+            tokens = self._tokenizer.apply_chat_template(
                 turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
             )
         else:
             text = "".join(turn["content"] + ("\n" if turn["role"] == "user" else "") for turn in turns)
-            found = self._tokenizer(text, return_tensors="pt")
-        return found["input_ids"]
+            tokens = self._tokenizer(text, return_tensors="pt")
+        return tokens["input_ids"]
 
     def add(self, line: str, answer: str) -> None:
         """Remember a turn."""
@@ -216,7 +225,7 @@ class Conversation:
 
 
 def chat(
-    one: Talker,
+    talker: Talker,
     options: GenerateOptions,
     max_length: int,
     read: Callable[[], str],
@@ -227,12 +236,12 @@ def chat(
 
     An interrupt while the model speaks ends its turn only. `tell` gets what is not part of the conversation.
     """
-    while _converse(one, options, max_length, read, write, tell):
+    while _converse(talker, options, max_length, read, write, tell):
         tell("a new conversation begins")
 
 
 def _converse(
-    one: Talker,
+    talker: Talker,
     options: GenerateOptions,
     max_length: int,
     read: Callable[[], str],
@@ -240,8 +249,8 @@ def _converse(
     tell: Callable[[str], object],
 ) -> bool:
     """One conversation in one session; whether another one follows."""
-    conversation = Conversation(one.tokenizer)
-    with one.model.session(max_length=max_length) as session:
+    conversation = Conversation(talker.tokenizer)
+    with talker.model.session(max_length=max_length) as session:
         while True:
             try:
                 line = read().strip()
@@ -255,11 +264,11 @@ def _converse(
             if line == "/reset":
                 return True
             if line:
-                _take_turn(one, session, conversation, line, options, write, tell)
+                _take_turn(talker, session, conversation, line, options, write, tell)
 
 
 def _take_turn(
-    one: Talker,
+    talker: Talker,
     session: Any,
     conversation: Conversation,
     line: str,
@@ -280,7 +289,7 @@ def _take_turn(
 
     limited = _with_limit(options, room)
     try:
-        _answer(one, lambda **more: session.generate_full(ids, **more), ids, limited, note)
+        _answer(talker, lambda **more: session.generate_full(ids, **more), ids, limited, note)
     except KeyboardInterrupt:
         tell("(stopped)")
     except SwarmError as error:
@@ -293,7 +302,7 @@ def _with_limit(options: GenerateOptions, room: int) -> GenerateOptions:
     return replace(options, max_new_tokens=min(options.max_new_tokens, room))
 
 
-# --- what happened ---
+# --- the account of an answer ---
 
 
 def step_counts(swarm: SwarmConnection) -> StepCounts:
@@ -318,70 +327,11 @@ class Account:
         return tuple(event for event in self.events if event.kind in REPAIRS)
 
 
-def account_for(one: Talker, answer: Answer, before: StepCounts) -> Account:
+def account_for(talker: Talker, answer: Answer, before: StepCounts) -> Account:
     """Ask the peers once more and put together what is known of an answer. Raises SwarmError."""
-    one.swarm.run(one.swarm.view.refresh())
-    after = step_counts(one.swarm)
+    talker.swarm.run(talker.swarm.view.refresh())
+    after = step_counts(talker.swarm)
     steps = StepCounts(max(0, after.pushed - before.pushed), max(0, after.relayed - before.relayed))
-    session = one.swarm.last_session
-    chain = session.report() if session is not None else ChainReport((), 0.0, 0.0, 0)
-    names = {peer: known.record.public_name for peer, known in one.swarm.view.peers.items()}
-    return Account(answer, chain, names, steps, tuple(one.events))
-
-
-def describe_account(account: Account) -> str:
-    """For people."""
-    answer, chain = account.answer, account.chain
-    lines = [
-        f"{len(answer.token_ids)} tokens in {answer.seconds:.1f} s: {answer.tokens_per_second:.1f} tokens/s, "
-        f"first after {answer.first_token_seconds:.2f} s ({answer.prompt_tokens} prompt tokens)"
-    ]
-    rows = [
-        (
-            short_id(hop.peer),
-            account.names.get(hop.peer, ""),
-            str(hop.blocks),
-            milliseconds(hop.network_seconds),
-            milliseconds(hop.queue_seconds),
-            milliseconds(hop.compute_seconds),
-        )
-        for hop in chain.hops
-    ]
-    if rows:
-        rows.append(("client", "", "", milliseconds(chain.return_seconds), "", ""))
-        lines.append(table(("chain", "name", "blocks", "way ms", "queue ms", "compute ms"), rows))
-        lines.append(f"{milliseconds(chain.step_seconds)} ms per step, mean of the last {chain.steps}")
-    lines.append(f"steps passed on: {account.steps.pushed} pushed, {account.steps.relayed} relayed through clients")
-    lines += [f"peers held {event.detail} of the prompt already" for event in account.events if event.kind == "adopted"]
-    lines += [f"repair: {event.kind} {event.detail}".rstrip() for event in account.repairs] or ["no repairs"]
-    return "\n".join(lines)
-
-
-def account_as_json(account: Account) -> dict[str, object]:
-    """For programs."""
-    answer, chain = account.answer, account.chain
-    return {
-        "text": answer.text,
-        "token_ids": list(answer.token_ids),
-        "prompt_tokens": answer.prompt_tokens,
-        "new_tokens": len(answer.token_ids),
-        "seconds": answer.seconds,
-        "first_token_seconds": answer.first_token_seconds,
-        "tokens_per_second": answer.tokens_per_second,
-        "chain": [
-            {
-                "peer_id": hop.peer,
-                "name": account.names.get(hop.peer, ""),
-                "blocks": [hop.blocks.start, hop.blocks.stop],
-                "network_seconds": hop.network_seconds,
-                "queue_seconds": hop.queue_seconds,
-                "compute_seconds": hop.compute_seconds,
-            }
-            for hop in chain.hops
-        ],
-        "return_seconds": chain.return_seconds,
-        "step_seconds": chain.step_seconds,
-        "steps_pushed": account.steps.pushed,
-        "steps_relayed": account.steps.relayed,
-        "events": [{"kind": event.kind, "peer_id": event.peer, "detail": event.detail} for event in account.events],
-    }
+    names = {peer: known.record.public_name for peer, known in talker.swarm.view.peers.items()}
+    generation = answer.generation or Generation()
+    return Account(answer, generation.report, names, steps, generation.events)

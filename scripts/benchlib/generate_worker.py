@@ -74,7 +74,7 @@ def load(kind: str, folder: str, addresses: Sequence[str]) -> Any:
 
 
 def swarm_status(model: Any) -> dict[str, Any]:
-    """What the peers have counted so far, the round trips to them, and the times of the last session."""
+    """The peers' counters, the round trips to them, and the times of this thread's last generation."""
     from blockswarm.proto.network.transport import Dialer, ping
 
     swarm = model.session_factory
@@ -95,8 +95,8 @@ def swarm_status(model: Any) -> dict[str, Any]:
         await dialer.close()
         return answers
 
-    session = swarm.last_session
-    report = session.report() if session is not None else None
+    generation = model.last_generation
+    report = generation.report if generation is not None else None
     hops = [
         {
             "blocks": str(hop.blocks),

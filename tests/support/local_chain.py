@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from blockswarm.client.config import SessionEvent
 from blockswarm.client.model.load import attach, prepare
 from blockswarm.client.model.model import swarm_class
-from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowSpan, Stage, StageView
+from blockswarm.client.report import ChainReport
+from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowSpan, Stage
 from blockswarm.peer.engine.cache.row import RowKV
 from blockswarm.proto.errors import SessionLost
 from blockswarm.proto.model.family import attention_implementation, find_blocks, stage_class
@@ -48,27 +50,26 @@ def ends_of(full: PreTrainedModel) -> PreTrainedModel:
 class LocalSession:
     """A StepRunner over stages. Checks every step as a peer would."""
 
-    stages: Sequence[StageView]
+    chain: LocalChain
     max_tokens: int
     max_rows: int
     table: RowTable = field(default_factory=RowTable)
     rows: list[list[RowKV]] = field(default_factory=list)
     plans: list[StepPlan] = field(default_factory=list)
     closed: bool = False
-    block_before_step: int | None = None
-    """Before this step `run` waits until the session is aborted, and says so in `waiting`."""
-    waiting: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        self.rows = [[] for _ in self.stages]
+        self.rows = [[] for _ in self.chain.stages]
         self._aborted = threading.Event()
 
     def run(self, plan: StepPlan, hidden: torch.Tensor) -> torch.Tensor:
         validate_plan(plan)
         assert not self.closed
         assert hidden.shape[0] == plan.tokens
-        if self.block_before_step == len(self.plans):
-            self.waiting.set()
+        if self.chain.failure is not None:
+            raise self.chain.failure
+        if self.chain.block_before_step == len(self.plans):
+            self.chain.waiting.set()
             assert self._aborted.wait(timeout=30)
         if self._aborted.is_set():
             raise SessionLost("aborted")
@@ -76,7 +77,11 @@ class LocalSession:
         self.table = self.table.after(plan)
         assert self.table.tokens <= self.max_tokens
         assert len(self.table.lengths) <= self.max_rows
-        for index, stage in enumerate(self.stages):
+        with self.chain.computing:
+            return self._compute(plan, hidden)
+
+    def _compute(self, plan: StepPlan, hidden: torch.Tensor) -> torch.Tensor:
+        for index, stage in enumerate(self.chain.stages):
             if plan.source_rows is not None:
                 self.rows[index] = [self.rows[index][source].fork() for source in plan.source_rows]
             rows = self.rows[index]
@@ -89,6 +94,13 @@ class LocalSession:
             stop += piece.count
             answers.append(hidden[stop - piece.answers : stop])
         return torch.cat(answers)
+
+    @property
+    def answered_steps(self) -> int:
+        return len(self.plans)
+
+    def report(self, since: int = 0) -> ChainReport:
+        return ChainReport(steps=len(self.plans) - since)
 
     def abort(self) -> None:
         self._aborted.set()
@@ -106,13 +118,25 @@ class LocalChain:
         ranges = [BlockRange(start, stop) for start, stop in itertools.pairwise(borders)]
         self.stages = [stage_of(full, blocks).view(blocks) for blocks in ranges]
         self.sessions: list[LocalSession] = []
-        self.block_before_step: int | None = None
-        self.waiting = threading.Event()
+        self.computing = threading.Lock()
+        """A stage is used by one thread at a time, as at a peer."""
+        self.reset()
 
-    def open_session(self, max_tokens: int, max_rows: int) -> LocalSession:
-        session = LocalSession(
-            self.stages, max_tokens, max_rows, block_before_step=self.block_before_step, waiting=self.waiting
-        )
+    def reset(self) -> None:
+        """Forget the sessions, and compute every step."""
+        self.sessions.clear()
+        self.block_before_step: int | None = None
+        """Before this step `run` waits until the session is aborted, and says so in `waiting`."""
+        self.waiting = threading.Event()
+        self.failure: BaseException | None = None
+        """Raised by every step."""
+
+    def open_session(
+        self, max_tokens: int, max_rows: int, on_event: Callable[[SessionEvent], None] | None = None
+    ) -> LocalSession:
+        if on_event is not None:
+            on_event(SessionEvent("opened", None, f"{max_tokens} tokens"))
+        session = LocalSession(self, max_tokens, max_rows)
         self.sessions.append(session)
         return session
 

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 from blockswarm.client.config import SessionEvent
+from blockswarm.client.model.generation import Generation
 from blockswarm.client.model.load import AutoSwarmModelForCausalLM
 from blockswarm.proto.network.transport import ping
 from support.processes import PeerProcess, PeerProcesses, peer_processes
@@ -62,6 +63,8 @@ class Swarm:
     """With and without the prefix cache."""
     model: Any = None
     """The one in use."""
+    generations: list[Generation] = field(default_factory=list)
+    """Of all models, as they began."""
 
     def on_event(self, event: SessionEvent) -> None:
         self.events.append(event)
@@ -80,7 +83,7 @@ class Swarm:
 
     def in_use(self) -> PeerProcess:
         """The middle peer of the session that runs now."""
-        return self.middle[self.model.session_factory.last_session.chain[1][0]]
+        return self.middle[self.generations[-1].report.chain[1][0]]
 
     def restart_the_dead(self) -> None:
         for peer_id, peer in list(self.middle.items()):
@@ -110,6 +113,7 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
             swarm.models[prefix_cache] = AutoSwarmModelForCausalLM.from_pretrained(
                 MODEL, initial_peers=addresses, on_event=swarm.on_event, prefix_cache=prefix_cache
             )
+            swarm.models[prefix_cache].generation_listeners.append(swarm.generations.append)
         yield swarm
         for model in swarm.models.values():
             model.session_factory.close()

@@ -35,9 +35,7 @@ def full() -> PreTrainedModel:
 @pytest.fixture
 def chain() -> LocalChain:
     chain = llama()[2]
-    chain.sessions.clear()
-    chain.block_before_step = None
-    chain.waiting.clear()
+    chain.reset()
     return chain
 
 

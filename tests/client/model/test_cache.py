@@ -9,6 +9,7 @@ import pytest
 import torch
 from blockswarm.client.model.cache import BatchRows, BatchStep
 from blockswarm.client.model.remote import ForwardInputs, SwarmCache
+from blockswarm.client.report import ChainReport
 from blockswarm.proto.errors import UsageError
 from blockswarm.proto.wire.steps import RowTable, StepPlan, validate_plan
 from hypothesis import given
@@ -109,8 +110,13 @@ class RecordingPeers:
     rows: list[list[float]] = field(default_factory=list)
     table: RowTable = field(default_factory=RowTable)
 
-    def open_session(self, max_tokens: int, max_rows: int) -> RecordingPeers:
+    answered_steps: int = 0
+
+    def open_session(self, max_tokens: int, max_rows: int, on_event: object = None) -> RecordingPeers:
         return self
+
+    def report(self, since: int = 0) -> ChainReport:
+        return ChainReport()
 
     def run(self, plan: StepPlan, hidden: torch.Tensor) -> torch.Tensor:
         validate_plan(plan)

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 from blockswarm.client.model.remote import SwarmCache
-from blockswarm.proto.errors import SessionLost, UsageError
-from blockswarm.proto.wire.steps import StepPlan
-from support.local_chain import LocalChain, LocalSession, connected_model
+from blockswarm.proto.errors import PeerUnavailable, SessionLost, UsageError
+from support.local_chain import LocalChain, connected_model
 from support.prompts import GREEDY, full_model, prompt
 from support.tiny_models import SERVED_MODELS
 from tokenizers import Tokenizer
@@ -198,16 +197,13 @@ def test_training_is_refused(model: Any):
         model(inputs_embeds=torch.zeros(1, 2, 64, requires_grad=True))
 
 
-def test_a_failure_closes_the_session(model: Any, chain: LocalChain, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), PeerUnavailable("gone")], ids=["interrupt", "error"])
+def test_a_failure_closes_the_session(model: Any, chain: LocalChain, failure: BaseException):
     """Also when Ctrl-C hits in the middle of a step."""
-
-    def interrupted(self: object, plan: object, hidden: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(LocalSession, "run", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    chain.failure = failure
+    with pytest.raises(type(failure)):
         model.generate(**prompt(5), **GREEDY)
-    assert len(chain.sessions) == 1
+    assert [session.closed for session in chain.sessions] == [True]
 
 
 def test_a_returned_cache_is_over_with_its_call(model: Any):
@@ -217,19 +213,9 @@ def test_a_returned_cache_is_over_with_its_call(model: Any):
         model.generate(result.sequences, past_key_values=result.past_key_values, **GREEDY)
 
 
-def test_a_model_is_used_by_several_threads(
-    full: PreTrainedModel, model: Any, chain: LocalChain, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_model_is_used_by_several_threads(full: PreTrainedModel, model: Any):
     expected = {seed: full.generate(**prompt(6, seed=seed), **GREEDY).tolist() for seed in range(4)}
     results: dict[int, Any] = {}
-    one_at_a_time = threading.Lock()  # as a peer does it: a stage is used by one thread
-    run = LocalSession.run
-
-    def locked_run(session: LocalSession, plan: StepPlan, hidden: torch.Tensor) -> torch.Tensor:
-        with one_at_a_time:
-            return run(session, plan, hidden)
-
-    monkeypatch.setattr(LocalSession, "run", locked_run)
 
     def work(seed: int) -> None:
         results[seed] = model.generate(**prompt(6, seed=seed), **GREEDY).tolist()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from blockswarm.client.model.remote import ForwardInputs, RemoteBlocks, SwarmCache
+from blockswarm.client.report import ChainReport
 from blockswarm.proto.errors import PeerUnavailable, SessionLost, UsageError
 from blockswarm.proto.wire.steps import StepPlan
 
@@ -21,7 +22,7 @@ class Echo:
     events: list[str] = field(default_factory=list)
     failure: BaseException | None = None
 
-    def open_session(self, max_tokens: int, max_rows: int) -> Echo:
+    def open_session(self, max_tokens: int, max_rows: int, on_event: object = None) -> Echo:
         self.opened.append((max_tokens, max_rows))
         return self
 
@@ -32,6 +33,13 @@ class Echo:
         self.received.append(hidden)
         parts = hidden.split([piece.count for piece in plan.rows])
         return torch.cat([part[len(part) - piece.answers :] for part, piece in zip(parts, plan.rows, strict=True)]) + 1
+
+    @property
+    def answered_steps(self) -> int:
+        return len(self.plans)
+
+    def report(self, since: int = 0) -> ChainReport:
+        return ChainReport(steps=len(self.plans) - since)
 
     def abort(self) -> None:
         self.events.append("abort")
@@ -150,7 +158,7 @@ def test_a_session_cancelled_while_it_opens_is_closed():
     """Opening may take long; its result must not stay behind."""
 
     class Slow(Echo):
-        def open_session(self, max_tokens: int, max_rows: int) -> Echo:
+        def open_session(self, max_tokens: int, max_rows: int, on_event: object = None) -> Echo:
             cache.abort()
             return super().open_session(max_tokens, max_rows)
 

@@ -203,7 +203,7 @@ def test_an_interrupt_in_chat_stops_the_answer_only(serving: SwarmThread, full_m
         if len(written) == 1:
             raise KeyboardInterrupt
 
-    with talk.talker(str(folder), options, Spinner(), pytest.fail) as one:
+    with talk.open_talker(str(folder), options, Spinner(), pytest.fail) as one:
         talk.chat(one, GenerateOptions(6), 256, read, write, told.append)
     assert told == ["(stopped)"]
     assert written[1] == "\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blockswarm.client.chain.report import TimingLog
+from blockswarm.client.chain.timing_log import TimingLog
 from blockswarm.proto.wire.frames import HopTiming
 from blockswarm.routing.swarm import BlockRange, PeerId
 
