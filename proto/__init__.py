@@ -1,1 +1,1 @@
-"""What two nodes must agree on: errors, identities and messages, and which parts of a model belong to a block."""
+"""The agreement between two nodes: errors, identities and messages, and how a model is cut into blocks."""

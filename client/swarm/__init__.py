@@ -1,1 +1,1 @@
-"""What this client knows of the swarm, and which peers it chooses."""
+"""The client's view of the swarm, and its choice of peers."""

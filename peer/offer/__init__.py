@@ -1,1 +1,1 @@
-"""What a peer says of itself: the blocks that fit, their measured cost, the room that becomes free."""
+"""The offer of a peer: the blocks that fit, their measured cost, and the record that says so."""

@@ -1,1 +1,1 @@
-"""What happens to one session at a peer: admission, the order of its steps, pushing, replay, hand-over."""
+"""One session at a peer: admission, the order of its steps, pushing, replay, hand-over."""

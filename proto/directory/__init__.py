@@ -1,1 +1,1 @@
-"""Who is there: signed records that expire, and the directory in which they are announced and found."""
+"""The peers of a swarm: signed records that expire, and the directory in which they are announced and found."""

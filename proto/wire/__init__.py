@@ -1,1 +1,1 @@
-"""What is said in a session, as checked values: steps, handshakes, tensors, replay. Nothing here does I/O."""
+"""The values of a session, checked once: steps, handshakes, tensors, replay. Nothing here does I/O."""

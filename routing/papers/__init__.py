@@ -1,1 +1,1 @@
-"""What the product is compared with: published algorithms and exact programs, run by the simulator only."""
+"""Published algorithms and exact programs that the product is compared with; only the simulator runs them."""

@@ -1,1 +1,1 @@
-"""What is asked of simulated runs: comparisons, replays, plans, and placement agents under churn."""
+"""Questions to simulated runs: comparisons, replays, plans, and placement agents under churn."""

@@ -1,1 +1,1 @@
-"""What is simulated: servers, distances, requests, and when peers join and leave."""
+"""The simulated world: servers, distances, requests, and when peers join and leave."""
