@@ -162,6 +162,7 @@ def test_a_peer_that_dies_at_start_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in errors
 
 
+@pytest.mark.swarm
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [

@@ -61,8 +61,9 @@ class CostStore:
 
     def save(self, measured: Measured, cost: ComputeCost) -> None:
         """Keep a measurement; that it cannot be written is no reason to stop a peer."""
-        entries = {key: value for key, value in self._read().items() if key != measured.key}
-        entries[measured.key] = asdict(cost)
+        measured_key = measured.key  # reads files: once, not once an entry
+        entries = {key: value for key, value in self._read().items() if key != measured_key}
+        entries[measured_key] = asdict(cost)
         newest = dict(list(entries.items())[-_MAX_ENTRIES:])
         scratch = self._path.with_name(f"{FILE_NAME}.{os.getpid()}")
         try:

@@ -44,6 +44,8 @@ from blockswarm.routing.swarm import BlockRange
 from support.swarm import LocalPeer, LocalSwarm, local_swarm
 from support.tiny_models import write_tiny_checkpoint
 
+pytestmark = pytest.mark.swarm
+
 HIDDEN = 64
 TOKEN_BYTES = 4 * HIDDEN
 ANSWER_SECONDS = 30.0

@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM
 
 pytestmark = [
     pytest.mark.swarm,
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:path is deprecated:DeprecationWarning"),  # hivemind's
 ]
 

@@ -16,6 +16,8 @@ from support.swarm import LocalSwarm, local_swarm
 from support.tiny_models import write_tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
+pytestmark = pytest.mark.swarm
+
 KINDS: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
     "beams": {"do_sample": False, "num_beams": 3},

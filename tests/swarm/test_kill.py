@@ -28,7 +28,7 @@ from support.processes import PeerProcess, PeerProcesses, peer_processes
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.swarm, pytest.mark.slow, pytest.mark.timeout(300)]
 
 MODEL = Path(__file__).parents[2] / "scripts" / "demo_model"
 FIRST, MIDDLE, LAST = "0:3", "3:6", "6:8"

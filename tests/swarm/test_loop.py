@@ -6,11 +6,14 @@ import asyncio
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from support.loop_watchdog import watched_loops
 from support.swarm import LocalSwarm, local_swarm
 from support.tiny_models import write_tiny_checkpoint
+
+pytestmark = pytest.mark.swarm
 
 HIDDEN = 64
 BLOCKS = 6

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from support.toy_swarm import World
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_thousand_sessions_on_crossing_chains() -> None:

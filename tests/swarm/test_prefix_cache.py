@@ -16,6 +16,8 @@ from support.swarm import LocalSwarm, local_swarm
 from support.tiny_models import write_tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
+pytestmark = pytest.mark.swarm
+
 RANGES = ("0:2", "2:4", "4:6")
 NEW_TOKENS = 8
 

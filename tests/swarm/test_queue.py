@@ -21,6 +21,8 @@ from support.directories import until
 from support.swarm import LocalPeer, LocalSwarm, local_swarm
 from support.tiny_models import write_tiny_checkpoint
 
+pytestmark = pytest.mark.swarm
+
 HIDDEN = 64
 ROOM = 256
 """KV tokens of every peer of these tests; a session of so many tokens fills it."""

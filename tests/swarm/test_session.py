@@ -21,6 +21,8 @@ from blockswarm.routing.swarm import BlockRange
 from support.swarm import LocalPeer, LocalSwarm, local_swarm
 from support.tiny_models import write_tiny_checkpoint
 
+pytestmark = pytest.mark.swarm
+
 HIDDEN = 64
 BLOCKS = 6
 RANGES = ("0:2", "2:4", "4:6")

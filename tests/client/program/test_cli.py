@@ -141,6 +141,7 @@ def test_generate_stops_at_a_given_text(serving: SwarmThread, full_model: Any, f
     assert result.stdout == whole[: whole.index(stop) + len(stop)] + "\n"
 
 
+@pytest.mark.swarm
 def test_an_interrupt_ends_the_program_and_its_sessions(serving: SwarmThread, folder: Path) -> None:
     """In a process of its own: the peers must notice, too."""
     line = command("swarm-client", "generate", folder, *serving.initial, "-p", PROMPT, "-n", 400)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:path is deprecated:DeprecationWa
 ALICE, BOB, CAROL = sorted((Identity.generate() for _ in range(3)), key=lambda identity: identity.peer_id)
 
 
-@pytest.fixture(scope="module", params=["memory", "lookup", "hivemind"])
+@pytest.fixture(scope="module", params=["memory", "lookup", pytest.param("hivemind", marks=pytest.mark.swarm)])
 def module_swarm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DirectorySwarm]:
     if request.param == "hivemind":
         swarm = hivemind_swarm(tmp_path_factory.mktemp("dht"), num_nodes=3)

@@ -7,13 +7,13 @@ import dataclasses
 import pytest
 from blockswarm.proto.directory.records import PeerRecord, Relay
 from blockswarm.proto.errors import UsageError
-from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import HostPort, PeerAddress, RelayedAddress, reaches_of
-from blockswarm.routing.swarm import ComputeCost, PeerSpec
+from blockswarm.routing.swarm import ComputeCost, PeerId, PeerSpec
 from hypothesis import given
 from hypothesis import strategies as st
 
-ALICE, BOB = (Identity.generate().peer_id for _ in range(2))
+ALICE = PeerId("12D3KooWA29sxFFTDw3qgZr3igFR4Cz3XLFKKBWPuJ85BYzMzjiX")
+BOB = PeerId("12D3KooWKSqAZT22Pw5gL1xUM1YdgDzZZsenMzCxnkpcsM6sHdS3")
 LONGEST_NAME = ".".join(["a" * 63] * 3 + ["b" * 61])
 
 

@@ -20,7 +20,10 @@ from blockswarm.proto.wire.timing import DHT_CALL_AGE_SECONDS
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec
 from support.directories import LOOPBACK, DirectorySwarm, a_record, fresh_name, hivemind_swarm
 
-pytestmark = pytest.mark.filterwarnings("ignore:path is deprecated:DeprecationWarning")  # hivemind's
+pytestmark = [
+    pytest.mark.swarm,
+    pytest.mark.filterwarnings("ignore:path is deprecated:DeprecationWarning"),  # hivemind's
+]
 
 DIGEST = hashlib.sha256(b"a model").hexdigest()
 ALICE, MALLORY = Identity.generate(), Identity.generate()
