@@ -1,0 +1,61 @@
+"""Replay buffers stay within their memory: the least recently used session loses its own, for good."""
+
+from __future__ import annotations
+
+from blockswarm.peer.session.replay_store import ReplayStore
+from blockswarm.proto.wire.steps import RowSlice, StepPlan
+
+TOKEN_BYTES = 10
+
+
+def append(store: ReplayStore, session: bytes, start: int, count: int) -> None:
+    store.append(session, StepPlan((RowSlice(0, start, count, 0),)), bytes(count * TOKEN_BYTES))
+
+
+def test_what_was_sent_is_kept_until_the_session_ends() -> None:
+    store = ReplayStore(1000)
+    store.begin(b"a", TOKEN_BYTES)
+    append(store, b"a", 0, 4)
+    append(store, b"a", 4, 1)
+    buffer = store.get(b"a")
+    assert buffer is not None
+    assert (buffer.nbytes, store.nbytes) == (50, 50)
+    store.end(b"a")
+    assert (store.get(b"a"), store.nbytes) == (None, 0)
+    store.end(b"a")  # twice is no error
+
+
+def test_the_least_recently_used_buffer_is_evicted() -> None:
+    store = ReplayStore(100)
+    for session in (b"a", b"b"):
+        store.begin(session, TOKEN_BYTES)
+        append(store, session, 0, 4)
+    append(store, b"a", 4, 1)
+    store.begin(b"c", TOKEN_BYTES)
+    append(store, b"c", 0, 4)
+    assert store.get(b"b") is None
+    assert store.get(b"a") is not None
+    assert store.nbytes == 90
+
+
+def test_an_evicted_session_stays_without_a_buffer() -> None:
+    """A buffer that lacks its beginning could rebuild nothing."""
+    store = ReplayStore(100)
+    store.begin(b"a", TOKEN_BYTES)
+    append(store, b"a", 0, 11)
+    assert (store.get(b"a"), store.nbytes) == (None, 0)
+    append(store, b"a", 11, 1)
+    assert (store.get(b"a"), store.nbytes) == (None, 0)
+
+
+def test_what_was_truncated_does_not_evict_anybody() -> None:
+    """The bound that is kept up with every step is too high after a rollback; it is counted again before eviction."""
+    store = ReplayStore(100)
+    for session in (b"a", b"b"):
+        store.begin(session, TOKEN_BYTES)
+    append(store, b"a", 0, 4)
+    for _ in range(5):
+        append(store, b"b", 0, 4)
+    assert store.get(b"a") is not None
+    assert store.get(b"b") is not None
+    assert store.nbytes <= 100
