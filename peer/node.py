@@ -31,7 +31,7 @@ from .serving import Node, ReadyPeer, serve_until
 from .stop import StopRequest, until_stopped
 
 if TYPE_CHECKING:
-    from .engine.engine import Engine
+    from .engine.blocks.stage import Stage
     from .engine.load import Examined
 
 logger = logging.getLogger(__name__)
@@ -79,12 +79,9 @@ async def _run_as(
             lookups = RecentLookups(directory, digest, swarm_key, time.time)
             examined = await examining
             blocks = await _choose(config, checkpoint, examined, lookups, swarm_key)
-            engine = await _load(config, checkpoint, blocks, examined, progress)
-            try:
-                node = Node(config, identity, swarm_key, checkpoint, digest, dialer, directory, lookups, examined)
-                await serve_until(node, engine, on_ready, stop)
-            finally:
-                engine.close()
+            stage = await _load(config, checkpoint, blocks, examined, progress)
+            node = Node(config, identity, swarm_key, checkpoint, digest, dialer, directory, lookups, examined)
+            await serve_until(node, stage, on_ready, stop)
     finally:
         examining.cancel()
         await asyncio.gather(examining, return_exceptions=True)
@@ -142,10 +139,8 @@ def _room(config: PeerConfig, examined: Examined) -> tuple[Need, int]:
 
 async def _load(
     config: PeerConfig, checkpoint: Checkpoint, blocks: BlockRange, examined: Examined, progress: Progress
-) -> Engine:
+) -> Stage:
     """Fetch and load the blocks."""
-    from .engine.load import load_engine  # brings torch
+    from .engine.load import load_examined  # brings torch
 
-    return await asyncio.to_thread(
-        load_engine, checkpoint, blocks, examined.dtype, progress, examined.packing, examined.device
-    )
+    return await asyncio.to_thread(load_examined, checkpoint, blocks, examined, progress)

@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..proto.directory.records import PeerRecord
@@ -23,7 +23,7 @@ from ..proto.wire.handshake import PROTOCOL_VERSION, HelloChecker
 from ..routing.admit.table import SessionTable
 from ..routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState
 from .config import PeerConfig
-from .engine.scheduler import chunk_tokens_within
+from .engine.scheduler import EnginePolicy, chunk_tokens_within
 from .metrics import PeerMetrics, Readings
 from .offer.announce import Announcer, RecentLookups
 from .offer.calibrate import calibrate, still_holds
@@ -37,7 +37,7 @@ from .stop import StopRequest
 
 if TYPE_CHECKING:
     from ..proto.directory.hivemind.node import HivemindDirectory
-    from .engine.engine import Engine
+    from .engine.blocks.stage import Stage
     from .engine.load import Examined
     from .engine.step_record import StepRecord
 
@@ -82,28 +82,27 @@ class ReadyPeer:
     threads: int
 
 
-async def serve_until(node: Node, engine: Engine, on_ready: Callable[[ReadyPeer], None], stop: StopRequest) -> None:
+async def serve_until(node: Node, stage: Stage, on_ready: Callable[[ReadyPeer], None], stop: StopRequest) -> None:
     """Serve and announce until `stop`, then drain and say goodbye."""
-    from .engine.cache.pool import KvPool  # brings torch
+    hashes = await asyncio.to_thread(node.checkpoint.block_hashes, stage.blocks)
+    serving = _Serving(node, stage, hashes, await _known_cost(node, stage))
+    try:
+        await serving.run(on_ready, stop)
+    finally:
+        serving.close()
 
-    room_bytes = node.config.kv_tokens * len(engine.blocks) * engine.stage.kv_bytes_per_token
-    engine.pool = KvPool(room_bytes, node.config.prefix_cache_bytes)
-    hashes = await asyncio.to_thread(node.checkpoint.block_hashes, engine.blocks)
-    serving = _Serving(node, engine, hashes, await _known_cost(node, engine))
-    await serving.run(on_ready, stop)
 
-
-async def _known_cost(node: Node, engine: Engine) -> ComputeCost:
+async def _known_cost(node: Node, stage: Stage) -> ComputeCost:
     """The start-up measurement: an earlier one, if it was made under the same conditions and still holds."""
     store = CostStore(node.config.data_folder)
     examined = node.examined
     form = f"{examined.dtype} {examined.packing.value}"
     device = examined.device_description
-    conditions = Measured(node.model_digest, str(engine.blocks), form, device, examined.threads)
+    conditions = Measured(node.model_digest, str(stage.blocks), form, device, examined.threads)
     known = store.load(conditions)
-    if known is not None and await engine.submit(lambda: still_holds(engine, known, time.perf_counter)):
+    if known is not None and await asyncio.to_thread(still_holds, stage, known, time.perf_counter):
         return known
-    cost = await engine.submit(lambda: calibrate(engine, time.perf_counter))
+    cost = await asyncio.to_thread(calibrate, stage, time.perf_counter)
     await asyncio.to_thread(store.save, conditions, cost)
     return cost
 
@@ -111,10 +110,16 @@ async def _known_cost(node: Node, engine: Engine) -> ComputeCost:
 class _Serving:
     """A peer while it serves. Its record, its metrics and its pace follow what the engine does."""
 
-    def __init__(self, node: Node, engine: Engine, block_hashes: tuple[bytes, ...], cost: ComputeCost) -> None:
+    def __init__(self, node: Node, stage: Stage, block_hashes: tuple[bytes, ...], cost: ComputeCost) -> None:
+        from .engine.cache.pool import KvPool  # brings torch
+        from .engine.engine import Engine
+
         config = node.config
         self._node = node
-        self._engine = engine
+        self._owner = OwnerLoad(read_cpu, time.monotonic, os.cpu_count() or 1) if config.nice else None
+        room_bytes = config.kv_tokens * len(stage.blocks) * stage.kv_bytes_per_token
+        pool = KvPool(room_bytes, config.prefix_cache_bytes)
+        self._engine = engine = Engine(stage, pool, self._policy(cost, stage), [self._observe])
         self._block_hashes = block_hashes
         self._estimate = CostEstimate(cost)
         self._announced_cost = cost
@@ -123,7 +128,6 @@ class _Serving:
         )
         self._replay = ReplayStore(config.replay_bytes)
         self._metrics = PeerMetrics() if config.metrics_port is not None else None
-        self._owner: OwnerLoad | None = None
         self._counters = Counters()
         self._maddrs: tuple[str, ...] = ()
         self._incarnation = time.time_ns()
@@ -145,10 +149,13 @@ class _Serving:
             )
         )
 
+    def close(self) -> None:
+        """Stop computing."""
+        self._engine.close()
+
     async def run(self, on_ready: Callable[[ReadyPeer], None], stop: StopRequest) -> None:
         node, config = self._node, self._node.config
         self._maddrs = tuple(await node.directory.visible_maddrs())
-        self._follow_the_engine()
         server, port = await serve(node.identity, self._service.handlers, config.host, config.port)
         announcer = Announcer(
             node.directory, node.identity, node.swarm_key, lambda state: self._record(state, port), time.time,
@@ -200,11 +207,9 @@ class _Serving:
 
     # --- what follows the engine ---
 
-    def _follow_the_engine(self) -> None:
-        if self._node.config.nice:
-            self._owner = OwnerLoad(read_cpu, time.monotonic, os.cpu_count() or 1)
-            self._engine.pause = self._owner.pause
-        self._engine.observer = self._observe
+    def _policy(self, cost: ComputeCost, stage: Stage) -> EnginePolicy:
+        policy = EnginePolicy(chunk_tokens_within(cost, len(stage.blocks)))
+        return policy if self._owner is None else replace(policy, pause=self._owner.pause)
 
     def _observe(self, step: StepRecord) -> None:
         """In the engine's thread, after every step."""
@@ -268,7 +273,7 @@ class _Serving:
         node, engine, sessions = self._node, self._engine, self._sessions
         now = time.time()
         self._announced_cost = self._estimate.cost
-        engine.chunk_tokens = chunk_tokens_within(self._announced_cost, len(engine.blocks))
+        engine.adopt_policy(self._policy(self._announced_cost, engine.stage))
         spec = PeerSpec(
             id=node.identity.peer_id,
             blocks=engine.blocks,

@@ -1,20 +1,22 @@
-"""One forward pass over the tokens of several sessions, each of which may use only a part of the stage's blocks.
+"""One forward pass over the tokens of several sessions, each of which goes through blocks of its own.
 
-Where some of them enter or leave, the stage is cut, and every run of blocks is computed with all tokens that pass it.
+Sessions may use a part of the hosted blocks, and blocks that were hosted when they opened.  Those that go through the
+same module of a block compute it together, whatever stage they opened on: where some enter or leave, the pass is cut,
+and every run of blocks is computed with all tokens that go through it.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from ...proto.errors import OutOfMemory, RetryElsewhere, SwarmError
 from ...routing.swarm import BlockRange
-from .blocks.stage import RowSpan, Stage
+from .blocks.rows import RowSpan
+from .blocks.view import StageView
 from .cache.row import RowKV
 
 logger = logging.getLogger(__name__)
@@ -22,21 +24,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Share:
-    """What one session has computed in a pass."""
+    """The part of one session in a pass."""
 
-    blocks: BlockRange
+    view: StageView
+    """The blocks, as the session has them."""
     hidden: torch.Tensor
-    """(T, H) in the stage's dtype, on the CPU: the rows' tokens one after the other."""
+    """(T, H) in the view's dtype, on the CPU: the rows' tokens one after the other."""
     rows: tuple[RowSpan, ...]
 
 
-def compute_shares(stage: Stage, shares: Sequence[Share]) -> list[torch.Tensor | SwarmError]:
+def compute_shares(shares: Sequence[Share]) -> list[torch.Tensor | SwarmError]:
     """Every share's output, (T, H) on the CPU, or what went wrong with it; its rows are then as they were.
 
     If a pass fails, each share is computed on its own: the others do not suffer from the one to blame.
     """
     try:
-        return [*_compute(stage, shares)]
+        return [*_compute(shares)]
     except Exception as error:
         for share in shares:
             for row in share.rows:
@@ -44,7 +47,7 @@ def compute_shares(stage: Stage, shares: Sequence[Share]) -> list[torch.Tensor |
         if len(shares) == 1:
             return [error_of(error)]
         logger.warning("a step of %d sessions failed, each is computed on its own: %r", len(shares), error)
-    return [output for share in shares for output in compute_shares(stage, [share])]
+    return [output for share in shares for output in compute_shares([share])]
 
 
 def error_of(error: Exception) -> SwarmError:
@@ -58,15 +61,39 @@ def error_of(error: Exception) -> SwarmError:
     return RetryElsewhere("the peer failed to compute the step")
 
 
-def segments(ranges: Sequence[BlockRange]) -> list[BlockRange]:
-    """Ascending runs of blocks that each of the ranges has completely or not at all, and some range has."""
-    bounds = sorted({bound for blocks in ranges for bound in (blocks.start, blocks.stop)})
-    runs = [BlockRange(start, stop) for start, stop in itertools.pairwise(bounds)]
-    return [run for run in runs if any(blocks.covers(run) for blocks in ranges)]
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """A run of blocks that is computed at once, for those who go through the same modules there."""
+
+    blocks: BlockRange
+    travellers: tuple[int, ...]
+    """Indices into what was planned for."""
+
+
+def plan_legs(journeys: Sequence[Mapping[int, Hashable]]) -> list[Leg]:
+    """Cut journeys through blocks, each as block -> its module, into the fewest legs; ascending for each traveller.
+
+    O(blocks * journeys). Pure.
+    """
+    legs: list[Leg] = []
+    latest: dict[tuple[int, ...], int] = {}
+    for block in sorted(set().union(*journeys)):
+        together: dict[Hashable, list[int]] = {}
+        for index, modules in enumerate(journeys):
+            if block in modules:
+                together.setdefault(modules[block], []).append(index)
+        for travellers in map(tuple, together.values()):
+            position = latest.get(travellers)
+            if position is not None and legs[position].blocks.stop == block:
+                legs[position] = Leg(BlockRange(legs[position].blocks.start, block + 1), travellers)
+            else:
+                latest[travellers] = len(legs)
+                legs.append(Leg(BlockRange(block, block + 1), travellers))
+    return legs
 
 
 class _PassingRow(RowKV):
-    """A row on its way through a stage that is cut: what earlier runs of blocks wrote behind `start` has to stay.
+    """A row on a later leg of its way: what earlier legs wrote behind `start` has to stay.
 
     It is the same row, state and all; only that going back to `start` gives no memory back.
     """
@@ -78,17 +105,21 @@ class _PassingRow(RowKV):
         self.length = length
 
 
-def _compute(stage: Stage, shares: Sequence[Share]) -> list[torch.Tensor]:
+def _compute(shares: Sequence[Share]) -> list[torch.Tensor]:
     lengths = [len(share.hidden) for share in shares]
-    hidden = list(torch.cat([share.hidden for share in shares]).to(stage.device).split(lengths))
-    for run in segments([share.blocks for share in shares]):
-        active = [index for index, share in enumerate(shares) if share.blocks.covers(run)]
+    hidden = list(torch.cat([share.hidden for share in shares]).to(shares[0].view.device).split(lengths))
+    by_view: dict[StageView, list[int]] = {}
+    for index, share in enumerate(shares):
+        by_view.setdefault(share.view, []).append(index)
+    views = list(by_view)
+    for leg in plan_legs([view.modules for view in views]):
+        active = sorted(index for traveller in leg.travellers for index in by_view[views[traveller]])
         rows = [
-            row if shares[index].blocks.start == run.start else replace(row, kv=_PassingRow(row.kv))
+            row if shares[index].view.blocks.start == leg.blocks.start else replace(row, kv=_PassingRow(row.kv))
             for index in active
             for row in shares[index].rows
         ]
-        output = stage.view(run).forward(torch.cat([hidden[index] for index in active]), rows)
+        output = views[leg.travellers[0]].part(leg.blocks).forward(torch.cat([hidden[index] for index in active]), rows)
         for index, part in zip(active, output.split([lengths[index] for index in active]), strict=True):
             hidden[index] = part
     return list(torch.cat(hidden).cpu().split(lengths))

@@ -3,7 +3,9 @@
 The loop hands steps over with `Engine.step`, other work with `Engine.submit`, and never touches a tensor; what crosses
 are bytes in wire format.  The thread goes through turns: work that was submitted, then one forward pass over the tokens
 that `scheduler.plan_step` chooses from all steps that are there.  A step that arrives while one is computed is part of
-the next.  Between turns nothing is under way, so sessions end, are exported and move without locks.
+the next.  Between turns nothing is under way, so sessions end, are exported and move without locks, and the stage is
+replaced (`Engine.swap`): sessions keep the blocks that they opened on and batch with later ones where these are the
+same.
 """
 
 from __future__ import annotations
@@ -12,11 +14,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,15 +26,16 @@ from ...proto.wire.prefixes import Digests
 from ...proto.wire.steps import StepPlan
 from ...proto.wire.tensors import WireFormat
 from ...routing.swarm import BlockRange, PeerId
-from .batch import Share, compute_shares, error_of
+from .batch import compute_shares, error_of
 from .blocks.stage import Stage
 from .cache.memory import SessionMemory
 from .cache.pool import KvPool
 from .cache.session import SessionKv, StepOutput, StepProgress
-from .scheduler import DEFAULT_CHUNK_TOKENS, ExpectedSessions, Take, gather_until, plan_step
-from .step_record import StepObserver, StepRecord
+from .jobs import Answer, Job, Work, deliver, record_of_step, run_work, takes_by_job
+from .scheduler import EnginePolicy, ExpectedSessions, gather_until, plan_step
+from .step_record import StepListener
 
-__all__ = ["Engine", "SessionKv", "StepOutput"]
+__all__ = ["Engine", "EnginePolicy", "SessionKv", "StepOutput"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,73 +43,58 @@ _T = TypeVar("_T")
 _NOBODY = PeerId("")
 
 
-@dataclass(eq=False)
-class _Job:
-    """A step on its way through the engine."""
-
-    kv: SessionKv
-    plan: StepPlan
-    data: bytes
-    future: asyncio.Future[StepOutput]
-    arrived_at: float
-    """Monotonic seconds."""
-    started_at: float | None = None
-    """Unix seconds; from the first forward pass on."""
-
-
-@dataclass(eq=False)
-class _Work:
-    """Something else that runs in the engine's thread."""
-
-    run: Callable[[], Any]
-    future: asyncio.Future[Any]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Answer:
-    """What becomes of a future: `error`, or else `value`."""
-
-    future: asyncio.Future[Any]
-    value: Any = None
-    error: BaseException | None = None
-
-
 class Engine:
     """One stage and the one thread that computes with it."""
 
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.chunk_tokens = DEFAULT_CHUNK_TOKENS
-        """How many tokens of prompts a step computes at most; see `scheduler.chunk_tokens_within`."""
-        self.observer: StepObserver | None = None
-        """Hears of every step, in the engine's thread."""
-        self.pause: Callable[[], float] | None = None
-        """Asked after every step for how many seconds the machine should be left to its owner."""
-        self.pool = KvPool(0, prefix_limit_bytes=0)
-        """The memory of the sessions; another one may be put here before there are any."""
+    def __init__(
+        self,
+        stage: Stage,
+        pool: KvPool,
+        policy: EnginePolicy = EnginePolicy(),  # noqa: B008  # a value
+        listeners: Sequence[StepListener] = (),
+    ) -> None:
+        """`pool` is the memory of the sessions; `listeners` hear of every step, in the engine's thread."""
+        self.pool = pool
+        self._stage = stage
+        self._policy = policy
+        self._listeners = tuple(listeners)
         # A task of this executor runs while there is something to do: an engine that is forgotten holds no thread up.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._changed = threading.Condition()
         # Shared by the loop and the engine's thread, under the condition's lock:
         self._running = False
         self._closed = False
-        self._inbox: list[_Job | _Work] = []
+        self._inbox: list[Job | Work] = []
         self._expected = ExpectedSessions()
         # Of the loop:
         self._latest: WeakKeyDictionary[SessionKv, asyncio.Future[StepOutput]] = WeakKeyDictionary()
         # Of the engine's thread:
-        self._jobs: dict[_Job, StepProgress] = {}
+        self._jobs: dict[Job, StepProgress] = {}
         """Steps that have begun, in the order of `scheduler.StepChoice`."""
         self._last_step_seconds = 0.0
         self._last_step_ended = 0.0
 
     @property
+    def stage(self) -> Stage:
+        """What is hosted now."""
+        return self._stage
+
+    @property
     def blocks(self) -> BlockRange:
-        return self.stage.blocks
+        """The blocks that are hosted now."""
+        return self._stage.blocks
+
+    @property
+    def policy(self) -> EnginePolicy:
+        return self._policy
+
+    def adopt_policy(self, policy: EnginePolicy) -> None:
+        """Divide the time by `policy` from the next step on; from any thread."""
+        self._policy = policy
 
     def wire_format(self, name: str) -> WireFormat:
         """The wire format of that name for this model. Raises UsageError if there is none."""
-        return WireFormat.named(name, self.stage.hidden_size)
+        return WireFormat.named(name, self._stage.hidden_size)
 
     def open(
         self,
@@ -119,14 +105,16 @@ class Engine:
         client: PeerId = _NOBODY,
         prefixes: Sequence[Digests] = (),
     ) -> SessionKv:
-        """The rows of a new session, which may begin with what is held of the client's `prefixes`; close it.
+        """The rows of a new session, which may begin with what is held of the client's `prefixes`; `release` them.
 
-        Raises UsageError for blocks that are not hosted here.
+        The session stays on the modules of these blocks whatever is hosted later. Raises UsageError for blocks that are
+        not hosted now.
         """
-        self.stage.view(blocks)  # refuses other blocks before anything is pinned
-        nbytes = kv_tokens * len(blocks) * self.stage.kv_bytes_per_token
+        stage = self._stage
+        view = stage.view(blocks)  # refuses other blocks before anything is pinned
+        nbytes = kv_tokens * len(blocks) * stage.kv_bytes_per_token
         memory = SessionMemory(self.pool, client, blocks, nbytes, prefixes)
-        return SessionKv(self.stage, blocks, wire_format, kv_tokens, max_rows, memory)
+        return SessionKv(view, wire_format, kv_tokens, max_rows, memory)
 
     # On the loop.
 
@@ -141,7 +129,7 @@ class Engine:
         if latest is not None and not latest.done():
             raise RuntimeError("a session has one step at a time in the engine")
         future: asyncio.Future[StepOutput] = asyncio.get_running_loop().create_future()
-        self._put(_Job(kv, plan, data, future, time.monotonic()))
+        self._put(Job(kv, plan, data, future, time.monotonic()))
         self._latest[kv] = future
         return await future
 
@@ -152,8 +140,38 @@ class Engine:
         engine is closed.
         """
         future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-        self._put(_Work(work, future))
+        self._put(Work(work, future))
         return await future
+
+    async def release(self, kv: SessionKv) -> None:
+        """End a session: free its rows and give its reservation back, after what was submitted before.
+
+        A step of the session must be over or cancelled. It happens however the engine is used: a caller that is
+        cancelled only hears of it no more, and an engine that closes, or is closed, does it all the same.
+        """
+        work = Work(kv.close, asyncio.get_running_loop().create_future(), unconditional=True)
+        if self._put_or_refuse(work):
+            await work.future
+        else:
+            kv.close()  # there is no thread any more that could touch it
+
+    async def swap(self, stage: Stage, pool_capacity_bytes: int | None = None) -> None:
+        """Host `stage` in place of the present one, and resize the pool, between two steps.
+
+        The stage has the modules of the present one for the blocks that stay (`Stage.joined`). Sessions that are open
+        keep their blocks, in memory and computing, until they are released. Raises ValueError for a stage of another
+        model, dtype or device; nothing has changed then.
+        """
+        kept = self._stage
+        if (stage.hidden_size, stage.dtype, stage.device) != (kept.hidden_size, kept.dtype, kept.device):
+            raise ValueError("sessions could not be batched across these stages")
+
+        def replace_stage() -> None:
+            self._stage = stage
+            if pool_capacity_bytes is not None:
+                self.pool.resize(pool_capacity_bytes)
+
+        await self.submit(replace_stage)
 
     def close(self) -> None:
         """Stop the thread when the forward pass that runs now is done; what waits fails with PeerUnavailable."""
@@ -162,30 +180,41 @@ class Engine:
             self._changed.notify()
         self._executor.shutdown(wait=True)
 
-    def _put(self, item: _Job | _Work) -> None:
+    def _put(self, item: Job | Work) -> None:
+        if not self._put_or_refuse(item):
+            raise PeerUnavailable("the peer is shutting down")
+
+    def _put_or_refuse(self, item: Job | Work) -> bool:
+        """Hand something over; False if the engine is closed, to which only unconditional work may still come."""
         with self._changed:
-            if self._closed:
-                raise PeerUnavailable("the peer is shutting down")
+            if self._closed and not (item.unconditional and self._running):
+                return False
             self._inbox.append(item)
-            if isinstance(item, _Job):
+            if isinstance(item, Job):
                 self._expected.arrived(item.kv, item.arrived_at)
             if self._running:
                 self._changed.notify()
             else:
                 self._running = True
                 self._executor.submit(self._run)
+        return True
 
     # In the engine's thread.
 
     def _run(self) -> None:
         """Take turns until there is nothing to do."""
-        try:
-            while self._take_turn():
-                pass
-        except BaseException:
-            # A defect: whoever waits must not wait for ever.
-            logger.exception("the engine failed; all steps that were under way are lost")
-            self._drop_everything(RetryElsewhere("the peer's engine failed"))
+        failed = False
+        while True:
+            try:
+                if failed:
+                    self._drop_steps(RetryElsewhere("the peer's engine failed"))
+                    failed = False
+                if not self._take_turn():
+                    return
+            except BaseException:
+                # A defect: nobody may wait for ever, and sessions that come later are served.
+                logger.exception("the engine failed; all steps that were under way are lost")
+                failed = True
 
     def _take_turn(self) -> bool:
         """Whether there may be more to do."""
@@ -196,52 +225,58 @@ class Engine:
         if self._jobs and not self._closed:
             self._step()
             self._leave_time_to_the_owner()
+        if self._closed:
+            self._drop_steps(PeerUnavailable("the peer is shutting down"))
+            for item in self._take_inbox():
+                assert isinstance(item, Work), "a step is refused once the engine is closed"
+                run_work(item)
         with self._changed:
-            if not self._closed:
-                self._running = bool(self._jobs or self._inbox)
-                return self._running
-        self._drop_everything(PeerUnavailable("the peer is shutting down"))
-        return False
+            self._running = bool(self._jobs or self._inbox)
+            return self._running
 
     def _accept(self) -> None:
         """Begin the steps and do the other work that arrived, in order."""
-        with self._changed:
-            if self._closed:
-                return
-            items, self._inbox = self._inbox, []
+        if self._closed:
+            return
+        items = self._take_inbox()
         # After the inbox was taken: what a session sends after it cancelled a step finds the step gone.
         self._drop_cancelled()
         for item in items:
-            if item.future.cancelled():
-                continue
-            try:
-                if isinstance(item, _Work):
-                    _deliver([_Answer(item.future, item.run())])
-                else:
+            if isinstance(item, Work):
+                run_work(item)
+            elif not item.future.cancelled():
+                try:
                     self._begin(item)
-            except Exception as error:
-                _deliver([_Answer(item.future, error=error_of(error) if isinstance(item, _Job) else error)])
+                except Exception as error:
+                    deliver([Answer(item.future, error=error_of(error))])
 
-    def _begin(self, job: _Job) -> None:
+    def _begin(self, job: Job) -> None:
         now = time.time()
         progress = job.kv.begin(job.plan, job.data)
         if progress.remaining:
             self._jobs[job] = progress
         else:
-            _deliver([_Answer(job.future, StepOutput(progress.finish(), now, now))])
+            deliver([Answer(job.future, StepOutput(progress.finish(), now, now))])
 
     def _drop_cancelled(self) -> None:
         for job in [job for job in self._jobs if job.future.cancelled()]:
             self._jobs.pop(job).abandon()
 
-    def _drop_everything(self, error: Exception) -> None:
+    def _drop_steps(self, error: Exception) -> None:
+        """Fail what is under way and what waits; only unconditional work is left, in the inbox."""
         with self._changed:
-            self._running = False
-            items, self._inbox = self._inbox, []
-        jobs, self._jobs = self._jobs, {}
-        _deliver([_Answer(item.future, error=error) for item in (*jobs, *items)])
-        for progress in jobs.values():
+            waiting = [item for item in self._inbox if not item.unconditional]
+            self._inbox = [item for item in self._inbox if item.unconditional]
+        deliver([Answer(item.future, error=error) for item in waiting])
+        while self._jobs:
+            job, progress = self._jobs.popitem()
+            deliver([Answer(job.future, error=error)])
             progress.abandon()
+
+    def _take_inbox(self) -> list[Job | Work]:
+        with self._changed:
+            items, self._inbox = self._inbox, []
+            return items
 
     def _gather(self) -> None:
         """Wait a moment for sessions that should be back very soon, see `scheduler.gather_until`."""
@@ -257,8 +292,8 @@ class Engine:
     def _step(self) -> None:
         """One forward pass over what the scheduler chooses of all jobs."""
         jobs = list(self._jobs)
-        choice = plan_step([self._jobs[job].remaining for job in jobs], self.chunk_tokens)
-        takes = _by_job(choice.takes)
+        choice = plan_step([self._jobs[job].remaining for job in jobs], self._policy.chunk_tokens)
+        takes = takes_by_job(choice.takes)
         shares = [self._jobs[jobs[index]].share(rows) for index, rows in takes.items()]
         began_at, began = time.time(), time.monotonic()
         waits = [0.0]
@@ -266,10 +301,10 @@ class Engine:
             if jobs[index].started_at is None:
                 jobs[index].started_at = began_at
                 waits.append(began - jobs[index].arrived_at)
-        outputs = compute_shares(self.stage, shares)
+        outputs = compute_shares(shares)
         self._last_step_ended = time.monotonic()
         self._last_step_seconds = self._last_step_ended - began
-        over: dict[_Job, _Answer] = {}
+        over: dict[Job, Answer] = {}
         for (index, rows), output in zip(takes.items(), outputs, strict=True):
             job = jobs[index]
             answer = self._store(job, rows, output)
@@ -278,72 +313,30 @@ class Engine:
         with self._changed:
             for job in over:
                 self._expected.answered(job.kv, self._last_step_ended)
-        _deliver(over.values())
+        deliver(over.values())
         self._jobs = {jobs[index]: self._jobs[jobs[index]] for index in choice.order if jobs[index] not in over}
-        if self.observer is not None and not any(isinstance(output, Exception) for output in outputs):
-            self.observer(_record(shares, self._last_step_seconds, max(waits)))
+        if self._listeners and not any(isinstance(output, Exception) for output in outputs):
+            record = record_of_step(shares, self._last_step_seconds, max(waits))
+            for listener in self._listeners:
+                listener(record)
 
-    def _store(self, job: _Job, rows: Sequence[tuple[int, int]], output: torch.Tensor | SwarmError) -> _Answer | None:
+    def _store(self, job: Job, rows: Sequence[tuple[int, int]], output: torch.Tensor | SwarmError) -> Answer | None:
         """Keep what a pass gave for a job; the answer if it is over."""
         progress = self._jobs[job]
         if isinstance(output, Exception):
             progress.abandon()
-            return _Answer(job.future, error=output)
+            return Answer(job.future, error=output)
         progress.store(rows, output)
         if any(progress.remaining):
             return None
         assert job.started_at is not None
         try:
-            return _Answer(job.future, StepOutput(progress.finish(), job.started_at, time.time()))
+            return Answer(job.future, StepOutput(progress.finish(), job.started_at, time.time()))
         except Exception as error:
-            return _Answer(job.future, error=error_of(error))
+            return Answer(job.future, error=error_of(error))
 
     def _leave_time_to_the_owner(self) -> None:
-        seconds = self.pause() if self.pause is not None else 0.0
+        seconds = self._policy.pause()
         if seconds > 0:
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, seconds)
-
-
-def _by_job(takes: Iterable[Take]) -> dict[int, list[tuple[int, int]]]:
-    """Job -> (row, tokens) of its rows."""
-    by_job: dict[int, list[tuple[int, int]]] = {}
-    for take in takes:
-        by_job.setdefault(take.job, []).append((take.row, take.count))
-    return by_job
-
-
-def _record(shares: Sequence[Share], seconds: float, longest_wait_seconds: float) -> StepRecord:
-    rows = [row for share in shares for row in share.rows]
-    decode_rows = sum(row.count == 1 for row in rows)
-    tokens = sum(row.count for row in rows)
-    return StepRecord(
-        sessions=len(shares),
-        rows=len(rows),
-        decode_rows=decode_rows,
-        prefill_tokens=tokens - decode_rows,
-        context_tokens=sum(row.start + row.count for row in rows),
-        blocks=sum(len(share.hidden) * len(share.blocks) for share in shares) / tokens,
-        seconds=seconds,
-        longest_wait_seconds=longest_wait_seconds,
-    )
-
-
-def _deliver(answers: Iterable[_Answer]) -> None:
-    """Wake each loop once for all of its answers."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[_Answer]] = {}
-    for answer in answers:
-        by_loop.setdefault(answer.future.get_loop(), []).append(answer)
-    for loop, part in by_loop.items():
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(_settle, part)
-
-
-def _settle(answers: Sequence[_Answer]) -> None:
-    for answer in answers:
-        if answer.future.done():
-            continue
-        if answer.error is not None:
-            answer.future.set_exception(answer.error)
-        else:
-            answer.future.set_result(answer.value)

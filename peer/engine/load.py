@@ -1,4 +1,4 @@
-"""From a checkpoint to an engine that is ready to compute."""
+"""From a checkpoint to a stage that is ready to compute."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
-from ...proto.errors import OutOfMemory
+from ...proto.errors import OutOfMemory, UsageError
 from ...proto.model.checkpoint import Checkpoint
-from ...proto.model.family import BlockList, load_model, slice_config, stage_class
+from ...proto.model.family import load_model, stage_class
 from ...proto.wire.tensors import DTYPES
 from ...routing.swarm import BlockRange
 from .blocks.selfcheck import check_family
 from .blocks.sizes import block_sizes
-from .blocks.stage import BatchingRoute, Stage, attention_of, load_stage
+from .blocks.stage import Stage
+from .blocks.view import BatchingRoute, Shell, attention_of
 from .device import CPU, describe_device, find_device, find_dtype, free_device_bytes
-from .engine import Engine
 from .threads import set_threads
 from .weights.choose import find_packing
 from .weights.quantize import Packing, pack_block, shared_inputs
 
 logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Is called with the bytes done and the bytes in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,83 +92,128 @@ def examine_model(
     )
 
 
-def load_engine(
+def load_examined(
     checkpoint: Checkpoint,
     blocks: BlockRange,
-    dtype: str,
+    examined: Examined,
     progress: Callable[[str, int, int], None],
-    packing: Packing = Packing.PLAIN,
-    device: str = "cpu",
-) -> Engine:
-    """Fetch `blocks` of a model that was examined and load them in `dtype` ("float32") onto `device` ("cuda:0").
+    reuse: Stage | None = None,
+) -> Stage:
+    """Fetch `blocks` of a model that was examined and load them as was decided then; see `load_stage` for `reuse`.
 
-    `packing` is how their matrices are held, see `formats.find_packing`. `progress` hears what is done, the bytes
-    done and the bytes in all. Raises UsageError, ModelMismatch, OutOfMemory, and RetryElsewhere if the hub does not
-    answer.
+    `progress` hears "fetching" or "loading", the bytes done and the bytes in all. Raises UsageError, ModelMismatch,
+    OutOfMemory, and RetryElsewhere if the hub does not answer; whatever is raised, nothing of the load is kept.
     """
-    checkpoint.fetch(blocks, lambda done, total: progress("fetching", done, total))
+    for run in _runs_outside(blocks, reuse):
+        checkpoint.fetch(run, lambda done, total: progress("fetching", done, total))
     try:
-        stage = load_packed_stage(
+        return load_stage(
             checkpoint,
             blocks,
-            DTYPES[dtype],
+            DTYPES[examined.dtype],
             lambda done, total: progress("loading", done, total),
             check_family(checkpoint.config),
-            packing,
-            torch.device(device),
+            examined.packing,
+            torch.device(examined.device),
+            reuse,
         )
     except (MemoryError, torch.OutOfMemoryError):
         raise OutOfMemory(f"there is no memory for blocks {blocks}") from None
-    return Engine(stage)
 
 
-def load_packed_stage(
+def load_stage(
+    checkpoint: Checkpoint,
+    blocks: BlockRange,
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+    route: BatchingRoute = BatchingRoute.SINGLE,
+    packing: Packing = Packing.PLAIN,
+    device: torch.device = CPU,
+    reuse: Stage | None = None,
+) -> Stage:
+    """Load `blocks` of a checkpoint, reading (and from a hub: fetching) only their tensors.
+
+    `route` is what `check_family` found for the model; `packing` is the form of the matrices, see `find_packing`.
+    Where they are packed, or on a GPU, blocks are loaded, packed and moved one by one: there is never more memory in
+    use than what the packed blocks hold, and one block as it was loaded with the intermediate results of packing it.
+
+    The blocks that `reuse`, a stage loaded in the same way, has are not loaded again: the new stage has its very
+    modules for them, and memory holds the union of both. `reuse` may go on computing meanwhile and is not changed.
+
+    `progress` is called with bytes done and bytes in all; what it raises ends the load. Raises UsageError for blocks
+    that the model does not have, UnsupportedModel, ModelMismatch for a checkpoint that lacks weights, OutOfMemory.
+    """
+    if blocks.stop > checkpoint.num_blocks:
+        raise UsageError(
+            f"the model has blocks 0:{checkpoint.num_blocks}, not {blocks}",
+            hint=f"Choose a range inside 0:{checkpoint.num_blocks}.",
+        )
+    one_by_one = packing is not Packing.PLAIN or device != CPU
+    runs = _runs_outside(blocks, reuse)
+    bytes_in_all = sum(checkpoint.block_bytes(block) for run in runs for block in run)
+    bytes_done = 0
+    parts = [] if reuse is None else [reuse]
+    for run in runs:
+        step = _shifted(progress, bytes_done, bytes_in_all)
+        if one_by_one:
+            parts.append(_load_one_by_one(checkpoint, run, dtype, step, route, packing, device))
+        else:
+            parts.append(_load_at_once(checkpoint, run, dtype, step, route))
+        bytes_done += sum(checkpoint.block_bytes(block) for block in run)
+    return Stage.joined(blocks, parts)
+
+
+def _runs_outside(blocks: BlockRange, reuse: Stage | None) -> list[BlockRange]:
+    """The parts of `blocks` that `reuse` does not have."""
+    if reuse is None:
+        return [blocks]
+    bounds = (blocks.start, min(blocks.stop, reuse.blocks.start)), (max(blocks.start, reuse.blocks.stop), blocks.stop)
+    return [BlockRange(start, stop) for start, stop in bounds if start < stop]
+
+
+def _load_at_once(
+    checkpoint: Checkpoint, blocks: BlockRange, dtype: torch.dtype, progress: Progress | None, route: BatchingRoute
+) -> Stage:
+    """Weights of the checkpoint's own dtype are not copied: they stay in the mapped file."""
+    model_class = stage_class(checkpoint.config, blocks)
+    state = checkpoint.block_state(blocks, progress)
+    return Stage.of(load_model(model_class, checkpoint.config, state, dtype, attention_of(route)), blocks, route)
+
+
+def _load_one_by_one(
     checkpoint: Checkpoint,
     blocks: BlockRange,
     dtype: torch.dtype,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
     route: BatchingRoute,
     packing: Packing,
-    device: torch.device = CPU,
+    device: torch.device,
 ) -> Stage:
-    """As `load_stage`, with the blocks' matrices packed, on `device`.
-
-    Blocks are loaded, packed and moved one by one, so that there is never more memory in use than what the packed
-    blocks hold, and one block as it was loaded with the intermediate results of packing it. A GPU needs no more than
-    what it will hold and a piece of a matrix. Raises as `load_stage`.
-    """
-    if (packing is Packing.PLAIN and device == CPU) or blocks.stop > checkpoint.num_blocks:
-        return load_stage(checkpoint, blocks, dtype, progress, route)
     config = checkpoint.config
     groups = shared_inputs(config) if packing is not Packing.PLAIN else frozenset()
     bytes_in_all = sum(checkpoint.block_bytes(block) for block in blocks)
     bytes_done = 0
-    shell: PreTrainedModel | None = None
-    packed = nn.ModuleList()
+    shell: Shell | None = None
+    modules: list[nn.Module] = []
     for block in blocks:
-        one = BlockRange(block, block + 1)
-        state = checkpoint.block_state(one, _shifted(progress, bytes_done, bytes_in_all))
-        model = load_model(stage_class(config, one), config, state, dtype, attention_of(route))
-        (loaded,) = BlockList.at(model, model.blocks_path).blocks
+        single = BlockRange(block, block + 1)
+        state = checkpoint.block_state(single, _shifted(progress, bytes_done, bytes_in_all))
+        model = load_model(stage_class(config, single), config, state, dtype, attention_of(route))
+        its_shell, (module,) = Shell.split(model, route)
         if packing is not Packing.PLAIN:
-            pack_block(loaded, packing, groups, device)
-        _leave_the_file(loaded, device)
-        packed.append(loaded)
-        shell = shell or model
+            pack_block(module, packing, groups, device)
+        _leave_the_file(module, device)
+        modules.append(module)
+        shell = shell or its_shell
         bytes_done += checkpoint.block_bytes(block)
-        del model, state
+        del model, state, its_shell
         _return_freed_memory()
     assert shell is not None
-    found = BlockList.at(shell, shell.blocks_path)
-    setattr(found.owner, found.name, packed)
-    found.owner.config = slice_config(shell.config, blocks.start, blocks.stop)
-    shell.to(device)  # what is around the blocks: tables of rotary positions
-    return Stage(shell, blocks, route)
+    shell.to(device)
+    return Stage.around(shell, modules, blocks)
 
 
-def _shifted(
-    progress: Callable[[int, int], None] | None, before: int, in_all: int
-) -> Callable[[int, int], None] | None:
+def _shifted(progress: Progress | None, before: int, in_all: int) -> Progress | None:
     return None if progress is None else lambda done, _: progress(before + done, in_all)
 
 

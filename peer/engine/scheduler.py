@@ -15,7 +15,7 @@ The rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,12 +23,26 @@ from weakref import WeakKeyDictionary
 from ...routing.swarm import ComputeCost
 
 DEFAULT_CHUNK_TOKENS = 64
-"""Until the machine's speed is known, see `chunk_tokens_within`."""
+"""The chunk until the machine's speed is known, see `chunk_tokens_within`."""
 MIN_CHUNK_TOKENS = 32
 """Smaller chunks read the weights more often than a prompt's speed bears."""
 MAX_CHUNK_TOKENS = 512
 STALL_SECONDS = 0.25
 """A chunk should not add more than this to a step, or than the step of a decode row takes, where that is more."""
+
+
+def _no_pause() -> float:
+    return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePolicy:
+    """How the engine divides its time. A value: whoever changes the policy replaces it (`Engine.adopt_policy`)."""
+
+    chunk_tokens: int = DEFAULT_CHUNK_TOKENS
+    """Most tokens of prompts in a step; see `chunk_tokens_within`."""
+    pause: Callable[[], float] = _no_pause
+    """Asked in the engine's thread after every step: seconds that are left to the machine's owner."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What one step of the engine was, for whoever measures: the online cost estimate and the metrics."""
+"""The record of one step of the engine, for its listeners: the online cost estimate, the metrics, the governor."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ class StepRecord:
     """The longest time that a session's step of these waited before it began."""
 
 
-StepObserver = Callable[[StepRecord], None]
-"""Is called in the engine's thread after every step; must return at once."""
+StepListener = Callable[[StepRecord], None]
+"""Is called in the engine's thread after every step, and must return at once."""

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 
 from ...routing.swarm import BlockRange
-from .blocks.stage import RowSpan, Stage
+from .blocks.rows import RowSpan
+from .blocks.stage import Stage
 from .cache.row import BlockKV, RowKV
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...routing.swarm import ComputeCost
-from ..engine.engine import Engine
+from ..engine.blocks.stage import Stage
 from ..engine.trial import StepTrial
 
 BUDGET_SECONDS = 2.0
@@ -35,14 +35,14 @@ class _Point:
     run: Callable[[], None]
 
 
-def calibrate(engine: Engine, clock: Callable[[], float]) -> ComputeCost:
-    """Measure the engine's stage; runs in the engine's thread, for about `BUDGET_SECONDS` at most.
+def calibrate(stage: Stage, clock: Callable[[], float]) -> ComputeCost:
+    """Measure a stage that nobody else uses meanwhile, for about `BUDGET_SECONDS` at most.
 
     `clock` is a monotonic clock in seconds.
     """
-    trial = _warm_up(engine, clock)
+    trial = _warm_up(stage, clock)
     decode = [_Point((1.0, rows, rows * context), trial.decode(rows, context)) for rows, context in DECODE_POINTS]
-    lengths = PREFILL_TOKENS if engine.stage.device.type == "cpu" else GPU_PREFILL_TOKENS
+    lengths = PREFILL_TOKENS if stage.device.type == "cpu" else GPU_PREFILL_TOKENS
     prefill = [_Point((1.0, tokens), trial.prefill(tokens)) for tokens in lengths]
     spent_from = clock()
     best = [float("inf")] * (len(decode) + len(prefill))
@@ -58,25 +58,25 @@ def calibrate(engine: Engine, clock: Callable[[], float]) -> ComputeCost:
     return ComputeCost(*(value / blocks for value in (fixed, per_row, per_token, prefill_fixed, prefill_per_token)))
 
 
-def still_holds(engine: Engine, known: ComputeCost, clock: Callable[[], float]) -> bool:
-    """Whether one decode step takes what an earlier measurement says, within 30 %. Runs in the engine's thread."""
-    trial = _warm_up(engine, clock)
+def still_holds(stage: Stage, known: ComputeCost, clock: Callable[[], float]) -> bool:
+    """Whether one decode step takes what an earlier measurement says, within 30 %. Nobody else uses the stage."""
+    trial = _warm_up(stage, clock)
     run = trial.decode(1, 64)
     seconds = min(_timed(run, clock) for _ in range(ROUNDS)) / trial.num_blocks
     expected = known.decode_seconds(1, 64)
     return abs(seconds - expected) <= _SAME_SHARE * expected
 
 
-def _warm_up(engine: Engine, clock: Callable[[], float]) -> StepTrial:
+def _warm_up(stage: Stage, clock: Callable[[], float]) -> StepTrial:
     """A trial with as many blocks as the budget allows, warm."""
-    total = len(engine.blocks)
-    few = StepTrial(engine.stage, min(_MIN_BLOCKS, total))
+    total = len(stage.blocks)
+    few = StepTrial(stage, min(_MIN_BLOCKS, total))
     run = few.decode(1, 1)
     seconds = min(_timed(run, clock) for _ in range(3))
     # One round has the work of about 60 decoded tokens where prompts are computed at ten times that speed.
     affordable = int(BUDGET_SECONDS / ROUNDS / 30 / (seconds / few.num_blocks))
     blocks = min(total, max(_MIN_BLOCKS, affordable))
-    trial = StepTrial(engine.stage, blocks)
+    trial = StepTrial(stage, blocks)
     warm = trial.decode(1, 1)
     warm()
     warm()

@@ -193,7 +193,7 @@ class PeerService:
         try:
             yield kv
         finally:
-            await run_to_end(engine.submit(kv.close))
+            await run_to_end(engine.release(kv))
 
     def _session_parts(
         self,

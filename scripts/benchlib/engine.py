@@ -93,13 +93,17 @@ def say(text: str) -> None:
 @contextlib.contextmanager
 def engine(folder: Path, packing: str) -> Iterator[Any]:
     """An engine with all blocks in one of `FORMATS`."""
-    from blockswarm.peer.engine.load import load_engine
+    from blockswarm.peer.engine.blocks.selfcheck import check_family
+    from blockswarm.peer.engine.cache.pool import KvPool
+    from blockswarm.peer.engine.engine import Engine
+    from blockswarm.peer.engine.load import load_stage
     from blockswarm.proto.model.checkpoint import open_checkpoint
     from blockswarm.routing.swarm import BlockRange
 
     checkpoint = open_checkpoint(str(folder))
     blocks = BlockRange(0, checkpoint.num_blocks)
-    made = load_engine(checkpoint, blocks, "float32", lambda *_: None, packing=packing_of(packing))
+    stage = load_stage(checkpoint, blocks, route=check_family(checkpoint.config), packing=packing_of(packing))
+    made = Engine(stage, KvPool(0, prefix_limit_bytes=0))
     try:
         yield made
     finally:
@@ -135,7 +139,7 @@ class Sessions:
 
     async def close(self) -> None:
         for cache in self.caches:
-            await self._engine.submit(cache.close)
+            await self._engine.release(cache)
 
 
 async def decode_rate(engine: Any, count: int, tokens: int) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from blockswarm.peer.engine.blocks.selfcheck import check_family
 from blockswarm.peer.engine.blocks.stage import RowSpan, Stage
-from blockswarm.peer.engine.load import load_packed_stage
+from blockswarm.peer.engine.load import load_stage
 from blockswarm.peer.engine.weights.choose import int8_form
 from blockswarm.peer.engine.weights.quantize import Packing, pack_block, shared_inputs
 from blockswarm.proto.model.checkpoint import open_checkpoint
@@ -76,7 +76,7 @@ def load(folder: Path, packing: Packing) -> Stage:
     """All blocks of a checkpoint in one stage."""
     checkpoint = open_checkpoint(folder)
     everything = BlockRange(0, checkpoint.num_blocks)
-    return load_packed_stage(checkpoint, everything, torch.float32, None, check_family(checkpoint.config), packing)
+    return load_stage(checkpoint, everything, torch.float32, None, check_family(checkpoint.config), packing)
 
 
 def step_times(

@@ -31,7 +31,7 @@ def stage_of(full: PreTrainedModel, blocks: BlockRange) -> Stage:
     theirs = find_blocks(full, full.config.num_hidden_layers).blocks
     for index, block in enumerate(find_blocks(model, len(blocks)).blocks):
         block.load_state_dict(theirs[blocks.start + index].state_dict())
-    return Stage(model.eval(), blocks, BatchingRoute.SINGLE)
+    return Stage.of(model.eval(), blocks, BatchingRoute.SINGLE)
 
 
 def ends_of(full: PreTrainedModel) -> PreTrainedModel:

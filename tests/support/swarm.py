@@ -12,9 +12,9 @@ from blockswarm.client.chain.session import ChainSession
 from blockswarm.client.config import SessionConfig, SessionEvent
 from blockswarm.client.swarm.router import ViewRouter
 from blockswarm.client.swarm.view import SwarmView
-from blockswarm.peer.engine.blocks.stage import load_stage
 from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.engine import Engine
+from blockswarm.peer.engine.load import load_stage
 from blockswarm.peer.session.replay_store import DEFAULT_LIMIT_BYTES, ReplayStore
 from blockswarm.peer.session.service import PeerParts, PeerService
 from blockswarm.proto.directory.directory import MemoryDirectory, MemoryStore
@@ -76,8 +76,8 @@ class LocalSwarm:
     ) -> LocalPeer:
         identity = identity or Identity.generate()
         directory = MemoryDirectory(self.store, time.time)
-        engine = Engine(load_stage(self.checkpoint, blocks))
-        engine.pool = KvPool(kv_tokens * len(blocks) * engine.stage.kv_bytes_per_token, self.prefix_bytes)
+        stage = load_stage(self.checkpoint, blocks)
+        engine = Engine(stage, KvPool(kv_tokens * len(blocks) * stage.kv_bytes_per_token, self.prefix_bytes))
         sessions = SessionTable(kv_tokens * len(blocks))
 
         async def lookup(name: str) -> list[bytes]:

@@ -153,6 +153,9 @@ class ToyEngine:
     async def step(self, kv: ToyKv, plan: StepPlan, data: bytes) -> StepOutput:
         return kv.step(plan, data)
 
+    async def release(self, kv: ToyKv) -> None:
+        kv.close()
+
     async def submit(self, work: Callable[[], T]) -> T:
         return work()
 

@@ -16,8 +16,9 @@ import grpc
 import pytest
 import torch
 from blockswarm.client.chain.session import ChainSession
-from blockswarm.peer.engine.blocks.stage import load_stage
+from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.engine import Engine
+from blockswarm.peer.engine.load import load_stage
 from blockswarm.peer.session import service as service_module
 from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.errors import (
@@ -158,7 +159,7 @@ class World:
         self._runner = asyncio.Runner()
         self._context = local_swarm(folder, "0:2", "2:4", "4:6")
         self.swarm = self._runner.run(self._context.__aenter__())
-        self._whole = Engine(load_stage(open_checkpoint(folder), BlockRange(0, 6)))
+        self._whole = Engine(load_stage(open_checkpoint(folder), BlockRange(0, 6)), KvPool(0, prefix_limit_bytes=0))
 
     def survive(self, attack: Callable[[Stranger], Awaitable[None]], victim: int = 1) -> None:
         """Run `attack` on a peer while a session goes through it; the session and the peer must not care."""

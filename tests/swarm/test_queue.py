@@ -11,8 +11,9 @@ import pytest
 import torch
 from blockswarm.client.chain.session import ChainSession
 from blockswarm.client.config import SessionEvent
-from blockswarm.peer.engine.blocks.stage import load_stage
+from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.engine import Engine
+from blockswarm.peer.engine.load import load_stage
 from blockswarm.proto.errors import PeerBusy
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
@@ -39,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def answers(folder: Path) -> tuple[bytes, bytes]:
     """What the whole model answers to the first two tokens."""
-    engine = Engine(load_stage(open_checkpoint(folder), BlockRange(0, 6)))
+    engine = Engine(load_stage(open_checkpoint(folder), BlockRange(0, 6)), KvPool(0, prefix_limit_bytes=0))
     kv = engine.open(BlockRange(0, 6), engine.wire_format("float32"), ROOM, 1)
     try:
         return kv.step(ONE, tokens(1)).data, kv.step(TWO, tokens(1)).data

@@ -11,8 +11,9 @@ import torch
 from blockswarm.client.chain import handover as chain_module
 from blockswarm.client.chain.session import ChainSession
 from blockswarm.client.config import SessionEvent
-from blockswarm.peer.engine.blocks.stage import load_stage
+from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.engine import Engine, SessionKv
+from blockswarm.peer.engine.load import load_stage
 from blockswarm.peer.session.compute import EngineCompute
 from blockswarm.proto.errors import RemoteProtocolError
 from blockswarm.proto.model.checkpoint import open_checkpoint
@@ -35,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole_stage(folder: Path) -> Engine:
-    return Engine(load_stage(open_checkpoint(folder), BlockRange(0, BLOCKS)))
+    return Engine(load_stage(open_checkpoint(folder), BlockRange(0, BLOCKS)), KvPool(0, prefix_limit_bytes=0))
 
 
 class Truth:

@@ -234,7 +234,7 @@ def _load_stage(
         old, new = f"{prefix}{block}.", f"{prefix}{block - blocks.start}."
         state |= {new + name.removeprefix(old): weights[name] for name in weights if name.startswith(old)}
     model = load_model(stage_class(config, blocks), config, state, attention=attention_of(route))
-    return Stage(model, blocks, route)
+    return Stage.of(model, blocks, route)
 
 
 def _random_tokens(config: PreTrainedConfig, count: int, seed: int) -> torch.Tensor:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from ....proto.model.family import BlockList, attention_implementation, stage_class
+from ....proto.model.family import attention_implementation, stage_class
 from ....proto.wire.tensors import DTYPES
 from ....routing.swarm import BlockRange
 from ..cache.row import RowKV
 from ..weights.quantize import Packing, packed_block_bytes
-from .stage import BatchingRoute, RowSpan, StageView
+from .rows import RowSpan
+from .view import BatchingRoute, Shell, StageView
 
 
 def block_sizes(config: PreTrainedConfig, dtype: str, packing: Packing) -> tuple[int, int]:
@@ -31,20 +32,22 @@ def block_sizes(config: PreTrainedConfig, dtype: str, packing: Packing) -> tuple
         model: Any = model_class._from_config(
             copy.deepcopy(config), dtype=DTYPES[dtype], attn_implementation=attention_implementation(model_class)
         ).eval()
-        found = BlockList.at(model, model.blocks_path)
-        weights = max(packed_block_bytes(block, packing) for block in found.blocks)
+        shell, modules = Shell.split(model, BatchingRoute.SINGLE)
+        weights = max(packed_block_bytes(module, packing) for module in modules)
         hidden = torch.zeros(1, model.config.hidden_size, dtype=DTYPES[dtype])
-        return weights, max(_kv_bytes(found, block, hidden) for block in everything)
+        return weights, max(
+            _kv_bytes(StageView(shell, BlockRange(block, block + 1), [modules[block]]), hidden) for block in everything
+        )
 
 
-def _kv_bytes(found: BlockList, block: int, hidden: torch.Tensor) -> int:
-    """What one block hands to the cache for one token; what comes after its attention does not run."""
-    cache = _CacheProbe(BlockRange(block, block + 1))
+def _kv_bytes(view: StageView, hidden: torch.Tensor) -> int:
+    """The bytes that one block hands to the cache for one token; what comes after its attention does not run."""
+    cache = _CacheProbe(view.blocks)
     try:
-        StageView(found, block, cache.blocks, BatchingRoute.SINGLE, set()).forward(hidden, [RowSpan(cache, 0, 1)])
+        view.forward(hidden, [RowSpan(cache, 0, 1)])
     except _HandedOver as handed:
         return handed.nbytes
-    raise AssertionError(f"block {block} caches nothing")
+    raise AssertionError(f"block {view.blocks} caches nothing")
 
 
 class _HandedOver(Exception):

@@ -21,7 +21,8 @@ class KvPool:
         self.capacity_bytes = capacity_bytes
         self.reserved_bytes = 0
         self.usage = KvUsage()
-        self.prefixes = PrefixCache(min(prefix_limit_bytes, capacity_bytes))
+        self.prefixes = PrefixCache(prefix_limit_bytes)
+        self._lend_the_rest()
 
     @property
     def used_bytes(self) -> int:
@@ -41,6 +42,11 @@ class KvPool:
     def release(self, nbytes: int) -> None:
         """End a reservation of `nbytes`; the session's rows are released already."""
         self.reserved_bytes -= nbytes
+        self._lend_the_rest()
+
+    def resize(self, capacity_bytes: int) -> None:
+        """Change the capacity, after the hosted blocks; sessions keep what they have reserved, even beyond it."""
+        self.capacity_bytes = capacity_bytes
         self._lend_the_rest()
 
     def _lend_the_rest(self) -> None:

@@ -17,7 +17,8 @@ from ....proto.wire.steps import RowTable, StepPlan
 from ....proto.wire.tensors import WireFormat
 from ....routing.swarm import BlockRange
 from ..batch import Share, compute_shares
-from ..blocks.stage import RowSpan, Stage
+from ..blocks.rows import RowSpan
+from ..blocks.view import StageView
 from .memory import SessionMemory
 from .row import RowKV
 from .wire import decode_rows, encode_rows, largest_size
@@ -40,7 +41,6 @@ class StepProgress:
 
     def __init__(self, kv: SessionKv, plan: StepPlan, hidden: torch.Tensor, known_rows: int) -> None:
         """`hidden`: the tokens of the plan, (T, H), on the CPU. Of the rows, the first `known_rows` are not new."""
-        self.blocks = kv.blocks
         self._kv = kv
         self._known_rows = known_rows
         self._hidden = hidden
@@ -68,7 +68,7 @@ class StepProgress:
             piece = self._pieces[row]
             slices.append(RowSpan(self._kv.row(piece.row), piece.start + self._done[row], count))
         parts = [self._hidden[begin:end] for begin, end in spans]
-        return Share(self.blocks, parts[0] if len(parts) == 1 else torch.cat(parts), tuple(slices))
+        return Share(self._kv.view, parts[0] if len(parts) == 1 else torch.cat(parts), tuple(slices))
 
     def store(self, takes: Sequence[tuple[int, int]], output: torch.Tensor) -> None:
         """Keep what `share(takes)` gave, (T, H) on the CPU."""
@@ -97,8 +97,7 @@ class SessionKv:
 
     def __init__(
         self,
-        stage: Stage,
-        blocks: BlockRange,
+        view: StageView,
         wire_format: WireFormat,
         kv_tokens: int,
         max_rows: int,
@@ -107,8 +106,8 @@ class SessionKv:
         self.wire_format = wire_format
         self.held_tokens = memory.held_tokens
         """Per row, from row 0 on, the tokens that it may begin with (`adopt`)."""
-        self._stage = stage
-        self._view = stage.view(blocks)
+        self.view = view
+        """The blocks that the session opened on; it keeps them in memory."""
         self._kv_tokens = kv_tokens
         self._max_rows = max_rows
         self._memory = memory
@@ -117,7 +116,7 @@ class SessionKv:
 
     @property
     def blocks(self) -> BlockRange:
-        return self._view.blocks
+        return self.view.blocks
 
     @property
     def table(self) -> RowTable:
@@ -135,7 +134,7 @@ class SessionKv:
         progress = self.begin(plan, data)
         takes = [(row, count) for row, count in enumerate(progress.remaining)]
         if takes:
-            (output,) = compute_shares(self._stage, [progress.share(takes)])
+            (output,) = compute_shares([progress.share(takes)])
             if isinstance(output, Exception):
                 progress.abandon()
                 raise output
@@ -186,7 +185,7 @@ class SessionKv:
     @property
     def page_bytes(self) -> int:
         """At most so much is one page of a row."""
-        return PAGE_TOKENS * len(self.blocks) * self._stage.kv_bytes_per_token
+        return PAGE_TOKENS * len(self.blocks) * self.view.kv_bytes_per_token
 
     def end_step(self, step: StepProgress) -> None:
         assert self._step is step
@@ -217,17 +216,17 @@ class SessionKv:
         """Bytes that an import of these rows may have. Raises RemoteProtocolError for more than was reserved."""
         if len(lengths) > self._max_rows or sum(lengths) > self._kv_tokens:
             raise RemoteProtocolError("the imported cache is larger than what the session reserved")
-        return largest_size(lengths, self.blocks, self._stage.kv_bytes_per_token)
+        return largest_size(lengths, self.blocks, self.view.kv_bytes_per_token)
 
     def import_(self, lengths: Sequence[int], data: bytes) -> None:
         """Replace the rows by exported ones. Raises RemoteProtocolError if they do not fit; nothing changes then."""
         self._expect_no_step()
         if len(data) > self.largest_import(lengths):
             raise RemoteProtocolError("the imported cache has more bytes than its rows can have")
-        scratch = self._view.new_row(max_tokens=1)
-        nothing = torch.zeros(1, self._stage.hidden_size, dtype=self._stage.dtype)
-        specimen = Share(self.blocks, nothing, (RowSpan(scratch, 0, 1),))
-        (output,) = compute_shares(self._stage, [specimen])
+        scratch = self.view.new_row(max_tokens=1)
+        nothing = torch.zeros(1, self.view.hidden_size, dtype=self.view.dtype)
+        specimen = Share(self.view, nothing, (RowSpan(scratch, 0, 1),))
+        (output,) = compute_shares([specimen])
         if isinstance(output, Exception):
             raise output
         rows = decode_rows(data, lengths, self.blocks, scratch.export())
@@ -254,7 +253,7 @@ class SessionKv:
         hidden = self.wire_format.decode(data)
         if hidden.shape[0] != plan.tokens:
             raise RemoteProtocolError(f"a step of {plan.tokens} tokens came with {hidden.shape[0]}")
-        hidden = hidden.to(self._stage.dtype)
+        hidden = hidden.to(self.view.dtype)
         if not torch.isfinite(hidden).all():
             raise RemoteProtocolError("a step has activations that are not finite")
         return hidden

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from blockswarm.peer.engine.blocks.stage import BatchingRoute, load_stage
+from blockswarm.peer.engine.blocks.stage import BatchingRoute, Stage
+from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.device import choose_gpu_dtype, find_device
 from blockswarm.peer.engine.engine import Engine
-from blockswarm.peer.engine.load import examine_model, load_packed_stage
+from blockswarm.peer.engine.load import examine_model, load_stage
 from blockswarm.peer.engine.trial import StepTrial
 from blockswarm.peer.engine.weights import packed_gpu
 from blockswarm.peer.engine.weights.choose import choose_gpu_packing, find_packing
@@ -137,7 +138,7 @@ def test_everything_of_a_stage_is_where_the_stage_is(name: str, route: BatchingR
     checkpoint = open_checkpoint(write_tiny_checkpoint(name, tmp_path))
     expected = steps(load_stage(checkpoint, BLOCKS, route=route).view(BLOCKS), torch.device("cpu"))
     with pretended_gpu():
-        stage = load_packed_stage(checkpoint, BLOCKS, torch.float32, None, route, Packing.PLAIN, CUDA)
+        stage = load_stage(checkpoint, BLOCKS, torch.float32, None, route, Packing.PLAIN, CUDA)
         assert stage.device == CUDA
         found = steps(stage.view(BLOCKS), CUDA)
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
@@ -148,7 +149,7 @@ def test_every_family_runs_elsewhere(name: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_tiny_checkpoint(name, tmp_path))
     route = BatchingRoute.PADDED if name in PADDED_MODELS else BatchingRoute.PACKED
     with pretended_gpu():
-        stage = load_packed_stage(checkpoint, BLOCKS, torch.float32, None, route, Packing.PLAIN, CUDA)
+        stage = load_stage(checkpoint, BLOCKS, torch.float32, None, route, Packing.PLAIN, CUDA)
         assert steps(stage.view(BLOCKS), CUDA).isfinite().all()
 
 
@@ -157,9 +158,7 @@ def test_int8_weights_are_packed_where_they_stay(name: str, tmp_path: Path) -> N
     checkpoint = open_checkpoint(write_tiny_checkpoint(name, tmp_path))
     plain = load_stage(checkpoint, BLOCKS, route=BatchingRoute.PACKED)
     with pretended_gpu():
-        stage = load_packed_stage(
-            checkpoint, BLOCKS, torch.float32, None, BatchingRoute.PACKED, Packing.INT8_WEIGHTS, CUDA
-        )
+        stage = load_stage(checkpoint, BLOCKS, torch.float32, None, BatchingRoute.PACKED, Packing.INT8_WEIGHTS, CUDA)
         found = steps(stage.view(BLOCKS), CUDA)
     expected = steps(plain.view(BLOCKS), torch.device("cpu"))
     assert 0 < (found - expected).norm() < 0.1 * expected.norm()
@@ -187,7 +186,7 @@ def test_a_trial_ends_on_the_processor(tmp_path: Path, monkeypatch: pytest.Monke
     """A GPU returns before it has computed; copying the result waits for it, so the clock is read after the work."""
     checkpoint = open_checkpoint(write_tiny_checkpoint("llama", tmp_path))
     with pretended_gpu():
-        stage = load_packed_stage(checkpoint, BLOCKS, torch.float32, None, BatchingRoute.PACKED, Packing.PLAIN, CUDA)
+        stage = load_stage(checkpoint, BLOCKS, torch.float32, None, BatchingRoute.PACKED, Packing.PLAIN, CUDA)
         trial = StepTrial(stage, 2)
         runs = [trial.decode(3, 10), trial.prefill(7)]
         copied: list[int] = []
@@ -201,17 +200,17 @@ def test_a_trial_ends_on_the_processor(tmp_path: Path, monkeypatch: pytest.Monke
 def test_an_engine_answers_the_same_from_elsewhere(tmp_path: Path) -> None:
     """End to end: from the bytes of steps to the bytes of answers, exported and imported caches included."""
     checkpoint = open_checkpoint(write_tiny_checkpoint("gemma3", tmp_path))
-    expected = asyncio.run(
-        run_engine(Engine(load_stage(checkpoint, BLOCKS, route=BatchingRoute.PACKED)), pretend=False)
-    )
+    plain = load_stage(checkpoint, BLOCKS, route=BatchingRoute.PACKED)
+    expected = asyncio.run(run_engine(plain, pretend=False))
     with pretended_gpu():
-        stage = load_packed_stage(checkpoint, BLOCKS, torch.float32, None, BatchingRoute.PACKED, Packing.PLAIN, CUDA)
-    found = asyncio.run(run_engine(Engine(stage), pretend=True))
+        stage = load_stage(checkpoint, BLOCKS, torch.float32, None, BatchingRoute.PACKED, Packing.PLAIN, CUDA)
+    found = asyncio.run(run_engine(stage, pretend=True))
     together, alone = (torch.frombuffer(bytearray(data), dtype=torch.float32) for data in (found, expected))
     torch.testing.assert_close(together, alone, atol=TOLERANCE, rtol=0)
 
 
-async def run_engine(engine: Engine, *, pretend: bool) -> bytes:
+async def run_engine(stage: Stage, *, pretend: bool) -> bytes:
+    engine = Engine(stage, KvPool(0, prefix_limit_bytes=0))
     try:
         if not pretend:
             return await engine_steps(engine)

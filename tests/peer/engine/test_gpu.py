@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from blockswarm.peer.engine.blocks.sizes import block_sizes
-from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowSpan, load_stage
+from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowSpan
+from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.device import find_device, free_device_bytes
 from blockswarm.peer.engine.engine import Engine
-from blockswarm.peer.engine.load import examine_model, load_engine, load_packed_stage
+from blockswarm.peer.engine.load import examine_model, load_examined, load_stage
 from blockswarm.peer.engine.weights.quantize import Packing
 from blockswarm.peer.offer.calibrate import calibrate
 from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
@@ -51,7 +52,7 @@ class OnGpu(nn.Module):
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, route: BatchingRoute) -> None:
         super().__init__()
         blocks = BlockRange(0, checkpoint.num_blocks)
-        stage = load_packed_stage(checkpoint, blocks, dtype, None, route, Packing.PLAIN, GPU)
+        stage = load_stage(checkpoint, blocks, dtype, None, route, Packing.PLAIN, GPU)
         self.view, self.dtype = stage.view(blocks), dtype
         self.row = self.view.new_row(max_tokens=64)
 
@@ -101,15 +102,17 @@ def test_rows_of_many_kinds_in_one_step(name: str, route: BatchingRoute, tmp_pat
         pytest.skip("not served packed")
     checkpoint = open_checkpoint(write_tiny_checkpoint(name, tmp_path))
     expected = steps(load_stage(checkpoint, BLOCKS, route=route).view(BLOCKS), torch.device("cpu"))
-    stage = load_packed_stage(checkpoint, BLOCKS, torch.float32, None, route, Packing.PLAIN, GPU)
+    stage = load_stage(checkpoint, BLOCKS, torch.float32, None, route, Packing.PLAIN, GPU)
     assert stage.device == GPU
     torch.testing.assert_close(steps(stage.view(BLOCKS), GPU), expected, atol=FLOAT32_TOLERANCE, rtol=0)
 
 
 def test_an_engine_answers_as_on_the_processor(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_tiny_checkpoint("gemma3", tmp_path))
-    on_cpu = Engine(load_stage(checkpoint, BLOCKS, route=BatchingRoute.PACKED))
-    on_gpu = load_engine(checkpoint, BLOCKS, "float32", lambda *_: None, device="cuda:0")
+    on_cpu = Engine(load_stage(checkpoint, BLOCKS, route=BatchingRoute.PACKED), KvPool(0, prefix_limit_bytes=0))
+    on_gpu = Engine(
+        load_stage(checkpoint, BLOCKS, route=BatchingRoute.PACKED, device=GPU), KvPool(0, prefix_limit_bytes=0)
+    )
     try:
         answers = [
             torch.frombuffer(bytearray(asyncio.run(engine_steps(engine))), dtype=torch.float32)
@@ -132,7 +135,7 @@ def test_memory_is_what_was_predicted(packing: Packing, tmp_path: Path) -> None:
     block_bytes, kv_bytes = block_sizes(checkpoint.config, "float16", packing)
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(GPU)
-    stage = load_packed_stage(checkpoint, BLOCKS, torch.float16, None, BatchingRoute.PACKED, packing, GPU)
+    stage = load_stage(checkpoint, BLOCKS, torch.float16, None, BatchingRoute.PACKED, packing, GPU)
     held = torch.cuda.memory_allocated(GPU) - before
     assert held == pytest.approx(len(BLOCKS) * block_bytes, rel=0.05)
     row = stage.view(BLOCKS).new_row(1024)
@@ -147,7 +150,7 @@ def test_quantised_weights_compute_about_the_same(packing: Packing, error: float
         pytest.importorskip("bitsandbytes")
     checkpoint = open_checkpoint(write_tiny_checkpoint("llama", tmp_path, hidden_size=64, intermediate_size=128))
     plain = steps(load_stage(checkpoint, BLOCKS, route=BatchingRoute.PACKED).view(BLOCKS), torch.device("cpu"))
-    stage = load_packed_stage(checkpoint, BLOCKS, torch.float32, None, BatchingRoute.PACKED, packing, GPU)
+    stage = load_stage(checkpoint, BLOCKS, torch.float32, None, BatchingRoute.PACKED, packing, GPU)
     found = steps(stage.view(BLOCKS), GPU)
     assert 0 < (found - plain).norm() < error * plain.norm()
 
@@ -161,7 +164,7 @@ def test_a_gpu_is_found_and_measured(tmp_path: Path) -> None:
     assert examined.device_free_bytes is not None
     assert 0 < examined.device_free_bytes <= torch.cuda.get_device_properties(GPU).total_memory
     before = free_device_bytes(GPU)
-    engine = load_engine(checkpoint, BLOCKS, examined.dtype, lambda *_: None, examined.packing, examined.device)
+    engine = Engine(load_examined(checkpoint, BLOCKS, examined, lambda *_: None), KvPool(0, prefix_limit_bytes=0))
     try:
         after = free_device_bytes(GPU)
         assert before is not None

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowSpan, Stage, StageView, load_stage
-from blockswarm.peer.engine.load import load_engine, load_packed_stage
+from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowSpan, Stage, StageView
+from blockswarm.peer.engine.load import load_stage
 from blockswarm.peer.engine.weights.choose import int8_form
 from blockswarm.peer.engine.weights.quantize import PackedLinear, Packing
 from blockswarm.proto.errors import UsageError
@@ -28,7 +28,7 @@ def _one_thread() -> None:
 
 
 def packed_stage(folder: Path, packing: Packing, route: BatchingRoute = BatchingRoute.SINGLE) -> Stage:
-    return load_packed_stage(open_checkpoint(folder), BLOCKS, torch.float32, None, route, packing)
+    return load_stage(open_checkpoint(folder), BLOCKS, torch.float32, None, route, packing)
 
 
 def random_hidden(count: int, seed: int) -> torch.Tensor:
@@ -82,7 +82,7 @@ def test_progress_adds_up_over_the_blocks(tmp_path: Path) -> None:
     write_tiny_checkpoint("llama", tmp_path)
     checkpoint = open_checkpoint(tmp_path)
     seen: list[tuple[int, int]] = []
-    load_packed_stage(
+    load_stage(
         checkpoint,
         BLOCKS,
         torch.float32,
@@ -103,22 +103,16 @@ def test_block_bytes_are_those_of_the_packed_block(tmp_path: Path) -> None:
     assert packed_stage(tmp_path, Packing.INT8).block_bytes == pytest.approx(plain / 4, rel=0.07)
 
 
-def test_an_engine_is_loaded_with_the_packing_that_was_chosen(tmp_path: Path) -> None:
+def test_a_stage_is_loaded_with_the_packing_that_was_chosen(tmp_path: Path) -> None:
     write_tiny_checkpoint("llama", tmp_path)
     checkpoint = open_checkpoint(tmp_path)
     for packing in (Packing.PLAIN, Packing.INT8):
-        heard: list[str] = []
-        engine = load_engine(
-            checkpoint, BLOCKS, "float32", lambda what, done, total, heard=heard: heard.append(what), packing
-        )
-        assert "loading" in heard
-        modules = engine.stage._found.owner.modules()
+        stage = load_stage(checkpoint, BLOCKS, packing=packing)
+        modules = [module for block in stage.hosted.values() for module in block.module.modules()]
         assert any(isinstance(module, PackedLinear) for module in modules) is (packing is Packing.INT8)
 
 
 def test_blocks_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None:
     write_tiny_checkpoint("llama", tmp_path)
     with pytest.raises(UsageError, match="0:6"):
-        load_packed_stage(
-            open_checkpoint(tmp_path), BlockRange(4, 7), torch.float32, None, BatchingRoute.SINGLE, Packing.INT8
-        )
+        load_stage(open_checkpoint(tmp_path), BlockRange(4, 7), torch.float32, None, BatchingRoute.SINGLE, Packing.INT8)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from blockswarm.peer.engine.blocks import stage as stage_module
 from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowOutOfMemory, RowSpan, Stage, StageView, attention_of
+from blockswarm.peer.engine.blocks.view import EXPANDED_TOKENS
 from blockswarm.peer.engine.cache.row import RowKV
 from blockswarm.proto.errors import OutOfMemory
 from blockswarm.proto.model.family import find_blocks, load_model, stage_class
@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from support.tiny_models import PADDED_MODELS, SERVED_MODELS, tiny_model_config
 from transformers import PreTrainedModel
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 
 TOLERANCE = 1e-5
 """Relative to the largest output, in float32: sums run in another order where there are more rows."""
@@ -54,14 +53,17 @@ class WholeModel:
         assert len(between) == len(self.blocks) + 1
         return between
 
-    def stage(self, route: BatchingRoute, dtype: torch.dtype = torch.float32) -> Stage:
+    def stage(
+        self, route: BatchingRoute, dtype: torch.dtype = torch.float32, expanded_tokens: int = EXPANDED_TOKENS
+    ) -> Stage:
         """All blocks of the model."""
         everything = BlockRange(0, len(self.blocks))
         model_class = stage_class(self.config, everything)
         prefix = find_blocks(self.model, len(self.blocks))
         path = f"{prefix.owner_path}.{prefix.name}.".lstrip(".")
         state = {name: tensor for name, tensor in self.model.state_dict().items() if name.startswith(path)}
-        return Stage(load_model(model_class, self.config, state, dtype, attention_of(route)), everything, route)
+        model = load_model(model_class, self.config, state, dtype, attention_of(route))
+        return Stage.of(model, everything, route, expanded_tokens)
 
 
 def route_of(name: str) -> BatchingRoute:
@@ -143,20 +145,15 @@ def test_a_row_does_not_depend_on_its_company(name: str) -> None:
         assert largest_difference(output[before : before + count], expected) <= TOLERANCE
 
 
-def test_a_latent_cache_is_never_expanded_for_more_tokens_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_latent_cache_is_never_expanded_for_more_tokens_than_fit() -> None:
     """Also not if the step has more: it is then computed in several packs."""
-    monkeypatch.setattr(stage_module, "_EXPANDED_TOKENS", 40)
     whole = WholeModel("deepseek_v3")
-    stage = whole.stage(BatchingRoute.PACKED)
+    stage = whole.stage(BatchingRoute.PACKED, expanded_tokens=40)
     view = stage.view(stage.blocks)
     expanded: list[int] = []
-    expand = DeepseekV3Attention.expand_kv
-
-    def counting_expand(self: Any, kv_nope: torch.Tensor, k_rot: torch.Tensor) -> Any:
-        expanded.append(kv_nope.shape[2])
-        return expand(self, kv_nope, k_rot)
-
-    monkeypatch.setattr(DeepseekV3Attention, "expand_kv", counting_expand)
+    for block in stage.hosted.values():
+        expansion = block.module.get_submodule("self_attn.kv_b_proj")
+        expansion.register_forward_pre_hook(lambda _, latents: expanded.append(latents[0].shape[-2]))
     sessions = []
     for seed in range(4):
         between = whole.run(random_tokens(36, seed))
@@ -261,24 +258,29 @@ def test_a_row_without_room_is_named_and_nothing_is_changed(view: StageView) -> 
     assert [row.length for row in rows] == [3, 6, 7]
 
 
-def test_after_a_step_that_failed_half_way_it_can_be_done_again(
-    view: StageView, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows, twins = ([view.new_row(20) for _ in range(3)] for _ in range(2))
+class FailingRow(RowKV):
+    """A row for which there is no memory in one of its blocks, once."""
+
+    fails_in_block: int | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        if layer_idx == self.fails_in_block:
+            self.fails_in_block = None
+            raise MemoryError
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+def test_after_a_step_that_failed_half_way_it_can_be_done_again(view: StageView) -> None:
+    failing = FailingRow(view.blocks, 20)
+    rows, twins = [view.new_row(20), failing, view.new_row(20)], [view.new_row(20) for _ in range(3)]
     for group in (rows, twins):
         view.forward(hidden(15), [RowSpan(row, 0, 5) for row in group])
-    update, updates = RowKV.update, [0]
-
-    def failing_update(self: RowKV, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        updates[0] += 1
-        if updates[0] == 8:
-            raise MemoryError
-        return update(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RowKV, "update", failing_update)
-        with pytest.raises(MemoryError):
-            view.forward(hidden(6), [RowSpan(row, 5, count) for row, count in zip(rows, (1, 4, 1), strict=True)])
+    failing.fails_in_block = view.blocks.start + 2
+    with pytest.raises(MemoryError):
+        view.forward(hidden(6), [RowSpan(row, 5, count) for row, count in zip(rows, (1, 4, 1), strict=True)])
+    assert failing.fails_in_block is None
     assert [row.length for row in rows] == [5, 5, 5]
     again, straight = (view.forward(hidden(3), [RowSpan(row, 5, 1) for row in group]) for group in (rows, twins))
     assert torch.equal(again, straight)

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from blockswarm.peer.engine.blocks.stage import RowSpan
+from blockswarm.peer.engine.blocks.stage import RowSpan, Stage
 from blockswarm.peer.engine.cache.row import RowKV
-from blockswarm.peer.engine.engine import Engine
-from blockswarm.peer.engine.load import load_engine
+from blockswarm.peer.engine.load import load_stage
 from blockswarm.peer.offer.calibrate import BUDGET_SECONDS, calibrate, still_holds
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.routing.swarm import BlockRange, ComputeCost
@@ -55,15 +54,15 @@ class TimedStage:
         return hidden
 
 
-def engine_of(stage: TimedStage) -> Engine:
-    engine: Any = SimpleNamespace(stage=stage, blocks=stage.blocks)
-    return engine  # type: ignore[no-any-return]
+def stage_of(timed: TimedStage) -> Stage:
+    stage: Any = timed
+    return stage  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(("num_blocks", "noise"), [(1, 0.0), (4, 0.0), (16, 0.05), (80, 0.05)])
 def test_finds_the_cost(num_blocks: int, noise: float) -> None:
     stage = TimedStage(TRUE, num_blocks, noise)
-    found = calibrate(engine_of(stage), lambda: stage.seconds)
+    found = calibrate(stage_of(stage), lambda: stage.seconds)
     for rows, context in ((1, 64), (1, 400), (4, 800), (8, 2000)):
         assert found.decode_seconds(rows, context) == pytest.approx(TRUE.decode_seconds(rows, context), rel=0.1)
     for tokens in (16, 128):
@@ -73,26 +72,22 @@ def test_finds_the_cost(num_blocks: int, noise: float) -> None:
 @pytest.mark.parametrize("factor", [0.01, 1, 10])
 def test_keeps_to_its_budget(factor: float) -> None:
     stage = TimedStage(ComputeCost(*(factor * getattr(TRUE, name) for name in ComputeCost.__slots__)), 80, 0.0)
-    calibrate(engine_of(stage), lambda: stage.seconds)
+    calibrate(stage_of(stage), lambda: stage.seconds)
     assert stage.seconds < 2 * BUDGET_SECONDS
 
 
 def test_an_earlier_measurement_holds_while_the_machine_is_as_fast() -> None:
     stage = TimedStage(TRUE, 8, 0.05)
-    engine = engine_of(stage)
-    assert still_holds(engine, TRUE, lambda: stage.seconds)
+    assert still_holds(stage_of(stage), TRUE, lambda: stage.seconds)
     twice = ComputeCost(*(2 * getattr(TRUE, name) for name in ComputeCost.__slots__))
-    assert not still_holds(engine, twice, lambda: stage.seconds)
+    assert not still_holds(stage_of(stage), twice, lambda: stage.seconds)
 
 
 def test_measures_a_real_stage(tmp_path: Any) -> None:
     """Whatever the figures are: they are a cost, and the real stage takes the trial's rows."""
     torch.set_num_threads(1)
     folder = write_tiny_checkpoint("qwen3", tmp_path)
-    engine = load_engine(open_checkpoint(str(folder)), BlockRange(1, 4), "float32", lambda *_: None)
+    stage = load_stage(open_checkpoint(str(folder)), BlockRange(1, 4))
     ticks = iter(range(10**9))
-    try:
-        cost = calibrate(engine, lambda: 1e-3 * next(ticks))  # every step takes one tick
-    finally:
-        engine.close()
+    cost = calibrate(stage, lambda: 1e-3 * next(ticks))  # every step takes one tick
     assert cost.decode_seconds(4, 256) == pytest.approx(1e-3 / 3, rel=0.01)

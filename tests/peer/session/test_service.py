@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
-from blockswarm.peer.engine.blocks.stage import Stage, load_stage
+from blockswarm.peer.engine.blocks.stage import Stage
 from blockswarm.peer.engine.cache.pool import KvPool
-from blockswarm.peer.engine.engine import Engine
+from blockswarm.peer.engine.engine import Engine, SessionKv
+from blockswarm.peer.engine.load import load_stage
 from blockswarm.peer.session.replay_store import ReplayStore
 from blockswarm.peer.session.service import PeerParts, PeerService
 from blockswarm.proto import swarm_pb2 as pb
@@ -28,8 +29,6 @@ from support.directories import until
 from support.memory_net import CLIENT, MemoryCall, MemoryNet
 from support.tiny_models import write_tiny_checkpoint
 
-T = TypeVar("T")
-
 BLOCKS = BlockRange(0, 2)
 ROOM_TOKENS = 100
 HIDDEN = 64
@@ -37,21 +36,21 @@ DIGEST = "ab" * 32
 
 
 class WatchedEngine(Engine):
-    """Counts what was submitted, and can be kept busy."""
+    """Counts the sessions that are being released, and can be kept busy."""
 
-    submitted = 0
+    releasing = 0
 
-    async def submit(self, work: Callable[[], T]) -> T:
-        self.submitted += 1
-        return await super().submit(work)
+    async def release(self, kv: SessionKv) -> None:
+        self.releasing += 1
+        await super().release(kv)
 
 
 class World:
     """One peer with room for one session of ROOM_TOKENS tokens."""
 
     def __init__(self, stage: Stage) -> None:
-        self.engine = WatchedEngine(stage)
-        self.engine.pool = KvPool(ROOM_TOKENS * len(BLOCKS) * stage.kv_bytes_per_token, prefix_limit_bytes=0)
+        pool = KvPool(ROOM_TOKENS * len(BLOCKS) * stage.kv_bytes_per_token, prefix_limit_bytes=0)
+        self.engine = WatchedEngine(stage, pool)
         self.table = SessionTable(ROOM_TOKENS * len(BLOCKS))
         self.identity, self.client = Identity.generate(), Identity.generate()
         self.net = MemoryNet()
@@ -124,17 +123,17 @@ async def take_a_step(call: MemoryCall) -> None:
 
 async def close_and_break(world: World, call: MemoryCall) -> None:
     """The client closes as it should, and its stream breaks while the peer clears the session away."""
-    before = world.engine.submitted
+    before = world.engine.releasing
     await call.write(pb.ClientFrame(close=pb.Close()))
-    await until(lambda: world.engine.submitted > before)
+    await until(lambda: world.engine.releasing > before)
     call.break_with("the client is gone")
 
 
 async def break_twice(world: World, call: MemoryCall) -> None:
     """The stream breaks, and the server is stopped on top of that."""
-    before = world.engine.submitted
+    before = world.engine.releasing
     call.break_with("the client is gone")
-    await until(lambda: world.engine.submitted > before)
+    await until(lambda: world.engine.releasing > before)
     assert call.task is not None
     call.task.cancel()
 

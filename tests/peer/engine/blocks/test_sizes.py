@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from blockswarm.peer.engine.blocks.sizes import block_sizes
-from blockswarm.peer.engine.blocks.stage import BatchingRoute, load_stage
+from blockswarm.peer.engine.blocks.stage import BatchingRoute
+from blockswarm.peer.engine.load import load_stage
 from blockswarm.peer.engine.weights.quantize import Packing
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.routing.swarm import BlockRange

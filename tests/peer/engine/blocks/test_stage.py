@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowSpan, Stage, StageView, load_stage
+from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowSpan, Stage, StageView
 from blockswarm.peer.engine.cache.row import RowKV
+from blockswarm.peer.engine.load import load_stage
 from blockswarm.proto.errors import OutOfMemory, UsageError
 from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
 from blockswarm.proto.model.ends import ends_class

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from blockswarm.peer.engine.blocks.stage import RowSpan, load_stage
+from blockswarm.peer.engine.blocks.stage import RowSpan
 from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.cache.prefix_cache import PinnedPrefix, PrefixCache
 from blockswarm.peer.engine.cache.row import RowKV
+from blockswarm.peer.engine.load import load_stage
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.proto.wire.prefixes import PAGE_TOKENS
 from blockswarm.routing.swarm import BlockRange, PeerId

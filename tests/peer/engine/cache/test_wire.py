@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from blockswarm.peer.engine.blocks.stage import load_stage
+from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.engine import Engine, SessionKv
+from blockswarm.peer.engine.load import load_stage
 from blockswarm.proto.errors import RemoteProtocolError
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
@@ -23,7 +24,7 @@ FAMILIES = ("llama", "qwen2", "gemma3", "deepseek_v3", "gpt2", "bloom", "falcon"
 
 def open_session(folder: Path, dtype: torch.dtype = torch.float32, blocks: BlockRange = BLOCKS) -> SessionKv:
     """Of a peer of its own."""
-    engine = Engine(load_stage(open_checkpoint(folder), blocks, dtype))
+    engine = Engine(load_stage(open_checkpoint(folder), blocks, dtype), KvPool(0, prefix_limit_bytes=0))
     return engine.open(blocks, engine.wire_format(str(dtype).removeprefix("torch.")), 100, 4)
 
 

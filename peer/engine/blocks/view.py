@@ -1,0 +1,253 @@
+"""Runs blocks by the family's own code: the part that computes, without knowing where the blocks came from.
+
+A `StageView` holds the modules of its blocks and nothing of other blocks.  Sessions hold views, so the weights of a
+block live exactly as long as a stage hosts it or a session uses it.  What a family computes around its blocks (`Shell`)
+is shared by all views of a model.
+"""
+
+from __future__ import annotations
+
+import copy
+import enum
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
+
+from ....proto.errors import UsageError
+from ....proto.model.family import BlockEdge, BlockList, Passage, slice_config
+from ....routing.swarm import BlockRange
+from ..cache.row import RowKV
+from .attention import PACKED_ATTENTION, PackedRows
+from .padded import PaddedRows, batches_of_similar_length
+from .rows import RowSpan, check_rows
+
+EXPANDED_TOKENS = 4096
+"""Most tokens of a pack where blocks cache a latent (MLA): they expand the whole pack to tens of times its size."""
+
+
+class BatchingRoute(enum.Enum):
+    """How the rows of a step are batched, the fastest way first; `selfcheck` finds out which one a family bears."""
+
+    PACKED = "packed"
+    """All rows in one sequence, see `attention.py`."""
+    PADDED = "padded"
+    """Rows with one new token as a batch, see `padded.py`, the others one after the other."""
+    SINGLE = "single"
+    """One row after the other."""
+
+
+def attention_of(route: BatchingRoute) -> str | None:
+    """The attention with which a model is loaded for a route; None: the one that fits the family."""
+    return PACKED_ATTENTION if route is BatchingRoute.PACKED else None
+
+
+class Shell:
+    """The module around the blocks of a model (tables of rotary positions, masks) and how its rows are batched."""
+
+    def __init__(
+        self,
+        owner: Any,
+        empty: nn.ModuleList,
+        config: PreTrainedConfig,
+        route: BatchingRoute,
+        expanded_tokens: int = EXPANDED_TOKENS,
+    ) -> None:
+        """`owner` is the family's module whose list of blocks is `empty`; `config` is that of the full model."""
+        self.config = config
+        self.route = route
+        self.expanded_tokens = expanded_tokens
+        self.direct_blocks: set[int] = set()
+        """See `PackedRows`."""
+        self._owner = owner
+        self._empty = empty
+
+    @classmethod
+    def split(
+        cls, model: PreTrainedModel, route: BatchingRoute, expanded_tokens: int = EXPANDED_TOKENS
+    ) -> tuple[Shell, tuple[nn.Module, ...]]:
+        """Take a model apart: what is around its blocks, and the blocks. It was loaded with the route's attention."""
+        found = BlockList.at(model, model.blocks_path)
+        modules = tuple(found.blocks)
+        empty = nn.ModuleList()
+        setattr(found.owner, found.name, empty)
+        return cls(found.owner, empty, model.config, route, expanded_tokens), modules
+
+    def around(self, run: nn.ModuleList, blocks: BlockRange) -> Any:
+        """A copy of the owner around other blocks; it shares all else but its configuration, which speaks of them."""
+        memo: dict[int, Any] = {id(child): child for child in self._owner.children()}
+        memo[id(self._empty)] = run
+        memo[id(self._owner.config)] = slice_config(self.config, blocks.start, blocks.stop)
+        return copy.deepcopy(self._owner, memo)
+
+    def to(self, device: torch.device) -> None:
+        """Move what is around the blocks; before there are views."""
+        self._owner.to(device)
+
+
+class StageView:
+    """Runs `blocks` in order, with the modules that it was made with. One thread at a time."""
+
+    def __init__(
+        self,
+        shell: Shell,
+        blocks: BlockRange,
+        modules: Sequence[nn.Module],
+        kv_bytes_per_token: int = 0,
+    ) -> None:
+        """`kv_bytes_per_token`: attention cache of one token in the block that needs most, bytes."""
+        self.blocks = blocks
+        self.kv_bytes_per_token = kv_bytes_per_token
+        self.modules: Mapping[int, nn.Module] = MappingProxyType(dict(zip(blocks, modules, strict=True)))
+        """Block -> its module; views that have the same module for a block compute it together."""
+        self._shell = shell
+        self._passage = Passage()
+        run: list[nn.Module] = list(modules)
+        for edge in {0, len(run) - 1}:
+            run[edge] = BlockEdge(run[edge], self._passage, first=edge == 0, last=edge == len(run) - 1)
+        self._owner = shell.around(nn.ModuleList(run), blocks)
+        self._parts: dict[BlockRange, StageView] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the residual stream."""
+        return self._parameter.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights and the rows' caches are, and where `forward` takes and gives tensors."""
+        return self._parameter.device
+
+    @property
+    def hidden_size(self) -> int:
+        size: int = self._shell.config.hidden_size
+        return size
+
+    def part(self, blocks: BlockRange) -> StageView:
+        """The view of some of these blocks. Raises UsageError if they are not all here."""
+        if blocks == self.blocks:
+            return self
+        if not self.blocks.covers(blocks):
+            raise UsageError(f"blocks {blocks} are not among the blocks {self.blocks}")
+        if blocks not in self._parts:
+            modules = [self.modules[block] for block in blocks]
+            self._parts[blocks] = StageView(self._shell, blocks, modules, self.kv_bytes_per_token)
+        return self._parts[blocks]
+
+    def new_row(self, max_tokens: int) -> RowKV:
+        """An empty cache for a row of at most `max_tokens` tokens in these blocks."""
+        return RowKV(self.blocks, max_tokens)
+
+    @torch.inference_mode()
+    def forward(self, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
+        """Compute a step of several rows: (T, H) -> (T, H) on the stage's device, the rows' tokens one after the
+        other.
+
+        The rows may be of different sessions and have any number of new tokens.  Each is first truncated to its
+        `start`.  Raises what `check_rows` does, before anything is changed: ValueError for rows that do not fit the
+        step, RowOutOfMemory, which says which row is in the way of the others.  If anything else goes wrong, memory
+        on the way for example, every row is left at its `start`.
+        """
+        check_rows(rows, self.blocks, hidden.shape[0])
+        for row in rows:
+            row.kv.truncate(row.start)
+        match self._shell.route:
+            case BatchingRoute.PACKED:
+                output = self._forward_packed(hidden, rows)
+            case BatchingRoute.PADDED:
+                output = self._forward_padded(hidden, rows)
+            case BatchingRoute.SINGLE:
+                output = self._forward_one_by_one(hidden, rows)
+        for row in rows:
+            row.kv.advance(row.count)
+        return output
+
+    def _forward_packed(self, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
+        if self._shell.direct_blocks.issuperset(self.blocks):
+            return self._forward_pack(hidden, rows)
+        packs = packs_of_bounded_length(rows, self._shell.expanded_tokens)
+        parts = hidden.split([sum(row.count for row in pack) for pack in packs])
+        return torch.cat([self._forward_pack(part, pack) for part, pack in zip(parts, packs, strict=True)])
+
+    def _forward_pack(self, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
+        """(T, H) -> (T, H) in one forward."""
+        packed = PackedRows(rows, self._shell.direct_blocks)
+        # A mask of ones: without one transformers looks for the borders of sequences in the positions.
+        everything = torch.ones(1, len(hidden), dtype=torch.long, device=hidden.device)
+        return self._run(hidden[None], _positions(rows, hidden.device)[None], everything, packed, past_rows=packed)[0]
+
+    def _forward_padded(self, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
+        """Single tokens in batches, longer pieces one by one."""
+        parts = list(hidden.split([row.count for row in rows]))
+        single = [index for index, row in enumerate(rows) if row.count == 1]
+        batches = batches_of_similar_length([rows[index] for index in single])
+        batched = [[single[index] for index in batch] for batch in batches if len(batch) > 1]
+        for batch in batched:
+            outputs = self._forward_batch(
+                torch.stack([parts[index] for index in batch]), [rows[index] for index in batch]
+            )
+            for index, output in zip(batch, outputs, strict=True):
+                parts[index] = output
+        for index in set(range(len(rows))).difference(*batched):
+            parts[index] = self._forward_row(parts[index], rows[index])
+        return torch.cat(parts)
+
+    def _forward_batch(self, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
+        """(B, 1, H) -> (B, 1, H)."""
+        cache = PaddedRows(rows)
+        return self._run(hidden, _positions(rows, hidden.device)[:, None], cache.mask(hidden.device), cache)
+
+    def _forward_one_by_one(self, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
+        parts = hidden.split([row.count for row in rows])
+        return torch.cat([self._forward_row(part, row) for part, row in zip(parts, rows, strict=True)])
+
+    def _forward_row(self, hidden: torch.Tensor, row: RowSpan) -> torch.Tensor:
+        """(count, H) -> (count, H)."""
+        return self._run(hidden[None], _positions([row], hidden.device)[None], None, row.kv)[0]
+
+    def _run(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
+        cache: Cache,
+        **attention_arguments: Any,
+    ) -> torch.Tensor:
+        """The family's forward: (B, T, H) at positions (B, T) -> (B, T, H)."""
+        self._passage.entering = hidden
+        try:
+            self._owner(
+                inputs_embeds=hidden,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                **attention_arguments,
+            )
+            leaving = self._passage.leaving
+        finally:
+            self._passage.entering = self._passage.leaving = None
+        assert leaving is not None
+        return leaving
+
+    @property
+    def _parameter(self) -> nn.Parameter:
+        return next(self.modules[self.blocks.start].parameters())
+
+
+def packs_of_bounded_length(rows: Sequence[RowSpan], max_tokens: int) -> list[list[RowSpan]]:
+    """The rows in their order; together they have at most `max_tokens` tokens, unless there is only one."""
+    packs: list[list[RowSpan]] = []
+    for row in rows:
+        if not packs or sum(other.stop for other in packs[-1]) + row.stop > max_tokens:
+            packs.append([])
+        packs[-1].append(row)
+    return packs
+
+
+def _positions(rows: Sequence[RowSpan], device: torch.device) -> torch.Tensor:
+    """(T,): those of the rows' new tokens."""
+    return torch.tensor([position for row in rows for position in range(row.start, row.stop)], device=device)

@@ -1,0 +1,108 @@
+"""What crosses between the event loop and the engine's thread: jobs and work one way, answers the other.
+
+The loop makes a future with everything that it hands over; the thread answers through `deliver`, which wakes each loop
+once for all of its answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ...proto.wire.steps import StepPlan
+from .batch import Share
+from .cache.session import SessionKv, StepOutput
+from .scheduler import Take
+from .step_record import StepRecord
+
+
+@dataclass(eq=False)
+class Job:
+    """A step on its way through the engine."""
+
+    unconditional: ClassVar[bool] = False
+    kv: SessionKv
+    plan: StepPlan
+    data: bytes
+    future: asyncio.Future[StepOutput]
+    arrived_at: float
+    """Monotonic seconds."""
+    started_at: float | None = None
+    """Unix seconds; from the first forward pass on."""
+
+
+@dataclass(eq=False)
+class Work:
+    """Something else that runs in the engine's thread."""
+
+    run: Callable[[], Any]
+    future: asyncio.Future[Any]
+    unconditional: bool = False
+    """It runs even if it is cancelled or the engine closes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """The outcome of a future: `error`, or else `value`."""
+
+    future: asyncio.Future[Any]
+    value: Any = None
+    error: BaseException | None = None
+
+
+def takes_by_job(takes: Iterable[Take]) -> dict[int, list[tuple[int, int]]]:
+    """Job -> (row, tokens) of its rows."""
+    by_job: dict[int, list[tuple[int, int]]] = {}
+    for take in takes:
+        by_job.setdefault(take.job, []).append((take.row, take.count))
+    return by_job
+
+
+def record_of_step(shares: Sequence[Share], seconds: float, longest_wait_seconds: float) -> StepRecord:
+    rows = [row for share in shares for row in share.rows]
+    decode_rows = sum(row.count == 1 for row in rows)
+    tokens = sum(row.count for row in rows)
+    return StepRecord(
+        sessions=len(shares),
+        rows=len(rows),
+        decode_rows=decode_rows,
+        prefill_tokens=tokens - decode_rows,
+        context_tokens=sum(row.start + row.count for row in rows),
+        blocks=sum(len(share.hidden) * len(share.view.blocks) for share in shares) / tokens,
+        seconds=seconds,
+        longest_wait_seconds=longest_wait_seconds,
+    )
+
+
+def run_work(work: Work) -> None:
+    """Run it and answer, unless it was cancelled in time."""
+    if work.future.cancelled() and not work.unconditional:
+        return
+    try:
+        answer = Answer(work.future, work.run())
+    except Exception as error:
+        answer = Answer(work.future, error=error)
+    deliver([answer])
+
+
+def deliver(answers: Iterable[Answer]) -> None:
+    """Wake each loop once for all of its answers."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Answer]] = {}
+    for answer in answers:
+        by_loop.setdefault(answer.future.get_loop(), []).append(answer)
+    for loop, part in by_loop.items():
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_settle, part)
+
+
+def _settle(answers: Sequence[Answer]) -> None:
+    for answer in answers:
+        if answer.future.done():
+            continue
+        if answer.error is not None:
+            answer.future.set_exception(answer.error)
+        else:
+            answer.future.set_result(answer.value)
