@@ -1,5 +1,9 @@
 """A model on a Hugging Face hub: only the wanted byte ranges are fetched, and kept as small safetensors files.
 
+huggingface_hub finds the repository, its files, their sizes and hashes, and downloads the small ones; so HF_ENDPOINT,
+HF_TOKEN, HF_HUB_OFFLINE, logins and proxies work as its users know them.  It has no way to fetch a part of a file: the
+one function that does (`_pieces_of_one_answer`) uses its session, its headers and its errors.
+
 The files lie in CACHE/OWNER--NAME/COMMIT/: the small files as they are, "block-0017.safetensors" per block and
 "ends.safetensors", each with its SHA-256 beside it.  A file is checked against that once per process before it is
 used.  Everything of one checkpoint comes from one commit, whatever the branch does meanwhile.
@@ -14,35 +18,62 @@ import re
 import shutil
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
-from urllib.parse import quote, urljoin, urlsplit
+from typing import IO, Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx2
+from huggingface_hub import HfApi, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import (
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # they are in its __all__, made at run time
+    build_hf_headers,
+    hf_raise_for_status,
+    http_stream_backoff,
+    tqdm,
+)
 
 from ..errors import RetryElsewhere, SwarmError, UsageError
-from .folder import CONFIG_FILE, MAX_SMALL_FILE_BYTES, SINGLE_SHARD, HeldTensor, Progress, TensorInfo, parse_header
+from .folder import CONFIG_FILE, MAX_SMALL_FILE_BYTES, HeldTensor, Progress, TensorInfo, parse_header
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_CONTENT_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SMALL_FILES = ("generation_config.json",)
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_PIECE_BYTES = 1 << 20
-_TIMEOUT_SECONDS = 30.0
-_ATTEMPTS = 4
-"""Tries without any progress before a download is given up."""
+_LIBRARY = "blockswarm"
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class HubTiming:
+    """How a hub is waited for."""
+
+    timeout_seconds: float = 30.0
+    """Wait for a connection, and for the next bytes of an answer."""
+    attempts: int = 4
+    """Tries without any progress before a request is given up."""
+    first_pause_seconds: float = 2.0
+    """Pause after the first failed try; every further one is twice as long."""
 
 
 @dataclass(frozen=True, slots=True)
 class _RemoteFile:
-    """What the hub says of a file."""
+    """The size of a file in the repository, and the hash that the hub publishes of it."""
 
     size: int
     content_hash: str
-    commit: str
+    """SHA-256 of the content of a large file, git's id of a small one."""
 
 
 class HubSource:
@@ -58,6 +89,7 @@ class HubSource:
         revision: str | None = None,
         endpoint: str | None = None,
         cache_folder: Path | None = None,
+        timing: HubTiming | None = None,
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
         if not _MODEL_ID.fullmatch(model_id):
@@ -65,37 +97,30 @@ class HubSource:
                 f"{model_id[:200]!r} is neither a folder here nor a model on a hub",
                 hint="Give the folder of a model, or owner/name.",
             )
+        self._model_id = model_id
+        self._timing = timing or HubTiming()
         self._wait = wait
-        self._base_url, self._token = f"{(endpoint or _default_endpoint()).rstrip('/')}/{model_id}", _token()
-        self._revision = revision or "main"
-        self._files: dict[str, _RemoteFile | None] = {}
+        self._api = HfApi(endpoint=endpoint.rstrip("/") if endpoint else None, library_name=_LIBRARY)
         self._held: dict[str, Mapping[str, HeldTensor]] = {}
-        config = self._file(CONFIG_FILE)
-        if config is None:
-            raise UsageError(f"{model_id} has no {CONFIG_FILE} at revision {self._revision}")
-        self._revision = config.commit
+        self._commit, self._files = self._persistently(lambda: self._look_up(revision or "main"))
+        if CONFIG_FILE not in self._files:
+            raise UsageError(f"{model_id} has no {CONFIG_FILE} at revision {revision or 'main'}")
         root = cache_folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blockswarm"
-        self.folder = root / model_id.replace("/", "--") / config.commit
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = root / model_id.replace("/", "--") / self._commit
+        with self._translated_errors(f"{model_id} at {self.folder}"):
+            self.folder.mkdir(parents=True, exist_ok=True)
         for name in (CONFIG_FILE, *_SMALL_FILES):
             self.small_file(name)
 
     def small_file(self, name: str) -> bytes | None:
-        path = self.folder / name
-        if path.is_file():
-            return path.read_bytes()
-        file = self._file(name)
-        if file is None:
+        if name not in self._files:
             return None
-        if file.size > MAX_SMALL_FILE_BYTES:
+        if self._files[name].size > MAX_SMALL_FILE_BYTES:
             raise UsageError(f"{name} is larger than {MAX_SMALL_FILE_BYTES} bytes")
-        content = self.read(name, 0, file.size)
-        _write_atomically(path, lambda target: target.write(content))
-        return content
+        return Path(self._persistently(lambda: self._download(name))).read_bytes()
 
     def names(self) -> Sequence[str]:
-        """Only of the files that matter where there is no index."""
-        return [name for name in (SINGLE_SHARD, *_PICKLES) if self._file(name) is not None]
+        return sorted(self._files)
 
     def size(self, shard: str) -> int:
         return self._existing(shard).size
@@ -140,117 +165,152 @@ class HubSource:
         _write_atomically(path, write)
         _write_atomically(_sha256_path(path), lambda target: target.write(digest.hexdigest().encode()))
 
+    def _look_up(self, revision: str) -> tuple[str, Mapping[str, _RemoteFile]]:
+        """The commit behind `revision`, and its files by name: one request."""
+        with self._translated_errors(f"{self._model_id} at revision {revision}"):
+            seconds = self._timing.timeout_seconds
+            info = self._api.model_info(self._model_id, revision=revision, files_metadata=True, timeout=seconds)
+        files = {}
+        for file in info.siblings or ():
+            content_hash = (file.lfs.sha256 if file.lfs else file.blob_id) or ""
+            if not isinstance(file.size, int) or not _CONTENT_HASH.fullmatch(content_hash):
+                raise self._not_a_hub(f"size and hash of {file.rfilename}")
+            files[file.rfilename] = _RemoteFile(file.size, content_hash)
+        if not _COMMIT.fullmatch(info.sha or ""):
+            raise self._not_a_hub(f"the commit of {self._model_id}")
+        return str(info.sha), files
+
+    def _download(self, name: str) -> str:
+        """The path of a small file in `folder`, whole or not at all; no request if it is there."""
+        with self._translated_errors(name):
+            return hf_hub_download(
+                self._model_id,
+                name,
+                revision=self._commit,
+                local_dir=self.folder,
+                endpoint=self._api.endpoint,
+                library_name=_LIBRARY,
+                etag_timeout=self._timing.timeout_seconds,
+                tqdm_class=_NoBar,
+            )
+
     def _pieces(self, name: str, start: int, stop: int) -> Iterator[bytes]:
         """Bytes [start, stop) of a file, piece by piece; goes on where a broken connection stopped."""
-        attempts = 0
+        failures = 0
         while start < stop:
             try:
                 for piece in self._pieces_of_one_answer(name, start, stop):
                     start += len(piece)
-                    attempts = 0
+                    failures = 0
                     yield piece
-            except RetryElsewhere:
-                attempts += 1
-                if attempts == _ATTEMPTS:
-                    raise
-                self._wait(2.0**attempts)
+            except RetryElsewhere as error:
+                failures += 1
+                self._pause(failures, error)
 
     def _pieces_of_one_answer(self, name: str, start: int, stop: int) -> Iterator[bytes]:
-        with self._open("GET", name, {"Range": f"bytes={start}-{stop - 1}"}) as answer:
-            range_given = answer.headers.get("Content-Range", "")
-            if answer.status != 206 or not range_given.startswith(f"bytes {start}-"):
-                raise UsageError(f"{self._base_url} does not send parts of files", hint="Download the model first.")
+        """The bytes of one answer to a request for a range.
+
+        By hand, because huggingface_hub downloads whole files only, and a peer that hosts ten blocks of eighty wants an
+        eighth of them.  A redirect to another host (the hub's storage) is followed without the credentials.
+        """
+        url = hf_hub_url(self._model_id, name, revision=self._commit, endpoint=self._api.endpoint)
+        wanted = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        with (
+            self._translated_errors(name),
+            http_stream_backoff(
+                "GET",
+                url,
+                headers=build_hf_headers(library_name=_LIBRARY, headers=wanted),
+                timeout=self._timing.timeout_seconds,
+                max_retries=self._timing.attempts,
+                retry_on_exceptions=(),  # what was received by then is kept: see `_pieces`
+                retry_on_status_codes=(429,),  # "too many requests" says how long to wait
+            ) as answer,
+        ):
+            hf_raise_for_status(answer)
+            if answer.status_code != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                raise UsageError(f"{self._api.endpoint} does not send parts of files", hint="Download the model first.")
             missing = stop - start
-            while missing:
-                try:
-                    piece = answer.read(min(_PIECE_BYTES, missing))
-                except (OSError, HTTPException) as error:
-                    raise RetryElsewhere(f"the download of {name} broke off: {error}") from error
-                if not piece:
-                    raise RetryElsewhere(f"the download of {name} broke off")
+            for piece in answer.iter_raw():
                 missing -= len(piece)
+                if missing < 0:
+                    raise UsageError(f"{self._api.endpoint} sends more of {name} than was asked for")
                 yield piece
+        if missing:
+            raise RetryElsewhere(f"{self._api.endpoint} broke off while sending {name}")
 
     def _existing(self, name: str) -> _RemoteFile:
-        file = self._file(name)
-        if file is None:
-            raise UsageError(f"{self._base_url} has no file {name}")
-        return file
-
-    def _file(self, name: str) -> _RemoteFile | None:
-        """What the hub says of a file, None if it has none of that name; asked once."""
         if name not in self._files:
-            self._files[name] = self._ask(name)
+            raise UsageError(f"{self._model_id} has no file {name} at commit {self._commit}")
         return self._files[name]
 
-    def _ask(self, name: str) -> _RemoteFile | None:
-        for attempt in range(1, _ATTEMPTS + 1):
+    def _persistently(self, request: Callable[[], _Result]) -> _Result:
+        """The result of `request`, which is tried several times. Raises what its last attempt raises."""
+        failures = 0
+        while True:
             try:
-                with self._open("HEAD", name, {"Accept-Encoding": "identity"}) as answer:
-                    return _parse_remote_file(name, answer.headers)
-            except _NotFound:
-                return None
-            except RetryElsewhere:
-                if attempt == _ATTEMPTS:
-                    raise
-                self._wait(2.0**attempt)
-        raise AssertionError("the last attempt returns or raises")
+                return request()
+            except RetryElsewhere as error:
+                failures += 1
+                self._pause(failures, error)
 
-    def _open(self, method: str, name: str, headers: Mapping[str, str]) -> Any:
-        """An open HTTP answer, of the hub itself for HEAD. Raises _NotFound, UsageError, RetryElsewhere."""
-        url = f"{self._base_url}/resolve/{quote(self._revision, safe='')}/{quote(name)}"
-        authorization = {"Authorization": f"Bearer {self._token}"} if self._token else {}
-        request = urllib.request.Request(url, method=method, headers={**headers, **authorization})
+    def _pause(self, failures: int, error: RetryElsewhere) -> None:
+        """Wait after a failed attempt. Raises `error` if it was the last one."""
+        if failures >= self._timing.attempts:
+            raise error
+        self._wait(self._timing.first_pause_seconds * 2 ** (failures - 1))
+
+    @contextmanager
+    def _translated_errors(self, what: str) -> Iterator[None]:
+        """Turn what huggingface_hub raises into our errors; `what` names what was asked for."""
         try:
-            return urllib.request.build_opener(_Redirects).open(request, timeout=_TIMEOUT_SECONDS)
-        except urllib.error.HTTPError as error:
-            if method == "HEAD" and 300 <= error.code < 400:
-                return error  # a file in the hub's storage: the hub's own answer says what it is
-            error.close()
-            raise _translate(error.code, url) from error
-        except (OSError, HTTPException) as error:
-            raise RetryElsewhere(
-                f"{urlsplit(url).netloc} does not answer: {error}", hint="Check the network, or use a local folder."
-            ) from error
+            yield
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, HFValidationError) as error:
+            raise _translate(error, what, self._api.endpoint) from error
+        except (KeyError, TypeError, ValueError) as error:  # an answer that is no JSON, or of another kind
+            raise self._not_a_hub(what) from error
+
+    def _not_a_hub(self, what: str) -> UsageError:
+        return UsageError(f"{self._api.endpoint} does not tell {what}", hint="Is this a Hugging Face hub?")
 
 
-class _NotFound(UsageError):
-    """The hub has no such file, revision or repository."""
+class _NoBar(tqdm):  # type: ignore[misc]
+    """No progress bar: a small file is there at once."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"disable": True})
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but shows credentials to no other host, and leaves HEAD at the hub."""
+def _translate(error: Exception, what: str, endpoint: str) -> SwarmError:
+    """Our error for one of huggingface_hub or of its HTTP client; `what` was asked for at `endpoint`."""
+    host = urlsplit(endpoint).netloc or endpoint
+    if isinstance(error, OfflineModeIsEnabled):
+        return UsageError("HF_HUB_OFFLINE is set, so nothing is fetched from a hub", hint="Give a local folder.")
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        return _translate(error.__cause__, what, endpoint)  # huggingface_hub looked in its cache, too
+    if isinstance(error, HfHubHTTPError):
+        return _translate_status(error, what, host)
+    if isinstance(error, HFValidationError | httpx2.InvalidURL | httpx2.UnsupportedProtocol | FileMetadataError):
+        return UsageError(f"{what} cannot be asked for at {endpoint}: {error}", hint="Is this a Hugging Face hub?")
+    if isinstance(error, OSError) and error.errno is not None:  # the network's errors are not among these
+        return UsageError(f"{what} cannot be kept: {error}", hint="Free space, or choose another cache.")
+    if isinstance(error, httpx2.ReadError | httpx2.ReadTimeout | httpx2.RemoteProtocolError):
+        return RetryElsewhere(f"{host} broke off while sending {what}: {error}", hint="Try again later.")
+    return RetryElsewhere(f"{host} does not answer: {error}", hint="Check the network, or use a local folder.")
 
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        other_host = urlsplit(urljoin(req.full_url, newurl)).netloc != urlsplit(req.full_url).netloc
-        if other_host and req.get_method() == "HEAD":
-            return None
-        redirected = urllib.request.Request(newurl, method=req.get_method(), headers=dict(req.headers))
-        if other_host:
-            redirected.remove_header("Authorization")
-        return redirected
 
-
-def _translate(status: int, url: str) -> SwarmError:
-    if status == 404:
-        return _NotFound(f"{url} does not exist")
-    if status in (401, 403):
+def _translate_status(error: HfHubHTTPError, what: str, host: str) -> SwarmError:
+    status = error.response.status_code
+    if isinstance(error, GatedRepoError | RepositoryNotFoundError) or status in (401, 403):
         return UsageError(
-            f"{url} may not be read (HTTP {status}): it does not exist, or it is private or gated",
+            f"{what} on {host} may not be read (HTTP {status}): it does not exist, or it is private or gated",
             hint="Check the name; for a gated model accept its terms and log in with `hf auth login`.",
         )
-    if status == 429 or status >= 500:
-        return RetryElsewhere(f"{urlsplit(url).netloc} answers with HTTP {status}", hint="Try again later.")
-    return UsageError(f"{url} cannot be read (HTTP {status})")
-
-
-def _parse_remote_file(name: str, headers: Any) -> _RemoteFile:
-    size = headers.get("X-Linked-Size") or headers.get("Content-Length") or ""
-    content_hash = (headers.get("X-Linked-ETag") or headers.get("ETag") or "").removeprefix("W/").strip('"')
-    commit = headers.get("X-Repo-Commit") or ""
-    if not (size.isdecimal() and re.fullmatch(r"[0-9a-f]{40,64}", content_hash) and _COMMIT.fullmatch(commit)):
-        raise UsageError(f"the hub does not say size, hash and commit of {name}", hint="Is this a Hugging Face hub?")
-    return _RemoteFile(int(size), content_hash, commit)
+    if status == 404:
+        return UsageError(f"{what} does not exist on {host}")
+    if status in (408, 429) or status >= 500:
+        return RetryElsewhere(f"{host} answers with HTTP {status}", hint="Try again later.")
+    return UsageError(f"{what} cannot be read from {host} (HTTP {status})")
 
 
 def _runs(tensors: Sequence[TensorInfo]) -> Iterator[tuple[str, int, int]]:
@@ -297,7 +357,7 @@ def _is_intact(path: Path) -> bool:
         expected = _sha256_path(path).read_text(encoding="ascii")
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == expected
-    except (FileNotFoundError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError):
         return False
 
 
@@ -321,18 +381,3 @@ def _write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise UsageError(
             f"cannot write {path}: {error.strerror}", hint="Free space, or choose another cache."
         ) from error
-
-
-def _default_endpoint() -> str:
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        raise UsageError("HF_HUB_OFFLINE is set, so nothing is fetched from a hub", hint="Give a local folder.")
-    endpoint: str = constants.ENDPOINT
-    return endpoint
-
-
-def _token() -> str | None:
-    from huggingface_hub import get_token
-
-    return get_token()

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from blockswarm.proto.model.tiny import random_model
+from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig
 
 _SIZES: Mapping[str, Any] = {
@@ -155,3 +157,8 @@ def write_tiny_checkpoint(name: str, folder: Path, *, max_shard_size: str = "200
     """Write a checkpoint with random weights (seed 0) into `folder`, in several shards; returns the folder."""
     random_model(tiny_model_config(name, **changes)).save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
+
+
+def all_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Read by safetensors itself."""
+    return {name: tensor for shard in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(shard).items()}

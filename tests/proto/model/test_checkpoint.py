@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from blockswarm.proto.errors import RetryElsewhere, UnsupportedModel, UsageError
-from blockswarm.proto.model import hub as hub_module
-from blockswarm.proto.model.checkpoint import block_prefix, open_checkpoint, read_checkpoint
-from blockswarm.proto.model.folder import parse_header
-from blockswarm.proto.model.hub import HubSource
+from blockswarm.proto.errors import UnsupportedModel, UsageError
+from blockswarm.proto.model.checkpoint import block_prefix, open_checkpoint
 from blockswarm.routing.swarm import BlockRange
-from hypothesis import given
-from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
-from support.fake_hub import COMMIT, MODEL_ID, FakeHub, serve_hub
-from support.tiny_models import write_tiny_checkpoint
+from safetensors.torch import save_file
+from support.tiny_models import all_weights, write_tiny_checkpoint
 
 ALL_BLOCKS = BlockRange(0, 6)
 
@@ -36,11 +29,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(original: Path, tmp_path: Path) -> Path:
     """A copy that a test may change."""
     return Path(shutil.copytree(original, tmp_path / "model"))
-
-
-def all_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Read by safetensors itself."""
-    return {name: tensor for shard in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(shard).items()}
 
 
 def write_single_shard(folder: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -241,158 +229,3 @@ class TestBadFolders:
     def test_what_is_neither_a_folder_nor_a_model_is_a_usage_error(self, name: str) -> None:
         with pytest.raises(UsageError):
             open_checkpoint(name or "nothing")
-
-
-def header(entries: object) -> bytes:
-    raw = json.dumps(entries).encode()
-    return len(raw).to_bytes(8, "little") + raw
-
-
-class TestHeaders:
-    @pytest.mark.parametrize(
-        "content",
-        [
-            b"",
-            b"1234567",
-            (1 << 60).to_bytes(8, "little"),
-            header([]),
-            header({"a": 1}),
-            header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 8]}}) + bytes(8),
-            header({"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}) + bytes(4),
-            header({"a": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}}) + bytes(4),
-            header({"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}) + bytes(4),
-            header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}) + bytes(4),
-            header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}}) + bytes(4),
-            header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}) + bytes(8),
-            header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}) + bytes(5),
-            header({key: {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]} for key in "ab"}) + bytes(4),
-        ],
-    )
-    def test_that_lie_are_refused(self, content: bytes) -> None:
-        with pytest.raises(UsageError):
-            parse_header("x", len(content), lambda start, stop: content[start:stop])
-
-    @given(content=st.binary(max_size=64), length=st.integers(0, 80))
-    def test_of_any_bytes_are_read_or_refused(self, content: bytes, length: int) -> None:
-        content = length.to_bytes(8, "little") + content
-        with contextlib.suppress(UsageError):
-            parse_header("x", len(content), lambda start, stop: content[start:stop])
-
-
-@pytest.fixture
-def hub(original: Path) -> Iterator[FakeHub]:
-    with serve_hub(original) as hub:
-        yield hub
-
-
-def open_from(hub: FakeHub, cache: Path) -> Any:
-    return read_checkpoint(HubSource(MODEL_ID, endpoint=hub.endpoint, cache_folder=cache, wait=lambda seconds: None))
-
-
-class TestHub:
-    def test_gives_what_the_folder_gives(self, hub: FakeHub, original: Path, tmp_path: Path) -> None:
-        remote, local = open_from(hub, tmp_path), open_checkpoint(original)
-        for states in (
-            (c.block_state(BlockRange(2, 5)) for c in (remote, local)),
-            (c.ends_state() for c in (remote, local)),
-        ):
-            fetched, expected = states
-            assert set(fetched) == set(expected)
-            assert all(torch.equal(fetched[name][...], expected[name][...]) for name in fetched)
-        assert remote.block_hashes(BlockRange(2, 5)) == local.block_hashes(BlockRange(2, 5))
-        assert remote.config.to_dict().items() >= {"model_type": "llama", "num_hidden_layers": 6}.items()
-
-    def test_only_the_wanted_tensors_travel(self, hub: FakeHub, tmp_path: Path) -> None:
-        checkpoint = open_from(hub, tmp_path)
-        before = hub.bytes_sent(".safetensors")
-        seen: list[tuple[int, int]] = []
-        checkpoint.fetch(BlockRange(3, 5), lambda done, total: seen.append((done, total)))
-        wanted = checkpoint.block_bytes(3) + checkpoint.block_bytes(4)
-        assert hub.bytes_sent(".safetensors") - before == wanted
-        assert seen[-1] == (wanted, wanted)
-        checkpoint.block_state(BlockRange(3, 5))
-        checkpoint.block_hashes(BlockRange(3, 5))
-        assert hub.bytes_sent(".safetensors") - before == wanted
-
-    def test_a_block_is_a_file_that_safetensors_reads(self, hub: FakeHub, original: Path, tmp_path: Path) -> None:
-        open_from(hub, tmp_path).fetch(BlockRange(5, 6))
-        (path,) = tmp_path.rglob("block-0005.safetensors")
-        assert path.parent.name == COMMIT
-        expected = {name: tensor for name, tensor in all_weights(original).items() if "layers.5." in name}
-        torch.testing.assert_close(load_file(path), expected, rtol=0, atol=0)
-
-    def test_what_was_fetched_is_kept(self, hub: FakeHub, tmp_path: Path) -> None:
-        open_from(hub, tmp_path).fetch(ALL_BLOCKS)
-        checkpoint = open_from(hub, tmp_path)
-        before = hub.bytes_sent(".safetensors")
-        checkpoint.fetch(ALL_BLOCKS)
-        assert hub.bytes_sent(".safetensors") == before
-
-    def test_a_damaged_file_is_fetched_again(self, hub: FakeHub, original: Path, tmp_path: Path) -> None:
-        open_from(hub, tmp_path).fetch(BlockRange(1, 2))
-        (path,) = tmp_path.rglob("block-0001.safetensors")
-        path.write_bytes(path.read_bytes()[:-1] + b"x")
-        assert open_from(hub, tmp_path).block_hashes(BlockRange(1, 2)) == open_checkpoint(original).block_hashes(
-            BlockRange(1, 2)
-        )
-
-    def test_a_broken_download_goes_on_where_it_stopped(self, hub: FakeHub, original: Path, tmp_path: Path) -> None:
-        checkpoint = open_from(hub, tmp_path)
-        hub.break_after_bytes = [1000, 1, 5000]
-        before = hub.bytes_sent(".safetensors")
-        checkpoint.fetch(BlockRange(0, 1))
-        assert not hub.break_after_bytes
-        assert hub.bytes_sent(".safetensors") - before == checkpoint.block_bytes(0)
-        assert checkpoint.block_hashes(BlockRange(0, 1)) == open_checkpoint(original).block_hashes(BlockRange(0, 1))
-
-    def test_a_download_without_progress_is_given_up(self, hub: FakeHub, tmp_path: Path) -> None:
-        checkpoint = open_from(hub, tmp_path)
-        hub.break_after_bytes = [0] * 50
-        with pytest.raises(RetryElsewhere, match="broke off"):
-            checkpoint.fetch(BlockRange(0, 1))
-        assert not list(tmp_path.rglob("*block*"))
-
-    def test_the_digest_needs_no_weights(self, hub: FakeHub, tmp_path: Path) -> None:
-        checkpoint = open_from(hub, tmp_path)
-        before = hub.bytes_sent()
-        digest = checkpoint.model_digest()
-        assert hub.bytes_sent() == before
-        assert digest == open_from(hub, tmp_path / "other").model_digest()
-
-    def test_shards_may_lie_in_a_storage_that_gets_no_credentials(
-        self, hub: FakeHub, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(hub_module, "_token", lambda: "secret")
-        with serve_hub(original) as storage:
-            hub.storage_endpoint = storage.endpoint
-            checkpoint = open_from(hub, tmp_path)
-            checkpoint.fetch(BlockRange(0, 1))
-            assert checkpoint.block_hashes(BlockRange(0, 1)) == open_checkpoint(original).block_hashes(BlockRange(0, 1))
-            assert set(hub.authorizations) == {"Bearer secret"}
-            assert set(storage.authorizations) == {None}
-
-    def test_a_server_that_ignores_ranges_is_refused(self, hub: FakeHub, tmp_path: Path) -> None:
-        hub.ignores_ranges = True
-        with pytest.raises(UsageError, match="parts of files"):
-            open_from(hub, tmp_path)
-
-    @pytest.mark.parametrize(
-        ("status", "error"), [(404, UsageError), (401, UsageError), (403, UsageError), (503, RetryElsewhere)]
-    )
-    def test_refusals_say_whether_to_try_again(
-        self, hub: FakeHub, tmp_path: Path, status: int, error: type[Exception]
-    ) -> None:
-        hub.status = status
-        with pytest.raises(error):
-            open_from(hub, tmp_path)
-
-    def test_a_hub_that_is_not_there_is_worth_another_try(self, original: Path, tmp_path: Path) -> None:
-        with serve_hub(original) as hub:
-            pass
-        with pytest.raises(RetryElsewhere, match="does not answer"):
-            open_from(hub, tmp_path)
-
-    def test_nothing_is_fetched_where_that_is_forbidden(self) -> None:
-        """The tests run with HF_HUB_OFFLINE=1; so may a user."""
-        with pytest.raises(UsageError, match="HF_HUB_OFFLINE"):
-            open_checkpoint(MODEL_ID)
