@@ -1,24 +1,22 @@
-"""What a session of the client is made of."""
+"""The parts that a session of the client is made of."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from ..proto.errors import SwarmError
 from ..proto.identity import Identity
 from ..proto.wire.handshake import SwarmKeyProof
 from ..routing.swarm import BlockRange, PeerId, RequestSpec
+from .timing import PATIENCE_SECONDS, ClientTiming
 
 if TYPE_CHECKING:
     from ..proto.network.transport import Dialer
     from .chain.hop import HopChoice
     from .chain.prefixes import PageNames
-
-
-PATIENCE_SECONDS = 30.0
 
 
 class ChainRouter(Protocol):
@@ -105,3 +103,4 @@ class SessionConfig:
     on_event: Callable[[SessionEvent], None] = _ignore
     clock: Callable[[], float] = time.time
     """Unix seconds."""
+    timing: ClientTiming = field(default_factory=ClientTiming)

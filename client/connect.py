@@ -21,21 +21,16 @@ from ..proto.wire.tensors import WireFormat
 from .background import BackgroundLoop, background_loop
 from .chain.prefixes import PageNames
 from .chain.session import ChainSession
-from .config import PATIENCE_SECONDS, SessionConfig, SessionEvent
+from .config import SessionConfig, SessionEvent
 from .report import ChainReport
 from .swarm.router import ViewRouter
 from .swarm.view import SwarmView
+from .timing import PATIENCE_SECONDS, ClientTiming
 
 if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-
-CONNECT_SECONDS = 30.0
-CLOSE_SECONDS = 5.0
-LEAVE_SECONDS = 3.0
-OPERATION_SECONDS = 3600.0
-"""No operation takes longer; the deadlines that matter are those of each step."""
 
 
 def connect(
@@ -50,6 +45,7 @@ def connect(
     min_precision: str | None = None,
     patience_seconds: float = PATIENCE_SECONDS,
     on_event: Callable[[SessionEvent], None] | None = None,
+    timing: ClientTiming | None = None,  # for tests
 ) -> SwarmConnection:
     """Connect to the swarm that serves this checkpoint.
 
@@ -62,11 +58,9 @@ def connect(
 
     Raises UsageError for a bad address, PeerUnavailable if no peer answers, WrongKey in a private swarm.
     """
-    if isinstance(swarm_key, (str, Path)):
-        swarm_key = SwarmKey.load(swarm_key)
-    addresses = [PeerAddress.parse(text) for text in initial_peers]
-    if not addresses:
-        raise UsageError("no initial peers are given", hint="Name at least one peer: ID@HOST:PORT.")
+    timing = timing or ClientTiming()
+    key = SwarmKey.load(swarm_key) if isinstance(swarm_key, (str, Path)) else swarm_key
+    addresses = _parsed(initial_peers)
     if min_precision is not None:
         at_least("float32", min_precision)  # refuses what is no format
     identity = Identity.load_or_create(identity_path) if identity_path else Identity.generate()
@@ -78,23 +72,33 @@ def connect(
         return SessionConfig(
             identity=identity,
             dialer=dialer,
-            router=ViewRouter(view, checkpoint.num_blocks, push),
+            router=ViewRouter(view, checkpoint.num_blocks, push, timing),
             model_digest=model_digest,
             num_blocks=checkpoint.num_blocks,
             wire_format=wire.name,
             token_bytes=wire.token_bytes,
-            swarm_key=swarm_key,
+            swarm_key=key,
             relay_always=not push,
             page_names=page_names,
             min_precision=min_precision,
             patience_seconds=patience_seconds,
             on_event=on_event or (lambda event: None),
+            timing=timing,
         )
 
-    def view(dialer: Dialer) -> SwarmView:
-        return SwarmView(identity, dialer, addresses, model_digest, swarm_key)
+    return SwarmConnection(
+        background_loop(),
+        lambda dialer: SwarmView(identity, dialer, addresses, model_digest, key, timing=timing),
+        config,
+        wire,
+        timing,
+    )
 
-    return SwarmConnection(background_loop(), view, config, wire)
+
+def _parsed(initial_peers: Sequence[str]) -> list[PeerAddress]:
+    if not initial_peers:
+        raise UsageError("no initial peers are given", hint="Name at least one peer: ID@HOST:PORT.")
+    return [PeerAddress.parse(text) for text in initial_peers]
 
 
 def _both(
@@ -116,8 +120,10 @@ class SwarmConnection:
         make_view: Callable[[Dialer], SwarmView],
         make_config: Callable[[Dialer, SwarmView], SessionConfig],
         wire_format: WireFormat,
+        timing: ClientTiming,
     ) -> None:
-        """What belongs to the loop is made there. Raises what looking at the swarm raises."""
+        """Make on the loop what belongs to it. Raises what looking at the swarm raises."""
+        self.timing = timing
         self._loop = loop
         self._wire_format = wire_format
         self._leaving: set[Future[None]] = set()
@@ -133,7 +139,7 @@ class SwarmConnection:
                 raise
             return view, dialer, make_config(dialer, view)
 
-        self.view, self._dialer, self._config = loop.run(start(), CONNECT_SECONDS)
+        self.view, self._dialer, self._config = loop.run(start(), timing.connect_seconds)
 
     def open_session(
         self, max_tokens: int, max_rows: int, on_event: Callable[[SessionEvent], None] | None = None
@@ -145,7 +151,8 @@ class SwarmConnection:
         config = self._config
         if on_event is not None:
             config = replace(config, on_event=_both(on_event, config.on_event))
-        return SwarmSession(self._loop, ChainSession(config, max_tokens, max_rows), self._wire_format, self._leave)
+        session = ChainSession(config, max_tokens, max_rows)
+        return SwarmSession(self._loop, session, self._wire_format, self.timing.operation_seconds, self._leave)
 
     def _leave(self, session: ChainSession) -> None:
         """End a session at its peers, without waiting for it."""
@@ -153,9 +160,9 @@ class SwarmConnection:
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
 
-    def run(self, work: Coroutine[Any, Any, T], timeout_seconds: float = CONNECT_SECONDS) -> T:
-        """Run something on the loop that the view belongs to."""
-        return self._loop.run(work, timeout_seconds)
+    def run(self, work: Coroutine[Any, Any, T], timeout_seconds: float | None = None) -> T:
+        """Run something on the loop that the view belongs to; by default it may take as long as connecting."""
+        return self._loop.run(work, self.timing.connect_seconds if timeout_seconds is None else timeout_seconds)
 
     def close(self) -> None:
         """Close the connections; sessions that are open are lost, and those that have ended get a moment to leave."""
@@ -163,11 +170,11 @@ class SwarmConnection:
         async def stop() -> None:
             leaving = [asyncio.wrap_future(future) for future in tuple(self._leaving)]
             if leaving:
-                await asyncio.wait(leaving, timeout=LEAVE_SECONDS)
+                await asyncio.wait(leaving, timeout=self.timing.leave_seconds)
             await self.view.close()
             await self._dialer.close()
 
-        self._loop.run(stop(), CLOSE_SECONDS)
+        self._loop.run(stop(), self.timing.close_seconds)
 
     def __enter__(self) -> SwarmConnection:
         return self
@@ -184,13 +191,15 @@ class SwarmSession:
         loop: BackgroundLoop,
         session: ChainSession,
         wire_format: WireFormat,
+        timeout_seconds: float,
         leave: Callable[[ChainSession], None],
     ) -> None:
-        """`leave` ends the session at its peers."""
+        """`timeout_seconds` is for each `run`; `leave` ends the session at its peers."""
         self._loop = loop
         self._leave = leave
         self._session = session
         self._format = wire_format
+        self._timeout_seconds = timeout_seconds
         self._pending: Future[bytes] | None = None
         self._aborted = False
         self._closed = False
@@ -201,7 +210,7 @@ class SwarmSession:
         if self._aborted:
             self._pending.cancel()
         try:
-            return self._format.decode(self._pending.result(OPERATION_SECONDS)).to(hidden.dtype)
+            return self._format.decode(self._pending.result(self._timeout_seconds)).to(hidden.dtype)
         except CancelledError:
             raise SessionLost("the session was closed") from None
         finally:

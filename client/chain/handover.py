@@ -15,11 +15,6 @@ from .rebuild import Rollback, rebuild
 from .reserve import NotAdmitted
 from .wiring import Chain, describe
 
-HANDOVER_SECONDS = 20.0
-"""An attention cache that takes longer than this is replaced by a replay, which moves less and computes more."""
-HANDOVER_WAIT_SECONDS = 10.0
-"""A session that could go on waits no longer than this for room at a replacement."""
-
 
 async def hand_over(chain: Chain, old: HopStream, choices: Sequence[HopChoice], state: Rollback) -> None:
     """Put `choices` in the place of `old`, which works but is about to leave; `state` is that of every hop now.
@@ -56,7 +51,7 @@ async def _replace_by_several(
         return
     epoch = chain.epoch
     try:
-        hops = await chain.reserve(_with_replaced(chain, old, choices), HANDOVER_WAIT_SECONDS)
+        hops = await chain.reserve(_with_replaced(chain, old, choices), chain.config.timing.handover_wait_seconds)
     except NotAdmitted:
         chain.epoch = epoch
         return
@@ -83,15 +78,18 @@ async def _move_cache(chain: Chain, old: HopStream, new: HopStream, has_to_wait:
     """
     chain.epoch += 1
     epoch = chain.epoch
+    timing = chain.config.timing
     try:
-        async with asyncio.timeout(HANDOVER_SECONDS):
+        async with asyncio.timeout(timing.handover_seconds):
             neighbours = chain.neighbours(old)
-            await chain.open_hop(new, neighbours, wait_seconds=HANDOVER_WAIT_SECONDS if has_to_wait else 0.0)
+            await chain.open_hop(new, neighbours, wait_seconds=timing.handover_wait_seconds if has_to_wait else 0.0)
             if has_to_wait:
                 await _until_either_fails(chain, old, new, lambda: new.opened)
                 if not new.opened:
                     return False
-            await old.export_to(new, state.next_seq - 1, state.before, HANDOVER_SECONDS)
+            await old.export_to(
+                new, state.next_seq - 1, state.before, timing.handover_seconds, timing.transfer_slack_seconds
+            )
             await _until_either_fails(chain, old, new, lambda: new.rebuilt_epoch == epoch)
     except TimeoutError:
         pass

@@ -9,12 +9,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from ...proto import swarm_pb2 as pb
 from ...proto.errors import (
     DeadlineExceeded,
-    LocalProtocolError,
     PushFailed,
     RemoteProtocolError,
     SessionLost,
@@ -26,9 +24,7 @@ from ...proto.network.transport import PeerStub, translated_grpc_errors
 from ...proto.wire.frames import CREDITS, Rebuild, StepReader, WireStep, encode_rebuild, encode_step
 from ...proto.wire.prefixes import Digests, encode_prefixes
 from ...routing.swarm import BlockRange, PeerId
-
-TRANSFER_SLACK_SECONDS = 10.0
-"""A peer gives a transfer up later than the client, which has other ways and wants to keep the session."""
+from ..peer_errors import blamed_on
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +82,7 @@ class _KvPassage:
     lengths: tuple[int, ...]
     deadline: float
     """In the loop's time."""
+    slack_seconds: float
 
 
 class HopStream:
@@ -164,17 +161,21 @@ class HopStream:
         await self._write(pb.ClientFrame(probe=pb.Probe(nonce=nonce)))
 
     async def export_to(
-        self, target: HopStream, applied_seq: int, lengths: tuple[int, ...], timeout_seconds: float
+        self,
+        target: HopStream,
+        applied_seq: int,
+        lengths: tuple[int, ...],
+        timeout_seconds: float,
+        slack_seconds: float,
     ) -> None:
         """Have the peer's attention cache sent to `target`, which says in `rebuilt_epoch` when it has it.
 
         It is passed on as it comes in, so that it is never in memory here. A cache of another state fails this hop.
+        The peers may take `slack_seconds` longer than the client waits.
         """
         deadline = asyncio.get_running_loop().time() + timeout_seconds
-        self._kv_passage = _KvPassage(target, applied_seq, lengths, deadline)
-        await self._write(
-            pb.ClientFrame(kv_export=pb.KvExport(timeout_seconds=timeout_seconds + TRANSFER_SLACK_SECONDS))
-        )
+        self._kv_passage = _KvPassage(target, applied_seq, lengths, deadline, slack_seconds)
+        await self._write(pb.ClientFrame(kv_export=pb.KvExport(timeout_seconds=timeout_seconds + slack_seconds)))
 
     def stop_export(self) -> None:
         """Pass nothing on any more; `target` drops what it has of a cache with the next frame that it gets."""
@@ -223,17 +224,12 @@ class HopStream:
     async def _read(self, call: grpc.aio.StreamStreamCall[pb.ClientFrame, pb.PeerFrame]) -> None:
         reader = StepReader(self._token_bytes, answers=self.last)
         try:
-            with translated_grpc_errors(str(self.address)):
+            with blamed_on(self.address), translated_grpc_errors(str(self.address)):
                 while isinstance(frame := await call.read(), pb.PeerFrame):
                     await self._take(reader, frame)
             self.fail(SessionLost(f"{self.address}: the peer closed the session"))
         except SwarmError as error:
             self.fail(error)
-        except DecodeError:
-            self.fail(RemoteProtocolError(f"{self.address}: a frame is not readable"))
-        except Exception as error:
-            logger.exception("%s: reading its answers failed", self.address)
-            self.fail(LocalProtocolError(f"{self.address}: reading its answers failed: {error!r}"))
         finally:
             call.cancel()
 
@@ -273,7 +269,7 @@ class HopStream:
                 if (state.applied_seq, tuple(state.lengths)) != (passage.applied_seq, passage.lengths):
                     raise RemoteProtocolError(f"{self.address}: the attention cache is of another state")
                 left = max(0.001, passage.deadline - asyncio.get_running_loop().time())
-                state.timeout_seconds = left + TRANSFER_SLACK_SECONDS
+                state.timeout_seconds = left + passage.slack_seconds
                 await passage.target._write(pb.ClientFrame(kv_import=state))
         else:
             self._kv_missing_bytes -= len(frame.chunk.data)

@@ -17,8 +17,6 @@ from ..tasks import beside
 from .hop import HopStream
 from .wiring import Chain, ChainBroken
 
-MIN_REBUILD_SECONDS = 10.0
-
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
@@ -86,7 +84,7 @@ async def _rebuild_run(chain: Chain, first: int, stop: int, state: Rollback) -> 
 
 def _rebuild_seconds(chain: Chain, run: Sequence[HopStream], tokens: int) -> float:
     predicted = chain.config.router.predict_seconds([(hop.peer, hop.blocks) for hop in run], tokens)
-    return MIN_REBUILD_SECONDS + 10 * predicted
+    return chain.config.timing.min_rebuild_seconds + chain.config.timing.rebuild_factor * predicted
 
 
 async def _send_replay(

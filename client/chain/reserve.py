@@ -1,8 +1,8 @@
 """Waiting for room on the peers of a chain: one peer after the other, in ascending order of their ids.
 
 All sessions take the peers in the same order, so no two of them can each hold what the other waits for.  What is held
-already while a session waits for the next peer is a lease: after `LEASE_SECONDS` all of it is given back, and the
-session may begin anew; peers remember its arrival.
+already while a session waits for the next peer is a lease: after `ClientTiming.lease_seconds` all of it is given back,
+and the session may begin anew; peers remember its arrival.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 
 from ...proto.errors import PeerBusy, SwarmError
-from ...proto.wire.timing import ANSWER_SECONDS, LEASE_SECONDS
 from ..config import SessionEvent
+from ..timing import ClientTiming
 from .hop import HopStream, QueuePlace
 
 
@@ -32,6 +32,7 @@ async def take_in_order(
     open_hop: Callable[[HopStream, float], Awaitable[None]],
     *,
     wait_seconds: float,
+    timing: ClientTiming,
     changed: asyncio.Event,
     check: Callable[[], None],
     on_event: Callable[[SessionEvent], None],
@@ -51,21 +52,22 @@ async def take_in_order(
             raise NotAdmitted(PeerBusy(1.0, "the peers of the chain had no room in time"), waited=True)
         await open_hop(hop, left)
         taken.append(hop)
-        await _admitted(hop, taken, until, changed, check, on_event)
-        lease_ends = min(lease_ends, loop.time() + LEASE_SECONDS)
+        await _admitted(hop, taken, until, timing.answer_seconds, changed, check, on_event)
+        lease_ends = min(lease_ends, loop.time() + timing.lease_seconds)
 
 
 async def _admitted(
     hop: HopStream,
     taken: Sequence[HopStream],
     until: float,
+    answer_seconds: float,
     changed: asyncio.Event,
     check: Callable[[], None],
     on_event: Callable[[SessionEvent], None],
 ) -> None:
     """Wait until `hop` has room. Raises NotAdmitted if it refuses or any hop that was taken fails."""
     told: QueuePlace | None = None
-    answer_by = asyncio.get_running_loop().time() + ANSWER_SECONDS
+    answer_by = asyncio.get_running_loop().time() + answer_seconds
     while True:
         check()
         for held in taken:
@@ -78,7 +80,7 @@ async def _admitted(
             on_event(SessionEvent("queued", hop.peer, describe_place(told)))
         changed.clear()
         try:
-            async with asyncio.timeout_at(answer_by if told is None else until + ANSWER_SECONDS):
+            async with asyncio.timeout_at(answer_by if told is None else until + answer_seconds):
                 await changed.wait()
         except TimeoutError:
             hop.fail_silent()

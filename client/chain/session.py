@@ -20,12 +20,11 @@ from ...proto.wire.handshake import SESSION_ID_BYTES
 from ...proto.wire.prefixes import PAGE_TOKENS, Digests
 from ...proto.wire.replay import ReplayBuffer
 from ...proto.wire.steps import RowSlice, RowTable, StepPlan, split_plan
-from ...proto.wire.timing import ANSWER_SECONDS
 from ...routing.route.repair import Repair
 from ...routing.swarm import BlockRange, PeerId, RequestSpec
 from ..config import SessionConfig, SessionEvent
 from ..report import ChainReport
-from .handover import HANDOVER_WAIT_SECONDS, hand_over
+from .handover import hand_over
 from .hop import HopChoice, HopStream
 from .operation import Operation, longest_wait_seconds, peers_of
 from .prefixes import PageNames, named
@@ -38,18 +37,8 @@ OPERATION_TOKENS = 2048
 """Longer prompts are several operations, so that what peers keep for repetition stays bounded."""
 MAX_PREFIX_TOKENS = 1 << 20
 """Longest text whose pages are named to peers: the names of more would fill a quarter of a message."""
-REMEMBER_SECONDS = 10.0
-"""Time that peers have to keep the attention cache of a session that ends."""
 REPAIR_ATTEMPTS = 12
 """Fail the operation after this many repairs without a new answer."""
-NO_CHAIN_PAUSE_SECONDS = 0.5
-MAX_BUSY_PAUSE_SECONDS = 5.0
-"""Longest pause before a peer whose queue is full too is asked again, whatever it says."""
-HANDOVER_PAUSE_SECONDS = 5.0
-"""Pause between two searches for replacements of leaving peers."""
-MIN_STALL_SECONDS = 3.0
-STALL_FACTOR = 6.0
-"""A step may take this many times what the measured speed predicts before the chain is examined."""
 
 
 class ChainSession:
@@ -119,7 +108,7 @@ class ChainSession:
         if self._operation is None and self._config.page_names is not None:
             prefixes = await self._worth_remembering(self._config.page_names)
             if prefixes:
-                await self._chain.remember(prefixes, REMEMBER_SECONDS)
+                await self._chain.remember(prefixes, self._config.timing.remember_seconds)
         await self._chain.close()
 
     # --- what peers hold from earlier sessions, and keep for later ones ---
@@ -159,7 +148,7 @@ class ChainSession:
     async def _until_opened(self, operation: Operation) -> None:
         """Wait until every peer has said what it holds. Raises ChainBroken."""
         hops = self._chain.hops
-        if not await self._chain.wait(lambda: all(hop.opened for hop in hops), ANSWER_SECONDS):
+        if not await self._chain.wait(lambda: all(hop.opened for hop in hops), self._config.timing.answer_seconds):
             for hop in hops:
                 if not hop.opened:
                     hop.fail_silent()
@@ -261,7 +250,8 @@ class ChainSession:
         """How long the next answer may take, from the announced and the observed speed."""
         tokens = operation.steps[operation.unanswered - operation.first_seq].tokens
         predicted = self._config.router.predict_seconds(self.chain, tokens) * max(1, operation.in_flight)
-        return MIN_STALL_SECONDS + STALL_FACTOR * max(1.0, self._slowness) * predicted
+        timing = self._config.timing
+        return timing.min_stall_seconds + timing.stall_factor * max(1.0, self._slowness) * predicted
 
     # --- peers that leave ---
 
@@ -274,12 +264,12 @@ class ChainSession:
         if now < self._next_handover_at:
             return
         for hop in [hop for hop in self._chain.hops if router.leaving(hop.peer)]:
-            self._next_handover_at = now + HANDOVER_PAUSE_SECONDS
+            self._next_handover_at = now + self._config.timing.handover_pause_seconds
             try:
                 choices = await self._route(hop.blocks, peers_of(self._chain.hops))
             except (NoChainError, PeerBusy):
                 continue
-            if longest_wait_seconds(choices) > HANDOVER_WAIT_SECONDS:
+            if longest_wait_seconds(choices) > self._config.timing.handover_wait_seconds:
                 continue
             await hand_over(self._chain, hop, choices, state)
 
@@ -302,7 +292,7 @@ class ChainSession:
             chain = await self._choose_patiently(last_error, give_up_at, first_chain, operation)
             try:
                 if operation.has_to_wait(chain):
-                    patience = max(NO_CHAIN_PAUSE_SECONDS, give_up_at - self._config.clock())
+                    patience = max(self._config.timing.no_chain_pause_seconds, give_up_at - self._config.clock())
                     chain = await self._chain.reserve(chain, patience)
                 await self._chain.connect(chain)
                 await rebuild(self._chain, operation.state)
@@ -318,8 +308,9 @@ class ChainSession:
         raise last_error
 
     async def _pause(self, error: SwarmError, give_up_at: float) -> None:
-        seconds = error.retry_after_seconds if isinstance(error, PeerBusy) else NO_CHAIN_PAUSE_SECONDS
-        seconds = min(max(seconds, NO_CHAIN_PAUSE_SECONDS), MAX_BUSY_PAUSE_SECONDS)
+        timing = self._config.timing
+        seconds = error.retry_after_seconds if isinstance(error, PeerBusy) else 0.0
+        seconds = min(max(seconds, timing.no_chain_pause_seconds), timing.max_busy_pause_seconds)
         await asyncio.sleep(max(0.0, min(seconds, give_up_at - self._config.clock())))
 
     def _drop_failed(self) -> SwarmError | None:
@@ -345,7 +336,7 @@ class ChainSession:
                 if hopeless or self._config.clock() >= give_up_at:
                     raise error from None
             if looks > 0:
-                await asyncio.sleep(NO_CHAIN_PAUSE_SECONDS)
+                await asyncio.sleep(self._config.timing.no_chain_pause_seconds)
             await self._config.router.refresh()
             looks += 1
 

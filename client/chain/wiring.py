@@ -15,15 +15,12 @@ from contextlib import contextmanager, suppress
 from ...proto.errors import DeadlineExceeded, PeerBusy, SwarmError
 from ...proto.wire.frames import WireStep
 from ...proto.wire.prefixes import Digests
-from ...proto.wire.timing import REROUTE_SECONDS
 from ...routing.swarm import BlockRange, PeerId
 from ..config import SessionConfig, SessionEvent
 from ..tasks import OwnedTasks, beside, together
 from .hop import HopChoice, HopStatus, HopStream
 from .opening import Introduction, Neighbours
 from .reserve import take_in_order
-
-PROBE_SECONDS = 3.0
 
 
 class ChainBroken(Exception):
@@ -139,7 +136,7 @@ class Chain:
             return [hop.status for hop in self.hops if hop.status is not None and hop.status.nonce == nonce]
 
         async with beside(together(*(hop.probe(nonce) for hop in self.hops))):
-            if not await self.wait(lambda: len(statuses()) == len(self.hops), PROBE_SECONDS):
+            if not await self.wait(lambda: len(statuses()) == len(self.hops), self.config.timing.probe_seconds):
                 for hop in self.hops:
                     if hop.status is None or hop.status.nonce != nonce:
                         hop.fail_silent()
@@ -191,7 +188,13 @@ class Chain:
         with self.opening(new):
             try:
                 await take_in_order(
-                    new, open_hop, wait_seconds=wait_seconds, changed=self.changed, check=check, on_event=self.tell
+                    new,
+                    open_hop,
+                    wait_seconds=wait_seconds,
+                    timing=self.config.timing,
+                    changed=self.changed,
+                    check=check,
+                    on_event=self.tell,
                 )
             except BaseException:
                 self.report_failed(new)
@@ -223,7 +226,8 @@ class Chain:
         await together(*(self._introduce(hop, hop in kept) for hop in self.hops))
         self.tell(SessionEvent("rerouted" if changes else "opened", None, describe(self.layout)))
         epoch = self.epoch
-        if not await self.wait(lambda: all(hop.state and hop.state.epoch == epoch for hop in kept), REROUTE_SECONDS):
+        timeout = self.config.timing.reroute_seconds
+        if not await self.wait(lambda: all(hop.state and hop.state.epoch == epoch for hop in kept), timeout):
             for hop in kept:
                 if hop.state is None or hop.state.epoch < epoch:
                     hop.fail(DeadlineExceeded(f"{hop.address} does not take its new neighbours"))

@@ -123,7 +123,8 @@ class SwarmModel(_Family):
         generation = Generation(cancellation)
         note_last(self, generation)
         generate = functools.partial(self.generate_as, generation, *args)
-        async with aclosing(stream_tokens(generate, cancellation, kwargs)) as tokens:  # type: ignore[type-var]
+        end_seconds = self.connected().timing.stream_end_seconds
+        async with aclosing(stream_tokens(generate, cancellation, kwargs, end_seconds)) as tokens:  # type: ignore[type-var]
             async for token in tokens:
                 yield token
 

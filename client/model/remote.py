@@ -21,6 +21,7 @@ from ...proto.model.cache import LayerlessCache
 from ...proto.wire.steps import StepPlan
 from ..config import SessionEvent
 from ..report import ChainReport
+from ..timing import ClientTiming
 from .cache import BatchRows, BatchStep
 
 
@@ -49,6 +50,8 @@ class StepRunner(Protocol):
 
 class SessionFactory(Protocol):
     """The swarm, as a model sees it."""
+
+    timing: ClientTiming
 
     def open_session(
         self, max_tokens: int, max_rows: int, on_event: Callable[[SessionEvent], None] | None = None

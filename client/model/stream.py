@@ -17,16 +17,14 @@ from transformers.generation.streamers import BaseStreamer
 from ...proto.errors import UsageError
 from .generation import Cancellation
 
-STREAM_END_SECONDS = 10.0
-"""How long a cancelled stream waits for its thread, which has nothing left to do but to unwind."""
-
 
 async def stream_tokens(
-    generate: Callable[..., object], cancellation: Cancellation, kwargs: dict[str, Any]
+    generate: Callable[..., object], cancellation: Cancellation, kwargs: dict[str, Any], end_seconds: float
 ) -> AsyncIterator[int]:
     """Call `generate(**kwargs)` in a thread and yield the new token ids of its one sequence.
 
-    Leaving the iteration early requests `cancellation` and waits for the thread. Raises what generate raises.
+    Leaving the iteration early requests `cancellation` and waits for the thread, at most `end_seconds`. Raises what
+    generate raises.
     """
     loop = asyncio.get_running_loop()
     stream: asyncio.Queue[int | _StreamEnd] = asyncio.Queue()
@@ -56,7 +54,7 @@ async def stream_tokens(
             cancellation.request()
             # A thread that is late still frees the session when what it waits for returns.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(finished.wait(), STREAM_END_SECONDS)
+                await asyncio.wait_for(finished.wait(), end_seconds)
 
 
 @dataclass(frozen=True)

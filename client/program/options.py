@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...proto.errors import UsageError
 from ...proto.wire.precision import at_least
-from ..config import PATIENCE_SECONDS
+from ..timing import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from ...proto.directory.swarm_key import SwarmKey

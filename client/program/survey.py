@@ -22,10 +22,10 @@ from ...routing.swarm import BlockRange, PeerId, RequestSpec
 from ..chain.hop import HopChoice
 from ..swarm.router import ViewRouter
 from ..swarm.view import KnownPeer, SwarmView, printable
+from ..timing import ClientTiming
 from .options import SwarmOptions
 
 PINGS = 5
-PING_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +197,9 @@ async def take_pulses(addresses: Sequence[Reach]) -> tuple[Pulse, ...]:
 
 async def _take_pulse(dialer: Dialer, address: Reach) -> Pulse:
     stub = dialer.stub(address)
-    await ping(stub, address, PING_SECONDS)  # pays for the connection
-    answers = [await ping(stub, address, PING_SECONDS) for _ in range(PINGS)]
+    timeout = ClientTiming().survey_ping_seconds
+    await ping(stub, address, timeout)  # pays for the connection
+    answers = [await ping(stub, address, timeout) for _ in range(PINGS)]
     status, _, offset = min(answers, key=lambda answer: answer[1])
     rtts = tuple(rtt for _, rtt, _ in answers)
     return Pulse(str(address), printable(status.model_name), printable(status.model_digest), rtts, offset, status)

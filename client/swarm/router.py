@@ -12,19 +12,18 @@ from ...routing.releases import wait_for_room
 from ...routing.route.router import NoRouteError, cheapest_route
 from ...routing.swarm import BlockRange, Hop, ModelSpec, PeerId, PeerSpec, PeerState, RequestSpec, Swarm
 from ..chain.hop import HopChoice
+from ..timing import ClientTiming
 from .view import SwarmView
-
-MIN_RETRY_SECONDS = 1.0
-"""Full peers are not asked again sooner, whatever they announce."""
 
 
 class ViewRouter:
     """Routes on a `SwarmView`."""
 
-    def __init__(self, view: SwarmView, num_blocks: int, push: bool = True) -> None:
+    def __init__(self, view: SwarmView, num_blocks: int, push: bool = True, timing: ClientTiming | None = None) -> None:
         self._view = view
         self._num_blocks = num_blocks
         self._push = push
+        self._timing = timing or ClientTiming()
 
     async def choose(
         self,
@@ -55,7 +54,7 @@ class ViewRouter:
             )
         except NoRouteError as error:
             usable = [peer for peer in part.peers if peer.id not in excluded]
-            raise _unroutable(error, blocks.start, usable, min_precision) from None
+            raise _unroutable(error, blocks.start, usable, min_precision, self._timing.min_retry_seconds) from None
         return tuple(self._choice(part, hop, blocks.start, request) for hop in route.hops)
 
     def record(self, peer: PeerId) -> bytes | None:
@@ -117,7 +116,11 @@ def precise_part(swarm: Swarm, min_precision: str) -> Swarm:
 
 
 def _unroutable(
-    error: NoRouteError, first_block: int, usable: Sequence[PeerSpec], min_precision: str | None
+    error: NoRouteError,
+    first_block: int,
+    usable: Sequence[PeerSpec],
+    min_precision: str | None,
+    min_retry_seconds: float,
 ) -> SwarmError:
     missing, full = (
         tuple(block + first_block for block in blocks) for blocks in (error.missing_blocks, error.full_blocks)
@@ -134,7 +137,7 @@ def _unroutable(
     where = f"every host of {describe_blocks(full)}" if full else "every chain of peers"
     if math.isinf(error.retry_seconds):
         return NoChainError((), f"{where} is too small for the request: shorten it")
-    retry_after_seconds = max(error.retry_seconds, MIN_RETRY_SECONDS)
+    retry_after_seconds = max(error.retry_seconds, min_retry_seconds)
     return PeerBusy(retry_after_seconds, f"{where} is full, come back in {retry_after_seconds:.1f} s")
 
 

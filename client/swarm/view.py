@@ -1,4 +1,8 @@
-"""What this client knows of the swarm: verified records, round trips and clocks of the peers, and who failed lately."""
+"""The swarm as this client sees it: verified records, round trips and clocks of the peers, and their late failures.
+
+Errors of one peer concern that peer, of whatever class they are: it is silent, and the log says why.  If nobody
+answers, the view says so and looks again.  If looking itself fails, all that the view is asked for raises the reason.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +17,20 @@ from ...proto.directory.directory import LookupCall, LookupDirectory
 from ...proto.directory.records import PeerRecord, open_peer_record
 from ...proto.directory.signed import SignedRecord
 from ...proto.directory.swarm_key import SwarmKey, swarm_key_name
-from ...proto.errors import ClockSkew, ModelMismatch, PeerBusy, PeerUnavailable, SwarmError
+from ...proto.errors import ClockSkew, LocalProtocolError, ModelMismatch, PeerBusy, PeerUnavailable, SwarmError
 from ...proto.identity import Identity
 from ...proto.network.address import PeerAddress, Reach, reaches_of
 from ...proto.network.transport import Dialer, ping, translated_grpc_errors
 from ...proto.wire.handshake import SESSION_ID_BYTES, sign_hello
 from ...proto.wire.timing import HELLO_CLOCK_SKEW_SECONDS
 from ...routing.swarm import KvRelease, ModelSpec, PeerId, PeerSpec, PeerState, Swarm
+from ..peer_errors import blamed_on
+from ..timing import ClientTiming
 
 logger = logging.getLogger(__name__)
 
-REFRESH_SECONDS = 15.0
-LOOKUP_SECONDS = 5.0
-PING_SECONDS = 3.0
 MAX_PINGS_AT_ONCE = 32
 MAX_LOOKUP_PEERS = 4
-BAN_SECONDS = 15.0
 RTT_SMOOTHING = 0.3
 
 
@@ -44,7 +46,7 @@ class KnownPeer:
     clock_offset_seconds: float
     """Its clock minus ours."""
     status: pb.PingReply
-    """What it said of itself in its last answer."""
+    """Its last answer to a ping."""
 
 
 class SwarmView:
@@ -58,7 +60,9 @@ class SwarmView:
         model_digest: str,
         swarm_key: SwarmKey | None,
         clock: Callable[[], float] = time.time,
+        timing: ClientTiming | None = None,
     ) -> None:
+        self.timing = timing or ClientTiming()
         self.peers: dict[PeerId, KnownPeer] = {}
         self.silent: dict[PeerId, PeerRecord] = {}
         """Peers whose record holds, but who answer at none of their addresses."""
@@ -73,12 +77,15 @@ class SwarmView:
         """By peer and incarnation: a peer that was started again is another chance."""
         self._full_until: dict[tuple[PeerId, int], float] = {}
         self._lookups: dict[str, LookupCall] = {}
-        self._directory = LookupDirectory(self._lookups, clock, LOOKUP_SECONDS)
+        self._directory = LookupDirectory(self._lookups, clock, self.timing.lookup_seconds)
         self._refreshing: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._closed = False
+        self._failure: str | None = None
+        """Why there will be no other look at the swarm."""
 
     async def start(self) -> None:
-        """Look for the first time, and then every `REFRESH_SECONDS`.
+        """Look for the first time, and then every `ClientTiming.refresh_seconds`, until `close`.
 
         Raises SwarmError if nobody answers, or if there is a reason why no peer of the model is found.
         """
@@ -86,18 +93,23 @@ class SwarmView:
         if not self.peers:
             await self._explain_absence()
         self._keeper = asyncio.create_task(self._keep_fresh(), name="swarm-view")
+        self._keeper.add_done_callback(self._keeper_ended)
 
     async def close(self) -> None:
-        """Stop looking."""
+        """Stop looking; returns when nothing of it runs any more."""
+        self._closed = True
         tasks = [task for task in (self._keeper, self._refreshing) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def refresh(self) -> None:
-        """Look up the records and ping who is new; one look serves all who ask meanwhile. Raises SwarmError."""
+        """Look up the records and ping the peers; one look serves all that ask meanwhile. Raises SwarmError."""
+        self._check()
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh())
+            # Everybody who waits may be cancelled; then the next look says what went wrong.
+            self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.shield(self._refreshing)
 
     def ban(self, peer: PeerId, error: SwarmError) -> None:
@@ -109,10 +121,11 @@ class SwarmView:
         if isinstance(error, PeerBusy):
             self._full_until[run] = self._clock() + error.retry_after_seconds
         else:
-            self._banned_until[run] = self._clock() + BAN_SECONDS
+            self._banned_until[run] = self._clock() + self.timing.ban_seconds
 
     def usable(self) -> tuple[KnownPeer, ...]:
-        """The peers that may be used now, in ascending order of id."""
+        """The peers that may be used now, in ascending order of id. Raises LocalProtocolError if looking has failed."""
+        self._check()
         now = self._clock()
         self._banned_until = {key: until for key, until in self._banned_until.items() if until > now}
         return tuple(
@@ -123,7 +136,10 @@ class SwarmView:
         )
 
     def snapshot(self, num_blocks: int) -> Swarm:
-        """The usable peers, as routing sees them, with their room and releases on this client's clock."""
+        """The usable peers, as routing sees them, with their room and releases on this client's clock.
+
+        Raises LocalProtocolError if looking has failed.
+        """
         now = self._clock()
         self._full_until = {run: until for run, until in self._full_until.items() if until > now}
         specs = [
@@ -139,11 +155,23 @@ class SwarmView:
 
     async def _keep_fresh(self) -> None:
         while True:
-            await asyncio.sleep(REFRESH_SECONDS)
+            await asyncio.sleep(self.timing.refresh_seconds)
             try:
                 await self.refresh()
             except SwarmError as error:
-                logger.warning("the swarm was not seen (%s), looking again in %.0f s", error, REFRESH_SECONDS)
+                again = self.timing.refresh_seconds
+                logger.warning("the swarm was not seen (%s), looking again in %.0f s", error, again)
+
+    def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
+        if not self._closed:
+            error = None if keeper.cancelled() else keeper.exception()
+            self._failure = repr(error) if error is not None else "it was cancelled"
+            logger.error("the client looks at the swarm no longer: %s", self._failure, exc_info=error)
+
+    def _check(self) -> None:
+        """Raises LocalProtocolError if the view has failed: what it knows gets old."""
+        if self._failure is not None:
+            raise LocalProtocolError(f"the client looks at the swarm no longer: {self._failure}")
 
     async def _refresh(self) -> None:
         self._choose_lookups()
@@ -151,7 +179,8 @@ class SwarmView:
         opened = {}
         for record in records:
             try:
-                opened[record.peer_id] = (open_peer_record(record, self._swarm_key), record)
+                with blamed_on(record.peer_id):
+                    opened[record.peer_id] = (open_peer_record(record, self._swarm_key), record)
             except SwarmError as error:
                 logger.debug("a record is ignored: %s", error)
         limit = asyncio.Semaphore(MAX_PINGS_AT_ONCE)
@@ -170,7 +199,7 @@ class SwarmView:
         if met and len(others) == len(met):
             raise model_mismatch(others[0], self._model_digest)
         if self.silent:
-            addresses = ", ".join(sorted({one for record in self.silent.values() for one in record.addresses}))
+            addresses = ", ".join(sorted({address for peer in self.silent.values() for address in peer.addresses}))
             raise PeerUnavailable(
                 f"none of the peers of this model answers here ({addresses})",
                 hint="Open their ports in the firewall, or have them announce an address that can be reached.",
@@ -178,8 +207,10 @@ class SwarmView:
 
     async def _ask(self, address: PeerAddress) -> tuple[pb.PingReply, float] | None:
         """Status and clock offset of an initial peer; None if it does not answer."""
+        stub = self._dialer.stub(address)
         try:
-            reply, _, offset = await ping(self._dialer.stub(address), address, PING_SECONDS)
+            with blamed_on(address):
+                reply, _, offset = await ping(stub, address, self.timing.ping_seconds)
         except SwarmError as error:
             logger.debug("%s does not answer: %s", address, error)
             return None
@@ -189,11 +220,13 @@ class SwarmView:
         """Ping a peer at its addresses until one answers; None if none does."""
         old = self.peers.get(record.spec.id)
         for address in reaches_of(record):
+            stub, timeout = self._dialer.stub(address), self.timing.ping_seconds
             try:
                 async with limit:
-                    status, rtt, offset = await ping(self._dialer.stub(address), address, PING_SECONDS)
-                    if old is None:  # the first ping also paid for the connection
-                        status, rtt, offset = await ping(self._dialer.stub(address), address, PING_SECONDS)
+                    with blamed_on(address):
+                        status, rtt, offset = await ping(stub, address, timeout)
+                        if old is None:  # the first ping also paid for the connection
+                            status, rtt, offset = await ping(stub, address, timeout)
             except SwarmError as error:
                 logger.debug("%s does not answer: %s", address, error)
                 continue
@@ -211,19 +244,21 @@ class SwarmView:
         self._lookups.update({str(address): self._lookup_call(address) for address in chosen})
 
     def _lookup_call(self, address: Reach) -> LookupCall:
+        stub = self._dialer.stub(address)
+
         async def call(name: str) -> Sequence[bytes]:
             # Also without a key: the peers of a private swarm then say what is missing.
             hello = sign_hello(self._identity, address.peer, bytes(SESSION_ID_BYTES), self._clock(), self._swarm_key)
             request = pb.LookupRequest(key=name, hello=hello)
-            with translated_grpc_errors(str(address)):
-                reply = await self._dialer.stub(address).lookup(request, timeout=LOOKUP_SECONDS)
-            return list(reply.records)
+            with blamed_on(address), translated_grpc_errors(str(address)):
+                reply = await stub.lookup(request, timeout=self.timing.lookup_seconds)
+                return list(reply.records)
 
         return call
 
 
 def with_room_seen(spec: PeerSpec, clock_offset_seconds: float, full_until: float | None) -> PeerSpec:
-    """What a peer announces of its room, with times on this client's clock.
+    """The room that a peer announces, with times on this client's clock.
 
     A peer that refused a session has no room until the time that it gave, whatever an older record says. It said that
     there would be room then, so that is what is expected.
@@ -232,7 +267,7 @@ def with_room_seen(spec: PeerSpec, clock_offset_seconds: float, full_until: floa
         return replace(spec, kv_tokens_free=0, releases=(KvRelease(full_until, spec.kv_tokens_total),))
     if not spec.releases:
         return spec
-    shifted = (KvRelease(one.at_seconds - clock_offset_seconds, one.tokens) for one in spec.releases)
+    shifted = (KvRelease(release.at_seconds - clock_offset_seconds, release.tokens) for release in spec.releases)
     return replace(spec, releases=tuple(shifted))
 
 

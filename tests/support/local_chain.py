@@ -13,6 +13,7 @@ from blockswarm.client.config import SessionEvent
 from blockswarm.client.model.load import attach, prepare
 from blockswarm.client.model.model import swarm_class
 from blockswarm.client.report import ChainReport
+from blockswarm.client.timing import ClientTiming
 from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowSpan, Stage
 from blockswarm.peer.engine.cache.row import RowKV
 from blockswarm.proto.errors import SessionLost
@@ -118,6 +119,7 @@ class LocalChain:
         ranges = [BlockRange(start, stop) for start, stop in itertools.pairwise(borders)]
         self.stages = [stage_of(full, blocks).view(blocks) for blocks in ranges]
         self.sessions: list[LocalSession] = []
+        self.timing = ClientTiming()
         self.computing = threading.Lock()
         """A stage is used by one thread at a time, as at a peer."""
         self.reset()

@@ -12,6 +12,7 @@ from blockswarm.client.chain.session import ChainSession
 from blockswarm.client.config import SessionConfig, SessionEvent
 from blockswarm.client.swarm.router import ViewRouter
 from blockswarm.client.swarm.view import SwarmView
+from blockswarm.client.timing import ClientTiming
 from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.engine.load import load_stage
@@ -129,7 +130,7 @@ class LocalSwarm:
 
     async def client(
         self, *, initial: Sequence[PeerAddress] | None = None, swarm_key: SwarmKey | None = None, push: bool = True,
-        events: list[SessionEvent] | None = None, hidden_size: int | None = None,
+        events: list[SessionEvent] | None = None, hidden_size: int | None = None, timing: ClientTiming | None = None,
     ) -> SessionConfig:  # fmt: skip
         identity, dialer = Identity.generate(), Dialer()
         self.dialers.append(dialer)
@@ -149,6 +150,7 @@ class LocalSwarm:
             swarm_key=swarm_key or self.swarm_key,
             relay_always=not push,
             on_event=(events.append if events is not None else lambda event: None),
+            timing=timing or ClientTiming(),
         )
 
     async def session(self, kv_tokens: int = 512, max_rows: int = 4, **options: object) -> ChainSession:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from blockswarm.client.chain.session import ChainSession
 from blockswarm.client.config import SessionConfig, SessionEvent
 from blockswarm.client.swarm.router import ViewRouter
-from blockswarm.client.swarm.view import REFRESH_SECONDS, KnownPeer, SwarmView
+from blockswarm.client.swarm.view import KnownPeer, SwarmView
 from blockswarm.peer.session.replay_store import ReplayStore
 from blockswarm.peer.session.service import PeerParts, PeerService
 from blockswarm.proto import swarm_pb2 as pb
@@ -83,7 +83,7 @@ class View(SwarmView):
     def __init__(self, world: World) -> None:
         super().__init__(Identity.generate(), world.net.dialer(PeerId("viewer")), (), DIGEST, None, world.clock)  # type: ignore[arg-type]
         self._world = world
-        self.seen_at = -REFRESH_SECONDS
+        self.seen_at = -self.timing.refresh_seconds
 
     async def refresh(self) -> None:
         await asyncio.sleep(0.1)
@@ -145,7 +145,7 @@ class World:
         """One session that fills its reservation, unless its client vanishes."""
         await asyncio.sleep(at)
         view = self.clients[client][2]
-        if self.loop.time() - view.seen_at >= REFRESH_SECONDS:
+        if self.loop.time() - view.seen_at >= view.timing.refresh_seconds:
             await view.refresh()
         visit = Visit(self.loop.time())
         self.visits.append(visit)

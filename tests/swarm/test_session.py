@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from blockswarm.client.chain import handover as chain_module
 from blockswarm.client.chain.session import ChainSession
 from blockswarm.client.config import SessionEvent
+from blockswarm.client.timing import ClientTiming
 from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.engine import Engine, SessionKv
 from blockswarm.peer.engine.load import load_stage
@@ -297,7 +297,8 @@ def test_a_cache_that_cannot_be_had_is_rebuilt_at_the_replacement(
 ) -> None:
     async def scenario(swarm: LocalSwarm) -> None:
         events: list[SessionEvent] = []
-        session, truth = await swarm.session(kv_tokens=2000, events=events), Truth(whole_stage)
+        timing = ClientTiming(handover_seconds=0.5) if failure == "slow" else ClientTiming()
+        session, truth = await swarm.session(kv_tokens=2000, events=events, timing=timing), Truth(whole_stage)
         for number, step in enumerate(STORY):
             if number == 2:
                 old = peer_of(swarm, session, 1)
@@ -325,4 +326,3 @@ def broken_export(monkeypatch: pytest.MonkeyPatch, peer: LocalPeer, failure: str
         return await asyncio.Event().wait()
 
     monkeypatch.setattr(EngineCompute, "export", export)
-    monkeypatch.setattr(chain_module, "HANDOVER_SECONDS", 0.5 if failure == "slow" else 20.0)

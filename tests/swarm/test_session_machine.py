@@ -12,8 +12,9 @@ from typing import Any
 
 from blockswarm.client.chain.hop import HopChoice
 from blockswarm.client.chain.prefixes import PageNames
-from blockswarm.client.chain.session import HANDOVER_PAUSE_SECONDS, ChainSession
+from blockswarm.client.chain.session import ChainSession
 from blockswarm.client.config import SessionConfig, SessionEvent
+from blockswarm.client.timing import ClientTiming
 from blockswarm.peer.session.replay_store import ReplayStore
 from blockswarm.peer.session.service import PeerParts, PeerService
 from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
@@ -335,7 +336,7 @@ class SessionMachine(RuleBasedStateMachine):
         peer = next(peer for peer in self.peers if peer.id == self.session.chain[index][0])
         if not peer.alive or not self.others(peer):
             return None
-        self.loop.run(asyncio.sleep(HANDOVER_PAUSE_SECONDS))
+        self.loop.run(asyncio.sleep(ClientTiming().handover_pause_seconds))
         self.in_loop(peer.drain)
         return peer
 

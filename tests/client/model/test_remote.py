@@ -8,6 +8,7 @@ import pytest
 import torch
 from blockswarm.client.model.remote import ForwardInputs, RemoteBlocks, SwarmCache
 from blockswarm.client.report import ChainReport
+from blockswarm.client.timing import ClientTiming
 from blockswarm.proto.errors import PeerUnavailable, SessionLost, UsageError
 from blockswarm.proto.wire.steps import StepPlan
 
@@ -21,6 +22,7 @@ class Echo:
     received: list[torch.Tensor] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     failure: BaseException | None = None
+    timing: ClientTiming = field(default_factory=ClientTiming)
 
     def open_session(self, max_tokens: int, max_rows: int, on_event: object = None) -> Echo:
         self.opened.append((max_tokens, max_rows))

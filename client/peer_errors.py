@@ -1,0 +1,27 @@
+"""A peer may say anything: an error in reading it concerns that peer, and nobody else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..proto.errors import RemoteProtocolError, SwarmError
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def blamed_on(peer: object) -> Iterator[None]:
+    """Make RemoteProtocolError, with a line in the log, of an error that is not expected in reading what `peer` said.
+
+    gRPC gives None for a reply that it cannot parse, for example, and the first use of it raises AttributeError.
+    `peer` is named by its `str`.
+    """
+    try:
+        yield
+    except SwarmError:
+        raise
+    except Exception as error:
+        logger.warning("%s: its answer cannot be used", peer, exc_info=True)
+        raise RemoteProtocolError(f"{peer}: its answer cannot be used ({error!r})") from error

@@ -1,0 +1,190 @@
+"""A view outlives the errors of single peers, and says so when it cannot look any more; in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from blockswarm.client.swarm.view import SwarmView
+from blockswarm.client.timing import ClientTiming
+from blockswarm.proto import swarm_pb2 as pb
+from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
+from blockswarm.proto.errors import LocalProtocolError, PeerUnavailable
+from blockswarm.proto.identity import Identity
+from blockswarm.proto.network.address import PeerAddress
+from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec
+from support.virtual_time import VirtualTimeLoop
+
+DIGEST = "ab" * 32
+NOW = 1_800_000_000.0
+TIMING = ClientTiming(refresh_seconds=10.0)
+
+
+@dataclass
+class Peer:
+    """A peer that answers look-ups and pings, unless it is told what to do instead."""
+
+    index: int
+    identity: Identity = field(default_factory=Identity.generate)
+    lookup: Callable[[], Any] | None = None
+    ping: Callable[[], Any] | None = None
+
+    @property
+    def id(self) -> PeerId:
+        return self.identity.peer_id
+
+    @property
+    def address(self) -> PeerAddress:
+        return PeerAddress(self.id, f"10.0.0.{self.index}:1")
+
+
+class Net:
+    """Stands in for the dialer: every peer knows the records of all."""
+
+    def __init__(self, loop: VirtualTimeLoop, count: int) -> None:
+        self.peers = {peer.id: peer for peer in map(Peer, range(1, count + 1))}
+        self.closed = False
+        self._loop = loop
+
+    def clock(self) -> float:
+        return NOW + self._loop.time()
+
+    def stub(self, address: PeerAddress) -> Any:
+        if self.closed:
+            raise RuntimeError("the dialer is closed")
+        peer = self.peers[address.peer]
+        return SimpleNamespace(
+            lookup=self._call(lambda: peer.lookup, lambda: pb.LookupReply(records=self._records())),
+            ping=self._call(lambda: peer.ping, pb.PingReply),
+        )
+
+    def _call(self, special: Callable[[], Any], usual: Callable[[], Any]) -> Callable[..., Awaitable[Any]]:
+        async def call(request: object, timeout: float) -> Any:
+            await asyncio.sleep(0.01)
+            return (special() or usual)()
+
+        return call
+
+    def _records(self) -> list[bytes]:
+        records = []
+        for peer in self.peers.values():
+            spec = PeerSpec(peer.id, BlockRange(0, 4), ComputeCost(0.01))
+            record = PeerRecord(DIGEST, spec, addresses=(peer.address.target,), incarnation=1)
+            records.append(sign_peer_record(peer.identity, record, None, self.clock() + 60).encode())
+        return records
+
+
+def in_view(scenario: Callable[[SwarmView, Net], Awaitable[None]], count: int = 2) -> None:
+    """Run a scenario with the view of a client that was given all peers."""
+    loop = VirtualTimeLoop()
+    net = Net(loop, count)
+
+    async def play() -> None:
+        addresses = [peer.address for peer in net.peers.values()]
+        view = SwarmView(Identity.generate(), net, addresses, DIGEST, None, net.clock, TIMING)  # type: ignore[arg-type]
+        await view.start()
+        assert len(view.usable()) == count
+        await scenario(view, net)
+        await view.close()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    loop.run(play())
+
+
+async def next_look() -> None:
+    await asyncio.sleep(TIMING.refresh_seconds + 1)
+
+
+def unreadable() -> None:
+    """gRPC gives None for a reply that it cannot parse."""
+
+
+def raise_value_error() -> None:
+    raise ValueError("no such thing")
+
+
+@pytest.mark.parametrize("answer", [unreadable, raise_value_error])
+def test_a_ping_that_fails_in_any_way_makes_its_peer_silent_and_nobody_else(
+    answer: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(view: SwarmView, net: Net) -> None:
+        good, bad = net.peers.values()
+        bad.ping = answer
+        await next_look()
+        assert [known.address for known in view.usable()] == [good.address]
+        assert list(view.silent) == [bad.id]
+        bad.ping = None
+        await next_look()
+        assert len(view.usable()) == 2
+
+    with caplog.at_level(logging.WARNING):
+        in_view(scenario)
+    assert any("its answer cannot be used" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("answer", [unreadable, raise_value_error])
+def test_a_look_up_that_fails_in_any_way_at_one_peer_is_made_up_for_by_another(answer: Callable[[], None]) -> None:
+    async def scenario(view: SwarmView, net: Net) -> None:
+        _, bad = net.peers.values()
+        bad.lookup = answer
+        await next_look()
+        assert len(view.usable()) == 2
+
+    in_view(scenario)
+
+
+@pytest.mark.parametrize("answer", [unreadable, raise_value_error])
+def test_the_view_looks_again_when_no_peer_could_be_understood(
+    answer: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(view: SwarmView, net: Net) -> None:
+        for peer in net.peers.values():
+            peer.lookup = answer
+        with pytest.raises(PeerUnavailable):
+            await view.refresh()
+        await next_look()
+        for peer in net.peers.values():
+            peer.lookup = None
+        view.peers = {}
+        await next_look()
+        assert len(view.usable()) == 2
+
+    with caplog.at_level(logging.WARNING):
+        in_view(scenario)
+    assert any("looking again in 10 s" in record.message for record in caplog.records)
+
+
+def test_a_view_that_cannot_look_any_more_tells_its_users_why(caplog: pytest.LogCaptureFixture) -> None:
+    """Else the client would choose for ever from what it saw last, without a word."""
+
+    async def scenario(view: SwarmView, net: Net) -> None:
+        net.closed = True
+        await next_look()
+        for use in (view.usable, lambda: view.snapshot(4)):
+            with pytest.raises(LocalProtocolError, match="the dialer is closed"):
+                use()
+        with pytest.raises(LocalProtocolError, match="the dialer is closed"):
+            await view.refresh()
+
+    with caplog.at_level(logging.ERROR):
+        in_view(scenario)
+    assert any("looks at the swarm no longer" in record.message for record in caplog.records)
+
+
+def test_one_look_serves_all_that_ask_meanwhile_also_if_the_first_goes_away() -> None:
+    async def scenario(view: SwarmView, net: Net) -> None:
+        lookups: list[float] = []
+        for peer in net.peers.values():
+            peer.lookup = lambda: lookups.append(0.0) or pb.LookupReply()
+        first, second = asyncio.create_task(view.refresh()), asyncio.create_task(view.refresh())
+        await asyncio.sleep(0)
+        first.cancel()
+        await second
+        assert len(lookups) == len(net.peers)
+
+    in_view(scenario)
