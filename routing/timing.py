@@ -20,3 +20,10 @@ CLAIM_LIFETIME_SECONDS = 180.0
 """Age at which a claim that could not be confirmed is withdrawn."""
 DRAIN_SECONDS = 120.0
 """Time that a peer which is asked to stop leaves its sessions to end."""
+
+# --- planning --------------------------------------------------------------------------------------------------------
+
+UNKNOWN_RTT_SECONDS = 0.1
+"""Assumed round trip to a peer that has no coordinate yet."""
+CLIENT_CELL_SECONDS = 0.01
+"""Side of the cells into which clients are sorted: those in one cell are planned for as one."""

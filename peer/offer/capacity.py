@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...proto.errors import OutOfMemory, UsageError
-from ...routing.swarm import BlockRange, PeerSpec, PeerState
+from ...routing.place.windows import joining_window
+from ...routing.swarm import BlockRange, PeerSpec
 from ..config import BlockRequest
 
 MARGIN = 0.15
@@ -50,10 +51,9 @@ def explain(need: Need, free_bytes: int, count: int) -> str:
 
 
 def choose_blocks(request: BlockRequest, num_blocks: int, fits: int, peers: Sequence[PeerSpec]) -> BlockRange:
-    """The range to host: the one asked for, or the window whose blocks have the fewest servers.
+    """The range to host: the one asked for, or the window whose blocks have the fewest servers (`joining_window`).
 
-    Servers per block are compared sorted ascending, so the window with the worst-served blocks wins; the first of
-    equals. Raises UsageError for a range or number that the model does not have. O(num_blocks^2 log).
+    Raises UsageError for a range or number that the model does not have.
     """
     if request.blocks is not None:
         if request.blocks.stop > num_blocks:
@@ -65,14 +65,7 @@ def choose_blocks(request: BlockRequest, num_blocks: int, fits: int, peers: Sequ
     if request.count is not None and request.count > num_blocks:
         raise UsageError(f"the model has {num_blocks} blocks, not {request.count}", hint="Ask for fewer, or for auto.")
     count = request.count or fits
-    servers = [0] * num_blocks
-    for peer in peers:
-        if peer.blocks is not None and peer.state in (PeerState.JOINING, PeerState.SERVING):
-            for block in peer.blocks:
-                if block < num_blocks:
-                    servers[block] += 1
-    start = min(range(num_blocks - count + 1), key=lambda first: (sorted(servers[first : first + count]), first))
-    return BlockRange(start, start + count)
+    return joining_window(peers, num_blocks, count)
 
 
 def free_memory_bytes() -> int:

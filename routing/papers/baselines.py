@@ -14,6 +14,7 @@ import numpy as np
 
 from ..hops import SOURCE, ChainResult, Edges, HopGraph
 from ..perf import FloatArray, IntArray, PerfModel
+from ..place.windows import least_served_window
 from ..route.wsrr import Decision, Ledger
 from ..swarm import BlockRange
 
@@ -82,7 +83,7 @@ def weakest_window(throughputs: Sequence[Sequence[float]], size: int) -> int:
     are correctly rounded, so equal multisets are equal whatever the order in which the servers joined.
     """
     totals = [math.fsum(at_block) for at_block in throughputs]
-    return min(range(len(totals) - size + 1), key=lambda a: (sorted(totals[a : a + size]), a))
+    return least_served_window(totals, size)
 
 
 def petals_place(
@@ -126,10 +127,6 @@ def petals_should_move(
     def take(j: int, factor: float) -> None:
         totals[spans[j].start : spans[j].stop] -= throughput[j] * factor
 
-    def best_start(j: int) -> int:
-        size = len(spans[j])
-        return min(range(num_blocks - size + 1), key=lambda a: (sorted(totals[a : a + size].tolist()), a))
-
     def place_at(j: int, start: int) -> None:
         spans[j] = BlockRange(start, start + len(spans[j]))
         totals[start : spans[j].stop] += throughput[j]
@@ -137,7 +134,7 @@ def petals_should_move(
     take(mover, 1 + tolerance)
     if present > tolerance and float(totals.min()) <= 0:
         return False
-    start = best_start(mover)
+    start = least_served_window(totals, len(spans[mover]))
     if spans[mover].start == start:
         return False
     totals[spans[mover].start : spans[mover].stop] += throughput[mover] * tolerance
@@ -146,7 +143,7 @@ def petals_should_move(
         moved = False
         for j in shuffles.permutation(len(spans)).tolist():
             take(j, 1 + tolerance)
-            start = best_start(j)
+            start = least_served_window(totals, len(spans[j]))
             totals[spans[j].start : spans[j].stop] += throughput[j] * tolerance
             moved |= start != spans[j].start
             place_at(j, start)

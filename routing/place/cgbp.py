@@ -18,6 +18,7 @@ import numpy as np
 from ..hops import ChainResult, HopGraph
 from ..perf import FloatArray, IntArray, PerfModel, decimal_floor
 from ..swarm import BlockRange, Placement, RequestSpec, Swarm
+from .windows import least_served_window, window_sums
 
 _TOLERANCE = 1e-12
 MAX_CONCURRENCY = 10**9
@@ -171,7 +172,7 @@ def _place_greedily(
         if covering is None:
             start = _most_backlogged_window(backlog, capacities < concurrency, size)
         else:
-            start = _least_provisioned_window(capacities, size)
+            start = least_served_window(capacities, size)
         window = slice(start, start + size)
         newly = np.clip(concurrency - capacities[window], 0, sessions[j])
         backlog[window] -= (dummy - amortised[j]) * newly
@@ -182,27 +183,10 @@ def _place_greedily(
     return starts, capacities, covering
 
 
-def _window_sums(values: FloatArray | IntArray, size: int) -> FloatArray | IntArray:
-    sums = np.concatenate(([0], np.cumsum(values)))
-    return sums[size:] - sums[:-size]
-
-
 def _most_backlogged_window(backlog: FloatArray, short: np.ndarray, size: int) -> int:
     """Among windows with a block below R the one with the largest sum of T_b; ties -> the first."""
-    sums = np.where(_window_sums(short.astype(np.int64), size) > 0, _window_sums(backlog, size), -np.inf)
+    sums = np.where(window_sums(short.astype(np.int64), size) > 0, window_sums(backlog, size), -np.inf)
     return int(np.flatnonzero(sums >= sums.max() - _TOLERANCE * float(backlog.sum()))[0])
-
-
-def _least_provisioned_window(capacities: IntArray, size: int) -> int:
-    """The window whose ascending vector of C_b is lexicographically smallest; ties -> the first."""
-    ascending = np.sort(np.lib.stride_tricks.sliding_window_view(capacities, size), axis=1)
-    best = np.arange(len(ascending))
-    for rank in range(size):
-        column = ascending[best, rank]
-        best = best[column == column.min()]
-        if len(best) == 1:
-            break
-    return int(best[0])
 
 
 # --- CG-BPRR: step 3, and the offline objective ---------------------------------------------------------------

@@ -14,21 +14,17 @@ import numpy as np
 from blockswarm.routing.coordinates import accuracy, embed
 from blockswarm.routing.papers.instances import Instance
 from blockswarm.routing.place.cgbp import InfeasiblePlacementError, mean_request_seconds, place
-from blockswarm.routing.place.rule import PlanningView, ReplanPolicy
+from blockswarm.routing.place.moves import ReplanPolicy
+from blockswarm.routing.place.view import PlanningView
 from blockswarm.routing.sim.plots import Distribution, draw, sweep_of
 from blockswarm.routing.sim.runs.product import run_exact
 from blockswarm.routing.sim.runs.published import RequestResult, no_progress
-from blockswarm.routing.sim.studies.agents import (
-    BLOOM,
-    Population,
-    ProtocolSetup,
-    RestReport,
-    rest_after_every_event,
-    run_protocol,
-)
+from blockswarm.routing.sim.studies.agents import ProtocolSetup, run_protocol
 from blockswarm.routing.sim.studies.compare import Row, run_policy
+from blockswarm.routing.sim.studies.rest import RestReport, rest_after_every_event
 from blockswarm.routing.sim.worlds.cluster import Cluster, clustered, scattered
 from blockswarm.routing.sim.worlds.geography import TOPOLOGIES, Planet, bundled_topology, violation_fraction
+from blockswarm.routing.sim.worlds.population import BLOOM, Population
 from blockswarm.routing.sim.worlds.scenario import ModelShape, Scenario
 from blockswarm.routing.sim.worlds.workload import Lengths
 from blockswarm.routing.swarm import Swarm

@@ -26,7 +26,9 @@ import numpy as np
 from ...papers.instances import Instance, InstanceError
 from ...perf import FloatArray, IntArray, PerfModel
 from ...place.cgbp import CgbpPlan
-from ...place.rule import PlanningView, ReplanPolicy, joining_move
+from ...place.moves import ReplanPolicy
+from ...place.rule import joining_move
+from ...place.view import PlanningView
 from ...route.costs import HubCosts
 from ...route.lattice import Spans
 from ...route.repair import fill_gaps

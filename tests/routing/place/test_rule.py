@@ -10,120 +10,19 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from blockswarm.routing.place import cgbp
-from blockswarm.routing.place.rule import (
-    CLAIM_LIFETIME_SECONDS,
-    CLOCK_SKEW_SECONDS,
-    CONCURRENCY_STEPS,
-    RECORD_LIFETIME_SECONDS,
-    REFRESH_SECONDS,
-    Move,
-    PlanningView,
-    Reason,
-    ReplanPolicy,
-    Verdict,
-    _planned_ranges,
-    after_move,
-    clients_of,
-    decide,
-    judge_claim,
-    upcoming,
-)
-from blockswarm.routing.swarm import (
-    BlockRange,
-    ComputeCost,
-    Coordinate,
-    ModelSpec,
-    MoveClaim,
-    PeerId,
-    PeerSpec,
-    PeerState,
-    Swarm,
-)
-from hypothesis import given, settings
+from blockswarm.routing.place.moves import Move, Reason, ReplanPolicy, after_move
+from blockswarm.routing.place.rule import decide, upcoming
+from blockswarm.routing.place.view import PlanningView
+from blockswarm.routing.swarm import BlockRange, Coordinate, ModelSpec, MoveClaim, PeerId, PeerState, Swarm
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-
-GB = 1e9
-MODEL = ModelSpec(num_blocks=12, block_bytes=1.0 * GB, kv_bytes_per_token=65536.0)
-POLICY = ReplanPolicy()
-
-
-def peer(
-    name: str,
-    blocks: str | None = None,
-    *,
-    gigabytes: float = 4.5,
-    decode: float = 0.01,
-    x: float = 0.0,
-    **fields: object,
-) -> PeerSpec:
-    spec = PeerSpec(
-        PeerId(name),
-        BlockRange.parse(blocks) if blocks else None,
-        ComputeCost(decode_fixed=decode, prefill_fixed=2 * decode, prefill_per_token=decode / 50),
-        PeerState.SERVING if blocks else PeerState.JOINING,
-        memory_bytes=gigabytes * GB,
-        coordinate=Coordinate((x, 0.0, 0.0), height=0.005, error=0.1),
-    )
-    return replace(spec, **fields)
-
-
-def swarm(*peers: PeerSpec, model: ModelSpec = MODEL, now: float = 0.0) -> Swarm:
-    return Swarm(model, tuple(sorted(peers, key=lambda one: one.id)), now_seconds=now)
-
-
-def served_elsewhere(snapshot: Swarm, move: Move) -> set[int]:
-    """Blocks that some other serving peer hosts: what the moving peer may drop."""
-    return {
-        block
-        for one in snapshot.peers
-        if one.id != move.peer and one.state is PeerState.SERVING and one.blocks is not None
-        for block in one.blocks
-    }
-
-
-def validate_move(snapshot: Swarm, move: Move) -> None:
-    """A move is of a peer that may move, to a range that it has memory for, and drops nobody's last server."""
-    mover = snapshot.peer(move.peer)
-    assert move.before == mover.blocks
-    assert move.after != move.before
-    assert move.after.stop <= snapshot.model.num_blocks
-    assert not mover.blocks_fixed
-    assert mover.claim is None
-    assert len(move.after) * snapshot.model.block_bytes < mover.memory_bytes
-    assert len(move.after) <= (mover.max_blocks or snapshot.model.num_blocks)
-    dropped = set(move.before or ()) - set(move.after)
-    assert dropped <= served_elsewhere(snapshot, move)
-
-
-def settle(snapshot: Swarm) -> tuple[Swarm, list[Move]]:
-    """Carry out decisions until there is none.
-
-    Every joining peer is placed once; then a swarm whose blocks are all served rests within one move per peer, one with
-    uncovered blocks within two.
-    """
-    moves: list[Move] = []
-    limit = 0
-    while (move := decide(snapshot, POLICY)) is not None:
-        validate_move(snapshot, move)
-        moves.append(move)
-        if limit == 0 and move.reason is not Reason.JOIN:
-            uncovered = len(hosted(snapshot)) < snapshot.model.num_blocks
-            limit = len(moves) - 1 + len(snapshot.peers) * (2 if uncovered else 1)
-        assert sum(one.reason is Reason.JOIN for one in moves) <= len(snapshot.peers)
-        assert limit == 0 or len(moves) <= limit, f"not at rest after {len(moves)} moves"
-        snapshot = after_move(snapshot, move)
-    return snapshot, moves
-
-
-def hosted(snapshot: Swarm) -> set[int]:
-    staying = (PeerState.JOINING, PeerState.SERVING)
-    return {block for one in snapshot.peers if one.state in staying for block in one.blocks or ()}
-
+from support.placement import GB, POLICY, hosted, peer, random_swarm, settle, swarm, validate_move
 
 # --- any churn -------------------------------------------------------------------------------------------------
 
@@ -213,22 +112,6 @@ TestChurn = Churn.TestCase
 TestChurn.settings = settings(max_examples=200, stateful_step_count=10, deadline=None)
 
 
-def random_swarm(rng: random.Random, count: int, blocks: int = 32) -> Swarm:
-    """Peers of which one in five is fast and large, on three continents, none placed."""
-    peers = []
-    for index in range(count):
-        fast = rng.random() < 0.2
-        peers.append(
-            peer(
-                f"p{index:04d}",
-                gigabytes=rng.choice([24.0, 40.0]) if fast else rng.choice([8.0, 10.0, 12.0, 16.0]),
-                decode=rng.uniform(0.002, 0.005) if fast else rng.uniform(0.005, 0.02),
-                x=rng.choice([0.0, 0.04, 0.09]) + rng.gauss(0, 0.005),
-            )
-        )
-    return swarm(*peers, model=ModelSpec(blocks, 1.3 * GB, 57344.0))
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_a_crowd_that_joins_is_placed_like_cgbp(seed):
     """From nothing the rule ends as good as CG-BP from scratch, within one move per peer."""
@@ -238,24 +121,6 @@ def test_a_crowd_that_joins_is_placed_like_cgbp(seed):
     plan = cgbp.place(view.model, view.concurrency)
     scratch = np.array([(r.start, r.stop) if r else (0, 0) for r in plan.ranges])
     assert view.cost_seconds(view.ranges) <= 1.10 * view.cost_seconds(scratch)
-
-
-@given(st.integers(0, 10_000), st.integers(3, 20))
-@settings(deadline=None, max_examples=40)
-def test_the_plan_from_scratch_is_cgbp(seed, count):
-    """Ignoring what is hosted, the first K peers of the plan get exactly CG-BP's windows: an independent code."""
-    placed, _ = settle(random_swarm(random.Random(seed), count, blocks=20))
-    view = PlanningView.of(placed, POLICY)
-    try:
-        plan = cgbp.place(view.model, view.concurrency)
-    except cgbp.InfeasiblePlacementError:
-        return
-    assert (plan.sizes == view.sizes).all() or (plan.sizes == 0).any()
-    if (plan.sizes == 0).any():  # The rule uses the peers that CG-BP drops; compare only where there are none.
-        return
-    planned = _planned_ranges(view, sticky=False)
-    for j in plan.order[: plan.covering]:
-        assert tuple(planned[j]) == (plan.ranges[j].start, plan.ranges[j].stop)
 
 
 # --- single decisions --------------------------------------------------------------------------------------------
@@ -378,12 +243,12 @@ def test_an_absurd_policy_is_refused(field):
 def test_decisions_do_not_depend_on_the_process():
     """Two interpreters with different hash seeds plan a random swarm alike."""
     program = (
-        "import random, sys; sys.path.insert(0, sys.argv[1]); import test_rule as t;"
+        "import random, sys; sys.path.insert(0, sys.argv[1]); import support.placement as t;"
         "s, moves = t.settle(t.random_swarm(random.Random(4), 12)); print(moves)"
     )
     outputs = {
         subprocess.run(
-            [sys.executable, "-c", program, os.path.dirname(__file__)],
+            [sys.executable, "-c", program, str(Path(__file__).parents[2])],
             env={**os.environ, "PYTHONHASHSEED": seed},
             capture_output=True,
             text=True,
@@ -394,124 +259,3 @@ def test_decisions_do_not_depend_on_the_process():
     }
     assert len(outputs) == 1
     assert "Move" in outputs.pop()
-
-
-# --- clients and load ---------------------------------------------------------------------------------------------
-
-
-def test_clients_are_centroids_or_else_the_peers_themselves():
-    lonely = swarm(peer("a", "0:4", x=0.1), peer("b", "4:8", x=0.1), peer("c", "8:12", x=0.3))
-    assert [place.vector[0] for place in clients_of(lonely).places] == pytest.approx([0.1, 0.3])
-    assert clients_of(lonely).weights == (2.0, 1.0)
-    centroid = Coordinate((0.7, 0.0, 0.0), 0.01)
-    busy = swarm(peer("a", "0:4", client_centroids=(centroid,), concurrency=2.0), peer("b", "4:12"))
-    assert [place.vector[0] for place in clients_of(busy).places] == pytest.approx([0.7])
-
-
-def test_a_coordinate_of_other_dimensions_is_left_out():
-    """One odd record must not stop everybody's planning."""
-    odd = peer("b", "4:8", coordinate=Coordinate((0.0,) * 7), client_centroids=(Coordinate((0.1,)),))
-    snapshot = swarm(peer("a", "0:4"), odd, peer("c"))
-    assert len(clients_of(snapshot).places) == 1
-    assert decide(snapshot) is not None
-
-
-def test_small_changes_of_load_and_place_change_no_decision():
-    """V_c and R are quantised: jitter of coordinates below a cell and of load within a step is not seen."""
-    rng = random.Random(1)
-    snapshot, _ = settle(random_swarm(rng, 16))
-    centred = tuple(
-        replace(one, coordinate=Coordinate((0.04, 0.0, 0.0), 0.01), concurrency=1.0) for one in snapshot.peers
-    )
-    snapshot, _ = settle(replace(snapshot, peers=centred))
-    jittered = tuple(
-        replace(
-            one,
-            coordinate=Coordinate(tuple(x + rng.uniform(-0.0009, 0.0009) for x in one.coordinate.vector), 0.01),
-            concurrency=one.concurrency + rng.uniform(-0.05, 0.05),
-        )
-        for one in snapshot.peers
-    )
-    assert decide(replace(snapshot, peers=jittered)) is None
-
-
-def test_concurrency_never_falls_below_the_sessions_seen():
-    """R covers observed sessions where memory allows, and is one of the steps."""
-    for sessions in (0.0, 1.0, 7.0, 40.0, 1e6):
-        peers = [peer(f"p{i}", f"{4 * i}:{4 * i + 4}", gigabytes=8, concurrency=sessions) for i in range(3)]
-        view = PlanningView.of(swarm(*peers), POLICY)
-        assert view.concurrency in CONCURRENCY_STEPS
-        largest = cgbp.largest_feasible_concurrency(view.model)
-        assert view.concurrency <= largest
-        above = [step for step in CONCURRENCY_STEPS if step > view.concurrency]
-        assert view.concurrency >= sessions or above[0] > largest
-
-
-# --- claims --------------------------------------------------------------------------------------------------------
-
-
-def claimed(at: float, blocks: str) -> MoveClaim:
-    return MoveClaim(at, BlockRange.parse(blocks))
-
-
-def judge(*others: PeerSpec, now: float, claim: MoveClaim, before: str | None = "4:8", loaded: bool = False) -> Verdict:
-    """The verdict on the claim of `m`, whose snapshot has these other peers and a peer that keeps 0:4."""
-    me = peer("m", before, claim=claim)
-    return judge_claim(swarm(*others, me, peer("first", "0:4"), now=now), me.id, POLICY, loaded=loaded)
-
-
-def test_a_claim_waits_a_refresh_and_for_a_witness_of_every_block_it_drops():
-    claim = claimed(100.0, "8:12")
-    fresh = 100.0 + CLOCK_SKEW_SECONDS + 1
-    witness = peer("b", "4:8", issued_seconds=fresh)
-    half = peer("b", "4:6", issued_seconds=fresh)
-    stale = peer("b", "4:8", issued_seconds=99.0)
-    leaving = peer("b", "4:8", issued_seconds=fresh, state=PeerState.LEAVING)
-    later = 100.0 + REFRESH_SECONDS
-    assert judge(witness, now=later - 1, claim=claim) is Verdict.WAIT
-    assert judge(witness, now=later, claim=claim) is Verdict.MOVE
-    expired = peer("b", "4:8", issued_seconds=fresh)
-    much_later = fresh + RECORD_LIFETIME_SECONDS
-    assert judge(expired, now=much_later - 1, claim=claim) is Verdict.MOVE
-    assert judge(expired, now=much_later, claim=claim) is Verdict.WAIT
-    for insufficient in (half, stale, leaving):
-        assert judge(insufficient, now=later, claim=claim) is Verdict.WAIT
-        assert judge(insufficient, now=100.0 + CLAIM_LIFETIME_SECONDS, claim=claim) is Verdict.WITHDRAW
-        assert judge(insufficient, now=100.0 + CLAIM_LIFETIME_SECONDS, claim=claim, loaded=True) is Verdict.WAIT
-    assert judge(witness, now=later, claim=claim, before=None) is Verdict.MOVE
-
-
-def test_a_claim_that_is_no_longer_wanted_is_withdrawn():
-    """The peer that seemed to be gone is back: nothing to repair. Once loaded, the move is finished all the same."""
-    claim = claimed(100.0, "8:12")
-    witness = peer("b", "4:8", issued_seconds=150.0)
-    back = peer("last", "8:12", issued_seconds=150.0)
-    assert judge(witness, now=150.0, claim=claim) is Verdict.MOVE
-    assert judge(witness, back, now=150.0, claim=claim) is Verdict.WITHDRAW
-    assert judge(witness, back, now=150.0, claim=claim, loaded=True) is Verdict.MOVE
-    with pytest.raises(ValueError, match="claimed no move"):
-        judge_claim(swarm(witness), witness.id)
-
-
-def test_of_rival_claims_the_smallest_time_and_id_wins():
-    """They drop the same blocks; the loser withdraws, and until it has, it is no witness for the winner."""
-    claim = claimed(100.0, "8:12")
-
-    def rival(name: str, at: float, blocks: str = "0:4") -> PeerSpec:
-        return peer(name, "4:8", claim=claimed(at, blocks), issued_seconds=150.0)
-
-    assert judge(rival("z", 99.0), now=150.0, claim=claim) is Verdict.WITHDRAW
-    assert judge(rival("a", 100.0), now=150.0, claim=claim) is Verdict.WITHDRAW
-    assert judge(rival("z", 100.0), now=150.0, claim=claim) is Verdict.WAIT
-    assert judge(rival("z", 101.0), now=150.0, claim=claim) is Verdict.WAIT
-    witness = peer("b", "4:8", issued_seconds=150.0)
-    assert judge(rival("z", 101.0), witness, now=150.0, claim=claim) is Verdict.MOVE
-
-
-def test_two_repairs_of_one_hole_are_one_too_many():
-    claim = claimed(100.0, "8:12")
-    witness = peer("b", "4:8", issued_seconds=150.0)
-    first = peer("a", "0:4", claim=claimed(90.0, "8:12"), issued_seconds=150.0)
-    elsewhere = peer("a", "0:4", claim=claimed(90.0, "1:5"), issued_seconds=150.0)
-    assert judge(first, witness, now=150.0, claim=claim, loaded=True) is Verdict.WITHDRAW
-    assert judge(elsewhere, witness, now=150.0, claim=claim, loaded=True) is Verdict.MOVE

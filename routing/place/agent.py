@@ -1,0 +1,128 @@
+"""The turn of a peer's placement agent: what it knows in, the next thing to do out.
+
+Whenever a peer has read the records it asks `next_action` once, does what is returned, and announces itself.  A move
+takes several turns:
+
+    Rest ──► Claim ──► Wait … ──► BeginLoading ──► Wait … ──► MoveTo
+                          └────────────┴──► Withdraw
+
+Claim: announce the move.  Wait: others read of it, and its witnesses answer (claims.py).  BeginLoading: load the new
+blocks beside the old ones.  MoveTo: drop the old blocks and serve the new ones.  Withdraw: give up the claim and
+whatever was loaded.  Only MoveTo changes what the swarm can compute, and it is judged immediately before.
+
+The simulator and the peers call the same function; it has no state, no clock and no I/O.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ..swarm import BlockRange, MoveClaim, PeerId, Swarm
+from ..timing import RECORD_REFRESH_SECONDS
+from .claims import Verdict, judge_claim
+from .moves import Move, ReplanPolicy
+from .rule import upcoming
+
+
+class Loading(enum.Enum):
+    """How far the blocks of a claim are loaded."""
+
+    NOT_BEGUN = "not begun"
+    UNDER_WAY = "under way"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentState:
+    """The agent's own part of a turn."""
+
+    peer: PeerId
+    claim: MoveClaim | None = None
+    """The move that the peer has announced, and when."""
+    loading: Loading = Loading.NOT_BEGUN
+
+    def __post_init__(self) -> None:
+        if self.claim is None and self.loading is not Loading.NOT_BEGUN:
+            raise ValueError("blocks are loaded for a claim only")
+
+
+# --- actions ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Nothing to do until records change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Announce the intention to host these blocks."""
+
+    blocks: BlockRange
+    begin_loading: bool = False
+    """Load them at once, without judgement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Ask again at `until_seconds` (the snapshot's clock), or with newer records; infinite: once all is loaded."""
+
+    until_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class BeginLoading:
+    """Load these blocks, beside those that are served."""
+
+    blocks: BlockRange
+
+
+@dataclass(frozen=True, slots=True)
+class MoveTo:
+    """Drop the old blocks and serve these: they are loaded, and every dropped block has another server."""
+
+    blocks: BlockRange
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Give up the claim, and what was loaded for it; the verdict says why."""
+
+    verdict: Verdict
+
+
+Action = Rest | Claim | Wait | BeginLoading | MoveTo | Withdraw
+Plan = Callable[[Swarm, ReplanPolicy], tuple[Move, ...]]
+
+
+def next_action(
+    state: AgentState, snapshot: Swarm, policy: ReplanPolicy, *, joins_at_once: bool = False, plan: Plan = upcoming
+) -> Action:
+    """The next action of a peer that stays (a draining one does not ask), on its snapshot at `snapshot.now_seconds`.
+
+    The snapshot contains the peer's own record; its claim is taken from `state`.
+    `joins_at_once`: a peer that hosts nothing drops nothing, so it may begin to load as it claims, and is judged when
+    all is loaded.  It serves a refresh earlier, and loads in vain where an older claim wins.
+    `plan`: the upcoming moves of a snapshot; a caller with many agents may remember those of equal snapshots.
+
+    Raises KeyError if the peer is not in the snapshot.
+    """
+    me = replace(snapshot.peer(state.peer), claim=state.claim)
+    snapshot = replace(snapshot, peers=tuple(me if peer.id == me.id else peer for peer in snapshot.peers))
+    if state.claim is None:
+        blocks = next((move.after for move in plan(snapshot, policy) if move.peer == me.id), None)
+        return Rest() if blocks is None else Claim(blocks, begin_loading=joins_at_once and me.blocks is None)
+    if state.loading is Loading.UNDER_WAY:
+        return Wait(math.inf)
+    loaded = state.loading is Loading.DONE
+    verdict = judge_claim(snapshot, me.id, policy, loaded=loaded)
+    if verdict.withdraws:
+        return Withdraw(verdict)
+    if loaded and verdict is Verdict.MOVE:
+        return MoveTo(state.claim.blocks)
+    if verdict is Verdict.MOVE:
+        return BeginLoading(state.claim.blocks)
+    return Wait(max(state.claim.at_seconds, snapshot.now_seconds) + RECORD_REFRESH_SECONDS)

@@ -1,0 +1,92 @@
+"""Claims: one safe decision out of many old snapshots.
+
+Every peer decides on its own snapshot, which is old and incomplete.  So a peer announces a move before it makes it (the
+claim), waits a refresh, and judges its claim by the records that it has read by then.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import replace
+
+from ..swarm import BlockRange, PeerId, PeerSpec, Swarm
+from ..timing import (
+    CLAIM_LIFETIME_SECONDS,
+    CLOCK_TOLERANCE_SECONDS,
+    RECORD_LIFETIME_SECONDS,
+    RECORD_REFRESH_SECONDS,
+)
+from .moves import ReplanPolicy
+from .rule import upcoming
+from .windows import is_safe_to_leave, lasting_servers
+
+
+class Verdict(enum.Enum):
+    """The fate of a claim after its peer has read the records again; all but WAIT and MOVE withdraw it."""
+
+    WAIT = "wait"
+    MOVE = "move"
+    OUTRANKED = "an older claim adds or drops a common block"
+    UNCONFIRMED = "a block that the move drops has found no witness in time"
+    UNWANTED = "the move is not worth making any more"
+
+    @property
+    def withdraws(self) -> bool:
+        """Whether the claim is given up."""
+        return self not in (Verdict.WAIT, Verdict.MOVE)
+
+
+def judge_claim(swarm: Swarm, peer_id: PeerId, policy: ReplanPolicy | None = None, *, loaded: bool = False) -> Verdict:
+    """Judge whether the peer may make the move that it has claimed, on its own snapshot at `swarm.now_seconds`.
+
+    The snapshot contains the peer's own record with the claim, which it announces from the claim on until it has moved
+    or withdraws.  It asks whenever it has read the records: MOVE allows it to begin loading and, when it asks again
+    with `loaded`, to drop its old blocks.
+
+    * Of claims that add or drop a common block the smallest (time, id) wins; the others are withdrawn.
+    * Until loading begins the move must still be among the upcoming ones, or it is withdrawn: one bad snapshot, in
+      which a peer is missing, moves nobody.
+    * Every dropped block needs a witness: a peer whose record, not expired and issued after the claim was made (by more
+      than the clocks may differ), says that it serves the block and claims nothing that drops it.  Peers that are only
+      remembered, up to PEER_MEMORY_SECONDS, are planned with but are no witnesses.
+
+    The last rule makes it safe with snapshots of any age and any loss of records, by this argument: if all servers
+    of a block dropped it, take the one that claimed last.  Its witness had claimed before, so the witness's record,
+    issued later still, carried that claim or no longer the block.  A lost record only delays a move.
+    What no rule over records can prevent is a witness that crashes after its last record.
+    Raises ValueError if the peer has no claim, KeyError if it is not in the snapshot.
+    """
+    me = swarm.peer(peer_id)
+    if me.claim is None:
+        raise ValueError(f"peer {peer_id} has claimed no move")
+    claim, before = me.claim, me.blocks
+    others = [peer for peer in swarm.peers if peer.id != peer_id]
+    for peer in others:
+        rival = peer.claim
+        if (
+            rival is not None
+            and (rival.at_seconds, peer.id) < (claim.at_seconds, peer_id)
+            and _conflict((before, claim.blocks), (peer.blocks, rival.blocks))
+        ):
+            return Verdict.OUTRANKED
+    age = swarm.now_seconds - claim.at_seconds
+    if age < RECORD_REFRESH_SECONDS:
+        return Verdict.WAIT
+    oldest = max(claim.at_seconds + CLOCK_TOLERANCE_SECONDS, swarm.now_seconds - RECORD_LIFETIME_SECONDS)
+    fresh = [peer for peer in others if peer.issued_seconds > oldest]
+    if not is_safe_to_leave(lasting_servers(fresh, swarm.model.num_blocks), before, claim.blocks):
+        return Verdict.WAIT if loaded or age < CLAIM_LIFETIME_SECONDS else Verdict.UNCONFIRMED
+    return Verdict.MOVE if loaded or _is_wanted(swarm, me, policy) else Verdict.UNWANTED
+
+
+def _is_wanted(swarm: Swarm, me: PeerSpec, policy: ReplanPolicy | None) -> bool:
+    """Whether the peer would still be sent where it has claimed to go, had it not claimed."""
+    unclaimed = tuple(replace(peer, claim=None) if peer is me else peer for peer in swarm.peers)
+    moves = upcoming(replace(swarm, peers=unclaimed), policy)
+    return any(me.claim is not None and (move.peer, move.after) == (me.id, me.claim.blocks) for move in moves)
+
+
+def _conflict(a: tuple[BlockRange | None, BlockRange], b: tuple[BlockRange | None, BlockRange]) -> bool:
+    """Whether two changes (before, after) add or drop a common block."""
+    (before_a, after_a), (before_b, after_b) = ((set(before or ()), set(after)) for before, after in (a, b))
+    return bool((after_a - before_a) & (after_b - before_b) or (before_a - after_a) & (before_b - after_b))

@@ -1,0 +1,65 @@
+"""A move of the online rule, and the policy that the rule follows."""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass, field, replace
+
+from ..swarm import BlockRange, PeerId, PeerState, RequestSpec, Swarm
+
+
+@dataclass(frozen=True, slots=True)
+class ReplanPolicy:
+    """The assumptions of the rule; the same on all peers of a swarm."""
+
+    request: RequestSpec = field(default_factory=lambda: RequestSpec(prompt_tokens=512, new_tokens=256))
+    """The request that the swarm is planned for."""
+    horizon_seconds: float = 4 * 3600.0
+    """How long an improvement is expected to last.  Time saved is counted for as many requests, one after the other, as
+    the swarm would serve in this time if it were placed from scratch."""
+    load_bytes_per_second: float = 25e6
+    """How fast a peer fetches and loads weights."""
+    min_gain: float = 0.03
+    """Improvements below this fraction of the request time are not begun."""
+
+    def __post_init__(self) -> None:
+        for name in ("horizon_seconds", "load_bytes_per_second"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
+        if not 0 < self.min_gain < 1:
+            raise ValueError(f"min_gain must be between 0 and 1, not {self.min_gain}")
+
+
+class Reason(enum.Enum):
+    """Why a move is worth making."""
+
+    JOIN = "join"
+    REPAIR = "repair"
+    IMPROVE = "improve"
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """`peer` should host `after` instead of `before` (None: it hosts nothing yet)."""
+
+    peer: PeerId
+    before: BlockRange | None
+    after: BlockRange
+    reason: Reason
+
+    @property
+    def loaded_blocks(self) -> int:
+        """How many blocks the peer has to load."""
+        return len(set(self.after) - set(self.before or ()))
+
+
+def after_move(swarm: Swarm, move: Move) -> Swarm:
+    """The snapshot in which the move has been made and its peer serves."""
+    peers = tuple(
+        replace(peer, blocks=move.after, block_hashes=(), state=PeerState.SERVING, claim=None)
+        if peer.id == move.peer
+        else peer
+        for peer in swarm.peers
+    )
+    return replace(swarm, peers=peers)

@@ -1,0 +1,109 @@
+"""The rules for windows, each once: which run of consecutive blocks a peer should take, and which it may leave.
+
+Servers are counted per block: by number, by sessions that they carry, or by throughput.  Of equally good windows the
+first wins, everywhere, so that all peers choose alike.  A window of `size` blocks is named by its first block; blocks
+count from 0.  The callers are CG-BP's greedy pass (cgbp.py), the online rule (rule.py), the PETALS baselines (papers/)
+and a peer that joins and decides alone (peer/offer/capacity.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..perf import FloatArray, IntArray
+from ..swarm import BlockRange, PeerSpec, PeerState
+
+# --- counting ---------------------------------------------------------------------------------------------------
+
+
+def range_rows(ranges: Iterable[BlockRange | None]) -> IntArray:
+    """(n, 2): each range as a row (start, stop); 0, 0 for None."""
+    rows = [(0, 0) if blocks is None else (blocks.start, blocks.stop) for blocks in ranges]
+    return np.array(rows, dtype=np.int64).reshape(len(rows), 2)
+
+
+def hosts_per_block(rows: IntArray, num_blocks: int) -> IntArray:
+    """(L,): how many of the ranges, (n, 2), contain each block; parts beyond the model count for nothing. O(n + L)."""
+    begin, end = (np.bincount(np.minimum(ends, num_blocks), minlength=num_blocks + 1) for ends in rows.T)
+    return np.asarray(np.cumsum(begin - end)[:-1], dtype=np.int64)
+
+
+def lasting_servers(peers: Iterable[PeerSpec], num_blocks: int) -> IntArray:
+    """(L,): how many of the peers serve each block and will go on doing so: they have claimed no move that drops it."""
+    servers = np.zeros(num_blocks, dtype=np.int64)
+    for peer in peers:
+        if peer.state is PeerState.SERVING and peer.blocks is not None:
+            start, stop = peer.blocks.start, peer.blocks.stop
+            if peer.claim is not None:
+                start, stop = max(start, peer.claim.blocks.start), min(stop, peer.claim.blocks.stop)
+            servers[start : max(start, stop)] += 1
+    return servers
+
+
+def window_sums(values: NDArray[np.generic], size: int) -> FloatArray | IntArray:
+    """(L - size + 1,): the sum of every window."""
+    sums = np.concatenate(([0], np.cumsum(values)))
+    return np.asarray(sums[size:] - sums[:-size])
+
+
+# --- where to go ------------------------------------------------------------------------------------------------
+
+
+def most_uncovered_window(uncovered: NDArray[np.bool_], size: int) -> int:
+    """The window with the most uncovered blocks."""
+    return int(np.argmax(window_sums(uncovered, size)))
+
+
+def least_served_window(service: Sequence[float] | NDArray[np.generic], size: int) -> int:
+    """The window whose service per block, sorted ascending, is lexicographically smallest. O(L size log size).
+
+    So the window with the worst-served block wins; where these are equal, the one with the worse second-worst, and so
+    on.  `service`, (L,), is any measure of what serves a block: peers, sessions, throughput.
+    """
+    ascending = np.sort(np.lib.stride_tricks.sliding_window_view(np.asarray(service), size), axis=1)
+    best = np.arange(len(ascending))
+    for rank in range(size):
+        column = ascending[best, rank]
+        best = best[column == column.min()]
+        if len(best) == 1:
+            break
+    return int(best[0])
+
+
+def joining_window(peers: Iterable[PeerSpec], num_blocks: int, size: int) -> BlockRange:
+    """Where a peer of `size` blocks goes that joins and decides alone: the window with the fewest peers per block.
+
+    Counted are the peers that serve or load; blocks beyond the model count for nothing.
+    """
+    staying = (peer.blocks for peer in peers if peer.state in (PeerState.JOINING, PeerState.SERVING))
+    start = least_served_window(hosts_per_block(range_rows(staying), num_blocks), size)
+    return BlockRange(start, start + size)
+
+
+# --- what may be left -------------------------------------------------------------------------------------------
+
+
+def added_blocks(before: IntArray, after: IntArray) -> IntArray:
+    """How many blocks of `after` are not in `before`, row by row of (..., 2) ranges."""
+    low, high = np.maximum(before[..., 0], after[..., 0]), np.minimum(before[..., 1], after[..., 1])
+    return np.asarray(after[..., 1] - after[..., 0] - np.maximum(high - low, 0))
+
+
+def is_safe_to_leave(others: IntArray, before: BlockRange | None, after: BlockRange) -> bool:
+    """Whether every block keeps a server that a peer drops by hosting `after` instead of `before`.
+
+    `others`, (L,): servers of each block besides the peer itself.
+    """
+    return all(others[block] > 0 for block in before or () if block not in after)
+
+
+def safe_starts(others: IntArray, before: BlockRange, size: int) -> NDArray[np.bool_]:
+    """(L - size + 1,): `is_safe_to_leave` for every window of `size` blocks. O(L)."""
+    critical = np.concatenate(([0], np.cumsum(others < 1)))
+    starts = np.arange(len(others) - size + 1)
+    low = np.maximum(starts, before.start)
+    high = np.maximum(low, np.minimum(starts + size, before.stop))
+    return np.asarray(critical[high] - critical[low] == critical[before.stop] - critical[before.start])

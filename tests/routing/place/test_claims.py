@@ -1,0 +1,81 @@
+"""Claims: judged on old snapshots, they let no two peers leave a block, and no hole be repaired twice."""
+
+from __future__ import annotations
+
+import pytest
+from blockswarm.routing.place.claims import Verdict, judge_claim
+from blockswarm.routing.swarm import BlockRange, MoveClaim, PeerSpec, PeerState
+from blockswarm.routing.timing import (
+    CLAIM_LIFETIME_SECONDS,
+    CLOCK_TOLERANCE_SECONDS,
+    RECORD_LIFETIME_SECONDS,
+    RECORD_REFRESH_SECONDS,
+)
+from support.placement import POLICY, peer, swarm
+
+
+def claimed(at: float, blocks: str) -> MoveClaim:
+    return MoveClaim(at, BlockRange.parse(blocks))
+
+
+def judge(*others: PeerSpec, now: float, claim: MoveClaim, before: str | None = "4:8", loaded: bool = False) -> Verdict:
+    """The verdict on the claim of `m`, whose snapshot has these other peers and a peer that keeps 0:4."""
+    me = peer("m", before, claim=claim)
+    return judge_claim(swarm(*others, me, peer("first", "0:4"), now=now), me.id, POLICY, loaded=loaded)
+
+
+def test_a_claim_waits_a_refresh_and_for_a_witness_of_every_block_it_drops():
+    claim = claimed(100.0, "8:12")
+    fresh = 100.0 + CLOCK_TOLERANCE_SECONDS + 1
+    witness = peer("b", "4:8", issued_seconds=fresh)
+    half = peer("b", "4:6", issued_seconds=fresh)
+    stale = peer("b", "4:8", issued_seconds=99.0)
+    leaving = peer("b", "4:8", issued_seconds=fresh, state=PeerState.LEAVING)
+    later = 100.0 + RECORD_REFRESH_SECONDS
+    assert judge(witness, now=later - 1, claim=claim) is Verdict.WAIT
+    assert judge(witness, now=later, claim=claim) is Verdict.MOVE
+    expired = peer("b", "4:8", issued_seconds=fresh)
+    much_later = fresh + RECORD_LIFETIME_SECONDS
+    assert judge(expired, now=much_later - 1, claim=claim) is Verdict.MOVE
+    assert judge(expired, now=much_later, claim=claim) is Verdict.WAIT
+    for insufficient in (half, stale, leaving):
+        assert judge(insufficient, now=later, claim=claim) is Verdict.WAIT
+        assert judge(insufficient, now=100.0 + CLAIM_LIFETIME_SECONDS, claim=claim) is Verdict.UNCONFIRMED
+        assert judge(insufficient, now=100.0 + CLAIM_LIFETIME_SECONDS, claim=claim, loaded=True) is Verdict.WAIT
+    assert judge(witness, now=later, claim=claim, before=None) is Verdict.MOVE
+
+
+def test_a_claim_that_is_no_longer_wanted_is_withdrawn():
+    """The peer that seemed to be gone is back: nothing to repair. Once loaded, the move is finished all the same."""
+    claim = claimed(100.0, "8:12")
+    witness = peer("b", "4:8", issued_seconds=150.0)
+    back = peer("last", "8:12", issued_seconds=150.0)
+    assert judge(witness, now=150.0, claim=claim) is Verdict.MOVE
+    assert judge(witness, back, now=150.0, claim=claim) is Verdict.UNWANTED
+    assert judge(witness, back, now=150.0, claim=claim, loaded=True) is Verdict.MOVE
+    with pytest.raises(ValueError, match="claimed no move"):
+        judge_claim(swarm(witness), witness.id)
+
+
+def test_of_rival_claims_the_smallest_time_and_id_wins():
+    """They drop the same blocks; the loser withdraws, and until it has, it is no witness for the winner."""
+    claim = claimed(100.0, "8:12")
+
+    def rival(name: str, at: float, blocks: str = "0:4") -> PeerSpec:
+        return peer(name, "4:8", claim=claimed(at, blocks), issued_seconds=150.0)
+
+    assert judge(rival("z", 99.0), now=150.0, claim=claim) is Verdict.OUTRANKED
+    assert judge(rival("a", 100.0), now=150.0, claim=claim) is Verdict.OUTRANKED
+    assert judge(rival("z", 100.0), now=150.0, claim=claim) is Verdict.WAIT
+    assert judge(rival("z", 101.0), now=150.0, claim=claim) is Verdict.WAIT
+    witness = peer("b", "4:8", issued_seconds=150.0)
+    assert judge(rival("z", 101.0), witness, now=150.0, claim=claim) is Verdict.MOVE
+
+
+def test_two_repairs_of_one_hole_are_one_too_many():
+    claim = claimed(100.0, "8:12")
+    witness = peer("b", "4:8", issued_seconds=150.0)
+    first = peer("a", "0:4", claim=claimed(90.0, "8:12"), issued_seconds=150.0)
+    elsewhere = peer("a", "0:4", claim=claimed(90.0, "1:5"), issued_seconds=150.0)
+    assert judge(first, witness, now=150.0, claim=claim, loaded=True) is Verdict.OUTRANKED
+    assert judge(elsewhere, witness, now=150.0, claim=claim, loaded=True) is Verdict.MOVE

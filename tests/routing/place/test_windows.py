@@ -1,0 +1,85 @@
+"""The rules for windows against their definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+from blockswarm.routing.place.windows import (
+    added_blocks,
+    hosts_per_block,
+    is_safe_to_leave,
+    joining_window,
+    lasting_servers,
+    least_served_window,
+    most_uncovered_window,
+    range_rows,
+    safe_starts,
+)
+from blockswarm.routing.swarm import BlockRange, MoveClaim, PeerState
+from hypothesis import given
+from hypothesis import strategies as st
+from support.placement import peer
+
+SERVICE = st.lists(st.integers(0, 4) | st.sampled_from([0.1, 0.2, 0.1 + 0.2, 0.3]), min_size=1, max_size=12)
+
+
+@given(SERVICE, st.data())
+def test_the_least_served_window_has_the_smallest_ascending_vector(service: list[float], data: st.DataObject) -> None:
+    size = data.draw(st.integers(1, len(service)))
+    starts = range(len(service) - size + 1)
+    assert least_served_window(service, size) == min(starts, key=lambda a: (sorted(service[a : a + size]), a))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=12), st.data())
+def test_the_most_uncovered_window_is_the_first_of_the_best(uncovered: list[bool], data: st.DataObject) -> None:
+    size = data.draw(st.integers(1, len(uncovered)))
+    starts = range(len(uncovered) - size + 1)
+    assert most_uncovered_window(np.array(uncovered), size) == max(
+        starts, key=lambda a: (sum(uncovered[a : a + size]), -a)
+    )
+
+
+RANGES = st.tuples(st.integers(0, 9), st.integers(1, 6)).map(lambda pair: BlockRange(pair[0], pair[0] + pair[1]))
+
+
+@given(st.lists(RANGES | st.none(), max_size=6), st.integers(1, 12))
+def test_hosts_are_counted_block_by_block(ranges: list[BlockRange | None], num_blocks: int) -> None:
+    """Also where a record names blocks that the model does not have."""
+    counted = [sum(block in (blocks or ()) for blocks in ranges) for block in range(num_blocks)]
+    assert hosts_per_block(range_rows(ranges), num_blocks).tolist() == counted
+
+
+@given(st.lists(st.integers(0, 2), min_size=10, max_size=10), st.integers(0, 9), st.integers(1, 10), st.integers(1, 10))
+def test_leaving_is_safe_where_every_dropped_block_has_another_server(
+    others: list[int], start: int, length: int, size: int
+) -> None:
+    before = BlockRange(start, min(start + length, 10))
+    safe = safe_starts(np.array(others), before, size).tolist()
+    for first in range(10 - size + 1):
+        after = BlockRange(first, first + size)
+        assert safe[first] == all(others[block] > 0 for block in set(before) - set(after))
+        assert safe[first] == is_safe_to_leave(np.array(others), before, after)
+    assert is_safe_to_leave(np.array(others), None, before), "a peer without blocks drops none"
+
+
+@given(RANGES, RANGES)
+def test_added_blocks_are_those_that_were_not_there(before: BlockRange, after: BlockRange) -> None:
+    added = added_blocks(range_rows([before]), range_rows([after]))
+    assert added.tolist() == [len(set(after) - set(before))]
+
+
+def test_a_lasting_server_serves_and_claims_nothing_that_drops_the_block() -> None:
+    peers = [
+        peer("a", "0:3"),
+        peer("b", "0:3", state=PeerState.JOINING),
+        peer("c", "0:3", state=PeerState.DRAINING),
+        peer("d", "0:3", claim=MoveClaim(0.0, BlockRange(2, 5))),
+        peer("e", "0:2", claim=MoveClaim(0.0, BlockRange(3, 5))),
+        peer("f"),
+    ]
+    assert lasting_servers(peers, 5).tolist() == [1, 1, 2, 0, 0]
+
+
+def test_a_joining_peer_that_decides_alone_counts_servers_and_loading_peers_only() -> None:
+    peers = [peer("a", "0:2"), peer("b", "2:4", state=PeerState.JOINING), peer("c", "4:6", state=PeerState.LEAVING)]
+    assert joining_window(peers, 6, 2) == BlockRange(4, 6)
+    assert joining_window([], 6, 2) == BlockRange(0, 2)
