@@ -34,9 +34,9 @@ class Share:
 
 
 def compute_shares(shares: Sequence[Share]) -> list[torch.Tensor | SwarmError]:
-    """Every share's output, (T, H) on the CPU, or what went wrong with it; its rows are then as they were.
+    """The output of every share, (T, H) on the CPU, or its error; the rows of a failed share are as they were.
 
-    If a pass fails, each share is computed on its own: the others do not suffer from the one to blame.
+    If a pass fails, each share is computed on its own, so that only the session to blame hears of it.
     """
     try:
         return [*_compute(shares)]
@@ -51,7 +51,7 @@ def compute_shares(shares: Sequence[Share]) -> list[torch.Tensor | SwarmError]:
 
 
 def error_of(error: Exception) -> SwarmError:
-    """What a session is told about a failed computation."""
+    """The error that a session is told of after a failed computation."""
     if isinstance(error, SwarmError):
         return error
     # torch's allocator of main memory raises a plain RuntimeError.

@@ -11,6 +11,7 @@ same.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 import time
@@ -31,7 +32,7 @@ from .blocks.stage import Stage
 from .cache.memory import SessionMemory
 from .cache.pool import KvPool
 from .cache.session import SessionKv, StepOutput, StepProgress
-from .jobs import Answer, Job, Work, deliver, record_of_step, run_work, takes_by_job
+from .jobs import EngineWork, Outcome, StepJob, answer_of, deliver, record_of_step, run_work, takes_by_job
 from .scheduler import EnginePolicy, ExpectedSessions, gather_until, plan_step
 from .step_record import StepListener
 
@@ -64,19 +65,19 @@ class Engine:
         # Shared by the loop and the engine's thread, under the condition's lock:
         self._running = False
         self._closed = False
-        self._inbox: list[Job | Work] = []
+        self._inbox: list[StepJob | EngineWork] = []
         self._expected = ExpectedSessions()
-        # Of the loop:
+        # The loop's own:
         self._latest: WeakKeyDictionary[SessionKv, asyncio.Future[StepOutput]] = WeakKeyDictionary()
-        # Of the engine's thread:
-        self._jobs: dict[Job, StepProgress] = {}
+        # The engine's thread's own:
+        self._jobs: dict[StepJob, StepProgress] = {}
         """Steps that have begun, in the order of `scheduler.StepChoice`."""
         self._last_step_seconds = 0.0
         self._last_step_ended = 0.0
 
     @property
     def stage(self) -> Stage:
-        """What is hosted now."""
+        """The stage that is hosted now."""
         return self._stage
 
     @property
@@ -105,10 +106,10 @@ class Engine:
         client: PeerId = _NOBODY,
         prefixes: Sequence[Digests] = (),
     ) -> SessionKv:
-        """The rows of a new session, which may begin with what is held of the client's `prefixes`; `release` them.
+        """The rows of a new session, which may begin with pages that are held of the client's `prefixes`.
 
-        The session stays on the modules of these blocks whatever is hosted later. Raises UsageError for blocks that are
-        not hosted now.
+        The session stays on the modules of these blocks whatever is hosted later, until `release`. Raises UsageError
+        for blocks that are not hosted now.
         """
         stage = self._stage
         view = stage.view(blocks)  # refuses other blocks before anything is pinned
@@ -129,27 +130,27 @@ class Engine:
         if latest is not None and not latest.done():
             raise RuntimeError("a session has one step at a time in the engine")
         future: asyncio.Future[StepOutput] = asyncio.get_running_loop().create_future()
-        self._put(Job(kv, plan, data, future, time.monotonic()))
+        self._put(StepJob(kv, plan, data, future, time.monotonic()))
         self._latest[kv] = future
         return await future
 
     async def submit(self, work: Callable[[], _T]) -> _T:
         """Run `work` in the engine's thread, between two steps, after what was submitted before.
 
-        A step of the same session must be over or cancelled. Raises what `work` does, and PeerUnavailable when the
+        A step of the same session must be over or cancelled. Raises the errors of `work`, and PeerUnavailable when the
         engine is closed.
         """
         future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-        self._put(Work(work, future))
+        self._put(EngineWork(work, future))
         return await future
 
     async def release(self, kv: SessionKv) -> None:
         """End a session: free its rows and give its reservation back, after what was submitted before.
 
-        A step of the session must be over or cancelled. It happens however the engine is used: a caller that is
-        cancelled only hears of it no more, and an engine that closes, or is closed, does it all the same.
+        A step of the session must be over or cancelled. The memory is freed in any case: also if the caller is
+        cancelled, and also by an engine that closes or is closed.
         """
-        work = Work(kv.close, asyncio.get_running_loop().create_future(), unconditional=True)
+        work = EngineWork(kv.close, asyncio.get_running_loop().create_future(), unconditional=True)
         if self._put_or_refuse(work):
             await work.future
         else:
@@ -180,17 +181,17 @@ class Engine:
             self._changed.notify()
         self._executor.shutdown(wait=True)
 
-    def _put(self, item: Job | Work) -> None:
+    def _put(self, item: StepJob | EngineWork) -> None:
         if not self._put_or_refuse(item):
             raise PeerUnavailable("the peer is shutting down")
 
-    def _put_or_refuse(self, item: Job | Work) -> bool:
+    def _put_or_refuse(self, item: StepJob | EngineWork) -> bool:
         """Hand something over; False if the engine is closed, to which only unconditional work may still come."""
         with self._changed:
             if self._closed and not (item.unconditional and self._running):
                 return False
             self._inbox.append(item)
-            if isinstance(item, Job):
+            if isinstance(item, StepJob):
                 self._expected.arrived(item.kv, item.arrived_at)
             if self._running:
                 self._changed.notify()
@@ -228,7 +229,7 @@ class Engine:
         if self._closed:
             self._drop_steps(PeerUnavailable("the peer is shutting down"))
             for item in self._take_inbox():
-                assert isinstance(item, Work), "a step is refused once the engine is closed"
+                assert isinstance(item, EngineWork), "a step is refused once the engine is closed"
                 run_work(item)
         with self._changed:
             self._running = bool(self._jobs or self._inbox)
@@ -242,21 +243,21 @@ class Engine:
         # After the inbox was taken: what a session sends after it cancelled a step finds the step gone.
         self._drop_cancelled()
         for item in items:
-            if isinstance(item, Work):
+            if isinstance(item, EngineWork):
                 run_work(item)
             elif not item.future.cancelled():
-                try:
-                    self._begin(item)
-                except Exception as error:
-                    deliver([Answer(item.future, error=error_of(error))])
+                begun = answer_of(item.future, functools.partial(self._begin, item), error_of)
+                if begun.error is not None or begun.value is not None:
+                    deliver([begun])
 
-    def _begin(self, job: Job) -> None:
+    def _begin(self, job: StepJob) -> StepOutput | None:
+        """The output of a step that is over at once."""
         now = time.time()
         progress = job.kv.begin(job.plan, job.data)
         if progress.remaining:
             self._jobs[job] = progress
-        else:
-            deliver([Answer(job.future, StepOutput(progress.finish(), now, now))])
+            return None
+        return StepOutput(progress.finish(), now, now)
 
     def _drop_cancelled(self) -> None:
         for job in [job for job in self._jobs if job.future.cancelled()]:
@@ -267,13 +268,13 @@ class Engine:
         with self._changed:
             waiting = [item for item in self._inbox if not item.unconditional]
             self._inbox = [item for item in self._inbox if item.unconditional]
-        deliver([Answer(item.future, error=error) for item in waiting])
+        deliver([Outcome(item.future, error=error) for item in waiting])
         while self._jobs:
             job, progress = self._jobs.popitem()
-            deliver([Answer(job.future, error=error)])
+            deliver([Outcome(job.future, error=error)])
             progress.abandon()
 
-    def _take_inbox(self) -> list[Job | Work]:
+    def _take_inbox(self) -> list[StepJob | EngineWork]:
         with self._changed:
             items, self._inbox = self._inbox, []
             return items
@@ -290,7 +291,7 @@ class Engine:
                 self._changed.wait(left)
 
     def _step(self) -> None:
-        """One forward pass over what the scheduler chooses of all jobs."""
+        """One forward pass over the tokens that the scheduler chooses."""
         jobs = list(self._jobs)
         choice = plan_step([self._jobs[job].remaining for job in jobs], self._policy.chunk_tokens)
         takes = takes_by_job(choice.takes)
@@ -304,7 +305,7 @@ class Engine:
         outputs = compute_shares(shares)
         self._last_step_ended = time.monotonic()
         self._last_step_seconds = self._last_step_ended - began
-        over: dict[Job, Answer] = {}
+        over: dict[StepJob, Outcome] = {}
         for (index, rows), output in zip(takes.items(), outputs, strict=True):
             job = jobs[index]
             answer = self._store(job, rows, output)
@@ -320,20 +321,20 @@ class Engine:
             for listener in self._listeners:
                 listener(record)
 
-    def _store(self, job: Job, rows: Sequence[tuple[int, int]], output: torch.Tensor | SwarmError) -> Answer | None:
-        """Keep what a pass gave for a job; the answer if it is over."""
+    def _store(
+        self, job: StepJob, rows: Sequence[tuple[int, int]], output: torch.Tensor | SwarmError
+    ) -> Outcome | None:
+        """Keep the output of a pass for a job; the job's answer if that was the last part of it."""
         progress = self._jobs[job]
         if isinstance(output, Exception):
             progress.abandon()
-            return Answer(job.future, error=output)
+            return Outcome(job.future, error=output)
         progress.store(rows, output)
         if any(progress.remaining):
             return None
-        assert job.started_at is not None
-        try:
-            return Answer(job.future, StepOutput(progress.finish(), job.started_at, time.time()))
-        except Exception as error:
-            return Answer(job.future, error=error_of(error))
+        started_at = job.started_at
+        assert started_at is not None
+        return answer_of(job.future, lambda: StepOutput(progress.finish(), started_at, time.time()), error_of)
 
     def _leave_time_to_the_owner(self) -> None:
         seconds = self._policy.pause()

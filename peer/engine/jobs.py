@@ -1,4 +1,4 @@
-"""What crosses between the event loop and the engine's thread: jobs and work one way, answers the other.
+"""The traffic between the event loop and the engine's thread: jobs and work one way, answers the other.
 
 The loop makes a future with everything that it hands over; the thread answers through `deliver`, which wakes each loop
 once for all of its answers.
@@ -20,7 +20,7 @@ from .step_record import StepRecord
 
 
 @dataclass(eq=False)
-class Job:
+class StepJob:
     """A step on its way through the engine."""
 
     unconditional: ClassVar[bool] = False
@@ -35,7 +35,7 @@ class Job:
 
 
 @dataclass(eq=False)
-class Work:
+class EngineWork:
     """Something else that runs in the engine's thread."""
 
     run: Callable[[], Any]
@@ -45,7 +45,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answer:
+class Outcome:
     """The outcome of a future: `error`, or else `value`."""
 
     future: asyncio.Future[Any]
@@ -54,7 +54,7 @@ class Answer:
 
 
 def takes_by_job(takes: Iterable[Take]) -> dict[int, list[tuple[int, int]]]:
-    """Job -> (row, tokens) of its rows."""
+    """StepJob -> (row, tokens) of its rows."""
     by_job: dict[int, list[tuple[int, int]]] = {}
     for take in takes:
         by_job.setdefault(take.job, []).append((take.row, take.count))
@@ -77,20 +77,28 @@ def record_of_step(shares: Sequence[Share], seconds: float, longest_wait_seconds
     )
 
 
-def run_work(work: Work) -> None:
+def run_work(work: EngineWork) -> None:
     """Run it and answer, unless it was cancelled in time."""
     if work.future.cancelled() and not work.unconditional:
         return
+    deliver([answer_of(work.future, work.run)])
+
+
+def answer_of(
+    future: asyncio.Future[Any],
+    compute: Callable[[], Any],
+    translate: Callable[[Exception], Exception] = lambda error: error,
+) -> Outcome:
+    """The outcome of `compute`, its errors translated: nothing that one session causes ends the thread."""
     try:
-        answer = Answer(work.future, work.run())
+        return Outcome(future, compute())
     except Exception as error:
-        answer = Answer(work.future, error=error)
-    deliver([answer])
+        return Outcome(future, error=translate(error))
 
 
-def deliver(answers: Iterable[Answer]) -> None:
+def deliver(answers: Iterable[Outcome]) -> None:
     """Wake each loop once for all of its answers."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[Answer]] = {}
+    by_loop: dict[asyncio.AbstractEventLoop, list[Outcome]] = {}
     for answer in answers:
         by_loop.setdefault(answer.future.get_loop(), []).append(answer)
     for loop, part in by_loop.items():
@@ -98,7 +106,7 @@ def deliver(answers: Iterable[Answer]) -> None:
             loop.call_soon_threadsafe(_settle, part)
 
 
-def _settle(answers: Sequence[Answer]) -> None:
+def _settle(answers: Sequence[Outcome]) -> None:
     for answer in answers:
         if answer.future.done():
             continue

@@ -36,14 +36,14 @@ class Examined:
     """How a model will be served here; known before any of its weights is read."""
 
     device: str
-    """Of its own, "cpu" or "cuda:0"."""
+    """As torch names it: "cpu" or "cuda:0"."""
     device_description: str
     device_free_bytes: int | None
     """Free memory of the device; None where it has none of its own and uses the machine's."""
     dtype: str
     packing: Packing
     numeric_format: str
-    """What the peer's record says."""
+    """The format that the peer's record announces."""
     block_bytes: int
     kv_bytes_per_token: int
     """In one block."""
@@ -218,7 +218,7 @@ def _shifted(progress: Progress | None, before: int, in_all: int) -> Progress | 
 
 
 def _leave_the_file(block: nn.Module, device: torch.device) -> None:
-    """Copy what was not packed: it lies in the mapped file, which one small tensor would keep in memory as a whole."""
+    """Copy the tensors that were not packed: views into the mapped checkpoint, each of which keeps the whole file."""
     if device != CPU:
         block.to(device)
         return
@@ -227,9 +227,9 @@ def _leave_the_file(block: nn.Module, device: torch.device) -> None:
 
 
 def _return_freed_memory() -> None:
-    """Between large pieces that come and go and small ones that stay, glibc's heap keeps what was freed.
+    """Have glibc return freed memory: its heap keeps it where large pieces come and go between small ones that stay.
 
-    Measured: four times what the packed matrices hold.
+    Measured without this: four times the bytes of the packed matrices.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -1,4 +1,4 @@
-"""What the engine computes next, and whether it waits a moment for more: decisions only, no threads and no tensors.
+"""The choice of the tokens of the next step, and of a moment's wait for more: no threads and no tensors.
 
 The rules:
 
@@ -37,7 +37,7 @@ def _no_pause() -> float:
 
 @dataclass(frozen=True, slots=True)
 class EnginePolicy:
-    """How the engine divides its time. A value: whoever changes the policy replaces it (`Engine.adopt_policy`)."""
+    """How the engine divides its time. A value: to change the policy, replace it (`Engine.adopt_policy`)."""
 
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
     """Most tokens of prompts in a step; see `chunk_tokens_within`."""
@@ -56,7 +56,7 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class StepChoice:
-    """What a step computes."""
+    """The tokens of the next step."""
 
     takes: tuple[Take, ...]
     """Ascending by job and row, a row at most once."""
@@ -106,16 +106,16 @@ def chunk_tokens_within(cost: ComputeCost, num_blocks: int) -> int:
 # tokens falls from 200 ms to 120 to 144 ms.
 
 GATHER_SHARE = 0.25
-"""Of the last step's time: so long at most a ready job waits for others."""
+"""The longest wait of a ready job for others, as a share of the last step's time."""
 GATHER_LIMIT_SECONDS = 0.025
 _SMOOTHING = 0.25
 _LONGEST_TURNAROUND_SECONDS = 0.1
-"""Longer ones count as this: somebody read the answer; it says little about the next time."""
+"""Longer turnarounds count as this: somebody read the answer, which says little about the next time."""
 
 
 @dataclass(frozen=True, slots=True)
 class TurnAround:
-    """How long a session takes from an answer to its next step: smoothed mean and mean deviation (as in RFC 6298)."""
+    """Time from an answer to the session's next step: smoothed mean and mean deviation (as in RFC 6298)."""
 
     mean_seconds: float
     deviation_seconds: float
@@ -145,9 +145,9 @@ class Return:
 
 
 class ExpectedSessions:
-    """Who was answered and is not back yet, and when it should be, going by the times before.
+    """Sessions that were answered and are not back yet, and when they should be, going by the times before.
 
-    Sessions are any hashable objects; one that nobody else holds is forgotten.
+    Sessions are any hashable objects; a session that nobody else holds is forgotten.
     """
 
     def __init__(self) -> None:
@@ -169,7 +169,7 @@ class ExpectedSessions:
             self._turn_arounds[session] = before.observed(seconds) if before is not None else TurnAround.first(seconds)
 
     def returns(self, now: float) -> list[Return]:
-        """Of those who may still come; who is overdue is given up."""
+        """The expected returns; drops sessions that are overdue."""
         for session in [session for session, expected in self._expected.items() if expected.latest_at <= now]:
             del self._expected[session]
         return list(self._expected.values())
@@ -179,8 +179,8 @@ def gather_until(ready_since: float, expected: Iterable[Return], last_step_secon
     """The moment until which the engine waits for more jobs; `ready_since`, i.e. not at all, if nobody is expected.
 
     `ready_since`: since when the engine is free and a job is ready. `expected`: of the sessions that are not back yet.
-    Who usually comes later than the limit is not waited for, and nobody is waited for any longer.
+    A session that usually comes later than the limit is not waited for, and no wait is longer.
     """
     limit = ready_since + min(GATHER_LIMIT_SECONDS, GATHER_SHARE * last_step_seconds)
-    ends = (min(one.latest_at, limit) for one in expected if one.usually_at <= limit)
+    ends = (min(back.latest_at, limit) for back in expected if back.usually_at <= limit)
     return max(ready_since, max(ends, default=ready_since))

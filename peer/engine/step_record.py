@@ -14,9 +14,9 @@ class StepRecord:
     rows: int
     """Rows of all sessions that were part of the step."""
     decode_rows: int
-    """Of these, the ones with a single new token."""
+    """Rows with a single new token."""
     prefill_tokens: int
-    """New tokens of the other rows."""
+    """New tokens of the rows with more."""
     context_tokens: int
     """Cached tokens that the rows attended to, the new ones included, summed over the rows."""
     blocks: float

@@ -42,7 +42,7 @@ FORMATS = ("plain", "prepacked", "int8")
 """By the names of `Packing`; "int8" is the int8 form that this processor computes right, see `packing_of`."""
 PROMPT_TOKENS = 32
 WIDE = (1024, 2048, 4096)
-"""Hidden sizes; the models have so many layers that no cache holds the weights."""
+"""Hidden sizes; the models have enough layers that no cache holds the weights."""
 QUIET_GAPS = 200
 
 
@@ -64,7 +64,7 @@ QUICK = Effort(1, 8, "tiny", (1, 4), (128,), (2,))
 
 @dataclass
 class Bench:
-    """What the sections share."""
+    """The checkpoints and the effort that all sections share."""
 
     effort: Effort
     folder: Path
@@ -401,7 +401,7 @@ def resident_bytes() -> int:
 
 
 def measure_cost(bench: Bench) -> list[dict[str, Any]]:
-    """What a peer announces after its start, against what steps of sessions then take."""
+    """The cost that a peer announces after its start, against the time that steps of sessions then take."""
     from blockswarm.peer.offer.calibrate import calibrate
 
     folder = bench.checkpoint(bench.effort.model)
@@ -447,7 +447,7 @@ async def in_engine(engine: Any, work: Callable[[], Any]) -> Any:
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Of pairs that were measured one right after the other."""
+    """The median over pairs that were measured one right after the other."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 

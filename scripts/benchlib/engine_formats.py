@@ -1,4 +1,4 @@
-"""What each form of the weights costs and gains: time of products and of a stage's steps, and accuracy.
+"""The costs and gains of each form of the weights: time of products and of a stage's steps, and accuracy.
 
 Times are the processor time of the one thread that computes, the least of several turns: other programs' slices of a
 busy machine do not count, their use of the memory bus does.
@@ -27,7 +27,7 @@ from blockswarm.routing.swarm import BlockRange
 from transformers import AutoModelForCausalLM, DynamicCache
 
 FORMS = (Packing.PLAIN, Packing.PREPACKED, int8_form(columns=1024))
-"""Of int8 the form that this processor computes right."""
+"""With the form of int8 that this processor computes right."""
 DEMO_MODEL = Path(__file__).parent.parent / "demo_model"
 _COPY_BYTES = 256 << 20
 
@@ -82,7 +82,7 @@ def load(folder: Path, packing: Packing) -> Stage:
 def step_times(
     stages: Mapping[str, Stage], row_counts: Sequence[int], context: int = 64, turns: int = 7
 ) -> dict[str, dict[int, float]]:
-    """Seconds of a step of so many decode rows behind `context` tokens each, by stage."""
+    """Seconds of a step of each number of decode rows behind `context` tokens each, by stage."""
     found: dict[str, dict[int, float]] = {name: {} for name in stages}
     for count in row_counts:
         calls = [_decode_step(stage, count, context) for stage in stages.values()]
@@ -102,7 +102,7 @@ def _decode_step(stage: Stage, count: int, context: int) -> Callable[[], object]
 
 
 def prefill_times(stages: Mapping[str, Stage], token_counts: Sequence[int]) -> dict[str, dict[int, float]]:
-    """Seconds of a chunk of so many tokens of one new row, by stage."""
+    """Seconds of a chunk of each number of tokens of one new row, by stage."""
     found: dict[str, dict[int, float]] = {name: {} for name in stages}
     for count in token_counts:
         calls = [_prefill_step(stage, count) for stage in stages.values()]
@@ -134,7 +134,7 @@ def transformers_token_time(folder: Path, context: int = 64, turns: int = 7) -> 
 
 
 def accuracy(folder: Path = DEMO_MODEL) -> dict[str, dict[str, float]]:
-    """Of the trained demo model by form: relative error of the logits, and loss and perplexity per held-out byte."""
+    """The trained demo model by form: relative error of the logits, and loss and perplexity per held-out byte."""
     import train_demo_model as training
 
     exact_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

@@ -1,4 +1,4 @@
-"""What is computed on a device and on the processor, to be compared: steps of a stage, and of an engine."""
+"""Steps of a stage and of an engine, to be computed on a device and on the processor and compared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from blockswarm.proto.wire.tensors import encode_tensor
 from blockswarm.routing.swarm import BlockRange
 
 BLOCKS = BlockRange(1, 5)
-"""Of a tiny model with six."""
+"""Some of the six blocks of a tiny model."""
 HIDDEN = 64
 TOLERANCE = 2e-5
 """Absolute, on float32 activations of about 1 to 10: sums run in another order where a tensor lies elsewhere."""

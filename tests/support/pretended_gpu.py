@@ -91,7 +91,7 @@ def _run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     same = {id(tensor.held): tensor for tensor in pretended}
 
     def pretend(value: Any) -> Any:
-        """What is computed in place stays the tensor that it was."""
+        """Keep the tensor that an operation in place returns."""
         if not isinstance(value, torch.Tensor):
             return value
         return same[id(value)] if id(value) in same else PretendedTensor(value)
@@ -123,7 +123,7 @@ def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
 
 
 def _held(value: Any) -> Any:
-    """What stands for an argument on the processor."""
+    """The tensor on the processor that stands for an argument."""
     if isinstance(value, PretendedTensor):
         return value.held
     return CPU if isinstance(value, torch.device) and value == CUDA else value

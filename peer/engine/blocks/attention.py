@@ -88,7 +88,7 @@ class PackedRows(LayerlessCache):
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What the new tokens of a row see of the row: nothing before `first`, from there on what `mask` says."""
+    """The tokens of a row that its new tokens see: none before `first`, from there on those of `mask`."""
 
     first: int = 0
     mask: torch.Tensor | None = None

@@ -16,7 +16,7 @@ from ....proto.model.cache import LayerlessCache
 from .rows import RowSpan
 
 _LENGTH_RATIO = 2
-"""A row is not padded to more than so many times its length."""
+"""A row is padded to at most this many times its length."""
 
 
 def batches_of_similar_length(rows: Sequence[RowSpan]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""What a step asks of one row, and the check that comes before anything is changed."""
+"""The part of a row in a step, and the check that comes before anything is changed."""
 
 from __future__ import annotations
 

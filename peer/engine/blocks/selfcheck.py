@@ -118,18 +118,18 @@ def _check_route(trial: _Trial, long: _Sequence, short: _Sequence) -> None:
 
 def _check_steps_of_several_rows(trial: _Trial, long: _Sequence, short: _Sequence) -> None:
     """Prompts in chunks beside decoding, rows of very different lengths, going back and forking on the way."""
-    one, two, three = trial.new_row(), trial.new_row(), trial.new_row()
+    first, second, third = trial.new_row(), trial.new_row(), trial.new_row()
     steps = [
-        [_Piece(one, long, 0, 15), _Piece(two, short, 0, 1)],
-        [_Piece(two, short, 1, 3), _Piece(one, long, 15, 16), _Piece(three, short, 0, 9)],
-        [_Piece(one, long, 16, 17), _Piece(two, short, 3, 4), _Piece(three, short, 9, 10)],
-        [_Piece(three, short, 10, _SHORT), _Piece(two, short, 4, 5), _Piece(one, long, 17, 24)],
-        [_Piece(two, short, 2, 3), _Piece(one, long, 20, 21), _Piece(three, short, 18, 19)],
+        [_Piece(first, long, 0, 15), _Piece(second, short, 0, 1)],
+        [_Piece(second, short, 1, 3), _Piece(first, long, 15, 16), _Piece(third, short, 0, 9)],
+        [_Piece(first, long, 16, 17), _Piece(second, short, 3, 4), _Piece(third, short, 9, 10)],
+        [_Piece(third, short, 10, _SHORT), _Piece(second, short, 4, 5), _Piece(first, long, 17, 24)],
+        [_Piece(second, short, 2, 3), _Piece(first, long, 20, 21), _Piece(third, short, 18, 19)],
     ]
     for step in steps:
         trial.compare_step("a step of several rows", step)
-    fork = [cache.fork() for cache in one]
-    step = [_Piece(fork, long, 21, 22), _Piece(one, long, 21, _LONG), _Piece(two, short, 3, 4)]
+    fork = [cache.fork() for cache in first]
+    step = [_Piece(fork, long, 21, 22), _Piece(first, long, 21, _LONG), _Piece(second, short, 3, 4)]
     trial.compare_step("a step of several rows, one of them a fork", step)
 
 

@@ -1,5 +1,6 @@
-"""What a block will need of memory, before any of its weights is read: the stage is built on torch's meta device, where
-tensors have a shape and a dtype but no bytes.
+"""The memory that a block will need, before any of its weights is read.
+
+The model is built on torch's meta device, where tensors have a shape and a dtype but no bytes.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from .row import KvUsage, RowKV
 class SessionMemory:
     """Pins the pages that are held of `prefixes` (per row) until `unpin`; made in any thread, used in the engine's.
 
-    Of the pool it takes `nbytes` from `reserve` to `close`.
+    It takes `nbytes` of the pool from `reserve` to `close`.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class SessionMemory:
     def adopt(self, row: RowKV, index: int, tokens: int) -> None:
         """Have the row of that index, which may have adopted less before, begin with `tokens` tokens of its prefix.
 
-        Raises RemoteProtocolError if so many are not held. O(tokens that are new).
+        Raises RemoteProtocolError if fewer are held. O(tokens that are new).
         """
         if tokens == 0:
             return
@@ -56,11 +56,11 @@ class SessionMemory:
     def unpin(self) -> None:
         """No row will begin with held tokens any more. Idempotent."""
         pinned, self._pinned = self._pinned, ()
-        for one in pinned:
-            one.release()
+        for prefix in pinned:
+            prefix.release()
 
     def keep(self, row: RowKV, digests: Digests) -> None:
-        """Keep the first pages of a row for later sessions. Raises RemoteProtocolError if it has not so many tokens."""
+        """Keep the first pages of a row for later sessions. Raises RemoteProtocolError if it is shorter."""
         if len(digests) * PAGE_TOKENS > row.length:
             raise RemoteProtocolError(f"a row of {row.length} tokens has no {len(digests)} pages to keep")
         self._pool.prefixes.keep(self._client, digests, row)

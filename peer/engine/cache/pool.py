@@ -1,7 +1,7 @@
-"""The memory of a peer's attention caches: what sessions have reserved, what their rows occupy, what is kept for later.
+"""The memory of a peer's attention caches: reservations of sessions, bytes of their rows, pages kept for later.
 
-Sessions reserve when they open, for the most that they may need; their rows allocate as they fill. What nobody has
-reserved is lent to the prefix cache, which gives it back the moment that a session reserves it.
+A session reserves the most that it may need; its rows allocate as they fill.  Memory that no session has reserved is
+lent to the prefix cache, which gives it back the moment that a session reserves it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class KvPool:
 
     @property
     def used_bytes(self) -> int:
-        """What the rows of all sessions occupy now."""
+        """Bytes that the rows of all sessions occupy now."""
         return self.usage.nbytes
 
     @property
     def free_bytes(self) -> int:
-        """What sessions may still reserve; prefixes give way."""
+        """Bytes that sessions may still reserve; prefixes give way."""
         return self.capacity_bytes - self.reserved_bytes
 
     def reserve(self, nbytes: int) -> None:

@@ -3,11 +3,11 @@
 A page holds the keys and values of `PAGE_TOKENS` tokens in some blocks, copied out of a row and never changed. It is
 found under the client's id and the page's digest, which the client has chosen.
 
-Pages are never shared between clients, and there is no switch for it. Whoever shares learns from the time of an answer
-whether somebody else has sent the same text. Worse, a peer that gets hidden states cannot check that they belong to the
-digest: one client could store a wrong cache under the digest of a popular prompt, and change the answers of all others.
-Within one client neither is a matter: a client that lies about a digest harms itself. Whoever wants to share between
-processes gives them one identity.
+Pages are never shared between clients, and there is no switch for it. Clients that shared would learn from the time of
+an answer whether another one has sent the same text. Worse, a peer that gets hidden states cannot check that they
+belong to the digest: one client could store a wrong cache under the digest of a popular prompt, and change the answers
+of all others. Within one client neither matters: a client that lies about a digest harms itself. To share between
+processes, give them the same identity.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class PrefixCache:
     def keep(self, client: PeerId, digests: Sequence[bytes], row: RowKV) -> None:
         """Take the first pages of a row, called `digests`, as far as there is room. Copies what is not here yet.
 
-        Raises ValueError if the row does not have so many tokens.
+        Raises ValueError if the row is shorter than these pages.
         """
         if len(digests) * PAGE_TOKENS > row.length:
             raise ValueError(f"{len(digests)} pages are more than a row of {row.length} tokens has")
@@ -109,7 +109,7 @@ class PrefixCache:
             self._touch(client, digests)
 
     def shrink_to(self, room_bytes: int) -> None:
-        """From now on the pages may take so much, if that is less than the limit; evicts what is too much."""
+        """Let the pages take at most `room_bytes` from now on, and never more than the limit; evict the rest."""
         self._room_bytes = min(self.limit_bytes, room_bytes)
         self._make_room(0)
 

@@ -19,7 +19,7 @@ from ....proto.model.cache import LayerlessCache
 from ....routing.swarm import BlockRange
 
 _SPARE_FACTOR = 4
-"""A row that is truncated to less than one part in so many of its capacity gives memory back."""
+"""A row that is truncated to less than 1 / _SPARE_FACTOR of its capacity gives memory back."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class BlockKV:
 
 @dataclass
 class KvUsage:
-    """What the slabs of some rows occupy; one that rows share counts once."""
+    """Bytes of the slabs of some rows; a slab that rows share counts once."""
 
     nbytes: int = 0
 

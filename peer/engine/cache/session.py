@@ -26,7 +26,7 @@ from .wire import decode_rows, encode_rows, largest_size
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What a step gave: all its tokens packed in wire format, and when it ran (Unix seconds)."""
+    """The output of a step: all its tokens packed in wire format, and when it ran (Unix seconds)."""
 
     data: bytes
     started_at: float
@@ -105,7 +105,7 @@ class SessionKv:
     ) -> None:
         self.wire_format = wire_format
         self.held_tokens = memory.held_tokens
-        """Per row, from row 0 on, the tokens that it may begin with (`adopt`)."""
+        """For each row, from row 0 on, how many tokens it may begin with (`adopt`)."""
         self.view = view
         """The blocks that the session opened on; it keeps them in memory."""
         self._kv_tokens = kv_tokens
@@ -163,10 +163,10 @@ class SessionKv:
         return self._step
 
     def adopt(self, index: int, tokens: int) -> None:
-        """Before the first step: have a row begin with so many of its held tokens. O(tokens that are new).
+        """Before the first step: have a row begin with `tokens` of its held tokens. O(tokens that are new).
 
         `index` is that of the next new row, or of the last one, to have it begin with more than before; so a long
-        beginning can be adopted in parts. Raises RemoteProtocolError if so many tokens are not held.
+        beginning can be adopted in parts. Raises RemoteProtocolError if fewer tokens are held.
         """
         self._expect_no_step()
         self._memory.reserve()
@@ -177,14 +177,14 @@ class SessionKv:
     def keep(self, index: int, digests: Digests) -> None:
         """Keep the first pages of a row for later sessions, as far as there is room. O(tokens that are not kept yet).
 
-        Raises RemoteProtocolError if the row does not have so many tokens.
+        Raises RemoteProtocolError if the row is shorter than these pages.
         """
         self._expect_no_step()
         self._memory.keep(self._rows[index], digests)
 
     @property
     def page_bytes(self) -> int:
-        """At most so much is one page of a row."""
+        """The most bytes that one page of a row has."""
         return PAGE_TOKENS * len(self.blocks) * self.view.kv_bytes_per_token
 
     def end_step(self, step: StepProgress) -> None:

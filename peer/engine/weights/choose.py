@@ -4,8 +4,8 @@ Measure, then decide: `try_packings` takes times and errors on a matrix of the m
 a pure function over them.
 
 `auto` keeps the numbers that the model was published with.  The promise that a swarm gives the same tokens as the
-model alone is for float32, a chain is only as exact as its least exact peer, and who starts a peer does not know what
-its clients rely on.  So `auto` and `none` choose the fastest form of the same numbers, and `auto` says what int8 would
+model alone is for float32, a chain is only as exact as its least exact peer, and an operator does not know what
+the clients rely on.  So `auto` and `none` choose the fastest form of the same numbers, and `auto` says what int8 would
 gain; to trade digits for speed and memory is one word on the command line, and the clients see it in the record.
 """
 
@@ -67,7 +67,7 @@ INT8_FORMS = (Packing.INT8, Packing.INT8_REDUCED)
 
 @dataclass(frozen=True)
 class Trial:
-    """What a form of the weights did on this machine."""
+    """The time and the accuracy of a form of the weights on this machine."""
 
     seconds: Mapping[int, float]
     """Number of rows -> time of one product."""

@@ -141,19 +141,19 @@ class Int4Matrix:
 
 
 def prepacked_bytes(outputs: int, columns: int, dtype: torch.dtype) -> int:
-    """What a `PrepackedMatrix` of that shape holds at most."""
+    """The most bytes that a `PrepackedMatrix` of that shape holds."""
     columns = _round_up(columns, _PREPACKED_COLUMN_BYTES // dtype.itemsize)
     return _round_up(outputs, _PREPACKED_ROWS) * columns * dtype.itemsize
 
 
 def two_row_bytes(outputs: int, columns: int) -> int:
-    """What a `TwoRowMatrix` of that shape holds."""
+    """Bytes that a `TwoRowMatrix` of that shape holds."""
     padded = _round_up(outputs, _PACKED_ROWS) * _round_up(columns, _PACKED_COLUMNS)
     return padded + outputs * _BYTES_PER_ROW + columns * torch.float32.itemsize
 
 
 def int4_bytes(outputs: int, columns: int) -> int:
-    """What an `Int4Matrix` of that shape holds."""
+    """Bytes that an `Int4Matrix` of that shape holds."""
     group = int4_group(outputs, columns)
     assert group is not None
     return outputs * columns // 2 + outputs * (columns // group) * 2 * torch.bfloat16.itemsize

@@ -68,12 +68,12 @@ def pieces(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def int8_weight_bytes(outputs: int, columns: int, dtype: torch.dtype) -> int:
-    """What an `Int8WeightMatrix` of that shape, made from weights in `dtype`, holds."""
+    """Bytes that an `Int8WeightMatrix` of that shape, made from weights in `dtype`, holds."""
     return outputs * columns + outputs * dtype.itemsize
 
 
 def nf4_bytes(outputs: int, columns: int) -> int:
-    """What an `Nf4Matrix` of that shape holds."""
+    """Bytes that an `Nf4Matrix` of that shape holds."""
     return outputs * columns // 2 + outputs * columns // NF4_GROUP * torch.float32.itemsize
 
 

@@ -65,7 +65,7 @@ class Packing(enum.Enum):
         return self not in (Packing.PLAIN, Packing.PREPACKED)
 
     def numeric_format(self, dtype: str) -> str:
-        """What the peer's record says, see `proto/wire/precision.py`, for weights loaded in `dtype` ("float32")."""
+        """The format that is announced for weights loaded in `dtype` ("float32"), see `proto/wire/precision.py`."""
         if not self.saves_memory:
             return dtype
         return self.value if self in (Packing.INT4, Packing.NF4) else "int8"
@@ -94,7 +94,7 @@ class Packing(enum.Enum):
         return makers[self](weights)
 
     def nbytes(self, outputs: int, columns: int, dtype: torch.dtype) -> int:
-        """What a packed matrix of that shape, loaded in `dtype`, will hold."""
+        """Bytes that a packed matrix of that shape, loaded in `dtype`, will hold."""
         match self:
             case Packing.PREPACKED:
                 return prepacked_bytes(outputs, columns, dtype)

@@ -124,7 +124,7 @@ def test_a_step_is_shared_by_all_who_are_ready(peer: LocalEngine) -> None:
 
 
 def test_a_long_prompt_costs_a_running_session_one_chunk_per_token(peer: LocalEngine) -> None:
-    """Whoever is back in time has a token in every step while somebody's prompt of many chunks is computed."""
+    """A session that is back in time has a token in every step while a prompt of many chunks is computed."""
     peer.engine.adopt_policy(EnginePolicy(16))
     back = threading.Semaphore(0)
 
@@ -548,11 +548,11 @@ def test_a_step_in_the_thread_gives_what_the_shared_one_gives(peer: LocalEngine)
     plan = StepPlan((RowSlice(0, 0, 8, 8), RowSlice(1, 0, 4, 4)))
 
     async def run() -> None:
-        one, other = peer.open(), peer.open()
-        shared = await peer.engine.step(one, plan, encode_tensor(hidden))
+        sharing, other = peer.open(), peer.open()
+        shared = await peer.engine.step(sharing, plan, encode_tensor(hidden))
         direct = await peer.engine.submit(lambda: other.step(plan, encode_tensor(hidden)))
         assert shared.data == direct.data
-        assert one.table == other.table
+        assert sharing.table == other.table
 
     asyncio.run(run())
 

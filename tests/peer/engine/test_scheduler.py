@@ -1,4 +1,4 @@
-"""What the engine computes next: everybody in bounded time, running sessions first, every token once."""
+"""The tokens of the next step: every session in bounded time, running sessions first, every token once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ JOBS = st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=5), min_size=1
 
 
 def validate_choice(jobs: Sequence[Sequence[int]], chunk_tokens: int, choice: StepChoice) -> None:
-    """What holds for every step."""
+    """Check the rules that hold for every step."""
     assert sorted(choice.order) == list(range(len(jobs)))
     assert [(take.job, take.row) for take in choice.takes] == sorted({(take.job, take.row) for take in choice.takes})
     left = {(job, row): tokens for job, rows in enumerate(jobs) for row, tokens in enumerate(rows)}
@@ -50,7 +50,7 @@ def test_decode_rows_are_in_every_step_and_prompts_keep_to_the_budget(jobs: list
 
 @given(st.lists(JOBS, min_size=1, max_size=12), st.integers(1, 40))
 def test_every_job_is_complete_after_chunks_times_jobs_steps(arrivals: list[list[list[int]]], chunk: int) -> None:
-    """Whoever keeps arriving. A row is always cut at the same places, so its results do not depend on the others."""
+    """However many others arrive. A row is always cut at the same places: its results do not depend on the others."""
     jobs: list[tuple[int, list[int], list[int]]] = []  # (arrival step, tokens left of every row, tokens at first)
     most_jobs, ages = 0, []
     for step in itertools.count():
@@ -118,10 +118,10 @@ def test_the_engine_waits_for_who_is_expected_and_never_long(
     until = gather_until(ready_since, returns, last_step)
     limit = ready_since + min(GATHER_LIMIT_SECONDS, GATHER_SHARE * last_step)
     assert ready_since <= until <= limit
-    awaited = [one for one in returns if one.usually_at <= limit]
+    awaited = [back for back in returns if back.usually_at <= limit]
     assert until == ready_since or awaited
-    assert all(until in (limit, ready_since) or until >= one.latest_at for one in awaited)
-    assert all(until >= min(limit, one.latest_at) for one in awaited)
+    assert all(until in (limit, ready_since) or until >= back.latest_at for back in awaited)
+    assert all(until >= min(limit, back.latest_at) for back in awaited)
 
 
 class _Session:
@@ -162,7 +162,7 @@ def test_a_steady_turn_around_is_learnt(seconds: float) -> None:
 
 
 def rows_of_steps(turn_around: float, *, gather: bool, clients: int = 8, steps: int = 300) -> list[int]:
-    """Of steps of 80 ms and 5 ms per row, where clients come back `turn_around` after an answer, 20 % more or less."""
+    """Rows of steps of 80 ms + 5 ms per row; clients come back `turn_around` after an answer, 20 % more or less."""
     rng = random.Random(0)
     expected = ExpectedSessions()
     sessions = [_Session() for _ in range(clients)]

@@ -1,4 +1,4 @@
-"""Rows of several sessions in one step: each gets what the whole model gives it, whoever else is in the step."""
+"""Rows of several sessions in one step: each gets what the whole model gives it."""
 
 from __future__ import annotations
 

@@ -278,7 +278,7 @@ def test_only_like_stages_are_joined_and_swapped(moving: Moving) -> None:
 
 
 def test_the_pool_is_resized_with_the_blocks(moving: Moving) -> None:
-    """What was reserved before counts on, and what a peer tells of its room follows from the bytes."""
+    """Reservations from before still count, and the room that a peer announces follows from the bytes."""
     engine = moving.peer.engine
     token = engine.stage.kv_bytes_per_token
     assert engine.stage.token_blocks_in(10 * token + 1) == 10

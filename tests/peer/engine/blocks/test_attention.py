@@ -24,7 +24,7 @@ CAPPED_SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0])
 
 
 def middle_is_hidden(row: object, head: object, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """What no window says: the oldest tokens are seen, and the newest, but not what is between them."""
+    """No window: the oldest tokens are seen, and the newest, but not what is between them."""
     return (key <= query) & ((key < 2) | (key > query - 4))
 
 

@@ -126,7 +126,7 @@ def test_a_family_that_mixes_up_the_rows_of_a_step_is_served_one_row_after_the_o
 
 
 def test_a_family_whose_window_is_no_mask_is_not_served_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the captured mask does not say, the packed attention does not know."""
+    """The packed attention knows only the captured mask."""
     forward = MistralAttention.forward
 
     def own_window_forward(self: Any, *args: Any, attention_mask: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a block will need, said before it is loaded, against the loaded stage."""
+"""The memory that a block will need, told before it is loaded, against the loaded stage."""
 
 from __future__ import annotations
 

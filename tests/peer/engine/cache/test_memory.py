@@ -1,4 +1,4 @@
-"""What a session reserves, begins with and leaves behind."""
+"""A session's reservation, the pages that it begins with, and those that it leaves behind."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ PAGE_BLOCK_BYTES = PAGE_TOKENS * 2 * 4  # one head, key and value of one number 
 
 
 def number_of(text: str, page: int, block: int) -> float:
-    """What a token of a page has cached: it depends on all that comes before."""
+    """The value that a token of a page has cached: it depends on all that comes before."""
     return float(zlib.crc32(f"{text[: page + 1]} {block}".encode()) % 10007)
 
 
@@ -227,7 +227,7 @@ def test_a_pool_knows_what_its_rows_occupy() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "deepseek_v3", "bloom", "gpt2"])
 def test_a_row_that_begins_with_kept_pages_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
-    """What was computed by one session serves another one, also in fewer blocks."""
+    """Pages that one session computed serve another one, also in fewer blocks."""
     blocks, part, prefix = BlockRange(1, 5), BlockRange(2, 4), 2 * PAGE_TOKENS
     stage = load_stage(open_checkpoint(write_tiny_checkpoint(name, tmp_path)), blocks)
     view = stage.view(blocks)

@@ -138,7 +138,7 @@ class RowMachine(RuleBasedStateMachine):
 
     @invariant()
     def memory_is_counted_and_bounded(self) -> None:
-        """What is counted is what the tensors own, each once, and that is in proportion to the tokens."""
+        """The bytes of all slabs are counted, each once, and are in proportion to the tokens."""
         rows = [row for row, _ in getattr(self, "rows", [])]
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
@@ -247,7 +247,7 @@ def test_an_empty_row_can_be_moved() -> None:
     ],
 )
 def test_content_that_makes_no_row_is_refused(content: list[tuple[int, int]]) -> None:
-    """What is imported comes from another peer."""
+    """Imported rows come from another peer."""
     blocks = [
         BlockKV(torch.zeros(HEADS, keys, KEY_SIZE), torch.zeros(HEADS, values, VALUE_SIZE)) for keys, values in content
     ]

@@ -23,7 +23,7 @@ FAMILIES = ("llama", "qwen2", "gemma3", "deepseek_v3", "gpt2", "bloom", "falcon"
 
 
 def open_session(folder: Path, dtype: torch.dtype = torch.float32, blocks: BlockRange = BLOCKS) -> SessionKv:
-    """Of a peer of its own."""
+    """A session of a peer of its own."""
     engine = Engine(load_stage(open_checkpoint(folder), blocks, dtype), KvPool(0, prefix_limit_bytes=0))
     return engine.open(blocks, engine.wire_format(str(dtype).removeprefix("torch.")), 100, 4)
 

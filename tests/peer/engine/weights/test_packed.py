@@ -27,7 +27,7 @@ SHAPES = ((64, 64), (33, 67), (96, 2), (200, 515), (1024, 352))
 BOUNDS = {Packing.INT8: 5e-4, Packing.INT8_REDUCED: 2e-3}
 """Relative error of a row's product with int8 weights: 15 bits of activations, and two bits less."""
 FORMS_HERE = [form for form in INT8_FORMS if error_here(form, 512) <= MAX_ERRORS[form]]
-"""Of int8, those that the product may choose on this processor; `test_choose.py` has that it chooses no other."""
+"""The int8 forms that the product may choose on this processor; `test_choose.py` has that it chooses no other."""
 of_every_form = pytest.mark.parametrize("form", FORMS_HERE, ids=lambda form: form.value)
 
 
