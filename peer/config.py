@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..proto.errors import UsageError
 from ..proto.network.address import HostPort, PeerAddress
 from ..proto.wire.precision import QUANTIZATIONS
 from ..routing.swarm import BlockRange
+from .timing import PeerTiming
 
 DEFAULT_KV_TOKENS = 16_384
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
@@ -78,6 +79,7 @@ class PeerConfig:
     """None: no metrics are served."""
     name: str
     revision: str | None
+    timing: PeerTiming = field(default_factory=PeerTiming)
 
     def __post_init__(self) -> None:
         for target in self.announce:

@@ -17,19 +17,17 @@ from .config import PeerConfig
 if TYPE_CHECKING:
     from ..proto.directory.hivemind.node import HivemindDirectory
 
-JOIN_PING_SECONDS = 10.0
-
 
 @asynccontextmanager
-async def joined(
+async def join_swarm(
     config: PeerConfig, dialer: Dialer, digest: str, swarm_key: SwarmKey | None
 ) -> AsyncIterator[HivemindDirectory]:
-    """Be a node of the DHT, a new one or that of the initial peers."""
+    """A node of the DHT for the time of the block: of a new one, or of that of the initial peers."""
     from ..proto.directory.hivemind.node import HivemindDirectory
 
     initial: Sequence[str] = ()
     if config.initial_peers:
-        initial = await _initial_maddrs(config.initial_peers, dialer, digest, swarm_key is not None)
+        initial = await _initial_maddrs(config, dialer, digest, swarm_key is not None)
     directory = await HivemindDirectory.start(
         config.identity_path,
         initial,
@@ -45,14 +43,16 @@ async def joined(
         await directory.close()
 
 
-async def _initial_maddrs(peers: tuple[PeerAddress, ...], dialer: Dialer, digest: str, private: bool) -> list[str]:
+async def _initial_maddrs(config: PeerConfig, dialer: Dialer, digest: str, private: bool) -> list[str]:
     """The DHT addresses of the initial peers that answer; `private`: we have the key of a private swarm.
 
     Raises PeerUnavailable, AuthenticationError where somebody else answers, ModelMismatch, WrongKey, WrongSwarm.
     """
 
+    peers = config.initial_peers
+
     async def ask(address: PeerAddress) -> pb.PingReply:
-        reply, _, _ = await ping(dialer.stub(address), address, JOIN_PING_SECONDS)
+        reply, _, _ = await ping(dialer.stub(address), address, config.timing.join_ping_seconds)
         return reply
 
     answers = await asyncio.gather(*(ask(address) for address in peers), return_exceptions=True)

@@ -22,13 +22,14 @@ from ..proto.model.checkpoint import Checkpoint, open_checkpoint
 from ..proto.network.transport import Dialer
 from ..routing.swarm import BlockRange
 from .config import PeerConfig
-from .join import joined
-from .key_lock import held
-from .offer.announce import RecentLookups
-from .offer.capacity import Need, choose_blocks, count_that_fits, explain, free_memory_bytes, gib
+from .hosting import BlockSource
+from .join import join_swarm
+from .key_lock import exclusive_key
+from .offer.capacity import MemoryOffer, choose_blocks, count_that_fits, explain, need_and_free
+from .offer.lookups import RecentLookups
 from .owner.governor import NICENESS
-from .serving import Node, ReadyPeer, serve_until
-from .stop import StopRequest, until_stopped
+from .serving import PeerSetup, ReadyPeer, serve_until
+from .tasks import StopRequest, cancel_all, run_to_end, until_stopped
 
 if TYPE_CHECKING:
     from .engine.blocks.stage import Stage
@@ -55,7 +56,7 @@ async def _run(
     config: PeerConfig, on_ready: Callable[[ReadyPeer], None], progress: Progress, stop: StopRequest
 ) -> None:
     identity = Identity.load_or_create(config.identity_path)
-    with held(config.identity_path):
+    with exclusive_key(config.identity_path):
         await _run_as(identity, config, on_ready, progress, stop)
 
 
@@ -75,16 +76,22 @@ async def _run_as(
     # Joining waits for the network and the DHT daemon; the processor has something to do meanwhile.
     examining = asyncio.create_task(_examine(config, checkpoint), name="examine the model")
     try:
-        async with joined(config, dialer, digest, swarm_key) as directory:
-            lookups = RecentLookups(directory, digest, swarm_key, time.time)
-            examined = await examining
-            blocks = await _choose(config, checkpoint, examined, lookups, swarm_key)
-            stage = await _load(config, checkpoint, blocks, examined, progress)
-            node = Node(config, identity, swarm_key, checkpoint, digest, dialer, directory, lookups, examined)
-            await serve_until(node, stage, on_ready, stop)
+        async with join_swarm(config, dialer, digest, swarm_key) as directory:
+            lookups = RecentLookups(directory, digest, swarm_key, time.time, config.timing)
+            try:
+                examined = await examining
+                blocks = await _choose(config, checkpoint, examined, lookups, swarm_key)
+                offer = MemoryOffer.of(len(blocks), config.kv_tokens, examined.block_bytes, examined.kv_bytes_per_token)
+                source = _source(checkpoint, examined, progress)
+                hosted = await source.hosted(blocks, offer)
+                setup = PeerSetup(
+                    config, identity, swarm_key, checkpoint, digest, dialer, directory, lookups, examined, offer, source
+                )
+                await serve_until(setup, hosted, on_ready, stop)
+            finally:
+                await lookups.close()
     finally:
-        examining.cancel()
-        await asyncio.gather(examining, return_exceptions=True)
+        await run_to_end(cancel_all([examining]))
         await dialer.close()
 
 
@@ -107,7 +114,13 @@ async def _choose(
     config: PeerConfig, checkpoint: Checkpoint, examined: Examined, lookups: RecentLookups, swarm_key: SwarmKey | None
 ) -> BlockRange:
     """The blocks to host: those asked for, or as many as fit, where the swarm needs them most."""
-    need, free = _room(config, examined)
+    need, free = need_and_free(
+        config.kv_tokens,
+        config.replay_bytes,
+        examined.block_bytes,
+        examined.kv_bytes_per_token,
+        examined.device_free_bytes,
+    )
     asked = len(config.blocks.blocks) if config.blocks.blocks is not None else config.blocks.count
     if asked is not None:
         fits = checkpoint.num_blocks
@@ -125,22 +138,12 @@ async def _choose(
     return choose_blocks(config.blocks, checkpoint.num_blocks, fits, present)
 
 
-def _room(config: PeerConfig, examined: Examined) -> tuple[Need, int]:
-    """What is needed of the memory that the blocks are in, and how much of it is free."""
-    kv_bytes = examined.kv_bytes_per_token * config.kv_tokens
-    free = free_memory_bytes()
-    if examined.device_free_bytes is None:
-        return Need(examined.block_bytes, kv_bytes, config.replay_bytes), free
-    if config.replay_bytes > free:
-        wanted = gib(config.replay_bytes)
-        logger.warning("there is not enough memory for a full replay buffer: %s of %s", wanted, gib(free))
-    return Need(examined.block_bytes, kv_bytes, 0), examined.device_free_bytes
+def _source(checkpoint: Checkpoint, examined: Examined, progress: Progress) -> BlockSource:
+    """Fetches and loads blocks of the model as it was examined."""
 
+    def load(blocks: BlockRange, reuse: Stage | None) -> Stage:
+        from .engine.load import load_examined  # brings torch
 
-async def _load(
-    config: PeerConfig, checkpoint: Checkpoint, blocks: BlockRange, examined: Examined, progress: Progress
-) -> Stage:
-    """Fetch and load the blocks."""
-    from .engine.load import load_examined  # brings torch
+        return load_examined(checkpoint, blocks, examined, progress, reuse)
 
-    return await asyncio.to_thread(load_examined, checkpoint, blocks, examined, progress)
+    return BlockSource(load, checkpoint.block_hashes)

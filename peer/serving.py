@@ -7,33 +7,44 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..proto.directory.records import PeerRecord
 from ..proto.directory.swarm_key import SwarmKey
 from ..proto.errors import SwarmError
 from ..proto.identity import Identity
 from ..proto.model.checkpoint import Checkpoint
 from ..proto.network.address import PeerAddress
 from ..proto.network.transport import Dialer, serve
-from ..proto.wire.handshake import PROTOCOL_VERSION, HelloChecker
+from ..proto.wire.handshake import HelloChecker
 from ..routing.admit.table import SessionTable
-from ..routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState
+from ..routing.swarm import BlockRange, ComputeCost, PeerState
 from .config import PeerConfig
 from .engine.scheduler import EnginePolicy, chunk_tokens_within
+from .hosting import BlockSource, Hosted, Hosting
 from .metrics import PeerMetrics, Readings
-from .offer.announce import Announcer, RecentLookups
+from .offer.announce import Announcer
 from .offer.calibrate import calibrate, still_holds
+from .offer.capacity import MemoryOffer
 from .offer.cost_estimate import CostEstimate, has_changed
 from .offer.cost_store import CostStore, Measured
+from .offer.lookups import RecentLookups
+from .offer.record import (
+    ClientFacts,
+    HostingFacts,
+    IdentityFacts,
+    ReachFacts,
+    RecordFacts,
+    RoomFacts,
+    record_of,
+)
 from .owner.governor import OwnerLoad, read_cpu
 from .session.replay_store import ReplayStore
 from .session.service import PeerParts, PeerService
 from .session.worker import Counters
-from .stop import StopRequest
+from .tasks import StopRequest, run_to_end, vital_tasks
 
 if TYPE_CHECKING:
     from ..proto.directory.hivemind.node import HivemindDirectory
@@ -43,16 +54,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DRAIN_SECONDS = 120.0
-GOODBYE_SECONDS = 3.0
-WATCH_SECONDS = 1.0
-MIN_ANNOUNCE_SECONDS = 5.0
-"""A new cost is not announced sooner after the last announcement."""
+MAX_DHT_MADDRS = 4
+"""A record has no room for more."""
 
 
 @dataclass(frozen=True)
-class Node:
-    """Who a peer is, and what it was started with."""
+class PeerSetup:
+    """Everything about a peer that is settled before it serves."""
 
     config: PeerConfig
     identity: Identity
@@ -63,11 +71,13 @@ class Node:
     directory: HivemindDirectory
     lookups: RecentLookups
     examined: Examined
+    offer: MemoryOffer
+    source: BlockSource
 
 
 @dataclass(frozen=True)
 class ReadyPeer:
-    """What there is to know about a peer that serves."""
+    """A peer that serves, as the program describes it."""
 
     address: PeerAddress
     blocks: BlockRange
@@ -82,23 +92,24 @@ class ReadyPeer:
     threads: int
 
 
-async def serve_until(node: Node, stage: Stage, on_ready: Callable[[ReadyPeer], None], stop: StopRequest) -> None:
-    """Serve and announce until `stop`, then drain and say goodbye."""
-    hashes = await asyncio.to_thread(node.checkpoint.block_hashes, stage.blocks)
-    serving = _Serving(node, stage, hashes, await _known_cost(node, stage))
+async def serve_until(
+    setup: PeerSetup, hosted: Hosted, on_ready: Callable[[ReadyPeer], None], stop: StopRequest
+) -> None:
+    """Serve and announce until `stop`, then drain and say goodbye. Raises VitalTaskEnded if a part of it ends."""
+    serving = _Serving(setup, hosted, await _known_cost(setup, hosted.stage))
     try:
         await serving.run(on_ready, stop)
     finally:
         serving.close()
 
 
-async def _known_cost(node: Node, stage: Stage) -> ComputeCost:
+async def _known_cost(setup: PeerSetup, stage: Stage) -> ComputeCost:
     """The start-up measurement: an earlier one, if it was made under the same conditions and still holds."""
-    store = CostStore(node.config.data_folder)
-    examined = node.examined
+    store = CostStore(setup.config.data_folder)
+    examined = setup.examined
     form = f"{examined.dtype} {examined.packing.value}"
     device = examined.device_description
-    conditions = Measured(node.model_digest, str(stage.blocks), form, device, examined.threads)
+    conditions = Measured(setup.model_digest, str(stage.blocks), form, device, examined.threads)
     known = store.load(conditions)
     if known is not None and await asyncio.to_thread(still_holds, stage, known, time.perf_counter):
         return known
@@ -110,22 +121,23 @@ async def _known_cost(node: Node, stage: Stage) -> ComputeCost:
 class _Serving:
     """A peer while it serves. Its record, its metrics and its pace follow what the engine does."""
 
-    def __init__(self, node: Node, stage: Stage, block_hashes: tuple[bytes, ...], cost: ComputeCost) -> None:
+    def __init__(self, setup: PeerSetup, hosted: Hosted, cost: ComputeCost) -> None:
         from .engine.cache.pool import KvPool  # brings torch
         from .engine.engine import Engine
 
-        config = node.config
-        self._node = node
+        config = setup.config
+        self._setup = setup
+        self._timing = config.timing
         self._owner = OwnerLoad(read_cpu, time.monotonic, os.cpu_count() or 1) if config.nice else None
-        room_bytes = config.kv_tokens * len(stage.blocks) * stage.kv_bytes_per_token
-        pool = KvPool(room_bytes, config.prefix_cache_bytes)
-        self._engine = engine = Engine(stage, pool, self._policy(cost, stage), [self._observe])
-        self._block_hashes = block_hashes
         self._estimate = CostEstimate(cost)
-        self._announced_cost = cost
-        self._sessions = SessionTable(
-            config.kv_tokens * len(engine.blocks), token_seconds=cost.decode_seconds() * len(engine.blocks)
-        )
+        self._cost = cost
+        """The cost that clients plan with: the estimate as it was taken last, see `_take_cost`."""
+        pool = KvPool(hosted.room_bytes, config.prefix_cache_bytes)
+        policy = self._policy(len(hosted.blocks))
+        self._engine = engine = Engine(hosted.stage, pool, policy, [self._observe])
+        self._hosting = hosting = Hosting(engine, hosted, setup.offer, setup.source, self._note_swap)
+        self._swapped = asyncio.Event()
+        self._sessions = SessionTable(hosted.room, token_seconds=cost.decode_seconds() * len(hosted.blocks))
         self._replay = ReplayStore(config.replay_bytes)
         self._metrics = PeerMetrics() if config.metrics_port is not None else None
         self._counters = Counters()
@@ -133,17 +145,19 @@ class _Serving:
         self._incarnation = time.time_ns()
         self._service = PeerService(
             PeerParts(
-                identity=node.identity,
+                identity=setup.identity,
                 engine=engine,
+                hosting=hosting,
                 sessions=self._sessions,
                 replay=self._replay,
-                hellos=HelloChecker(node.identity.peer_id, time.time, node.swarm_key, config.allowed_peers),
-                dialer=node.dialer,
-                model_digest=node.model_digest,
+                hellos=HelloChecker(setup.identity.peer_id, time.time, setup.swarm_key, config.allowed_peers),
+                dialer=setup.dialer,
+                model_digest=setup.model_digest,
                 model_name=config.model_name,
-                swarm_key=node.swarm_key,
-                lookup=node.lookups.lookup,
+                swarm_key=setup.swarm_key,
+                lookup=setup.lookups.lookup,
                 dht_addresses=lambda: list(self._maddrs),
+                timing=config.timing,
                 counters=self._counters,
                 on_admitted=self._note_admission,
             )
@@ -154,44 +168,70 @@ class _Serving:
         self._engine.close()
 
     async def run(self, on_ready: Callable[[ReadyPeer], None], stop: StopRequest) -> None:
-        node, config = self._node, self._node.config
-        self._maddrs = tuple(await node.directory.visible_maddrs())
-        server, port = await serve(node.identity, self._service.handlers, config.host, config.port)
-        announcer = Announcer(
-            node.directory, node.identity, node.swarm_key, lambda state: self._record(state, port), time.time,
-            random.Random(self._incarnation), node.lookups.announced,
-        )  # fmt: skip
-        await announcer.change(PeerState.SERVING)
-        background = [
-            asyncio.create_task(announcer.run(), name="announce"),
-            asyncio.create_task(self._watch(announcer), name="watch"),
-        ]
-        stop.serving = True
+        """Serve until `stop`. Whatever was begun is ended, however this ends."""
+        setup = self._setup
+        self._maddrs = tuple(await setup.directory.visible_maddrs())
+        async with self._listening() as port:
+            announcer = Announcer(
+                setup.directory, setup.identity, setup.swarm_key,
+                lambda state, issued_seconds: record_of(self._facts(state, issued_seconds, port)), time.time,
+                random.Random(self._incarnation), setup.lookups.announced, self._timing,
+            )  # fmt: skip
+            async with self._announced(announcer), vital_tasks(self._vital_work(announcer)):
+                with self._served_metrics() as metrics_port:
+                    stop.serving = True
+                    on_ready(self._ready(port, metrics_port))
+                    await stop.gently.wait()
+                    await self._drain(announcer)
+
+    def _vital_work(self, announcer: Announcer) -> Mapping[str, Coroutine[Any, Any, None]]:
+        """What the peer cannot do without, each by what it does."""
+        return {
+            "announcing the peer": announcer.run(),
+            "watching the engine": self._watch(announcer),
+            "the node of the DHT": self._setup.directory.until_closed(),
+        }
+
+    @asynccontextmanager
+    async def _listening(self) -> AsyncIterator[int]:
+        """The port on which streams are served."""
+        config = self._setup.config
+        server, port = await serve(self._setup.identity, self._service.handlers, config.host, config.port)
         try:
-            with self._served_metrics() as metrics_port:
-                on_ready(self._ready(port, metrics_port))
-                await stop.gently.wait()
-                await self._drain(announcer)
+            yield port
         finally:
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
-            await _announce_quickly(announcer, PeerState.LEAVING)
-            await server.stop(grace=0)
+            await run_to_end(server.stop(grace=0))
+
+    @asynccontextmanager
+    async def _announced(self, announcer: Announcer) -> AsyncIterator[None]:
+        """In the directory, until the goodbye."""
+        try:
+            await announcer.change(PeerState.SERVING)
+            yield
+        finally:
+            await self._announce_quickly(announcer, PeerState.LEAVING)
+
+    async def _announce_quickly(self, announcer: Announcer, state: PeerState) -> None:
+        """A goodbye is a courtesy: the record runs out by itself."""
+        try:
+            async with asyncio.timeout(self._timing.goodbye_seconds):
+                await announcer.change(state)
+        except (SwarmError, TimeoutError) as error:
+            logger.info("could not announce %s: %s", state.value, error)
 
     def _ready(self, port: int, metrics_port: int | None) -> ReadyPeer:
-        node, config = self._node, self._node.config
+        setup, config = self._setup, self._setup.config
         return ReadyPeer(
-            address=PeerAddress(node.identity.peer_id, config.addresses(port)[0]),
-            blocks=self._engine.blocks,
-            num_blocks=node.checkpoint.num_blocks,
-            cost=self._announced_cost,
+            address=PeerAddress(setup.identity.peer_id, config.addresses(port)[0]),
+            blocks=self._hosting.blocks,
+            num_blocks=setup.checkpoint.num_blocks,
+            cost=self._cost,
             kv_tokens=config.kv_tokens,
-            model_digest=node.model_digest,
+            model_digest=setup.model_digest,
             metrics_port=metrics_port,
-            numeric_format=node.examined.numeric_format,
-            device=node.examined.device_description,
-            threads=node.examined.threads,
+            numeric_format=setup.examined.numeric_format,
+            device=setup.examined.device_description,
+            threads=setup.examined.threads,
         )
 
     async def _drain(self, announcer: Announcer) -> None:
@@ -199,17 +239,27 @@ class _Serving:
         self._service.drain()
         if self._service.open_sessions:
             logger.info("stopping: %d sessions end first; a second signal stops at once", self._service.open_sessions)
-        await _announce_quickly(announcer, PeerState.DRAINING)
+        await self._announce_quickly(announcer, PeerState.DRAINING)
         try:
-            await asyncio.wait_for(self._service.wait_idle(), DRAIN_SECONDS)
+            await asyncio.wait_for(self._service.wait_idle(), self._timing.drain_seconds)
         except TimeoutError:
-            logger.warning("sessions are still open after %.0f s and are ended", DRAIN_SECONDS)
+            logger.warning("sessions are still open after %.0f s and are ended", self._timing.drain_seconds)
 
     # --- what follows the engine ---
 
-    def _policy(self, cost: ComputeCost, stage: Stage) -> EnginePolicy:
-        policy = EnginePolicy(chunk_tokens_within(cost, len(stage.blocks)))
+    def _policy(self, num_blocks: int) -> EnginePolicy:
+        policy = EnginePolicy(chunk_tokens_within(self._cost, num_blocks))
         return policy if self._owner is None else replace(policy, pause=self._owner.pause)
+
+    def _take_cost(self) -> None:
+        """Plan with the cost as it is known now: from here on the record states it, and prompts are cut by it."""
+        self._cost = self._estimate.cost
+        self._engine.adopt_policy(self._policy(len(self._hosting.blocks)))
+
+    def _note_swap(self, hosted: Hosted) -> None:
+        self._service.rehost(hosted.room)
+        self._take_cost()
+        self._swapped.set()
 
     def _observe(self, step: StepRecord) -> None:
         """In the engine's thread, after every step."""
@@ -226,7 +276,7 @@ class _Serving:
     @contextmanager
     def _served_metrics(self) -> Iterator[int | None]:
         """The port on which they are served, if they are."""
-        config = self._node.config
+        config = self._setup.config
         if self._metrics is None or config.metrics_port is None:
             yield None
             return
@@ -239,14 +289,23 @@ class _Serving:
             server.close()
 
     async def _watch(self, announcer: Announcer) -> None:
-        """Announce a cost that has changed, and take the readings for the metrics."""
+        """Announce other blocks and a cost that has changed, and take the readings for the metrics."""
+        timing, loop = self._timing, asyncio.get_running_loop()
+        taken_at = loop.time()
         while True:
-            await asyncio.sleep(WATCH_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timing.watch_seconds):
+                    await self._swapped.wait()
             if self._metrics is not None:
                 self._metrics.readings = self._readings()
-            if has_changed(self._announced_cost, self._estimate.cost):
+            age = loop.time() - taken_at
+            changed = age >= timing.min_announce_seconds and has_changed(self._cost, self._estimate.cost)
+            if changed or age >= timing.record_refresh_seconds:
+                self._take_cost()
+                taken_at = loop.time()
+            if changed or self._swapped.is_set():
+                self._swapped.clear()
                 await announcer.renew()
-                await asyncio.sleep(MIN_ANNOUNCE_SECONDS)
 
     def _readings(self) -> Readings:
         sessions, counters, pool = self._sessions, self._counters, self._engine.pool
@@ -258,7 +317,7 @@ class _Serving:
             "kv_bytes_used": pool.used_bytes,
             "prefix_cache_bytes": pool.prefixes.nbytes,
             "replay_bytes": self._replay.nbytes,
-            "decode_seconds_per_block": self._announced_cost.decode_seconds(),
+            "decode_seconds_per_block": self._cost.decode_seconds(),
             "steps_pushed": counters.steps_pushed,
             "steps_relayed": counters.steps_relayed,
             "steps_answered": counters.steps_answered,
@@ -269,39 +328,27 @@ class _Serving:
             "prefix_evicted_pages": pool.prefixes.evicted_pages,
         }
 
-    def _record(self, state: PeerState, port: int) -> PeerRecord:
-        node, engine, sessions = self._node, self._engine, self._sessions
-        now = time.time()
-        self._announced_cost = self._estimate.cost
-        engine.adopt_policy(self._policy(self._announced_cost, engine.stage))
-        spec = PeerSpec(
-            id=node.identity.peer_id,
-            blocks=engine.blocks,
-            cost=self._announced_cost,
+    # --- what the record says ---
+
+    def _facts(self, state: PeerState, issued_seconds: float, port: int) -> RecordFacts:
+        setup, hosted = self._setup, self._hosting.now
+        config, sessions = setup.config, self._sessions
+        return RecordFacts(
             state=state,
-            memory_bytes=float(len(engine.blocks) * engine.stage.block_bytes),
-            kv_tokens_total=sessions.kv_token_blocks_total,
-            kv_tokens_free=sessions.kv_token_blocks_open,
-            releases=sessions.releases(now),
-            concurrency=sessions.concurrency(now),
-            block_hashes=self._block_hashes,
-            numeric_format=node.examined.numeric_format,
+            issued_seconds=issued_seconds,
+            identity=IdentityFacts(setup.identity.peer_id, setup.model_digest, self._incarnation, config.name),
+            hosting=HostingFacts(
+                blocks=hosted.blocks,
+                block_hashes=hosted.block_hashes,
+                numeric_format=setup.examined.numeric_format,
+                memory_bytes=setup.offer.total_bytes,
+                max_blocks=config.blocks.count,
+                blocks_fixed=config.blocks.blocks is not None,
+            ),
+            cost=self._cost,
+            room=RoomFacts(
+                sessions.kv_token_blocks_total, sessions.kv_token_blocks_open, sessions.releases(issued_seconds)
+            ),
+            reach=ReachFacts(config.addresses(port), self._maddrs[:MAX_DHT_MADDRS]),
+            clients=ClientFacts(sessions.concurrency(issued_seconds)),
         )
-        return PeerRecord(
-            model_digest=node.model_digest,
-            spec=spec,
-            addresses=node.config.addresses(port),
-            dht_maddrs=self._maddrs[:4],
-            incarnation=self._incarnation,
-            protocol_version=PROTOCOL_VERSION,
-            public_name=node.config.name,
-        )
-
-
-async def _announce_quickly(announcer: Announcer, state: PeerState) -> None:
-    """A goodbye is a courtesy: the record runs out by itself."""
-    try:
-        async with asyncio.timeout(GOODBYE_SECONDS):
-            await announcer.change(state)
-    except (SwarmError, TimeoutError) as error:
-        logger.info("could not announce %s: %s", state.value, error)

@@ -1,15 +1,23 @@
-"""Tasks with owners: work that a cancellation must not cut short, and a condition that is told without waiting.
+"""Tasks with owners, and how a program that runs them is stopped: no task is left behind, whatever happens.
 
-Rule: whatever has to be over before something else is told goes through `run_to_end`. `asyncio.shield` is no
-replacement: a cancelled caller goes on at once and leaves the shielded work behind.
+Rules:
+
+* Whatever has to be over before something else is told goes through `run_to_end`. `asyncio.shield` is no replacement:
+  a cancelled caller goes on at once and leaves the shielded work behind.
+* What a program cannot do without runs in `vital_tasks`: when such a task ends, the program ends with its reason.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, TypeVar
+
+from ..proto.errors import SwarmError
+
+logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -32,6 +40,45 @@ async def run_to_end(work: Coroutine[Any, Any, _T]) -> _T:
     raise cancellation from (None if task.cancelled() else task.exception())
 
 
+class VitalTaskEnded(SwarmError):
+    """A part of the program that it cannot do without has ended."""
+
+    code = "vital-task"
+    default_hint = "Start the program again; if this happens again, report it with the log (--verbose)."
+
+
+@asynccontextmanager
+async def vital_tasks(work: Mapping[str, Coroutine[Any, Any, object]]) -> AsyncIterator[None]:
+    """Run `work` (what it does -> coroutine) beside the block, and cancel it at the end of the block.
+
+    Each coroutine should run until it is cancelled. When one ends or fails, the block is cancelled and VitalTaskEnded
+    raised with the reason. No task is left when this returns or raises.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_vital(name, coroutine), name=name) for name, coroutine in work.items()]
+            yield
+            for task in tasks:
+                task.cancel()
+    except BaseExceptionGroup as failures:
+        # The first failure has cancelled everything else.
+        raise failures.exceptions[0] from failures.exceptions[0].__cause__
+    finally:
+        for coroutine in work.values():
+            coroutine.close()  # of those that were cancelled before they began, Python would complain
+
+
+async def _vital(name: str, work: Coroutine[Any, Any, object]) -> None:
+    try:
+        await work
+    except SwarmError as error:
+        raise VitalTaskEnded(f"{name} failed: {error}", hint=error.hint) from error
+    except Exception as error:
+        logger.debug("%s failed", name, exc_info=True)
+        raise VitalTaskEnded(f"{name} failed: {type(error).__name__}: {error}") from error
+    raise VitalTaskEnded(f"{name} has ended, which it should not")
+
+
 async def run_until_first(
     *coroutines: Coroutine[Any, Any, None],
     cancel_inside: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
@@ -42,9 +89,10 @@ async def run_until_first(
     """
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
     finally:
         await run_to_end(_cancel(tasks, cancel_inside))
 
@@ -53,9 +101,39 @@ async def _cancel(
     tasks: Sequence[asyncio.Task[None]], cancel_inside: Callable[[], AbstractAsyncContextManager[None]]
 ) -> None:
     async with cancel_inside():
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(tasks)
+
+
+async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait for their end. What they raise is logged at the level of details."""
+    running = [task for task in tasks if not task.done()]
+    for task in running:
+        task.cancel()
+    for outcome in await asyncio.gather(*running, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            logger.debug("a cancelled task failed: %s", outcome)
+
+
+class StopRequest:
+    """Stops a peer: the first time gently, the second time, or before it serves, at once."""
+
+    def __init__(self) -> None:
+        self.serving = False
+        self.gently = asyncio.Event()
+        self.now = asyncio.Event()
+
+    def __call__(self) -> None:
+        (self.gently if self.serving and not self.gently.is_set() else self.now).set()
+
+
+async def until_stopped(work: Coroutine[Any, Any, None], stop: StopRequest) -> None:
+    """Run `work`; a stop before it serves, or a second one, cancels it. `work` is over when this returns or raises."""
+
+    async def forced() -> None:
+        await stop.now.wait()
+        logger.warning("stopped at once%s", ", open sessions are lost" if stop.serving else "")
+
+    await run_until_first(work, forced())
 
 
 class Changes:

@@ -1,23 +1,27 @@
-"""How many blocks fit on this machine, and which ones a joining peer should take."""
+"""How many blocks fit on this machine, what memory the peer offers, and which blocks a joining peer should take."""
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from ...proto.errors import OutOfMemory, UsageError
 from ...routing.place.windows import joining_window
 from ...routing.swarm import BlockRange, PeerSpec
 from ..config import BlockRequest
 
+logger = logging.getLogger(__name__)
+
 MARGIN = 0.15
 """Share of the free memory that is left alone: workspace, network buffers, other programs."""
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class MemoryNeed:
     """Bytes that one hosted block needs, and those that are needed once."""
 
     block_bytes: int
@@ -28,7 +32,33 @@ class Need:
         return blocks * (self.block_bytes + self.kv_bytes) + self.fixed_bytes
 
 
-def count_that_fits(need: Need, free_bytes: int, num_blocks: int) -> int:
+@dataclass(frozen=True, slots=True)
+class MemoryOffer:
+    """The memory that a peer offers for weights and attention caches together, settled when it starts.
+
+    The placement rule divides the same bytes: with fewer blocks there is more room, with more blocks less.
+    """
+
+    total_bytes: int
+    block_bytes: int
+    """Weights of one block."""
+    kv_bytes_per_token: int
+    """Attention cache of one token in one block."""
+
+    @classmethod
+    def of(cls, blocks: int, kv_tokens: int, block_bytes: int, kv_bytes_per_token: int) -> MemoryOffer:
+        """The offer of a peer that begins with that many blocks and `kv_tokens` tokens of cache in each."""
+        return cls(blocks * (block_bytes + kv_tokens * kv_bytes_per_token), block_bytes, kv_bytes_per_token)
+
+    def room(self, blocks: int) -> int:
+        """KV tokens x blocks beside the weights of that many blocks. Raises OutOfMemory if there is none for each."""
+        room = (self.total_bytes - blocks * self.block_bytes) // self.kv_bytes_per_token
+        if room < blocks:
+            raise OutOfMemory(f"the offered {gib(self.total_bytes)} have no room for {blocks} blocks and their caches")
+        return room
+
+
+def count_that_fits(need: MemoryNeed, free_bytes: int, num_blocks: int) -> int:
     """How many blocks fit into the free memory with the margin left. Raises OutOfMemory if not even one does."""
     usable = int(free_bytes * (1 - MARGIN)) - need.fixed_bytes
     count = min(num_blocks, usable // max(1, need.block_bytes + need.kv_bytes))
@@ -40,8 +70,24 @@ def count_that_fits(need: Need, free_bytes: int, num_blocks: int) -> int:
     return count
 
 
-def explain(need: Need, free_bytes: int, count: int) -> str:
-    """What `count` blocks need of what there is, for the log."""
+def need_and_free(
+    kv_tokens: int, replay_bytes: int, block_bytes: int, kv_bytes_per_token: int, device_free_bytes: int | None
+) -> tuple[MemoryNeed, int]:
+    """Memory that blocks with `kv_tokens` tokens of cache need, and free memory where they are.
+
+    `device_free_bytes` is the free memory of a device that has its own; replay buffers are in the machine's.
+    """
+    kv_bytes = kv_bytes_per_token * kv_tokens
+    free = free_memory_bytes()
+    if device_free_bytes is None:
+        return MemoryNeed(block_bytes, kv_bytes, replay_bytes), free
+    if replay_bytes > free:
+        logger.warning("there is not enough memory for a full replay buffer: %s of %s", gib(replay_bytes), gib(free))
+    return MemoryNeed(block_bytes, kv_bytes, 0), device_free_bytes
+
+
+def explain(need: MemoryNeed, free_bytes: int, count: int) -> str:
+    """The need of `count` blocks beside the free memory, for the log."""
     replay = f" + {gib(need.fixed_bytes)} replay buffer" if need.fixed_bytes else ""
     return (
         f"{count} blocks x ({gib(need.block_bytes)} weights + {gib(need.kv_bytes)} attention cache)"
@@ -69,8 +115,11 @@ def choose_blocks(request: BlockRequest, num_blocks: int, fits: int, peers: Sequ
 
 
 def free_memory_bytes() -> int:
-    """Memory that this process may still take: the machine's, or less if its control group allows less."""
-    free = _available_in_meminfo()
+    """Memory that this process may still take: the machine's, or less if its control group allows less.
+
+    psutil knows nothing of control groups.
+    """
+    free = int(psutil.virtual_memory().available)
     for limit_file, used_file in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -79,17 +128,6 @@ def free_memory_bytes() -> int:
         if limit is not None and used is not None:
             free = min(free, max(0, limit - used))
     return free
-
-
-def _available_in_meminfo() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    # Systems without /proc tell the size of their memory only; assume that half of it can be had.
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _read_number(path: str) -> int | None:

@@ -7,11 +7,11 @@ a third, so that it does not start and stop all the time.  Sessions always get o
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+
+import psutil
 
 from ..engine.step_record import StepRecord
 
@@ -78,13 +78,8 @@ class OwnerLoad:
 
 
 def read_cpu() -> CpuReading:
-    """The present reading; where the system does not tell, the others seem to do nothing."""
-    own = time.process_time()
-    machine = own
-    try:
-        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
-        user, nice, system, _idle, _iowait, irq, softirq = (int(field) for field in fields[:7])
-        machine = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        pass
-    return CpuReading(time.monotonic(), machine, own)
+    """The present reading."""
+    times = psutil.cpu_times()
+    # "user" and "nice" have the guests of virtual machines in them.
+    machine = sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
+    return CpuReading(time.monotonic(), machine, time.process_time())

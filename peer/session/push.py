@@ -12,8 +12,7 @@ from ...proto.errors import PushFailed, SwarmError, from_wire
 from ...proto.network.address import Reach
 from ...proto.network.transport import Dialer, translated_grpc_errors
 from ...proto.wire.frames import WireStep, encode_step
-
-CONNECT_SECONDS = 10.0
+from ..tasks import cancel_all, run_to_end
 
 
 class PushLink:
@@ -25,8 +24,10 @@ class PushLink:
         addresses: Sequence[Reach],
         sign_hello: Callable[[], pb.Signed],
         on_broken: Callable[[PushFailed], None],
+        connect_seconds: float,
     ) -> None:
-        """`on_broken` is called once when a link that was ready breaks."""
+        """`on_broken` is called once when a link that was ready breaks, or is not ready within `connect_seconds`."""
+        self._connect_seconds = connect_seconds
         self._dialer = dialer
         self._addresses = addresses
         self._sign_hello = sign_hello
@@ -63,12 +64,11 @@ class PushLink:
     async def close(self) -> None:
         """Cancel the link and whatever is being sent."""
         self._fail(PushFailed("the link was closed"), tell=False)
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await run_to_end(cancel_all([self._task]))
 
     async def _run(self) -> None:
         try:
-            async with asyncio.timeout(CONNECT_SECONDS):
+            async with asyncio.timeout(self._connect_seconds):
                 await self._connect()
             self._ready.set_result(None)
             await self._watch()

@@ -1,40 +1,24 @@
-"""One client's session stream on a peer: frames in, checked and given to the worker; what the worker says, out."""
+"""One client's session stream on a peer: its frames, checked and given to the session's worker."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from ...proto import swarm_pb2 as pb
-from ...proto.errors import RemoteProtocolError, SessionLost, SwarmError, to_wire
-from ...proto.wire.frames import (
-    CHUNK_BYTES,
-    StepReader,
-    WireStep,
-    chunks_after_first,
-    decode_rebuild,
-    encode_step,
-)
+from ...proto.errors import RemoteProtocolError, SessionLost
+from ...proto.wire.frames import StepReader, WireStep, decode_rebuild
 from ...proto.wire.prefixes import decode_prefixes
 from ...proto.wire.steps import MAX_POSITIONS, MAX_ROWS
 from ...proto.wire.timing import MAX_STEP_SECONDS
+from ..timing import PeerTiming
+from .outlet import ClientOutlet
 from .transfer import KvImport, one_transfer, receive_kv, transfer_seconds
 from .worker import SessionWorker
-
-logger = logging.getLogger(__name__)
-
-UNUSED_SECONDS = 60.0
-"""A session that has done nothing with its room for so long ends. A client holds the room of some peers at most half as
-long while it waits for that of others."""
-IDLE_SECONDS = 1800.0
-FRAME_SECONDS = 0.5
 
 
 async def read_frame(context: grpc.aio.ServicerContext[Any, Any]) -> object:
@@ -64,7 +48,9 @@ class SessionReader:
         reroute: Callable[[pb.Reroute], Awaitable[None]],
         transfers: asyncio.Semaphore,
         largest_import: Callable[[tuple[int, ...]], int],
+        timing: PeerTiming,
     ) -> None:
+        self._timing = timing
         self._worker = worker
         self._outlet = outlet
         self._reader = reader
@@ -72,13 +58,13 @@ class SessionReader:
         self._transfers = transfers
         self._largest_import = largest_import
         self._used = False
-        self._silent_at = asyncio.get_running_loop().time() + UNUSED_SECONDS
+        self._silent_at = asyncio.get_running_loop().time() + self._timing.unused_room_seconds
         self._reading: asyncio.Timeout | None = None
 
     def touch(self) -> None:
         """The session is used, also where its client says nothing: steps may come from the predecessor alone."""
         self._used = True
-        self._silent_at = asyncio.get_running_loop().time() + IDLE_SECONDS
+        self._silent_at = asyncio.get_running_loop().time() + self._timing.idle_seconds
         if self._reading is not None:
             self._reading.reschedule(self._silent_at)
 
@@ -101,8 +87,10 @@ class SessionReader:
                 return await read_frame(context)
         except TimeoutError:
             if not self._used:
-                raise SessionLost(f"the session made no use of its room for {UNUSED_SECONDS:.0f} s") from None
-            raise SessionLost(f"the session was silent for {IDLE_SECONDS:.0f} s") from None
+                raise SessionLost(
+                    f"the session made no use of its room for {self._timing.unused_room_seconds:.0f} s"
+                ) from None
+            raise SessionLost(f"the session was silent for {self._timing.idle_seconds:.0f} s") from None
         finally:
             self._reading = None
 
@@ -152,71 +140,3 @@ class SessionReader:
             await self._outlet.write(pb.PeerFrame(status=status))
         else:
             raise RemoteProtocolError(f"a session has no frame of kind {kind} after its first")
-
-
-class ClientOutlet:
-    """Writes frames to a client; the chunks of one tensor stay together."""
-
-    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        self._context = context
-        self._lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    @asynccontextmanager
-    async def between_frames(self) -> AsyncIterator[None]:
-        """Nothing is being written, unless the client takes nothing: a place to cancel who writes.
-
-        After a write that was cancelled on its way grpc can neither send the reason nor end the stream.
-        """
-        try:
-            async with asyncio.timeout(FRAME_SECONDS):
-                await self._lock.acquire()
-        except TimeoutError:
-            yield
-            return
-        try:
-            yield
-        finally:
-            self._lock.release()
-
-    async def write(self, *frames: pb.PeerFrame) -> None:
-        await self._write_all(frames)
-
-    async def _write_all(self, frames: Iterable[pb.PeerFrame]) -> None:
-        async with self._lock:
-            for frame in frames:
-                await self._context.write(frame)
-
-    async def step(self, step: WireStep) -> None:
-        head, chunks = encode_step(step)
-        await self.write(pb.PeerFrame(step=head), *(pb.PeerFrame(chunk=chunk) for chunk in chunks))
-
-    async def queued(self, place: int, estimate_seconds: float) -> None:
-        await self.write(pb.PeerFrame(queued=pb.Queued(place=place, estimate_seconds=estimate_seconds)))
-
-    async def rerouted(self, epoch: int, applied_seq: int, buffer_complete: bool) -> None:
-        message = pb.Rerouted(epoch=epoch, applied_seq=applied_seq, buffer_complete=buffer_complete)
-        await self.write(pb.PeerFrame(rerouted=message))
-
-    async def rebuilt(self, epoch: int, tokens: int) -> None:
-        await self.write(pb.PeerFrame(rebuilt=pb.Rebuilt(epoch=epoch, tokens=tokens)))
-
-    async def kv_state(self, applied_seq: int, lengths: tuple[int, ...], data: bytes) -> None:
-        head = pb.KvState(applied_seq=applied_seq, lengths=lengths, total_bytes=len(data), data=data[:CHUNK_BYTES])
-        chunks = (pb.PeerFrame(chunk=chunk) for chunk in chunks_after_first(data))
-        await self._write_all(itertools.chain([pb.PeerFrame(kv_state=head)], chunks))
-
-    async def failure(self, error: SwarmError, epoch: int, seq: int) -> None:
-        code, text = to_wire(error)
-        await self.write(pb.PeerFrame(failure=pb.Failure(code=code, message=text, epoch=epoch, seq=seq)))
-
-    def failure_soon(self, error: SwarmError, epoch: int) -> None:
-        """Tell the client from a place that cannot wait."""
-        task = asyncio.create_task(self.failure(error, epoch, 0))
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.debug("the client is gone: %s", task.exception())

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
@@ -34,29 +34,34 @@ from ...proto.errors import (
 )
 from ...proto.identity import Identity
 from ...proto.network.address import Reach, reaches_of
-from ...proto.network.transport import ERROR_CODE_KEY, Dialer, Handlers
+from ...proto.network.transport import Dialer, Handlers
 from ...proto.wire.frames import CREDITS, StepReader
-from ...proto.wire.handshake import PROTOCOL_VERSION, Grant, HelloChecker, check_capability, sign_hello
+from ...proto.wire.handshake import Grant, HelloChecker, check_capability, sign_hello
 from ...proto.wire.prefixes import Digests, decode_prefixes
 from ...proto.wire.steps import MAX_ROWS
 from ...proto.wire.tensors import WireFormat
 from ...routing.admit.table import SessionTable
-from ...routing.swarm import PeerId
+from ...routing.swarm import BlockRange, PeerId
 from ..engine.engine import Engine, SessionKv
 from ..tasks import Changes, run_to_end, run_until_first
+from ..timing import PeerTiming
 from .compute import EngineCompute
+from .outlet import ClientOutlet
 from .push import PushLink
-from .reader import ClientOutlet, SessionReader, read_frame, take_step
+from .reader import SessionReader, read_frame, take_step
 from .replay_store import ReplayStore
+from .unary import UnaryCalls
 from .waiting import Admission
 from .worker import Counters, SessionParts, SessionWorker
 
 logger = logging.getLogger(__name__)
 
-HANDSHAKE_SECONDS = 15.0
-PREVIOUS_SECONDS = 5.0
-"""For so long an opening waits for an earlier stream of its session to end: a client may leave and come again."""
-MAX_LOOKUP_BYTES = 3 << 20
+
+class Hosts(Protocol):
+    """Knows what the peer hosts now."""
+
+    @property
+    def blocks(self) -> BlockRange: ...
 
 
 @dataclass
@@ -65,6 +70,7 @@ class PeerParts:
 
     identity: Identity
     engine: Engine
+    hosting: Hosts
     sessions: SessionTable
     replay: ReplayStore
     hellos: HelloChecker
@@ -76,6 +82,7 @@ class PeerParts:
     """Encoded signed records under a name, from the directory that this peer is part of."""
     dht_addresses: Callable[[], list[str]]
     clock: Callable[[], float] = time.time
+    timing: PeerTiming = field(default_factory=PeerTiming)
     counters: Counters = field(default_factory=Counters)
     on_admitted: Callable[[float], None] = lambda wait_seconds: None
     """Is told how long each admitted session has waited for room."""
@@ -95,23 +102,39 @@ class PeerService:
 
     def __init__(self, parts: PeerParts) -> None:
         self._parts = parts
-        self._admission = Admission(parts.sessions, parts.clock, parts.on_admitted)
+        self._unary = UnaryCalls(parts)
+        self._admission = Admission(parts.sessions, parts.clock, parts.on_admitted, parts.timing)
         self._open: dict[bytes, _OpenSession] = {}
         self._changes = Changes()
         self._draining = False
 
     @property
     def handlers(self) -> Handlers:
-        return Handlers(session=self.session, push=self.push, lookup=self.lookup, ping=self.ping)
+        return Handlers(session=self.session, push=self.push, lookup=self._unary.lookup, ping=self._unary.ping)
 
     @property
     def open_sessions(self) -> int:
         return self._parts.sessions.sessions
 
+    @property
+    def open_ids(self) -> frozenset[bytes]:
+        """The sessions that steps can be pushed into."""
+        return frozenset(self._open)
+
     def drain(self) -> None:
         """Take no more sessions, also not those that wait for room; the open ones go on."""
         self._draining = True
         self._admission.refuse_waiting(_leaving())
+
+    def rehost(self, kv_token_blocks: int) -> None:
+        """Other blocks are hosted now, with room for `kv_token_blocks`; the open sessions keep what they have.
+
+        Waiting sessions that can no longer be served are refused.
+        """
+        hosted = self._parts.hosting.blocks
+        gone = SessionLost(f"the peer hosts blocks {hosted} now")
+        self._admission.refuse_waiting(gone, lambda grant: not hosted.covers(grant.blocks))
+        self._admission.resize(kv_token_blocks)
 
     async def wait_idle(self) -> None:
         """Return when no session is open."""
@@ -121,9 +144,9 @@ class PeerService:
 
     async def session(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """One client's session, from its hello to its last frame."""
-        outlet = ClientOutlet(context)
+        outlet = ClientOutlet(context, self._parts.timing.frame_seconds)
         try:
-            async with _handshake():
+            async with _handshake(self._parts.timing.handshake_seconds):
                 frame = await read_frame(context)
                 if not isinstance(frame, pb.ClientFrame) or not frame.HasField("open"):
                     raise RemoteProtocolError("a session begins with an open frame")
@@ -136,16 +159,25 @@ class PeerService:
             await outlet.failure(error, 0, 0)
         finally:
             self._changes.notify()
+            await run_to_end(outlet.close())
 
     def _check_open(self, message: pb.Open) -> Grant:
         if self._draining:
             raise _leaving()
         client, session_id = self._parts.hellos.check(message.hello)
-        return self._check_grant(message.capability, client, session_id)
+        grant = self._check_grant(message.capability, client, session_id)
+        self._check_hosted(grant)
+        return grant
+
+    def _check_hosted(self, grant: Grant) -> None:
+        """For a session that opens; one that is open keeps the blocks that it opened on. Raises SessionLost."""
+        hosted = self._parts.hosting.blocks
+        if not hosted.covers(grant.blocks):
+            raise SessionLost(f"the peer hosts blocks {hosted} now, not {grant.blocks}")
 
     def _check_grant(self, signed: pb.Signed, client: PeerId, session_id: bytes) -> Grant:
         parts = self._parts
-        grant = check_capability(
+        return check_capability(
             signed,
             client=client,
             session_id=session_id,
@@ -154,9 +186,6 @@ class PeerService:
             max_rows=MAX_ROWS,
             now=parts.clock(),
         )
-        if not parts.engine.blocks.covers(grant.blocks):
-            raise SessionLost(f"the peer hosts blocks {parts.engine.blocks} now, not {grant.blocks}")
-        return grant
 
     async def _previous_ended(self, session_id: bytes) -> None:
         """A client that left the session a moment ago may come before its old stream is cleared away."""
@@ -164,7 +193,7 @@ class PeerService:
         if not table.is_open(session_id):
             return
         try:
-            async with asyncio.timeout(PREVIOUS_SECONDS):
+            async with asyncio.timeout(self._parts.timing.previous_stream_seconds):
                 await self._changes.wait_for(lambda: not table.is_open(session_id))
         except TimeoutError:
             raise RemoteProtocolError("the session is open on this peer already") from None
@@ -189,6 +218,7 @@ class PeerService:
     ) -> AsyncIterator[SessionKv]:
         """The session's rows in the engine. At the end of the block their memory is free, however the block ends."""
         engine = self._parts.engine
+        self._check_hosted(grant)  # again: the session may have waited for its room
         kv = engine.open(grant.blocks, wire_format, grant.kv_tokens, grant.max_rows, grant.client, prefixes)
         try:
             yield kv
@@ -232,6 +262,7 @@ class PeerService:
             lambda message: self._reroute(worker, message, outlet),
             parts.transfers,
             kv.largest_import,
+            parts.timing,
         )
         self._open[grant.session_id] = _OpenSession(worker, reader)
         self._changes.notify()
@@ -282,7 +313,7 @@ class PeerService:
             session = self._open.get(grant.session_id)
             outlet.failure_soon(error, session.worker.epoch if session is not None else grant.epoch)
 
-        return PushLink(parts.dialer, addresses, hello, broken)
+        return PushLink(parts.dialer, addresses, hello, broken, parts.timing.push_connect_seconds)
 
     def _addresses_in(self, encoded: bytes, successor: PeerId) -> tuple[Reach, ...]:
         """Only addresses that the successor signed itself are dialled: a client cannot aim us at anybody else."""
@@ -298,7 +329,7 @@ class PeerService:
     async def push(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Steps of one session from its predecessor."""
         try:
-            async with _handshake():
+            async with _handshake(self._parts.timing.handshake_seconds):
                 frame = await read_frame(context)
                 if not isinstance(frame, pb.PushFrame) or not frame.HasField("open"):
                     raise RemoteProtocolError("a push begins with an open frame")
@@ -337,48 +368,6 @@ class PeerService:
                 session.reader.touch()
                 await worker.put_step(step)
 
-    # --- unary calls ---
-
-    async def lookup(self, request: pb.LookupRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.LookupReply:
-        """Records under a name; in a private swarm for members only."""
-        try:
-            if self._parts.swarm_key is not None:
-                self._parts.hellos.check(request.hello)
-            if len(request.key) > 256:
-                raise RemoteProtocolError("a name has at most 256 characters")
-            records = await self._parts.lookup(request.key)
-        except SwarmError as error:
-            code, text = to_wire(error)
-            await context.abort(grpc.StatusCode.ABORTED, text, trailing_metadata=((ERROR_CODE_KEY, str(code)),))
-        reply, size = pb.LookupReply(), 0
-        for record in records:
-            size += len(record)
-            if size > MAX_LOOKUP_BYTES:
-                break
-            reply.records.append(record)
-        return reply
-
-    async def ping(self, _request: pb.PingRequest, _context: grpc.aio.ServicerContext[Any, Any]) -> pb.PingReply:
-        """The peer's clock and public status; in a private swarm without the model's name."""
-        parts, counters = self._parts, self._parts.counters
-        public = parts.swarm_key is None
-        return pb.PingReply(
-            clock=parts.clock(),
-            peer_id=parts.identity.peer_id,
-            protocol=PROTOCOL_VERSION,
-            model_digest=parts.model_digest if public else "",
-            model_name=parts.model_name if public else "",
-            steps_pushed=counters.steps_pushed,
-            steps_relayed=counters.steps_relayed,
-            steps_answered=counters.steps_answered,
-            rebuilt_tokens=counters.rebuilt_tokens,
-            sessions=parts.sessions.sessions,
-            queued=parts.sessions.waiting,
-            kv_tokens_free=parts.sessions.kv_token_blocks_free,
-            replay_bytes=parts.replay.nbytes,
-            dht_addresses=parts.dht_addresses(),
-        )
-
 
 def _leaving() -> PeerUnavailable:
     return PeerUnavailable("the peer is leaving and takes no new sessions")
@@ -394,12 +383,12 @@ def _wait_seconds(message: pb.Open) -> float:
 
 
 @asynccontextmanager
-async def _handshake() -> AsyncIterator[None]:
-    """A stream says what it wants within `HANDSHAKE_SECONDS`."""
+async def _handshake(seconds: float) -> AsyncIterator[None]:
+    """The time in which a stream has to say what it wants."""
     try:
-        async with asyncio.timeout(HANDSHAKE_SECONDS):
+        async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise DeadlineExceeded(f"the stream was not opened within {HANDSHAKE_SECONDS:.0f} s") from None
+        raise DeadlineExceeded(f"the stream was not opened within {seconds:.0f} s") from None
     except UsageError as error:
         raise RemoteProtocolError(str(error)) from None

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from ...proto import swarm_pb2 as pb
 from ...proto.errors import DeadlineExceeded, RemoteProtocolError
 from ...proto.wire.steps import MAX_POSITIONS, MAX_ROWS
-
-MAX_TRANSFER_SECONDS = 300.0
+from ...proto.wire.timing import MAX_TRANSFER_SECONDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,15 +20,7 @@ from ...routing.admit.table import (
     Reservation,
     SessionTable,
 )
-
-MAX_WAIT_SECONDS = 3600.0
-"""Nobody waits longer, whatever it asks for."""
-NEWS_SECONDS = 1.0
-"""Between two looks at who has to be told of its place."""
-NEWS_SECONDS_PER_WAITING = 0.01
-"""In a long queue each session hears of its place more rarely."""
-TELL_SECONDS = 10.0
-"""A client that does not take a frame in this time is gone."""
+from ..timing import PeerTiming
 
 Tell = Callable[[int, float], Awaitable[None]]
 """Tells a client its place (1: the next one) and the estimate in seconds."""
@@ -37,7 +29,8 @@ Tell = Callable[[int, float], Awaitable[None]]
 class _Waiter:
     """One waiting session; `changed` is set whenever something else is."""
 
-    def __init__(self) -> None:
+    def __init__(self, grant: Grant) -> None:
+        self.grant = grant
         self.changed = asyncio.Event()
         self.admitted = False
         self.error: SwarmError | None = None
@@ -45,18 +38,29 @@ class _Waiter:
         self.told_place = 0
         self.told_at = 0.0
 
+    def refuse(self, error: SwarmError) -> None:
+        self.error = error
+        self.changed.set()
+
 
 class Admission:
     """Lets sessions in, one event loop."""
 
-    def __init__(self, table: SessionTable, clock: Callable[[], float], on_admitted: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        table: SessionTable,
+        clock: Callable[[], float],
+        on_admitted: Callable[[float], None],
+        timing: PeerTiming,
+    ) -> None:
         """`clock` gives Unix seconds; `on_admitted` is told how many seconds an admitted session has waited."""
+        self._timing = timing
         self._on_admitted = on_admitted
         self._table = table
         self._clock = clock
         self._waiters: dict[bytes, _Waiter] = {}
         self._news: asyncio.TimerHandle | None = None
-        self._news_at = -NEWS_SECONDS
+        self._news_at = -timing.news_seconds
 
     @asynccontextmanager
     async def room(self, grant: Grant, wait_seconds: float, tell: Tell) -> AsyncIterator[None]:
@@ -77,18 +81,24 @@ class Admission:
         finally:
             self._wake(self._table.release(grant.session_id, self._clock()))
 
-    def refuse_waiting(self, error: SwarmError) -> None:
-        """Send everybody away who waits."""
+    def refuse_waiting(self, error: SwarmError, where: Callable[[Grant], bool] = lambda grant: True) -> None:
+        """Send the waiting sessions away, all or those `where` their grant says so."""
         for waiter in self._waiters.values():
-            waiter.error = error
-            waiter.changed.set()
+            if where(waiter.grant):
+                waiter.refuse(error)
+
+    def resize(self, kv_token_blocks: int) -> None:
+        """Offer another amount of room: admit the waiting sessions that fit now, refuse those that never will."""
+        self._wake(self._table.resize(kv_token_blocks, self._clock()))
+        for session_id, error in self._table.hopeless().items():
+            self._waiters[session_id].refuse(protocol_error(error))
 
     async def _wait(self, grant: Grant, wait_seconds: float, tell: Tell) -> None:
         session_id, table = grant.session_id, self._table
         with _translated():
             if table.join(_reservation(grant), self._clock()):
                 return
-        waiter = self._waiters[session_id] = _Waiter()
+        waiter = self._waiters[session_id] = _Waiter(grant)
         self._news_soon()
         try:
             await self._until_admitted(waiter, grant, wait_seconds, tell)
@@ -100,7 +110,7 @@ class Admission:
             del self._waiters[session_id]
 
     async def _until_admitted(self, waiter: _Waiter, grant: Grant, wait_seconds: float, tell: Tell) -> None:
-        deadline = asyncio.get_running_loop().time() + min(wait_seconds, MAX_WAIT_SECONDS)
+        deadline = asyncio.get_running_loop().time() + min(wait_seconds, self._timing.max_wait_seconds)
         while not waiter.admitted:
             try:
                 async with asyncio.timeout_at(deadline):
@@ -114,7 +124,7 @@ class Admission:
                 raise waiter.error
             if waiter.news is not None and not waiter.admitted:
                 news, waiter.news = waiter.news, None
-                await _tell_in_time(tell, *news)
+                await self._tell_in_time(tell, *news)
 
     def _too_long(self, grant: Grant, wait_seconds: float) -> PeerBusy:
         self._table.refusals += 1
@@ -133,13 +143,13 @@ class Admission:
     def _news_soon(self) -> None:
         if self._waiters and self._news is None:
             loop = asyncio.get_running_loop()
-            self._news = loop.call_at(max(loop.time(), self._news_at + NEWS_SECONDS), self._spread_news)
+            self._news = loop.call_at(max(loop.time(), self._news_at + self._timing.news_seconds), self._spread_news)
 
     def _spread_news(self) -> None:
         """Note for every waiting session what it should hear. O(waiting log waiting), at most once a second."""
         self._news = None
         now = self._news_at = asyncio.get_running_loop().time()
-        pause = NEWS_SECONDS + NEWS_SECONDS_PER_WAITING * len(self._waiters)
+        pause = self._timing.news_seconds + self._timing.news_seconds_per_waiting * len(self._waiters)
         behind = False
         for session_id, place in self._table.places().items():
             waiter = self._waiters[session_id]
@@ -154,13 +164,12 @@ class Admission:
         if behind:
             self._news_soon()
 
-
-async def _tell_in_time(tell: Tell, place: int, estimate_seconds: float) -> None:
-    try:
-        async with asyncio.timeout(TELL_SECONDS):
-            await tell(place, estimate_seconds)
-    except TimeoutError:
-        raise SessionLost("the client takes no frames") from None
+    async def _tell_in_time(self, tell: Tell, place: int, estimate_seconds: float) -> None:
+        try:
+            async with asyncio.timeout(self._timing.tell_seconds):
+                await tell(place, estimate_seconds)
+        except TimeoutError:
+            raise SessionLost("the client takes no frames") from None
 
 
 # --- the table's language and the protocol's ---

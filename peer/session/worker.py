@@ -141,6 +141,9 @@ class SessionWorker:
         self.grant = grant
         self.received_seq = 0
         self._link = link
+        """Takes the outputs of the steps that are worked on."""
+        self._newest_link = link
+        """The same, unless a reroute that arrived is not worked on yet."""
         self._parts = parts
         # What a client has under way is never more than its reservation; nor is what it has not acknowledged yet.
         self._gate = StepGate(grant.epoch, CREDITS, max_tokens=2 * grant.kv_tokens)
@@ -185,11 +188,15 @@ class SessionWorker:
             raise RemoteProtocolError(f"epoch {grant.epoch} is not newer than {self._latest_epoch}")
         self._latest_epoch = grant.epoch
         self.received_seq = 0
-        keep = self._link is not None and self._link.usable and grant.successor == self.grant.successor
+        old = self._newest_link
+        keep = old is not None and old.usable and grant.successor == self.grant.successor
         self.grant = grant
-        if not keep and self._link is not None:
-            await self._link.close()
-        await self._inbox.put(_Reroute(grant, self._link if keep else make_link()))
+        if not keep:
+            self._newest_link = None
+            if old is not None:
+                await old.close()
+            self._newest_link = make_link()
+        await self._inbox.put(_Reroute(grant, self._newest_link))
 
     async def put_replay(self, epoch: int, lengths: tuple[int, ...], rebuild: Rebuild, timeout_seconds: float) -> None:
         """Take the client's wish that the replay buffer is sent to the successor."""
@@ -232,10 +239,10 @@ class SessionWorker:
                 await self._on_remember(item)
 
     async def close(self) -> None:
-        """Give everything back."""
+        """Give everything back. Every link is closed then: a newer one closes the one before it."""
         self._parts.replay.end(self.grant.session_id)
-        if self._link is not None:
-            await self._link.close()
+        if self._newest_link is not None:
+            await self._newest_link.close()
 
     async def _on_step(self, arrival: _Arrival) -> None:
         if arrival.step.epoch != self._latest_epoch:

@@ -97,7 +97,7 @@ def serve_in_order(
         starts.append(start)
         free, places = free - demand.room, places - 1
         heapq.heappush(running, (start + demand.held_seconds, demand.room))
-    while running and places < 1:
+    while running and (places < 1 or free < 0):
         at, tokens = heapq.heappop(running)
         start = max(start, at)
         free, places = free + tokens, places + 1

@@ -183,6 +183,24 @@ class SessionTable:
             self._queue.give_back(held.ticket, now)
         return admitted
 
+    def resize(self, kv_token_blocks: int, now: float) -> tuple[bytes, ...]:
+        """Offer another amount of room; returns the waiting sessions admitted now. Open sessions keep theirs.
+
+        `kv_token_blocks_free` is negative while open sessions hold more than the new amount.
+        """
+        self.kv_token_blocks_free += kv_token_blocks - self.kv_token_blocks_total
+        self.kv_token_blocks_total = kv_token_blocks
+        self._forecast = None
+        return self._admit_waiting(now)
+
+    def hopeless(self) -> dict[bytes, NeverFits]:
+        """The waiting sessions that no longer fit into all the room there is; the caller has them leave."""
+        too_large: dict[bytes, NeverFits] = {}
+        for session_id, (_, reservation) in self._waiting.items():
+            if reservation.room > self.kv_token_blocks_total:
+                too_large[session_id] = self._never_fits(reservation)
+        return too_large
+
     def note_step(self, session_id: bytes, tokens: int, rows: int, now: float) -> None:
         """Note that a step has left the session with `tokens` tokens in `rows` rows."""
         held = self._held.get(session_id)
@@ -192,12 +210,15 @@ class SessionTable:
 
     def _check(self, reservation: Reservation) -> None:
         if reservation.room > self.kv_token_blocks_total:
-            raise NeverFits(
-                f"the session reserves {reservation.room} KV tokens x blocks,"
-                f" the peer has {self.kv_token_blocks_total} in all"
-            )
+            raise self._never_fits(reservation)
         if self.is_open(reservation.session_id):
             raise AlreadyOpen("the session is open on this peer already")
+
+    def _never_fits(self, reservation: Reservation) -> NeverFits:
+        return NeverFits(
+            f"the session reserves {reservation.room} KV tokens x blocks,"
+            f" the peer has {self.kv_token_blocks_total} in all"
+        )
 
     def _fits(self, reservation: Reservation) -> bool:
         return reservation.room <= self.kv_token_blocks_free and len(self._held) < self._max_sessions
@@ -238,7 +259,8 @@ class SessionTable:
     @property
     def kv_token_blocks_open(self) -> int:
         """Room that a newcomer can have at once: nothing while others wait."""
-        return 0 if self._queue or len(self._held) >= self._max_sessions else self.kv_token_blocks_free
+        full = bool(self._queue) or len(self._held) >= self._max_sessions
+        return 0 if full else max(0, self.kv_token_blocks_free)
 
     def forecast(self, now: float) -> QueueForecast:
         """The forecast, at most `FORECAST_SECONDS` old and for about as many waiting sessions as there are now.

@@ -410,7 +410,7 @@ def measure_cost(bench: Bench) -> list[dict[str, Any]]:
         with engine(folder, packing) as ours:
             say(f"cost: {packing}")
             began = time.perf_counter()
-            cost = asyncio.run(in_engine(ours, lambda: calibrate(ours, time.perf_counter)))
+            cost = asyncio.run(in_engine(ours, lambda: calibrate(ours.stage, time.perf_counter)))
             took = time.perf_counter() - began
             for count in bench.effort.sessions:
                 rate = asyncio.run(decode_rate(ours, count, bench.effort.new_tokens))

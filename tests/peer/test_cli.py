@@ -17,8 +17,8 @@ import torch
 from blockswarm.client.model.load import AutoSwarmModelForCausalLM
 from blockswarm.peer.cli import app
 from blockswarm.peer.config import BlockRequest
-from blockswarm.peer.key_lock import held
-from blockswarm.peer.offer.capacity import Need, choose_blocks, count_that_fits
+from blockswarm.peer.key_lock import exclusive_key
+from blockswarm.peer.offer.capacity import MemoryNeed, choose_blocks, count_that_fits
 from blockswarm.proto.directory.swarm_key import SwarmKey
 from blockswarm.proto.errors import OutOfMemory, UsageError
 from blockswarm.proto.identity import Identity
@@ -231,7 +231,7 @@ def test_more_memory_than_there_is(folder: Path, tmp_path: Path) -> None:
 
 
 def test_blocks_that_fit_into_free_memory() -> None:
-    need = Need(block_bytes=100, kv_bytes=50, fixed_bytes=200)
+    need = MemoryNeed(block_bytes=100, kv_bytes=50, fixed_bytes=200)
     assert count_that_fits(need, 10_000, 80) == (8500 - 200) // 150
     assert count_that_fits(need, 10_000, 4) == 4
     for free in (0, 1, 411):  # 85 % of 411 is one byte short of 350
@@ -252,9 +252,13 @@ def test_a_number_of_blocks_goes_where_servers_are_missing() -> None:
 
 def test_a_key_file_is_held_by_one(tmp_path: Path) -> None:
     Identity.load_or_create(tmp_path / "peer.key")
-    with held(tmp_path / "peer.key"), pytest.raises(UsageError, match="another peer"), held(tmp_path / "peer.key"):
+    with (
+        exclusive_key(tmp_path / "peer.key"),
+        pytest.raises(UsageError, match="another peer"),
+        exclusive_key(tmp_path / "peer.key"),
+    ):
         pass
-    with held(tmp_path / "peer.key"):
+    with exclusive_key(tmp_path / "peer.key"):
         pass
 
 

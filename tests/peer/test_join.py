@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from blockswarm.peer.config import BlockRequest, PeerConfig
-from blockswarm.peer.join import joined
+from blockswarm.peer.join import join_swarm
 from blockswarm.proto.network.transport import Dialer
 
 pytestmark = [
@@ -28,7 +28,7 @@ def a_config(folder: Path, announce: tuple[str, ...], dht_port: int = 0) -> Peer
 
 
 async def visible_maddrs(config: PeerConfig) -> tuple[str, ...]:
-    async with joined(config, Dialer(), "0" * 64, None) as directory:
+    async with join_swarm(config, Dialer(), "0" * 64, None) as directory:
         return await directory.visible_maddrs()
 
 

@@ -7,7 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from blockswarm.peer.tasks import Changes, run_to_end, run_until_first
+from blockswarm.peer.tasks import (
+    Changes,
+    StopRequest,
+    VitalTaskEnded,
+    run_to_end,
+    run_until_first,
+    until_stopped,
+    vital_tasks,
+)
+from blockswarm.proto.errors import PeerUnavailable
 from support.virtual_time import VirtualTimeLoop
 
 
@@ -133,3 +142,151 @@ def test_waiters_hear_of_every_change() -> None:
         assert reached == [0, 1, 2, 3]
 
     run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("no such thing"), "announcing the peer failed: ValueError: no such thing"),
+        (PeerUnavailable("nobody is there"), "announcing the peer failed: nobody is there"),
+        (None, "announcing the peer has ended"),
+    ],
+    ids=str,
+)
+def test_a_vital_task_that_ends_ends_the_program_with_its_reason(error: Exception | None, reason: str) -> None:
+    diary: list[str] = []
+
+    async def steady() -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            diary.append("the other task is over")
+
+    async def announcing() -> None:
+        await asyncio.sleep(5)
+        if error is not None:
+            raise error
+
+    async def serving() -> None:
+        async with vital_tasks({"announcing the peer": announcing(), "watching": steady()}):
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                diary.append("the block is over")
+
+    async def scenario() -> None:
+        with pytest.raises(VitalTaskEnded, match=reason):
+            await serving()
+        assert sorted(diary) == ["the block is over", "the other task is over"]
+        assert asyncio.get_running_loop().time() == 5
+        assert len(asyncio.all_tasks()) == 1
+
+    run(scenario())
+
+
+def test_the_end_of_the_block_ends_the_vital_tasks() -> None:
+    """With what the block raised, if it did."""
+
+    async def scenario() -> None:
+        async with vital_tasks({"a": asyncio.sleep(1000), "b": asyncio.sleep(1000)}):
+            await asyncio.sleep(1)
+        assert len(asyncio.all_tasks()) == 1
+        with pytest.raises(PeerUnavailable):
+            async with vital_tasks({"a": asyncio.sleep(1000)}):
+                raise PeerUnavailable("nobody is there")
+        assert len(asyncio.all_tasks()) == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("signals", [0, 1, 2])
+def test_a_second_stop_ends_the_work_at_once(signals: int) -> None:
+    diary: list[str] = []
+
+    async def work(stop: StopRequest) -> None:
+        stop.serving = True
+        try:
+            await asyncio.wait_for(stop.gently.wait(), 50)
+            await asyncio.sleep(100)
+        except TimeoutError:
+            diary.append("never asked")
+        finally:
+            await asyncio.sleep(1)
+            diary.append("over")
+
+    async def scenario() -> None:
+        stop = StopRequest()
+        for number in range(signals):
+            asyncio.get_running_loop().call_later(10 * (number + 1), stop)
+        await until_stopped(work(stop), stop)
+
+    run(scenario())
+    assert diary == (["over"] if signals else ["never asked", "over"])
+
+
+# --- stopping: gently the first time, at once the second time ---
+
+
+def test_before_it_serves_a_stop_is_at_once() -> None:
+    async def scenario() -> None:
+        stop = StopRequest()
+        stop()
+        assert (stop.gently.is_set(), stop.now.is_set()) == (False, True)
+
+    asyncio.run(scenario())
+
+
+def test_a_serving_peer_is_stopped_gently_and_then_at_once() -> None:
+    async def scenario() -> None:
+        stop = StopRequest()
+        stop.serving = True
+        stop()
+        assert (stop.gently.is_set(), stop.now.is_set()) == (True, False)
+        stop()
+        assert (stop.gently.is_set(), stop.now.is_set()) == (True, True)
+
+    asyncio.run(scenario())
+
+
+def test_a_stop_at_once_cancels_the_work_and_waits_for_its_end() -> None:
+    async def scenario() -> None:
+        stop, ended = StopRequest(), []
+
+        async def work() -> None:
+            try:
+                stop()
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0)
+                ended.append("tidied up")
+
+        await until_stopped(work(), stop)
+        assert ended == ["tidied up"]
+
+    asyncio.run(scenario())
+
+
+def test_work_that_ends_or_fails_by_itself_needs_no_stop() -> None:
+    async def scenario() -> None:
+        await until_stopped(asyncio.sleep(0), StopRequest())
+
+        async def fail() -> None:
+            raise OSError("no room on disk")
+
+        with pytest.raises(OSError, match="no room"):
+            await until_stopped(fail(), StopRequest())
+
+    asyncio.run(scenario())
+
+
+def test_a_cancellation_from_outside_is_passed_on() -> None:
+    """The program's own end must not look as if the peer had been asked to stop."""
+
+    async def scenario() -> None:
+        task = asyncio.create_task(until_stopped(asyncio.Event().wait(), StopRequest()))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scenario())

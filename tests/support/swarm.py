@@ -18,6 +18,7 @@ from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.engine.load import load_stage
 from blockswarm.peer.session.replay_store import DEFAULT_LIMIT_BYTES, ReplayStore
 from blockswarm.peer.session.service import PeerParts, PeerService
+from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto.directory.directory import MemoryDirectory, MemoryStore
 from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
 from blockswarm.proto.directory.swarm_key import SwarmKey
@@ -56,6 +57,8 @@ class LocalSwarm:
 
     checkpoint: Checkpoint
     swarm_key: SwarmKey | None = None
+    timing: PeerTiming = field(default_factory=PeerTiming)
+    """The time-outs of all peers."""
     prefix_bytes: int = 0
     """What every peer keeps of attention caches of earlier sessions at most."""
     store: MemoryStore = field(default_factory=MemoryStore)
@@ -89,6 +92,7 @@ class LocalSwarm:
         parts = PeerParts(
             identity=identity,
             engine=engine,
+            hosting=engine,
             sessions=sessions,
             replay=ReplayStore(replay_bytes),
             hellos=HelloChecker(identity.peer_id, time.time, self.swarm_key),
@@ -98,6 +102,7 @@ class LocalSwarm:
             swarm_key=self.swarm_key,
             lookup=lookup,
             dht_addresses=list,
+            timing=self.timing,
         )
         service = PeerService(parts)
         server, port = await serve(identity, service.handlers, "127.0.0.1", 0)

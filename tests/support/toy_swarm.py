@@ -47,6 +47,7 @@ class Peer:
         self.parts = PeerParts(
             identity=self.identity,
             engine=ToyEngine(WHOLE),
+            hosting=ToyEngine(WHOLE),
             sessions=self.table,
             replay=ReplayStore(1 << 20),
             hellos=HelloChecker(self.identity.peer_id, world.clock, None),
@@ -213,7 +214,7 @@ class World:
             table = peer.table
             assert (table.sessions, table.waiting) == (0, 0)
             assert table.kv_token_blocks_free == table.kv_token_blocks_total
-            assert not peer.service._open
+            assert not peer.service.open_ids
             assert not peer.service._admission._waiters
             assert peer.parts.replay.nbytes == 0
         left = [task for task in asyncio.all_tasks(self.loop) if not task.done()]

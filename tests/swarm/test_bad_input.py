@@ -19,7 +19,7 @@ from blockswarm.client.chain.session import ChainSession
 from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.engine.load import load_stage
-from blockswarm.peer.session import service as service_module
+from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.errors import (
     AuthenticationError,
@@ -155,9 +155,9 @@ def check_close(got: bytes, wanted: bytes) -> None:
 class World:
     """Three peers, and one loop that lives as long as they do."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, timing: PeerTiming | None = None) -> None:
         self._runner = asyncio.Runner()
-        self._context = local_swarm(folder, "0:2", "2:4", "4:6")
+        self._context = local_swarm(folder, "0:2", "2:4", "4:6", timing=timing or PeerTiming())
         self.swarm = self._runner.run(self._context.__aenter__())
         self._whole = Engine(load_stage(open_checkpoint(folder), BlockRange(0, 6)), KvPool(0, prefix_limit_bytes=0))
 
@@ -190,7 +190,7 @@ class World:
             assert peer.parts.sessions.kv_token_blocks_free == peer.parts.sessions.kv_token_blocks_total
             assert peer.parts.replay.nbytes == 0
             assert not peer.parts.replay._buffers
-            assert not peer.service._open
+            assert not peer.service.open_ids
             assert (peer.parts.engine.pool.reserved_bytes, peer.parts.engine.pool.used_bytes) == (0, 0)
 
     def close(self) -> None:
@@ -200,9 +200,22 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
-    made = World(write_tiny_checkpoint("llama", tmp_path_factory.mktemp("llama")))
+    return write_tiny_checkpoint("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def world(folder: Path) -> Iterator[World]:
+    made = World(folder)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def impatient_world(folder: Path) -> Iterator[World]:
+    """Peers that give a stream little time to say what it wants."""
+    made = World(folder, PeerTiming(handshake_seconds=1.0))
     yield made
     made.close()
 
@@ -612,27 +625,24 @@ def test_a_reroute_that_is_no_reroute(world: World, changes: dict[str, Any]) -> 
 # --- pushes ---
 
 
-def test_a_push_from_a_peer_that_is_not_the_predecessor(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_push_from_a_peer_that_is_not_the_predecessor(impatient_world: World) -> None:
     """It waits for its turn, as an early predecessor would, and is then sent away; the session is not touched."""
-    monkeypatch.setattr(service_module, "HANDSHAKE_SECONDS", 0.3)
 
     async def attack(stranger: Stranger) -> None:
-        (session_id,) = stranger.victim.service._open
+        (session_id,) = stranger.victim.service.open_ids
         call = await stranger.push(session_id)
         await call.write(pb.PushFrame(step=step()))
         error = await refusal(call)
         assert isinstance(error, DeadlineExceeded)
 
-    world.survive(attack)
+    impatient_world.survive(attack)
 
 
-def test_a_push_into_an_unknown_session(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "HANDSHAKE_SECONDS", 0.3)
-
+def test_a_push_into_an_unknown_session(impatient_world: World) -> None:
     async def attack(stranger: Stranger) -> None:
         assert isinstance(await refusal(await stranger.push(bytes(16))), DeadlineExceeded)
 
-    world.survive(attack)
+    impatient_world.survive(attack)
 
 
 BAD_PUSHES: dict[str, pb.PushFrame] = {

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from blockswarm.client.chain.hop import HopChoice
 from blockswarm.client.chain.session import ChainSession
-from blockswarm.peer.session.reader import UNUSED_SECONDS
+from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto.errors import NoChainError, PeerBusy, SwarmError
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.proto.wire.timing import LEASE_SECONDS
@@ -190,7 +190,7 @@ def test_room_that_is_not_used_is_given_back() -> None:
         session, _ = scene.session(0, 8, (scene.low, FRONT, 1.0), (scene.high, BACK, 1.0))
         chosen = await session._config.router.choose(WHOLE, frozenset(), session._request)
         hops = await session._chain.reserve(chosen, 10.0)
-        await asyncio.sleep(UNUSED_SECONDS - 1)
+        await asyncio.sleep(PeerTiming().unused_room_seconds - 1)
         assert (scene.low.table.sessions, scene.high.table.sessions) == (1, 1)
         await asyncio.sleep(2)
         assert (scene.low.table.sessions, scene.high.table.sessions) == (0, 0)

@@ -67,6 +67,7 @@ class Peer:
         self.parts = PeerParts(
             identity=self.identity,
             engine=ToyEngine(self.blocks),
+            hosting=self.engine,
             sessions=SessionTable(KV_TOKENS * len(self.blocks)),
             replay=ReplayStore(self._replay_bytes),
             hellos=HelloChecker(self.id, machine.clock, None),

@@ -170,7 +170,7 @@ def test_a_gpu_is_found_and_measured(tmp_path: Path) -> None:
         assert before is not None
         assert after is not None
         assert after < before
-        cost = calibrate(engine, time.perf_counter)
+        cost = calibrate(engine.stage, time.perf_counter)
     finally:
         engine.close()
     assert cost.decode_seconds(1, 64) > 0

@@ -6,7 +6,9 @@ import asyncio
 import random
 from collections.abc import Sequence
 
-from blockswarm.peer.offer.announce import Announcer, RecentLookups
+from blockswarm.peer.offer.announce import Announcer
+from blockswarm.peer.offer.lookups import RecentLookups
+from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto.directory.records import PeerRecord
 from blockswarm.proto.directory.signed import SignedRecord
 from blockswarm.proto.directory.swarm_key import swarm_key_name
@@ -40,19 +42,21 @@ def test_who_asks_at_once_finds_the_peer_itself() -> None:
     async def scenario() -> None:
         now = 1_000_000.0
         identity, directory = Identity.generate(), SlowDirectory()
-        lookups = RecentLookups(directory, DIGEST, None, lambda: now)
+        lookups = RecentLookups(directory, DIGEST, None, lambda: now, PeerTiming())
         directory.answer.set()
         assert await lookups.records() == ()  # seen before the peer was announced
         directory.answer.clear()
 
-        def record(state: PeerState) -> PeerRecord:
+        def record(state: PeerState, issued_seconds: float) -> PeerRecord:
+            assert issued_seconds == now
             spec = PeerSpec(identity.peer_id, BlockRange(0, 2), ComputeCost(1e-3), state, block_hashes=(b"8" * 8,) * 2)
             return PeerRecord(
                 model_digest=DIGEST, spec=spec, addresses=("127.0.0.1:1",), incarnation=7,
                 protocol_version=PROTOCOL_VERSION,
             )  # fmt: skip
 
-        announcer = Announcer(directory, identity, None, record, lambda: now, random.Random(1), lookups.announced)
+        rng, timing = random.Random(1), PeerTiming()
+        announcer = Announcer(directory, identity, None, record, lambda: now, rng, lookups.announced, timing)
         await announcer.change(PeerState.SERVING)
         assert await lookups.lookup(NAME) == [directory.announced[0].encode()]
         now += 10
@@ -61,5 +65,6 @@ def test_who_asks_at_once_finds_the_peer_itself() -> None:
         now += 1000
         directory.answer.set()
         assert await lookups.lookup(NAME) == []
+        await lookups.close()
 
     asyncio.run(scenario())

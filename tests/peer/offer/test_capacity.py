@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 from blockswarm.peer.config import BlockRequest
-from blockswarm.peer.node import _room
-from blockswarm.peer.offer.capacity import Need, choose_blocks, count_that_fits, explain, free_memory_bytes
+from blockswarm.peer.offer.capacity import (
+    MemoryNeed,
+    MemoryOffer,
+    choose_blocks,
+    count_that_fits,
+    explain,
+    free_memory_bytes,
+    need_and_free,
+)
 from blockswarm.peer.session.replay_store import ReplayStore
 from blockswarm.proto.errors import OutOfMemory, UsageError
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
@@ -32,7 +36,7 @@ def test_the_least_recently_used_replay_buffer_goes_first_and_stays_gone() -> No
     assert store.nbytes == 0
 
 
-NEED = Need(block_bytes=100, kv_bytes=50, fixed_bytes=30)
+NEED = MemoryNeed(block_bytes=100, kv_bytes=50, fixed_bytes=30)
 
 
 @given(st.integers(0, 5000), st.integers(1, 40))
@@ -87,9 +91,22 @@ def test_blocks_that_the_model_does_not_have_are_refused(text: str) -> None:
 
 def test_a_gpus_blocks_are_counted_against_its_own_memory() -> None:
     """The replay buffer stays in the machine's."""
-    config: Any = SimpleNamespace(kv_tokens=10, replay_bytes=30)
-    here: Any = SimpleNamespace(block_bytes=100, kv_bytes_per_token=5, device_free_bytes=None)
-    on_gpu: Any = SimpleNamespace(block_bytes=100, kv_bytes_per_token=5, device_free_bytes=1000)
-    assert _room(config, here)[0] == NEED
-    assert _room(config, on_gpu) == (Need(100, 50, 0), 1000)
-    assert "replay" not in explain(*_room(config, on_gpu), count=5)
+    assert need_and_free(10, 30, 100, 5, device_free_bytes=None)[0] == NEED
+    on_gpu = need_and_free(10, 30, 100, 5, device_free_bytes=1000)
+    assert on_gpu == (MemoryNeed(100, 50, 0), 1000)
+    assert "replay" not in explain(*on_gpu, count=5)
+
+
+@given(st.integers(1, 80), st.integers(1, 40_000), st.integers(1, 10**9), st.integers(1, 10**5))
+def test_the_offered_memory_is_weights_and_caches(blocks: int, kv_tokens: int, block_bytes: int, kv_bytes: int) -> None:
+    """The room is what was asked for at first, and with other numbers of blocks what the same memory has room for."""
+    offer = MemoryOffer.of(blocks, kv_tokens, block_bytes, kv_bytes)
+    assert offer.room(blocks) == blocks * kv_tokens
+    for other in range(1, 2 * blocks):
+        try:
+            room = offer.room(other)
+        except OutOfMemory:
+            assert other * (block_bytes + kv_bytes) > offer.total_bytes
+            continue
+        assert other * block_bytes + room * kv_bytes <= offer.total_bytes
+        assert other * block_bytes + (room + 1) * kv_bytes > offer.total_bytes

@@ -58,6 +58,7 @@ class World:
             PeerParts(
                 identity=self.identity,
                 engine=self.engine,
+                hosting=self.engine,
                 sessions=self.table,
                 replay=ReplayStore(),
                 hellos=HelloChecker(self.identity.peer_id, time.time, None),

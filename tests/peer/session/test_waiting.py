@@ -7,7 +7,8 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
-from blockswarm.peer.session.waiting import NEWS_SECONDS, Admission
+from blockswarm.peer.session.waiting import Admission
+from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto.errors import (
     OutOfMemory,
     PeerBusy,
@@ -28,13 +29,16 @@ def grant(session: int, kv_tokens: int, client: str = "") -> Grant:
     return Grant(session_id, 1, client_id, me, blocks, kv_tokens, 1, None, None, "float32", 0, "")
 
 
+TIMING = PeerTiming()
+
+
 class Door:
     """One peer's admission, and a diary of who was told what and who started when."""
 
     def __init__(self, room: int = 100) -> None:
         self.loop = VirtualTimeLoop()
         self.table = SessionTable(room, token_seconds=0.1)
-        self.admission = Admission(self.table, lambda: 1000.0 + self.loop.time(), lambda wait_seconds: None)
+        self.admission = Admission(self.table, lambda: 1000.0 + self.loop.time(), lambda wait_seconds: None, TIMING)
         self.told: dict[int, list[tuple[float, int, float]]] = {}
         self.started: dict[int, float] = {}
 
@@ -98,7 +102,9 @@ def test_a_waiting_session_starts_the_moment_there_is_room_and_hears_its_place()
     door.run(scenario())
     assert door.started == pytest.approx({0: 0.0, 1: 10.0, 2: 20.0, 3: 30.0})
     assert [place for _, place, _ in door.told[3]] == [3, 2, 1]
-    assert all(moment == pytest.approx(10.0 * (3 - place), abs=NEWS_SECONDS + 0.5) for moment, place, _ in door.told[3])
+    assert all(
+        moment == pytest.approx(10.0 * (3 - place), abs=TIMING.news_seconds + 0.5) for moment, place, _ in door.told[3]
+    )
     assert [place for _, place, _ in door.told[1]] == [1]
     assert door.told[1][0][0] == pytest.approx(0.1), "the first to wait hears at once"
 

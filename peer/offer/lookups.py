@@ -1,0 +1,91 @@
+"""A recent look at the records of a model's peers, for clients that ask and for the peer itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from ...proto.directory.directory import Directory
+from ...proto.directory.signed import SignedRecord
+from ...proto.directory.swarm_key import SwarmKey, swarm_key_name
+from ...proto.errors import SwarmError
+from ..tasks import cancel_all
+from ..timing import PeerTiming
+
+logger = logging.getLogger(__name__)
+
+MAX_LOOKUPS_AT_ONCE = 4
+"""Look-ups of other names that wait for the directory at the same time."""
+
+
+class RecentLookups:
+    """Answers look-ups of one model's peers from a recent look; other names directly.
+
+    A look that is older than two seconds is renewed, but no caller waits for the new one while the old one will do:
+    when a node of the DHT hangs, a search takes many seconds. The peer's own record is always the newest. Close it.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        model_digest: str,
+        swarm_key: SwarmKey | None,
+        clock: Callable[[], float],
+        timing: PeerTiming,
+    ) -> None:
+        self._timing = timing
+        self._directory = directory
+        self._name = swarm_key_name(model_digest, swarm_key)
+        self._clock = clock
+        self._records: tuple[SignedRecord, ...] = ()
+        self._own: SignedRecord | None = None
+        self._looked_at = float("-inf")
+        self._looking: asyncio.Task[SwarmError | None] | None = None
+        self._limit = asyncio.Semaphore(MAX_LOOKUPS_AT_ONCE)
+
+    async def records(self) -> tuple[SignedRecord, ...]:
+        """The verified records of this model's peers. Raises SwarmError if a needed look fails."""
+        age = self._clock() - self._looked_at
+        if age > self._timing.lookup_max_age_seconds and (self._looking is None or self._looking.done()):
+            self._looking = asyncio.create_task(self._look(), name="look up peers")
+        # A look is shared: a caller that is cancelled does not end it, and without a deadline all hear how it failed.
+        if self._looking is not None and age > self._timing.lookup_stale_seconds:
+            await asyncio.wait([self._looking])
+            if (error := self._looking.result()) is not None:
+                raise error
+        elif self._looking is not None:
+            await asyncio.wait([self._looking], timeout=self._timing.lookup_patience_seconds)
+        now, own = self._clock(), self._own
+        known = self._records
+        if own is not None:
+            known = (*(record for record in known if record.peer_id != own.peer_id), own)
+        return tuple(record for record in known if record.expires_at_seconds > now)
+
+    def announced(self, own: SignedRecord) -> None:
+        """Take this peer's newest record."""
+        self._own = own
+
+    async def lookup(self, name: str) -> list[bytes]:
+        """The encoded records under a name."""
+        if name == self._name:
+            found = await self.records()
+        else:
+            async with self._limit:
+                found = await self._directory.lookup(name)
+        return [record.encode() for record in found]
+
+    async def close(self) -> None:
+        """End a look that is under way."""
+        if self._looking is not None:
+            await cancel_all([self._looking])
+
+    async def _look(self) -> SwarmError | None:
+        """Look anew; the error if that failed."""
+        try:
+            self._records = await self._directory.lookup(self._name)
+        except SwarmError as error:
+            logger.debug("looking up peers failed: %s", error)
+            return error
+        self._looked_at = self._clock()
+        return None

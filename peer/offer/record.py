@@ -1,0 +1,132 @@
+"""The record that a peer announces of itself: a pure function of facts, each of which has one owner.
+
+The facts come in frozen parts.  Their owners: the start of the program (`IdentityFacts`), what is hosted
+(`HostingFacts`), the cost that was taken last, the admission table (`RoomFacts`), the network (`ReachFacts`,
+coordinate), the sessions (`ClientFacts`), the placement agent (claim), the announcer (state, issued_seconds).  Every
+field of `PeerSpec` and `PeerRecord` is set here and means what their docstrings say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from ...proto.directory.records import PeerRecord, Relay
+from ...proto.wire.handshake import PROTOCOL_VERSION
+from ...routing.swarm import (
+    BlockRange,
+    ComputeCost,
+    Coordinate,
+    KvRelease,
+    MoveClaim,
+    PeerId,
+    PeerSpec,
+    PeerState,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityFacts:
+    """The peer as such, settled when it starts."""
+
+    peer_id: PeerId
+    model_digest: str
+    incarnation: int
+    """Grows with every start of the peer."""
+    public_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostingFacts:
+    """The blocks that the peer hosts, and those that it could host."""
+
+    blocks: BlockRange
+    block_hashes: tuple[bytes, ...]
+    numeric_format: str
+    memory_bytes: int
+    """Offered for weights and attention caches together; does not depend on what is hosted now."""
+    max_blocks: int | None
+    """The operator's limit."""
+    blocks_fixed: bool
+    """The operator chose the very blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoomFacts:
+    """Room for attention caches, in tokens x blocks."""
+
+    total: int
+    free: int
+    releases: tuple[KvRelease, ...]
+    """In Unix time."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReachFacts:
+    """How the peer is reached."""
+
+    addresses: tuple[str, ...]
+    """host:port of the data plane, best first."""
+    dht_maddrs: tuple[str, ...] = ()
+    relays: tuple[Relay, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ClientFacts:
+    """Observations of the last ten minutes."""
+
+    concurrency: float
+    """Mean of the sessions in parallel."""
+    centroids: tuple[Coordinate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RecordFacts:
+    """Everything that a record says."""
+
+    state: PeerState
+    issued_seconds: float
+    """Unix time of the announcement."""
+    identity: IdentityFacts
+    hosting: HostingFacts
+    cost: ComputeCost
+    room: RoomFacts
+    reach: ReachFacts
+    clients: ClientFacts
+    coordinate: Coordinate | None = None
+    claim: MoveClaim | None = None
+
+
+def record_of(facts: RecordFacts) -> PeerRecord:
+    """The record that states these facts. Raises ValueError if one is outside the record's bounds."""
+    identity, hosting, room, reach, clients = facts.identity, facts.hosting, facts.room, facts.reach, facts.clients
+    spec = PeerSpec(
+        id=identity.peer_id,
+        blocks=hosting.blocks,
+        cost=facts.cost,
+        state=facts.state,
+        memory_bytes=float(hosting.memory_bytes),
+        kv_tokens_total=room.total,
+        kv_tokens_free=room.free,
+        releases=room.releases,
+        coordinate=facts.coordinate,
+        client_centroids=clients.centroids,
+        concurrency=clients.concurrency,
+        block_hashes=hosting.block_hashes,
+        numeric_format=hosting.numeric_format,
+        max_blocks=hosting.max_blocks,
+        blocks_fixed=hosting.blocks_fixed,
+        claim=facts.claim,
+        issued_seconds=facts.issued_seconds,
+    )
+    return PeerRecord(
+        model_digest=identity.model_digest,
+        spec=spec,
+        addresses=reach.addresses,
+        relays=reach.relays,
+        dht_maddrs=reach.dht_maddrs,
+        incarnation=identity.incarnation,
+        protocol_version=PROTOCOL_VERSION,
+        software_version=version("blockswarm"),
+        public_name=identity.public_name,
+    )

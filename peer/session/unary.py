@@ -1,0 +1,64 @@
+"""The calls that have one answer: look-ups in the directory, and pings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from ...proto import swarm_pb2 as pb
+from ...proto.errors import RemoteProtocolError, SwarmError, to_wire
+from ...proto.network.transport import ERROR_CODE_KEY
+from ...proto.wire.handshake import PROTOCOL_VERSION
+
+if TYPE_CHECKING:
+    from .service import PeerParts
+
+MAX_LOOKUP_BYTES = 3 << 20
+
+
+class UnaryCalls:
+    """Answers look-ups and pings."""
+
+    def __init__(self, parts: PeerParts) -> None:
+        self._parts = parts
+
+    async def lookup(self, request: pb.LookupRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.LookupReply:
+        """Records under a name; in a private swarm for members only."""
+        try:
+            if self._parts.swarm_key is not None:
+                self._parts.hellos.check(request.hello)
+            if len(request.key) > 256:
+                raise RemoteProtocolError("a name has at most 256 characters")
+            records = await self._parts.lookup(request.key)
+        except SwarmError as error:
+            code, text = to_wire(error)
+            await context.abort(grpc.StatusCode.ABORTED, text, trailing_metadata=((ERROR_CODE_KEY, str(code)),))
+        reply, size = pb.LookupReply(), 0
+        for record in records:
+            size += len(record)
+            if size > MAX_LOOKUP_BYTES:
+                break
+            reply.records.append(record)
+        return reply
+
+    async def ping(self, _request: pb.PingRequest, _context: grpc.aio.ServicerContext[Any, Any]) -> pb.PingReply:
+        """The peer's clock and public status; in a private swarm without the model's name."""
+        parts, counters = self._parts, self._parts.counters
+        public = parts.swarm_key is None
+        return pb.PingReply(
+            clock=parts.clock(),
+            peer_id=parts.identity.peer_id,
+            protocol=PROTOCOL_VERSION,
+            model_digest=parts.model_digest if public else "",
+            model_name=parts.model_name if public else "",
+            steps_pushed=counters.steps_pushed,
+            steps_relayed=counters.steps_relayed,
+            steps_answered=counters.steps_answered,
+            rebuilt_tokens=counters.rebuilt_tokens,
+            sessions=parts.sessions.sessions,
+            queued=parts.sessions.waiting,
+            kv_tokens_free=max(0, parts.sessions.kv_token_blocks_free),
+            replay_bytes=parts.replay.nbytes,
+            dht_addresses=parts.dht_addresses(),
+        )

@@ -1,0 +1,72 @@
+"""The time-outs of a peer, all in one frozen value that is given to whatever waits.
+
+Numbers that the other side of the protocol relies on come from proto/wire/timing.py; tests give smaller ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..proto.wire.timing import (
+    DRAIN_SECONDS,
+    HANDSHAKE_SECONDS,
+    MAX_WAIT_SECONDS,
+    PREVIOUS_STREAM_SECONDS,
+    PUSH_CONNECT_SECONDS,
+    RECORD_REFRESH_JITTER,
+    RECORD_REFRESH_SECONDS,
+    UNUSED_ROOM_SECONDS,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerTiming:
+    """How long a peer waits for what; seconds."""
+
+    # Joining and leaving.
+    join_ping_seconds: float = 10.0
+    """Wait for each initial peer to answer."""
+    drain_seconds: float = DRAIN_SECONDS
+    """Wait of a peer that stops for its open sessions to end."""
+    goodbye_seconds: float = 3.0
+    """Wait for the directory to take the last records; without them the old one runs out by itself."""
+
+    # The directory.
+    record_refresh_seconds: float = RECORD_REFRESH_SECONDS
+    """Time between two announcements."""
+    record_refresh_jitter: float = RECORD_REFRESH_JITTER
+    """Largest relative deviation from it."""
+    watch_seconds: float = 1.0
+    """Time between two looks at what should be announced at once, and two readings of the metrics."""
+    min_announce_seconds: float = 5.0
+    """Shortest time between two announcements of a changed cost."""
+    lookup_max_age_seconds: float = 2.0
+    """Age at which a look at the directory is renewed."""
+    lookup_stale_seconds: float = 45.0
+    """Age at which an old look no longer answers a caller."""
+    lookup_patience_seconds: float = 0.5
+    """Wait of a caller for a new look while the old one still answers."""
+
+    # A session's streams.
+    handshake_seconds: float = HANDSHAKE_SECONDS
+    """Wait for a stream to say what it wants."""
+    previous_stream_seconds: float = PREVIOUS_STREAM_SECONDS
+    """Wait of a new stream for the previous stream of the same session to close."""
+    unused_room_seconds: float = UNUSED_ROOM_SECONDS
+    """Time after which a session that did nothing with its room ends."""
+    idle_seconds: float = 1800.0
+    """Time after which a session that was used and fell silent ends."""
+    frame_seconds: float = 0.5
+    """Wait for a frame that is being written, before its writer is cancelled."""
+    push_connect_seconds: float = PUSH_CONNECT_SECONDS
+    """Wait for the successor to accept a push stream."""
+
+    # Waiting for room.
+    max_wait_seconds: float = MAX_WAIT_SECONDS
+    """Longest wait of a session, whatever it asks for."""
+    news_seconds: float = 1.0
+    """Time between two looks at which sessions should hear their place."""
+    news_seconds_per_waiting: float = 0.01
+    """Additional pause between two frames to the same client for each waiting session."""
+    tell_seconds: float = 10.0
+    """Wait for a client to take a frame about its place."""
