@@ -18,6 +18,7 @@ from ...proto.identity import Identity
 from ...proto.network.address import Reach
 from ...proto.network.transport import Dialer, ping
 from ...proto.wire.timing import RECORD_LIFETIME_SECONDS
+from ...routing.route.predict import predict_step
 from ...routing.swarm import BlockRange, PeerId, RequestSpec
 from ..chain.hop import HopChoice
 from ..swarm.router import ViewRouter
@@ -168,22 +169,25 @@ async def forecast(model: ModelName, options: SwarmOptions, request: RequestSpec
 
 def predict(chain: Sequence[HopChoice], view: SwarmView, router: ViewRouter, push: bool) -> Forecast:
     """Times of a decode step of one row with an empty context, from announced costs and measured round trips."""
-    hops: list[HopForecast] = []
-    before: PeerId | None = None
-    rtts = {hop.address.peer: view.peers[hop.address.peer].rtt_seconds for hop in chain}
-    for hop in chain:
-        peer = hop.address.peer
-        if before is None:
-            way = rtts[peer] / 2
-        elif push:
-            way = router.peer_rtt_seconds(before, peer) / 2
-        else:
-            way = (rtts[before] + rtts[peer]) / 2
-        record = view.peers[peer].record
-        compute = record.spec.cost.decode_seconds() * len(hop.blocks)
-        hops.append(HopForecast(peer, record.public_name, hop.address.target, hop.blocks, way, compute))
-        before = peer
-    return Forecast(tuple(hops), rtts[before] / 2 if before is not None else 0.0)
+    records = {hop.address.peer: view.peers[hop.address.peer].record for hop in chain}
+    times = predict_step(
+        [(records[hop.address.peer].spec, hop.blocks) for hop in chain],
+        tokens=1,
+        client_rtt_seconds={peer: view.peers[peer].rtt_seconds for peer in records},
+        peer_rtt_seconds=router.peer_rtt_seconds if push else None,
+    )
+    hops = (
+        HopForecast(
+            hop_times.peer,
+            records[hop_times.peer].public_name,
+            hop.address.target,
+            hop.blocks,
+            hop_times.way_seconds,
+            hop_times.compute_seconds,
+        )
+        for hop, hop_times in zip(chain, times.hops, strict=True)
+    )
+    return Forecast(tuple(hops), times.return_seconds)
 
 
 async def take_pulses(addresses: Sequence[Reach]) -> tuple[Pulse, ...]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from ...proto.errors import NoChainError, PeerBusy, SwarmError, describe_blocks
 from ...proto.wire.precision import at_least
 from ...routing.releases import wait_for_room
+from ...routing.route.predict import predict_step
 from ...routing.route.router import NoRouteError, cheapest_route
 from ...routing.swarm import BlockRange, Hop, ModelSpec, PeerId, PeerSpec, PeerState, RequestSpec, Swarm
 from ..chain.hop import HopChoice
@@ -76,15 +77,15 @@ class ViewRouter:
         await self._view.refresh()
 
     def predict_seconds(self, chain: Sequence[tuple[PeerId, BlockRange]], tokens: int) -> float:
-        """Time of one step of `tokens` tokens through the chain, from announced costs and measured round trips."""
-        seconds = 0.0
-        for peer, blocks in chain:
-            known = self._view.peers.get(peer)
-            if known is not None:
-                cost = known.record.spec.cost
-                per_block = cost.decode_seconds() if tokens == 1 else cost.prefill_seconds(tokens)
-                seconds += per_block * len(blocks) + known.rtt_seconds
-        return seconds
+        """Time of one step of `tokens` tokens through the chain, from announced costs and measured round trips.
+
+        Every hop counts a round trip from the client, as if outputs were relayed; peers that are not known any more
+        count for nothing.
+        """
+        known = self._view.peers
+        hops = [(known[peer].record.spec, blocks) for peer, blocks in chain if peer in known]
+        rtts = {spec.id: known[spec.id].rtt_seconds for spec, _ in hops}
+        return predict_step(hops, tokens=tokens, client_rtt_seconds=rtts, peer_rtt_seconds=None).step_seconds
 
     def clock_offset_seconds(self, peer: PeerId) -> float:
         """The peer's clock minus ours; 0 if it is not known."""

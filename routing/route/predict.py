@@ -1,0 +1,84 @@
+"""The predicted time of one step through a chain, hop by hop: the way there, the computation, the wait for room.
+
+The router adds up the same terms over a whole request (`costs.py`); this says what a given chain takes, for people, for
+time-outs, and for the simulator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..releases import wait_for_room
+from ..swarm import BlockRange, ComputeCost, PeerId, PeerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class HopTimes:
+    """The times of one hop, in seconds."""
+
+    peer: PeerId
+    blocks: BlockRange
+    way_seconds: float
+    """From the node before it: the client or a peer. Through the client where peers do not push."""
+    compute_seconds: float
+    wait_seconds: float
+    """Until the peer has room for the request; it waits for its peers at the same time, not one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainTimes:
+    """The times of one step through a chain."""
+
+    hops: tuple[HopTimes, ...]
+    return_seconds: float
+    """From the last peer to the client."""
+
+    @property
+    def step_seconds(self) -> float:
+        """The whole step, without the wait for room."""
+        return math.fsum(hop.way_seconds + hop.compute_seconds for hop in self.hops) + self.return_seconds
+
+    @property
+    def wait_seconds(self) -> float:
+        """Until every peer has room: the largest of the hops' waits."""
+        return max((hop.wait_seconds for hop in self.hops), default=0.0)
+
+
+def step_block_seconds(cost: ComputeCost, tokens: int, context_tokens: float = 0.0) -> float:
+    """Seconds of one block for a step of one row: one token is a decode step, more are a prefill."""
+    return cost.decode_seconds(1, context_tokens) if tokens == 1 else cost.prefill_seconds(tokens)
+
+
+def predict_step(
+    chain: Sequence[tuple[PeerSpec, BlockRange]],
+    *,
+    tokens: int,
+    client_rtt_seconds: Mapping[PeerId, float],
+    peer_rtt_seconds: Callable[[PeerId, PeerId], float] | None,
+    context_tokens: float = 0.0,
+    kv_tokens_per_block: int = 0,
+    now_seconds: float = 0.0,
+) -> ChainTimes:
+    """The times of a step of one row with `tokens` new tokens through the peers of a chain.
+
+    `peer_rtt_seconds`: round trips between peers that push to each other; None: every hop goes through the client.
+    `kv_tokens_per_block`: the room that the request has yet to get on every block; 0: it has its room.
+    Raises KeyError if the client has no round trip to a peer.
+    """
+    hops: list[HopTimes] = []
+    before: PeerId | None = None
+    for spec, blocks in chain:
+        peer = spec.id
+        if before is None:
+            way = client_rtt_seconds[peer] / 2
+        elif peer_rtt_seconds is not None:
+            way = peer_rtt_seconds(before, peer) / 2
+        else:
+            way = (client_rtt_seconds[before] + client_rtt_seconds[peer]) / 2
+        compute = step_block_seconds(spec.cost, tokens, context_tokens) * len(blocks)
+        wait = wait_for_room(len(blocks) * kv_tokens_per_block, spec.kv_tokens_free, spec.releases, now_seconds)
+        hops.append(HopTimes(peer, blocks, way, compute, wait))
+        before = peer
+    return ChainTimes(tuple(hops), client_rtt_seconds[before] / 2 if before is not None else 0.0)
