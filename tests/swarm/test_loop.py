@@ -1,4 +1,4 @@
-"""A loop that computes answers nobody: peers and clients leave it within 5 ms, whatever is going on."""
+"""A loop that computes answers nobody: peers and clients leave it within milliseconds, whatever is going on."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ pytestmark = pytest.mark.swarm
 
 HIDDEN = 64
 BLOCKS = 6
+LONGEST_SECONDS = 0.05
+"""The bound on the processor time of one callback; measured are 5 to 10 ms, on a machine that others use as well."""
 
 
 async def converse(swarm: LocalSwarm, prompt: int, hidden: bytes) -> None:
@@ -43,6 +45,7 @@ def test_no_callback_keeps_the_loop(tmp_path: Path) -> None:
             with watched_loops() as watch:
                 await asyncio.gather(*(converse(swarm, 300, hidden) for _ in range(6)))
         assert watch.callbacks > 100
+        assert watch.longest_seconds < LONGEST_SECONDS, watch.longest
 
     asyncio.run(scenario())
 

@@ -1,0 +1,115 @@
+"""`tests/` mirrors the product: every module has its test at the same path, or a named test that drives it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from support.sources import ROOT, imports_of, package_files, relative_path
+
+TESTED_BY = {
+    "client/chain/handover.py": "tests/swarm/test_session.py",
+    "client/chain/hop.py": "tests/swarm/test_opening.py",
+    "client/chain/opening.py": "tests/swarm/test_opening.py",
+    "client/chain/operation.py": "tests/swarm/test_session_machine.py",
+    "client/chain/rebuild.py": "tests/swarm/test_session_machine.py",
+    "client/chain/reserve.py": "tests/swarm/test_opening.py",
+    "client/chain/wiring.py": "tests/swarm/test_session_machine.py",
+    "client/config.py": "tests/swarm/test_session_machine.py",
+    "client/program/options.py": "tests/client/program/test_cli.py",
+    "client/program/render.py": "tests/client/program/test_cli.py",
+    "client/program/survey.py": "tests/client/program/test_cli.py",
+    "client/program/talk.py": "tests/client/program/test_cli.py",
+    "client/program/terminal.py": "tests/client/program/test_cli.py",
+    "client/report.py": "tests/client/model/test_generation.py",
+    "client/swarm/view.py": "tests/client/swarm/test_router.py",
+    "client/tasks.py": "tests/client/test_connect.py",
+    "peer/config.py": "tests/peer/test_cli.py",
+    "peer/engine/batch.py": "tests/peer/engine/test_engine.py",
+    "peer/engine/blocks/padded.py": "tests/peer/engine/blocks/test_stage.py",
+    "peer/engine/blocks/rows.py": "tests/peer/engine/blocks/test_attention.py",
+    "peer/engine/cache/pool.py": "tests/peer/engine/cache/test_prefix_cache.py",
+    "peer/engine/cache/session.py": "tests/peer/engine/test_engine.py",
+    "peer/engine/trial.py": "tests/peer/engine/test_device.py",
+    "peer/engine/weights/packed_gpu.py": "tests/peer/engine/test_device.py",
+    "peer/key_lock.py": "tests/peer/test_cli.py",
+    "peer/node.py": "tests/peer/test_cli.py",
+    "peer/serving.py": "tests/peer/test_cli.py",
+    "peer/session/compute.py": "tests/swarm/test_session.py",
+    "peer/session/push.py": "tests/swarm/test_bad_input.py",
+    "peer/session/reader.py": "tests/swarm/test_bad_input.py",
+    "peer/session/transfer.py": "tests/swarm/test_session.py",
+    "peer/session/worker.py": "tests/swarm/test_session_machine.py",
+    "peer/terminal.py": "tests/peer/test_cli.py",
+    "proto/directory/hivemind/daemon.py": "tests/proto/directory/hivemind/test_node.py",
+    "proto/directory/hivemind/guard.py": "tests/proto/directory/hivemind/test_private.py",
+    "proto/directory/hivemind/maddrs.py": "tests/proto/directory/hivemind/test_node.py",
+    "proto/directory/hivemind/shim.py": "tests/proto/directory/hivemind/test_node.py",
+    "proto/directory/hivemind/storage.py": "tests/proto/directory/hivemind/test_node.py",
+    "proto/model/ends.py": "tests/proto/model/test_family.py",
+    "proto/model/folder.py": "tests/proto/model/test_checkpoint.py",
+    "proto/model/hub.py": "tests/proto/model/test_checkpoint.py",
+    "proto/model/tiny.py": "tests/proto/model/test_family.py",
+    "routing/admit/queue.py": "tests/routing/admit/test_table.py",
+    "routing/route/costs.py": "tests/routing/route/test_search.py",
+    "routing/route/lattice.py": "tests/routing/route/test_search.py",
+    "routing/route/passes.py": "tests/routing/route/test_search.py",
+    "routing/sim/cli.py": "tests/routing/sim/worlds/test_scenario.py",
+    "routing/sim/metrics.py": "tests/routing/sim/worlds/test_scenario.py",
+    "routing/sim/runs/policies.py": "tests/routing/sim/worlds/test_scenario.py",
+    "routing/sim/runs/product.py": "tests/routing/sim/runs/test_under_churn.py",
+    "routing/sim/runs/progress.py": "tests/routing/sim/runs/test_push.py",
+    "routing/sim/runs/published.py": "tests/routing/sim/worlds/test_scenario.py",
+    "routing/sim/studies/compare.py": "tests/routing/sim/worlds/test_scenario.py",
+    "routing/sim/studies/plan.py": "tests/routing/sim/worlds/test_scenario.py",
+    "routing/sim/worlds/churn_table.py": "tests/routing/sim/runs/test_under_churn.py",
+    "routing/sim/worlds/cluster.py": "tests/routing/sim/worlds/test_scenario.py",
+    "routing/sim/worlds/workload.py": "tests/routing/sim/worlds/test_scenario.py",
+}
+"""Modules without a test of their own, and the tests that drive them: through the parts that use them."""
+
+DECIDES_NOTHING = re.compile(r".*/(__init__|timing|step_record)\.py")
+
+
+def test_every_module_has_its_test_at_the_same_path():
+    """A reader finds a module's test by its path, or in the list above."""
+    own, missing, superfluous = set(), [], []
+    for path in map(relative_path, package_files()):
+        folder, _, name = path.rpartition("/")
+        if DECIDES_NOTHING.fullmatch(path):
+            continue
+        if (ROOT / "tests" / folder / f"test_{name}").exists():
+            own.add(path)
+        elif path not in TESTED_BY:
+            missing.append(f"{path}: write tests/{folder}/test_{name}, or name the test that drives it in TESTED_BY")
+    for path, test in TESTED_BY.items():
+        if path in own or not (ROOT / path).exists():
+            superfluous.append(f"TESTED_BY names {path}, which has a test of its own or is not there")
+        elif not (ROOT / test).exists():
+            missing.append(f"{path}: {test} is not there")
+    assert not missing, "\n".join(missing)
+    assert not superfluous, "\n".join(superfluous)
+
+
+@pytest.mark.parametrize("path", sorted(set(TESTED_BY)))
+def test_a_module_without_a_test_of_its_own_is_run_by_another(path: str):
+    """The test that is named reaches the module by its imports, its helpers' included."""
+    test = ROOT / TESTED_BY[path]
+    assert path in reached_by(test), f"{TESTED_BY[path]} never imports {path}"
+
+
+def reached_by(test: Path) -> set[str]:
+    """The product's modules that a test imports, directly or through others."""
+    found: set[str] = set()
+    todo = [test]
+    while todo:
+        for imported in imports_of(todo.pop()):
+            for module in (imported.module, *(f"{imported.module}.{name}" for name in imported.names)):
+                parts = module.split(".")
+                folder = {"blockswarm": ROOT, "support": ROOT / "tests" / "support"}.get(parts[0])
+                path = folder.joinpath(*parts[1:]).with_suffix(".py") if folder and parts[1:] else None
+                if path is not None and path.exists() and relative_path(path) not in found:
+                    found.add(relative_path(path))
+                    todo.append(path)
+    return found
