@@ -15,24 +15,25 @@ from .timing import PATIENCE_SECONDS, ClientTiming
 
 if TYPE_CHECKING:
     from ..proto.network.transport import Dialer
-    from .chain.hop import HopChoice
+    from ..proto.wire.frames import WireStep
+    from .chain.machine.events import HopChoice, Layout
     from .chain.prefixes import PageNames
 
 
 class ChainRouter(Protocol):
     """Chooses peers from what is known of the swarm."""
 
-    async def choose(
+    async def fill(
         self,
-        blocks: BlockRange,
+        kept: Layout,
         excluded: frozenset[PeerId],
         request: RequestSpec,
         min_precision: str | None = None,
     ) -> tuple[HopChoice, ...]:
-        """The chain over `blocks` without the excluded peers that is soonest done, with the wait for room counted.
+        """The peers that fill what `kept` leaves of the model, without those in `excluded` and `kept`, in order.
 
-        With `min_precision` only of peers that compute at least as precisely. Raises NoChainError, or PeerBusy if
-        nobody knows when there will be room.
+        They are soonest done, with the wait for room counted; with `min_precision` only peers that compute at least
+        as precisely. Raises NoChainError, or PeerBusy if nobody knows when there will be room.
         """
         ...
 
@@ -42,6 +43,14 @@ class ChainRouter(Protocol):
 
     def ban(self, peer: PeerId, error: SwarmError) -> None:
         """That peer failed: do not choose it for a while; after PeerBusy: it has no room until the time given."""
+        ...
+
+    def pardon(self, peers: frozenset[PeerId]) -> None:
+        """Those peers were banned for what was this machine's network: lift the bans."""
+        ...
+
+    async def reaches_anybody(self, excluded: frozenset[PeerId], seconds: float) -> bool:
+        """Whether any known node but those in `excluded` answers within `seconds` over a new connection."""
         ...
 
     def leaving(self, peer: PeerId) -> bool:
@@ -80,6 +89,10 @@ def _ignore(event: SessionEvent) -> None:
     pass
 
 
+def _accept(step: WireStep) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class SessionConfig:
     """Shared by the sessions of one model."""
@@ -104,3 +117,5 @@ class SessionConfig:
     clock: Callable[[], float] = time.time
     """Unix seconds."""
     timing: ClientTiming = field(default_factory=ClientTiming)
+    check_values: Callable[[WireStep], None] = _accept
+    """Raises RemoteProtocolError for an answer that cannot be one: values that are not finite."""

@@ -6,12 +6,68 @@ there.  All are seconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ..proto.wire.timing import ANSWER_SECONDS, LEASE_SECONDS, REROUTE_SECONDS
+from ..proto.wire.timing import ANSWER_SECONDS, LEASE_SECONDS
 
 PATIENCE_SECONDS = 30.0
 """Wait of a session for room, and of a running one for the replacement of peers that are gone, unless the user says."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainTiming:
+    """The waits of one session's chain, in seconds where the name says so."""
+
+    late_seconds: float = 1.5
+    """An answer is late this much after the time that the measured speed predicts..."""
+    late_factor: float = 6.0
+    """...times this..."""
+    max_slowness: float = 4.0
+    """...times what was observed over what was predicted, which counts up to here..."""
+    late_ceiling_seconds: float = 120.0
+    """...and never later than this, whatever was announced."""
+    late_chances: int = 4
+    """A peer that answers probes but not the step is given up when the step is late for this many times."""
+    probe_seconds: float = 1.5
+    """How long peers have to say where they are."""
+    away_pause_seconds: float = 0.5
+    """The pause between two tries to reach anybody at all."""
+    slow_loss_seconds: float = 5.0
+    """A chain is slow when it has lost this much time against what was announced."""
+    slow_slack_seconds: float = 0.1
+    """A step that is slower than announced by less than this loses nothing."""
+    slow_gain: float = 0.67
+    """A slow hop is left for another one if the chain then takes at most this share of what it takes now."""
+    open_seconds: float = 4.0
+    """How long a replacement has to say that it has room, where the session may not wait."""
+    reroute_seconds: float = 5.0
+    """How long a peer has to take its new neighbours."""
+    rebuild_seconds: float = 10.0
+    """How long a rebuild may take at least..."""
+    rebuild_factor: float = 10.0
+    """...and as a multiple of what the measured speed predicts."""
+    handover_seconds: float = 20.0
+    """An attention cache that takes longer to move is replaced by a replay, which moves less and computes more."""
+    transfer_slack_seconds: float = 10.0
+    """A peer gives a transfer up this much later than the client, which has other ways and keeps the session."""
+    handover_wait_seconds: float = 10.0
+    """A session that could go on waits no longer than this for room at a replacement."""
+    handover_pause_seconds: float = 5.0
+    """The pause after a look for replacements of leaving peers."""
+    lease_seconds: float = LEASE_SECONDS
+    """How long room on some peers is held while the session waits for room on the next one."""
+    answer_seconds: float = ANSWER_SECONDS
+    """A peer says within this time whether a session is admitted, waits, or is refused."""
+    no_chain_pause_seconds: float = 0.5
+    """The pause before the next look for a chain, where there was none."""
+    max_busy_pause_seconds: float = 5.0
+    """A peer whose queue is full is asked again no later than this, whatever it says."""
+    remember_seconds: float = 10.0
+    """How long peers have to keep the attention cache of a session that ends."""
+    capability_seconds: float = 86400.0
+    """How long a session may last."""
+    patience_seconds: float = PATIENCE_SECONDS
+    """How long a session waits for room, and a running one for peers that are gone to be replaced."""
 
 
 @dataclass(frozen=True)
@@ -46,41 +102,6 @@ class ClientTiming:
     min_retry_seconds: float = 1.0
     """Shortest pause before full peers are asked again, whatever they announce."""
 
-    # --- opening a chain ---
+    # --- a session's chain ---
 
-    answer_seconds: float = ANSWER_SECONDS
-    """Wait for a peer to say whether a session is admitted, queued or refused."""
-    lease_seconds: float = LEASE_SECONDS
-    """Time that room on some peers is held while a session waits for room on the next one."""
-    reroute_seconds: float = REROUTE_SECONDS
-    """Wait for the peers of a chain to take their new neighbours."""
-    no_chain_pause_seconds: float = 0.5
-    """Pause between two searches for a chain where there is none."""
-    max_busy_pause_seconds: float = 5.0
-    """Longest pause before a peer whose queue is full too is asked again, whatever it says."""
-
-    # --- steps and repairs ---
-
-    min_stall_seconds: float = 3.0
-    """Shortest wait for an answer before the chain is examined."""
-    stall_factor: float = 6.0
-    """Wait for an answer beyond the shortest one, in multiples of the time that the measured speed predicts."""
-    probe_seconds: float = 3.0
-    """Wait for the peers of a chain to say where they are."""
-    min_rebuild_seconds: float = 10.0
-    """Shortest wait for a replacement to be rebuilt."""
-    rebuild_factor: float = 10.0
-    """Wait for it beyond the shortest one, in multiples of the time that the announced speed predicts."""
-
-    # --- leaving peers, and ended sessions ---
-
-    handover_seconds: float = 20.0
-    """Longest transfer of an attention cache; instead of a slower one a replay moves less and computes more."""
-    transfer_slack_seconds: float = 10.0
-    """Time by which a peer gives a transfer up later than the client, which has other ways and keeps the session."""
-    handover_wait_seconds: float = 10.0
-    """Wait for room at the replacement of a peer that still works."""
-    handover_pause_seconds: float = 5.0
-    """Pause between two searches for replacements of leaving peers."""
-    remember_seconds: float = 10.0
-    """Time that peers have to keep the attention cache of a session that ends."""
+    chain: ChainTiming = field(default_factory=ChainTiming)

@@ -8,6 +8,7 @@
         SessionLost               the peer no longer has the session
         DeadlineExceeded          no answer in time
         PushFailed                a peer cannot reach its successor
+        BadActivations            a peer was sent values that are not finite: the fault is its predecessor's
       GiveUp                      trying again changes nothing
         NoChainError              nobody serves `missing_blocks`
         WrongSwarm                the other side belongs to another swarm
@@ -92,6 +93,11 @@ class PushFailed(RetryElsewhere):
     default_hint = "Send through the client instead, or choose another successor."
 
 
+class BadActivations(RetryElsewhere):
+    code = "bad-activations"
+    default_hint = "Use another peer: the one before it computes what is no number."
+
+
 class GiveUp(SwarmError):
     code = "give-up"
     default_hint = "Trying again will not help; see the message."
@@ -172,6 +178,7 @@ WIRE_CLASSES: Mapping[int, type[SwarmError]] = {
     13: SessionLost,
     14: DeadlineExceeded,
     15: PushFailed,
+    16: BadActivations,
     20: GiveUp,
     21: NoChainError,
     22: WrongSwarm,

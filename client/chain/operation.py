@@ -1,108 +1,69 @@
-"""One operation of a session: the steps that it is sent as, and the answers so far."""
+"""An operation: what one call asks of the chain, cut into steps, with the state of the rows that it starts from."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from ...proto.wire.frames import WireStep
-from ...proto.wire.steps import StepPlan, split_plan
-from ...routing.swarm import PeerId
-from .hop import HopChoice, HopStream
-from .rebuild import Rollback
+from ...proto.wire.steps import RowTable, StepPlan, split_plan
 
 STEP_TOKENS = 128
 """Tokens of one step of a long prompt: chunks follow each other down the chain, so peers work at the same time."""
-MAX_REFUSALS = 2
-"""Queue for room after this many refusals by chains that seemed to have some, whatever is known of the next one."""
+OPERATION_TOKENS = 2048
+"""Longer prompts are several operations, so that what peers keep for repetition stays bounded."""
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Operation:
-    """The steps of one `ChainSession.run`, or a part of it, and their answers so far."""
+    """Steps `first_seq`, `first_seq + 1`, ... of a session.
 
+    Only the first step permutes and truncates, so a peer that has applied any of them has the rows that the others
+    append to. Operations follow each other: the rows before this one are those after the one before it.
+    """
+
+    first_seq: int
     steps: tuple[StepPlan, ...]
     data: tuple[bytes, ...]
-    """The packed tokens of each step."""
-    state: Rollback
-    """The state that the operation starts from."""
-    answers: dict[int, bytes] = field(default_factory=dict)
-    """By seq."""
-    sent: int = 0
-    """Steps sent in the present epoch."""
-    sent_at: dict[int, float] = field(default_factory=dict)
-    """By seq, on the session's clock."""
-    give_up_at: float | None = None
-    """End of its wait for room, on the session's clock; None while it does not wait."""
-    refusals: int = 0
-    """Chains that were full though they seemed not to be."""
+    """The packed tokens of each step, in wire format."""
+    before: tuple[int, ...]
+    """Row lengths before the permutation of the first step..."""
+    permuted: tuple[int, ...]
+    """...and after its permutation and truncation, without its tokens."""
 
     @classmethod
-    def of(cls, plan: StepPlan, data: bytes, token_bytes: int, state: Rollback) -> Operation:
-        """The operation that computes `plan`, cut into steps; `data` holds `plan.tokens` packed tokens."""
+    def of(cls, plan: StepPlan, data: bytes, table: RowTable, first_seq: int, token_bytes: int) -> Operation:
+        """Cut `plan` with its packed tokens into steps; `table` has the rows before it. Raises RemoteProtocolError."""
         steps = split_plan(plan, STEP_TOKENS)
-        if len(steps) == 1:
-            return cls(steps, (data,), state)
-        ends = itertools.accumulate(step.tokens * token_bytes for step in steps)
-        return cls(steps, tuple(data[start:end] for start, end in itertools.pairwise([0, *ends])), state)
-
-    def has_to_wait(self, chain: Sequence[HopStream | HopChoice]) -> bool:
-        """Whether to queue for the new hops of a chain: there is no room now, or what is known of room is not true."""
-        return self.refusals >= MAX_REFUSALS or longest_wait_seconds(chain) > 0
+        permuted = table.begun(plan.adopted).permuted(plan.source_rows).truncated(plan.rows)
+        parts = tuple(split_bytes(data, [step.tokens * token_bytes for step in steps]))
+        return cls(first_seq, steps, parts, table.lengths, permuted.lengths)
 
     @property
-    def untouched(self) -> bool:
-        """Whether no peer need have computed anything for the session yet."""
-        return self.first_seq == 1 and not self.answers
+    def stop_seq(self) -> int:
+        """The first seq of the next operation."""
+        return self.first_seq + len(self.steps)
 
     @property
-    def first_seq(self) -> int:
-        return self.state.next_seq
+    def is_first(self) -> bool:
+        return self.first_seq == 1
 
     @property
-    def done(self) -> bool:
-        return len(self.answers) == len(self.steps)
+    def starts_empty(self) -> bool:
+        """Whether a peer that was just opened is in the state that the operation starts from."""
+        return self.is_first and not any(self.permuted)
 
-    @property
-    def answer(self) -> bytes:
-        """All answers, in order."""
-        return b"".join(self.answers[seq] for seq in sorted(self.answers))
-
-    @property
-    def unanswered(self) -> int:
-        """The first seq without an answer."""
-        return next(seq for seq in itertools.count(self.first_seq) if seq not in self.answers)
-
-    @property
-    def in_flight(self) -> int:
-        return self.sent - sum(1 for seq in self.answers if seq < self.first_seq + self.sent)
-
-    def has_step(self, step: WireStep) -> bool:
-        """Whether `step` answers a step of this operation."""
-        index = step.seq - self.first_seq
-        return 0 <= index < len(self.steps) and step.plan == self.steps[index]
-
-    def next_step(self, epoch: int, timeout_seconds: float, now: float) -> WireStep:
-        """The next step to send, noted as sent `now`."""
-        seq = self.first_seq + self.sent
-        step = WireStep(
-            epoch=epoch,
-            seq=seq,
-            plan=self.steps[self.sent],
-            data=self.data[self.sent],
-            acked_seq=self.first_seq - 1,
-            timeout_seconds=timeout_seconds,
+    def leaves(self, lengths: Sequence[int]) -> bool:
+        """Whether rows of `lengths` tokens still begin with the same tokens after this operation."""
+        first = self.steps[0]
+        return first.source_rows is None and all(
+            piece.row >= len(lengths) or piece.start >= lengths[piece.row] for piece in first.rows
         )
-        self.sent_at[seq] = now
-        self.sent += 1
-        return step
 
 
-def longest_wait_seconds(chain: Sequence[HopStream | HopChoice]) -> float:
-    """Time until every hop of a chain is expected to have room."""
-    return max((hop.wait_seconds for hop in chain if isinstance(hop, HopChoice)), default=0.0)
-
-
-def peers_of(chain: Sequence[HopStream | HopChoice]) -> frozenset[PeerId]:
-    return frozenset(hop.address.peer for hop in chain)
+def split_bytes(data: bytes, sizes: Sequence[int]) -> list[bytes]:
+    """`data` cut into consecutive parts of these sizes; no copy where there is one part."""
+    if len(sizes) == 1:
+        return [data]
+    ends = itertools.accumulate(sizes)
+    return [data[start:end] for start, end in itertools.pairwise([0, *ends])]

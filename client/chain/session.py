@@ -1,77 +1,86 @@
-"""A session: one request's chain of peers, its steps, and what happens when a peer fails.
+"""A session: one request's chain of peers, its rows, and the shell around the machine that keeps the chain.
 
 `run` applies one operation (a step of any length) to the chain and returns the answers.  Whatever fails on the way is
-repaired inside `run`: tokens already emitted never change, the caller only sees that it took longer.  After a repair
-the operation's steps are sent again with the same numbers: hops that had applied them answer from what they kept, the
-others compute.
+repaired inside: tokens already emitted never change, the caller only sees that it took longer.  What to do is decided
+by `ChainMachine`; here its actions are performed, and what comes of them is fed back as events.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
-from ...proto.errors import GiveUp, LocalProtocolError, NoChainError, PeerBusy, PeerUnavailable, SwarmError
-from ...proto.wire.frames import WireStep
-from ...proto.wire.handshake import SESSION_ID_BYTES
-from ...proto.wire.prefixes import PAGE_TOKENS, Digests
+from ...proto import swarm_pb2 as pb
+from ...proto.errors import LocalProtocolError, SessionLost, SwarmError
+from ...proto.wire.frames import StepReader, WireStep, encode_rebuild, encode_step, replay_steps
+from ...proto.wire.handshake import SESSION_ID_BYTES, Grant, sign_capability, sign_hello
+from ...proto.wire.prefixes import PAGE_TOKENS, Digests, encode_prefixes
 from ...proto.wire.replay import ReplayBuffer
 from ...proto.wire.steps import RowSlice, RowTable, StepPlan, split_plan
-from ...routing.route.repair import Repair
 from ...routing.swarm import BlockRange, PeerId, RequestSpec
 from ..config import SessionConfig, SessionEvent
 from ..report import ChainReport
-from .handover import hand_over
-from .hop import HopChoice, HopStream
-from .operation import Operation, longest_wait_seconds, peers_of
-from .prefixes import PageNames, named
-from .rebuild import Rollback, rebuild
-from .reserve import NotAdmitted
+from ..tasks import OwnedTasks
+from .hop import HopStream
+from .machine import events as ev
+from .machine.machine import ChainMachine
+from .operation import OPERATION_TOKENS, Operation, split_bytes
+from .prefixes import PageNames
 from .timing_log import TimingLog
-from .wiring import Chain, ChainBroken
 
-OPERATION_TOKENS = 2048
-"""Longer prompts are several operations, so that what peers keep for repetition stays bounded."""
 MAX_PREFIX_TOKENS = 1 << 20
-"""Longest text whose pages are named to peers: the names of more would fill a quarter of a message."""
-REPAIR_ATTEMPTS = 12
-"""Fail the operation after this many repairs without a new answer."""
+"""Peers are not asked what they hold of more tokens: the names alone would fill a quarter of a message."""
+NAMED_AT_ONCE_BYTES = 1 << 19
 
 
 class ChainSession:
-    """One session. Runs in one asyncio loop; one operation at a time."""
+    """One session. Runs in one asyncio loop."""
 
     def __init__(self, config: SessionConfig, kv_tokens: int, max_rows: int) -> None:
         """Reserves `kv_tokens` tokens, all rows together, and `max_rows` rows on every peer of its chain."""
         self._config = config
-        self._chain = Chain(config, os.urandom(SESSION_ID_BYTES), kv_tokens, max_rows, self._on_answer)
-        self._next_seq = 1
-        self._table = RowTable()
-        self._inputs = ReplayBuffer(config.token_bytes)
-        self._pages: tuple[Digests, ...] = ()
-        """The pages of the first operation's rows; peers keep them without being told."""
-        self._operation: Operation | None = None
+        self._id = os.urandom(SESSION_ID_BYTES)
+        self._kv_tokens, self._max_rows = kv_tokens, max_rows
         self._request = RequestSpec(
             prompt_tokens=max(1, kv_tokens // (2 * max_rows)),
             new_tokens=max(1, kv_tokens // (2 * max_rows)),
             rows=max_rows,
             kv_tokens=kv_tokens,
         )
-        self._slowness = 1.0
-        """Observed over predicted time of a step."""
-        self._next_handover_at = 0.0
+        timing = replace(config.timing.chain, patience_seconds=config.patience_seconds)
+        self._machine = ChainMachine(config.router, config.num_blocks, timing, relay_always=config.relay_always)
+        self._streams: dict[ev.HopId, HopStream] = {}
+        self._background = OwnedTasks()
+        """Questions to the view, and streams that are being closed."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._done: dict[int, asyncio.Future[bytes]] = {}
+        """By the first seq of an operation."""
+        self._ready: asyncio.Future[tuple[int, ...]] | None = None
+        self._failure: SwarmError | None = None
+        self._next_seq = 1
+        self._table = RowTable()
+        """The rows after all operations that have begun."""
+        self._inputs = ReplayBuffer(config.token_bytes)
+        """Tokens that were fed to block 0 by the operations that are over."""
+        self._plans: dict[int, tuple[StepPlan, bytes]] = {}
+        self._opening_prefixes: tuple[Digests, ...] = ()
+        """The pages of the rows that the first operation computes, until that has begun."""
+        self._pages: tuple[Digests, ...] = ()
+        """The pages of the first operation's rows; peers keep them without being told."""
+        self._sent_at: dict[int, float] = {}
         self._timings = TimingLog()
-        self._last_used: tuple[HopStream, ...] = ()
-        """The chain when the session was closed."""
+        self._last_used: tuple[ev.Layout, tuple[str, ...]] | None = None
+        """The chain when the session was closed, with its numeric formats."""
         self._lock = asyncio.Lock()
 
     @property
-    def chain(self) -> tuple[tuple[PeerId, BlockRange], ...]:
+    def chain(self) -> ev.Layout:
         """The peers in use now, and the blocks each computes."""
-        return self._chain.layout
+        return self._machine.layout
 
     @property
     def answered_steps(self) -> int:
@@ -80,36 +89,240 @@ class ChainSession:
 
     def report(self, since: int = 0) -> ChainReport:
         """Where the time of the last steps went, per hop, without the first `since` answers; from any thread."""
-        hops = self._last_used or tuple(self._chain.hops)  # read once: another thread may be changing the chain
-        layout, formats = [(hop.peer, hop.blocks) for hop in hops], [hop.numeric_format for hop in hops]
+        layout, formats = self._last_used or (self._machine.layout, self._machine.numeric_formats)
         return self._timings.report(layout, self._config.router.clock_offset_seconds, formats, since)
 
     async def run(self, plan: StepPlan, data: bytes) -> bytes:
         """Apply one operation: `data` holds `plan.tokens` packed tokens; returns `plan.answers` packed tokens.
 
-        The first one, and one that has to replace a peer, may wait for room (`SessionConfig.patience_seconds`); to
+        The first one, and one that has to replace a peer, may wait for room (`ChainTiming.patience_seconds`); to
         cancel it leaves every queue at once. Raises NoChainError, PeerBusy with a time to come back if the swarm stays
         full, or another SwarmError that no repair can help; the session is of no more use then.
         """
         async with self._lock:
-            if self._next_seq == 1 and self._config.page_names is not None:
-                plan, data = await self._begin_with_held(self._config.page_names, plan, data)
-            answers = []
-            offset = 0
-            for part in split_plan(plan, OPERATION_TOKENS):
-                size = part.tokens * self._config.token_bytes
-                answers.append(await self._run_operation(part, data[offset : offset + size]))
-                offset += size
+            try:
+                if self._next_seq == 1 and self._config.page_names is not None:
+                    plan, data = await self._begin_with_held(self._config.page_names, plan, data)
+                parts = split_plan(plan, OPERATION_TOKENS)
+                pieces = split_bytes(data, [part.tokens * self._config.token_bytes for part in parts])
+                answers = [await self.begin(part, piece) for part, piece in zip(parts, pieces, strict=True)]
+            except asyncio.CancelledError:
+                self._feed(ev.Close())
+                raise
             return answers[0] if len(answers) == 1 else b"".join(answers)
+
+    async def prepare(self, rows: int) -> tuple[int, ...]:
+        """Open the chain before there is anything to compute; per row, how many of its first tokens all peers hold.
+
+        Raises as `run`.
+        """
+        if self._failure is not None:
+            raise self._failure
+        self._ready = asyncio.get_running_loop().create_future()
+        self._feed(ev.Prepare(rows))
+        return await self._ready
+
+    def begin(self, plan: StepPlan, data: bytes) -> asyncio.Future[bytes]:
+        """Begin an operation after those that have begun; its answers come when it is over. Raises as `run`."""
+        if self._failure is not None:
+            raise self._failure
+        operation = Operation.of(plan, data, self._table, self._next_seq, self._config.token_bytes)
+        self._table = self._table.after(plan)
+        self._next_seq = operation.stop_seq
+        self._plans[operation.first_seq] = plan, data
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._done[operation.first_seq] = future
+        self._feed(ev.Begin(operation))
+        return future
 
     async def close(self) -> None:
         """End the session on every peer; their memory is free at once, but for what they are asked to remember."""
-        self._last_used = self._last_used or tuple(self._chain.hops)
-        if self._operation is None and self._config.page_names is not None:
+        self._last_used = self._last_used or (self._machine.layout, self._machine.numeric_formats)
+        if not self._done and self._failure is None and self._config.page_names is not None:
             prefixes = await self._worth_remembering(self._config.page_names)
             if prefixes:
-                await self._chain.remember(prefixes, self._config.timing.remember_seconds)
-        await self._chain.close()
+                await self._have_remembered(prefixes)
+        self._feed(ev.Close())
+        self._fail(SessionLost("the session was closed"))
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._background.finish()
+
+    # --- the shell: events in, actions performed ---
+
+    def _feed(self, event: ev.Event) -> None:
+        loop = asyncio.get_running_loop()
+        for action in self._machine.handle(event, loop.time()):
+            self._perform(action)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._machine.wake_at < float("inf"):
+            self._timer = loop.call_at(self._machine.wake_at, self._feed, ev.Late())
+
+    def _perform(self, action: ev.Action) -> None:
+        match action:
+            case ev.Send(hop, step):
+                if hop == self._machine.hop_ids[0]:
+                    self._sent_at[step.seq] = self._config.clock()
+                self._post_step(hop, step)
+            case ev.Open():
+                self._open(action)
+            case ev.Reroute(hop, peer, blocks, neighbours):
+                capability = self._capability(peer, blocks, neighbours)
+                record, relay = neighbours.successor_record, neighbours.relay
+                message = pb.Reroute(capability=capability, successor_record=record, relay=relay)
+                self._streams[hop].post(pb.ClientFrame(reroute=message))
+            case ev.Replay():
+                self._replay(action)
+            case ev.Probe(hop, nonce):
+                self._streams[hop].post(pb.ClientFrame(probe=pb.Probe(nonce=nonce)))
+            case ev.Export(source, target):
+                self._streams[source].pass_cache_on(
+                    self._streams[target], action, self._config.timing.chain.transfer_slack_seconds
+                )
+            case ev.StopExport(source):
+                self._streams[source].stop_passing()
+            case ev.Leave(hop):
+                self._background.start(self._streams.pop(hop).close(), "close a stream")
+            case ev.Ban(peer, error):
+                self._config.router.ban(peer, error)
+            case ev.Pardon(peers):
+                self._config.router.pardon(peers)
+            case ev.Tell(event):
+                self._config.on_event(event)
+            case ev.Choose():
+                self._background.start(self._guarded(self._choose(action)), "choose a chain")
+            case ev.Look():
+                self._background.start(self._guarded(self._look()), "look at the swarm")
+            case ev.AskOutside(excluded):
+                self._background.start(self._guarded(self._reach(excluded)), "reach anybody")
+            case ev.Ready(held):
+                if self._ready is not None and not self._ready.done():
+                    self._ready.set_result(held)
+            case ev.Done(operation, answers):
+                self._finish(operation, answers)
+            case ev.Fail(error):
+                self._fail(error)
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        """A question whose answer never comes would have the session wait for ever."""
+        try:
+            await work
+        except Exception as error:
+            self._fail(LocalProtocolError(f"the session failed: {type(error).__name__}: {error}"))
+            raise
+
+    def _finish(self, operation: Operation, answers: Sequence[bytes]) -> None:
+        self._inputs.apply(*self._plans.pop(operation.first_seq))
+        future = self._done.pop(operation.first_seq)
+        if not future.done():
+            future.set_result(answers[0] if len(answers) == 1 else b"".join(answers))
+
+    def _fail(self, error: SwarmError) -> None:
+        self._failure = self._failure or error
+        waiting: list[asyncio.Future[Any]] = [*self._done.values()]
+        if self._ready is not None:
+            waiting.append(self._ready)
+        self._done = {}
+        for future in waiting:
+            if not future.done():
+                future.set_exception(self._failure)
+
+    # --- what is asked of the view ---
+
+    async def _choose(self, question: ev.Choose) -> None:
+        config = self._config
+        try:
+            choices = await config.router.fill(question.kept, question.excluded, self._request, config.min_precision)
+        except SwarmError as error:
+            self._feed(ev.NotChosen(question.number, error))
+        else:
+            self._feed(ev.Chosen(question.number, tuple(choices)))
+
+    async def _look(self) -> None:
+        error = None
+        try:
+            await self._config.router.refresh()
+        except SwarmError as failure:
+            error = failure
+        self._feed(ev.Looked(error))
+
+    async def _reach(self, excluded: frozenset[PeerId]) -> None:
+        reached = await self._config.router.reaches_anybody(excluded, self._config.timing.chain.probe_seconds)
+        self._feed(ev.NetworkBack() if reached else ev.NetworkAway())
+
+    # --- what is said to peers ---
+
+    def _open(self, action: ev.Open) -> None:
+        config, choice, neighbours = self._config, action.choice, action.neighbours
+        hello = sign_hello(config.identity, choice.peer, self._id, config.clock(), config.swarm_key)
+        message = pb.Open(
+            hello=hello,
+            capability=self._capability(choice.peer, choice.blocks, neighbours),
+            successor_record=neighbours.successor_record,
+            relay=neighbours.relay,
+            prefixes=encode_prefixes(self._named(action.formats_before, self._opening_prefixes)),
+        )
+        if action.wait_seconds > 0:
+            message.wait, message.wait_seconds = True, action.wait_seconds
+        last = choice.blocks.stop == config.num_blocks
+        reader = StepReader(config.token_bytes, answers=last)
+        stream = HopStream(action.hop, choice, reader, self._heard, config.check_values)
+        self._streams[action.hop] = stream
+        stream.open(config.dialer.stub(choice.address), message)
+
+    def _capability(self, peer: PeerId, blocks: BlockRange, neighbours: ev.Neighbours) -> pb.Signed:
+        config = self._config
+        grant = Grant(
+            session_id=self._id,
+            epoch=neighbours.epoch,
+            client=config.identity.peer_id,
+            peer=peer,
+            blocks=blocks,
+            kv_tokens=self._kv_tokens,
+            max_rows=self._max_rows,
+            predecessor=neighbours.predecessor,
+            successor=neighbours.successor,
+            wire_format=config.wire_format,
+            expires_at_seconds=config.clock() + config.timing.chain.capability_seconds,
+            model_digest=config.model_digest,
+        )
+        return sign_capability(config.identity, grant)
+
+    def _post_step(self, hop: ev.HopId, step: WireStep) -> None:
+        head, chunks = encode_step(step)
+        self._streams[hop].post(pb.ClientFrame(step=head), *(pb.ClientFrame(chunk=chunk) for chunk in chunks))
+
+    def _replay(self, action: ev.Replay) -> None:
+        if action.source is not None:
+            message = pb.Replay(
+                epoch=action.epoch,
+                lengths=action.lengths,
+                rebuild=encode_rebuild(action.mark),
+                timeout_seconds=action.timeout_seconds,
+            )
+            self._streams[action.source].post(pb.ClientFrame(replay=message))
+            return
+        steps = replay_steps(self._inputs, action.epoch, action.lengths, action.mark, action.timeout_seconds)
+
+        def frames() -> Iterator[pb.ClientFrame]:
+            for step in steps:
+                if self._machine.epoch != action.epoch:
+                    return  # the chain has changed again
+                head, chunks = encode_step(step)
+                yield pb.ClientFrame(step=head)
+                yield from (pb.ClientFrame(chunk=chunk) for chunk in chunks)
+
+        self._streams[action.target].post_lazily(frames())
+
+    def _heard(self, event: ev.Event) -> None:
+        """Take in what a peer said; the clock readings of an answer are noted."""
+        if isinstance(event, ev.Answered) and event.hop == (self._machine.hop_ids or (None,))[-1]:
+            sent_at = self._sent_at.pop(event.step.seq, None)
+            if sent_at is not None:
+                self._timings.add(sent_at, self._config.clock(), event.step.timings)
+        self._feed(event)
 
     # --- what peers hold from earlier sessions, and keep for later ones ---
 
@@ -120,266 +333,60 @@ class ChainSession:
         """
         if plan.source_rows is not None or not PAGE_TOKENS <= plan.tokens <= MAX_PREFIX_TOKENS:
             return plan, data
-        ends = list(itertools.accumulate(piece.count * self._config.token_bytes for piece in plan.rows))
-        rows = [memoryview(data)[start:end] for start, end in itertools.pairwise([0, *ends])]
-        self._pages = self._chain.prefixes = await named(lambda: tuple(map(names.chain, rows)), len(data))
+        token_bytes = self._config.token_bytes
+        rows = split_bytes(data, [piece.count * token_bytes for piece in plan.rows])
+        self._pages = self._opening_prefixes = await _named(lambda: tuple(map(names.chain, rows)), len(data))
         if not any(self._pages):
             return plan, data
-        await self._carry_out(Operation((), (), self._rollback(StepPlan(()))), self._until_opened)
+        held = await self.prepare(len(self._pages))
         # Answers can only come from tokens that are computed.
         adopted = tuple(
-            max(0, min(held, len(pages) * PAGE_TOKENS, piece.count - max(1, piece.answers)))
-            for held, pages, piece in zip(self._chain.adoptable(), self._pages, plan.rows, strict=True)
+            max(0, min(tokens, len(pages) * PAGE_TOKENS, piece.count - max(1, piece.answers)))
+            for tokens, pages, piece in zip(held, self._pages, plan.rows, strict=True)
         )
-        self._chain.prefixes = ()
+        self._opening_prefixes = ()
         if not any(adopted):
             return plan, data
-        sizes = [tokens * self._config.token_bytes for tokens in adopted]
         begin = tuple(RowSlice(row, 0, tokens, 0) for row, tokens in enumerate(adopted))
         # A peer that fails is rebuilt from here: nobody else has the inputs of what was adopted.
-        self._inputs.apply(StepPlan(begin), b"".join(row[:size] for row, size in zip(rows, sizes, strict=True)))
+        kept = [row[: tokens * token_bytes] for row, tokens in zip(rows, adopted, strict=True)]
+        self._inputs.apply(StepPlan(begin), b"".join(kept))
         rest = tuple(
             RowSlice(piece.row, tokens, piece.count - tokens, piece.answers)
             for piece, tokens in zip(plan.rows, adopted, strict=True)
         )
         self._config.on_event(SessionEvent("adopted", None, f"{sum(adopted)} of {plan.tokens} tokens"))
-        return StepPlan(rest, adopted=adopted), b"".join(row[size:] for row, size in zip(rows, sizes, strict=True))
-
-    async def _until_opened(self, operation: Operation) -> None:
-        """Wait until every peer has said what it holds. Raises ChainBroken."""
-        hops = self._chain.hops
-        if not await self._chain.wait(lambda: all(hop.opened for hop in hops), self._config.timing.answer_seconds):
-            for hop in hops:
-                if not hop.opened:
-                    hop.fail_silent()
-            raise ChainBroken
+        new = [row[tokens * token_bytes :] for row, tokens in zip(rows, adopted, strict=True)]
+        return StepPlan(rest, adopted=adopted), b"".join(new)
 
     async def _worth_remembering(self, names: PageNames) -> tuple[Digests, ...]:
         """The pages of all rows, if there are more than those that peers have kept already."""
         lengths = self._table.lengths
         known = {pages[-1] for pages in self._pages if pages}
-        if not self._chain.hops or sum(lengths) > MAX_PREFIX_TOKENS or max(lengths, default=0) < PAGE_TOKENS:
+        if not self.chain or sum(lengths) > MAX_PREFIX_TOKENS or max(lengths, default=0) < PAGE_TOKENS:
             return ()
         rows = [RowSlice(row, 0, length, 0) for row, length in enumerate(lengths)]
         nbytes = sum(lengths) * self._config.token_bytes
-        pages = await named(lambda: tuple(names.chain(self._inputs.read([row])) for row in rows), nbytes)
+        pages = await _named(lambda: tuple(names.chain(self._inputs.read([row])) for row in rows), nbytes)
         return pages if any(page[-1] not in known for page in pages if page) else ()
 
-    # --- one operation ---
+    async def _have_remembered(self, prefixes: Sequence[Digests]) -> None:
+        """Have the peers keep the beginnings of their rows for later sessions; the session ends there."""
+        formats = self._machine.numeric_formats
+        streams = [self._streams[hop] for hop in self._machine.hop_ids]
+        for index, stream in enumerate(streams):
+            names = encode_prefixes(self._named(formats[:index], prefixes))
+            stream.post(pb.ClientFrame(remember=pb.Remember(prefixes=names)))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._config.timing.chain.remember_seconds):
+                await asyncio.gather(*(stream.ended() for stream in streams))
 
-    async def _run_operation(self, plan: StepPlan, data: bytes) -> bytes:
-        table = self._table.after(plan)
-        operation = Operation.of(plan, data, self._config.token_bytes, self._rollback(plan))
-        self._inputs.apply(plan, data)
-        self._operation = operation
-        await self._carry_out(operation, self._drive)
-        self._operation = None
-        self._table = table
-        self._next_seq += len(operation.steps)
-        return operation.answer
+    def _named(self, formats_before: Sequence[str], prefixes: Sequence[Digests]) -> list[Digests]:
+        """The prefixes by the names that they have at the peer behind peers of those formats."""
+        names = self._config.page_names
+        return [names.at_peer(pages, formats_before) for pages in prefixes] if names is not None else []
 
-    async def _carry_out(self, operation: Operation, drive: Callable[[Operation], Awaitable[None]]) -> None:
-        """Have the chain do an operation, with repairs until it does. Raises SwarmError."""
-        repairs, answered = 0, 0
-        while True:
-            try:
-                if not self._chain.hops:
-                    raise ChainBroken
-                if repairs == 0 and not operation.untouched:
-                    await self._hand_over_leaving(operation.state)
-                await drive(operation)
-                return
-            except ChainBroken:
-                if self._chain.refused:  # waiting for room is limited by time, not by attempts
-                    operation.refusals += 1
-                else:
-                    operation.give_up_at = None
-                    repairs, answered = repairs + 1 if len(operation.answers) == answered else 1, len(operation.answers)
-                if repairs > REPAIR_ATTEMPTS:
-                    raise self._drop_failed() or PeerUnavailable("the chain of peers does not hold") from None
-                await self._repair(operation)
-                operation.sent = 0
 
-    def _rollback(self, plan: StepPlan) -> Rollback:
-        permuted = self._table.begun(plan.adopted).permuted(plan.source_rows).truncated(plan.rows)
-        return Rollback(self._next_seq, self._table.lengths, permuted.lengths, self._inputs)
-
-    async def _drive(self, operation: Operation) -> None:
-        """Send the steps and wait for the answers. Raises ChainBroken."""
-        chances = 2
-        while not operation.done:
-            self._chain.raise_if_broken()
-            self._chain.changed.clear()
-            answered = len(operation.answers)
-            timeout = self._stall_seconds(operation)
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._send_steps(operation, timeout)
-                    if not operation.done:
-                        await self._chain.changed.wait()
-            except TimeoutError:
-                if len(operation.answers) == answered:
-                    chances -= 1
-                    await self._chain.examine(operation.unanswered, last_chance=chances == 0)
-
-    async def _send_steps(self, operation: Operation, timeout_seconds: float) -> None:
-        first = self._chain.hops[0]
-        while operation.sent < len(operation.steps) and operation.in_flight < first.credits:
-            await first.send(operation.next_step(self._chain.epoch, 4 * timeout_seconds, self._config.clock()))
-
-    def _on_answer(self, hop: HopStream, step: WireStep) -> None:
-        operation = self._operation
-        if operation is None:
-            return
-        if not operation.has_step(step):
-            hop.fail(LocalProtocolError(f"{hop.address} answered a question that was not asked"))
-        elif step.seq not in operation.answers:
-            operation.answers[step.seq] = step.data
-            self._note_timing(operation, step)
-            self._chain.changed.set()
-
-    def _note_timing(self, operation: Operation, step: WireStep) -> None:
-        now = self._config.clock()
-        sent_at = operation.sent_at[step.seq]
-        self._timings.add(sent_at, now, step.timings)
-        predicted = self._config.router.predict_seconds(self.chain, step.plan.tokens)
-        if len(operation.steps) == 1 and predicted > 0:
-            self._slowness += 0.1 * ((now - sent_at) / predicted - self._slowness)
-
-    def _stall_seconds(self, operation: Operation) -> float:
-        """How long the next answer may take, from the announced and the observed speed."""
-        tokens = operation.steps[operation.unanswered - operation.first_seq].tokens
-        predicted = self._config.router.predict_seconds(self.chain, tokens) * max(1, operation.in_flight)
-        timing = self._config.timing
-        return timing.min_stall_seconds + timing.stall_factor * max(1.0, self._slowness) * predicted
-
-    # --- peers that leave ---
-
-    async def _hand_over_leaving(self, state: Rollback) -> None:
-        """Replace the peers that are about to leave; nothing was done yet after `state`. Raises ChainBroken.
-
-        A peer that nobody can replace stays until it is gone.
-        """
-        router, now = self._config.router, self._config.clock()
-        if now < self._next_handover_at:
-            return
-        for hop in [hop for hop in self._chain.hops if router.leaving(hop.peer)]:
-            self._next_handover_at = now + self._config.timing.handover_pause_seconds
-            try:
-                choices = await self._route(hop.blocks, peers_of(self._chain.hops))
-            except (NoChainError, PeerBusy):
-                continue
-            if longest_wait_seconds(choices) > self._config.timing.handover_wait_seconds:
-                continue
-            await hand_over(self._chain, hop, choices, state)
-
-    # --- repair ---
-
-    async def _repair(self, operation: Operation) -> None:
-        """Bring up a chain in which every hop has the operation's first state or has gone beyond it.
-
-        Raises SwarmError.
-        """
-        now = self._config.clock()
-        give_up_at = operation.give_up_at = operation.give_up_at or now + self._config.patience_seconds
-        first_chain = self._chain.epoch == 0
-        last_error: SwarmError = PeerUnavailable("the chain of peers does not hold")
-        attempts = 0
-        while attempts < REPAIR_ATTEMPTS:
-            last_error = self._drop_failed() or last_error
-            if isinstance(last_error, PeerBusy) and self._config.clock() >= give_up_at:
-                break
-            chain = await self._choose_patiently(last_error, give_up_at, first_chain, operation)
-            try:
-                if operation.has_to_wait(chain):
-                    patience = max(self._config.timing.no_chain_pause_seconds, give_up_at - self._config.clock())
-                    chain = await self._chain.reserve(chain, patience)
-                await self._chain.connect(chain)
-                await rebuild(self._chain, operation.state)
-                return
-            except ChainBroken:
-                attempts += not self._chain.refused
-                operation.refusals += self._chain.refused
-            except NotAdmitted as refusal:
-                last_error = refusal.error
-                attempts += not isinstance(last_error, PeerBusy)
-                if not refusal.waited:
-                    await self._pause(last_error, give_up_at)
-        raise last_error
-
-    async def _pause(self, error: SwarmError, give_up_at: float) -> None:
-        timing = self._config.timing
-        seconds = error.retry_after_seconds if isinstance(error, PeerBusy) else 0.0
-        seconds = min(max(seconds, timing.no_chain_pause_seconds), timing.max_busy_pause_seconds)
-        await asyncio.sleep(max(0.0, min(seconds, give_up_at - self._config.clock())))
-
-    def _drop_failed(self) -> SwarmError | None:
-        """Ban and report the hops that failed; the last of their errors."""
-        return self._chain.report_failed(self._chain.hops)
-
-    async def _choose_patiently(
-        self, last_error: SwarmError, give_up_at: float, first_chain: bool, operation: Operation
-    ) -> Sequence[HopStream | HopChoice]:
-        """A new chain, looking until `give_up_at` for room and for peers to rejoin.
-
-        A first chain waits only for room; but what was last seen of the swarm may be old, so it has a second look.
-        Raises SwarmError.
-        """
-        looks = 0
-        while True:
-            try:
-                return await self._choose(operation)
-            except (NoChainError, PeerBusy) as error:
-                if isinstance(last_error, GiveUp):
-                    raise last_error from None
-                hopeless = first_chain and isinstance(error, NoChainError) and looks > 0
-                if hopeless or self._config.clock() >= give_up_at:
-                    raise error from None
-            if looks > 0:
-                await asyncio.sleep(self._config.timing.no_chain_pause_seconds)
-            await self._config.router.refresh()
-            looks += 1
-
-    async def _choose(self, operation: Operation) -> Sequence[HopStream | HopChoice]:
-        """The new chain: hops that work stay, the gaps are filled; where they cannot be at once, all is chosen anew.
-
-        Of a session for which nothing was computed no hop stays if it has to wait for any peer: it would hold room
-        meanwhile, and all sessions take room in the order of the peers' ids.
-        """
-        everything = BlockRange(0, self._config.num_blocks)
-        alive = [hop for hop in self._chain.hops if hop.error is None]
-        filled: Sequence[HopStream | HopChoice] = ()
-        if alive:
-            with suppress(NoChainError, PeerBusy):
-                filled = await self._fill_gaps(alive, everything)
-            if filled and not operation.has_to_wait(filled):
-                return filled
-        try:
-            choices = await self._route(everything, frozenset())
-        except (NoChainError, PeerBusy):
-            if operation.untouched:
-                self._chain.release()
-            elif filled:
-                return filled
-            raise
-        if operation.has_to_wait(choices):
-            if operation.untouched:
-                self._chain.release()
-                return choices
-            if filled:
-                return filled
-        kept = {(hop.peer, hop.blocks): hop for hop in alive}
-        return [kept.get((choice.address.peer, choice.blocks), choice) for choice in choices]
-
-    async def _route(self, blocks: BlockRange, excluded: frozenset[PeerId]) -> tuple[HopChoice, ...]:
-        config = self._config
-        return await config.router.choose(blocks, excluded, self._request, config.min_precision)
-
-    async def _fill_gaps(self, alive: Sequence[HopStream], everything: BlockRange) -> list[HopStream | HopChoice]:
-        chain: list[HopStream | HopChoice] = [*alive]
-        repair = Repair(everything, tuple((hop.peer, hop.blocks) for hop in alive))
-        while repair.gap is not None:
-            choices = await self._route(repair.gap, repair.peers)
-            repair = repair.filled((choice.address.peer, choice.blocks) for choice in choices)
-            chain += choices
-        return sorted(chain, key=lambda hop: hop.blocks.start)
+async def _named(name: Callable[[], tuple[Digests, ...]], nbytes: int) -> tuple[Digests, ...]:
+    """The names that `name` makes by hashing `nbytes` bytes: beside the loop, if that takes long."""
+    return name() if nbytes <= NAMED_AT_ONCE_BYTES else await asyncio.to_thread(name)

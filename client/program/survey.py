@@ -20,7 +20,7 @@ from ...proto.network.transport import Dialer, ping
 from ...proto.wire.timing import RECORD_LIFETIME_SECONDS
 from ...routing.route.predict import predict_step
 from ...routing.swarm import BlockRange, PeerId, RequestSpec
-from ..chain.hop import HopChoice
+from ..chain.machine.events import HopChoice
 from ..swarm.router import ViewRouter
 from ..swarm.view import KnownPeer, SwarmView, printable
 from ..timing import ClientTiming

@@ -10,9 +10,10 @@ from ...proto.errors import NoChainError, PeerBusy, SwarmError, describe_blocks
 from ...proto.wire.precision import at_least
 from ...routing.releases import wait_for_room
 from ...routing.route.predict import predict_step
+from ...routing.route.repair import Repair
 from ...routing.route.router import NoRouteError, cheapest_route
 from ...routing.swarm import BlockRange, Hop, ModelSpec, PeerId, PeerSpec, PeerState, RequestSpec, Swarm
-from ..chain.hop import HopChoice
+from ..chain.machine.events import HopChoice, Layout
 from ..timing import ClientTiming
 from .view import SwarmView
 
@@ -58,6 +59,25 @@ class ViewRouter:
             raise _unroutable(error, blocks.start, usable, min_precision, self._timing.min_retry_seconds) from None
         return tuple(self._choice(part, hop, blocks.start, request) for hop in route.hops)
 
+    async def fill(
+        self,
+        kept: Layout,
+        excluded: frozenset[PeerId],
+        request: RequestSpec,
+        min_precision: str | None = None,
+    ) -> tuple[HopChoice, ...]:
+        """The peers that fill what `kept` leaves of the model, without those in `excluded` and `kept`, in order.
+
+        Raises as `choose`.
+        """
+        choices: list[HopChoice] = []
+        repair = Repair(BlockRange(0, self._num_blocks), kept)
+        while repair.gap is not None:
+            found = await self.choose(repair.gap, repair.peers | excluded, request, min_precision)
+            repair = repair.filled((choice.peer, choice.blocks) for choice in found)
+            choices += found
+        return tuple(choices)
+
     def record(self, peer: PeerId) -> bytes | None:
         """The newest signed record of a peer, if it is still known."""
         known = self._view.peers.get(peer)
@@ -66,6 +86,14 @@ class ViewRouter:
     def ban(self, peer: PeerId, error: SwarmError) -> None:
         """That peer failed: do not choose it for a while; after PeerBusy: it has no room until the time given."""
         self._view.ban(peer, error)
+
+    def pardon(self, peers: frozenset[PeerId]) -> None:
+        """Those peers were banned for what was this machine's network: lift the bans."""
+        self._view.pardon(peers)
+
+    async def reaches_anybody(self, excluded: frozenset[PeerId], seconds: float) -> bool:
+        """Whether any known node but those in `excluded` answers within `seconds` over a new connection."""
+        return await self._view.reaches_anybody(excluded, seconds)
 
     def leaving(self, peer: PeerId) -> bool:
         """Whether the peer says that it is about to leave."""

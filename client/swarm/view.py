@@ -123,6 +123,37 @@ class SwarmView:
         else:
             self._banned_until[run] = self._clock() + self.timing.ban_seconds
 
+    def pardon(self, peers: frozenset[PeerId]) -> None:
+        """Lift the bans of those peers and dial anew: the fault was this machine's network."""
+        self._banned_until = {run: until for run, until in self._banned_until.items() if run[0] not in peers}
+        for peer in peers:
+            if known := self.peers.get(peer):
+                self._dialer.renew(known.address)
+
+    async def reaches_anybody(self, excluded: frozenset[PeerId], seconds: float) -> bool:
+        """Whether any known node but those in `excluded` answers a ping in time over a connection of its own."""
+        known = [*(peer.address for peer in self.peers.values()), *self._initial_peers]
+        addresses = list(dict.fromkeys(address for address in known if address.peer not in excluded))
+
+        async def answers(address: Reach) -> bool:
+            try:
+                async with self._dialer.dialed_once(address) as stub:
+                    await ping(stub, address, seconds)
+            except SwarmError:
+                return False
+            return True
+
+        asking = [asyncio.create_task(answers(address)) for address in addresses[:MAX_PINGS_AT_ONCE]]
+        try:
+            for answer in asyncio.as_completed(asking):
+                if await answer:
+                    return True
+            return False
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+
     def usable(self) -> tuple[KnownPeer, ...]:
         """The peers that may be used now, in ascending order of id. Raises LocalProtocolError if looking has failed."""
         self._check()

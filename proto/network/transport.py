@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,12 +22,14 @@ from .. import swarm_pb2 as pb
 from ..errors import PeerUnavailable, UsageError, from_grpc_status, from_wire
 from ..identity import Identity, LeafRenewer, TlsLeaf, synthetic_root_pem, tls_name
 from ..wire.timing import KEEPALIVE_ANSWER_SECONDS, KEEPALIVE_SECONDS, MIN_KEEPALIVE_SECONDS
-from .address import HostPort, PeerAddress, Reach, RelayedAddress
+from .address import HostPort, Reach, RelayedAddress
 
 SERVICE = "blockswarm.v1.Peer"
 ERROR_CODE_KEY = "blockswarm-error"
 """Trailing metadata of a unary call that failed with one of our errors: its number on the wire."""
 MAX_CHANNELS = 1024
+MAX_REPLACED_CHANNELS = 8
+"""Replaced connections that may still carry calls."""
 
 # What one stream may have sent before it is read. gRPC would let the window grow with the measured bandwidth times the
 # round trip, which is large where a busy node answers late: many streams could fill its memory.
@@ -153,7 +155,8 @@ class Dialer:
     def __init__(self, clock: Callable[[], float] = time.time, max_channels: int = MAX_CHANNELS) -> None:
         self._clock = clock
         self._max_channels = max_channels
-        self._stubs: dict[PeerAddress, PeerStub] = {}
+        self._stubs: dict[Reach, PeerStub] = {}
+        self._replaced: list[PeerStub] = []
         self._closing: set[asyncio.Task[None]] = set()
 
     def stub(self, reach: Reach) -> PeerStub:
@@ -161,18 +164,38 @@ class Dialer:
 
         Raises AuthenticationError for a bad id, PeerUnavailable where a relay would be needed.
         """
-        if isinstance(reach, RelayedAddress):
-            raise PeerUnavailable(
-                f"{reach} cannot be reached: relays are not supported by this version",
-                hint="Use a peer with an address of its own, or have this one announce a forwarded port.",
-            )
         stub = self._stubs.pop(reach, None) or self._dial(reach)
         self._stubs[reach] = stub
         while len(self._stubs) > self._max_channels:
             self._close(self._stubs.pop(next(iter(self._stubs))))
         return stub
 
-    def _dial(self, address: PeerAddress) -> PeerStub:
+    def renew(self, address: Reach) -> None:
+        """Dial anew at the next call: after an outage a new connection is there sooner than an old one recovers.
+
+        Calls that run on the old connection go on; it is closed when several others have been replaced after it.
+        """
+        stub = self._stubs.pop(address, None)
+        if stub is not None:
+            self._replaced.append(stub)
+        while len(self._replaced) > MAX_REPLACED_CHANNELS:
+            self._close(self._replaced.pop(0))
+
+    @asynccontextmanager
+    async def dialed_once(self, address: Reach) -> AsyncIterator[PeerStub]:
+        """The calls of the peer at `address` over a connection of its own. Raises AuthenticationError for a bad id."""
+        stub = self._dial(address)
+        try:
+            yield stub
+        finally:
+            await stub.channel.close(grace=None)
+
+    def _dial(self, address: Reach) -> PeerStub:
+        if isinstance(address, RelayedAddress):
+            raise PeerUnavailable(
+                f"{address} cannot be reached: relays are not supported by this version",
+                hint="Use a peer with an address of its own, or have this one announce a forwarded port.",
+            )
         credentials = grpc.ssl_channel_credentials(synthetic_root_pem(address.peer, self._clock()))
         options = [
             *_CHANNEL_OPTIONS,
@@ -196,9 +219,9 @@ class Dialer:
 
         Waits for all of them, also for those that were closed to make room; then raises the first failure, if any.
         """
-        for stub in self._stubs.values():
+        for stub in (*self._stubs.values(), *self._replaced):
             self._close(stub)
-        self._stubs = {}
+        self._stubs, self._replaced = {}, []
         closing = list(self._closing)
         self._closing.clear()
         results = await asyncio.gather(*closing, return_exceptions=True)

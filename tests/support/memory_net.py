@@ -162,6 +162,12 @@ class MemoryNet:
             if peer in (source, call.peer):
                 call.break_with("connection reset")
 
+    def vanish(self, source: PeerId) -> None:
+        """A client's process dies: all of its streams break, and nobody closes anything."""
+        for origin, call in self._calls:
+            if origin == source:
+                call.break_with("the client is gone")
+
     def cut(self, source: PeerId, peer: PeerId) -> None:
         """The two cannot reach each other any more."""
         self.link(source, peer).cut = True

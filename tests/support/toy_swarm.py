@@ -8,12 +8,13 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from blockswarm.client.chain.session import ChainSession
 from blockswarm.client.config import SessionConfig, SessionEvent
 from blockswarm.client.swarm.router import ViewRouter
 from blockswarm.client.swarm.view import KnownPeer, SwarmView
+from blockswarm.client.timing import ClientTiming
 from blockswarm.peer.session.replay_store import ReplayStore
 from blockswarm.peer.session.service import PeerParts, PeerService
 from blockswarm.proto import swarm_pb2 as pb
@@ -84,7 +85,7 @@ class View(SwarmView):
     def __init__(self, world: World) -> None:
         super().__init__(Identity.generate(), world.net.dialer(PeerId("viewer")), (), DIGEST, None, world.clock)  # type: ignore[arg-type]
         self._world = world
-        self.seen_at = -self.timing.refresh_seconds
+        self.seen_at = -ClientTiming().refresh_seconds
 
     async def refresh(self) -> None:
         await asyncio.sleep(0.1)
@@ -146,11 +147,13 @@ class World:
         """One session that fills its reservation, unless its client vanishes."""
         await asyncio.sleep(at)
         view = self.clients[client][2]
-        if self.loop.time() - view.seen_at >= view.timing.refresh_seconds:
+        if self.loop.time() - view.seen_at >= ClientTiming().refresh_seconds:
             await view.refresh()
         visit = Visit(self.loop.time())
         self.visits.append(visit)
-        session = ChainSession(self.config(client, visit), tokens, 1)
+        name = PeerId(f"{self.clients[client][0]}, session {len(self.visits)}")
+        config = replace(self.config(client, visit), dialer=self.net.dialer(name))
+        session = ChainSession(config, tokens, 1)
         try:
             async with asyncio.timeout(vanish_after):
                 await self.talk(session, tokens, visit)
@@ -158,7 +161,8 @@ class World:
         except TimeoutError:
             visit.outcome = "vanished"
             if self.rng.random() < 0.5:  # the process dies: nobody closes anything
-                self.cut_off(session)
+                self.net.vanish(name)
+                await session.close()  # what is left of it here; nobody hears of it any more
                 return
         except PeerBusy as error:
             visit.outcome = "busy"
@@ -177,13 +181,6 @@ class World:
                 visit.admitted_after = self.loop.time() - visit.started_at
             position += count
             await asyncio.sleep(TOKEN_SECONDS)
-
-    def cut_off(self, session: ChainSession) -> None:
-        for hop in session._chain.hops:
-            hop._call.break_with("the client is gone")
-        for _, call in self.net._calls:
-            if call.error is None and call.task is not None and call.task.done():
-                call.break_with("over")
 
     def play(self, sessions: int, seconds: float, vanishing: float) -> Counter[str]:
         """So many sessions within that time; `vanishing` is the share of clients that go away at any moment."""
@@ -209,7 +206,7 @@ class World:
         return Counter(visit.outcome for visit in self.visits)
 
     def check_nothing_is_left(self) -> None:
-        assert not self.errors
+        assert not self.errors, self.errors[:2]
         for peer in self.peers:
             table = peer.table
             assert (table.sessions, table.waiting) == (0, 0)

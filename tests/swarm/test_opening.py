@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from blockswarm.client.chain.hop import HopChoice
+from blockswarm.client.chain.machine.events import HopChoice, Layout
 from blockswarm.client.chain.session import ChainSession
+from blockswarm.client.timing import ChainTiming
 from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto.errors import NoChainError, PeerBusy, SwarmError
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
-from blockswarm.proto.wire.timing import LEASE_SECONDS
 from blockswarm.routing.swarm import BlockRange, PeerId, RequestSpec
 from support.toy_engine import ToyKv, pack, unpack
 from support.toy_swarm import WHOLE, Peer, Visit, World
@@ -30,13 +30,19 @@ class FixedRouter:
     """A peer that is about to leave."""
     banned: list[tuple[PeerId, SwarmError]] = field(default_factory=list)
 
-    async def choose(
-        self, blocks: BlockRange, excluded: frozenset[PeerId], request: RequestSpec, min_precision: str | None = None
+    async def fill(
+        self, kept: Layout, excluded: frozenset[PeerId], request: RequestSpec, min_precision: str | None = None
     ) -> tuple[HopChoice, ...]:
-        if blocks != WHOLE:
-            raise NoChainError(tuple(blocks))
+        if kept:
+            raise NoChainError(tuple(WHOLE))
         known = [(peer.announcement(), part, wait) for peer, part, wait in self.chain]
-        return tuple(HopChoice(one.address, part, one.encoded, wait) for one, part, wait in known)
+        return tuple(HopChoice(seen.address, part, seen.encoded, wait) for seen, part, wait in known)
+
+    def pardon(self, peers: frozenset[PeerId]) -> None:
+        pass
+
+    async def reaches_anybody(self, excluded: frozenset[PeerId]) -> bool:
+        return True
 
     def record(self, peer: PeerId) -> bytes:
         return next(one.announcement().encoded for one, _, _ in self.chain if one.identity.peer_id == peer)
@@ -66,10 +72,13 @@ class Scene:
         for peer, room in ((self.low, low_room), (self.high, high_room)):
             peer.table.kv_token_blocks_total = peer.table.kv_token_blocks_free = room
         self.loop = self.world.loop
+        self.routers: list[FixedRouter] = []
+        """One for each session, in the order in which they were made."""
 
     def session(self, client: int, tokens: int, *chain: tuple[Peer, BlockRange, float]) -> tuple[ChainSession, Visit]:
         visit = Visit(self.loop.time())
-        config = replace(self.world.config(client, visit), router=FixedRouter(chain))
+        self.routers.append(FixedRouter(chain))
+        config = replace(self.world.config(client, visit), router=self.routers[-1])
         return ChainSession(config, tokens, 1), visit
 
     def delay_the_client(self, client: int, seconds: float) -> None:
@@ -150,7 +159,8 @@ def test_what_is_held_while_waiting_is_given_back_after_the_lease() -> None:
         await asyncio.sleep(1)
         other, _ = scene.session(2, 8, (scene.low, WHOLE, 1.0))
         await check_steps(other, 8, pause=0.1)
-        assert LEASE_SECONDS - 1 < scene.loop.time() < LEASE_SECONDS + 3
+        lease = ChainTiming().lease_seconds
+        assert lease - 1 < scene.loop.time() < lease + 3
         assert not waiting.done()
         await other.close()
         await asyncio.sleep(70)
@@ -187,15 +197,13 @@ def test_room_that_is_not_used_is_given_back() -> None:
     scene = Scene()
 
     async def scenario() -> None:
-        session, _ = scene.session(0, 8, (scene.low, FRONT, 1.0), (scene.high, BACK, 1.0))
-        chosen = await session._config.router.choose(WHOLE, frozenset(), session._request)
-        hops = await session._chain.reserve(chosen, 10.0)
+        session, _ = scene.session(0, 8, (scene.low, WHOLE, 0.0))
+        await session.prepare(1)
         await asyncio.sleep(PeerTiming().unused_room_seconds - 1)
-        assert (scene.low.table.sessions, scene.high.table.sessions) == (1, 1)
+        assert scene.low.table.sessions == 1
         await asyncio.sleep(2)
-        assert (scene.low.table.sessions, scene.high.table.sessions) == (0, 0)
-        assert all("made no use" in str(hop.error) for hop in hops)
-        await asyncio.gather(*(hop.close() for hop in hops))
+        assert scene.low.table.sessions == 0
+        await session.close()
 
     scene.run(scenario())
 
@@ -226,8 +234,8 @@ def test_a_session_waits_a_little_for_room_at_the_replacement_of_a_leaving_peer(
             if position == 2:
                 await holder.run(*step(0))
                 scene.loop.call_later(held, lambda: closing.append(asyncio.ensure_future(holder.close())))
-                session._config.router.left = scene.low
-                session._config.router.chain = [(scene.high, WHOLE, 5.0)]
+                scene.routers[0].left = scene.low
+                scene.routers[0].chain = [(scene.high, WHOLE, 5.0)]
             assert unpack(await session.run(*step(position))) == unpack(truth.step(*step(position)).data)
         assert scene.loop.time() <= 20, "ten seconds at most before a step, and two steps"
         assert session.chain[0][0] == (scene.high if goes else scene.low).identity.peer_id

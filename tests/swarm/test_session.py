@@ -10,7 +10,7 @@ import pytest
 import torch
 from blockswarm.client.chain.session import ChainSession
 from blockswarm.client.config import SessionEvent
-from blockswarm.client.timing import ClientTiming
+from blockswarm.client.timing import ChainTiming, ClientTiming
 from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.engine import Engine, SessionKv
 from blockswarm.peer.engine.load import load_stage
@@ -297,7 +297,7 @@ def test_a_cache_that_cannot_be_had_is_rebuilt_at_the_replacement(
 ) -> None:
     async def scenario(swarm: LocalSwarm) -> None:
         events: list[SessionEvent] = []
-        timing = ClientTiming(handover_seconds=0.5) if failure == "slow" else ClientTiming()
+        timing = ClientTiming(chain=ChainTiming(handover_seconds=0.5)) if failure == "slow" else ClientTiming()
         session, truth = await swarm.session(kv_tokens=2000, events=events, timing=timing), Truth(whole_stage)
         for number, step in enumerate(STORY):
             if number == 2:

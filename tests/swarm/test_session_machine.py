@@ -10,11 +10,10 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from blockswarm.client.chain.hop import HopChoice
+from blockswarm.client.chain.machine.events import HopChoice, Layout
 from blockswarm.client.chain.prefixes import PageNames
 from blockswarm.client.chain.session import ChainSession
 from blockswarm.client.config import SessionConfig, SessionEvent
-from blockswarm.client.timing import ClientTiming
 from blockswarm.peer.session.replay_store import ReplayStore
 from blockswarm.peer.session.service import PeerParts, PeerService
 from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
@@ -104,27 +103,34 @@ class Router:
         self._machine = machine
         self._banned: set[PeerId] = set()
 
-    async def choose(
+    async def fill(
         self,
-        blocks: BlockRange,
+        kept: Layout,
         excluded: frozenset[PeerId],
         request: RequestSpec,
         min_precision: str | None = None,
     ) -> tuple[HopChoice, ...]:
+        used = excluded | {peer for peer, _ in kept}
         chain = []
         for part in RANGES:
-            if not blocks.covers(part):
+            if any(blocks.covers(part) for _, blocks in kept):
                 continue
             hosts = [
                 p
                 for p in self._machine.peers
-                if p.blocks.covers(part) and p.alive and not p.draining and p.id not in excluded
+                if p.blocks.covers(part) and p.alive and not p.draining and p.id not in used
             ]
             if not hosts:
                 raise NoChainError(tuple(part))
             host = next((p for p in hosts if p.id not in self._banned), hosts[0])
             chain.append(host.choice(part))
         return tuple(chain)
+
+    def pardon(self, peers: frozenset[PeerId]) -> None:
+        self._banned -= peers
+
+    async def reaches_anybody(self, excluded: frozenset[PeerId]) -> bool:
+        return any(p.alive and p.id not in excluded for p in self._machine.peers)
 
     def record(self, peer: PeerId) -> bytes | None:
         return next(one for one in self._machine.peers if one.id == peer).record()
@@ -337,7 +343,7 @@ class SessionMachine(RuleBasedStateMachine):
         peer = next(peer for peer in self.peers if peer.id == self.session.chain[index][0])
         if not peer.alive or not self.others(peer):
             return None
-        self.loop.run(asyncio.sleep(ClientTiming().handover_pause_seconds))
+        self.loop.run(asyncio.sleep(self.config.timing.chain.handover_pause_seconds))
         self.in_loop(peer.drain)
         return peer
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from blockswarm.client.chain.hop import HopChoice
+from blockswarm.client.chain.machine.events import HopChoice, Layout
 from blockswarm.client.chain.session import ChainSession
 from blockswarm.proto.errors import NoChainError, PeerBusy, SwarmError
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.swarm import BlockRange, PeerId, RequestSpec
 from support.toy_engine import pack
-from support.toy_swarm import Peer, Visit, World
+from support.toy_swarm import WHOLE, Peer, Visit, World
 
 PATIENCE_SECONDS = 30.0
 
@@ -26,13 +26,19 @@ class FailingRouter:
         self.error: SwarmError | None = None
         self.refreshes = 0
 
-    async def choose(
-        self, blocks: BlockRange, excluded: frozenset[PeerId], request: RequestSpec, min_precision: str | None = None
+    async def fill(
+        self, kept: Layout, excluded: frozenset[PeerId], request: RequestSpec, min_precision: str | None = None
     ) -> tuple[HopChoice, ...]:
         if self.error is not None:
             raise self.error
         known = self.peer.announcement()
-        return (HopChoice(known.address, blocks, known.encoded),)
+        return (HopChoice(known.address, WHOLE, known.encoded),)
+
+    def pardon(self, peers: frozenset[PeerId]) -> None:
+        pass
+
+    async def reaches_anybody(self, excluded: frozenset[PeerId], seconds: float) -> bool:
+        return True
 
     async def refresh(self) -> None:
         self.refreshes += 1

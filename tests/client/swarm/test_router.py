@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from blockswarm.client.chain.hop import HopChoice
+from blockswarm.client.chain.machine.events import HopChoice
 from blockswarm.client.swarm.router import ViewRouter
 from blockswarm.client.swarm.view import KnownPeer, SwarmView
 from blockswarm.proto import swarm_pb2 as pb

@@ -1,0 +1,151 @@
+"""Facts about the peers of a chain, and what follows from them: pure functions over facts, no decisions in time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ....proto.errors import PeerBusy, SwarmError
+from ....proto.wire.frames import CREDITS
+from ....routing.swarm import BlockRange, PeerId
+from ..operation import Operation
+from .events import HopChoice, HopId, Layout, Rerouted
+
+
+@dataclass(eq=False, slots=True)
+class HopFacts:
+    """The machine's knowledge of one hop. A hop that failed stays failed: `error` says why."""
+
+    id: HopId
+    choice: HopChoice
+    opened: bool = False
+    """The peer has said that it has room."""
+    queued: tuple[int, float] | None = None
+    """The place in the queue and the estimate that it said last."""
+    built: bool = False
+    """Its cache holds what the session has computed so far."""
+    error: SwarmError | None = None
+    to_blame: bool = True
+    """Whether `error` is the peer's own fault: a peer that suffered from another one is not banned."""
+    push_failed_epoch: int = 0
+    """The last epoch in which it could not push to its successor; 0: none."""
+    credits: int = CREDITS
+    held_tokens: tuple[int, ...] = ()
+    state: Rerouted | None = None
+    """Its answer when it was last given new neighbours."""
+    rebuilt_epoch: int = 0
+
+    @property
+    def peer(self) -> PeerId:
+        return self.choice.peer
+
+    @property
+    def blocks(self) -> BlockRange:
+        return self.choice.blocks
+
+    @property
+    def alive(self) -> bool:
+        return self.error is None
+
+    def fail(self, error: SwarmError, *, to_blame: bool = True) -> None:
+        """Give the hop up; the first reason counts."""
+        if self.error is None:
+            self.error, self.to_blame = error, to_blame
+
+    def is_at(self, epoch: int) -> bool:
+        """Whether it has said that it is in that epoch."""
+        return self.state is not None and self.state.epoch >= epoch
+
+
+def layout_of(hops: Sequence[HopFacts]) -> Layout:
+    """The peers in order, with their blocks."""
+    return tuple((hop.peer, hop.blocks) for hop in hops)
+
+
+def merged(kept: Sequence[HopFacts], choices: Sequence[HopChoice]) -> list[HopFacts | HopChoice]:
+    """The hops that stay and the choices that fill their gaps, in the order of their blocks."""
+    return sorted([*kept, *choices], key=lambda hop: hop.blocks.start)
+
+
+def wait_seconds(chain: Sequence[HopFacts | HopChoice]) -> float:
+    """Until every new hop of a chain is expected to have room."""
+    return max((hop.wait_seconds for hop in chain if isinstance(hop, HopChoice)), default=0.0)
+
+
+def only_full(hops: Sequence[HopFacts]) -> bool:
+    """Whether the chain broke only because peers were full."""
+    errors = [hop.error for hop in hops if hop.error is not None]
+    return bool(errors) and all(isinstance(error, PeerBusy) for error in errors)
+
+
+def adoptable(hops: Sequence[HopFacts], rows: int) -> tuple[int, ...]:
+    """Per row, how many of its first tokens every peer holds."""
+    return tuple(
+        min((hop.held_tokens[row] if row < len(hop.held_tokens) else 0 for hop in hops), default=0)
+        for row in range(rows)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildPlan:
+    """Hops `first` to `stop` get their caches from hop `first - 1`, or from the client where `first` is 0."""
+
+    first: int
+    stop: int
+    recomputed: int
+    """How many hops of these had a cache, but not what the next one was fed."""
+    after_permutation: bool
+    """Whether they become what they are after the permutation of the operation's first step."""
+
+
+def next_rebuild(hops: Sequence[HopFacts], operations: Sequence[Operation]) -> RebuildPlan | None:
+    """The first run of hops whose caches have to be rebuilt to the start of the oldest operation; None: all are built.
+
+    The hop before a run replays what it sent.  Where that is gone (evicted, or rewritten by a later operation) it is
+    recomputed as well, and so on back to the client, which has fed everything to block 0.
+    """
+    first = next((index for index, hop in enumerate(hops) if not hop.built), None)
+    if first is None:
+        return None
+    stop = next((index for index in range(first, len(hops)) if hops[index].built), len(hops))
+    source = first - 1
+    while source >= 0 and not _can_replay(hops[source], operations):
+        source -= 1
+    oldest = operations[0]
+    applied = _applied_seq(hops[source]) >= oldest.first_seq if source >= 0 else oldest.is_first
+    return RebuildPlan(source + 1, stop, first - 1 - source, applied)
+
+
+def _can_replay(hop: HopFacts, operations: Sequence[Operation]) -> bool:
+    oldest = operations[0]
+    # Before the first step no peer can replay the tokens that the session begins with: nobody computed them here.
+    if oldest.is_first or not hop.built or hop.state is None or not hop.state.buffer_complete:
+        return False
+    later = (operation for operation in operations[1:] if operation.first_seq <= _applied_seq(hop))
+    return all(operation.leaves(oldest.permuted) for operation in later)
+
+
+def _applied_seq(hop: HopFacts) -> int:
+    return hop.state.applied_seq if hop.state is not None else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How far a peer is."""
+
+    received_seq: int
+    applied_seq: int
+
+
+def swallowing_link(statuses: Sequence[Status], seq: int) -> int | None:
+    """The index of the hop whose link to its successor has swallowed step `seq`: applied here, not received there."""
+    for index, (sender, receiver) in enumerate(itertools.pairwise(statuses)):
+        if sender.applied_seq >= seq > receiver.received_seq:
+            return index
+    return None
+
+
+def stuck_hop(statuses: Sequence[Status], seq: int) -> int:
+    """The index of the first hop that has not applied step `seq`; the last one if all have."""
+    return next((index for index, status in enumerate(statuses) if status.applied_seq < seq), len(statuses) - 1)

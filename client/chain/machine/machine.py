@@ -1,0 +1,345 @@
+"""A session's chain as a machine: events in, actions out; no I/O, no clock, no await.
+
+`handle(event, now)` takes in what happened and returns what is to be done about it, in order.  The shell (session.py)
+performs the actions, feeds back what comes of them, and calls again with `Late` at `wake_at`.  `now` is any clock that
+never goes back.
+
+The rules, in the order in which they are tried:
+
+1. A step is answered by the last peer, in the present epoch, by a hop that was not given up; everything else that comes
+   late is dropped.  An operation is over when all of its steps were sent in the present epoch and are answered.
+2. A late answer blames nobody.  All peers are probed; those that are silent while others answer are given up, a link
+   that swallowed the step is relayed, a peer that answers probes and not the step is given up after `late_chances`.
+   If all are silent, a node outside the chain is asked: where that is silent as well, it is this machine's network that
+   is away, and nobody is given up before it is back.
+3. A chain with a failed hop is repaired: the failed are left and banned, the router fills the gaps, the hops that stay
+   get their new neighbours in a new epoch, the new ones their caches (`facts.next_rebuild`), and the steps of all
+   operations under way are sent again with the same numbers.  Peers that applied them answer from what they kept.
+4. What follows from the input ends the session at once, and blames nobody: a peer says that the input cannot be
+   computed, or two different peers fail in the same step.
+5. Before an operation, while nothing is under way, hops that leave or are slow hand their cache over.
+
+Every change of phase is in the table of phases.py; the machine asserts that it makes no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+from ....proto.errors import (
+    BadActivations,
+    DeadlineExceeded,
+    GiveUp,
+    LocalProtocolError,
+    NoChainError,
+    RetryElsewhere,
+    SessionLost,
+    SwarmError,
+    UsageError,
+)
+from ....proto.wire.frames import WireStep
+from . import events as ev
+from .facts import HopFacts, Status, adoptable, merged
+from .phases import WHOLE_CHAIN, Phase
+from .state import Ended, Progress
+from .watching import Watching
+
+_NETWORK_HINT = "No node of the swarm answers: check this machine's network, and that the initial peers run."
+_INPUT_HINT = "The input is the reason, not the peers: see the message."
+
+
+class ChainMachine(Watching):
+    """The chain of one session."""
+
+    # --- what the shell sees ---
+
+    @property
+    def epoch(self) -> int:
+        """Raised with every change of the chain."""
+        return self._roster.epoch
+
+    @property
+    def hop_ids(self) -> tuple[ev.HopId, ...]:
+        """The streams of the chain, in order."""
+        return tuple(hop.id for hop in self._roster.hops)
+
+    @property
+    def numeric_formats(self) -> tuple[str, ...]:
+        """The format in which each peer in use computes."""
+        return tuple(hop.choice.numeric_format for hop in self._roster.hops)
+
+    @property
+    def wake_at(self) -> float:
+        """When to call with `Late`; infinite if only events can change anything."""
+        return self._deadline
+
+    def handle(self, event: ev.Event, now: float) -> list[ev.Action]:
+        """Take in an event; returns what is to be done, in order. O(hops + steps under way)."""
+        self._now = max(self._now, now)
+        self._actions = []
+        if self.phase is Phase.ENDED and not isinstance(event, ev.Close):
+            return []
+        try:
+            self._TAKE[type(event)](self, event)
+            while (decide := self._DECIDE.get(self.phase)) is not None and decide(self):
+                pass
+        except Ended as end:
+            self._emit(ev.Fail(end.error))
+            self._enter(Phase.ENDED)
+        return self._actions
+
+    # --- taking events in: facts only, decisions come after ---
+
+    def _take_prepare(self, event: ev.Prepare) -> None:
+        self._preparing = event.rows
+
+    def _take_begin(self, event: ev.Begin) -> None:
+        self._progress.append(Progress(event.operation))
+
+    def _take_close(self, _event: ev.Close) -> None:
+        self._roster.leave([*self._roster.hops, *self._roster.beside])
+        self._enter(Phase.ENDED)
+
+    def _take_chosen(self, event: ev.Chosen) -> None:
+        if self._choice is None or event.number != self._choice.number:
+            return
+        choice, self._choice = self._choice, None
+        if self._roster.has_failed():  # while the router thought about it
+            self._repair()
+        elif self._move is not None:
+            self._begin_move(self._move, event.choices)
+        else:
+            self._take_chain(choice, merged(choice.kept, event.choices))
+
+    def _take_not_chosen(self, event: ev.NotChosen) -> None:
+        if self._choice is None or event.number != self._choice.number:
+            return
+        choice, self._choice = self._choice, None
+        if self._roster.has_failed():
+            self._repair()
+        elif self._move is not None:
+            self._end_move()
+        elif choice.kept:
+            self._ask_router([])
+        elif choice.filled is not None and not self._untouched:
+            self._reserve(choice.filled)
+        else:
+            if self._untouched:
+                self._roster.leave(self._roster.hops)
+            self._no_chain(event.error)
+
+    def _take_looked(self, event: ev.Looked) -> None:
+        if self.phase is not Phase.LOOKING:
+            return
+        trouble = self._in_trouble()
+        trouble.looks += 1
+        if event.error is not None:
+            trouble.away = True
+        elif trouble.away and trouble.banned:
+            self._emit(ev.Pardon(frozenset(trouble.banned)))
+            trouble.banned.clear()
+        self._choose()
+
+    def _take_network_back(self, _event: ev.NetworkBack) -> None:
+        if self.phase is not Phase.AWAY:
+            return
+        trouble = self._in_trouble()
+        trouble.back = True
+        if trouble.away:
+            self._emit(ev.Pardon(frozenset(hop.peer for hop in self._roster.hops)))
+        if trouble.away and self._roster.has_failed():
+            # Streams that broke while this machine was off the network say nothing against the peers.
+            trouble.error = self._drop_failed(self._roster.hops) or trouble.error
+            self._look()
+        elif trouble.away:
+            self._examine(again=True)
+        else:
+            for hop in self._roster.hops:
+                hop.fail(DeadlineExceeded(f"{hop.choice.address} does not answer"))
+            self._repair()
+
+    def _take_network_away(self, _event: ev.NetworkAway) -> None:
+        if self.phase is not Phase.AWAY:
+            return
+        trouble = self._in_trouble()
+        trouble.away = True
+        if self._now >= trouble.give_up_at:
+            missing = [block for hop in self._roster.hops for block in hop.blocks]
+            raise Ended(NoChainError(missing, hint=_NETWORK_HINT))
+        self._deadline = self._now + self._timing.away_pause_seconds
+
+    def _take_opened(self, event: ev.Opened) -> None:
+        if hop := self._roster.find(event.hop):
+            hop.opened, hop.credits, hop.held_tokens = True, event.credits, event.held_tokens
+
+    def _take_queued(self, event: ev.Queued) -> None:
+        if hop := self._roster.find(event.hop):
+            hop.queued = event.place, event.estimate_seconds
+
+    def _take_rerouted(self, event: ev.Rerouted) -> None:
+        if hop := self._roster.find(event.hop):
+            hop.state = event
+
+    def _take_rebuilt(self, event: ev.Rebuilt) -> None:
+        if hop := self._roster.find(event.hop):
+            hop.rebuilt_epoch = event.epoch
+
+    def _take_push_failed(self, event: ev.PushBroken) -> None:
+        if hop := self._roster.find(event.hop):
+            hop.push_failed_epoch = event.epoch
+
+    def _take_probed(self, event: ev.Probed) -> None:
+        if event.nonce == self._nonce and self._roster.find(event.hop):
+            self._statuses[event.hop] = Status(event.received_seq, event.applied_seq)
+
+    def _take_lost(self, event: ev.Lost) -> None:
+        hop, error = self._roster.find(event.hop), event.error
+        if hop is None or not hop.alive:
+            return
+        if hop not in self._roster.hops:
+            hop.fail(error)
+            return
+        index = self._roster.hops.index(hop)
+        if isinstance(error, BadActivations):
+            # The peer itself is well: the one before it has sent what cannot be computed with.
+            if index == 0:
+                raise Ended(UsageError(f"the input of the model is not finite: {error}", hint=_INPUT_HINT))
+            self._roster.hops[index - 1].fail(error)
+            hop.fail(SessionLost(f"{hop.choice.address}: {error}"), to_blame=False)
+            return
+        if isinstance(error, UsageError) and hop.opened:
+            raise Ended(error)
+        if type(error) is RetryElsewhere and self._progress:
+            self._note_failed_step(hop, error)
+        hop.fail(error)
+
+    def _note_failed_step(self, hop: HopFacts, error: SwarmError) -> None:
+        """Two different peers that fail in the same step: it is the input. Raises Ended."""
+        seq = self._progress[0].unanswered or self._progress[0].operation.first_seq
+        self._failed_in = {peer: at for peer, at in self._failed_in.items() if at == seq}
+        others = [peer for peer in self._failed_in if peer != hop.peer]
+        self._failed_in[hop.peer] = seq
+        if others:
+            raise Ended(GiveUp(f"two peers cannot compute this input: {error}", hint=_INPUT_HINT))
+
+    def _take_answered(self, event: ev.Answered) -> None:
+        hop, step = self._roster.find(event.hop), event.step
+        hops = self._roster.hops
+        if hop is None or not hop.alive or hop not in hops or step.epoch != self._roster.epoch:
+            return
+        if hop.blocks.stop < self._num_blocks:
+            after = next((other for other in hops if other.blocks.start == hop.blocks.stop), None)
+            if after is not None:  # while a gap is filled there is nobody to pass it on to
+                self._emit(ev.Send(after.id, step))
+            return
+        if self.phase not in WHOLE_CHAIN:
+            return
+        progress = next((p for p in self._progress if p.operation.first_seq <= step.seq < p.operation.stop_seq), None)
+        index = step.seq - progress.operation.first_seq if progress is not None else -1
+        if step.rebuild is not None or progress is None or step.plan != progress.operation.steps[index]:
+            hop.fail(LocalProtocolError(f"{hop.choice.address} answered a question that was not asked"))
+        elif index < progress.sent and step.seq not in progress.answers:
+            self._note_pace(progress, index, step)
+            progress.answers[step.seq] = step.data
+            self._trouble, self._late_times = None, 0
+            if self.phase in (Phase.EXAMINING, Phase.AWAY):
+                self._enter(Phase.RUNNING, self._allowed_seconds())
+            elif self.phase is Phase.RUNNING:
+                self._deadline = self._now + self._allowed_seconds()
+
+    def _note_pace(self, progress: Progress, index: int, step: WireStep) -> None:
+        if len(progress.operation.steps) == 1 and sum(p.in_flight for p in self._progress) == 1:
+            predicted = self._facts.predict_seconds(self.layout, step.plan.tokens)
+            observed = self._now - progress.sent_at[index]
+            self._pace.note(predicted, observed, step.timings, self._facts.clock_offset_seconds)
+
+    def _take_late(self, _event: ev.Late) -> None:
+        pass  # the time is taken in already; the phase decides
+
+    # --- resting and running ---
+
+    def _decide_resting(self) -> bool:
+        if not self._has_work:
+            return False
+        if not self._roster.hops or self._roster.is_broken():
+            return self._repair()
+        return self._start_move() or self._enter(Phase.RUNNING, self._allowed_seconds())
+
+    def _decide_running(self) -> bool:
+        if self._roster.is_broken():
+            return self._repair()
+        if self._preparing is not None and all(hop.opened for hop in self._roster.hops):
+            self._emit(ev.Ready(adoptable(self._roster.hops, self._preparing)))
+            self._preparing = None
+        self._finish_operations()
+        if not self._has_work:
+            return self._enter(Phase.RESTING)
+        self._send_steps()
+        if self._finish_operations():
+            return True
+        if self._is_late:
+            return self._examine()
+        return False
+
+    def _finish_operations(self) -> bool:
+        """Report the operations that are over, in order; whether there were any."""
+        count = len(self._progress)
+        while self._progress and self._progress[0].is_done:
+            done = self._progress.pop(0)
+            answers = tuple(done.answers[seq] for seq in sorted(done.answers))
+            self._emit(ev.Done(done.operation, answers))
+        return len(self._progress) < count
+
+    def _send_steps(self) -> None:
+        hops = self._roster.hops
+        in_flight = sum(progress.in_flight for progress in self._progress)
+        for progress in self._progress:
+            operation = progress.operation
+            while progress.sent < len(operation.steps) and in_flight < hops[0].credits:
+                if in_flight == 0:
+                    self._deadline = self._now + self._allowed_seconds()
+                index = progress.sent
+                step = WireStep(
+                    epoch=self._roster.epoch,
+                    seq=operation.first_seq + index,
+                    plan=operation.steps[index],
+                    data=operation.data[index],
+                    acked_seq=self._progress[0].operation.first_seq - 1,
+                    timeout_seconds=4 * self._allowed_seconds(),
+                )
+                progress.sent_at[index] = self._now
+                progress.sent += 1
+                in_flight += step.seq not in progress.answers
+                self._emit(ev.Send(hops[0].id, step))
+
+    _TAKE: ClassVar[Mapping[type, Callable[..., object]]] = {
+        ev.Prepare: _take_prepare,
+        ev.Begin: _take_begin,
+        ev.Close: _take_close,
+        ev.Chosen: _take_chosen,
+        ev.NotChosen: _take_not_chosen,
+        ev.Looked: _take_looked,
+        ev.NetworkBack: _take_network_back,
+        ev.NetworkAway: _take_network_away,
+        ev.Opened: _take_opened,
+        ev.Queued: _take_queued,
+        ev.Rerouted: _take_rerouted,
+        ev.Rebuilt: _take_rebuilt,
+        ev.Answered: _take_answered,
+        ev.Probed: _take_probed,
+        ev.PushBroken: _take_push_failed,
+        ev.Lost: _take_lost,
+        ev.Late: _take_late,
+    }
+    _DECIDE: ClassVar[Mapping[Phase, Callable[..., bool]]] = {
+        Phase.RESTING: _decide_resting,
+        Phase.PAUSING: Watching._decide_pausing,
+        Phase.RESERVING: Watching._decide_reserving,
+        Phase.CONNECTING: Watching._decide_connecting,
+        Phase.REBUILDING: Watching._decide_rebuilding,
+        Phase.RUNNING: _decide_running,
+        Phase.EXAMINING: Watching._decide_examining,
+        Phase.AWAY: Watching._decide_away,
+        Phase.MOVING: Watching._decide_moving,
+    }

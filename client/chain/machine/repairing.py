@@ -1,0 +1,274 @@
+"""Bringing up a chain: the failed hops are left, the gaps filled, room is waited for, and new hops get their caches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ....proto.errors import (
+    DeadlineExceeded,
+    GiveUp,
+    NoChainError,
+    PeerBusy,
+    PeerUnavailable,
+    SessionLost,
+    SwarmError,
+)
+from ....proto.wire.frames import Rebuild
+from ....routing.swarm import PeerId
+from ...config import SessionEvent
+from . import events as ev
+from .facts import HopFacts, layout_of, next_rebuild, only_full, wait_seconds
+from .pace import StepPace
+from .phases import Phase
+from .reserve import NotAdmitted, OrderedReservation
+from .roster import describe
+from .state import ChainState, Choice, Ended
+
+MAX_REPAIRS = 12
+"""Fail the operation after this many repairs without a new answer."""
+MAX_REFUSALS = 2
+"""After this many chains that seemed to have room and had none, the session queues for the next one."""
+
+
+class Repairing(ChainState):
+    """The decisions of a repair; the first chain is brought up by the same ones."""
+
+    def _repair(self) -> bool:
+        """Leave the hops that failed and bring up a chain without them."""
+        roster, trouble = self._roster, self._in_trouble()
+        self._move = None
+        if roster.hops and not trouble.back and all(_is_silent(hop) for hop in roster.hops):
+            self._statuses = {}
+            return self._ask_others()
+        if not roster.has_failed() and roster.hops:  # only a link has to be relayed
+            return self._connect(roster.hops)
+        if only_full(roster.hops):
+            trouble.refusals += 1
+        elif roster.hops:
+            trouble.repairs += 1
+            trouble.give_up_at = self._now + self._timing.patience_seconds
+        trouble.error = self._drop_failed(roster.hops) or trouble.error
+        if trouble.repairs > MAX_REPAIRS:
+            raise Ended(trouble.error or PeerUnavailable("the chain of peers does not hold"))
+        return self._choose()
+
+    def _drop_failed(self, hops: Sequence[HopFacts]) -> SwarmError | None:
+        trouble = self._in_trouble()
+        if not trouble.away:
+            trouble.banned |= {hop.peer for hop in hops if not hop.alive and hop.to_blame}
+        return self._roster.drop_failed(hops, ban=not trouble.away)
+
+    def _ask_others(self) -> bool:
+        """Everybody in the chain is silent: is it they, or this machine's network?"""
+        self._emit(ev.AskOutside(frozenset(hop.peer for hop in self._roster.hops)))
+        return self.phase is Phase.AWAY or self._enter(Phase.AWAY)
+
+    # --- choosing ---
+
+    def _choose(self) -> bool:
+        """Ask for a chain: hops that work stay, the gaps are filled; where they cannot be at once, all is chosen anew.
+
+        Of a session for which nothing was computed no hop stays if it has to wait for any peer: it would hold room
+        meanwhile, and all sessions take room in the order of the peers' ids.
+        """
+        return self._ask_router(self._roster.hops)
+
+    def _ask_router(
+        self,
+        kept: Sequence[HopFacts],
+        filled: list[HopFacts | ev.HopChoice] | None = None,
+        excluded: frozenset[PeerId] = frozenset(),
+    ) -> bool:
+        self._choices_made += 1
+        self._choice = Choice(self._choices_made, list(kept), filled)
+        self._emit(ev.Choose(self._choices_made, layout_of(kept), excluded))
+        return self.phase is Phase.CHOOSING or self._enter(Phase.CHOOSING)
+
+    def _take_chain(self, choice: Choice, chain: list[HopFacts | ev.HopChoice]) -> bool:
+        must_wait = self._in_trouble().refusals >= MAX_REFUSALS or wait_seconds(chain) > 0
+        if choice.kept:
+            return self._ask_router([], filled=chain) if must_wait else self._connect(chain)
+        if must_wait and self._untouched:
+            self._roster.leave(self._roster.hops)
+        elif must_wait and choice.filled is not None:
+            chain = choice.filled
+        else:
+            kept = {(hop.peer, hop.blocks): hop for hop in self._roster.hops}
+            chain = [kept.get((hop.peer, hop.blocks), hop) for hop in chain]
+        return self._reserve(chain) if must_wait else self._connect(chain)
+
+    def _no_chain(self, error: SwarmError) -> bool:
+        """Nobody fills the gaps now: look again, for as long as the session's patience lasts.
+
+        A first chain waits only for room; but what was last seen of the swarm may be old, so it has a second look.
+        """
+        trouble = self._in_trouble()
+        if isinstance(trouble.error, GiveUp):
+            raise Ended(trouble.error)
+        hopeless = self._roster.epoch == 0 and isinstance(error, NoChainError) and trouble.looks > 0
+        if hopeless or self._now >= trouble.give_up_at:
+            raise Ended(error)
+        if trouble.looks == 0:
+            return self._look()
+        trouble.look_next = True
+        return self._enter(Phase.PAUSING, self._timing.no_chain_pause_seconds)
+
+    def _look(self) -> bool:
+        self._emit(ev.Look())
+        return self._enter(Phase.LOOKING)
+
+    def _decide_pausing(self) -> bool:
+        if not self._is_late:
+            return False
+        trouble = self._in_trouble()
+        if trouble.look_next:
+            trouble.look_next = False
+            return self._look()
+        return self._choose()
+
+    # --- waiting for room ---
+
+    def _reserve(self, chain: Sequence[HopFacts | ev.HopChoice], wait_seconds: float | None = None) -> bool:
+        """Open the new hops of a chain beside the present one, each with a place in its queue."""
+        if wait_seconds is None:
+            left = self._in_trouble().give_up_at - self._now
+            wait_seconds = max(self._timing.no_chain_pause_seconds, left)
+        self._roster.next_epoch()
+        hops = self._roster.hops_of(chain)
+        new = [hop for hop in hops if hop not in self._roster.hops]
+        self._reservation = OrderedReservation.of(hops, new, self._now + wait_seconds, self._timing)
+        return self._enter(Phase.RESERVING)
+
+    def _decide_reserving(self) -> bool:
+        reservation = self._reservation
+        assert reservation is not None
+        if self._roster.has_failed():
+            self._give_back(reservation)
+            return self._repair()
+        outcome = reservation.next_hop(self._now)
+        if news := reservation.news():
+            hop, place, estimate = news
+            self._emit(ev.Tell(SessionEvent("queued", hop.peer, f"place {place}, about {estimate:.0f} s")))
+        self._deadline = reservation.deadline
+        if isinstance(outcome, NotAdmitted):
+            self._give_back(reservation)
+            return self._not_admitted(outcome)
+        if outcome is not None:
+            self._roster.open_beside(outcome, reservation.chain, reservation.until - self._now)
+            return True
+        return reservation.is_complete and self._connect(reservation.chain)
+
+    def _give_back(self, reservation: OrderedReservation) -> None:
+        self._reservation = None
+        self._drop_failed(reservation.taken)
+        self._roster.leave([hop for hop in reservation.taken if hop.alive])
+
+    def _not_admitted(self, refusal: NotAdmitted) -> bool:
+        if self._move is not None:
+            return self._end_move()
+        trouble, error = self._in_trouble(), refusal.error
+        trouble.error = error
+        if isinstance(error, PeerBusy):
+            if self._now >= trouble.give_up_at:
+                raise Ended(error)
+        else:
+            trouble.repairs += 1
+            if trouble.repairs > MAX_REPAIRS:
+                raise Ended(error)
+        if refusal.waited:
+            return self._choose()
+        timing = self._timing
+        pause = error.retry_after_seconds if isinstance(error, PeerBusy) else timing.no_chain_pause_seconds
+        pause = min(max(pause, timing.no_chain_pause_seconds), timing.max_busy_pause_seconds)
+        return self._enter(Phase.PAUSING, max(0.0, min(pause, trouble.give_up_at - self._now)))
+
+    # --- connecting and rebuilding ---
+
+    def _connect(self, chain: Sequence[HopFacts | ev.HopChoice]) -> bool:
+        """Make it the chain; the steps under way are sent again when it stands."""
+        self._reservation = None
+        self._confirming = self._roster.connect(list(chain))
+        self._pace = StepPace(self._timing)
+        self._statuses = {}
+        for progress in self._progress:
+            progress.sent = 0
+        return self._enter(Phase.CONNECTING, self._timing.reroute_seconds)
+
+    def _decide_connecting(self) -> bool:
+        if self._roster.is_broken():
+            return self._repair()
+        behind = [hop for hop in self._confirming if not hop.is_at(self._roster.epoch)]
+        if not behind:
+            return self._rebuild_next()
+        if not self._is_late:
+            return False
+        for hop in behind:
+            hop.fail(DeadlineExceeded(f"{hop.choice.address} does not take its new neighbours"))
+        return self._repair()
+
+    def _rebuild_next(self) -> bool:
+        """Begin the next rebuild; where there is none left, the chain stands."""
+        hops, operations = self._roster.hops, [progress.operation for progress in self._progress]
+        if not operations or operations[0].starts_empty:
+            for hop in hops:
+                hop.built = True
+        plan = next_rebuild(hops, operations)
+        if plan is None:
+            return self._stand()
+        run, operation = hops[plan.first : plan.stop], operations[0]
+        for hop in run:
+            hop.built = False
+        lengths = operation.permuted if plan.after_permutation else operation.before
+        tokens = max(1, sum(lengths))
+        predicted = self._facts.predict_seconds(layout_of(run), tokens)
+        seconds = self._timing.rebuild_seconds + self._timing.rebuild_factor * predicted
+        source = hops[plan.first - 1] if plan.first else None
+        mark = Rebuild(run[-1].peer, operation.first_seq, plan.after_permutation)
+        recomputed = f", {plan.recomputed} peers recomputed" if plan.recomputed else ""
+        text = f"{tokens} tokens to {run[-1].peer}{recomputed}"
+        self._emit(ev.Tell(SessionEvent("replay", source.peer if source else None, text)))
+        self._emit(ev.Replay(source.id if source else None, run[0].id, self._roster.epoch, lengths, mark, seconds))
+        self._rebuild, self._rebuild_ends = plan, self._now + seconds
+        return self._enter(Phase.REBUILDING, min(seconds, self._timing.open_seconds))
+
+    def _decide_rebuilding(self) -> bool:
+        if self._roster.is_broken():
+            return self._repair()
+        plan = self._rebuild
+        assert plan is not None
+        run = self._roster.hops[plan.first : plan.stop]
+        if run[-1].rebuilt_epoch == self._roster.epoch:
+            for hop in run:
+                hop.built = True
+            self._emit(ev.Tell(SessionEvent("rebuilt", run[-1].peer)))
+            return self._rebuild_next()
+        if not self._is_late:
+            return False
+        overdue = [hop for hop in run if not hop.opened or self._now >= self._rebuild_ends]
+        if not overdue:
+            self._deadline = self._rebuild_ends
+            return False
+        for hop in overdue:
+            hop.fail(DeadlineExceeded(f"{hop.choice.address} was not rebuilt in time"))
+        return self._repair()
+
+    def _stand(self) -> bool:
+        """The chain stands."""
+        self._rebuild = None
+        if self._move is not None:
+            self._emit(ev.Tell(SessionEvent("handed-over", self._move.old.peer, describe(self.layout))))
+            self._move = None
+        return self._enter(Phase.RESTING)
+
+    def _end_move(self) -> bool:
+        """The hop stays; the others have heard of no newer epoch."""
+        assert self._move is not None
+        self._roster.epoch = self._move.epoch_before
+        self._next_move_at = self._now + self._timing.handover_pause_seconds
+        self._move = None
+        return self._enter(Phase.RESTING)
+
+
+def _is_silent(hop: HopFacts) -> bool:
+    """Whether a hop was lost in a way that this machine's own network could explain."""
+    return hop.to_blame and type(hop.error) in (PeerUnavailable, DeadlineExceeded, SessionLost)

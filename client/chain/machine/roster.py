@@ -1,0 +1,142 @@
+"""The hops of a chain and the epoch that they agree on: who is in it, who is opened beside it, who pushes to whom.
+
+No decisions about when or why here; the machine calls, and what peers have to be told is added to its actions.  A
+change of the chain raises the epoch on every hop, so nothing of the old chain can interfere.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ....proto.errors import PeerBusy, SwarmError
+from ....routing.swarm import BlockRange, PeerId
+from ...config import SessionEvent
+from . import events as ev
+from .facts import HopFacts, layout_of
+
+
+@dataclass(slots=True)
+class Roster:
+    """The chain's hops, in order, and those beside it."""
+
+    emit: Callable[[ev.Action], None]
+    record_of: Callable[[PeerId], bytes | None]
+    """The newest signed record of a peer: a record lasts a minute, a session longer."""
+    relay_always: bool = False
+    hops: list[HopFacts] = field(default_factory=list)
+    beside: list[HopFacts] = field(default_factory=list)
+    """Opened, or being opened, and not part of the chain yet."""
+    epoch: int = 0
+    relayed: set[tuple[PeerId, PeerId]] = field(default_factory=set)
+    """Pairs of neighbours that cannot push: what one says to the other goes through the client."""
+    _last_id: int = 0
+
+    def find(self, hop: ev.HopId) -> HopFacts | None:
+        """The hop of that number, in the chain or beside it; None for one that was given up."""
+        return next((known for known in (*self.hops, *self.beside) if known.id == hop), None)
+
+    def new_hop(self, choice: ev.HopChoice) -> HopFacts:
+        self._last_id += 1
+        return HopFacts(ev.HopId(self._last_id), choice)
+
+    def hops_of(self, chain: Sequence[HopFacts | ev.HopChoice]) -> list[HopFacts]:
+        """The hops of a chain, new ones for the choices."""
+        return [hop if isinstance(hop, HopFacts) else self.new_hop(hop) for hop in chain]
+
+    def replaced(self, old: HopFacts, by: Sequence[HopFacts | ev.HopChoice]) -> list[HopFacts | ev.HopChoice]:
+        """The chain with other hops in the place of `old`."""
+        index = self.hops.index(old)
+        return [*self.hops[:index], *by, *self.hops[index + 1 :]]
+
+    def is_broken(self) -> bool:
+        """Whether a hop has failed or a link cannot push; such a link is relayed from the next epoch on."""
+        for hop, successor in itertools.pairwise(self.hops):
+            if hop.push_failed_epoch == self.epoch:
+                self.relay(hop, successor)
+        return self.has_failed() or self.has_unpushable_link()
+
+    def has_failed(self) -> bool:
+        return any(not hop.alive for hop in self.hops)
+
+    def has_unpushable_link(self) -> bool:
+        return any(hop.push_failed_epoch == self.epoch for hop in self.hops[:-1])
+
+    def relay(self, hop: HopFacts, successor: HopFacts) -> None:
+        pair = (hop.peer, successor.peer)
+        if pair not in self.relayed:
+            self.relayed.add(pair)
+            self.emit(ev.Tell(SessionEvent("relayed", hop.peer, f"to {successor.peer}")))
+
+    # --- changing ---
+
+    def connect(self, chain: Sequence[HopFacts | ev.HopChoice]) -> list[HopFacts]:
+        """Make `chain` the chain, in a new epoch; returns the hops that have to confirm their new neighbours."""
+        self.epoch += 1
+        hops = self.hops_of(chain)
+        opened = [hop for hop in hops if hop in self.hops or hop in self.beside]
+        changes = any(hop in opened for hop in self.hops)
+        for hop in [*self.hops, *self.beside]:
+            if hop not in hops:
+                self.emit(ev.Leave(hop.id))
+        self.hops, self.beside = hops, []
+        for index, hop in enumerate(hops):
+            after = hops[index + 1] if index + 1 < len(hops) else None
+            relay = self.relay_always or (after is not None and (hop.peer, after.peer) in self.relayed)
+            neighbours = self._neighbours(hops, index, relay)
+            if hop in opened:
+                self.emit(ev.Reroute(hop.id, hop.peer, hop.blocks, neighbours))
+            else:
+                self._open(hop, hops, index, neighbours, 0.0)
+        kind = "rerouted" if changes else "opened"
+        self.emit(ev.Tell(SessionEvent(kind, None, describe(layout_of(hops)))))
+        return opened
+
+    def next_epoch(self) -> None:
+        self.epoch += 1
+
+    def open_beside(self, hop: HopFacts, chain: Sequence[HopFacts], wait_seconds: float) -> None:
+        """Open a hop of a chain that is about to come: it knows its neighbours and sends nothing to them yet."""
+        index = chain.index(hop)
+        if hop not in self.beside:
+            self.beside.append(hop)
+        self._open(hop, chain, index, self._neighbours(chain, index, relay=True), wait_seconds)
+
+    def leave(self, hops: Sequence[HopFacts]) -> None:
+        """End the session on some peers; nothing that was computed there is needed."""
+        for hop in hops:
+            self.emit(ev.Leave(hop.id))
+        self.hops = [hop for hop in self.hops if hop not in hops]
+        self.beside = [hop for hop in self.beside if hop not in hops]
+
+    def drop_failed(self, hops: Sequence[HopFacts], *, ban: bool = True) -> SwarmError | None:
+        """Leave the failed ones of some hops, tell the user, and ban those that are to blame; the last error."""
+        failed = [hop for hop in hops if hop.error is not None]
+        error = None
+        for hop in failed:
+            error = hop.error
+            assert error is not None
+            kind = "refused" if isinstance(error, PeerBusy) else "hop-lost"
+            self.emit(ev.Tell(SessionEvent(kind, hop.peer, str(error))))
+            if ban and hop.to_blame:
+                self.emit(ev.Ban(hop.peer, error))
+        self.leave(failed)
+        return error
+
+    def _open(
+        self, hop: HopFacts, chain: Sequence[HopFacts], index: int, neighbours: ev.Neighbours, wait_seconds: float
+    ) -> None:
+        formats = tuple(before.choice.numeric_format for before in chain[:index])
+        self.emit(ev.Open(hop.id, hop.choice, neighbours, wait_seconds, formats))
+
+    def _neighbours(self, chain: Sequence[HopFacts], index: int, relay: bool) -> ev.Neighbours:
+        before = chain[index - 1] if index else None
+        after = chain[index + 1] if index + 1 < len(chain) else None
+        record = (self.record_of(after.peer) or after.choice.record) if after is not None else b""
+        return ev.Neighbours(self.epoch, before.peer if before else None, after.peer if after else None, record, relay)
+
+
+def describe(layout: Sequence[tuple[PeerId, BlockRange]]) -> str:
+    """A chain for people: "0:4 at ...abcdef, 4:8 at ...ghijkl"."""
+    return ", ".join(f"{blocks} at ...{peer[-6:]}" for peer, blocks in layout)

@@ -1,0 +1,214 @@
+"""The memory of a chain's machine, and the look-ups it may make; the base of its layers.
+
+The machine is written in layers, each with the decisions of its own concern over this state: `Repairing` brings up a
+chain, `Moving` hands hops over, `Watching` examines a chain whose answer is late, and `ChainMachine` takes events in
+and runs the steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ....proto.errors import SwarmError
+from ....routing.swarm import BlockRange, PeerId
+from ...timing import ChainTiming
+from ..operation import Operation
+from . import events as ev
+from .facts import HopFacts, RebuildPlan, Status, layout_of
+from .pace import StepPace
+from .phases import TRANSITIONS, Phase
+from .reserve import OrderedReservation
+from .roster import Roster
+
+
+class SwarmFacts(Protocol):
+    """Knowledge of the swarm that costs nothing: look-ups in the client's view."""
+
+    def predict_seconds(self, chain: Sequence[tuple[PeerId, BlockRange]], tokens: int) -> float:
+        """Time of one step of `tokens` tokens through the chain, from announced costs and measured round trips."""
+        ...
+
+    def leaving(self, peer: PeerId) -> bool:
+        """Whether the peer says that it is about to leave."""
+        ...
+
+    def record(self, peer: PeerId) -> bytes | None:
+        """The newest signed record of a peer, if it is still known."""
+        ...
+
+    def clock_offset_seconds(self, peer: PeerId) -> float:
+        """The peer's clock minus ours."""
+        ...
+
+
+@dataclass(slots=True)
+class Progress:
+    """An operation under way."""
+
+    operation: Operation
+    answers: dict[int, bytes] = field(default_factory=dict)
+    sent: int = 0
+    """Steps sent in the present epoch."""
+    sent_at: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def is_done(self) -> bool:
+        """All answered, and the peers of the present chain have been sent every step."""
+        count = len(self.operation.steps)
+        return self.sent == count and len(self.answers) == count
+
+    @property
+    def unanswered(self) -> int | None:
+        """The first seq without an answer."""
+        operation = self.operation
+        return next((s for s in range(operation.first_seq, operation.stop_seq) if s not in self.answers), None)
+
+    @property
+    def in_flight(self) -> int:
+        first = self.operation.first_seq
+        return sum(1 for seq in range(first, first + self.sent) if seq not in self.answers)
+
+
+@dataclass(slots=True)
+class Trouble:
+    """The history of a repair since the last progress."""
+
+    give_up_at: float
+    repairs: int = 0
+    refusals: int = 0
+    """Chains that were full though they seemed not to be."""
+    looks: int = 0
+    error: SwarmError | None = None
+    away: bool = False
+    """This machine's network was seen to be away..."""
+    back: bool = False
+    """...or was found to work: who is silent now is to blame, unless it was away."""
+    banned: set[PeerId] = field(default_factory=set)
+    look_next: bool = False
+    """After the pause comes a look at the swarm, not a choice."""
+
+
+@dataclass(slots=True)
+class Choice:
+    """A question to the router that is not answered yet."""
+
+    number: int
+    kept: list[HopFacts]
+    """The hops whose gaps are filled; none: all is chosen anew."""
+    filled: list[HopFacts | ev.HopChoice] | None = None
+    """How the gaps can be filled where that means to wait."""
+
+
+@dataclass(slots=True)
+class Handover:
+    """A hop that is about to be replaced while it works."""
+
+    old: HopFacts
+    epoch_before: int
+    """To go back to where the replacement fails: the others have heard of no newer one."""
+    slow: bool
+    new: HopFacts | None = None
+    waits: bool = False
+    exporting: bool = False
+
+
+class Ended(Exception):
+    """Leaves a handler when no repair can help; never leaves the machine."""
+
+    def __init__(self, error: SwarmError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class ChainState:
+    """The state of a chain and of the operations under way, as of the last event."""
+
+    def __init__(
+        self,
+        facts: SwarmFacts,
+        num_blocks: int,
+        timing: ChainTiming | None = None,
+        *,
+        relay_always: bool = False,
+    ) -> None:
+        self.phase = Phase.RESTING
+        self._facts = facts
+        self._num_blocks = num_blocks
+        self._timing = timing or ChainTiming()
+        self._actions: list[ev.Action] = []
+        self._roster = Roster(self._emit, facts.record, relay_always)
+        self._now = 0.0
+        self._deadline = math.inf
+        self._progress: list[Progress] = []
+        self._preparing: int | None = None
+        """Rows for which it is asked what peers hold."""
+        self._pace = StepPace(self._timing)
+        self._trouble: Trouble | None = None
+        self._choice: Choice | None = None
+        self._choices_made = 0
+        self._reservation: OrderedReservation | None = None
+        self._confirming: list[HopFacts] = []
+        """Hops that have to say that they are in the present epoch."""
+        self._rebuild: RebuildPlan | None = None
+        self._rebuild_ends = math.inf
+        self._move: Handover | None = None
+        self._tried: set[PeerId] = set()
+        """Hops that could not be replaced lately."""
+        self._next_move_at = -math.inf
+        self._nonce = 0
+        self._statuses: dict[ev.HopId, Status] = {}
+        self._late_times = 0
+        self._failed_in: dict[PeerId, int] = {}
+        """Peer -> the step in which it failed to compute."""
+
+    @property
+    def layout(self) -> ev.Layout:
+        """The peers in use now, and the blocks each computes."""
+        return layout_of(self._roster.hops)
+
+    def _emit(self, action: ev.Action) -> None:
+        self._actions.append(action)
+
+    def _enter(self, phase: Phase, seconds: float = math.inf) -> bool:
+        """Change the phase, with a deadline `seconds` from now; True, so that a decision can end with it."""
+        assert phase is Phase.ENDED or phase in TRANSITIONS[self.phase], f"{self.phase} -> {phase}"
+        self.phase = phase
+        self._deadline = self._now + seconds
+        return True
+
+    @property
+    def _is_late(self) -> bool:
+        return self._now >= self._deadline
+
+    def _in_trouble(self) -> Trouble:
+        if self._trouble is None:
+            self._trouble = Trouble(self._now + self._timing.patience_seconds)
+        return self._trouble
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._progress) or self._preparing is not None
+
+    @property
+    def _untouched(self) -> bool:
+        """Whether no peer need have computed anything for the session yet."""
+        first = self._progress[0] if self._progress else None
+        return first is None or (first.operation.is_first and not any(p.answers for p in self._progress))
+
+    def _sought_seq(self) -> int:
+        seqs = (p.unanswered for p in self._progress)
+        return next((seq for seq in seqs if seq is not None), 0)
+
+    def _allowed_seconds(self) -> float:
+        """How long the next answer may take, from the announced and the observed speed."""
+        progress = next((p for p in self._progress if p.unanswered is not None), None)
+        if progress is None:
+            return self._timing.open_seconds if self._preparing is not None else self._timing.late_seconds
+        seq = progress.unanswered
+        assert seq is not None
+        tokens = progress.operation.steps[seq - progress.operation.first_seq].tokens
+        predicted = self._facts.predict_seconds(self.layout, tokens)
+        return self._pace.allowed_seconds(predicted * max(1, sum(p.in_flight for p in self._progress)))

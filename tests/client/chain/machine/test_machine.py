@@ -1,0 +1,387 @@
+"""The chain's machine alone: peers are played by hand, time is a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import pytest
+from blockswarm.client.chain.machine import events as ev
+from blockswarm.client.chain.machine.machine import ChainMachine
+from blockswarm.client.chain.machine.phases import Phase
+from blockswarm.client.chain.operation import Operation
+from blockswarm.client.timing import ChainTiming
+from blockswarm.proto.errors import (
+    BadActivations,
+    DeadlineExceeded,
+    GiveUp,
+    NoChainError,
+    PeerBusy,
+    PeerUnavailable,
+    RetryElsewhere,
+    SwarmError,
+    UsageError,
+)
+from blockswarm.proto.network.address import PeerAddress
+from blockswarm.proto.wire.frames import HopTiming, Rebuild, WireStep
+from blockswarm.proto.wire.steps import RowSlice, RowTable, StepPlan
+from blockswarm.routing.swarm import BlockRange, PeerId
+
+TIMING = ChainTiming()
+A = TypeVar("A", bound=ev.Action)
+THIRDS = (BlockRange(0, 2), BlockRange(2, 4), BlockRange(4, 6))
+
+
+class Facts:
+    """A swarm in which every step is predicted to take 10 ms."""
+
+    def __init__(self) -> None:
+        self.left: set[PeerId] = set()
+        self.seconds = 0.01
+
+    def predict_seconds(self, chain: Sequence[tuple[PeerId, BlockRange]], tokens: int) -> float:
+        return self.seconds
+
+    def leaving(self, peer: PeerId) -> bool:
+        return peer in self.left
+
+    def record(self, peer: PeerId) -> bytes | None:
+        return b"record"
+
+    def clock_offset_seconds(self, peer: PeerId) -> float:
+        return 0.0
+
+
+def choice(name: str, blocks: BlockRange, wait_seconds: float = 0.0) -> ev.HopChoice:
+    return ev.HopChoice(PeerAddress(PeerId(name), "10.0.0.1:1"), blocks, b"record", wait_seconds)
+
+
+class Chain:
+    """A machine with a chain of three peers that does what it is told, until the test says otherwise."""
+
+    def __init__(self) -> None:
+        self.facts = Facts()
+        self.machine = ChainMachine(self.facts, 6, TIMING)
+        self.now = 0.0
+        self.log: list[ev.Action] = []
+        self.opened: dict[str, ev.HopId] = {}
+        self.table = RowTable()
+        self.next_seq = 1
+
+    def feed(self, event: ev.Event) -> list[ev.Action]:
+        actions = self.machine.handle(event, self.now)
+        self.log += actions
+        for action in actions:
+            if isinstance(action, ev.Open):
+                self.opened[action.choice.peer] = action.hop
+        return actions
+
+    def late(self) -> list[ev.Action]:
+        """Time passes until the machine wants to be woken."""
+        self.now = self.machine.wake_at
+        return self.feed(ev.Late())
+
+    def begin(self, *rows: RowSlice, source: tuple[int, ...] | None = None) -> list[ev.Action]:
+        plan = StepPlan(rows or (RowSlice(0, self.table.tokens, 1, 1),), source)
+        operation = Operation.of(plan, bytes(plan.tokens), self.table, self.next_seq, 1)
+        self.table, self.next_seq = self.table.after(plan), operation.stop_seq
+        return self.feed(ev.Begin(operation))
+
+    def choose(self, actions: Sequence[ev.Action], *choices: ev.HopChoice) -> list[ev.Action]:
+        return self.feed(ev.Chosen(last(actions, ev.Choose).number, choices))
+
+    def answer(self, name: str, step: WireStep) -> list[ev.Action]:
+        return self.feed(ev.Answered(self.opened[name], step))
+
+    def answer_sent(self, actions: Sequence[ev.Action], name: str = "c", seconds: float = 0.0) -> list[ev.Action]:
+        """The last peer answers all steps that were sent; b had them for `seconds`."""
+        moments = ((0.0, 0.0), (0.0, seconds), (seconds, seconds))
+        timings = tuple(
+            HopTiming(PeerId(peer), received, received, finished)
+            for peer, (received, finished) in zip("abc", moments, strict=True)
+        )
+        answers: list[ev.Action] = []
+        for sent in actions:
+            if isinstance(sent, ev.Send):
+                answers += self.answer(name, replace(sent.step, timings=timings))
+        return answers
+
+    def confirm(self, actions: Sequence[ev.Action], applied_seq: int, complete: bool = True) -> list[ev.Action]:
+        """Every hop that was given new neighbours takes them."""
+        answers: list[ev.Action] = []
+        for action in actions:
+            if isinstance(action, ev.Reroute):
+                answers += self.feed(ev.Rerouted(action.hop, action.neighbours.epoch, applied_seq, complete))
+        return answers
+
+
+def last(actions: Sequence[ev.Action], kind: type[A]) -> A:
+    return [action for action in actions if isinstance(action, kind)][-1]
+
+
+def all_of(actions: Sequence[ev.Action], kind: type[A]) -> list[A]:
+    return [action for action in actions if isinstance(action, kind)]
+
+
+def running(operations: int = 1) -> Chain:
+    """A chain a, b, c that has done some operations of one token."""
+    chain = Chain()
+    opening = chain.begin()
+    sent = chain.choose(opening, *map(choice, "abc", THIRDS))
+    for name in "abc":
+        chain.feed(ev.Opened(chain.opened[name], 8))
+    for _ in range(operations):
+        done = chain.answer_sent(sent)
+        assert all_of(done, ev.Done)
+        sent = chain.begin()
+    chain.answer_sent(sent)
+    assert chain.machine.phase is Phase.RESTING
+    return chain
+
+
+def lose(chain: Chain, name: str, error: SwarmError | None = None) -> list[ev.Action]:
+    return chain.feed(ev.Lost(chain.opened[name], error or PeerUnavailable(f"{name} is gone")))
+
+
+def test_steps_follow_the_opening_without_waiting_for_it() -> None:
+    chain = Chain()
+    actions = chain.choose(chain.begin(), *map(choice, "abc", THIRDS))
+    assert [action.choice.peer for action in all_of(actions, ev.Open)] == ["a", "b", "c"]
+    assert last(actions, ev.Send).hop == chain.opened["a"]
+
+
+def test_a_step_that_comes_back_while_a_gap_is_filled_goes_to_no_other_peer() -> None:
+    """Through the client every output passes here: without its successor it must not reach the one after that."""
+    chain = running()
+    step = last(chain.begin(), ev.Send).step
+    lose(chain, "b")
+    assert not all_of(chain.answer("a", step), ev.Send)
+
+
+def test_the_output_of_a_middle_peer_is_no_answer_when_the_last_is_gone() -> None:
+    chain = running()
+    step = last(chain.begin(), ev.Send).step
+    lose(chain, "c")
+    assert not all_of(chain.answer("b", step), ev.Done)
+
+
+def test_an_answer_of_a_hop_that_was_given_up_is_dropped() -> None:
+    """Taken, it would end an operation whose steps the replacement never sees, and the next one waits for ever."""
+    chain = running()
+    step = last(chain.begin(), ev.Send).step
+    gone = chain.opened["c"]
+    actions = lose(chain, "c")
+    connecting = chain.choose(actions, choice("d", THIRDS[2]))
+    assert not all_of(chain.feed(ev.Answered(gone, step)), ev.Done)
+    rebuilding = chain.confirm(connecting, step.seq)
+    assert last(rebuilding, ev.Replay).target == chain.opened["d"]
+    sent = chain.feed(ev.Rebuilt(chain.opened["d"], chain.machine.epoch))
+    assert last(sent, ev.Send).step.seq == step.seq
+    assert last(chain.answer_sent(sent, "d"), ev.Done).operation.first_seq == step.seq
+
+
+def test_an_answer_in_hand_does_not_spare_the_replacement_its_steps() -> None:
+    """Two steps, one answered: both are sent again, or the replacement waits for the first."""
+    chain = running()
+    sent = chain.begin(RowSlice(0, 2, 200, 2))
+    steps = [action.step for action in all_of(sent, ev.Send)]
+    assert len(steps) == 2
+    chain.answer("c", steps[0])
+    actions = chain.confirm(chain.choose(lose(chain, "b"), choice("d", THIRDS[1])), steps[1].seq)
+    again = chain.feed(ev.Rebuilt(chain.opened["d"], chain.machine.epoch))
+    assert all_of(actions, ev.Replay)
+    assert [action.step.seq for action in all_of(again, ev.Send)] == [step.seq for step in steps]
+
+
+def test_silence_of_one_peer_costs_two_short_waits_and_only_its_own_place() -> None:
+    chain = running()
+    chain.begin()
+    asked_at = chain.now
+    probes = all_of(chain.late(), ev.Probe)
+    assert len(probes) == 3
+    for name in "ac":
+        chain.feed(ev.Probed(chain.opened[name], probes[0].nonce, 3, 2))
+    actions = chain.late()
+    assert [ban.peer for ban in all_of(actions, ev.Ban)] == ["b"]
+    assert chain.now - asked_at < 4
+
+
+def test_when_everybody_is_silent_nobody_is_banned_until_another_node_answers() -> None:
+    chain = running()
+    chain.begin()
+    chain.late()
+    assert all_of(chain.late(), ev.AskOutside)
+    for _ in range(20):
+        assert not all_of(chain.feed(ev.NetworkAway()), ev.Ban)
+        assert all_of(chain.late(), ev.AskOutside)
+    actions = chain.feed(ev.NetworkBack())
+    assert not all_of(actions, ev.Ban)
+    nonce = last(actions, ev.Probe).nonce
+    for name in "abc":
+        chain.feed(ev.Probed(chain.opened[name], nonce, 3, 3))
+    assert chain.machine.phase is Phase.RUNNING
+
+
+def test_streams_that_broke_while_the_network_was_away_are_opened_again_at_the_same_peers() -> None:
+    chain = running()
+    step = last(chain.begin(), ev.Send).step
+    for name in "abc":
+        lose(chain, name)
+    assert chain.machine.phase is not Phase.AWAY, "the first one was lost alone"
+    chain = running()
+    step = last(chain.begin(), ev.Send).step
+    chain.late()
+    chain.late()
+    for name in "abc":
+        lose(chain, name)
+    chain.feed(ev.NetworkAway())
+    chain.late()
+    actions = chain.feed(ev.NetworkBack())
+    assert not all_of(actions, ev.Ban)
+    assert last(actions, ev.Pardon).peers == {"a", "b", "c"}
+    rebuilding = chain.choose(chain.feed(ev.Looked(None)), *map(choice, "abc", THIRDS))
+    assert last(rebuilding, ev.Replay).source is None
+    sent = chain.feed(ev.Rebuilt(chain.opened["c"], chain.machine.epoch))
+    assert last(sent, ev.Send).step.seq == step.seq
+
+
+def test_a_failed_look_is_no_failure_while_patience_lasts() -> None:
+    chain = running()
+    chain.begin()
+    actions = lose(chain, "b")
+    error = NoChainError((2, 3))
+    while not all_of(actions, ev.Fail):
+        if all_of(actions, ev.Choose):
+            actions = chain.feed(ev.NotChosen(last(actions, ev.Choose).number, error))
+        elif all_of(actions, ev.Look):
+            actions = chain.feed(ev.Looked(PeerUnavailable("nobody answers")))
+        else:
+            actions = chain.late()
+    assert last(actions, ev.Fail).error is error
+    assert chain.now == pytest.approx(TIMING.patience_seconds, abs=1.0)
+
+
+def test_what_follows_from_the_input_ends_the_session_and_bans_nobody() -> None:
+    chain = running()
+    chain.begin()
+    actions = lose(chain, "b", UsageError("the model has 128 positions"))
+    assert isinstance(last(actions, ev.Fail).error, UsageError)
+    assert not all_of(chain.log, ev.Ban)
+
+
+def test_two_peers_that_fail_in_one_step_blame_the_input() -> None:
+    chain = running()
+    chain.begin()
+    actions = lose(chain, "b", RetryElsewhere("the peer failed internally"))
+    connecting = chain.choose(actions, choice("d", THIRDS[1]))
+    chain.confirm(connecting, 3)
+    chain.feed(ev.Rebuilt(chain.opened["d"], chain.machine.epoch))
+    actions = lose(chain, "d", RetryElsewhere("the peer failed internally"))
+    assert isinstance(last(actions, ev.Fail).error, GiveUp)
+
+
+def test_values_that_are_not_finite_are_the_fault_of_the_peer_before() -> None:
+    chain = running()
+    chain.begin()
+    actions = lose(chain, "c", BadActivations("the input is not finite"))
+    assert [ban.peer for ban in all_of(actions, ev.Ban)] == ["b"]
+    assert last(actions, ev.Choose).kept == (("a", THIRDS[0]),)
+
+
+def test_values_of_the_client_that_are_not_finite_are_the_clients_error() -> None:
+    chain = running()
+    chain.begin()
+    actions = lose(chain, "a", BadActivations("the input is not finite"))
+    assert isinstance(last(actions, ev.Fail).error, UsageError)
+
+
+def test_an_answer_with_the_mark_of_a_rebuild_costs_the_peer_its_place() -> None:
+    chain = running()
+    step = last(chain.begin(), ev.Send).step
+    mark = Rebuild(PeerId("c"), 1, permuted=False)
+    forged = WireStep(step.epoch, step.seq, step.plan, b"x", 0, 1.0, rebuild=mark)
+    actions = chain.answer("c", forged)
+    assert [ban.peer for ban in all_of(actions, ev.Ban)] == ["c"]
+
+
+def test_a_peer_that_answers_just_in_time_is_left_if_another_is_faster() -> None:
+    """It cannot raise the time that it is given: ten tokens cost seconds, not minutes."""
+    chain = running()
+    lost, actions = 0.0, []
+    for _ in range(20):
+        actions = chain.begin()
+        if all_of(actions, ev.Choose):
+            break
+        wait = 0.9 * (chain.machine.wake_at - chain.now)
+        assert wait < TIMING.late_seconds + TIMING.late_factor * TIMING.max_slowness * 0.01
+        chain.now += wait
+        lost += wait
+        chain.answer_sent(actions, seconds=wait)
+    assert last(actions, ev.Choose).excluded == {"b"}, "the slow hop is to be replaced"
+    assert lost < 10
+
+
+def test_a_slow_peer_stays_where_nobody_is_faster() -> None:
+    chain = running()
+    for _ in range(8):
+        actions = chain.begin()
+        if all_of(actions, ev.Choose):
+            chain.facts.seconds = 10.0
+            slow = next(iter(last(actions, ev.Choose).excluded))
+            blocks = dict(chain.machine.layout)[slow]
+            actions = chain.choose(actions, choice("d", blocks))
+            assert all_of(actions, ev.Send), "the operation goes on as it was"
+            return
+        chain.now += 1.3
+        chain.answer_sent(actions, seconds=1.3)
+    pytest.fail("the hop was never found to be slow")
+
+
+def test_several_operations_may_be_under_way_and_are_done_in_order() -> None:
+    chain = running()
+    first, second = chain.begin(), chain.begin()
+    steps = [last(actions, ev.Send).step for actions in (first, second)]
+    assert not all_of(chain.answer("c", steps[1]), ev.Done)
+    done = all_of(chain.answer("c", steps[0]), ev.Done)
+    assert [action.operation.first_seq for action in done] == [steps[0].seq, steps[1].seq]
+
+
+def test_a_buffer_that_a_later_operation_has_rewritten_is_no_source() -> None:
+    """The replacement needs the tokens before the first operation; the second has truncated them away."""
+    chain = running(operations=4)
+    chain.begin(RowSlice(0, 5, 1, 1))
+    chain.begin(RowSlice(0, 2, 1, 1))
+    applied = chain.next_seq - 1
+    actions = chain.confirm(chain.choose(lose(chain, "b"), choice("d", THIRDS[1])), applied)
+    replay = last(actions, ev.Replay)
+    assert (replay.source, replay.lengths, replay.mark.permuted) == (None, (5,), False)
+
+
+def test_room_is_taken_in_the_order_of_ids_and_given_back_with_the_lease() -> None:
+    chain = Chain()
+    actions = chain.choose(chain.begin(), choice("b", THIRDS[0]), choice("c", THIRDS[1], 5.0), choice("a", THIRDS[2]))
+    assert [action.choice.peer for action in all_of(actions, ev.Open)] == ["a"]
+    actions = chain.feed(ev.Opened(chain.opened["a"], 8))
+    assert [action.choice.peer for action in all_of(actions, ev.Open)] == ["b"]
+    chain.feed(ev.Queued(chain.opened["b"], 3, 20.0))
+    assert [tell.event.kind for tell in all_of(chain.log, ev.Tell)] == ["queued"]
+    chain.now = TIMING.lease_seconds
+    actions = lose(chain, "b", PeerBusy(1.0))
+    assert {leave.hop for leave in all_of(actions, ev.Leave)} == {chain.opened["a"], chain.opened["b"]}
+
+
+def test_a_session_that_failed_still_frees_its_peers_when_it_is_closed() -> None:
+    chain = running()
+    chain.begin()
+    lose(chain, "b", UsageError("no"))
+    assert len(all_of(chain.feed(ev.Close()), ev.Leave)) == 3
+
+
+def test_a_replacement_that_does_not_open_in_time_is_given_up() -> None:
+    chain = running()
+    chain.begin()
+    chain.confirm(chain.choose(lose(chain, "b"), choice("d", THIRDS[1])), 2)
+    actions = chain.late()
+    assert chain.now == pytest.approx(TIMING.open_seconds)
+    assert [type(ban.error) for ban in all_of(actions, ev.Ban)] == [DeadlineExceeded]
