@@ -16,17 +16,41 @@ CPU = torch.device("cpu")
 _STORED_DTYPES: Mapping[str, str] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
-def find_device(asked: str) -> torch.device:
-    """The device for "auto" (a GPU if torch sees one), "cpu", "cuda" or "cuda:1"; one of a GPU has its number.
+class Gpus:
+    """The GPUs that torch sees."""
+
+    def count(self) -> int:
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+    def are_supported(self) -> bool:
+        """Whether the installed torch could compute on a GPU if there were one."""
+        return torch.version.cuda is not None or torch.version.hip is not None
+
+    def have_bfloat16(self) -> bool:
+        # Emulation converts to float32 and back for every operation: it runs, at a fraction of the speed.
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+    def name(self, device: torch.device) -> str:
+        return torch.cuda.get_device_name(device)
+
+    def free_bytes(self, device: torch.device) -> int:
+        free, _total = torch.cuda.mem_get_info(device)
+        return int(free)
+
+
+GPUS = Gpus()
+
+
+def find_device(asked: str, gpus: Gpus = GPUS) -> torch.device:
+    """The device for "auto" (a GPU if torch sees one), "cpu", "cuda" or "cuda:1"; a GPU has its number.
 
     Raises UsageError where a GPU is asked for that torch does not see.
     """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if asked == "cpu" or (asked == "auto" and not gpus):
+    if asked == "cpu" or (asked == "auto" and not gpus.count()):
         return CPU
     index = int(asked.partition(":")[2] or 0)
-    if not gpus:
-        if torch.version.cuda is None and torch.version.hip is None:
+    if not gpus.count():
+        if not gpus.are_supported():
             raise UsageError(
                 f"--device {asked}: the installed torch {torch.__version__} computes on the CPU only",
                 hint="Install a build of torch with CUDA (pytorch.org/get-started/locally), or use --device cpu.",
@@ -35,28 +59,25 @@ def find_device(asked: str) -> torch.device:
             f"--device {asked}: torch sees no GPU here",
             hint="See whether nvidia-smi lists one and its driver is new enough, or use --device cpu.",
         )
-    if index >= gpus:
+    if index >= gpus.count():
         raise UsageError(
-            f"--device {asked}: torch sees {gpus} GPU{'s' * (gpus > 1)} here, counted from cuda:0",
-            hint=f"Choose one of {', '.join(f'cuda:{number}' for number in range(gpus))}.",
+            f"--device {asked}: torch sees {gpus.count()} GPU{'s' * (gpus.count() > 1)} here, counted from cuda:0",
+            hint=f"Choose one of {', '.join(f'cuda:{number}' for number in range(gpus.count()))}.",
         )
     return torch.device("cuda", index)
 
 
-def describe_device(device: torch.device) -> str:
+def describe_device(device: torch.device, gpus: Gpus = GPUS) -> str:
     """For people, and for telling two machines apart: "cpu", or "cuda:0 NVIDIA GeForce RTX 3060"."""
-    return str(device) if device.type == "cpu" else f"{device} {torch.cuda.get_device_name(device)}"
+    return str(device) if device.type == "cpu" else f"{device} {gpus.name(device)}"
 
 
-def free_device_bytes(device: torch.device) -> int | None:
+def free_device_bytes(device: torch.device, gpus: Gpus = GPUS) -> int | None:
     """Free memory of the device's own; None where it shares the machine's."""
-    if device.type == "cpu":
-        return None
-    free, _total = torch.cuda.mem_get_info(device)
-    return int(free)
+    return None if device.type == "cpu" else gpus.free_bytes(device)
 
 
-def find_dtype(asked: str, stored: str, device: torch.device) -> str:
+def find_dtype(asked: str, stored: str, device: torch.device, gpus: Gpus = GPUS) -> str:
     """The dtype of activations and of weights that are not quantised, for `--dtype` "auto" or a name.
 
     `stored`: that of the checkpoint's weights, as safetensors calls it ("BF16"). Raises UsageError for one that the
@@ -64,8 +85,7 @@ def find_dtype(asked: str, stored: str, device: torch.device) -> str:
     """
     if device.type == "cpu":
         return "float32" if asked == "auto" else asked
-    # Emulation converts to float32 and back for every operation: it runs, at a fraction of the speed.
-    return choose_gpu_dtype(asked, stored, torch.cuda.is_bf16_supported(including_emulation=False))
+    return choose_gpu_dtype(asked, stored, gpus.have_bfloat16())
 
 
 def choose_gpu_dtype(asked: str, stored: str, has_bfloat16: bool) -> str:

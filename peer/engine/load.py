@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ from .blocks.selfcheck import check_family
 from .blocks.sizes import block_sizes
 from .blocks.stage import Stage
 from .blocks.view import BatchingRoute, Shell, attention_of
-from .device import CPU, describe_device, find_device, find_dtype, free_device_bytes
+from .device import CPU, GPUS, Gpus, describe_device, find_device, find_dtype, free_device_bytes
 from .threads import set_threads
 from .weights.choose import find_packing
 from .weights.quantize import Packing, pack_block, shared_inputs
@@ -57,6 +58,8 @@ def examine_model(
     quantize: str,
     threads: int | None,
     clock: Callable[[], float],
+    gpus: Gpus = GPUS,
+    environment: Mapping[str, str] = os.environ,
 ) -> Examined:
     """Find the device, check the family, settle torch's threads for the whole process, choose the form of the weights,
     measure a block.
@@ -65,24 +68,24 @@ def examine_model(
     `dtype` and `quantize` may be "auto". `clock` is a monotonic clock in seconds. Raises UnsupportedModel, and
     UsageError for a device that is not here or a form that it cannot compute. Takes a second or two.
     """
-    place = find_device(device)
+    place = find_device(device, gpus)
     stored = max(checkpoint.block_tensors(0), key=lambda tensor: tensor.nbytes).dtype
-    dtype = find_dtype(dtype, stored, place)
+    dtype = find_dtype(dtype, stored, place, gpus)
     check_family(checkpoint.config)
     hidden_size = checkpoint.config.get_text_config(decoder=True).hidden_size
-    count, seconds = set_threads(threads, hidden_size, clock, measure=place == CPU)
+    count, seconds = set_threads(threads, hidden_size, clock, timed=place == CPU, environment=environment)
     if seconds:
         times = ", ".join(f"{number}: {1000 * taken:.1f} ms" for number, taken in seconds.items())
         logger.info("%d threads compute (measured %s)", count, times)
     choice = find_packing(checkpoint, dtype, quantize, place)
-    logger.info("%s, in %s: %s", describe_device(place), dtype, choice.reason)
+    logger.info("%s, in %s: %s", describe_device(place, gpus), dtype, choice.reason)
     if stored == "BF16" and dtype == "float16":
         logger.warning("the model was published in bfloat16; in float16, values beyond 65504 are lost")
     block_bytes, kv_bytes = block_sizes(checkpoint.config, dtype, choice.packing)
     return Examined(
         device=str(place),
-        device_description=describe_device(place),
-        device_free_bytes=free_device_bytes(place),
+        device_description=describe_device(place, gpus),
+        device_free_bytes=free_device_bytes(place, gpus),
         dtype=dtype,
         packing=choice.packing,
         numeric_format=choice.packing.numeric_format(dtype),

@@ -1,4 +1,4 @@
-"""How many CPU threads torch computes with: as many as measurably help.
+"""How many CPU threads torch computes with: as many as help in a trial.
 
 More threads than free cores are slower than one, and reading weights does not get faster beyond what the memory gives.
 """
@@ -19,24 +19,29 @@ _REPEATS = 4
 
 
 def set_threads(
-    asked: int | None, hidden_size: int, clock: Callable[[], float], *, measure: bool = True
+    asked: int | None,
+    hidden_size: int,
+    clock: Callable[[], float],
+    *,
+    timed: bool = True,
+    environment: Mapping[str, str] = os.environ,
 ) -> tuple[int, Mapping[int, float]]:
-    """Set torch's threads for the whole process: `asked`, else OMP_NUM_THREADS, else what measures best.
+    """Set torch's threads for the whole process: `asked`, else OMP_NUM_THREADS, else the fastest number.
 
-    Returns the number and the seconds that were measured per number; nothing was measured where there was no choice.
-    `clock` is a monotonic clock in seconds. Takes less than half a second. Without `measure`, where a GPU computes and
+    Returns the number and the seconds that were taken by each number; none were timed where there was no choice.
+    `clock` is a monotonic clock in seconds. Takes less than half a second. If not `timed`, because a GPU computes and
     the processor only hands it work, one thread.
     """
-    from_environment = os.environ.get("OMP_NUM_THREADS", "")
+    from_environment = environment.get("OMP_NUM_THREADS", "")
     if asked is None and from_environment.isdecimal() and int(from_environment) > 0:
         asked = int(from_environment)
     candidates = _candidates(available_cores())
-    measured: Mapping[int, float] = {}
-    if asked is None and measure and len(candidates) > 1:
-        measured = _measure(candidates, hidden_size, clock)
-    threads = asked if asked is not None else fewest_worthwhile(measured) if measured else 1
+    seconds: Mapping[int, float] = {}
+    if asked is None and timed and len(candidates) > 1:
+        seconds = _time(candidates, hidden_size, clock)
+    threads = asked if asked is not None else fewest_worthwhile(seconds) if seconds else 1
     torch.set_num_threads(threads)
-    return threads, measured
+    return threads, seconds
 
 
 def fewest_worthwhile(seconds: Mapping[int, float]) -> int:
@@ -67,7 +72,7 @@ def _candidates(cores: int) -> list[int]:
     return sorted({*powers, cores})
 
 
-def _measure(candidates: list[int], hidden_size: int, clock: Callable[[], float]) -> dict[int, float]:
+def _time(candidates: list[int], hidden_size: int, clock: Callable[[], float]) -> dict[int, float]:
     """Seconds of reading a large matrix for one row, the best of a few runs for each number of threads."""
     weight = torch.zeros(_MATRIX_BYTES // 4 // hidden_size, hidden_size)
     row = torch.zeros(1, hidden_size)

@@ -9,7 +9,7 @@ mask, state that cannot be rolled back, positions that depend on the longest row
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,32 +35,46 @@ _LONG = 26
 _SHORT = 20
 """Tokens of a sequence that is beyond them too, but shorter."""
 
-_results: dict[str, BatchingRoute | UnsupportedModel] = {}
+
+class FamilyRoutes:
+    """The result of the check for every configuration that was asked for."""
+
+    def __init__(self, find: Callable[[PreTrainedConfig], BatchingRoute | UnsupportedModel]) -> None:
+        """`find` as `find_route`."""
+        self._find = find
+        self._results: dict[str, BatchingRoute | UnsupportedModel] = {}
+
+    def of(self, config: PreTrainedConfig) -> BatchingRoute:
+        """The route for a configuration. Raises UnsupportedModel."""
+        key = f"{type(config).__name__} {config.to_json_string()}"
+        if key not in self._results:
+            self._results[key] = self._find(config)
+        result = self._results[key]
+        if isinstance(result, UnsupportedModel):
+            raise result
+        return result
 
 
 def check_family(config: PreTrainedConfig) -> BatchingRoute:
     """The fastest route by which models like `config` survive being cut into stages.
 
-    Raises UnsupportedModel, with the reason, if there is none.  Takes about a second the first time, nothing after
-    that.
+    Raises UnsupportedModel, with the reason, if there is none. Takes about a second the first time, nothing after that.
     """
-    key = f"{type(config).__name__} {config.to_json_string()}"
-    if key not in _results:
-        _results[key] = _find_route(config)
-    result = _results[key]
-    if isinstance(result, UnsupportedModel):
-        raise result
-    return result
+    return _routes.of(config)
 
 
-def _find_route(config: PreTrainedConfig) -> BatchingRoute | UnsupportedModel:
+def find_route(config: PreTrainedConfig) -> BatchingRoute | UnsupportedModel:
+    """As `check_family`, found anew; a refusal is a result too."""
     try:
         _check_caches(config)
         return _try_routes(tiny_config(config))
     except UnsupportedModel as error:
         return error
-    except Exception as error:
+    except Exception as error:  # whatever goes wrong inside a family's code is the reason to refuse it
         return _as_reason(config, error)
+
+
+_routes = FamilyRoutes(find_route)
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,11 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._pages)
 
+    def content(self) -> dict[tuple[PeerId, bytes], Mapping[int, BlockKV]]:
+        """Client and digest -> the blocks of the page, the least recently used first."""
+        with self._lock:
+            return {key: dict(page.blocks) for key, page in self._pages.items()}
+
     def pin(self, client: PeerId, digests: Sequence[bytes], blocks: BlockRange) -> PinnedPrefix:
         """The longest run of the pages called `digests`, from the first one on, that is here for all of `blocks`."""
         found = []

@@ -8,7 +8,7 @@ Blocks have the index they have in the full model, so a row may serve any part o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,13 @@ class RowKV(LayerlessCache):
     @property
     def nbytes(self) -> int:
         """Bytes of the slabs, their unused part and what other rows share included."""
-        return sum(slab.nbytes for slab in self._slabs if slab is not None)
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """The keys and values of every slab, their unused part included; forked rows share them."""
+        for slab in self._slabs:
+            if slab is not None:
+                yield from (slab.keys, slab.values)
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from position `length` on. Raises ValueError if the row is shorter than that.

@@ -88,7 +88,28 @@ class PackingChoice:
     reason: str
 
 
-def find_packing(checkpoint: Checkpoint, dtype: str, quantize: str, device: torch.device = CPU) -> PackingChoice:
+class Probe:
+    """The questions that are put to this machine."""
+
+    def check_packing(self, config: PreTrainedConfig) -> None:
+        """See `check_packing`."""
+        check_packing(config)
+
+    def try_forms(self, outputs: int, columns: int, dtype: str, quantize: str) -> Mapping[Packing, Trial]:
+        """Try the forms that `quantize` chooses among; the same question is asked once per process."""
+        return _cached_trials(outputs, columns, dtype, quantize, torch.get_num_threads())
+
+    def check_bitsandbytes(self) -> None:
+        """See `check_bitsandbytes`."""
+        check_bitsandbytes()
+
+
+PROBE = Probe()
+
+
+def find_packing(
+    checkpoint: Checkpoint, dtype: str, quantize: str, device: torch.device = CPU, probe: Probe = PROBE
+) -> PackingChoice:
     """Try the forms on a matrix of the checkpoint's largest shape and choose one for `quantize`.
 
     Takes less than a second on a CPU of today; the same question is measured once per process. On a GPU nothing is
@@ -98,19 +119,19 @@ def find_packing(checkpoint: Checkpoint, dtype: str, quantize: str, device: torc
     if device != CPU:
         choice = choose_gpu_packing(quantize)
         if choice.packing is Packing.NF4:
-            check_bitsandbytes()
+            probe.check_bitsandbytes()
         if choice.packing is not Packing.PLAIN:
-            check_packing(checkpoint.config)
+            probe.check_packing(checkpoint.config)
         return choice
     _check_choice(quantize)
     try:
-        check_packing(checkpoint.config)
+        probe.check_packing(checkpoint.config)
     except UnsupportedModel as error:
         if quantize not in ("auto", "none"):
             raise
         return PackingChoice(Packing.PLAIN, str(error))
     outputs, columns = _largest_matrix(checkpoint)
-    return choose_packing(quantize, _cached_trials(outputs, columns, dtype, quantize, torch.get_num_threads()))
+    return choose_packing(quantize, probe.try_forms(outputs, columns, dtype, quantize))
 
 
 def choose_packing(quantize: str, trials: Mapping[Packing, Trial]) -> PackingChoice:
@@ -152,7 +173,7 @@ def choose_gpu_packing(quantize: str) -> PackingChoice:
 
 
 @torch.inference_mode()
-def check_packing(config: PreTrainedConfig) -> None:
+def check_packing(config: PreTrainedConfig, pack: Callable[..., object] = pack_block) -> None:
     """Compare a tiny model of the kind with its packed copy. Raises UnsupportedModel if they differ.
 
     The packing only changes how products are computed; this finds families that do more with a linear than call it.
@@ -164,7 +185,7 @@ def check_packing(config: PreTrainedConfig) -> None:
     expected = model(input_ids=tokens, use_cache=False).logits
     try:
         for block in find_blocks(model, tiny.num_hidden_layers).blocks:
-            pack_block(block, Packing.PREPACKED, shared_inputs(config))
+            pack(block, Packing.PREPACKED, shared_inputs(config))
         difference = (model(input_ids=tokens, use_cache=False).logits - expected).abs().max().item()
     except Exception as error:  # whatever goes wrong inside a family's code is the reason
         raise _cannot_be_packed(config, f"{type(error).__name__}: {error}") from error

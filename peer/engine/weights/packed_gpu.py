@@ -13,7 +13,7 @@ reading again costs time: these formats are for models that would not fit otherw
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,9 +29,11 @@ NF4_GROUP = 64
 class Int8WeightMatrix:
     """An int8 weight on `device`."""
 
-    def __init__(self, weights: Sequence[torch.Tensor], device: torch.device) -> None:
+    def __init__(
+        self, weights: Sequence[torch.Tensor], device: torch.device, piece_elements: int = PIECE_ELEMENTS
+    ) -> None:
         """`weights` (N_i, K) of one dtype are stacked; they may be elsewhere, and are quantised on `device`."""
-        quantized = [int8_weight(piece.to(device)) for piece in pieces(weights)]
+        quantized = [int8_weight(piece.to(device)) for piece in pieces(weights, piece_elements)]
         self._pieces = [(values, scales.to(weights[0].dtype)[:, None]) for values, scales in quantized]
         self.nbytes = sum(values.nbytes + scales.nbytes for values, scales in self._pieces)
 
@@ -61,9 +63,9 @@ class Nf4Matrix:
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
-def pieces(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Cut along the outputs so that none has more than `PIECE_ELEMENTS`, or only one output."""
-    outputs = max(1, PIECE_ELEMENTS // weights[0].shape[1])
+def pieces(weights: Sequence[torch.Tensor], piece_elements: int = PIECE_ELEMENTS) -> list[torch.Tensor]:
+    """Cut along the outputs so that none has more than `piece_elements`, or only one output."""
+    outputs = max(1, piece_elements // weights[0].shape[1])
     return [piece for weight in weights for piece in weight.detach().split(outputs)]
 
 
@@ -77,9 +79,9 @@ def nf4_bytes(outputs: int, columns: int) -> int:
     return outputs * columns // 2 + outputs * columns // NF4_GROUP * torch.float32.itemsize
 
 
-def check_bitsandbytes() -> None:
+def check_bitsandbytes(find_package: Callable[[str], object] = importlib.util.find_spec) -> None:
     """Raises UsageError if the package is not there."""
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if find_package("bitsandbytes") is None:
         raise UsageError(
             "nf4 weights are computed by the package bitsandbytes, which is not installed",
             hint="pip install bitsandbytes, or start with --quantize int8.",

@@ -6,20 +6,23 @@ What is on a GPU is tried on a pretended one, which computes on the processor bu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from blockswarm.peer.engine.blocks.rows import RowSpan
 from blockswarm.peer.engine.blocks.stage import BatchingRoute, Stage
 from blockswarm.peer.engine.cache.pool import KvPool
-from blockswarm.peer.engine.device import choose_gpu_dtype, find_device
+from blockswarm.peer.engine.cache.row import BlockKV, RowKV
+from blockswarm.peer.engine.device import Gpus, choose_gpu_dtype, find_device
 from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.engine.load import examine_model, load_stage
 from blockswarm.peer.engine.trial import StepTrial
-from blockswarm.peer.engine.weights import packed_gpu
-from blockswarm.peer.engine.weights.choose import choose_gpu_packing, find_packing
-from blockswarm.peer.engine.weights.packed_gpu import Int8WeightMatrix, int8_weight_bytes
+from blockswarm.peer.engine.weights.choose import Probe, choose_gpu_packing, find_packing
+from blockswarm.peer.engine.weights.packed_gpu import Int8WeightMatrix, check_bitsandbytes, int8_weight_bytes, pieces
 from blockswarm.peer.engine.weights.quantize import Packing
 from blockswarm.proto.errors import UsageError
 from blockswarm.proto.model.checkpoint import open_checkpoint
@@ -39,35 +42,57 @@ def _one_thread() -> Iterator[None]:
 # --- the choice ---
 
 
-def gpus(monkeypatch: pytest.MonkeyPatch, count: int, cuda: str | None = "13.0") -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.setattr(torch.version, "cuda", cuda)
+class Imagined(Gpus):
+    """GPUs that are not there."""
+
+    def __init__(self, count: int, *, supported: bool = True, bfloat16: bool = True) -> None:
+        self._count, self._supported, self._bfloat16 = count, supported, bfloat16
+
+    def count(self) -> int:
+        return self._count
+
+    def are_supported(self) -> bool:
+        return self._supported
+
+    def have_bfloat16(self) -> bool:
+        return self._bfloat16
+
+    def name(self, device: torch.device) -> str:
+        return "Imagined 8 GB"
+
+    def free_bytes(self, device: torch.device) -> int:
+        return 7 << 30
+
+
+class NoTrials(Probe):
+    """A machine of which nothing may be asked, and that has no bitsandbytes."""
+
+    def try_forms(self, *_: object) -> Any:
+        pytest.fail("tried")
+
+    def check_bitsandbytes(self) -> None:
+        check_bitsandbytes(lambda name: None)
 
 
 @pytest.mark.parametrize(
     ("asked", "count", "found"),
     [("auto", 0, "cpu"), ("cpu", 2, "cpu"), ("auto", 2, "cuda:0"), ("cuda", 1, "cuda:0"), ("cuda:1", 2, "cuda:1")],
 )
-def test_a_device_is_found(monkeypatch: pytest.MonkeyPatch, asked: str, count: int, found: str) -> None:
-    gpus(monkeypatch, count)
-    assert str(find_device(asked)) == found
+def test_a_device_is_found(asked: str, count: int, found: str) -> None:
+    assert str(find_device(asked, Imagined(count))) == found
 
 
 @pytest.mark.parametrize(
-    ("asked", "count", "cuda", "hint"),
+    ("asked", "gpus", "hint"),
     [
-        ("cuda", 0, None, "pytorch.org"),
-        ("cuda:0", 0, "13.0", "nvidia-smi"),
-        ("cuda:2", 2, "13.0", "cuda:0, cuda:1"),
+        ("cuda", Imagined(0, supported=False), "pytorch.org"),
+        ("cuda:0", Imagined(0), "nvidia-smi"),
+        ("cuda:2", Imagined(2), "cuda:0, cuda:1"),
     ],
 )
-def test_a_gpu_that_is_not_there_is_refused_with_the_next_step(
-    monkeypatch: pytest.MonkeyPatch, asked: str, count: int, cuda: str | None, hint: str
-) -> None:
-    gpus(monkeypatch, count, cuda)
+def test_a_gpu_that_is_not_there_is_refused_with_the_next_step(asked: str, gpus: Gpus, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
-        find_device(asked)
+        find_device(asked, gpus)
     assert asked in str(caught.value)
     assert hint in (caught.value.hint or "")
 
@@ -98,27 +123,23 @@ def test_what_a_gpu_cannot_do_is_refused() -> None:
         choose_gpu_packing("int3")
 
 
-def test_on_a_gpu_no_form_of_the_processor_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_no_form_of_the_processor_is_tried(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_tiny_checkpoint("llama", tmp_path))
-    monkeypatch.setattr("blockswarm.peer.engine.weights.choose.try_packings", lambda *_: pytest.fail("tried"))
-    assert find_packing(checkpoint, "bfloat16", "auto", CUDA).packing is Packing.PLAIN
-    assert find_packing(checkpoint, "bfloat16", "none", CUDA).packing is Packing.PLAIN
-    assert find_packing(checkpoint, "bfloat16", "int8", CUDA).packing is Packing.INT8_WEIGHTS
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    def find(quantize: str) -> Packing:
+        return find_packing(checkpoint, "bfloat16", quantize, CUDA, NoTrials()).packing
+
+    assert (find("auto"), find("none"), find("int8")) == (Packing.PLAIN, Packing.PLAIN, Packing.INT8_WEIGHTS)
     with pytest.raises(UsageError) as caught:
-        find_packing(checkpoint, "bfloat16", "nf4", CUDA)
+        find("nf4")
     assert "pip install bitsandbytes" in (caught.value.hint or "")
 
 
-def test_what_is_known_of_a_model_before_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_known_of_a_model_before_it_is_loaded(tmp_path: Path) -> None:
     """On a GPU: its own free memory, the dtype that was published, and no threads are measured."""
     checkpoint = open_checkpoint(write_tiny_checkpoint("llama", tmp_path))
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    gpus(monkeypatch, 1)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7 << 30, 8 << 30))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Imagined 8 GB")
-    found = examine_model(checkpoint, "auto", "auto", "int8", None, lambda: pytest.fail("measured"))
+    gpus = Imagined(1, bfloat16=False)
+    found = examine_model(checkpoint, "auto", "auto", "int8", None, lambda: pytest.fail("measured"), gpus, {})
     assert (found.device, found.device_description) == ("cuda:0", "cuda:0 Imagined 8 GB")
     assert found.device_free_bytes == 7 << 30
     assert (found.dtype, found.numeric_format, found.threads) == ("float32", "int8", 1)
@@ -166,14 +187,13 @@ def test_int8_weights_are_packed_where_they_stay(name: str, tmp_path: Path) -> N
     assert stage.block_bytes < 0.5 * plain.block_bytes
 
 
-def test_a_large_weight_is_computed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_weight_is_computed_in_pieces() -> None:
     """So that what a product needs beside the weight is bounded; and a row's result is that of the row alone."""
     weights = [torch.randn(48, 64), torch.randn(33, 64)]
     rows = torch.randn(5, 64)
     whole = Int8WeightMatrix(weights, torch.device("cpu"))
-    monkeypatch.setattr(packed_gpu, "PIECE_ELEMENTS", 10 * 64 + 1)
-    cut = Int8WeightMatrix(weights, torch.device("cpu"))
-    assert [len(piece) for piece in packed_gpu.pieces(weights)] == [10, 10, 10, 10, 8, 10, 10, 10, 3]
+    cut = Int8WeightMatrix(weights, torch.device("cpu"), 10 * 64 + 1)
+    assert [len(piece) for piece in pieces(weights, 10 * 64 + 1)] == [10, 10, 10, 10, 8, 10, 10, 10, 3]
     torch.testing.assert_close(cut.multiply(rows), whole.multiply(rows), atol=1e-5, rtol=0)
     alone = torch.cat([whole.multiply(row) for row in rows.split(1)])
     torch.testing.assert_close(alone, whole.multiply(rows), atol=1e-5, rtol=0)
@@ -182,19 +202,46 @@ def test_a_large_weight_is_computed_in_pieces(monkeypatch: pytest.MonkeyPatch) -
     assert whole.nbytes == cut.nbytes == sum(int8_weight_bytes(len(weight), 64, torch.float32) for weight in weights)
 
 
-def test_a_trial_ends_on_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class _Result:
+    """The output of a step of a GPU, which has not been computed when it is returned."""
+
+    def __init__(self, tokens: int, copied: list[int]) -> None:
+        self._tokens, self._copied = tokens, copied
+
+    def cpu(self) -> None:
+        self._copied.append(self._tokens)
+
+
+class _LateView:
+    """A view whose steps return before they have computed."""
+
+    blocks = BLOCKS
+
+    def __init__(self, copied: list[int]) -> None:
+        self._copied = copied
+
+    def new_row(self, max_tokens: int) -> RowKV:
+        row = RowKV(self.blocks, max_tokens)
+        row.append([dict.fromkeys(self.blocks, BlockKV(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2)))])
+        return row
+
+    def forward(self, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> _Result:
+        assert sum(row.count for row in rows) == len(hidden)
+        return _Result(len(hidden), self._copied)
+
+
+def test_a_trial_ends_on_the_processor() -> None:
     """A GPU returns before it has computed; copying the result waits for it, so the clock is read after the work."""
-    checkpoint = open_checkpoint(write_tiny_checkpoint("llama", tmp_path))
-    with pretended_gpu():
-        stage = load_stage(checkpoint, BLOCKS, torch.float32, None, BatchingRoute.PACKED, Packing.PLAIN, CUDA)
-        trial = StepTrial(stage, 2)
-        runs = [trial.decode(3, 10), trial.prefill(7)]
-        copied: list[int] = []
-        copy = torch.Tensor.cpu
-        monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copied.append(len(self)) or copy(self))
-        for run in runs:
-            run()
-    assert list(dict.fromkeys(copied)) == [3, 7]
+    copied: list[int] = []
+    stage: Any = SimpleNamespace(
+        blocks=BLOCKS, hidden_size=8, dtype=torch.float32, device=torch.device("cpu"), view=lambda _: _LateView(copied)
+    )
+    trial = StepTrial(stage, 2)
+    runs = [trial.decode(3, 10), trial.prefill(7)]
+    copied.clear()
+    for run in runs:
+        run()
+    assert copied == [3, 7]
 
 
 def test_an_engine_answers_the_same_from_elsewhere(tmp_path: Path) -> None:

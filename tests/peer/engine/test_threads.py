@@ -36,16 +36,15 @@ def test_what_was_asked_for_is_set_without_measuring() -> None:
     assert torch.get_num_threads() == 3
 
 
-def test_the_usual_variable_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert set_threads(None, 64, lambda: pytest.fail("no need to measure")) == (2, {})
-    assert set_threads(1, 64, lambda: pytest.fail("no need to measure")) == (1, {})
+def test_the_usual_variable_is_respected() -> None:
+    two = {"OMP_NUM_THREADS": "2"}
+    assert set_threads(None, 64, lambda: pytest.fail("no need to measure"), environment=two) == (2, {})
+    assert set_threads(1, 64, lambda: pytest.fail("no need to measure"), environment=two) == (1, {})
 
 
-def test_a_choice_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_choice_is_measured() -> None:
     """By a clock on which every run takes longer than the one before: the first number wins."""
-    monkeypatch.delenv("OMP_NUM_THREADS")
     ticks = iter(2.0**n for n in range(1000))
-    threads, measured = set_threads(None, 64, lambda: next(ticks))
+    threads, seconds = set_threads(None, 64, lambda: next(ticks), environment={})
     assert threads == torch.get_num_threads() == 1
-    assert max(measured, default=1) == available_cores()
+    assert max(seconds, default=1) == available_cores()

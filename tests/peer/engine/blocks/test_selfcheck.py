@@ -6,14 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from blockswarm.peer.engine.blocks import selfcheck
 from blockswarm.peer.engine.blocks.attention import CapturedMask
-from blockswarm.peer.engine.blocks.selfcheck import check_family
+from blockswarm.peer.engine.blocks.selfcheck import FamilyRoutes, check_family, find_route
 from blockswarm.peer.engine.blocks.stage import BatchingRoute
 from blockswarm.proto.errors import UnsupportedModel
 from blockswarm.proto.model.tiny import random_model, tiny_config
 from support.tiny_models import PADDED_MODELS, REFUSED_MODELS, SERVED_MODELS, tiny_model_config
-from transformers import AutoConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedConfig,
+)
 from transformers.masking_utils import causal_mask_function
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralAttention
@@ -35,11 +42,6 @@ FULL_SIZED = (
     "smollm3",
 )
 """Model types whose default configuration is that of a released model of billions of weights."""
-
-
-@pytest.fixture(autouse=True)
-def _forget_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selfcheck, "_results", {})
 
 
 @pytest.mark.parametrize("name", SERVED_MODELS)
@@ -96,67 +98,120 @@ def test_positions_that_depend_on_the_longest_sequence_so_far_are_refused(rope: 
         check_family(tiny_model_config("llama", rope_parameters=rope))
 
 
-def test_a_family_that_counts_its_forwards_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check can fail: a block whose output depends on more than its input and its cache is found out."""
-    forward = LlamaDecoderLayer.forward
-
-    def drifting_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.calls = getattr(self, "calls", 0) + 1
-        return forward(self, hidden_states, *args, **kwargs) + 1e-3 * self.calls
-
-    monkeypatch.setattr(LlamaDecoderLayer, "forward", drifting_forward)
-    with pytest.raises(UnsupportedModel, match="differs from the whole model"):
-        check_family(tiny_model_config("llama"))
+class OddLlamaConfig(LlamaConfig):  # type: ignore[misc]
+    model_type = "odd_llama"
 
 
-def test_a_family_that_mixes_up_the_rows_of_a_step_is_served_one_row_after_the_other(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As positions do that depend on the longest sequence of a batch: rows alone are right, together they are not."""
-    forward = LlamaDecoderLayer.forward
+class OddLlama(LlamaForCausalLM):
+    """A family of its own kind: Llama with blocks of the class that its configuration names."""
 
-    def mixing_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        output = forward(self, hidden_states, *args, **kwargs)
+    config_class = OddLlamaConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for block in self.model.layers:
+            block.__class__ = BLOCKS_OF[config.kind]
+
+
+AutoModelForCausalLM.register(OddLlamaConfig, OddLlama)
+
+
+class Drifting(LlamaDecoderLayer):
+    """Its output depends on how often it was called."""
+
+    calls = 0
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(hidden_states, *args, **kwargs) + 1e-3 * self.calls
+
+
+class Mixing(LlamaDecoderLayer):
+    """Its output depends on the other rows of a step, as where positions depend on the longest sequence of a batch."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        output: torch.Tensor = super().forward(hidden_states, *args, **kwargs)
         positions = kwargs["position_ids"]
         one_sequence = len(positions) == 1 and bool((positions.diff() == 1).all())
         return output if one_sequence else output + 1e-3 * positions.max()
 
-    monkeypatch.setattr(LlamaDecoderLayer, "forward", mixing_forward)
-    assert check_family(tiny_model_config("llama")) is BatchingRoute.SINGLE
+
+class OddMistralConfig(MistralConfig):  # type: ignore[misc]
+    model_type = "odd_mistral"
 
 
-def test_a_family_whose_window_is_no_mask_is_not_served_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The packed attention knows only the captured mask."""
-    forward = MistralAttention.forward
+class OddMistral(MistralForCausalLM):
+    """A family whose window is no mask: the mask that is captured says nothing of it."""
 
-    def own_window_forward(self: Any, *args: Any, attention_mask: Any, **kwargs: Any) -> Any:
+    config_class = OddMistralConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for block in self.model.layers:
+            block.self_attn.__class__ = WithItsOwnWindow
+
+
+AutoModelForCausalLM.register(OddMistralConfig, OddMistral)
+
+
+class WithItsOwnWindow(MistralAttention):
+    def forward(self, *args: Any, attention_mask: Any, **kwargs: Any) -> Any:
         if isinstance(attention_mask, CapturedMask):
             attention_mask = CapturedMask(causal_mask_function)
-        return forward(self, *args, attention_mask=attention_mask, **kwargs)
-
-    monkeypatch.setattr(MistralAttention, "forward", own_window_forward)
-    assert check_family(tiny_model_config("mistral")) is BatchingRoute.PADDED
+        return super().forward(*args, attention_mask=attention_mask, **kwargs)
 
 
-def test_a_family_that_overwrites_its_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The input is kept for replay, so it must stay as it was."""
-    forward = LlamaDecoderLayer.forward
+class Overwriting(LlamaDecoderLayer):
+    """It writes into its input, which is kept for replay and must stay as it was."""
 
-    def overwriting_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        output = forward(self, hidden_states, *args, **kwargs)
-        return hidden_states.copy_(output)
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return hidden_states.copy_(super().forward(hidden_states, *args, **kwargs))
 
-    monkeypatch.setattr(LlamaDecoderLayer, "forward", overwriting_forward)
+
+BLOCKS_OF = {"drifting": Drifting, "mixing": Mixing, "overwriting": Overwriting}
+
+
+def odd_llama(kind: str) -> PreTrainedConfig:
+    return OddLlamaConfig(**{**tiny_model_config("llama").to_dict(), "kind": kind})
+
+
+def test_a_family_that_counts_its_forwards_is_refused() -> None:
+    """The check can fail: a block whose output depends on more than its input and its cache is found out."""
+    with pytest.raises(UnsupportedModel, match="differs from the whole model"):
+        FamilyRoutes(find_route).of(odd_llama("drifting"))
+
+
+def test_a_family_that_mixes_up_the_rows_of_a_step_is_served_one_row_after_the_other() -> None:
+    """Rows alone are right, together they are not."""
+    assert FamilyRoutes(find_route).of(odd_llama("mixing")) is BatchingRoute.SINGLE
+
+
+def test_a_family_whose_window_is_no_mask_is_not_served_packed() -> None:
+    """The packed attention knows only the captured mask."""
+    config = OddMistralConfig(**tiny_model_config("mistral").to_dict())
+    assert FamilyRoutes(find_route).of(config) is BatchingRoute.PADDED
+
+
+def test_a_family_that_overwrites_its_input_is_refused() -> None:
     with pytest.raises(UnsupportedModel, match="overwrite"):
-        check_family(tiny_model_config("llama"))
+        FamilyRoutes(find_route).of(odd_llama("overwriting"))
 
 
-def test_a_result_is_kept_per_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_is_kept_per_configuration() -> None:
+    """Refusals too."""
     runs: list[str] = []
-    monkeypatch.setattr(selfcheck, "_try_routes", lambda config: runs.append(config.model_type))
-    for name in ("llama", "llama", "qwen2", "llama-tied"):
-        check_family(tiny_model_config(name))
-    assert runs == ["llama", "qwen2", "llama"]
+
+    def find(config: PreTrainedConfig) -> BatchingRoute | UnsupportedModel:
+        runs.append(config.model_type)
+        return UnsupportedModel("no") if config.model_type == "qwen2" else BatchingRoute.PADDED
+
+    routes = FamilyRoutes(find)
+    for name in ("llama", "llama", "llama-tied"):
+        assert routes.of(tiny_model_config(name)) is BatchingRoute.PADDED
+    for _ in range(2):
+        with pytest.raises(UnsupportedModel):
+            routes.of(tiny_model_config("qwen2"))
+    assert runs == ["llama", "llama", "qwen2"]
 
 
 def test_the_check_leaves_the_configuration_and_the_random_state_alone() -> None:

@@ -153,12 +153,12 @@ class CacheMachine(RuleBasedStateMachine):
     def it_is_what_the_model_is(self) -> None:
         if not hasattr(self, "cache"):
             return
-        held = [(client, digest.decode()) for client, digest in self.cache._pages]
+        held = [(client, digest.decode()) for client, digest in self.cache.content()]
         assert held == [(page.client, page.text) for page in self.pages]
         tensors = [
             tensor
-            for page in self.cache._pages.values()
-            for kv in page.blocks.values()
+            for blocks in self.cache.content().values()
+            for kv in blocks.values()
             for tensor in (kv.keys, kv.values)
         ]
         assert self.cache.nbytes == self.nbytes == sum(tensor.untyped_storage().nbytes() for tensor in tensors)

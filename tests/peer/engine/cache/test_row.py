@@ -143,9 +143,7 @@ class RowMachine(RuleBasedStateMachine):
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
             for row in rows
-            for slab in row._slabs
-            if slab is not None
-            for tensor in (slab.keys, slab.values)
+            for tensor in row.tensors()
         }
         if rows:
             assert self.usage.nbytes == sum(storages.values())

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from blockswarm.peer.engine.weights import choose as formats
 from blockswarm.peer.engine.weights.choose import (
     INT8_FORMS,
     MAX_ERRORS,
     MAX_PREPACKED_ERROR,
+    Probe,
     Trial,
     check_packing,
     choose_packing,
@@ -29,6 +29,7 @@ from blockswarm.proto.wire.tensors import DTYPES
 from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny_models import SERVED_MODELS, tiny_model_config, write_tiny_checkpoint
+from transformers import PreTrainedConfig
 
 
 @pytest.fixture(autouse=True)
@@ -193,13 +194,19 @@ def test_every_served_family_can_be_packed(name: str) -> None:
     check_packing(tiny_model_config(name))
 
 
-def test_a_family_that_cannot_be_packed_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class _PacksWrong(Probe):
+    """A machine on which a packed block computes something else."""
+
+    def check_packing(self, config: PreTrainedConfig) -> None:
+        check_packing(config, pack=lambda block, *_: block.self_attn.q_proj.weight.data.mul_(1.001))
+
+
+def test_a_family_that_cannot_be_packed_stays_as_it_is(tmp_path: Path) -> None:
     """Unless packing was asked for: then the operator is told."""
     checkpoint = open_checkpoint(write_tiny_checkpoint("llama", tmp_path))
-    monkeypatch.setattr(formats, "pack_block", lambda block, *_: block.self_attn.q_proj.weight.data.mul_(1.001))
-    assert find_packing(checkpoint, "float32", "auto").packing is Packing.PLAIN
+    assert find_packing(checkpoint, "float32", "auto", probe=_PacksWrong()).packing is Packing.PLAIN
     with pytest.raises(UnsupportedModel, match="differs"):
-        find_packing(checkpoint, "float32", "int8")
+        find_packing(checkpoint, "float32", "int8", probe=_PacksWrong())
 
 
 def test_a_form_is_found_for_a_checkpoint(tmp_path: Path) -> None:

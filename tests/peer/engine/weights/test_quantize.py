@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -135,12 +136,16 @@ class _Doubling:
 
     nbytes = 0
 
+    latest: weakref.ref[torch.Tensor]
+
     def __init__(self) -> None:
         self.products = 0
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         self.products += 1
-        return torch.cat([rows, 2 * rows], dim=1)
+        product = torch.cat([rows, 2 * rows], dim=1)
+        self.latest = weakref.ref(product)
+        return product
 
 
 def test_a_shared_product_is_computed_once_for_the_same_tensor() -> None:
@@ -169,12 +174,16 @@ def test_a_shared_product_is_never_used_for_another_tensor() -> None:
 
 
 def test_a_shared_product_keeps_nothing_once_all_parts_are_taken() -> None:
-    product = SharedProduct(_Doubling(), [3, 3])
+    """Neither its input nor its output, which are as large as a step."""
+    matrix = _Doubling()
+    product = SharedProduct(matrix, [3, 3])
     rows = torch.rand(1, 5, 3)
     product.take(rows, 0)
+    given, made = weakref.ref(rows), matrix.latest
     product.take(rows, 1)
-    assert product._input is None
-    assert not product._parts
+    del rows
+    assert given() is None
+    assert made() is None
 
 
 def test_a_bfloat16_block_stays_bfloat16() -> None:
