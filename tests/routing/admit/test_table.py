@@ -332,3 +332,30 @@ def test_thousands_of_openings_cost_little_and_are_told_when_to_come() -> None:
 def test_tickets_are_ordered_by_round_and_then_by_arrival() -> None:
     tickets = [Ticket(r, a, PeerId("c"), b"") for r, a in [(1, 9), (2, 3), (2, 4)]]
     assert sorted([tickets[2], *tickets[:2]]) == tickets
+
+
+def test_less_room_is_paid_off_by_the_open_sessions_before_anybody_else_gets_any() -> None:
+    table = SessionTable(100, token_seconds=1.0)
+    for number in range(2):
+        table.admit(reservation(number, 40, num_blocks=1), 0.0)
+    assert table.resize(50, 0.0) == ()
+    assert (table.kv_token_blocks_total, table.kv_token_blocks_free, table.kv_token_blocks_open) == (50, -30, 0)
+    assert sum(release.tokens for release in table.releases(0.0)) == 50
+    with pytest.raises(NoRoomNow):
+        table.admit(reservation(2, 20, num_blocks=1), 0.0)
+    assert table.release(reservation(0, 40, num_blocks=1).session_id, 1.0) == ()
+    assert table.kv_token_blocks_open == 10
+    with pytest.raises(NeverFits):
+        table.admit(reservation(3, 51, num_blocks=1), 1.0)
+
+
+def test_a_change_of_the_room_lets_sessions_in_and_names_those_that_never_will_be() -> None:
+    table = SessionTable(100)
+    table.admit(reservation(0, 90, num_blocks=1), 0.0)
+    for number, tokens in ((1, 60), (2, 30)):
+        assert not table.join(reservation(number, tokens, num_blocks=1), 0.0)
+    assert not table.hopeless()
+    assert table.resize(50, 0.0) == ()
+    assert list(table.hopeless()) == [reservation(1, 60, num_blocks=1).session_id]
+    table.leave(reservation(1, 60, num_blocks=1).session_id, 0.0)
+    assert table.resize(130, 0.0) == (reservation(2, 30, num_blocks=1).session_id,)

@@ -1,0 +1,322 @@
+"""Other blocks are hosted while sessions run: what they compute, what they keep, and what the peer has room for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import torch
+from blockswarm.peer.engine.blocks.stage import BatchingRoute, Stage
+from blockswarm.peer.engine.cache.pool import KvPool
+from blockswarm.peer.engine.cache.session import SessionKv
+from blockswarm.peer.engine.engine import Engine
+from blockswarm.peer.engine.load import load_stage
+from blockswarm.peer.engine.step_record import StepRecord
+from blockswarm.peer.hosting import BlockSource, Hosted, Hosting
+from blockswarm.peer.offer.capacity import MemoryOffer
+from blockswarm.peer.session.replay_store import ReplayStore
+from blockswarm.peer.session.service import PeerParts, PeerService
+from blockswarm.proto import swarm_pb2 as pb
+from blockswarm.proto.errors import OutOfMemory, RetryElsewhere, SessionLost, from_wire
+from blockswarm.proto.identity import Identity
+from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
+from blockswarm.proto.network.address import PeerAddress
+from blockswarm.proto.wire.frames import WireStep, encode_step
+from blockswarm.proto.wire.handshake import Grant, HelloChecker, sign_capability, sign_hello
+from blockswarm.proto.wire.steps import RowSlice, StepPlan
+from blockswarm.routing.admit.table import SessionTable
+from blockswarm.routing.swarm import BlockRange
+from support.memory_net import CLIENT, MemoryCall, MemoryNet
+from support.tiny_models import write_tiny_checkpoint
+
+HIDDEN = 64
+DIGEST = "ab" * 32
+KV_TOKENS = 100
+BEFORE, AFTER = BlockRange(0, 4), BlockRange(2, 6)
+DROPPED, KEPT, NEW = BlockRange(0, 2), BlockRange(2, 4), BlockRange(4, 6)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    torch.set_num_threads(1)
+    return open_checkpoint(write_tiny_checkpoint("llama", tmp_path_factory.mktemp("llama")))
+
+
+class World:
+    """One peer that hosts BEFORE, its client, and the whole model as the truth."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.load_error: Exception | None = None
+        """Raised in the middle of a load, when one of its blocks is there."""
+        self.steps: list[StepRecord] = []
+        self.swapped: list[Hosted] = []
+        self.net = MemoryNet()
+        self.identity, self.client = Identity.generate(), Identity.generate()
+        self._sessions = 0
+
+    async def start(self) -> None:
+        source = BlockSource(self.load, self.checkpoint.block_hashes)
+        probe = self.load(BlockRange(0, 1), None)
+        self.offer = MemoryOffer.of(len(BEFORE), KV_TOKENS, probe.block_bytes, probe.kv_bytes_per_token)
+        first = await source.hosted(BEFORE, self.offer)
+        self.engine = Engine(first.stage, KvPool(first.room_bytes, prefix_limit_bytes=0), listeners=[self.steps.append])
+        self.hosting = Hosting(self.engine, first, self.offer, source, self.note_swap)
+        self.table = SessionTable(first.room)
+        self.service = PeerService(
+            PeerParts(
+                identity=self.identity,
+                engine=self.engine,
+                hosting=self.hosting,
+                sessions=self.table,
+                replay=ReplayStore(),
+                hellos=HelloChecker(self.identity.peer_id, time.time, None),
+                dialer=self.net.dialer(self.identity.peer_id),
+                model_digest=DIGEST,
+                model_name="test",
+                swarm_key=None,
+                lookup=lambda name: NotImplemented,
+                dht_addresses=list,
+            )
+        )
+        self.net.add(self.identity.peer_id, self.service.handlers)
+        whole = load_stage(self.checkpoint, BlockRange(0, 6))
+        self.truth = Engine(whole, KvPool(0, prefix_limit_bytes=0))
+
+    def load(self, blocks: BlockRange, reuse: Stage | None) -> Stage:
+        def progress(done: int, total: int) -> None:
+            if self.load_error is not None:
+                raise self.load_error
+
+        return load_stage(self.checkpoint, blocks, progress=progress, route=BatchingRoute.PACKED, reuse=reuse)
+
+    def note_swap(self, hosted: Hosted) -> None:
+        self.swapped.append(hosted)
+        self.service.rehost(hosted.room)
+
+    async def open(self, blocks: BlockRange, kv_tokens: int = KV_TOKENS, wait: bool = False) -> Session:
+        """A session whose opening was sent."""
+        self._sessions += 1
+        session = Session(self, self._sessions, blocks, kv_tokens)
+        await session.send_opening(wait)
+        return session
+
+    async def close(self) -> None:
+        async with asyncio.timeout(30):
+            await self.service.wait_idle()
+        assert self.table.kv_token_blocks_free == self.table.kv_token_blocks_total == self.hosting.now.room
+        assert (self.engine.pool.reserved_bytes, self.engine.pool.used_bytes) == (0, 0)
+        assert self.engine.pool.capacity_bytes == self.hosting.now.room_bytes
+        self.engine.close()
+        self.truth.close()
+
+
+class Session:
+    """A client's session on the peer, and the same one on the whole model."""
+
+    def __init__(self, world: World, number: int, blocks: BlockRange, kv_tokens: int) -> None:
+        self.world = world
+        self.grant = Grant(
+            number.to_bytes(16, "big"), 1, world.client.peer_id, world.identity.peer_id, blocks, kv_tokens, 1, None,
+            None, "float32", time.time() + 100, DIGEST,
+        )  # fmt: skip
+        truth = world.truth
+        self._truth: SessionKv = truth.open(blocks, truth.wire_format("float32"), kv_tokens, 1)
+        self._tokens = self._steps = 0
+        address = PeerAddress(world.identity.peer_id, "10.0.0.1:1")
+        self.call: MemoryCall = world.net.dialer(CLIENT).stub(address).session()
+
+    async def send_opening(self, wait: bool) -> None:
+        me, client = self.world.identity.peer_id, self.world.client
+        hello = sign_hello(client, me, self.grant.session_id, time.time(), None)
+        capability = sign_capability(client, self.grant)
+        opening = pb.Open(hello=hello, capability=capability, wait=wait, wait_seconds=60.0 if wait else 0.0)
+        await self.call.write(pb.ClientFrame(open=opening))
+
+    async def answer(self) -> Any:
+        """The next frame but news of the queue."""
+        while (frame := await self.call.read()).HasField("queued"):
+            pass
+        return frame
+
+    async def opened(self) -> Session:
+        frame = await self.answer()
+        assert frame.HasField("opened"), frame
+        return self
+
+    async def refused(self) -> Exception:
+        frame = await self.answer()
+        assert frame.HasField("failure"), frame
+        return from_wire(frame.failure.code, frame.failure.message)
+
+    async def step(self, count: int = 1) -> None:
+        """Compute some more tokens, and compare."""
+        plan = StepPlan((RowSlice(0, self._tokens, count, count),))
+        data = torch.randn(count, HIDDEN, generator=torch.Generator().manual_seed(self._tokens)).numpy().tobytes()
+        self._tokens += count
+        self._steps += 1
+        head, chunks = encode_step(WireStep(1, self._steps, plan, data, 0, 10.0))
+        assert not chunks
+        await self.call.write(pb.ClientFrame(step=head))
+        frame = await self.answer()
+        assert frame.HasField("step"), frame
+        wanted = self._truth.step(plan, data).data
+        tensors = (torch.frombuffer(bytearray(packed), dtype=torch.float32) for packed in (frame.step.data, wanted))
+        torch.testing.assert_close(*tensors, atol=2e-5, rtol=1e-4)
+
+    async def close(self) -> None:
+        await self.call.write(pb.ClientFrame(close=pb.Close()))
+
+
+def run(checkpoint: Checkpoint, scenario: Callable[[World], Coroutine[Any, Any, None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(60):
+            world = World(checkpoint)
+            await world.start()
+            await scenario(world)
+            await world.close()
+
+    asyncio.run(bounded())
+
+
+def test_sessions_go_on_over_a_swap_that_keeps_their_blocks_and_one_that_drops_them(checkpoint: Checkpoint) -> None:
+    """Kept blocks are the same modules; a session on dropped blocks has them until it ends."""
+
+    async def scenario(world: World) -> None:
+        dropped, kept = await world.open(DROPPED, kv_tokens=50), await world.open(KEPT, kv_tokens=50)
+        for session in (dropped, kept):
+            await session.opened()
+            await session.step(5)
+        before = world.hosting.now
+        await world.hosting.swap(AFTER)
+
+        after = world.hosting.now
+        assert (after.blocks, world.hosting.blocks, world.engine.blocks) == (AFTER, AFTER, AFTER)
+        assert after.block_hashes == checkpoint.block_hashes(AFTER)
+        assert world.swapped == [after]
+        modules = [[stage.hosted[block].module for block in KEPT] for stage in (before.stage, after.stage)]
+        assert all(old is new for old, new in zip(*modules, strict=True))
+
+        new = await (await world.open(NEW, kv_tokens=50)).opened()
+        again = await (await world.open(KEPT, kv_tokens=50)).opened()
+        for _ in range(3):
+            for session in (dropped, kept, new, again):
+                await session.step()
+        assert isinstance(await (await world.open(DROPPED, kv_tokens=1)).refused(), SessionLost)
+        for session in (dropped, kept, new, again):
+            await session.close()
+
+    run(checkpoint, scenario)
+
+
+def test_sessions_of_before_and_after_share_the_steps_of_kept_blocks(checkpoint: Checkpoint) -> None:
+    async def scenario(world: World) -> None:
+        old = await (await world.open(KEPT)).opened()
+        await old.step()
+        await world.hosting.swap(AFTER)
+        new = await (await world.open(KEPT)).opened()
+        await new.step()
+        for _ in range(20):
+            await asyncio.gather(old.step(), new.step())
+        assert max(step.sessions for step in world.steps) == 2
+        await old.close()
+        await new.close()
+
+    run(checkpoint, scenario)
+
+
+@pytest.mark.parametrize("error", [RetryElsewhere("the hub does not answer"), MemoryError(), ValueError("a defect")])
+def test_a_load_that_fails_half_way_leaves_the_peer_as_it_was(checkpoint: Checkpoint, error: Exception) -> None:
+    async def scenario(world: World) -> None:
+        session = await (await world.open(DROPPED)).opened()
+        await session.step(5)
+        before = world.hosting.now
+        world.load_error = error
+        with pytest.raises((type(error), OutOfMemory)):
+            await world.hosting.swap(AFTER)
+        assert world.hosting.now is before
+        assert world.engine.stage is before.stage
+        assert not world.swapped
+        await session.step()
+        other = await (await world.open(BEFORE, kv_tokens=50)).opened()
+        await other.step()
+        await session.close()
+        await other.close()
+        world.load_error = None
+        await world.hosting.swap(AFTER)
+        await (await (await world.open(NEW)).opened()).close()
+
+    run(checkpoint, scenario)
+
+
+def test_a_swap_that_is_cancelled_while_it_loads_changes_nothing(checkpoint: Checkpoint) -> None:
+    async def scenario(world: World) -> None:
+        before = world.hosting.now
+        swapping = asyncio.create_task(world.hosting.swap(AFTER))
+        await asyncio.sleep(0)
+        swapping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await swapping
+        assert world.hosting.now is before
+        await world.hosting.swap(AFTER)
+
+    run(checkpoint, scenario)
+
+
+def test_the_room_follows_what_is_hosted(checkpoint: Checkpoint) -> None:
+    """Fewer blocks leave more of the offered memory to caches, and the sessions that wait for it are let in."""
+
+    async def scenario(world: World) -> None:
+        assert world.table.kv_token_blocks_total == KV_TOKENS * len(BEFORE)
+        full = await (await world.open(BEFORE)).opened()
+        waiting = await world.open(KEPT, wait=True)
+        assert (await waiting.call.read()).HasField("queued")
+        await world.hosting.swap(KEPT)
+        room = world.offer.room(len(KEPT))
+        assert room > KV_TOKENS * len(BEFORE)
+        assert world.table.kv_token_blocks_total == room
+        await waiting.opened()
+        await waiting.step()
+        await full.step()
+        await full.close()
+        await waiting.close()
+
+    run(checkpoint, scenario)
+
+
+def test_waiting_sessions_that_can_no_longer_be_served_are_refused(checkpoint: Checkpoint) -> None:
+    """Their blocks are gone, or there is less room in all than they asked for; the others keep their places."""
+
+    async def scenario(world: World) -> None:
+        await world.hosting.swap(KEPT)
+        room = world.table.kv_token_blocks_total
+        full = await (await world.open(KEPT, kv_tokens=room // 2)).opened()
+        gone = await world.open(BlockRange(2, 3), kv_tokens=10, wait=True)
+        large = await world.open(BlockRange(3, 4), kv_tokens=room, wait=True)
+        small = await world.open(BlockRange(3, 4), kv_tokens=10, wait=True)
+        for session in (gone, large, small):
+            assert (await session.call.read()).HasField("queued")
+        await world.hosting.swap(BlockRange(3, 6))
+        assert world.table.kv_token_blocks_total < room
+        assert world.table.kv_token_blocks_free < 0
+        assert world.table.kv_token_blocks_open == 0
+        assert isinstance(await gone.refused(), SessionLost)
+        assert isinstance(await large.refused(), OutOfMemory)
+        await full.step()
+        await full.close()
+        await small.opened()
+        await small.close()
+
+    run(checkpoint, scenario)
+
+
+def test_more_blocks_than_the_offered_memory_holds_are_not_loaded(checkpoint: Checkpoint) -> None:
+    async def scenario(world: World) -> None:
+        world.load_error = AssertionError("nothing is loaded")
+        with pytest.raises(OutOfMemory, match="no room for 6 blocks"):
+            await world.hosting.swap(BlockRange(0, 6))
+
+    run(checkpoint, scenario)
