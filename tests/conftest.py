@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,8 +19,17 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, suppres
 settings.load_profile("repeatable")
 
 
+USUAL_FAMILIES = {"llama", "gemma3", "mixtral", "gpt2"}
+"""The families that `scripts/test --fast` tries: dense, sliding windows, experts, an old one."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests that need an NVIDIA GPU where torch sees none; torch is only imported if there are such tests."""
+    skip_what_needs_a_gpu(items)
+    mark_rare_families(items)
+
+
+def skip_what_needs_a_gpu(items: list[pytest.Item]) -> None:
+    """Where torch sees no NVIDIA GPU; torch is only imported if there are such tests."""
     needing_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not needing_gpu:
         return
@@ -28,3 +38,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in needing_gpu:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+def mark_rare_families(items: list[pytest.Item]) -> None:
+    """Mark the runs of a test with families of models that are not among the usual ones."""
+    tiny_models = sys.modules.get("support.tiny_models")  # imported by tests that have to do with families
+    rare = {*tiny_models.SERVED_MODELS} - USUAL_FAMILIES if tiny_models else set()
+    for item in items:
+        parameters = (
+            item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+        )
+        if any(isinstance(value, str) and value in rare for value in parameters):
+            item.add_marker(pytest.mark.rare_family)

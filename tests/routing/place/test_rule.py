@@ -108,7 +108,7 @@ class Churn(RuleBasedStateMachine):
         assert decide(replace(self.swarm, now_seconds=self.swarm.now_seconds + 3600), POLICY) is None
 
 
-TestChurn = Churn.TestCase
+TestChurn = pytest.mark.slow(Churn.TestCase)
 TestChurn.settings = settings(max_examples=200, stateful_step_count=10, deadline=None)
 
 

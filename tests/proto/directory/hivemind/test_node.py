@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 from support.directories import LOOPBACK, DirectorySwarm, a_record, fresh_name, hivemind_swarm, until
 
 pytestmark = [
+    pytest.mark.swarm,
     pytest.mark.filterwarnings("ignore:path is deprecated:DeprecationWarning"),  # hivemind's
     pytest.mark.skipif(sys.platform == "win32", reason="hivemind has no wheel for Windows"),
 ]
