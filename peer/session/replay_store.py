@@ -19,6 +19,10 @@ class ReplayStore:
         self._used_bytes = 0
         """An upper bound: truncation and shared rows only show when it is counted again."""
 
+    def __len__(self) -> int:
+        """The number of sessions that have a buffer."""
+        return len(self._buffers)
+
     @property
     def nbytes(self) -> int:
         return self._used_bytes

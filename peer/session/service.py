@@ -121,6 +121,11 @@ class PeerService:
         """The sessions that steps can be pushed into."""
         return frozenset(self._open)
 
+    @property
+    def waiting_sessions(self) -> int:
+        """The number of sessions whose streams wait for room."""
+        return self._admission.waiting
+
     def drain(self) -> None:
         """Take no more sessions, also not those that wait for room; the open ones go on."""
         self._draining = True

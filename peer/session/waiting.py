@@ -62,6 +62,11 @@ class Admission:
         self._news: asyncio.TimerHandle | None = None
         self._news_at = -timing.news_seconds
 
+    @property
+    def waiting(self) -> int:
+        """The number of sessions that wait to be let in."""
+        return len(self._waiters)
+
     @asynccontextmanager
     async def room(self, grant: Grant, wait_seconds: float, tell: Tell) -> AsyncIterator[None]:
         """Hold the reservation of a session, after waiting for it at most `wait_seconds` (0: at once or not at all).

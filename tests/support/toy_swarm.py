@@ -24,6 +24,7 @@ from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.wire.handshake import HelloChecker
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
+from blockswarm.routing.admit.queue import MAX_WAITING, AdmissionQueue
 from blockswarm.routing.admit.table import SessionTable
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec
 from support.memory_net import MemoryNet
@@ -41,10 +42,10 @@ TOKEN_SECONDS = 0.5
 class Peer:
     """A peer that hosts every block, and has room for a few of them: a chain enters and leaves anywhere."""
 
-    def __init__(self, world: World, kv_token_blocks: int) -> None:
+    def __init__(self, world: World, table: SessionTable) -> None:
         self.identity = Identity.generate()
         self._world = world
-        self.table = SessionTable(kv_token_blocks)
+        self.table = table
         self.parts = PeerParts(
             identity=self.identity,
             engine=ToyEngine(WHOLE),
@@ -104,7 +105,10 @@ class Visit:
 
 
 class World:
-    def __init__(self, rooms: Sequence[int], clients: int, patience_seconds: float, seed: int) -> None:
+    def __init__(
+        self, rooms: Sequence[int], clients: int, patience_seconds: float, seed: int, max_waiting: int = MAX_WAITING
+    ) -> None:
+        """One peer for each of `rooms` (KV tokens x blocks), each with a queue for `max_waiting` sessions."""
         self.loop = VirtualTimeLoop()
         self.errors: list[object] = []
         self.loop.set_exception_handler(lambda loop, context: self.errors.append(context))
@@ -114,7 +118,7 @@ class World:
         self.announced: dict[PeerId, KnownPeer] = {}
 
         async def start() -> None:
-            self.peers = [Peer(self, room) for room in rooms]
+            self.peers = [Peer(self, SessionTable(room, queue=AdmissionQueue(max_waiting))) for room in rooms]
             self.clients = [(PeerId(f"client {n}"), Identity.generate(), View(self)) for n in range(clients)]
 
         self.patience_seconds = patience_seconds
@@ -212,7 +216,7 @@ class World:
             assert (table.sessions, table.waiting) == (0, 0)
             assert table.kv_token_blocks_free == table.kv_token_blocks_total
             assert not peer.service.open_ids
-            assert not peer.service._admission._waiters
+            assert peer.service.waiting_sessions == 0
             assert peer.parts.replay.nbytes == 0
         left = [task for task in asyncio.all_tasks(self.loop) if not task.done()]
         assert not left, left

@@ -189,7 +189,7 @@ class World:
         for peer in self.swarm.peers:
             assert peer.parts.sessions.kv_token_blocks_free == peer.parts.sessions.kv_token_blocks_total
             assert peer.parts.replay.nbytes == 0
-            assert not peer.parts.replay._buffers
+            assert len(peer.parts.replay) == 0
             assert not peer.service.open_ids
             assert (peer.parts.engine.pool.reserved_bytes, peer.parts.engine.pool.used_bytes) == (0, 0)
 

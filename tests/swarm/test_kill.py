@@ -23,7 +23,7 @@ import torch
 from blockswarm.client.config import SessionEvent
 from blockswarm.client.model.generation import Generation
 from blockswarm.client.model.load import AutoSwarmModelForCausalLM
-from blockswarm.proto.network.transport import ping
+from blockswarm.proto.network.transport import Dialer, ping
 from support.processes import PeerProcess, PeerProcesses, peer_processes
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
@@ -63,23 +63,26 @@ class Swarm:
     """With and without the prefix cache."""
     model: Any = None
     """The one in use."""
+    dialer: Dialer | None = None
+    """Lives on the loop of the models' network, which is one per process."""
     generations: list[Generation] = field(default_factory=list)
-    """Of all models, as they began."""
+    """The generations of all models, in the order in which they began."""
 
     def on_event(self, event: SessionEvent) -> None:
         self.events.append(event)
         self.react(event)
 
     def steps_pushed_by_first(self) -> int:
-        """From the first peer's own counters."""
-        network = self.model.session_factory
+        """From the first peer's own counters, over a connection of the test's own."""
         address = self.first.address
 
         async def ask() -> int:
-            reply, _, _ = await ping(network._dialer.stub(address), address, 10)
+            if self.dialer is None:
+                self.dialer = Dialer()
+            reply, _, _ = await ping(self.dialer.stub(address), address, 10)
             return reply.steps_pushed
 
-        return network.run(ask())
+        return self.model.session_factory.run(ask())
 
     def in_use(self) -> PeerProcess:
         """The middle peer of the session that runs now."""
@@ -115,6 +118,8 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
             )
             swarm.models[prefix_cache].generation_listeners.append(swarm.generations.append)
         yield swarm
+        if swarm.dialer is not None:
+            swarm.model.session_factory.run(swarm.dialer.close())
         for model in swarm.models.values():
             model.session_factory.close()
 

@@ -14,6 +14,7 @@ from blockswarm.client.timing import ChainTiming
 from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto.errors import NoChainError, PeerBusy, SwarmError
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
+from blockswarm.routing.admit.queue import MAX_WAITING
 from blockswarm.routing.swarm import BlockRange, PeerId, RequestSpec
 from support.toy_engine import ToyKv, pack, unpack
 from support.toy_swarm import WHOLE, Peer, Visit, World
@@ -66,8 +67,8 @@ class FixedRouter:
 class Scene:
     """A world with two peers, `low` before `high` in the order in which room is taken."""
 
-    def __init__(self, low_room: int = 100, high_room: int = 100) -> None:
-        self.world = World([low_room, high_room], clients=4, patience_seconds=200.0, seed=0)
+    def __init__(self, low_room: int = 100, high_room: int = 100, max_waiting: int = MAX_WAITING) -> None:
+        self.world = World([low_room, high_room], 4, patience_seconds=200.0, seed=0, max_waiting=max_waiting)
         self.low, self.high = sorted(self.world.peers, key=lambda peer: peer.identity.peer_id)
         for peer, room in ((self.low, low_room), (self.high, high_room)):
             peer.table.kv_token_blocks_total = peer.table.kv_token_blocks_free = room
@@ -249,10 +250,9 @@ def test_a_session_waits_a_little_for_room_at_the_replacement_of_a_leaving_peer(
 
 
 def test_patience_is_kept_also_where_every_queue_is_full() -> None:
-    scene = Scene()
+    scene = Scene(max_waiting=0)
 
     async def scenario() -> None:
-        scene.low.table._queue._max_waiting = 0
         holder, _ = scene.session(0, 16, (scene.low, WHOLE, 0.0))
         await check_steps(holder, 1)
         late, visit = scene.session(1, 16, (scene.low, WHOLE, 0.0))

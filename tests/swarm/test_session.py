@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from blockswarm.client.timing import ChainTiming, ClientTiming
 from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.engine import Engine, SessionKv
 from blockswarm.peer.engine.load import load_stage
-from blockswarm.peer.session.compute import EngineCompute
 from blockswarm.proto.errors import RemoteProtocolError
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
@@ -314,15 +314,18 @@ def test_a_cache_that_cannot_be_had_is_rebuilt_at_the_replacement(
 
 
 def broken_export(monkeypatch: pytest.MonkeyPatch, peer: LocalPeer, failure: str) -> None:
-    """From now on `peer` refuses to give a cache, dies when it is asked, or lets everybody wait."""
+    """From now on the engine of `peer` refuses to export a cache, dies when asked for one, or lets everybody wait."""
 
-    deaths: list[asyncio.Task[None]] = []
+    engine, deaths = peer.parts.engine, []
+    submit = engine.submit
 
-    async def export(self: object) -> bytes:
+    async def without_export(work: Callable[[], Any]) -> Any:
+        if getattr(work, "__name__", "") != "export":
+            return await submit(work)
         if failure == "refused":
             raise RemoteProtocolError("there is no such frame")
         if failure == "died":
             deaths.append(asyncio.create_task(peer.kill()))  # not by the stream that it ends
         return await asyncio.Event().wait()
 
-    monkeypatch.setattr(EngineCompute, "export", export)
+    monkeypatch.setattr(engine, "submit", without_export)

@@ -17,11 +17,12 @@ def test_what_was_sent_is_kept_until_the_session_ends() -> None:
     store.begin(b"a", TOKEN_BYTES)
     append(store, b"a", 0, 4)
     append(store, b"a", 4, 1)
+    assert len(store) == 1
     buffer = store.get(b"a")
     assert buffer is not None
     assert (buffer.nbytes, store.nbytes) == (50, 50)
     store.end(b"a")
-    assert (store.get(b"a"), store.nbytes) == (None, 0)
+    assert (store.get(b"a"), store.nbytes, len(store)) == (None, 0, 0)
     store.end(b"a")  # twice is no error
 
 

@@ -57,7 +57,7 @@ class Door:
         finally:
             assert (self.table.sessions, self.table.waiting) == (0, 0)
             assert self.table.kv_token_blocks_free == self.table.kv_token_blocks_total
-            assert not self.admission._waiters
+            assert self.admission.waiting == 0
             self.loop.close()
 
 
