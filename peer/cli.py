@@ -35,18 +35,22 @@ def peer(
     ] = None,
     blocks: Annotated[
         str,
-        typer.Option(help="A range A:B (half-open, from 0), a number N, or auto: as many as fit into free memory."),
+        typer.Option(
+            help="A range A:B (half-open, from 0), a number N, or auto for all blocks that fit into free memory."
+        ),
     ] = "auto",
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "0.0.0.0",
-    port: Annotated[int, typer.Option(help="Port for clients and peers; 0: any free one.")] = 0,
-    dht_port: Annotated[int, typer.Option(help="Port of the DHT node; 0: any free one.")] = 0,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses of the machine.")
+    ] = "0.0.0.0",
+    port: Annotated[int, typer.Option(help="Port for clients and peers; 0 for any free port.")] = 0,
+    dht_port: Annotated[int, typer.Option(help="Port of the DHT node; 0 for any free port.")] = 0,
     announce: Annotated[
         list[str] | None,
-        typer.Option(help="HOST:PORT under which others reach this peer, if it is another one (port forwarding)."),
+        typer.Option(help="HOST:PORT under which others reach this peer, where that differs (port forwarding)."),
     ] = None,
     identity: Annotated[
         Path | None,
-        typer.Option(help="Key file of this peer, made if there is none.  [default: peer.key in --data]"),
+        typer.Option(help="Key file of this peer; created if it does not exist.  [default: peer.key in --data]"),
     ] = None,
     data: Annotated[Path, typer.Option(help="Folder for the peer's own files.")] = DEFAULT_FOLDER,
     swarm_key: Annotated[
@@ -54,21 +58,21 @@ def peer(
     ] = None,
     allow: Annotated[
         list[str] | None,
-        typer.Option(help="In a private swarm: the id of a client that may open sessions without the key."),
+        typer.Option(help="In a private swarm, the id of a client that needs no key; may be given several times."),
     ] = None,
-    kv_tokens: Annotated[int, typer.Option(help="Tokens of attention cache to offer, per block.")] = 16384,
+    kv_tokens: Annotated[int, typer.Option(help="Tokens of attention cache to offer in each block.")] = 16384,
     replay_memory: Annotated[
-        int, typer.Option(help="MiB for replay buffers, which let others recover from failures.")
+        int, typer.Option(help="MiB for replay buffers, from which clients recover when another peer fails.")
     ] = 256,
     prefix_cache: Annotated[
         int,
         typer.Option(
-            help="MiB for attention caches of earlier prompts; a client's next prompt that begins alike is"
-            " then computed from there on. Never shared between clients."
+            help="MiB for attention caches of earlier prompts: where a client's next prompt begins with the same text,"
+            " only the rest is computed. Never shared between clients."
         ),
     ] = 256,
     device: Annotated[
-        str, typer.Option(help="Where to compute: cpu, cuda or cuda:N, or auto: a GPU if torch sees one.")
+        str, typer.Option(help="Device to compute on: cpu, cuda, cuda:N, or auto for a GPU if torch sees one.")
     ] = "auto",
     dtype: Annotated[
         str,
@@ -86,18 +90,19 @@ def peer(
         ),
     ] = "auto",
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads for computing.  [default: as many as measurably help]")
+        int | None, typer.Option(help="CPU threads for computing.  [default: the fastest number, measured]")
     ] = None,
     nice: Annotated[
         bool,
         typer.Option(
             "--nice",
-            help="Yield: a low priority, and pauses between steps while other programs use half of"
-            " the machine or more. Sessions get slower then, the announced speed follows.",
+            help="Yield to other programs: run at low priority, and pause between steps while they use half of"
+            " the machine or more. Sessions get slower then, and the announced speed follows.",
         ),
     ] = False,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Serve Prometheus metrics on this port; 0: any free one.  [default: not served]")
+        int | None,
+        typer.Option(help="Serve Prometheus metrics on this port; 0 for any free port.  [default: not served]"),
     ] = None,
     metrics_host: Annotated[str, typer.Option(help="Address to serve metrics on.")] = "127.0.0.1",
     name: Annotated[str, typer.Option(help="A name for the public map of the swarm.")] = "",
@@ -185,7 +190,7 @@ def _run(config: PeerConfig, as_json: bool) -> None:
 
 
 def describe(peer: ReadyPeer) -> dict[str, object]:
-    """What `--json` prints."""
+    """The object that `--json` prints."""
     return {
         "address": str(peer.address),
         "peer_id": peer.address.peer,
@@ -203,7 +208,7 @@ def describe(peer: ReadyPeer) -> dict[str, object]:
 
 
 def print_ready(model: str, peer: ReadyPeer) -> None:
-    """What a person reads when the peer is ready."""
+    """Tell a person that the peer is ready."""
     milliseconds = 1000 * peer.cost.decode_seconds() * len(peer.blocks)
     where = f"{peer.threads} threads" if peer.device == "cpu" else peer.device
     print(

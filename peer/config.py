@@ -19,7 +19,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 @dataclass(frozen=True, slots=True)
 class BlockRequest:
-    """What `--blocks` asks for: a range, a number of blocks, or (neither) as many as fit."""
+    """The value of `--blocks`: a range, a number of blocks, or neither for all that fit."""
 
     blocks: BlockRange | None = None
     count: int | None = None

@@ -1,4 +1,4 @@
-"""What an operator can watch: Prometheus metrics of a peer, served on request (`swarm-peer --metrics-port`).
+"""Prometheus metrics of a peer for its operator, served on request (`swarm-peer --metrics-port`).
 
 Steps are counted as they happen, in the engine's thread.  The rest are readings that the event loop takes every second;
 the server has a thread of its own and touches nothing else of the peer.

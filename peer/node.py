@@ -47,8 +47,8 @@ async def run_peer(config: PeerConfig, on_ready: Callable[[ReadyPeer], None], pr
         os.nice(NICENESS)  # of this thread, and of all that are started from now on
     stop = StopRequest()
     loop = asyncio.get_running_loop()
-    for one in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(one, stop)
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signal_number, stop)
     await until_stopped(_run(config, on_ready, progress, stop), stop)
 
 

@@ -185,7 +185,7 @@ class _Serving:
                     await self._drain(announcer)
 
     def _vital_work(self, announcer: Announcer) -> Mapping[str, Coroutine[Any, Any, None]]:
-        """What the peer cannot do without, each by what it does."""
+        """The parts that the peer cannot do without, by their names for people."""
         return {
             "announcing the peer": announcer.run(),
             "watching the engine": self._watch(announcer),

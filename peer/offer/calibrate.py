@@ -1,4 +1,4 @@
-"""What a block costs on this machine, measured on the path that serves sessions.
+"""The cost of a block on this machine, measured on the path that serves sessions.
 
 Decode takes `a + b * rows + c * context`, prefill `a' + p * tokens` (seconds per block).  Each is a least-squares line
 of relative errors through the fastest of a few runs per point: neighbours on a machine only ever make a run slower.

@@ -1,4 +1,4 @@
-"""What a block costs, followed while the peer serves: the start-up measurement, corrected by the steps that ran.
+"""The cost of a block, followed while the peer serves: the start-up measurement, corrected by the steps that ran.
 
 The same two lines as in `calibrate`: decode takes `a + b * rows + c * context`, prefill `a' + p * tokens`, seconds per
 block.  Each is a least-squares fit of relative errors that forgets: an observation loses half of its weight for every
@@ -20,7 +20,7 @@ from ..engine.step_record import StepRecord
 HALF_LIFE_SECONDS = 200.0
 HALF_LIFE_STEPS = 2000
 INERTIA = 8.0
-"""What was last known counts as much as this many steps."""
+"""Weight of the last known cost, in steps."""
 REFIT_STEPS = 20
 """A fit takes half a millisecond, which is not to be had with every step."""
 OUTLIER = 3.0

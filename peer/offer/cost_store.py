@@ -25,7 +25,7 @@ _MAX_FILE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a measurement depends on."""
+    """The conditions of a measurement."""
 
     model_digest: str
     blocks: str

@@ -30,7 +30,7 @@ class CpuReading:
 
     at_seconds: float
     machine: float
-    """Of all processes on all cores."""
+    """All processes on all cores."""
     own: float
 
 

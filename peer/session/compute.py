@@ -12,7 +12,7 @@ from ...proto.wire.steps import StepPlan
 from ..engine.engine import Engine, SessionKv, StepOutput
 
 COPY_BYTES = 8 << 20
-"""So much attention cache is copied between two steps of the engine, some milliseconds."""
+"""Most attention cache that is copied between two steps of the engine; it takes some milliseconds."""
 
 
 class EngineCompute:

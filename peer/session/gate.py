@@ -52,7 +52,7 @@ class StepGate:
         return sum(step.plan.tokens for step in (*self._kept.values(), *self._held.values()))
 
     def offer(self, step: WireStep) -> Compute | Repeat | None:
-        """What to do with a step that arrived. Raises RemoteProtocolError.
+        """Decide what to do with a step that arrived. Raises RemoteProtocolError.
 
         None: nothing, because it belongs to another epoch, was answered and acknowledged, or has to wait for an earlier
         one. After a Compute was applied, `ready` gives the steps that waited for it.

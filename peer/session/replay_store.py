@@ -11,7 +11,7 @@ DEFAULT_LIMIT_BYTES = 256 << 20
 
 
 class ReplayStore:
-    """What this peer sent to its successors, by session. A session whose buffer was evicted stays without one."""
+    """The tensors that this peer sent to its successors, by session. An evicted buffer does not come back."""
 
     def __init__(self, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
         self._limit_bytes = limit_bytes

@@ -66,7 +66,7 @@ class Hosts(Protocol):
 
 @dataclass
 class PeerParts:
-    """What a peer's service is made of."""
+    """Everything that a peer's service is made of."""
 
     identity: Identity
     engine: Engine

@@ -24,7 +24,7 @@ _INBOX_SIZE = 2 * CREDITS
 
 
 class StepOutputLike(Protocol):
-    """What the engine returns for a step."""
+    """The engine's answer to a step."""
 
     @property
     def data(self) -> bytes: ...
@@ -44,7 +44,7 @@ class SessionCompute(Protocol):
     async def keep(self, prefixes: tuple[Digests, ...]) -> None: ...
 
 
-class Link(Protocol):
+class SuccessorLink(Protocol):
     """The way to the successor."""
 
     @property
@@ -54,7 +54,7 @@ class Link(Protocol):
 
 
 class Outlet(Protocol):
-    """What a session tells its client."""
+    """The messages of a session to its client."""
 
     async def step(self, step: WireStep) -> None: ...
     async def rerouted(self, epoch: int, applied_seq: int, buffer_complete: bool) -> None: ...
@@ -65,7 +65,7 @@ class Outlet(Protocol):
 
 @dataclass
 class Counters:
-    """What a peer has done since it started."""
+    """The work of a peer since it started."""
 
     steps_pushed: int = 0
     steps_relayed: int = 0
@@ -85,7 +85,7 @@ class _Arrival:
 @dataclass(frozen=True, slots=True)
 class _Reroute:
     grant: Grant
-    link: Link | None
+    link: SuccessorLink | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class _Remember:
 
 @dataclass
 class SessionParts:
-    """What a worker is made of."""
+    """Everything that a worker is made of."""
 
     compute: SessionCompute
     replay: ReplayStore
@@ -130,13 +130,13 @@ class SessionParts:
     lengths: Callable[[], tuple[int, ...]] = field(repr=False)
     """The rows' present lengths."""
     prefixes: tuple[Digests, ...] = ()
-    """What the client's first operation computes, per row: kept for its next sessions once that is done."""
+    """The prefixes that the client's first operation computes, per row: kept for its next sessions after that."""
 
 
 class SessionWorker:
     """One session on one peer."""
 
-    def __init__(self, grant: Grant, link: Link | None, parts: SessionParts) -> None:
+    def __init__(self, grant: Grant, link: SuccessorLink | None, parts: SessionParts) -> None:
         """`link` is the way to the successor; None sends outputs to the client, to pass on or as the answer."""
         self.grant = grant
         self.received_seq = 0
@@ -182,7 +182,7 @@ class SessionWorker:
             raise RemoteProtocolError(f"more tokens are under way than the {self.grant.kv_tokens} that are reserved")
         await self._inbox.put(_Arrival(step, self._parts.clock(), deadline))
 
-    async def put_reroute(self, grant: Grant, make_link: Callable[[], Link | None]) -> None:
+    async def put_reroute(self, grant: Grant, make_link: Callable[[], SuccessorLink | None]) -> None:
         """Take new neighbours. Steps of older epochs are dropped from now on. Raises RemoteProtocolError."""
         if grant.epoch <= self._latest_epoch:
             raise RemoteProtocolError(f"epoch {grant.epoch} is not newer than {self._latest_epoch}")

@@ -1,4 +1,4 @@
-"""What is scraped over HTTP is what happened."""
+"""Metrics that are scraped over HTTP tell what happened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a machine can host, and what it keeps for replay."""
+"""The blocks that a machine can host, and the outputs that it keeps for replay."""
 
 from __future__ import annotations
 
