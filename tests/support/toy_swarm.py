@@ -46,10 +46,11 @@ class Peer:
         self.identity = Identity.generate()
         self._world = world
         self.table = table
+        engine = ToyEngine(WHOLE)
         self.parts = PeerParts(
             identity=self.identity,
-            engine=ToyEngine(WHOLE),
-            hosting=ToyEngine(WHOLE),
+            engine=engine,
+            hosting=engine,
             sessions=self.table,
             replay=ReplayStore(1 << 20),
             hellos=HelloChecker(self.identity.peer_id, world.clock, None),

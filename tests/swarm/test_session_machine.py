@@ -63,10 +63,11 @@ class Peer:
 
     def start(self) -> None:
         machine = self._machine
+        engine = ToyEngine(self.blocks)
         self.parts = PeerParts(
             identity=self.identity,
-            engine=ToyEngine(self.blocks),
-            hosting=self.engine,
+            engine=engine,
+            hosting=engine,
             sessions=SessionTable(KV_TOKENS * len(self.blocks)),
             replay=ReplayStore(self._replay_bytes),
             hellos=HelloChecker(self.id, machine.clock, None),
