@@ -1,39 +1,13 @@
-"""Tasks with owners: none outlives the block or the object that started it, and none fails without a word."""
+"""Tasks with owners: none outlives the object that started it, and none fails without a word."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from typing import Any
 
 logger = logging.getLogger(__name__)
-
-
-@asynccontextmanager
-async def beside(work: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
-    """Run `work` beside a block; it is over when the block is left, cancelled if need be.
-
-    An error of the work ends the block, and is raised in its place.
-    """
-    try:
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(work)
-            yield
-            task.cancel()
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-
-
-async def together(*works: Coroutine[Any, Any, object]) -> None:
-    """Run several at once. The first error cancels the others, which are over before it is raised."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for work in works:
-                group.create_task(work)
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
 
 
 class OwnedTasks:

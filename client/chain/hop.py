@@ -102,12 +102,14 @@ class HopStream:
         call = stub.session()
         writing = asyncio.create_task(self._write(call), name=f"to {self.choice.peer}")
         try:
-            with translated_grpc_errors(str(self.choice.address)):
-                while isinstance(frame := await call.read(), pb.PeerFrame):
-                    with blamed_on(self.choice.address):
-                        event = await self._event_in(frame)
-                    if event is not None:
-                        self._tell(event)
+            while True:
+                with blamed_on(self.choice.address), translated_grpc_errors(str(self.choice.address)):
+                    frame = await call.read()
+                    if not isinstance(frame, pb.PeerFrame):
+                        break
+                    event = await self._event_in(frame)
+                if event is not None:
+                    self._tell(event)
             self._tell(ev.Lost(self.id, SessionLost(f"{self.choice.address}: the peer closed the session")))
         except SwarmError as error:
             self._tell(ev.Lost(self.id, error))

@@ -10,15 +10,12 @@ What a peer has cached also depends on the numeric formats of the peers before i
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 
 from ...proto.identity import Identity
 from ...proto.wire.prefixes import DIGEST_BYTES, PAGE_TOKENS, Digests
 
-NAMED_AT_ONCE_BYTES = 1 << 19
-"""Inputs of at most this size are hashed on the loop, in 1 ms; more in a thread."""
 _SECRET_TAG = b"blockswarm-prefix-secret-1\0"
 
 
@@ -45,8 +42,3 @@ class PageNames:
         """The names of those pages at a peer; `formats_before` are the numeric formats of the peers before it."""
         salt = " ".join(formats_before).encode()
         return tuple(blake2b(digest + salt, digest_size=DIGEST_BYTES, key=self._key).digest() for digest in chain)
-
-
-async def named(name: Callable[[], tuple[Digests, ...]], nbytes: int) -> tuple[Digests, ...]:
-    """The result of `name`, which hashes `nbytes` bytes; where that takes long, it runs beside the loop."""
-    return name() if nbytes <= NAMED_AT_ONCE_BYTES else await asyncio.to_thread(name)

@@ -73,8 +73,8 @@ class ChainSession:
         """The pages of the first operation's rows; peers keep them without being told."""
         self._sent_at: dict[int, float] = {}
         self._timings = TimingLog()
-        self._last_used: tuple[ev.Layout, tuple[str, ...]] | None = None
-        """The chain when the session was closed, with its numeric formats."""
+        self._last_used: tuple[ev.HopChoice, ...] = ()
+        """The chain when the session was closed."""
         self._lock = asyncio.Lock()
 
     @property
@@ -89,7 +89,8 @@ class ChainSession:
 
     def report(self, since: int = 0) -> ChainReport:
         """Where the time of the last steps went, per hop, without the first `since` answers; from any thread."""
-        layout, formats = self._last_used or (self._machine.layout, self._machine.numeric_formats)
+        choices = self._last_used or self._machine.choices  # read once: the chain may change meanwhile
+        layout, formats = [(hop.peer, hop.blocks) for hop in choices], [hop.numeric_format for hop in choices]
         return self._timings.report(layout, self._config.router.clock_offset_seconds, formats, since)
 
     async def run(self, plan: StepPlan, data: bytes) -> bytes:
@@ -137,7 +138,7 @@ class ChainSession:
 
     async def close(self) -> None:
         """End the session on every peer; their memory is free at once, but for what they are asked to remember."""
-        self._last_used = self._last_used or (self._machine.layout, self._machine.numeric_formats)
+        self._last_used = self._last_used or self._machine.choices
         if not self._done and self._failure is None and self._config.page_names is not None:
             prefixes = await self._worth_remembering(self._config.page_names)
             if prefixes:

@@ -64,7 +64,7 @@ class SessionFactory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ForwardInputs:
-    """What a forward was called with, beside the hidden states that reach the blocks."""
+    """The arguments of a forward, beside the hidden states that reach the blocks."""
 
     input_ids: torch.Tensor | None
     """(B, T)"""
@@ -99,7 +99,7 @@ class SwarmCache(LayerlessCache):
         self._first_step = 0
         """Answers of the session before the present user began."""
         self._report = ChainReport()
-        """Of the session that has ended."""
+        """The report of the session, once it has ended."""
 
     @property
     def usable(self) -> bool:

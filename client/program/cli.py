@@ -13,8 +13,33 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from .arguments import (
+    AsJson,
+    IdentityFile,
+    InitialPeers,
+    MaxNewTokens,
+    MinP,
+    MinPrecision,
+    Model,
+    NoPrefixCache,
+    NoPush,
+    Patience,
+    PromptLookup,
+    RepetitionPenalty,
+    Revision,
+    Seed,
+    Stop,
+    SwarmKeyFile,
+    Temperature,
+    TopK,
+    TopP,
+    Verbose,
+    WireFormat,
+)
+
 if TYPE_CHECKING:
-    from .options import SwarmOptions
+    from .options import GenerateOptions, SwarmOptions
+    from .talk import Talker
 
 T = TypeVar("T")
 
@@ -26,53 +51,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Generate text with a swarm of peers that share a large language model, and look at such a swarm.",
 )
-
-Model = Annotated[str, typer.Argument(help="A local folder with a safetensors checkpoint, or a Hugging Face id.")]
-InitialPeers = Annotated[
-    list[str] | None,
-    typer.Option("--initial-peers", help="A peer of the swarm, ID@HOST:PORT; may be given several times."),
-]
-SwarmKeyFile = Annotated[Path | None, typer.Option("--swarm-key", help="Key file of a private swarm.")]
-IdentityFile = Annotated[
-    Path | None,
-    typer.Option("--identity", help="Key file of this client, made if there is none.  [default: a new identity]"),
-]
-NoPush = Annotated[
-    bool, typer.Option("--no-push", help="Have every output come back through this client, peers send nothing on.")
-]
-WireFormat = Annotated[
-    str, typer.Option("--wire-format", help="float32 changes no value; bfloat16, float16 and int8 send less.")
-]
-MinPrecision = Annotated[
-    str | None,
-    typer.Option(
-        "--min-precision",
-        help="Use only peers that compute in this format or a more precise one: float32,"
-        " bfloat16, float16, int8, int4, nf4.  [default: any]",
-    ),
-]
-Patience = Annotated[
-    float, typer.Option("--patience", help="Seconds to wait for room where all peers are full; your place is shown.")
-]
-NoPrefixCache = Annotated[
-    bool, typer.Option("--no-prefix-cache", help="Compute the whole prompt, whatever the peers hold of an earlier one.")
-]
-Revision = Annotated[str | None, typer.Option("--revision", help="Revision of a Hugging Face model.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")]
-
-MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Stop after so many tokens.")]
-Temperature = Annotated[float | None, typer.Option(help="Draw tokens at this temperature; 0: take the likeliest.")]
-TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this total probability.")]
-TopK = Annotated[int | None, typer.Option(help="Draw from the so many likeliest tokens.")]
-MinP = Annotated[float | None, typer.Option(help="Draw from tokens at least this likely, relative to the likeliest.")]
-RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: avoid tokens that were there before.")]
-Seed = Annotated[int | None, typer.Option(help="Seed for drawing tokens.")]
-PromptLookup = Annotated[
-    int | None,
-    typer.Option("--prompt-lookup", help="Guess so many tokens ahead from the text so far; same tokens, fewer trips."),
-]
-Stop = Annotated[list[str] | None, typer.Option("--stop", help="Stop at this text; may be given several times.")]
 
 
 @app.command()
@@ -124,28 +102,34 @@ def generate(
             min_precision=min_precision, patience_seconds=patience, prefix_cache=not no_prefix_cache,
         )  # fmt: skip
         text = _prompt(prompt)
-        from .render import account_as_json, describe_account
-        from .terminal import spinner
+        _generate(model, options, text, wish, report, as_json)
 
-        with spinner("starting torch") as turning:
-            from . import talk  # the heavy part: after all that a bad command line could say
 
-            def write(piece: str) -> None:
-                turning.stop()
-                if not as_json:
-                    _write(piece)
+def _generate(
+    model: str, options: SwarmOptions, prompt: str, wish: GenerateOptions, report: bool, as_json: bool
+) -> None:
+    from .render import account_as_json, describe_account
+    from .terminal import spinner
 
-            with talk.open_talker(model, options, turning, turning.change) as talker:
-                before = talk.step_counts(talker.swarm)
-                turning.say("waiting for the first token")
-                answer = talk.generate(talker, text, wish, write)
-                write("\n")
-                if report or as_json:
-                    account = talk.account_for(talker, answer, before)
-                    if as_json:
-                        print(json.dumps(account_as_json(account)), flush=True)
-                    if report:
-                        print(describe_account(account), file=sys.stderr)
+    with spinner("starting torch") as turning:
+        from . import talk  # the heavy part: after all that a bad command line could say
+
+        def write(piece: str) -> None:
+            turning.stop()
+            if not as_json:
+                _write(piece)
+
+        with talk.open_talker(model, options, turning, turning.change) as talker:
+            before = talk.step_counts(talker.swarm)
+            turning.say("waiting for the first token")
+            reply = talk.generate(talker, prompt, wish, write)
+            write("\n")
+            if report or as_json:
+                account = talk.account_for(talker, reply, before)
+                if as_json:
+                    print(json.dumps(account_as_json(account)), flush=True)
+                if report:
+                    print(describe_account(account), file=sys.stderr)
 
 
 @app.command()
@@ -200,7 +184,7 @@ def chat(
                 _chat(talker, wish, max_length)
 
 
-def _chat(talker: Any, wish: Any, max_length: int) -> None:
+def _chat(talker: Talker, wish: GenerateOptions, max_length: int) -> None:
     from . import talk
 
     with suppress(ImportError):  # where there is no readline
@@ -234,15 +218,15 @@ def route(
     with _reported_errors(verbose):
         options = _options(initial_peers, swarm_key, identity, no_push, revision)
         from ...routing.swarm import RequestSpec
-        from .render import describe_forecast, forecast_as_json
-        from .survey import forecast, model_name
+        from .render import chain_as_json, describe_chain
+        from .survey import model_name, predicted_chain
         from .terminal import spinner
 
         with spinner("opening the model") as turning:
             named = model_name(model, revision)
             turning.say("looking at the swarm")
-            chain = _run(forecast(named, options, RequestSpec(prompt_tokens, new_tokens)))
-        print(json.dumps(forecast_as_json(chain)) if as_json else describe_forecast(chain))
+            chain = _run(predicted_chain(named, options, RequestSpec(prompt_tokens, new_tokens)))
+        print(json.dumps(chain_as_json(chain)) if as_json else describe_chain(chain))
 
 
 @app.command()
@@ -382,7 +366,7 @@ def _prompt(prompt: str | None) -> str:
 
 
 def _write(text: str) -> None:
-    """A piece of a model's text, as it is unless a terminal would obey it."""
+    """Print a piece of a model's text; on a terminal without what that would obey."""
     from .terminal import harmless
 
     print(harmless(text) if sys.stdout.isatty() else text, end="", flush=True)

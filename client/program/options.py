@@ -1,4 +1,4 @@
-"""What the command line of the client says, as typed values."""
+"""The command line of the client as typed values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SwarmOptions:
     min_precision: str | None = None
     """The least precise numeric format that a peer may compute in."""
     patience_seconds: float = PATIENCE_SECONDS
-    """How long a session waits for room."""
+    """Wait of a session for room."""
     revision: str | None = None
 
     def __post_init__(self) -> None:

@@ -10,11 +10,11 @@ from ...routing.swarm import BlockRange, PeerId
 from .terminal import block_map, milliseconds, missing_blocks, short_id, table
 
 if TYPE_CHECKING:
-    from .survey import Forecast, PeerLine, Pulse
+    from .survey import PeerLine, PredictedChain, Pulse
     from .talk import Account
 
 
-def describe_forecast(chain: Forecast) -> str:
+def describe_chain(chain: PredictedChain) -> str:
     """The chain that a request would get, with its predicted times."""
     rows = [
         (
@@ -29,7 +29,7 @@ def describe_forecast(chain: Forecast) -> str:
     return f"{table(('peer', 'name', 'blocks', 'way ms', 'compute ms', 'address'), rows)}\npredicted: {speed}"
 
 
-def forecast_as_json(chain: Forecast) -> dict[str, object]:
+def chain_as_json(chain: PredictedChain) -> dict[str, object]:
     hops = [{**asdict(hop), "blocks": [hop.blocks.start, hop.blocks.stop]} for hop in chain.hops]
     return {"hops": hops, "return_seconds": chain.return_seconds, "step_seconds": chain.step_seconds}
 
@@ -113,11 +113,11 @@ def pulse_as_json(pulse: Pulse) -> dict[str, object]:
 
 
 def describe_account(account: Account) -> str:
-    """Speed, chain and repairs of an answer."""
-    answer, chain = account.answer, account.chain
+    """Speed, chain and repairs of a reply."""
+    reply, chain = account.reply, account.chain
     lines = [
-        f"{len(answer.token_ids)} tokens in {answer.seconds:.1f} s: {answer.tokens_per_second:.1f} tokens/s, "
-        f"first after {answer.first_token_seconds:.2f} s ({answer.prompt_tokens} prompt tokens)"
+        f"{len(reply.token_ids)} tokens in {reply.seconds:.1f} s: {reply.tokens_per_second:.1f} tokens/s, "
+        f"first after {reply.first_token_seconds:.2f} s ({reply.prompt_tokens} prompt tokens)"
     ]
     rows = [
         (
@@ -141,15 +141,15 @@ def describe_account(account: Account) -> str:
 
 
 def account_as_json(account: Account) -> dict[str, object]:
-    answer, chain = account.answer, account.chain
+    reply, chain = account.reply, account.chain
     return {
-        "text": answer.text,
-        "token_ids": list(answer.token_ids),
-        "prompt_tokens": answer.prompt_tokens,
-        "new_tokens": len(answer.token_ids),
-        "seconds": answer.seconds,
-        "first_token_seconds": answer.first_token_seconds,
-        "tokens_per_second": answer.tokens_per_second,
+        "text": reply.text,
+        "token_ids": list(reply.token_ids),
+        "prompt_tokens": reply.prompt_tokens,
+        "new_tokens": len(reply.token_ids),
+        "seconds": reply.seconds,
+        "first_token_seconds": reply.first_token_seconds,
+        "tokens_per_second": reply.tokens_per_second,
         "chain": [
             {
                 "peer_id": hop.peer,

@@ -31,7 +31,7 @@ PINGS = 5
 
 @dataclass(frozen=True, slots=True)
 class ModelName:
-    """What the swarm has to know of a model."""
+    """The name of a model in the swarm, and its number of blocks."""
 
     digest: str
     num_blocks: int
@@ -54,12 +54,12 @@ class PeerLine:
     """None: it does not answer."""
     address: str
     age_seconds: float | None
-    """Of its announcement."""
+    """The age of its announcement."""
     sessions: int
 
 
 @dataclass(frozen=True, slots=True)
-class HopForecast:
+class PredictedHop:
     """One hop of the chain that would be chosen; `way_seconds` is the way to it from the node before."""
 
     peer: PeerId
@@ -71,10 +71,10 @@ class HopForecast:
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
+class PredictedChain:
     """The chain that would be chosen now, and the predicted time of one decode step."""
 
-    hops: tuple[HopForecast, ...]
+    hops: tuple[PredictedHop, ...]
     return_seconds: float
 
     @property
@@ -84,11 +84,11 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """What a few pings of one peer said."""
+    """The answers of a peer to a few pings."""
 
     address: str
     name: str
-    """Of the model; empty in a private swarm."""
+    """The model's name; empty in a private swarm."""
     digest: str
     rtt_seconds: tuple[float, ...]
     clock_offset_seconds: float
@@ -113,8 +113,8 @@ def model_name(model: str, revision: str | None) -> ModelName:
 
 
 @asynccontextmanager
-async def looking_at(model: ModelName, options: SwarmOptions) -> AsyncIterator[SwarmView]:
-    """The swarm of a model, looked at once. Raises SwarmError."""
+async def survey_view(model: ModelName, options: SwarmOptions) -> AsyncIterator[SwarmView]:
+    """The view of a model's swarm after one look. Raises SwarmError."""
     identity = Identity.load_or_create(options.identity) if options.identity else Identity.generate()
     dialer = Dialer()
     view = SwarmView(identity, dialer, options.initial_peers, model.digest, options.swarm_key)
@@ -128,15 +128,15 @@ async def looking_at(model: ModelName, options: SwarmOptions) -> AsyncIterator[S
 
 async def list_peers(model: ModelName, options: SwarmOptions) -> tuple[PeerLine, ...]:
     """All peers that announce the model, by first block. Raises SwarmError."""
-    async with looking_at(model, options) as view:
+    async with survey_view(model, options) as view:
         lines = [_answering(known, time.time()) for known in view.peers.values()]
         lines += [
             PeerLine(
-                peer, one.public_name, one.spec.blocks, one.spec.state.value, one.spec.numeric_format,
-                one.spec.cost.decode_seconds(), one.spec.kv_tokens_free, one.spec.kv_tokens_total, None,
-                ", ".join(one.addresses), None, 0,
+                peer, record.public_name, record.spec.blocks, record.spec.state.value, record.spec.numeric_format,
+                record.spec.cost.decode_seconds(), record.spec.kv_tokens_free, record.spec.kv_tokens_total, None,
+                ", ".join(record.addresses), None, 0,
             )
-            for peer, one in view.silent.items()
+            for peer, record in view.silent.items()
         ]  # fmt: skip
     return tuple(sorted(lines, key=lambda line: (line.blocks or BlockRange(0, 1), line.peer)))
 
@@ -159,15 +159,15 @@ def _answering(known: KnownPeer, now: float) -> PeerLine:
     )
 
 
-async def forecast(model: ModelName, options: SwarmOptions, request: RequestSpec) -> Forecast:
+async def predicted_chain(model: ModelName, options: SwarmOptions, request: RequestSpec) -> PredictedChain:
     """The chain that the request would get now. Raises NoChainError and other SwarmErrors."""
-    async with looking_at(model, options) as view:
+    async with survey_view(model, options) as view:
         router = ViewRouter(view, model.num_blocks, options.push)
         chain = await router.choose(BlockRange(0, model.num_blocks), frozenset(), request)
         return predict(chain, view, router, options.push)
 
 
-def predict(chain: Sequence[HopChoice], view: SwarmView, router: ViewRouter, push: bool) -> Forecast:
+def predict(chain: Sequence[HopChoice], view: SwarmView, router: ViewRouter, push: bool) -> PredictedChain:
     """Times of a decode step of one row with an empty context, from announced costs and measured round trips."""
     records = {hop.address.peer: view.peers[hop.address.peer].record for hop in chain}
     times = predict_step(
@@ -177,7 +177,7 @@ def predict(chain: Sequence[HopChoice], view: SwarmView, router: ViewRouter, pus
         peer_rtt_seconds=router.peer_rtt_seconds if push else None,
     )
     hops = (
-        HopForecast(
+        PredictedHop(
             hop_times.peer,
             records[hop_times.peer].public_name,
             hop.address.target,
@@ -187,7 +187,7 @@ def predict(chain: Sequence[HopChoice], view: SwarmView, router: ViewRouter, pus
         )
         for hop, hop_times in zip(chain, times.hops, strict=True)
     )
-    return Forecast(tuple(hops), times.return_seconds)
+    return PredictedChain(tuple(hops), times.return_seconds)
 
 
 async def take_pulses(addresses: Sequence[Reach]) -> tuple[Pulse, ...]:
@@ -211,5 +211,5 @@ async def _take_pulse(dialer: Dialer, address: Reach) -> Pulse:
 
 async def peer_addresses(model: ModelName, options: SwarmOptions) -> tuple[Reach, ...]:
     """Where the peers of a model answer. Raises SwarmError."""
-    async with looking_at(model, options) as view:
+    async with survey_view(model, options) as view:
         return tuple(known.address for _, known in sorted(view.peers.items()))

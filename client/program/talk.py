@@ -37,7 +37,7 @@ class Talker:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """A generated continuation, and how long it took."""
 
     text: str
@@ -152,19 +152,19 @@ class TextStream(BaseStreamer):
         return text
 
 
-def generate(talker: Talker, prompt: str, options: GenerateOptions, write: Callable[[str], object]) -> Answer:
+def generate(talker: Talker, prompt: str, options: GenerateOptions, write: Callable[[str], object]) -> Reply:
     """Continue `prompt`; `write` gets the text piece by piece. Raises SwarmError."""
     inputs = talker.tokenizer(prompt, return_tensors="pt")
     ids = inputs["input_ids"]
     if not ids.shape[1]:
         raise UsageError("the prompt has no tokens", hint="Give some text with --prompt or on standard input.")
     kwargs = {"attention_mask": inputs.get("attention_mask")}
-    return _answer(talker, lambda **more: talker.model.generate(ids, **kwargs, **more), ids, options, write)
+    return _reply(talker, lambda **more: talker.model.generate(ids, **kwargs, **more), ids, options, write)
 
 
-def _answer(
+def _reply(
     talker: Talker, call: Callable[..., Any], ids: Any, options: GenerateOptions, write: Callable[[str], object]
-) -> Answer:
+) -> Reply:
     if options.seed is not None:
         from transformers import set_seed
 
@@ -183,7 +183,7 @@ def _answer(
         stream.end()
     finished = time.perf_counter()
     first_at = stream.first_at if stream.first_at is not None else finished
-    return Answer(
+    return Reply(
         text=stream.text,
         token_ids=tuple(stream.token_ids),
         prompt_tokens=ids.shape[1],
@@ -289,7 +289,7 @@ def _take_turn(
 
     limited = _with_limit(options, room)
     try:
-        _answer(talker, lambda **more: session.generate_full(ids, **more), ids, limited, note)
+        _reply(talker, lambda **more: session.generate_full(ids, **more), ids, limited, note)
     except KeyboardInterrupt:
         tell("(stopped)")
     except SwarmError as error:
@@ -302,7 +302,7 @@ def _with_limit(options: GenerateOptions, room: int) -> GenerateOptions:
     return replace(options, max_new_tokens=min(options.max_new_tokens, room))
 
 
-# --- the account of an answer ---
+# --- the account of a reply ---
 
 
 def step_counts(swarm: SwarmConnection) -> StepCounts:
@@ -313,13 +313,13 @@ def step_counts(swarm: SwarmConnection) -> StepCounts:
 
 @dataclass(frozen=True)
 class Account:
-    """How an answer came about."""
+    """How a reply came about."""
 
-    answer: Answer
+    reply: Reply
     chain: ChainReport
     names: dict[PeerId, str]
     steps: StepCounts
-    """During the answer."""
+    """During the reply."""
     events: tuple[SessionEvent, ...]
 
     @property
@@ -327,11 +327,11 @@ class Account:
         return tuple(event for event in self.events if event.kind in REPAIRS)
 
 
-def account_for(talker: Talker, answer: Answer, before: StepCounts) -> Account:
-    """Ask the peers once more and put together what is known of an answer. Raises SwarmError."""
+def account_for(talker: Talker, reply: Reply, before: StepCounts) -> Account:
+    """Ask the peers once more and put together what is known of a reply. Raises SwarmError."""
     talker.swarm.run(talker.swarm.view.refresh())
     after = step_counts(talker.swarm)
     steps = StepCounts(max(0, after.pushed - before.pushed), max(0, after.relayed - before.relayed))
     names = {peer: known.record.public_name for peer, known in talker.swarm.view.peers.items()}
-    generation = answer.generation or Generation()
-    return Account(answer, generation.report, names, steps, generation.events)
+    generation = reply.generation or Generation()
+    return Account(reply, generation.report, names, steps, generation.events)

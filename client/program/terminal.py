@@ -1,4 +1,4 @@
-"""What the client writes to a terminal: a spinner for what takes long, tables, the map of the blocks.
+"""Output for a terminal: a spinner for what takes long, tables, the map of the blocks.
 
 The functions that make text know nothing of a terminal; the spinner is on standard error and silent where that is none.
 """
@@ -21,7 +21,7 @@ _MAP_COLUMNS = 64
 
 
 class Spinner:
-    """Says what is being waited for; another `say` replaces it. Made by `spinner`."""
+    """Says what the program waits for; another `say` replaces it. Made by `spinner`."""
 
     def __init__(self) -> None:
         self._status: Status | None = None
@@ -108,7 +108,7 @@ def missing_blocks(num_blocks: int, ranges: Sequence[BlockRange]) -> list[int]:
 
 
 def harmless(text: str) -> str:
-    """A model's text without what a terminal would obey: of the control characters only line ends and tabs stay."""
+    """A model's text without what a terminal would obey: only line ends and tabs of the control characters stay."""
     return "".join(
         char if char in "\n\t" or unicodedata.category(char) != "Cc" else "\N{REPLACEMENT CHARACTER}" for char in text
     )

@@ -126,9 +126,9 @@ class ViewRouter:
         blocks = shifted(hop.blocks, first_block)
         return HopChoice(known.address, blocks, known.encoded, wait, spec.numeric_format)
 
-    def peer_rtt_seconds(self, one: PeerId, other: PeerId) -> float:
+    def peer_rtt_seconds(self, first: PeerId, second: PeerId) -> float:
         """Predicted from coordinates; without them, no shorter than the difference and no longer than the sum."""
-        a, b = self._view.peers[one], self._view.peers[other]
+        a, b = self._view.peers[first], self._view.peers[second]
         if a.record.spec.coordinate is not None and b.record.spec.coordinate is not None:
             return a.record.spec.coordinate.rtt_seconds(b.record.spec.coordinate)
         return max(a.rtt_seconds, b.rtt_seconds)

@@ -69,7 +69,7 @@ class Call:
     decode_tokens_per_second: float
     """From the first new token to the last; 0 if there is only one."""
     cpu_seconds: float
-    """Of all processes that took part."""
+    """Sum over all processes that took part."""
 
     @property
     def cpu_seconds_per_token(self) -> float:
@@ -90,7 +90,7 @@ class Pair:
 
 @dataclass
 class Bench:
-    """What all sections share."""
+    """The folder, the effort and the failures that all sections share."""
 
     effort: Effort
     folder: Path
@@ -336,7 +336,7 @@ def chain_figures(bench: Bench, swarm: RunningSwarm) -> dict[str, Any]:
 
 
 def way_seconds(peers: int) -> float:
-    """What a token spends on lines when peers push: one way to each peer, and one back."""
+    """Time of a token on the lines when peers push: one way to each peer, and one back."""
     return (peers + 1) * RTT_SECONDS / 2
 
 

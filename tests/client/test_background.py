@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from typing import Any
 
 import pytest
 from blockswarm.client.background import BackgroundLoop, background_loop
@@ -52,7 +53,7 @@ def test_the_deadline_cancels_the_work():
     assert cancelled.wait(10)
 
 
-def test_an_interrupt_cancels_the_work(monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupt_cancels_the_work():
     """Ctrl-C raises in the waiting thread; the work must not go on behind its back."""
     cancelled = threading.Event()
 
@@ -72,22 +73,20 @@ def test_an_interrupt_cancels_the_work(monkeypatch: pytest.MonkeyPatch):
         def __getattr__(self, name: str) -> object:
             return getattr(self.future, name)
 
-    loop = background_loop()
-    submit = BackgroundLoop.submit
     started = threading.Event()
 
     async def begin() -> None:
         started.set()
         await forever()
 
-    def submit_interrupted(self: BackgroundLoop, work: object) -> object:
-        future = submit(self, work)  # type: ignore[arg-type]
-        started.wait(10)
-        return Interrupted(future)
+    class InterruptedLoop(BackgroundLoop):
+        def submit(self, work: Any) -> Any:
+            future = super().submit(work)
+            started.wait(10)
+            return Interrupted(future)
 
-    monkeypatch.setattr(BackgroundLoop, "submit", submit_interrupted)
     with pytest.raises(KeyboardInterrupt):
-        loop.run(begin(), 10)
+        InterruptedLoop().run(begin(), 10)
     assert cancelled.wait(10)
 
 

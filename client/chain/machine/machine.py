@@ -65,9 +65,14 @@ class ChainMachine(Watching):
         return tuple(hop.id for hop in self._roster.hops)
 
     @property
+    def choices(self) -> tuple[ev.HopChoice, ...]:
+        """The peers in use, in order, as the router chose them; also for other threads than the machine's."""
+        return tuple(hop.choice for hop in self._roster.hops)
+
+    @property
     def numeric_formats(self) -> tuple[str, ...]:
         """The format in which each peer in use computes."""
-        return tuple(hop.choice.numeric_format for hop in self._roster.hops)
+        return tuple(choice.numeric_format for choice in self.choices)
 
     @property
     def wake_at(self) -> float:

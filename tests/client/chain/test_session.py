@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -89,7 +90,8 @@ def test_a_session_waits_for_room_but_only_a_running_one_for_lost_peers(
         await asyncio.sleep(30)
         return waited
 
-    waited = world.loop.run(scenario())
+    with closing(world.loop):
+        waited = world.loop.run(scenario())
     # The last look at the swarm may be old: a session that finds no host looks again before it gives up.
     assert router.refreshes >= 1
     assert waited == pytest.approx(PATIENCE_SECONDS if waits else 0.0, abs=1.0)

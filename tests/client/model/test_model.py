@@ -100,7 +100,7 @@ def test_stopping_strings(full: PreTrainedModel, model: Any):
 
 def test_scores_and_logits_are_those_of_the_full_model(full: PreTrainedModel, model: Any):
     call = GREEDY | {"output_logits": True, "return_dict_in_generate": True}
-    expected, result = (one.generate(**prompt(6, 9), **call) for one in (full, model))
+    expected, result = (either.generate(**prompt(6, 9), **call) for either in (full, model))
     torch.testing.assert_close(torch.stack(result.logits), torch.stack(expected.logits), atol=1e-5, rtol=0)
 
 

@@ -187,7 +187,7 @@ def test_chat_uses_the_models_own_template(full_model: Any, folder: Path) -> Non
 
 
 def test_an_interrupt_in_chat_stops_the_answer_only(serving: SwarmThread, full_model: Any, folder: Path) -> None:
-    """What was said before the interrupt stays part of the conversation."""
+    """The text before the interrupt stays part of the conversation."""
     options = SwarmOptions(initial_peers=(serving.swarm.peers[0].address,))
     lines = iter(["one", "two"])
     written: list[str] = []
@@ -204,8 +204,8 @@ def test_an_interrupt_in_chat_stops_the_answer_only(serving: SwarmThread, full_m
         if len(written) == 1:
             raise KeyboardInterrupt
 
-    with talk.open_talker(str(folder), options, Spinner(), pytest.fail) as one:
-        talk.chat(one, GenerateOptions(6), 256, read, write, told.append)
+    with talk.open_talker(str(folder), options, Spinner(), pytest.fail) as talker:
+        talk.chat(talker, GenerateOptions(6), 256, read, write, told.append)
     assert told == ["(stopped)"]
     assert written[1] == "\n"
     assert "".join(written[2:]) == expected(full_model, folder, f"one\n{written[0]}two\n", 6) + "\n"

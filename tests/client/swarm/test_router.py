@@ -1,4 +1,4 @@
-"""What the client says and does when no chain exists: no host of a block, no room, or a request too large."""
+"""No chain exists: no host of a block, no room, or a request too large; and the client says which."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ WHOLE = BlockRange(0, 4)
 
 
 def choose(*peers: PeerSpec, blocks: BlockRange = WHOLE, min_precision: str | None = None) -> tuple[HopChoice, ...]:
-    """What the router of a swarm of four blocks chooses at time 0."""
+    """The choice of the router of a swarm of four blocks at time 0."""
     known = {
         p.id: SimpleNamespace(
             rtt_seconds=0.05, record=SimpleNamespace(spec=p), address=PeerAddress(p.id, "h:1"), encoded=b""
@@ -54,7 +54,7 @@ def choose(*peers: PeerSpec, blocks: BlockRange = WHOLE, min_precision: str | No
 
 
 def complaint(*peers: PeerSpec, blocks: BlockRange = WHOLE, min_precision: str | None = None) -> SwarmError:
-    """What the router of a swarm of four blocks raises."""
+    """The error that the router of a swarm of four blocks raises."""
     with pytest.raises(SwarmError) as caught:
         choose(*peers, blocks=blocks, min_precision=min_precision)
     return caught.value
@@ -94,8 +94,8 @@ def test_a_choice_says_which_peer_has_to_be_waited_for() -> None:
 def test_only_peers_that_are_precise_enough_are_chosen() -> None:
     coarse = replace(peer("a", 0, 4, 1000), numeric_format="int8", cost=ComputeCost(1e-4))
     fine = replace(peer("b", 0, 4, 1000), numeric_format="bfloat16")
-    assert [one.numeric_format for one in choose(coarse, fine)] == ["int8"]
-    assert [one.numeric_format for one in choose(coarse, fine, min_precision="float16")] == ["bfloat16"]
+    assert [hop.numeric_format for hop in choose(coarse, fine)] == ["int8"]
+    assert [hop.numeric_format for hop in choose(coarse, fine, min_precision="float16")] == ["bfloat16"]
 
 
 def test_blocks_that_are_only_served_with_less_precision_are_named_with_it() -> None:

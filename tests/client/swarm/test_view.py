@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -93,7 +94,8 @@ def in_view(scenario: Callable[[SwarmView, Net], Awaitable[None]], count: int = 
         await view.close()
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
-    loop.run(play())
+    with closing(loop):
+        loop.run(play())
 
 
 async def next_look() -> None:
