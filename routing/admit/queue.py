@@ -27,10 +27,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from ..swarm import PeerId
+from ..timing import RANK_MEMORY_SECONDS
 
 MAX_WAITING = 1024
 MAX_WAITING_PER_CLIENT = 64
-REMEMBER_SECONDS = 180.0
 MAX_REMEMBERED = 4 * MAX_WAITING
 
 
@@ -106,6 +106,12 @@ class AdmissionQueue:
         self._remove(ticket)
         self._remember(ticket, now)
 
+    def drop_rank(self, client: PeerId, session_id: bytes) -> None:
+        """Forget the rank of a session that gets room without waiting: it counts no longer as one of its client's."""
+        ticket = self._tickets_of.get(client, {}).get(session_id)
+        if ticket is not None:
+            self._forget(ticket)
+
     def give_back(self, ticket: Ticket, now: float) -> None:
         """Remember a session that was admitted and left without having used its room: it may come again."""
         own = self._tickets_of.setdefault(ticket.client, {})
@@ -117,7 +123,7 @@ class AdmissionQueue:
 
     def _remember(self, ticket: Ticket, now: float) -> None:
         self._forget_until(now)
-        self._remembered[ticket] = now + REMEMBER_SECONDS
+        self._remembered[ticket] = now + RANK_MEMORY_SECONDS
         own = self._tickets_of[ticket.client]
         if len(own) - self._waiting_of[ticket.client] > self._max_per_client:
             self._forget(next(ticket for ticket in own.values() if ticket in self._remembered))

@@ -147,6 +147,7 @@ class SessionTable:
                 f" with {len(self._held)} of {self._max_sessions} sessions open{others}",
                 self.retry_seconds(reservation, now),
             )
+        self._queue.drop_rank(reservation.client, reservation.session_id)
         self._hold(reservation, None, now)
 
     def join(self, reservation: Reservation, now: float) -> bool:

@@ -7,9 +7,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
-from blockswarm.routing.admit.queue import MAX_REMEMBERED, REMEMBER_SECONDS, AdmissionQueue, Ticket
+from blockswarm.routing.admit.queue import MAX_REMEMBERED, AdmissionQueue, Ticket
 from blockswarm.routing.admit.table import AlreadyOpen, NeverFits, NoRoomNow, Reservation, SessionTable
 from blockswarm.routing.swarm import PeerId
+from blockswarm.routing.timing import RANK_MEMORY_SECONDS
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -94,9 +95,9 @@ def test_a_session_that_comes_again_has_its_rank_until_it_is_forgotten() -> None
     for name in "abc":
         queue.join(PeerId(name), name.encode(), 0.0)
     queue.leave(queue.head, 1.0)
-    assert queue.join(PeerId("a"), b"a", 1.0 + REMEMBER_SECONDS - 1) == queue.head
+    assert queue.join(PeerId("a"), b"a", 1.0 + RANK_MEMORY_SECONDS - 1) == queue.head
     queue.leave(queue.head, 300.0)
-    queue.join(PeerId("a"), b"a", 300.0 + REMEMBER_SECONDS)
+    queue.join(PeerId("a"), b"a", 300.0 + RANK_MEMORY_SECONDS)
     assert [ticket.session_id for ticket in queue] == [b"b", b"c", b"a"]
 
 
@@ -134,6 +135,19 @@ def test_ranks_are_remembered_within_bounds() -> None:
     for number in range(50):
         few.leave(few.join(PeerId("c"), number.to_bytes(8, "big"), 0.0), 0.0)
     assert few.num_ranks(PeerId("c")) == few.num_ranks() == 3
+
+
+def test_a_session_that_got_room_at_once_counts_no_longer_as_waiting() -> None:
+    """Its client's next session would wait one round longer for it, and later sessions of others would pass it."""
+    table = SessionTable(100)
+    first = reservation(0, 5, client="c")
+    table.join(first, 0.0)
+    table.release(first.session_id, 1.0)  # unused: its rank is remembered
+    table.admit(first, 2.0)
+    table.admit(reservation(1, 40, client="b"), 3.0)
+    for number, client in enumerate("ca", start=2):
+        table.join(reservation(number, 25, client=client), float(number))
+    assert list(table.places()) == [reservation(2, 25).session_id, reservation(3, 25).session_id]
 
 
 @dataclass
@@ -215,13 +229,13 @@ class AdmissionMachine(RuleBasedStateMachine):
     def note_arrival(self, one: Reservation) -> None:
         seen = self.last_seen.get(one.session_id)
         self.last_seen[one.session_id] = self.now
-        if one.session_id in self.first and seen is not None and self.now - seen < REMEMBER_SECONDS:
+        if one.session_id in self.first and seen is not None and self.now - seen < RANK_MEMORY_SECONDS:
             return
         own = {v.reservation.session_id for v in self.waiting.values() if v.reservation.client == one.client}
         remembered = {
             g.session_id
             for g in self.gone
-            if g.client == one.client and self.now - self.last_seen.get(g.session_id, -1e9) < REMEMBER_SECONDS
+            if g.client == one.client and self.now - self.last_seen.get(g.session_id, -1e9) < RANK_MEMORY_SECONDS
         }
         self.first[one.session_id] = next(self.numbers), len(own | remembered)
 
@@ -303,7 +317,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             self.admit(self.table.release(session, self.now))
             del self.held[session]
         assert (self.table.kv_token_blocks_free, self.table.sessions, self.table.waiting) == (TOTAL, 0, 0)
-        self.queue.join(PeerId("z"), b"z", self.now + 2 * REMEMBER_SECONDS)
+        self.queue.join(PeerId("z"), b"z", self.now + 2 * RANK_MEMORY_SECONDS)
         assert self.queue.num_ranks() == 1, "everybody else is forgotten"
 
 
