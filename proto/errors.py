@@ -3,14 +3,14 @@
     SwarmError                    anything that is expected to go wrong; one line, a hint, a stable code
       UsageError                  fix the input: model folder, block range, address, key file, port
       RetryElsewhere              another peer, or the same one later, may do it
-        PeerUnavailable           nobody answers there
+        PeerUnavailable           no answer from there
         PeerBusy                  full; `retry_after_seconds` says when to come back
         SessionLost               the peer no longer has the session
         DeadlineExceeded          no answer in time
         PushFailed                a peer cannot reach its successor
         BadActivations            a peer was sent values that are not finite: the fault is its predecessor's
       GiveUp                      trying again changes nothing
-        NoChainError              nobody serves `missing_blocks`
+        NoChainError              no peer serves `missing_blocks`
         WrongSwarm                the other side belongs to another swarm
         AuthenticationError       a signature, certificate or capability does not hold
           WrongKey                the swarm key is missing or is another one
@@ -104,7 +104,7 @@ class GiveUp(SwarmError):
 
 
 class NoChainError(GiveUp):
-    """No chain of peers computes every block; `missing_blocks` are those that nobody serves (0-based)."""
+    """No chain of peers computes every block; `missing_blocks` are those that no peer serves (0-based)."""
 
     code = "no-chain"
     default_hint = "Start a peer for the missing blocks, or wait until one joins."
@@ -121,7 +121,7 @@ class WrongSwarm(GiveUp):
 
 class AuthenticationError(GiveUp):
     code = "authentication"
-    default_hint = "The other side is not who it claims to be; check its address and peer id."
+    default_hint = "The other side is not the node that it claims to be; check its address and peer id."
 
 
 class WrongKey(AuthenticationError):

@@ -2,8 +2,8 @@
 
 * The key file has the format of libp2p (protobuf {type=Ed25519, data=seed||public}), so that the DHT daemon uses the
   same key and reports the same peer id.
-* A peer id is the base58 form of the "identity" multihash, so it contains the public key: whoever knows the id can
-  check signatures, without a directory of keys.
+* A peer id is the base58 form of the "identity" multihash, so it contains the public key: a node that knows
+  the id can check signatures, without a directory of keys.
 * TLS cannot use Ed25519 leaves here (BoringSSL offers no such signature scheme), so a node makes short-lived P-256
   leaves and signs them with its identity.  The other side trusts a root that it synthesises from the peer id alone:
   the signature of a trust anchor is never checked, only its name and public key are used (RFC 5280, section 6.1.1).
@@ -29,16 +29,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..routing.swarm import PeerId
+from .base58 import base58_decode, base58_encode
 from .errors import AuthenticationError, UsageError
+from .wire.timing import LEAF_BACKDATED_SECONDS, LEAF_LIFETIME_SECONDS, ROOT_LIFETIME_SECONDS
 
 SIGNATURE_BYTES = 64
-LEAF_LIFETIME_SECONDS = 30 * 86400.0
-LEAF_BACKDATED_SECONDS = 86400.0
-"""Leaves and roots are valid from this long ago, for nodes whose clocks are slow."""
-ROOT_LIFETIME_SECONDS = 10 * 365 * 86400.0
 
-_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
-_BASE58_VALUES = {char: value for value, char in enumerate(_BASE58)}
 _PRIVATE_PREFIX = b"\x08\x01\x12\x40"  # protobuf: field 1 (type) = Ed25519, field 2 (data) of 64 bytes
 _PUBLIC_PREFIX = b"\x00\x24\x08\x01\x12\x20"  # identity multihash of 36 bytes: type = Ed25519, data of 32 bytes
 _PEER_ID_CHARS = 52  # the length of every such id: the prefix fixes the leading digits "12D3KooW"
@@ -46,7 +42,7 @@ _PEER_ID_CHARS = 52  # the length of every such id: the prefix fixes the leading
 
 @dataclass(frozen=True, slots=True)
 class TlsLeaf:
-    """What a TLS server presents; `not_after` is the end of its validity in Unix seconds."""
+    """The certificate and key that a TLS server presents; `not_after` is the end of its validity in Unix seconds."""
 
     certificate_chain_pem: bytes
     private_key_pem: bytes = field(repr=False)
@@ -59,7 +55,7 @@ class Identity:
     def __init__(self, private_key: Ed25519PrivateKey) -> None:
         self._private_key = private_key
         public = private_key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-        self.peer_id: PeerId = PeerId(_base58_encode(_PUBLIC_PREFIX + public))
+        self.peer_id: PeerId = PeerId(base58_encode(_PUBLIC_PREFIX + public))
 
     @classmethod
     def generate(cls) -> Identity:
@@ -177,13 +173,13 @@ def synthetic_root_pem(peer_id: PeerId, now: float) -> bytes:
     return (
         _certificate(peer_id, peer_id, public_key_of(peer_id), now, ROOT_LIFETIME_SECONDS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())  # any key: nobody checks this signature
+        .sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())  # any key: this signature is never checked
         .public_bytes(Encoding.PEM)
     )
 
 
 def create_secret_file(path: Path, content: bytes) -> bool:
-    """Write `content` to a new file of mode 0600; False if somebody else made it first.
+    """Write `content` to a new file of mode 0600; False if another process made it first.
 
     Raises UsageError if it cannot be written.
     """
@@ -226,7 +222,7 @@ def read_secret_file(path: Path, max_bytes: int) -> bytes:
 @lru_cache(maxsize=4096)
 def _public_key(peer_id: str) -> Ed25519PublicKey:
     try:
-        raw = _base58_decode(peer_id, num_bytes=len(_PUBLIC_PREFIX) + 32)
+        raw = base58_decode(peer_id, num_bytes=len(_PUBLIC_PREFIX) + 32)
     except ValueError:
         raise AuthenticationError("not a peer id: it is not base58") from None
     if not raw.startswith(_PUBLIC_PREFIX):
@@ -252,30 +248,3 @@ def _certificate(
         .not_valid_before(moment(now - LEAF_BACKDATED_SECONDS))
         .not_valid_after(moment(now + lifetime))
     )
-
-
-def _base58_encode(data: bytes) -> str:
-    number = int.from_bytes(data, "big")
-    digits = []
-    while number:
-        number, digit = divmod(number, 58)
-        digits.append(_BASE58[digit])
-    zeros = len(data) - len(data.lstrip(b"\0"))
-    return "1" * zeros + "".join(reversed(digits))
-
-
-def _base58_decode(text: str, num_bytes: int) -> bytes:
-    """The one byte string of `num_bytes` whose base58 form is `text`. Raises ValueError if there is none."""
-    number = 0
-    for char in text:
-        value = _BASE58_VALUES.get(char)
-        if value is None:
-            raise ValueError(f"{char!r} is no base58 digit")
-        number = number * 58 + value
-    try:
-        data = number.to_bytes(num_bytes, "big")
-    except OverflowError:
-        raise ValueError("too long") from None
-    if _base58_encode(data) != text:
-        raise ValueError("not in canonical form")
-    return data

@@ -23,25 +23,25 @@ from .swarm_key import dht_id
 log = logging.getLogger(__name__)
 
 MAX_RECORDS_PER_KEY = 900
-"""So many records of the largest size fit into one answer (4 MiB); also what one look-up is willing to verify."""
+"""The number of records of the largest size that fit into one answer (4 MiB), and that one look-up verifies."""
 
 
 class Directory(Protocol):
     async def announce(self, record: SignedRecord) -> None:
-        """Make the record visible to all; returns when somebody else has been seen to keep it.
+        """Make the record visible to all; returns when another node has been seen to keep it.
 
-        Raises LocalProtocolError if nobody would accept it (its signature, expiry or size is wrong, or a later record
-        of this peer is there), PeerUnavailable if it reached nobody.
+        Raises LocalProtocolError if no node would accept it (its signature, expiry or size is wrong, or a later record
+        of this peer is there), PeerUnavailable if it reached no node.
         """
 
     async def lookup(self, name: str) -> tuple[SignedRecord, ...]:
         """The verified, unexpired records under `name` (see `swarm_key_name`): the newest of each peer, by peer id.
 
-        Raises PeerUnavailable if nobody answered.
+        Raises PeerUnavailable if no node answered.
         """
 
     async def close(self) -> None:
-        """Let go of everything; the records stay until they expire."""
+        """Free everything that is held; the records stay until they expire."""
 
 
 def check_announcement(record: SignedRecord, now: float, cache: SignatureCache) -> None:
@@ -49,7 +49,7 @@ def check_announcement(record: SignedRecord, now: float, cache: SignatureCache) 
     try:
         verify_record(SignedRecord.decode(record.encode()), now, cache=cache)
     except SwarmError as error:
-        raise LocalProtocolError(f"nobody would accept this record: {error}") from None
+        raise LocalProtocolError(f"no node would accept this record: {error}") from None
 
 
 def superseded(record: SignedRecord) -> LocalProtocolError:
@@ -62,7 +62,7 @@ def superseded(record: SignedRecord) -> LocalProtocolError:
 def verified_records(
     key: bytes, encoded: Iterable[bytes], now: float, cache: SignatureCache
 ) -> tuple[SignedRecord, ...]:
-    """What holds among `encoded`: right key, signature and time, the newest of each peer, at most the first 900."""
+    """The records among the first 900 of `encoded` that hold (key, signature, time): the newest of each peer."""
     records = []
     for data in list(encoded)[:MAX_RECORDS_PER_KEY]:
         try:
@@ -142,7 +142,7 @@ class LookupDirectory:
     async def lookup(self, name: str) -> tuple[SignedRecord, ...]:
         answers, failures = await self._ask_all(name)
         if not answers:
-            raise _nobody_answered(list(self._lookups), failures)
+            raise _no_answer(list(self._lookups), failures)
         key = dht_id(name)
         now = self._clock()
         return newest_per_peer(
@@ -176,7 +176,7 @@ class LookupDirectory:
         return answers, failures
 
 
-def _nobody_answered(addresses: Sequence[str], failures: Sequence[SwarmError]) -> SwarmError:
+def _no_answer(addresses: Sequence[str], failures: Sequence[SwarmError]) -> SwarmError:
     """The one error for many: a reason to give up (wrong key, wrong swarm) says more than an unreachable peer."""
     for failure in failures:
         if isinstance(failure, GiveUp):

@@ -1,4 +1,4 @@
-"""Signed records: bounded and expiring, so that anybody may store and serve them.
+"""Signed records: bounded and expiring, so that any node may store and serve them.
 
 A `SignedRecord` is (key, owner, payload, expiry, signature); its encoded form is the same in the DHT, in the answers of
 peers and in memory.  The signature covers all of it, so a record cannot be changed, moved under another key or given
@@ -71,7 +71,7 @@ class SignedRecord:
         record = cls(
             message.key, PeerId(message.peer_id), message.payload, message.expires_at_seconds, message.signature
         )
-        # One record has one form, so nobody can make "other" records by padding this one.
+        # One record has one form, so a node cannot make "other" records by padding this one.
         if record.encode() != data or len(record.key) != KEY_BYTES or not math.isfinite(record.expires_at_seconds):
             raise RemoteProtocolError("a record is malformed")
         return record
@@ -106,7 +106,7 @@ class SignatureCache:
 def sign_record(identity: Identity, key: bytes, payload: bytes, expires_at_seconds: float) -> SignedRecord:
     """A record of `identity` under the DHT id `key` until `expires_at_seconds` (Unix time, see `next_expiry`).
 
-    Raises LocalProtocolError if it is larger than anybody would store.
+    Raises LocalProtocolError if it is larger than any node would store.
     """
     unsigned = SignedRecord(key, identity.peer_id, payload, expires_at_seconds, b"")
     record = SignedRecord(key, identity.peer_id, payload, expires_at_seconds, identity.sign(unsigned.signed_bytes()))
@@ -116,7 +116,7 @@ def sign_record(identity: Identity, key: bytes, payload: bytes, expires_at_secon
 
 
 def verify_signature(record: SignedRecord) -> None:
-    """Raises AuthenticationError if the record is not its owner's. Says nothing about time."""
+    """Raises AuthenticationError if the record is not its owner's. Does not look at the times."""
     if len(record.signature) != SIGNATURE_BYTES:
         raise AuthenticationError("a record has a signature of 64 bytes")
     verify(record.peer_id, record.signature, record.signed_bytes())
@@ -127,7 +127,7 @@ def verify_record(
     now: float,
     cache: SignatureCache | None = None,
 ) -> None:
-    """Check that a decoded record is its owner's and neither over nor beyond its time; `now` in Unix seconds.
+    """Check that a decoded record is its owner's, not over, and not too long-lived; `now` in Unix seconds.
 
     Raises AuthenticationError for the signature, RemoteProtocolError for the times.
     """

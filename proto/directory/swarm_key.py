@@ -1,7 +1,7 @@
 """The secret of a private swarm, and the names under which public and private swarms are found.
 
 In a private swarm the name is an HMAC under the swarm key and payloads are sealed (ChaCha20-Poly1305, RFC 8439; subkeys
-by HKDF, RFC 5869), so a stranger who comes by a record can neither read it nor tell which model it is about.
+by HKDF, RFC 5869), so a stranger that comes by a record can neither read it nor tell which model it is about.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
 
 
 def block_prefix(names: Iterable[str], num_blocks: int) -> str:
-    """What stands before the block number in the names of the blocks' tensors ("model.layers.").
+    """The text before the block number in the names of the blocks' tensors ("model.layers.").
 
     Raises UsageError unless one prefix has all the numbers from 0 to `num_blocks` - 1.
     """

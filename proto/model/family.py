@@ -101,7 +101,7 @@ def slice_config(config: PreTrainedConfig, start: int, stop: int) -> PreTrainedC
 
 
 class Passage:
-    """What passes the two edges of a run of blocks in one forward; a run is used by one thread."""
+    """The hidden states that pass the two edges of a run of blocks in one forward; a run is used by one thread."""
 
     __slots__ = ("entering", "leaving")
 
@@ -109,7 +109,7 @@ class Passage:
         self.entering: torch.Tensor | None = None
         """Given to the first block in place of what the owner computed before it."""
         self.leaving: torch.Tensor | None = None
-        """What the last block returned, before the owner does anything else to it."""
+        """The output of the last block, before the owner does anything else to it."""
 
 
 class BlockEdge(nn.Module):

@@ -71,7 +71,7 @@ class PeerAddress:
 
     peer: PeerId
     target: str
-    """HOST:PORT, checked by whoever made this value."""
+    """HOST:PORT, checked where this value was made."""
 
     def __str__(self) -> str:
         return f"{self.peer}@{self.target}"

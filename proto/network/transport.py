@@ -1,7 +1,7 @@
 """Authenticated channels between nodes: gRPC over TLS that is pinned to the peer id.
 
 The server presents a short-lived leaf signed by its identity; the dialler trusts only a root that it makes from the
-peer id it wants, so no certificate authority exists and a stolen address is worth nothing.  Who dials proves its own
+peer id it wants, so no certificate authority exists and a stolen address is worth nothing.  A dialler proves its own
 id in the first message of a stream (`handshake.py`).
 
 Everything runs in the one asyncio loop of the process.
@@ -67,7 +67,7 @@ class StreamHandler(Protocol):
 
 @dataclass(frozen=True)
 class Handlers:
-    """What a node serves."""
+    """The four calls that a node serves."""
 
     session: StreamHandler
     push: StreamHandler

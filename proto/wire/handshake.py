@@ -1,4 +1,4 @@
-"""Who may do what in a session: the signed hello and the capability, checked once at the edge.
+"""Identity and rights in a session: the signed hello and the capability, checked once at the edge.
 
 * A *hello* proves that the sender of a stream owns its id. It names the receiver, so it cannot be replayed to another
   peer, and carries a time and a nonce, so it cannot be replayed to the same one.

@@ -23,7 +23,7 @@ FORMATS = tuple(_RANKS)
 """The formats that a peer may announce, the most precise first."""
 
 QUANTIZATIONS = ("auto", "none", "int8", "int4", "nf4")
-"""What the operator of a peer may ask for: a format, none but that of the weights as loaded, or the peer's choice."""
+"""The choices of a peer's operator: a format, "none" for that of the weights as loaded, or "auto"."""
 
 
 def precision_rank(name: str) -> int:

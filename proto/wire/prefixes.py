@@ -1,4 +1,4 @@
-"""Prefixes of rows that peers keep for a client: how they are cut into pages, and what names a page.
+"""Prefixes of rows that peers keep for a client: how they are cut into pages, and how pages are named.
 
 A page is 64 tokens of a row. Its digest depends on all tokens from the start of the row to its end, so that a run of
 digests names a run of tokens. Peers take digests as names that the client gives: they cannot compute them.

@@ -1,4 +1,4 @@
-"""The step contract: what one step asks of every peer of a chain, and the row table it acts on.
+"""The step contract: the work that one step asks of every peer of a chain, and the row table it acts on.
 
 A session holds rows; a row is one sequence with its own length (padding never leaves the client).  A step carries its
 own rollback: first `source_rows` permutes, forks or drops rows, then every row named is truncated to `start`, then
@@ -22,7 +22,7 @@ MAX_POSITIONS = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class RowSlice:
-    """`count` new tokens of row `row` at positions `start` to `start + count`; what the row held behind is dropped."""
+    """`count` new tokens of row `row` at positions from `start` on; the tokens that the row has there are dropped."""
 
     row: int
     start: int
@@ -37,7 +37,7 @@ class RowSlice:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What a step does, without its tensors: the part that is the same on every hop."""
+    """A step without its tensors: the part that is the same on every hop."""
 
     rows: tuple[RowSlice, ...]
     """Ascending by row; the step's tokens are packed in this order."""

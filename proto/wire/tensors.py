@@ -1,7 +1,7 @@
 """Tensors as bytes: little-endian, row after row, nothing but the values; dtype and shape travel beside them.
 
 Sizes are checked against dtype, shape and a limit before anything is allocated.  What is decoded shares the memory of
-the bytes wherever it can: it must be read only, and is copied by whoever wants to write.
+the bytes wherever it can: it may only be read, and has to be copied before it is changed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..errors import RemoteProtocolError, UsageError
 
 MAX_DIMENSIONS = 8
 INT8_GROUP = 64
-"""In the int8 format so many neighbouring values of a token share a scale."""
+"""Number of neighbouring values of a token that share a scale in the int8 format."""
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,

@@ -1,9 +1,9 @@
 """The times that both sides of the protocol rely on, each once; all are seconds.
 
 A number belongs here if the other side would fail with another one: how long a record lives and how often it is
-renewed, who gives up first when nothing comes, what is remembered for how long.  Numbers of one program only are in
-its own `Timing`.  The inequalities between them are the protocol's; tests/proto/wire/test_timing.py asserts each with
-its reason.
+renewed, which side gives up first when nothing comes, how long something is remembered.  Numbers of one program only
+are in its own `Timing`.  The inequalities between them are the protocol's; tests/proto/wire/test_timing.py asserts each
+with its reason.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from ...routing.timing import (
     CLOCK_TOLERANCE_SECONDS,
     DRAIN_SECONDS,
     PEER_MEMORY_SECONDS,
+    RANK_MEMORY_SECONDS,
     RECORD_LIFETIME_SECONDS,
     RECORD_REFRESH_SECONDS,
 )
@@ -28,6 +29,8 @@ __all__ = [
     "HELLO_CLOCK_SKEW_SECONDS",
     "KEEPALIVE_ANSWER_SECONDS",
     "KEEPALIVE_SECONDS",
+    "LEAF_BACKDATED_SECONDS",
+    "LEAF_LIFETIME_SECONDS",
     "LEASE_SECONDS",
     "MAX_CAPABILITY_SECONDS",
     "MAX_RECORD_LIFETIME_SECONDS",
@@ -44,20 +47,30 @@ __all__ = [
     "RECORD_REFRESH_JITTER",
     "RECORD_REFRESH_SECONDS",
     "REROUTE_SECONDS",
+    "ROOT_LIFETIME_SECONDS",
     "UNUSED_ROOM_SECONDS",
 ]
 
 # --- records ---------------------------------------------------------------------------------------------------------
 
 RECORD_REFRESH_JITTER = 0.2
-"""Largest relative deviation from the refresh time: peers that start together must not announce together for ever."""
+"""Largest relative deviation from the refresh time: peers that start together must not stay in step."""
 MAX_RECORD_LIFETIME_SECONDS = 120.0
 """Longest life from now with which a record is accepted: a peer that is gone is forgotten soon."""
 
 DHT_CALL_AGE_SECONDS = 60.0
 """Largest age of a call between nodes of a private swarm's DHT, by both clocks; nonces are kept for twice as long."""
 
-# --- who opens a stream, and with which right ------------------------------------------------------------------------
+# --- certificates ----------------------------------------------------------------------------------------------------
+
+LEAF_LIFETIME_SECONDS = 30 * 86400.0
+"""Validity of the certificate that a node serves under; it is renewed after half of it."""
+LEAF_BACKDATED_SECONDS = 86400.0
+"""Age that certificates claim when they are made, for nodes whose clocks are behind."""
+ROOT_LIFETIME_SECONDS = 10 * 365 * 86400.0
+"""Validity of the root that a dialler makes for one connection."""
+
+# --- the opening of a stream: identity and rights --------------------------------------------------------------------
 
 HELLO_CLOCK_SKEW_SECONDS = 30.0
 """Largest difference between the sender's clock in a hello and the receiver's; nonces are kept for twice as long."""
@@ -87,8 +100,6 @@ LEASE_SECONDS = 30.0
 """Time that a client holds unused room on some peers of a chain while it waits for room on the next one."""
 UNUSED_ROOM_SECONDS = 60.0
 """Time after which a peer ends a session that did nothing with its room."""
-RANK_MEMORY_SECONDS = 180.0
-"""Time that a peer remembers the rank of a session that left its queue."""
 MAX_RETRY_AFTER_SECONDS = 3600.0
 """Longest pause that a busy peer may ask for."""
 

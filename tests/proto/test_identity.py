@@ -10,10 +10,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from blockswarm.proto import identity as identity_module
 from blockswarm.proto.errors import AuthenticationError, SwarmError, UsageError
 from blockswarm.proto.identity import (
-    LEAF_LIFETIME_SECONDS,
     Identity,
     LeafRenewer,
     public_key_of,
@@ -21,6 +19,7 @@ from blockswarm.proto.identity import (
     tls_name,
     verify,
 )
+from blockswarm.proto.wire.timing import LEAF_LIFETIME_SECONDS
 from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,13 +112,6 @@ def test_what_is_no_peer_id_is_an_authentication_error(text: str) -> None:
         public_key_of(text)
 
 
-def test_base58_agrees_with_the_reference() -> None:
-    base58 = pytest.importorskip("base58")
-    for data in (b"", b"\0", b"\0\0abc", bytes(range(256))):
-        assert identity_module._base58_encode(data) == base58.b58encode(data).decode()
-        assert identity_module._base58_decode(base58.b58encode(data).decode(), len(data)) == data
-
-
 def test_renewer_keeps_a_peer_reachable_for_a_year() -> None:
     """The clock is injected: at every hour the leaf handed out has at least half of its life before it."""
     now = 1.7e9
@@ -190,7 +182,7 @@ def test_tls_refuses_everybody_else() -> None:
 
 def test_tls_refuses_a_leaf_that_only_bears_the_name() -> None:
     """The forger takes Alice's names but can only sign with his own key."""
-    forger = Identity(Identity.generate()._private_key)
+    forger = Identity.generate()
     forger.peer_id = ALICE.peer_id
     with pytest.raises(grpc.aio.AioRpcError):
         asyncio.run(call_over_tls(BOB, expected=ALICE, leaf_signed_by=forger))

@@ -26,7 +26,7 @@ MODEL_ID = "some-owner/some.model"
 
 @dataclass
 class FakeHub:
-    """What to serve and how to misbehave; tests set the fields, the server fills `requests`."""
+    """The files to serve and the ways to misbehave; tests set the fields, the server fills `requests`."""
 
     folder: Path
     endpoint: str = ""
@@ -40,7 +40,7 @@ class FakeHub:
     status: int | None = None
     """Answer everything with this status."""
     listing: bytes = b""
-    """Answer with this to who asks for the list of files."""
+    """Answer with this to a request for the list of files."""
     storage_endpoint: str | None = None
     """Redirect shards to this other server, as a hub does."""
 

@@ -135,7 +135,7 @@ async def start_node(
             startup_timeout=settings.timing.startup_seconds,
             auto_nat=False,
             check_if_identity_free=False,  # would start a second daemon; two owners of a key show in their records
-            nat_port_map=False,  # asks nobody's router for a port unasked
+            nat_port_map=False,  # no router is asked for a port unasked
             use_relay=False,  # or every node is an open relay
         )
         dht = await DHTNode.create(
@@ -146,7 +146,7 @@ async def start_node(
             client_mode=settings.client_mode,
             record_validator=RecordGuard(settings.clock, settings.cache),
             authorizer=None if settings.swarm_key is None else CallGuard(settings.swarm_key, settings.clock),
-            # Caches would answer with records that are up to a life old, and anybody may write to them.
+            # Caches would answer with records that are up to a life old, and any node may write to them.
             cache_locally=False,
             cache_nearest=0,
             cache_on_store=False,
@@ -173,7 +173,7 @@ async def _stop_daemon(p2p: Any, timing: HivemindTiming) -> None:
     except TimeoutError:
         p2p._child.kill()
         await p2p._child.wait()
-    # hivemind leaves its tasks to the garbage collector, which complains of errors that nobody saw.
+    # hivemind leaves its tasks to the garbage collector, which complains of errors that were not read.
     tasks = [p2p._reader_task, p2p._listen_task]
     if p2p._client is not None:
         tasks += [p2p._client.control._read_task, p2p._client.control._write_task]
@@ -225,6 +225,8 @@ def sweep_stale_sockets(folder: Path = Path("/tmp")) -> None:
     """Remove the sockets that killed nodes of this user left behind; hivemind puts them all into /tmp.
 
     A socket is removed only if no process has it open: it is not in the kernel's list, and connecting is refused.
+    The list comes first, because a connection that is opened and closed at once makes a live node log an error.  It is
+    read from Linux's /proc: elsewhere only root may ask for it, and the sockets stay until the system clears /tmp.
     """
     candidates = [path for path in folder.glob("hivemind-p2p*.sock") if re.fullmatch(r"hivemind-p2p[\w.-]+", path.name)]
     try:
@@ -232,7 +234,7 @@ def sweep_stale_sockets(folder: Path = Path("/tmp")) -> None:
     except OSError:
         return  # another kernel, which keeps no such list
     for path in candidates:
-        with contextlib.suppress(OSError):  # somebody else may be sweeping, too
+        with contextlib.suppress(OSError):  # another node may be sweeping, too
             if str(path) not in in_use and path.is_socket() and path.stat().st_uid == os.geteuid() and _refuses(path):
                 path.unlink()
 

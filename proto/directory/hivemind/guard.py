@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 class RecordGuard(RecordValidatorBase):
     """Lets a record through only if it is its owner's, under its own key, subkey and expiry, and not for too long.
 
-    A record that is over passes: nobody reads it, and one stale entry must not make a replica's whole answer invalid.
+    A record that is over passes: no reader takes it, and one stale entry must not spoil a replica's whole answer.
     """
 
     def __init__(self, clock: Callable[[], float], cache: SignatureCache) -> None:

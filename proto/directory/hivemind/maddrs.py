@@ -41,7 +41,7 @@ def with_known_ports(listen: Sequence[str], announced: Sequence[str]) -> tuple[t
 
 
 def _free_port(family: socket.AddressFamily, host: str) -> int:
-    """A port that nobody listens on at the moment. Raises UsageError."""
+    """A port that is free at the moment. Raises UsageError."""
     try:
         with socket.socket(family) as probe:
             probe.bind((host, 0))

@@ -193,7 +193,7 @@ class HivemindDirectory:
         if self._supervisor is None or self._supervisor.cancelled():
             raise PeerUnavailable("the directory is closed", hint="Start a new one.")
         if self._supervisor.done():
-            self._supervisor.result()  # it runs for ever; if it failed this raises why
+            self._supervisor.result()  # it has no end of its own: this raises why it failed
         if self._node is not None and not self._node.is_alive:
             self._up.clear()  # the supervisor is about to notice, too
         try:

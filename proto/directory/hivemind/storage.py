@@ -22,7 +22,7 @@ class StorageLimits:
 class BoundedStorage(DHTLocalStorage):
     """hivemind's storage for dictionaries only, bounded in keys, records per key and records in all.
 
-    In hivemind's own, an older record that somebody sends again is not stored, but still makes the newer one expire
+    In hivemind's own, an older record that is sent again is not stored, but still makes the newer one expire
     at the older one's time; here it changes nothing.
     """
 
@@ -61,7 +61,7 @@ class BoundedStorage(DHTLocalStorage):
 
 
 class NoCache(DHTLocalStorage):
-    """Anybody may write to a node's cache, and what is there hides what is in its storage; so there is none."""
+    """No cache: any node may write to it, and its entries would hide those of the storage."""
 
     def store(self, key: Any, value: Any, expiration_time: float, subkey: Any = None) -> bool:
         return False

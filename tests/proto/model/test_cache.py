@@ -74,7 +74,7 @@ def test_it_promises_nothing_that_it_does_not_do():
 
 
 def test_transformers_asks_nothing_new_of_a_cache():
-    """A new version of transformers may ask for more; whoever raises its bound looks at what that means for ours."""
+    """A new version of transformers may ask for more; raising the bound on its version means looking at ours."""
     asked = {name for name in vars(Cache) if not name.startswith("_")}
     known = {
         "activate_past_recording", "batch_repeat_interleave", "batch_select_indices", "batch_size", "crop",

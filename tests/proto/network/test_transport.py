@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.errors import AuthenticationError, PeerUnavailable, UsageError
-from blockswarm.proto.identity import LEAF_LIFETIME_SECONDS, Identity
+from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import HostPort, PeerAddress, RelayedAddress
 from blockswarm.proto.network.transport import (
     Dialer,
@@ -19,6 +19,7 @@ from blockswarm.proto.network.transport import (
     ping,
     serve,
 )
+from blockswarm.proto.wire.timing import LEAF_LIFETIME_SECONDS
 
 DAY = 86400.0
 

@@ -38,10 +38,10 @@ def checker(swarm_key: SwarmKey | None = None, now: float = NOW, allowed: tuple[
 
 def test_a_hello_proves_its_sender_once() -> None:
     hello = sign_hello(CLIENT, PEER.peer_id, SESSION, NOW, None)
-    one = checker()
-    assert one.check(hello) == (CLIENT.peer_id, SESSION)
+    peer = checker()
+    assert peer.check(hello) == (CLIENT.peer_id, SESSION)
     with pytest.raises(AuthenticationError, match="used before"):
-        one.check(hello)
+        peer.check(hello)
 
 
 def test_a_hello_for_another_peer_is_refused() -> None:
@@ -85,11 +85,11 @@ def test_another_protocol_is_another_swarm() -> None:
 
 def test_nonces_are_forgotten_when_the_hello_could_not_be_used_anyway() -> None:
     times = [NOW]
-    one = HelloChecker(PEER.peer_id, lambda: times[0], None)
+    peer = HelloChecker(PEER.peer_id, lambda: times[0], None)
     for _ in range(50):
-        one.check(sign_hello(CLIENT, PEER.peer_id, SESSION, times[0], None))
+        peer.check(sign_hello(CLIENT, PEER.peer_id, SESSION, times[0], None))
         times[0] += 10
-    assert one.remembered_nonces <= 2 * HELLO_CLOCK_SKEW_SECONDS / 10 + 2
+    assert peer.remembered_nonces <= 2 * HELLO_CLOCK_SKEW_SECONDS / 10 + 2
 
 
 GRANT = Grant(

@@ -29,4 +29,4 @@ def test_prefixes_arrive_as_they_were_sent(prefixes: list[tuple[bytes, ...]]) ->
 )
 def test_impossible_prefixes_are_refused(digests: list[bytes], kv_tokens: int, max_rows: int) -> None:
     with pytest.raises(RemoteProtocolError):
-        decode_prefixes([pb.Prefix(digests=one) for one in digests], kv_tokens, max_rows)
+        decode_prefixes([pb.Prefix(digests=row) for row in digests], kv_tokens, max_rows)

@@ -1,4 +1,4 @@
-"""What is sent is what arrives, and nothing that arrives is believed before its size is checked."""
+"""Tensors arrive as they were sent, and nothing that arrives is believed before its size is checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the times of the protocol depend on each other: whoever changes one learns here what else it breaks."""
+"""How the times of the protocol depend on each other: a change of one shows here what else it breaks."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from blockswarm.proto.wire.timing import (
     HELLO_CLOCK_SKEW_SECONDS,
     KEEPALIVE_ANSWER_SECONDS,
     KEEPALIVE_SECONDS,
+    LEAF_BACKDATED_SECONDS,
+    LEAF_LIFETIME_SECONDS,
     LEASE_SECONDS,
     MAX_CAPABILITY_SECONDS,
     MAX_RECORD_LIFETIME_SECONDS,
@@ -30,6 +32,7 @@ from blockswarm.proto.wire.timing import (
     RECORD_REFRESH_JITTER,
     RECORD_REFRESH_SECONDS,
     REROUTE_SECONDS,
+    ROOT_LIFETIME_SECONDS,
     UNUSED_ROOM_SECONDS,
 )
 
@@ -81,13 +84,22 @@ def test_a_capability_outlives_the_wait_for_room_and_a_step():
     assert CAPABILITY_SECONDS > MAX_WAIT_SECONDS + MAX_STEP_SECONDS + HELLO_CLOCK_SKEW_SECONDS
 
 
+def test_certificates_are_valid_for_every_clock_that_may_open_sessions():
+    assert HELLO_CLOCK_SKEW_SECONDS < LEAF_BACKDATED_SECONDS < LEAF_LIFETIME_SECONDS / 2
+
+
+def test_a_session_outlives_no_certificate():
+    """A leaf has at least half of its life left when a connection is made; a root is made for the connection."""
+    assert CAPABILITY_SECONDS < LEAF_LIFETIME_SECONDS / 2 < ROOT_LIFETIME_SECONDS
+
+
 def test_a_session_that_comes_again_is_answered_before_its_client_gives_up():
     """The peer may have to wait for the previous stream to close first."""
     assert PREVIOUS_STREAM_SECONDS < ANSWER_SECONDS
 
 
 @pytest.mark.parametrize("dialler_seconds", [ANSWER_SECONDS, PUSH_CONNECT_SECONDS, REROUTE_SECONDS])
-def test_who_dials_gives_up_before_who_listens(dialler_seconds: float):
+def test_the_dialling_side_gives_up_before_the_listening_one(dialler_seconds: float):
     """So the side that can choose another way is the one that learns of it, with the reason."""
     assert dialler_seconds < HANDSHAKE_SECONDS
 

@@ -1,4 +1,4 @@
-"""What a hostile, clumsy or dying node can do to the DHT: nothing that the others notice for long."""
+"""A hostile, clumsy or dying node does nothing to the DHT that the others notice for long."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def raw_node(swarm: DirectorySwarm) -> AsyncIterator[Any]:
 
 
 def raw_key(name: str) -> bytes:
-    """What hivemind hashes to `dht_id(name)`."""
+    """The key that hivemind hashes to `dht_id(name)`."""
     key: bytes = MSGPackSerializer.dumps(name)
     return key
 
