@@ -88,7 +88,7 @@ class PackingChoice:
     reason: str
 
 
-class Probe:
+class MachineProbe:
     """The questions that are put to this machine."""
 
     def check_packing(self, config: PreTrainedConfig) -> None:
@@ -104,11 +104,11 @@ class Probe:
         check_bitsandbytes()
 
 
-PROBE = Probe()
+PROBE = MachineProbe()
 
 
 def find_packing(
-    checkpoint: Checkpoint, dtype: str, quantize: str, device: torch.device = CPU, probe: Probe = PROBE
+    checkpoint: Checkpoint, dtype: str, quantize: str, device: torch.device = CPU, probe: MachineProbe = PROBE
 ) -> PackingChoice:
     """Try the forms on a matrix of the checkpoint's largest shape and choose one for `quantize`.
 

@@ -21,7 +21,7 @@ from blockswarm.peer.engine.device import Gpus, choose_gpu_dtype, find_device
 from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.engine.load import examine_model, load_stage
 from blockswarm.peer.engine.trial import StepTrial
-from blockswarm.peer.engine.weights.choose import Probe, choose_gpu_packing, find_packing
+from blockswarm.peer.engine.weights.choose import MachineProbe, choose_gpu_packing, find_packing
 from blockswarm.peer.engine.weights.packed_gpu import Int8WeightMatrix, check_bitsandbytes, int8_weight_bytes, pieces
 from blockswarm.peer.engine.weights.quantize import Packing
 from blockswarm.proto.errors import UsageError
@@ -64,7 +64,7 @@ class Imagined(Gpus):
         return 7 << 30
 
 
-class NoTrials(Probe):
+class NoTrials(MachineProbe):
     """A machine of which nothing may be asked, and that has no bitsandbytes."""
 
     def try_forms(self, *_: object) -> Any:

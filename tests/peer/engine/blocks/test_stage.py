@@ -198,3 +198,30 @@ def test_a_layer_that_scales_by_its_index_keeps_its_own(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = model.transformer.h[4](hidden[None])[0]
     torch.testing.assert_close(feed(view, view.new_row(8), hidden), expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", SERVED_MODELS)
+def test_numbers_do_not_depend_on_the_default_dtype_of_the_process(name: str, tmp_path: Path) -> None:
+    """transformers sets it while it builds a model, and a peer that moves loads blocks beside its sessions' steps."""
+    route = BatchingRoute.PADDED if name in PADDED_MODELS else BatchingRoute.PACKED
+    checkpoint = open_checkpoint(write_tiny_checkpoint(name, tmp_path))
+    view = load_stage(checkpoint, BlockRange(1, 5), torch.bfloat16, route=route).view(BlockRange(1, 5))
+
+    schedule = ((19, 1), (1, 7), (1, 1))
+    inputs = [random_hidden(sum(counts), seed=step).bfloat16() for step, counts in enumerate(schedule)]
+
+    def outputs() -> torch.Tensor:
+        rows = [view.new_row(64) for _ in range(2)]
+        found = []
+        for hidden, counts in zip(inputs, schedule, strict=True):
+            spans = [RowSpan(row, row.length, count) for row, count in zip(rows, counts, strict=True)]
+            found.append(view.forward(hidden, spans))
+        return torch.cat(found)
+
+    expected = outputs()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = outputs()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)

@@ -12,7 +12,7 @@ from blockswarm.peer.engine.weights.choose import (
     INT8_FORMS,
     MAX_ERRORS,
     MAX_PREPACKED_ERROR,
-    Probe,
+    MachineProbe,
     Trial,
     check_packing,
     choose_packing,
@@ -194,7 +194,7 @@ def test_every_served_family_can_be_packed(name: str) -> None:
     check_packing(tiny_model_config(name))
 
 
-class _PacksWrong(Probe):
+class _PacksWrong(MachineProbe):
     """A machine on which a packed block computes something else."""
 
     def check_packing(self, config: PreTrainedConfig) -> None:
