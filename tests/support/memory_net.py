@@ -25,9 +25,11 @@ class LinkFaults:
 
     delay_seconds: float = 0.0
     swallow: int = 0
-    """So many of the next steps never arrive."""
+    """This many of the next steps never arrive."""
     repeat: int = 0
-    """So many of the next steps arrive twice."""
+    """This many of the next steps arrive twice."""
+    held_until: float = 0.0
+    """Nothing arrives before that moment of the loop's clock: the network is away, and TCP keeps what is sent."""
     cut: bool = False
     """No stream can be opened, those that are open break."""
 
@@ -45,6 +47,8 @@ class _Pipe:
         self._queue: asyncio.Queue[Any] = asyncio.Queue()
         self._on_the_way: deque[Any] = deque()
         self._last_at = 0.0
+        self.deaf = False
+        """Half-open: whatever is sent is lost, and nobody is told."""
 
     def put(self, frame: Any) -> None:
         is_step = frame is not None and any(f.name == "step" for f, _ in frame.ListFields())
@@ -55,8 +59,10 @@ class _Pipe:
         elif is_step and self._faults.repeat:
             self._faults.repeat -= 1
             copies = 2
+        if self.deaf:
+            return
         loop = asyncio.get_running_loop()
-        self._last_at = max(self._last_at, loop.time() + self._faults.delay_seconds)
+        self._last_at = max(self._last_at, loop.time() + self._faults.delay_seconds, self._faults.held_until)
         for _ in range(copies):
             # Timers of equal times fire in any order, so they do not carry the frames themselves.
             self._on_the_way.append(frame)
@@ -113,6 +119,9 @@ class MemoryCall:
             if self.task is not None:
                 self.task.cancel()
 
+    def deafen(self) -> None:
+        self._up.deaf = self._down.deaf = True
+
     def finish(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             raise task.exception()  # type: ignore[misc]
@@ -161,6 +170,19 @@ class MemoryNet:
         for source, call in self._calls:
             if peer in (source, call.peer):
                 call.break_with("connection reset")
+
+    def deafen(self, source: PeerId, peer: PeerId) -> None:
+        """The streams that are open between the two become half-open; new ones work."""
+        for origin, call in self._calls:
+            if (origin, call.peer) == (source, peer):
+                call.deafen()
+
+    def hold(self, node: PeerId, seconds: float) -> None:
+        """The network of one node is away for some seconds: what is sent arrives when it is back."""
+        until = asyncio.get_running_loop().time() + seconds
+        for other in (CLIENT, *self._handlers):
+            self.link(node, other).held_until = until
+            self.link(other, node).held_until = until
 
     def vanish(self, source: PeerId) -> None:
         """A client's process dies: all of its streams break, and nobody closes anything."""

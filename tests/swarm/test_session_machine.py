@@ -17,7 +17,7 @@ from blockswarm.client.config import SessionConfig, SessionEvent
 from blockswarm.peer.session.replay_store import ReplayStore
 from blockswarm.peer.session.service import PeerParts, PeerService
 from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
-from blockswarm.proto.errors import NoChainError, SwarmError
+from blockswarm.proto.errors import NoChainError, PeerUnavailable, SwarmError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.wire.handshake import HelloChecker
@@ -143,6 +143,9 @@ class Router:
         return next(one for one in self._machine.peers if one.id == peer).draining
 
     async def refresh(self) -> None:
+        if self._machine.is_offline():
+            await asyncio.sleep(3.0)
+            raise PeerUnavailable("nobody answers")
         self._banned.clear()
 
     def predict_seconds(self, chain: Sequence[tuple[PeerId, BlockRange]], tokens: int) -> float:
@@ -166,6 +169,10 @@ class SessionMachine(RuleBasedStateMachine):
 
     def clock(self) -> float:
         return 1_800_000_000.0 + self.loop.time()
+
+    def is_offline(self) -> bool:
+        """Whether the client's own network is away."""
+        return self.loop.time() < self.net.link(CLIENT, CLIENT).held_until
 
     @initialize(small_buffers=st.sets(st.integers(0, 5)), prefixes=st.booleans())
     def begin(self, small_buffers: set[int], prefixes: bool) -> None:
@@ -308,6 +315,32 @@ class SessionMachine(RuleBasedStateMachine):
     def delay_a_link(self, sender: int, receiver: int, seconds: float) -> None:
         path = [CLIENT, *(peer for peer, _ in self.session.chain)]
         self.net.link(path[sender], path[receiver + 1]).delay_seconds = seconds
+
+    @precondition(lambda self: self.session.chain)
+    @rule(index=st.integers(0, 2))
+    def make_a_link_half_open(self, index: int) -> None:
+        """Whatever is sent is lost without a word; new streams work."""
+        source, target = self.links()[index]
+        self.in_loop(lambda: self.net.deafen(source, target))
+
+    @precondition(lambda self: self.session.chain)
+    @rule(index=st.integers(0, 2), seconds=st.sampled_from([1.0, 4.0, 12.0]))
+    def pause_a_peer(self, index: int, seconds: float) -> None:
+        """It says nothing, and then all at once: late answers of a hop that was given up among them."""
+        peer = self.session.chain[index][0]
+        self.in_loop(lambda: self.net.hold(peer, seconds))
+
+    @precondition(lambda self: self.session.chain)
+    @rule(seconds=st.sampled_from([2.0, 8.0, 20.0]), breaks=st.booleans())
+    def take_the_clients_network_away(self, seconds: float, breaks: bool) -> None:
+        """For less than the session's patience; the streams break meanwhile, or come through late."""
+
+        def away() -> None:
+            self.net.hold(CLIENT, seconds)
+            if breaks:
+                self.loop.call_later(seconds / 2, lambda: self.net.vanish(CLIENT))
+
+        self.in_loop(away)
 
     @precondition(lambda self: self.session.chain)
     @rule(index=st.integers(1, 2))
