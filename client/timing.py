@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..proto.wire.timing import ANSWER_SECONDS, LEASE_SECONDS
+from ..proto.wire.timing import ANSWER_SECONDS, CAPABILITY_SECONDS, LEASE_SECONDS
 
 PATIENCE_SECONDS = 30.0
 """Wait of a session for room, and of a running one for the replacement of peers that are gone, unless the user says."""
@@ -64,7 +64,7 @@ class ChainTiming:
     """A peer whose queue is full is asked again no later than this, whatever it says."""
     remember_seconds: float = 10.0
     """How long peers have to keep the attention cache of a session that ends."""
-    capability_seconds: float = 86400.0
+    capability_seconds: float = CAPABILITY_SECONDS
     """How long a session may last."""
     patience_seconds: float = PATIENCE_SECONDS
     """How long a session waits for room, and a running one for peers that are gone to be replaced."""

@@ -46,7 +46,6 @@ __all__ = [
     "RECORD_LIFETIME_SECONDS",
     "RECORD_REFRESH_JITTER",
     "RECORD_REFRESH_SECONDS",
-    "REROUTE_SECONDS",
     "ROOT_LIFETIME_SECONDS",
     "UNUSED_ROOM_SECONDS",
 ]
@@ -87,8 +86,6 @@ ANSWER_SECONDS = 10.0
 """Wait of a client for a peer to say that a session is admitted, queued or refused; also after the end of its wait."""
 PUSH_CONNECT_SECONDS = 10.0
 """Wait of a peer for its successor to accept its push stream."""
-REROUTE_SECONDS = 10.0
-"""Wait of a client for the peers of a chain to take its new epoch."""
 HANDSHAKE_SECONDS = 15.0
 """Wait of a peer for the first frame of a stream."""
 

@@ -31,9 +31,7 @@ import numpy as np
 
 from ...papers.instances import Field
 from ...swarm import BlockRange
-
-DEFAULT_DRAIN_SECONDS = 120.0
-DEFAULT_REFRESH_SECONDS = 20.0
+from ...timing import DRAIN_SECONDS, RECORD_REFRESH_SECONDS
 
 _MOST_EVENTS = 10_000
 _MOST_SECONDS = 1e10
@@ -72,8 +70,8 @@ class ChurnSpec:
     slow_factor: float = 4.0
     slow_seconds: float = 600.0
     after_seconds: float = 3600.0
-    drain_seconds: float = DEFAULT_DRAIN_SECONDS
-    refresh_seconds: float = DEFAULT_REFRESH_SECONDS
+    drain_seconds: float = DRAIN_SECONDS
+    refresh_seconds: float = RECORD_REFRESH_SECONDS
 
     def draw(self, last_arrival_seconds: float, rng: np.random.Generator) -> tuple[ChurnEvent, ...]:
         """The events of one run in order of time: the listed ones, or Poisson processes.

@@ -31,7 +31,6 @@ from blockswarm.proto.wire.timing import (
     RECORD_LIFETIME_SECONDS,
     RECORD_REFRESH_JITTER,
     RECORD_REFRESH_SECONDS,
-    REROUTE_SECONDS,
     ROOT_LIFETIME_SECONDS,
     UNUSED_ROOM_SECONDS,
 )
@@ -98,7 +97,7 @@ def test_a_session_that_comes_again_is_answered_before_its_client_gives_up():
     assert PREVIOUS_STREAM_SECONDS < ANSWER_SECONDS
 
 
-@pytest.mark.parametrize("dialler_seconds", [ANSWER_SECONDS, PUSH_CONNECT_SECONDS, REROUTE_SECONDS])
+@pytest.mark.parametrize("dialler_seconds", [ANSWER_SECONDS, PUSH_CONNECT_SECONDS])
 def test_the_dialling_side_gives_up_before_the_listening_one(dialler_seconds: float):
     """So the side that can choose another way is the one that learns of it, with the reason."""
     assert dialler_seconds < HANDSHAKE_SECONDS
