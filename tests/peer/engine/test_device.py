@@ -189,8 +189,9 @@ def test_int8_weights_are_packed_where_they_stay(name: str, tmp_path: Path) -> N
 
 def test_a_large_weight_is_computed_in_pieces() -> None:
     """So that what a product needs beside the weight is bounded; and a row's result is that of the row alone."""
-    weights = [torch.randn(48, 64), torch.randn(33, 64)]
-    rows = torch.randn(5, 64)
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(outputs, 64, generator=generator) / 8 for outputs in (48, 33)]  # products of about 1
+    rows = torch.randn(5, 64, generator=generator)
     whole = Int8WeightMatrix(weights, torch.device("cpu"))
     cut = Int8WeightMatrix(weights, torch.device("cpu"), 10 * 64 + 1)
     assert [len(piece) for piece in pieces(weights, 10 * 64 + 1)] == [10, 10, 10, 10, 8, 10, 10, 10, 3]
