@@ -116,7 +116,7 @@ class FifoSwarm:
         self.kernel = kernel
         self.ledger = Ledger(units)
         """What the router sees: every session from its decision to its estimated end."""
-        self._queues = [_Queue(count) for count in units]
+        self.queues = [_Queue(count) for count in units]
         self._route = route
         self._started = started
         self._lease_seconds = lease_seconds
@@ -139,11 +139,11 @@ class FifoSwarm:
 
     def idle_units(self) -> list[int]:
         """Free units per peer."""
-        return [queue.free for queue in self._queues]
+        return [queue.free for queue in self.queues]
 
     def reserved_units(self) -> list[int]:
         """Units per peer that the open sessions hold."""
-        reserved = [0] * len(self._queues)
+        reserved = [0] * len(self.queues)
         for session in self._sessions.values():
             for peer, units in (*session.kept, *session.needs[: session.held]):
                 reserved[peer] += units
@@ -153,7 +153,7 @@ class FifoSwarm:
 
     def resize(self, peer: int, units: int) -> None:
         """The peer has that many units from now on: it has joined, or is gone (0) after `reroute`."""
-        self._queues[peer].free += units - self.ledger.units[peer]
+        self.queues[peer].free += units - self.ledger.units[peer]
         self.ledger.resize(peer, units)
 
     def reroute(self, peer: int, *, running: bool) -> None:
@@ -216,7 +216,7 @@ class FifoSwarm:
             self._interrupted(session.job)
         else:
             queue_peer, _ = session.needs[session.held]
-            self._queues[queue_peer].leave(session)
+            self.queues[queue_peer].leave(session)
             changed.add(queue_peer)
             freed = session.needs[: session.held]
         freed = freed + [one for one in session.kept if one[0] == peer]
@@ -226,7 +226,7 @@ class FifoSwarm:
 
     def _give_back(self, units: Sequence[tuple[int, int]]) -> set[int]:
         for peer, count in units:
-            self._queues[peer].free += count
+            self.queues[peer].free += count
         return {peer for peer, _ in units}
 
     # --- a session's way ---
@@ -274,7 +274,7 @@ class FifoSwarm:
         """Take the next reservations in ascending peer id; stop at the first that has to wait."""
         while session.held < len(session.needs):
             peer, units = session.needs[session.held]
-            queue = self._queues[peer]
+            queue = self.queues[peer]
             first = not queue.waiting or session.job.number < queue.waiting[0][0]
             if not (first and queue.free >= units):
                 queue.join(session)
@@ -311,7 +311,7 @@ class FifoSwarm:
     def _give_up(self, session: _Session) -> None:
         """The lease ran out: give everything back and rejoin with the original arrival time."""
         peer, _ = session.needs[session.held]
-        self._queues[peer].leave(session)
+        self.queues[peer].leave(session)
         self._unbook(session)
         self._release(session)
         self._serve(peer)  # it may have been the head that did not fit
@@ -326,7 +326,7 @@ class FifoSwarm:
 
     def _serve(self, peer: int) -> None:
         """The queue's head goes on while it fits."""
-        queue = self._queues[peer]
+        queue = self.queues[peer]
         while queue.waiting:
             session = queue.waiting[0][1]
             units = session.needs[session.held][1]

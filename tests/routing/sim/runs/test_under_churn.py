@@ -265,7 +265,7 @@ def check(run: ChurnRun) -> None:
     idle, reserved = swarm.idle_units(), swarm.reserved_units()
     assert min(idle) >= 0, "over-committed"
     assert [a + b for a, b in zip(idle, reserved, strict=True)] == list(swarm.ledger.units), "leaked"
-    for queue in swarm._queues:
+    for queue in swarm.queues:
         if queue.waiting:
             head = queue.waiting[0][1]
             assert head.needs[head.held][1] > queue.free, "the queue's head waits though it fits"
