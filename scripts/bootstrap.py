@@ -196,7 +196,7 @@ def make_venv() -> None:
 
 
 def resolve(*arguments: object) -> dict[str, str]:
-    """What `pip install arguments` would add, name -> version, downloading only metadata where the index serves it."""
+    """The packages that `pip install arguments` would add, name -> version, read from metadata where the index has it."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         pip("install", "--dry-run", "--quiet", "--report", report, *arguments)

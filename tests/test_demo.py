@@ -30,9 +30,9 @@ def demo(*arguments: object, folder: Path) -> Iterator[subprocess.Popen[str]]:
         try:
             yield process
         finally:
-            for one in descendants(process):  # only if the test fails: they are in sessions of their own
+            for descendant in descendants(process):  # only if the test fails: they are in sessions of their own
                 with suppress(psutil.NoSuchProcess):
-                    one.kill()
+                    descendant.kill()
             kill_group(process)
 
 
@@ -49,10 +49,10 @@ def assert_gone(processes: list[psutil.Process]) -> None:
     assert processes
     _, left = psutil.wait_procs(processes, timeout=GONE_SECONDS)
     alive = []
-    for one in left:
+    for process_left in left:
         with suppress(psutil.NoSuchProcess):
-            if one.status() != psutil.STATUS_ZOMBIE:
-                alive.append(one)
+            if process_left.status() != psutil.STATUS_ZOMBIE:
+                alive.append(process_left)
     assert not alive
 
 
@@ -66,14 +66,14 @@ def is_peer(process: psutil.Process, name: str) -> bool:
 
 def wait_for_peer(process: subprocess.Popen[str], name: str) -> psutil.Process:
     """The peer of that name as soon as there is one."""
-    while not (found := [one for one in descendants(process) if is_peer(one, name)]):
+    while not (found := [descendant for descendant in descendants(process) if is_peer(descendant, name)]):
         assert process.poll() is None
         time.sleep(0.01)
     return found[0]
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """What it still writes, and its end; unlike `communicate` this sees what `read_until` has buffered."""
+    """Read what it still writes, until its end; unlike `communicate` this sees what `read_until` has buffered."""
     assert process.stdout is not None
     assert process.stderr is not None
     errors = process.stderr.read()
@@ -109,7 +109,7 @@ def test_the_demo_shows_the_swarm_and_the_same_tokens(tmp_path: Path) -> None:
         ("peer-1", [0, 4]),
         ("peer-2", [4, 8]),
     ]
-    assert len({peer["pid"] for peer in told["peers"]} & {one.pid for one in everything}) == 3
+    assert len({peer["pid"] for peer in told["peers"]} & {descendant.pid for descendant in everything}) == 3
     assert [hop["blocks"] for hop in told["chain"]] == [[0, 4], [4, 8]]
     assert all(hop["compute_seconds"] > 0 for hop in told["chain"])
     assert (told["steps_pushed"], told["steps_relayed"]) == (12, 0)

@@ -1,4 +1,4 @@
-"""What the documents say is there: links, files, tests, commands with their options, and snippets that compile."""
+"""The documents name only what is there: links, files, tests, commands and their options; snippets compile."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for
 GUIDES = {"README.md", "docs/protocol.md", "docs/failures.md"} | {
     f"docs/{name}.md" for name in ("operator", "volunteer", "python", "security")
 }
-"""What is written for readers of the programs; other documents also name options of scripts and of other software."""
+"""The pages for readers of the programs; other documents also name options of scripts and of other software."""
 
 PROGRAMS: dict[str, click.Command] = {
     "swarm-peer": typer.main.get_command(peer_app),
@@ -51,7 +51,7 @@ def fenced(language: str) -> list[tuple[str, str]]:
 
 
 def command_lines() -> list[tuple[str, str]]:
-    """What a reader would type: lines after "$ ", and programs in `code` that are followed by arguments."""
+    """The commands that a reader types: lines after "$ ", and programs in `code` that are followed by arguments."""
     typed = [(name, line[2:]) for name, block in fenced("console") for line in block.splitlines() if line[:2] == "$ "]
     quoted = each(r"`((?:swarm-peer|swarm-client|swarm-sim|scripts/(?:test|check|map|demo)) [^`]+)`")
     return sorted({*typed, *quoted})
@@ -178,7 +178,7 @@ def check_script(program: str, arguments: list[str]) -> None:
 
 def all_options(command: click.Command) -> set[str]:
     commands = [command, *getattr(command, "commands", {}).values()]
-    return {name for one in commands for parameter in one.params for name in parameter.opts} | {"-h", "--help"}
+    return {name for part in commands for parameter in part.params for name in parameter.opts} | {"-h", "--help"}
 
 
 def test_options_in_the_text_belong_to_some_program() -> None:
@@ -202,7 +202,7 @@ def test_python_snippets_compile_and_import_what_is_there(document: str, source:
 
 
 def test_the_demo_says_what_the_readme_shows() -> None:
-    """What the peer prints when it is ready begins as in the quick start."""
+    """The peer's first lines, when it is ready, begin as in the quick start."""
     source = (ROOT / "peer" / "cli.py").read_text(encoding="utf-8")
     for line in ("serving blocks ", "others join with:    swarm-peer "):
         assert line in source

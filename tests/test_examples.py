@@ -1,4 +1,4 @@
-"""What the documents show of Python is run against a real swarm: the examples, and the code of the pages, in order."""
+"""The Python that the documents show is run against a real swarm: the examples, and the code of the pages, in order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "scripts" / "demo_model"
 ANY_PEER = "ID@HOST:PORT"
-"""What stands for an address in the documents."""
+"""The placeholder for an address in the documents."""
 
 pytestmark = pytest.mark.swarm
 

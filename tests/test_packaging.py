@@ -1,4 +1,4 @@
-"""What users install: one wheel with one import package, complete, and nothing at the top level of site-packages."""
+"""The wheel that users install: one import package, complete, and nothing else at the top of site-packages."""
 
 from __future__ import annotations
 

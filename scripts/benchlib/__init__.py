@@ -1,1 +1,1 @@
-"""What the benchmarks are made of. `scripts/bench_*` run these modules in the environment of `bootstrap.py`."""
+"""The parts of the benchmarks. `scripts/bench_*` run these modules in the environment of `bootstrap.py`."""

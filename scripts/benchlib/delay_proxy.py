@@ -22,7 +22,7 @@ from functools import partial
 
 
 class DelayLine:
-    """What is on the way in one direction. Time arrives as an argument; seconds of any one clock."""
+    """The data on the way in one direction. Time arrives as an argument; seconds of any one clock."""
 
     def __init__(self, delay_seconds: float, opened_at: float = float("-inf")) -> None:
         """Nothing leaves the sender before `opened_at`, when the connection stands."""

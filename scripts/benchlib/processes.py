@@ -108,7 +108,7 @@ def cpu_seconds(children: Iterable[Child]) -> float:
 
 
 def machine() -> Mapping[str, Any]:
-    """What somebody who reads the figures has to know of the machine."""
+    """The facts about the machine that a reader of the figures needs."""
     import platform
     from importlib.metadata import version
 

@@ -137,7 +137,7 @@ def tables() -> list[Scenario]:
 
 
 def sweeps(name: str) -> dict[str, tuple[tuple[float, ...], list[Scenario]]]:
-    """What is varied on a map -> (values, scenarios)."""
+    """The sweeps of a map: what is varied -> (values, scenarios)."""
     n = DEFAULT_SERVERS[name]
     return {
         "servers": (SERVERS[name], [on_map(name, c) for c in SERVERS[name]]),
@@ -191,14 +191,14 @@ def percent(value: float | None, digits: int = 1) -> str:
 def comparison_table(experiment: Experiment, scenarios: Sequence[Scenario], zero: bool) -> str:
     """Seconds per token of every policy, and how much less the published and our policy need than PETALS."""
     rows = []
-    for one in scenarios:
-        values = {policy: experiment.per_token(one, policy, zero) for policy in POLICIES}
+    for scenario in scenarios:
+        values = {policy: experiment.per_token(scenario, policy, zero) for policy in POLICIES}
         petals = values["petals"]
         savings = [
             percent(1 - value / petals, 0) if petals is not None and value is not None else "–"
             for value in (values["proposed"], values["ours"])
         ]
-        rows.append([one.name, *(number(value) for value in values.values()), *savings])
+        rows.append([scenario.name, *(number(value) for value in values.values()), *savings])
     return table(["seconds per token", *POLICIES, "proposed saves", "ours saves"], rows)
 
 
@@ -210,14 +210,14 @@ def sweep_section(experiment: Experiment, folder: Path, name: str) -> str:
         scenarios: list[Scenario] = []
         for varied, (values, cases) in sweeps(name).items():
             points = {
-                value: {p: experiment.per_token(one, p, zero) for p in POLICIES}
-                for value, one in zip(values, cases, strict=True)
+                value: {p: experiment.per_token(scenario, p, zero) for p in POLICIES}
+                for value, scenario in zip(values, cases, strict=True)
             }
             panels.append(sweep_of(f"{name}: {varied}", varied, points))
             scenarios += cases
         file = folder / f"sweeps_{name}_{'zero' if zero else 'published'}.svg"
         draw(file, panels, "seconds per token")
-        unique = list({one.name: one for one in scenarios}.values())
+        unique = list({scenario.name: scenario for scenario in scenarios}.values())
         text += f"With {what}:\n\n![{name}, {what}]({folder.name}/{file.name})\n\n"
         text += comparison_table(experiment, unique, zero) + "\n"
     return text
@@ -228,7 +228,7 @@ def design_section(experiment: Experiment, folder: Path) -> str:
     panels, rows = [], []
     for name in TOPOLOGIES:
         values, cases = design_sweep(name)
-        times = [experiment.per_token(one, "proposed", True) for one in cases]
+        times = [experiment.per_token(scenario, "proposed", True) for scenario in cases]
         base = on_map(name, DEFAULT_SERVERS[name])
         rules = {}
         for policy in ("proposed", "ours"):
@@ -249,11 +249,11 @@ def design_section(experiment: Experiment, folder: Path) -> str:
 def distribution_section(experiment: Experiment, folder: Path) -> str:
     panels = []
     for name in TOPOLOGIES:
-        one = on_map(name, 9, label=", 0.5/s")
+        scenario = on_map(name, 9, label=", 0.5/s")
         samples = {}
         for policy in ("petals", "proposed", *OURS):
-            experiment.row(one, policy, True)
-            found = experiment.results[one.name, policy, True]
+            experiment.row(scenario, policy, True)
+            found = experiment.results[scenario.name, policy, True]
             samples[policy] = tuple(r.total_seconds / r.new_tokens for r in found)
         panels.append(Distribution(f"{name}, 9 servers", "seconds per token", {k: v for k, v in samples.items() if v}))
     draw(folder / "distributions.svg", panels, "")
@@ -303,13 +303,13 @@ def verdict_section(experiment: Experiment) -> str:
 
 
 def push_table(experiment: Experiment) -> str:
-    """What pushing saves against the same policy through the client, over all scenarios that ran both."""
+    """The time that pushing saves against the same policy through the client, over all scenarios that ran both."""
     rows = []
     for zero, what in ((False, "published fixed delays"), (True, "zero fixed delays")):
         saved = []
         for name, policy, its_zero in sorted(experiment.rows):
             if policy == "ours_push" and its_zero == zero:
-                push, hub = (experiment.rows[name, one, zero].summary for one in ("ours_push", "ours"))
+                push, hub = (experiment.rows[name, variant, zero].summary for variant in ("ours_push", "ours"))
                 if push is not None and hub is not None:
                     saved.append(1 - push.per_token_seconds / hub.per_token_seconds)
         rows.append([what, str(len(saved)), *(percent(f(saved)) for f in (np.median, min, max))])
@@ -332,8 +332,8 @@ def coordinates_section() -> str:
             [
                 label,
                 percent(violation_fraction(rtt)),
-                percent(float(np.median([one.median for one in found]))),
-                percent(float(np.median([one.p90 for one in found]))),
+                percent(float(np.median([row.median for row in found]))),
+                percent(float(np.median([row.p90 for row in found]))),
             ]
         )
     return table(["round trips", "pairs with a shorter detour", "median error", "p90 error"], rows)
@@ -349,7 +349,7 @@ def simulated_ratio(swarm: Swarm, policy: ReplanPolicy) -> float | None:
         scratch = place(view.model, view.concurrency)
     except InfeasiblePlacementError:
         return None
-    ranges = tuple(one.claim.blocks if one.claim else one.blocks for one in view.peers)
+    ranges = tuple(peer.claim.blocks if peer.claim else peer.blocks for peer in view.peers)
     present = replace(scratch, ranges=ranges, sizes=view.ranges[:, 1] - view.ranges[:, 0])
     rng = np.random.default_rng(1)
     rate = 0.5 * min(view.concurrency, 40) / mean_request_seconds(view.model, scratch.ranges)
@@ -463,7 +463,7 @@ def say(what: str) -> None:
 
 
 def hint(what: str) -> None:
-    """What is done right now, on a terminal only; the next line takes its place."""
+    """Show on a terminal, and only there, what is being done; the next line takes its place."""
     if sys.stderr.isatty():
         print(f"{CLEAR_LINE}{what}", end="", file=sys.stderr, flush=True)
 

@@ -52,5 +52,5 @@ def watched_loops() -> Iterator[LoopWatch]:
 
 def _describe(handle: asyncio.Handle) -> str:
     """A handle that steps a task does not name it, but refers to it."""
-    tasks = [one for one in gc.get_referents(handle._callback) if isinstance(one, asyncio.Task)]
+    tasks = [referent for referent in gc.get_referents(handle._callback) if isinstance(referent, asyncio.Task)]
     return repr(tasks[0] if tasks else handle)

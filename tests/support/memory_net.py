@@ -21,7 +21,7 @@ CLIENT = PeerId("client")
 
 @dataclass
 class LinkFaults:
-    """What happens on the way from one node to another, both directions of its streams."""
+    """The faults on the way from one node to another, both directions of its streams."""
 
     delay_seconds: float = 0.0
     swallow: int = 0
@@ -198,7 +198,7 @@ class MemoryNet:
                 call.break_with("connection reset")
 
     def dialer(self, source: PeerId) -> Any:
-        """What `source` dials with."""
+        """The dialer of node `source`."""
         net = self
 
         class Dialer:

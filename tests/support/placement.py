@@ -35,16 +35,16 @@ def peer(
 
 
 def swarm(*peers: PeerSpec, model: ModelSpec = MODEL, now: float = 0.0) -> Swarm:
-    return Swarm(model, tuple(sorted(peers, key=lambda one: one.id)), now_seconds=now)
+    return Swarm(model, tuple(sorted(peers, key=lambda peer: peer.id)), now_seconds=now)
 
 
 def served_elsewhere(snapshot: Swarm, move: Move) -> set[int]:
     """Blocks that some other serving peer hosts: what the moving peer may drop."""
     return {
         block
-        for one in snapshot.peers
-        if one.id != move.peer and one.state is PeerState.SERVING and one.blocks is not None
-        for block in one.blocks
+        for peer in snapshot.peers
+        if peer.id != move.peer and peer.state is PeerState.SERVING and peer.blocks is not None
+        for block in peer.blocks
     }
 
 
@@ -76,7 +76,7 @@ def settle(snapshot: Swarm) -> tuple[Swarm, list[Move]]:
         if limit == 0 and move.reason is not Reason.JOIN:
             uncovered = len(hosted(snapshot)) < snapshot.model.num_blocks
             limit = len(moves) - 1 + len(snapshot.peers) * (2 if uncovered else 1)
-        assert sum(one.reason is Reason.JOIN for one in moves) <= len(snapshot.peers)
+        assert sum(move.reason is Reason.JOIN for move in moves) <= len(snapshot.peers)
         assert limit == 0 or len(moves) <= limit, f"not at rest after {len(moves)} moves"
         snapshot = after_move(snapshot, move)
     return snapshot, moves
@@ -84,7 +84,7 @@ def settle(snapshot: Swarm) -> tuple[Swarm, list[Move]]:
 
 def hosted(snapshot: Swarm) -> set[int]:
     staying = (PeerState.JOINING, PeerState.SERVING)
-    return {block for one in snapshot.peers if one.state in staying for block in one.blocks or ()}
+    return {block for peer in snapshot.peers if peer.state in staying for block in peer.blocks or ()}
 
 
 def random_swarm(rng: random.Random, count: int, blocks: int = 32) -> Swarm:

@@ -65,7 +65,7 @@ class PeerProcess:
 
     process: subprocess.Popen[str]
     log: Path
-    """What it writes to standard error."""
+    """Its standard error."""
     described: dict[str, Any] = field(default_factory=dict)
     """Its `--json` line; empty until `wait_ready`."""
 

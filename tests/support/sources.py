@@ -80,7 +80,7 @@ def executed_nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def imports_of(path: Path) -> Iterator[Import]:
-    """What a file imports when it runs, at its top or later, with relative imports resolved."""
+    """The imports of a file when it runs, at its top or later, with relative imports resolved."""
     name = relative_path(path)
     package = ["blockswarm", *Path(name).parts[:-1]]
     for node in executed_nodes(parsed(path)):

@@ -60,7 +60,7 @@ class LocalSwarm:
     timing: PeerTiming = field(default_factory=PeerTiming)
     """The time-outs of all peers."""
     prefix_bytes: int = 0
-    """What every peer keeps of attention caches of earlier sessions at most."""
+    """The limit on attention caches of earlier sessions, on every peer."""
     store: MemoryStore = field(default_factory=MemoryStore)
     peers: list[LocalPeer] = field(default_factory=list)
     dialers: list[Dialer] = field(default_factory=list)

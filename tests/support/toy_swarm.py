@@ -36,7 +36,7 @@ WHOLE = BlockRange(0, NUM_BLOCKS)
 DIGEST = "ab" * 32
 ANNOUNCE_SECONDS = 20.0
 TOKEN_SECONDS = 0.5
-"""What a session's user takes for each token."""
+"""The pause of a session's user after each token."""
 
 
 class Peer:
@@ -188,7 +188,7 @@ class World:
             await asyncio.sleep(TOKEN_SECONDS)
 
     def play(self, sessions: int, seconds: float, vanishing: float) -> Counter[str]:
-        """So many sessions within that time; `vanishing` is the share of clients that go away at any moment."""
+        """Play `sessions` sessions that begin within `seconds`; a share of `vanishing` of the clients go away."""
 
         async def everybody() -> None:
             announcing = asyncio.create_task(self.announce())

@@ -1,4 +1,4 @@
-"""What must hold of every route and placement, whoever computed it."""
+"""The conditions that every route and placement meets, from whichever algorithm."""
 
 from __future__ import annotations
 

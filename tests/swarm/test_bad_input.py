@@ -1,4 +1,4 @@
-"""What strangers send: it is refused with a clear status, nobody else notices, and nothing of it stays."""
+"""Wrong input from strangers: it is refused with a clear status, nobody else notices, and nothing of it stays."""
 
 from __future__ import annotations
 
@@ -350,7 +350,7 @@ def test_an_opening_that_is_refused(world: World, name: str) -> None:
 
 
 def test_a_replayed_opening(world: World) -> None:
-    """Whoever records what a client sends cannot use it again."""
+    """A recording of what a client sent is of no use to anybody else."""
 
     async def attack(stranger: Stranger) -> None:
         message = stranger.opening(stranger.grant())
@@ -556,8 +556,8 @@ BAD_FRAMES: dict[str, list[pb.ClientFrame]] = {
 def test_a_frame_that_is_refused(world: World, name: str) -> None:
     async def attack(stranger: Stranger) -> None:
         call = await stranger.opened()
-        for one in BAD_FRAMES[name]:
-            await call.write(one)
+        for bad_frame in BAD_FRAMES[name]:
+            await call.write(bad_frame)
         error = await refusal(call)
         wanted = AuthenticationError if "unsigned" in name else LocalProtocolError
         assert isinstance(error, wanted), repr(error)
@@ -718,7 +718,7 @@ def test_mutations_of_a_session(world: World) -> None:
                 return b"\0"
         return bytes(changed)
 
-    async def one(stranger: Stranger) -> None:
+    async def one_stream(stranger: Stranger) -> None:
         frames = [
             pb.ClientFrame(open=stranger.opening(stranger.grant())).SerializeToString(),
             frame().SerializeToString(),
@@ -746,6 +746,6 @@ def test_mutations_of_a_session(world: World) -> None:
 
     async def attack(stranger: Stranger) -> None:
         for _ in range(300):
-            await one(stranger)
+            await one_stream(stranger)
 
     world.survive(attack)

@@ -38,7 +38,7 @@ FLOOD_SECONDS = 60.0
 ATTACKERS = 48
 KV_TOKENS = 2048
 BUFFERS_MIB = 8
-"""Of replay buffers, and of caches of earlier prompts."""
+"""The limit on replay buffers, and that on caches of earlier prompts."""
 HIDDEN = 64
 TOKEN_BYTES = 4 * HIDDEN
 BLOCKS = BlockRange(0, 6)

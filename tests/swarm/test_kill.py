@@ -136,7 +136,7 @@ def paths() -> Counter[str]:
 
 
 class At(BaseStreamer):
-    """Acts once, when so many tokens (the prompt counts as one) have come."""
+    """Acts once, after `count` tokens (the prompt counts as one)."""
 
     def __init__(self, count: int, action: Callable[[], None]) -> None:
         self._left = count

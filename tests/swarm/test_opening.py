@@ -46,7 +46,7 @@ class FixedRouter:
         return True
 
     def record(self, peer: PeerId) -> bytes:
-        return next(one.announcement().encoded for one, _, _ in self.chain if one.identity.peer_id == peer)
+        return next(host.announcement().encoded for host, _, _ in self.chain if host.identity.peer_id == peer)
 
     def ban(self, peer: PeerId, error: SwarmError) -> None:
         self.banned.append((peer, error))
@@ -181,14 +181,14 @@ def test_crossing_chains_do_not_wait_for_each_other_for_ever() -> None:
     scene = Scene(low_room=50, high_room=50)
 
     async def scenario() -> None:
-        one, _ = scene.session(0, 16, (scene.low, FRONT, 1.0), (scene.high, BACK, 1.0))
+        first, _ = scene.session(0, 16, (scene.low, FRONT, 1.0), (scene.high, BACK, 1.0))
         other, _ = scene.session(1, 16, (scene.high, FRONT, 1.0), (scene.low, BACK, 1.0))
 
         async def use(session: ChainSession) -> None:
             await check_steps(session, 16, pause=0.5)
             await session.close()
 
-        await asyncio.gather(use(one), use(other))
+        await asyncio.gather(use(first), use(other))
         assert scene.loop.time() == pytest.approx(16.0, abs=1.0)
 
     scene.run(scenario())

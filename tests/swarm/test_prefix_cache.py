@@ -1,4 +1,4 @@
-"""What peers hold of a prompt is not computed again, and changes no token."""
+"""The part of a prompt that peers hold is not computed again, and changes no token."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.swarm
 
 HIDDEN = 64
 ROOM = 256
-"""KV tokens of every peer of these tests; a session of so many tokens fills it."""
+"""KV tokens of every peer of these tests, and of a session that fills it."""
 ONE = StepPlan((RowSlice(0, 0, 1, 1),))
 TWO = StepPlan((RowSlice(0, 1, 1, 1),))
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def answers(folder: Path) -> tuple[bytes, bytes]:
-    """What the whole model answers to the first two tokens."""
+    """The answers of the whole model to the first two tokens."""
     engine = Engine(load_stage(open_checkpoint(folder), BlockRange(0, 6)), KvPool(0, prefix_limit_bytes=0))
     kv = engine.open(BlockRange(0, 6), engine.wire_format("float32"), ROOM, 1)
     try:
@@ -133,12 +133,12 @@ def test_where_all_are_full_a_session_is_queued_and_starts_when_another_ends(fol
         assert told.peer in [peer.identity.peer_id for peer in middle(swarm)]
         queue = next(peer for peer in middle(swarm) if peer.parts.sessions.waiting)
         assert queue.identity.peer_id == told.peer
-        await next(one for one in holders if one.chain[1][0] == told.peer).close()
+        await next(session for session in holders if session.chain[1][0] == told.peer).close()
         await asyncio.wait_for(running, 10)
         assert late.chain[1][0] == told.peer
         assert sum(peer.parts.counters.steps_pushed for peer in swarm.peers) == 6, "its peers push, as everybody's"
-        for one in (*holders, late):
-            await one.close()
+        for session in (*holders, late):
+            await session.close()
         await check_all_free(swarm)
 
     in_swarm(folder, scenario, "0:2", "2:4", "2:4", "4:6")

@@ -134,13 +134,13 @@ class Router:
         return any(p.alive and p.id not in excluded for p in self._machine.peers)
 
     def record(self, peer: PeerId) -> bytes | None:
-        return next(one for one in self._machine.peers if one.id == peer).record()
+        return next(candidate for candidate in self._machine.peers if candidate.id == peer).record()
 
     def ban(self, peer: PeerId, error: SwarmError) -> None:
         self._banned.add(peer)
 
     def leaving(self, peer: PeerId) -> bool:
-        return next(one for one in self._machine.peers if one.id == peer).draining
+        return next(candidate for candidate in self._machine.peers if candidate.id == peer).draining
 
     async def refresh(self) -> None:
         if self._machine.is_offline():
@@ -199,7 +199,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.loop.run(start())
 
     def note(self, plan: StepPlan, tokens: list[int]) -> None:
-        """What every row was fed with."""
+        """Keep the tokens that every row was fed with."""
         if plan.source_rows is not None:
             self.told = [list(self.told[source]) for source in plan.source_rows]
         rest = iter(tokens)
@@ -291,7 +291,7 @@ class SessionMachine(RuleBasedStateMachine):
             self.in_loop(victim.start)
 
     def others(self, peer: Peer) -> list[Peer]:
-        """Who can take the place of a peer."""
+        """The peers that can take the place of a peer."""
         return [p for p in self.peers if p.alive and not p.draining and p.blocks == peer.blocks and p is not peer]
 
     @rule()

@@ -63,7 +63,7 @@ def test_every_hop_says_its_way_its_computation_and_its_wait() -> None:
     chain = [(a, BlockRange(0, 4)), (b, BlockRange(4, 6))]
     client = {a.id: 0.2, b.id: 0.4}
     times = predict_step(
-        chain, tokens=1, client_rtt_seconds=client, peer_rtt_seconds=lambda one, other: 0.1,
+        chain, tokens=1, client_rtt_seconds=client, peer_rtt_seconds=lambda node, other: 0.1,
         kv_tokens_per_block=25, now_seconds=NOW,
     )  # fmt: skip
     assert [hop.way_seconds for hop in times.hops] == pytest.approx([0.1, 0.05])
