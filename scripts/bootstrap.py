@@ -196,7 +196,7 @@ def make_venv() -> None:
 
 
 def resolve(*arguments: object) -> dict[str, str]:
-    """The packages that `pip install arguments` would add, name -> version, read from metadata where the index has it."""
+    """The packages that `pip install arguments` would add, name -> version, from metadata where there is some."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         pip("install", "--dry-run", "--quiet", "--report", report, *arguments)
