@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..proto.directory.swarm_key import SwarmKey
-from ..proto.errors import SessionLost, UsageError
+from ..proto.errors import RemoteProtocolError, SessionLost, UsageError
 from ..proto.identity import Identity
 from ..proto.model.checkpoint import Checkpoint
 from ..proto.network.address import PeerAddress
 from ..proto.network.transport import Dialer
+from ..proto.wire.frames import WireStep
 from ..proto.wire.precision import at_least
 from ..proto.wire.steps import StepPlan
 from ..proto.wire.tensors import WireFormat
@@ -84,6 +85,7 @@ def connect(
             patience_seconds=patience_seconds,
             on_event=on_event or (lambda event: None),
             timing=timing,
+            check_values=lambda step: _check_finite(wire, step),
         )
 
     return SwarmConnection(
@@ -93,6 +95,12 @@ def connect(
         wire,
         timing,
     )
+
+
+def _check_finite(wire: WireFormat, step: WireStep) -> None:
+    """Tokens chosen from what is no number would be wrong without a word."""
+    if not wire.is_finite(step.data):
+        raise RemoteProtocolError("the peer sent values that are not finite")
 
 
 def _parsed(initial_peers: Sequence[str]) -> list[PeerAddress]:

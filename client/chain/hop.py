@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import grpc
 
 from ...proto import swarm_pb2 as pb
-from ...proto.errors import PushFailed, RemoteProtocolError, SessionLost, SwarmError, from_wire
+from ...proto.errors import LocalProtocolError, PushFailed, RemoteProtocolError, SessionLost, SwarmError, from_wire
 from ...proto.network.transport import PeerStub, translated_grpc_errors
 from ...proto.wire.frames import CREDITS, StepReader, WireStep
 from ..peer_errors import blamed_on
@@ -127,6 +127,9 @@ class HopStream:
                     self._room.set()
         except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
             return
+        except Exception as error:  # a frame that cannot be made is a defect of ours, and what follows it is lost
+            self._tell(ev.Lost(self.id, LocalProtocolError(f"{self.choice.address}: cannot send: {error!r}")))
+            raise
 
     async def _event_in(self, frame: pb.PeerFrame) -> ev.Event | None:
         """The event that a frame brings; None if there is more to come. Raises SwarmError, or anything for nonsense."""

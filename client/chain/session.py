@@ -153,8 +153,12 @@ class ChainSession:
 
     def _feed(self, event: ev.Event) -> None:
         loop = asyncio.get_running_loop()
-        for action in self._machine.handle(event, loop.time()):
-            self._perform(action)
+        try:
+            for action in self._machine.handle(event, loop.time()):
+                self._perform(action)
+        except Exception as error:  # a defect of ours: nobody may wait for ever because of it
+            self._fail(LocalProtocolError(f"the session failed: {type(error).__name__}: {error}"))
+            raise
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ...proto.errors import OutOfMemory, RetryElsewhere, SwarmError
+from ...proto.errors import OutOfMemory, RetryElsewhere, SwarmError, UsageError
 from ...routing.swarm import BlockRange
 from .blocks.rows import RowSpan
 from .blocks.view import StageView
@@ -57,6 +57,13 @@ def error_of(error: Exception) -> SwarmError:
     # torch's allocator of main memory raises a plain RuntimeError.
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
         return OutOfMemory("the peer has no memory for this step")
+    if isinstance(error, IndexError):
+        # A table of positions or of tokens is too short for this input: so it is at every other peer.
+        logger.info("a session's step does not fit the model: %s", error)
+        return UsageError(
+            f"the input goes beyond a table of the model ({error})",
+            hint="Ask for fewer tokens: the model has no more positions.",
+        )
     logger.error("a session's step failed", exc_info=error)
     return RetryElsewhere("the peer failed to compute the step")
 

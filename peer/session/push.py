@@ -59,7 +59,17 @@ class PushLink:
             self._fail(error, tell=False)
             raise error from None
         except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
-            raise self._broken or PushFailed(f"the link to the successor broke: {error}") from None
+            self._fail(PushFailed(f"the link to the successor broke: {error}"), tell=False)
+            assert self._broken is not None
+            raise self._broken from None
+        except asyncio.CancelledError:
+            # gRPC raises it for a call that was cancelled here, by a channel that was closed, as well as for this task.
+            self._fail(PushFailed("the link to the successor was cut"), tell=False)
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            assert self._broken is not None
+            raise self._broken from None
 
     async def close(self) -> None:
         """Cancel the link and whatever is being sent."""
@@ -77,6 +87,7 @@ class PushLink:
         except SwarmError as error:
             self._fail(PushFailed(f"the successor cannot be reached: {error}"), tell=True)
         finally:
+            self._fail(PushFailed("the link to the successor was cut"), tell=True)
             if self._call is not None:
                 self._call.cancel()
 

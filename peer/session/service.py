@@ -156,7 +156,7 @@ class PeerService:
                 if not isinstance(frame, pb.ClientFrame) or not frame.HasField("open"):
                     raise RemoteProtocolError("a session begins with an open frame")
                 grant = self._check_open(frame.open)
-                await self._previous_ended(grant.session_id)
+                await self._previous_ended(grant.key)
             async with self._admission.room(grant, _wait_seconds(frame.open), outlet.queued):
                 await self._serve_session(context, outlet, grant, frame.open)
         except SwarmError as error:
@@ -192,14 +192,14 @@ class PeerService:
             now=parts.clock(),
         )
 
-    async def _previous_ended(self, session_id: bytes) -> None:
+    async def _previous_ended(self, key: bytes) -> None:
         """A client that left the session a moment ago may come before its old stream is cleared away."""
         table = self._parts.sessions
-        if not table.is_open(session_id):
+        if not table.is_open(key):
             return
         try:
             async with asyncio.timeout(self._parts.timing.previous_stream_seconds):
-                await self._changes.wait_for(lambda: not table.is_open(session_id))
+                await self._changes.wait_for(lambda: not table.is_open(key))
         except TimeoutError:
             raise RemoteProtocolError("the session is open on this peer already") from None
 
@@ -215,7 +215,7 @@ class PeerService:
             try:
                 await self._run_session(context, outlet, worker, kv)
             finally:
-                await run_to_end(self._close_worker(grant.session_id, worker))
+                await run_to_end(self._close_worker(grant.key, worker))
 
     @asynccontextmanager
     async def _engine_session(
@@ -269,7 +269,7 @@ class PeerService:
             kv.largest_import,
             parts.timing,
         )
-        self._open[grant.session_id] = _OpenSession(worker, reader)
+        self._open[grant.key] = _OpenSession(worker, reader)
         self._changes.notify()
         opened = pb.Opened(credits=CREDITS, epoch=grant.epoch, held_tokens=kv.held_tokens)
         await outlet.write(pb.PeerFrame(opened=opened))
@@ -279,14 +279,14 @@ class PeerService:
         except TimeoutError:
             raise SessionLost("the session's capability has expired") from None
 
-    async def _close_worker(self, session_id: bytes, worker: SessionWorker) -> None:
-        self._open.pop(session_id, None)
+    async def _close_worker(self, key: bytes, worker: SessionWorker) -> None:
+        self._open.pop(key, None)
         self._changes.notify()
         await worker.close()
 
     def _note_step(self, grant: Grant, kv: SessionKv) -> None:
         lengths = kv.table.lengths
-        self._parts.sessions.note_step(grant.session_id, sum(lengths), len(lengths), self._parts.clock())
+        self._parts.sessions.note_step(grant.key, sum(lengths), len(lengths), self._parts.clock())
 
     async def _reroute(self, worker: SessionWorker, message: pb.Reroute, outlet: ClientOutlet) -> None:
         """Give a session new neighbours."""
@@ -299,7 +299,7 @@ class PeerService:
         def make_link() -> PushLink | None:
             return self._make_link(grant, message.successor_record, message.relay, outlet)
 
-        await worker.put_reroute(grant, make_link)
+        await worker.put_reroute(grant, message.relay, make_link)
         self._changes.notify()
 
     def _make_link(self, grant: Grant, successor_record: bytes, relay: bool, outlet: ClientOutlet) -> PushLink | None:
@@ -309,13 +309,13 @@ class PeerService:
         successor, parts = grant.successor, self._parts
 
         def hello() -> pb.Signed:
-            return sign_hello(parts.identity, successor, grant.session_id, parts.clock(), parts.swarm_key)
+            return sign_hello(parts.identity, successor, grant.key, parts.clock(), parts.swarm_key)
 
         addresses = self._addresses_in(successor_record, successor)
 
         def broken(error: PushFailed) -> None:
             # The link may outlive the epoch that it was made in; the client ignores what is about another one.
-            session = self._open.get(grant.session_id)
+            session = self._open.get(grant.key)
             outlet.failure_soon(error, session.worker.epoch if session is not None else grant.epoch)
 
         return PushLink(parts.dialer, addresses, hello, broken, parts.timing.push_connect_seconds)
@@ -338,33 +338,33 @@ class PeerService:
                 frame = await read_frame(context)
                 if not isinstance(frame, pb.PushFrame) or not frame.HasField("open"):
                     raise RemoteProtocolError("a push begins with an open frame")
-                pusher, session_id = self._parts.hellos.check(frame.open.hello)
-                session = await self._wait_for_push(pusher, session_id)
+                pusher, key = self._parts.hellos.check(frame.open.hello)
+                session = await self._wait_for_push(pusher, key)
             session.reader.touch()
             await context.write(pb.PushReply(ready=True))
-            await self._take_pushes(context, session, pusher, session_id)
+            await self._take_pushes(context, session, pusher, key)
         except SwarmError as error:
             code, text = to_wire(error)
             await context.write(pb.PushReply(failure=pb.Failure(code=code, message=text)))
 
-    async def _wait_for_push(self, pusher: PeerId, session_id: bytes) -> _OpenSession:
+    async def _wait_for_push(self, pusher: PeerId, key: bytes) -> _OpenSession:
         """The session, once it is open here and names `pusher` as its predecessor (the two are set up side by side)."""
 
         def ready() -> bool:
-            session = self._open.get(session_id)
+            session = self._open.get(key)
             return session is not None and session.worker.grant.predecessor == pusher
 
         await self._changes.wait_for(ready)
-        return self._open[session_id]
+        return self._open[key]
 
     async def _take_pushes(
-        self, context: grpc.aio.ServicerContext[Any, Any], session: _OpenSession, pusher: PeerId, session_id: bytes
+        self, context: grpc.aio.ServicerContext[Any, Any], session: _OpenSession, pusher: PeerId, key: bytes
     ) -> None:
         worker = session.worker
         token_bytes = self._parts.engine.wire_format(worker.grant.wire_format).token_bytes
         reader = StepReader(token_bytes)
         while isinstance(frame := await read_frame(context), pb.PushFrame):
-            if self._open.get(session_id) is not session:
+            if self._open.get(key) is not session:
                 raise SessionLost("the session has ended")
             if worker.grant.predecessor != pusher:
                 raise AuthenticationError("the session has another predecessor now")

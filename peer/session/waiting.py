@@ -84,7 +84,7 @@ class Admission:
         try:
             yield
         finally:
-            self._wake(self._table.release(grant.session_id, self._clock()))
+            self._wake(self._table.release(grant.key, self._clock()))
 
     def refuse_waiting(self, error: SwarmError, where: Callable[[Grant], bool] = lambda grant: True) -> None:
         """Send the waiting sessions away, all or those `where` their grant says so."""
@@ -99,7 +99,7 @@ class Admission:
             self._waiters[session_id].refuse(protocol_error(error))
 
     async def _wait(self, grant: Grant, wait_seconds: float, tell: Tell) -> None:
-        session_id, table = grant.session_id, self._table
+        session_id, table = grant.key, self._table
         with _translated():
             if table.join(_reservation(grant), self._clock()):
                 return
@@ -133,7 +133,7 @@ class Admission:
 
     def _too_long(self, grant: Grant, wait_seconds: float) -> PeerBusy:
         self._table.refusals += 1
-        left = max(MIN_RETRY_SECONDS, self._table.start_seconds(grant.session_id, self._clock()))
+        left = max(MIN_RETRY_SECONDS, self._table.start_seconds(grant.key, self._clock()))
         return PeerBusy(left, f"there was no room within {wait_seconds:.0f} s, come back in {left:.0f} s")
 
     def _wake(self, admitted: Iterable[bytes]) -> None:
@@ -181,7 +181,7 @@ class Admission:
 
 
 def _reservation(grant: Grant) -> Reservation:
-    return Reservation(grant.session_id, grant.client, grant.kv_tokens, len(grant.blocks))
+    return Reservation(grant.key, grant.client, grant.kv_tokens, len(grant.blocks))
 
 
 @contextmanager

@@ -154,7 +154,7 @@ class SessionWorker:
         self._declared = parts.prefixes
         self._latest_epoch = grant.epoch
         if grant.successor is not None:
-            parts.replay.begin(grant.session_id, parts.token_bytes)
+            parts.replay.begin(grant.key, parts.token_bytes)
 
     @property
     def token_bytes(self) -> int:
@@ -182,14 +182,17 @@ class SessionWorker:
             raise RemoteProtocolError(f"more tokens are under way than the {self.grant.kv_tokens} that are reserved")
         await self._inbox.put(_Arrival(step, self._parts.clock(), deadline))
 
-    async def put_reroute(self, grant: Grant, make_link: Callable[[], SuccessorLink | None]) -> None:
-        """Take new neighbours. Steps of older epochs are dropped from now on. Raises RemoteProtocolError."""
+    async def put_reroute(self, grant: Grant, relay: bool, make_link: Callable[[], SuccessorLink | None]) -> None:
+        """Take new neighbours; with `relay` outputs go through the client, also where there is a link already.
+
+        Steps of older epochs are dropped from now on. Raises RemoteProtocolError.
+        """
         if grant.epoch <= self._latest_epoch:
             raise RemoteProtocolError(f"epoch {grant.epoch} is not newer than {self._latest_epoch}")
         self._latest_epoch = grant.epoch
         self.received_seq = 0
         old = self._newest_link
-        keep = old is not None and old.usable and grant.successor == self.grant.successor
+        keep = not relay and old is not None and old.usable and grant.successor == self.grant.successor
         self.grant = grant
         if not keep:
             self._newest_link = None
@@ -240,7 +243,7 @@ class SessionWorker:
 
     async def close(self) -> None:
         """Give everything back. Every link is closed then: a newer one closes the one before it."""
-        self._parts.replay.end(self.grant.session_id)
+        self._parts.replay.end(self.grant.key)
         if self._newest_link is not None:
             await self._newest_link.close()
 
@@ -272,12 +275,12 @@ class SessionWorker:
         plan = replace(step.plan, source_rows=None, adopted=()) if skip_permutation else step.plan
         if any(plan.adopted):
             # Nobody computed those tokens in this session, so nobody can replay them but the client.
-            self._parts.replay.end(self.grant.session_id)
+            self._parts.replay.end(self.grant.key)
         output = await self._parts.compute.step(plan, step.data)
         self._parts.counters.prefix_hit_tokens += sum(plan.adopted)
         timing = HopTiming(self.grant.peer, arrival.received_at, output.started_at, output.finished_at)
         if self.grant.successor is not None:
-            self._parts.replay.append(self.grant.session_id, plan, output.data)
+            self._parts.replay.append(self.grant.key, plan, output.data)
             data = output.data
         else:
             data = select_answers(step.plan, output.data, self._parts.token_bytes)
@@ -289,11 +292,11 @@ class SessionWorker:
             self._declared = ()
             await parts.compute.reset()
             if self.grant.successor is not None:
-                parts.replay.begin(self.grant.session_id, parts.token_bytes)
+                parts.replay.begin(self.grant.key, parts.token_bytes)
         output = await parts.compute.step(step.plan, step.data)
         parts.counters.rebuilt_tokens += step.plan.tokens
         if self.grant.successor is not None:
-            parts.replay.append(self.grant.session_id, step.plan, output.data)
+            parts.replay.append(self.grant.key, step.plan, output.data)
         if rebuild.last:
             self._gate.rebuilt(rebuild.next_seq, rebuild.permuted)
         if rebuild.last_peer != self.grant.peer:
@@ -306,14 +309,14 @@ class SessionWorker:
         if item.grant.epoch != self._latest_epoch:
             return
         self._gate.reroute(item.grant.epoch)
-        buffer = self._parts.replay.get(item.grant.session_id)
+        buffer = self._parts.replay.get(item.grant.key)
         complete = buffer is not None and buffer.lengths == self._parts.lengths()
         await self._parts.outlet.rerouted(item.grant.epoch, self._gate.applied_seq, complete)
 
     async def _on_replay(self, item: _Replay) -> None:
         if item.epoch != self._latest_epoch:
             return
-        buffer = self._parts.replay.get(self.grant.session_id)
+        buffer = self._parts.replay.get(self.grant.key)
         have = buffer.lengths if buffer is not None else ()
         if buffer is None or not buffer.holds(item.lengths):
             raise RemoteProtocolError(f"the replay buffer has rows of {list(have)} tokens, not {list(item.lengths)}")
@@ -334,7 +337,7 @@ class SessionWorker:
         if item.epoch == self._latest_epoch:
             self._declared = ()
             await self._parts.compute.import_(kv.lengths, kv.data)
-            self._parts.replay.end(self.grant.session_id)
+            self._parts.replay.end(self.grant.key)
             self._gate.rebuilt(kv.applied_seq + 1, permuted=False)
             await self._parts.outlet.rebuilt(item.epoch, sum(kv.lengths))
         item.loaded.set()

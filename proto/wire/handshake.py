@@ -15,6 +15,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Container
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -25,7 +26,7 @@ from ..errors import AuthenticationError, ClockSkew, ModelMismatch, RemoteProtoc
 from ..identity import Identity, public_key_of, verify
 from .timing import HELLO_CLOCK_SKEW_SECONDS, MAX_CAPABILITY_SECONDS
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 SESSION_ID_BYTES = 16
 NONCE_BYTES = 16
 MAX_KV_TOKENS = 1 << 32
@@ -62,11 +63,19 @@ class Grant:
     expires_at_seconds: float
     model_digest: str
 
+    @property
+    def key(self) -> bytes:
+        """The session's name at every peer, 16 bytes, made of the client and the session's id.
+
+        Peers of the chain know the id: under the id alone one of them could take the session's place elsewhere.
+        """
+        return blake2b(self.client.encode() + self.session_id, digest_size=SESSION_ID_BYTES).digest()
+
 
 def sign_hello(
     identity: Identity, receiver: PeerId, session_id: bytes, now: float, swarm_key: SwarmKeyProof | None
 ) -> pb.Signed:
-    """A hello from `identity` to `receiver`; `now` in Unix seconds."""
+    """A hello from `identity` to `receiver`; `now` in Unix seconds. A predecessor gives `Grant.key` as `session_id`."""
     hello = pb.Hello(
         peer_id=receiver,
         session_id=session_id,

@@ -135,6 +135,10 @@ class WireFormat:
             raise RemoteProtocolError(f"{len(data)} bytes are no whole number of tokens of {self.token_bytes} bytes")
         return self._decode(decode_tensor("uint8", (tokens, self.token_bytes), data, max_bytes=len(data)))
 
+    def is_finite(self, data: bytes) -> bool:
+        """Whether all values of whole tokens are numbers. Raises RemoteProtocolError if a token is cut."""
+        return bool(torch.isfinite(self.decode(data)).all())
+
 
 def _saturating_cast(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     limits = torch.finfo(dtype)

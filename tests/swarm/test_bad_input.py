@@ -23,6 +23,7 @@ from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.errors import (
     AuthenticationError,
+    BadActivations,
     ClockSkew,
     DeadlineExceeded,
     LocalProtocolError,
@@ -559,7 +560,9 @@ def test_a_frame_that_is_refused(world: World, name: str) -> None:
         for bad_frame in BAD_FRAMES[name]:
             await call.write(bad_frame)
         error = await refusal(call)
-        wanted = AuthenticationError if "unsigned" in name else LocalProtocolError
+        wanted: type[SwarmError] = AuthenticationError if "unsigned" in name else LocalProtocolError
+        if "activations" in name:
+            wanted = BadActivations
         assert isinstance(error, wanted), repr(error)
 
     world.survive(attack)
@@ -661,11 +664,29 @@ def test_a_push_that_is_refused(world: World, name: str) -> None:
         grant = stranger.grant(predecessor=stranger.identity.peer_id)
         session = await stranger.begin(stranger.opening(grant))
         assert (await read(session)).HasField("opened")
-        push = await stranger.push(grant.session_id)
+        push = await stranger.push(grant.key)
         assert (await read(push)).ready
         await push.write(BAD_PUSHES[name])
         assert isinstance(await refusal(push), LocalProtocolError)
         session.cancel()
+
+    world.survive(attack)
+
+
+def test_a_session_id_can_be_taken_by_nobody_else(world: World) -> None:
+    """Every peer of a chain knows the id: under the id alone it could take the session's place at its replacements."""
+
+    async def attack(stranger: Stranger) -> None:
+        grant = stranger.grant()
+        squatter = Stranger(stranger.swarm, stranger.victim)
+        taken = squatter.grant(session_id=grant.session_id)
+        first = await squatter.begin(squatter.opening(taken))
+        assert (await read(first)).HasField("opened")
+        second = await stranger.begin(stranger.opening(grant))
+        assert (await read(second)).HasField("opened")
+        for call in (first, second):
+            call.cancel()
+        await squatter.dialer.close()
 
     world.survive(attack)
 
@@ -675,7 +696,7 @@ def test_a_replayed_push_opening(world: World) -> None:
         grant = stranger.grant(predecessor=stranger.identity.peer_id)
         session = await stranger.begin(stranger.opening(grant))
         assert (await read(session)).HasField("opened")
-        opening = pb.PushFrame(open=pb.PushOpen(hello=stranger.hello(grant.session_id)))
+        opening = pb.PushFrame(open=pb.PushOpen(hello=stranger.hello(grant.key)))
         first = stranger.stub.push()
         await first.write(opening)
         assert (await read(first)).ready

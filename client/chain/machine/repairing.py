@@ -192,7 +192,7 @@ class Repairing(ChainState):
         self._statuses = {}
         for progress in self._progress:
             progress.sent = 0
-        return self._enter(Phase.CONNECTING, self._timing.reroute_seconds)
+        return self._enter(Phase.CONNECTING, self._leniency * self._timing.reroute_seconds)
 
     def _decide_connecting(self) -> bool:
         if self._roster.is_broken():
@@ -229,7 +229,7 @@ class Repairing(ChainState):
         self._emit(ev.Tell(SessionEvent("replay", source.peer if source else None, text)))
         self._emit(ev.Replay(source.id if source else None, run[0].id, self._roster.epoch, lengths, mark, seconds))
         self._rebuild, self._rebuild_ends = plan, self._now + seconds
-        return self._enter(Phase.REBUILDING, min(seconds, self._timing.open_seconds))
+        return self._enter(Phase.REBUILDING, min(seconds, self._leniency * self._timing.open_seconds))
 
     def _decide_rebuilding(self) -> bool:
         if self._roster.is_broken():

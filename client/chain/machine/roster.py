@@ -63,11 +63,14 @@ class Roster:
     def has_unpushable_link(self) -> bool:
         return any(hop.push_failed_epoch == self.epoch for hop in self.hops[:-1])
 
-    def relay(self, hop: HopFacts, successor: HopFacts) -> None:
+    def relay(self, hop: HopFacts, successor: HopFacts) -> bool:
+        """Have outputs between the two go through the client; False if they are to do so already."""
         pair = (hop.peer, successor.peer)
-        if pair not in self.relayed:
-            self.relayed.add(pair)
-            self.emit(ev.Tell(SessionEvent("relayed", hop.peer, f"to {successor.peer}")))
+        if self.relay_always or pair in self.relayed:
+            return False
+        self.relayed.add(pair)
+        self.emit(ev.Tell(SessionEvent("relayed", hop.peer, f"to {successor.peer}")))
+        return True
 
     # --- changing ---
 

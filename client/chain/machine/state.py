@@ -23,6 +23,8 @@ from .phases import TRANSITIONS, Phase
 from .reserve import OrderedReservation
 from .roster import Roster
 
+_MAX_LENIENCY = 4.0
+
 
 class SwarmFacts(Protocol):
     """Knowledge of the swarm that costs nothing: look-ups in the client's view."""
@@ -211,4 +213,10 @@ class ChainState:
         assert seq is not None
         tokens = progress.operation.steps[seq - progress.operation.first_seq].tokens
         predicted = self._facts.predict_seconds(self.layout, tokens)
-        return self._pace.allowed_seconds(predicted * max(1, sum(p.in_flight for p in self._progress)))
+        allowed = self._pace.allowed_seconds(predicted * max(1, sum(p.in_flight for p in self._progress)))
+        return self._leniency * allowed
+
+    @property
+    def _leniency(self) -> float:
+        """From the second repair without progress on waits get longer: what looks silent may only be slow."""
+        return min(max(1.0, self._trouble.repairs if self._trouble is not None else 0.0), _MAX_LENIENCY)

@@ -25,7 +25,7 @@ class Watching(Moving):
         self._statuses = {}
         for hop in self._roster.hops:
             self._emit(ev.Probe(hop.id, self._nonce))
-        return self._enter(Phase.EXAMINING, self._timing.probe_seconds)
+        return self._enter(Phase.EXAMINING, self._leniency * self._timing.probe_seconds)
 
     def _decide_examining(self) -> bool:
         hops = self._roster.hops
@@ -47,10 +47,13 @@ class Watching(Moving):
         """All peers answer, and the step is late: a link has swallowed it, or a peer is stuck in it."""
         hops, seq = self._roster.hops, self._sought_seq()
         link = swallowing_link(statuses, seq)
-        if link is not None:
-            self._roster.relay(hops[link], hops[link + 1])
-            return self._connect(hops)
         self._late_times += 1
+        if link is not None:
+            # What goes through this client already is sent once more, and then the sender is to blame.
+            if self._roster.relay(hops[link], hops[link + 1]) or self._late_times < 2:
+                return self._connect(hops)
+            hops[link].fail(DeadlineExceeded("the peer does not pass its outputs on"))
+            return self._repair()
         if self._late_times < self._timing.late_chances:
             return self._enter(Phase.RUNNING, self._allowed_seconds())
         self._late_times = 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ....proto.errors import RemoteProtocolError
+from ....proto.errors import BadActivations, RemoteProtocolError, RetryElsewhere
 from ....proto.wire.prefixes import PAGE_TOKENS, Digests
 from ....proto.wire.steps import RowTable, StepPlan
 from ....proto.wire.tensors import WireFormat
@@ -79,8 +79,11 @@ class StepProgress:
             self._done[row] += count
 
     def finish(self) -> bytes:
-        """All tokens of the step in wire format."""
+        """All tokens of the step in wire format. Raises RetryElsewhere for values that are not finite."""
         assert not any(self.remaining)
+        if not torch.isfinite(self._output).all():
+            self.abandon()
+            raise RetryElsewhere("the peer computed values that are not finite")
         self._kv.end_step(self)
         return self._kv.wire_format.encode(self._output)
 
@@ -145,7 +148,7 @@ class SessionKv:
         """Permute and truncate; what remains is to compute.
 
         Raises RemoteProtocolError for a plan that does not fit the rows or the reservation, for data of another size
-        than the plan's, and for values that are not finite; OutOfMemory. The rows are as they were then.
+        than the plan's; BadActivations for values that are not finite; OutOfMemory. The rows are as they were then.
         """
         self._expect_no_step()
         self._check(plan)
@@ -255,7 +258,7 @@ class SessionKv:
             raise RemoteProtocolError(f"a step of {plan.tokens} tokens came with {hidden.shape[0]}")
         hidden = hidden.to(self.view.dtype)
         if not torch.isfinite(hidden).all():
-            raise RemoteProtocolError("a step has activations that are not finite")
+            raise BadActivations("a step has activations that are not finite")
         return hidden
 
     def _permute(self, source_rows: Sequence[int]) -> None:

@@ -11,11 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from blockswarm.peer.engine.batch import Leg, plan_legs
+from blockswarm.peer.engine.batch import Leg, error_of, plan_legs
 from blockswarm.peer.engine.blocks.stage import BatchingRoute
 from blockswarm.peer.engine.engine import EnginePolicy, SessionKv
 from blockswarm.peer.engine.step_record import StepRecord
-from blockswarm.proto.errors import OutOfMemory, PeerUnavailable, RemoteProtocolError, RetryElsewhere, SwarmError
+from blockswarm.proto.errors import (
+    BadActivations,
+    OutOfMemory,
+    PeerUnavailable,
+    RemoteProtocolError,
+    RetryElsewhere,
+    SwarmError,
+    UsageError,
+)
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.proto.wire.tensors import encode_tensor
 from blockswarm.routing.swarm import BlockRange
@@ -168,6 +176,29 @@ def test_prompts_are_computed_in_turns(peer: LocalEngine) -> None:
     assert finished == ["short", "middle", "long"]
 
 
+def test_a_peer_that_computes_no_numbers_fails_itself(peer: LocalEngine) -> None:
+    """Sent on, they would be the fault of its honest successors, or tokens out of nothing."""
+
+    async def run() -> None:
+        session = peer.open()
+        module = next(iter(peer.engine.stage.hosted.values())).module
+        broken = module.register_forward_hook(lambda _module, _args, output: torch.full_like(output, float("nan")))
+        try:
+            with pytest.raises(RetryElsewhere, match="not finite"):
+                await peer.step(session, random_hidden(2), (0, 0, 2))
+        finally:
+            broken.remove()
+        assert session.table.lengths == ()
+
+    asyncio.run(run())
+
+
+def test_an_input_beyond_a_table_of_the_model_is_the_inputs_fault() -> None:
+    """Every other peer has the same table: nobody is to be banned for it."""
+    assert isinstance(error_of(IndexError("index 600 is out of bounds")), UsageError)
+    assert type(error_of(RuntimeError("CUDA error"))) is RetryElsewhere
+
+
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_not_finite_is_refused_and_touches_nobody_else(peer: LocalEngine, poison: float) -> None:
     hidden = random_hidden(8)
@@ -182,7 +213,7 @@ def test_what_is_not_finite_is_refused_and_touches_nobody_else(peer: LocalEngine
             peer, peer.step(good, hidden, (0, 0, 8)), peer.step(evil, bad, (0, 1, 4), (1, 0, 4), source=(0,))
         )
         torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
-        assert isinstance(error, RemoteProtocolError)
+        assert isinstance(error, BadActivations)
         assert "finite" in str(error)
         assert evil.table.lengths == (3,)
         await peer.step(evil, hidden[:1], (0, 3, 1))

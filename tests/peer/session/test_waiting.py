@@ -48,7 +48,7 @@ class Door:
 
         async with self.admission.room(grant(number, kv_tokens, client), wait, tell):
             self.started[number] = self.loop.time()
-            self.table.note_step(grant(number, kv_tokens).session_id, kv_tokens, 1, 1000.0 + self.loop.time())
+            self.table.note_step(grant(number, kv_tokens).key, kv_tokens, 1, 1000.0 + self.loop.time())
             await asyncio.sleep(held)
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:

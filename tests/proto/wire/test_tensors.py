@@ -145,3 +145,12 @@ def test_every_compute_dtype_can_be_sent_in_every_format(computed: torch.dtype, 
     torch.testing.assert_close(received.float(), hidden.float(), atol=0.03, rtol=0.01)
     if name == "float32":
         assert torch.equal(received, hidden.float())
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16", "int8"])
+def test_values_that_are_no_numbers_are_found(name: str) -> None:
+    wire = WireFormat.named(name, 70)
+    assert wire.is_finite(wire.encode(torch.randn(3, 70)))
+    bad = torch.randn(3, 70)
+    bad[1, 69] = float("nan")
+    assert not wire.is_finite(wire.encode(bad))

@@ -385,3 +385,21 @@ def test_a_replacement_that_does_not_open_in_time_is_given_up() -> None:
     actions = chain.late()
     assert chain.now == pytest.approx(TIMING.open_seconds)
     assert [type(ban.error) for ban in all_of(actions, ev.Ban)] == [DeadlineExceeded]
+
+
+def test_a_link_that_swallows_is_relayed_once_and_then_the_peer_is_left() -> None:
+    """Relayed again and again the session would neither go on nor end."""
+    chain = running()
+    seq = last(chain.begin(), ev.Send).step.seq
+
+    def swallowed() -> list[ev.Action]:
+        nonce = last(chain.late(), ev.Probe).nonce
+        actions: list[ev.Action] = []
+        for name, (received, applied) in {"a": (seq, seq), "b": (seq, seq), "c": (0, seq - 1)}.items():
+            actions += chain.feed(ev.Probed(chain.opened[name], nonce, received, applied))
+        return actions
+
+    first = swallowed()
+    assert [action.neighbours.relay for action in all_of(first, ev.Reroute)] == [False, True, False]
+    chain.confirm(first, seq)
+    assert [ban.peer for ban in all_of(swallowed(), ev.Ban)] == ["b"]
