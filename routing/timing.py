@@ -23,6 +23,13 @@ RANK_MEMORY_SECONDS = 180.0
 DRAIN_SECONDS = 120.0
 """Time that a peer which is asked to stop leaves its sessions to end."""
 
+# --- waiting for room ------------------------------------------------------------------------------------------------
+
+LEASE_SECONDS = 30.0
+"""Time that a session holds unused room on some peers of its chain while it waits for room on the others."""
+RANK_MEMORY_SECONDS = 180.0
+"""Time that a peer remembers the rank of a session that left its queue."""
+
 # --- planning --------------------------------------------------------------------------------------------------------
 
 UNKNOWN_RTT_SECONDS = 0.1

@@ -12,6 +12,7 @@ from ...routing.timing import (
     CLAIM_LIFETIME_SECONDS,
     CLOCK_TOLERANCE_SECONDS,
     DRAIN_SECONDS,
+    LEASE_SECONDS,
     PEER_MEMORY_SECONDS,
     RANK_MEMORY_SECONDS,
     RECORD_LIFETIME_SECONDS,
@@ -93,8 +94,6 @@ HANDSHAKE_SECONDS = 15.0
 
 MAX_WAIT_SECONDS = 3600.0
 """Longest wait for room that a session may ask for."""
-LEASE_SECONDS = 30.0
-"""Time that a client holds unused room on some peers of a chain while it waits for room on the next one."""
 UNUSED_ROOM_SECONDS = 60.0
 """Time after which a peer ends a session that did nothing with its room."""
 MAX_RETRY_AFTER_SECONDS = 3600.0

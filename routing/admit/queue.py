@@ -7,14 +7,16 @@ further one the round after its client's last.  Hence
 
 * of the first sessions of different clients the earlier one is always served first;
 * if a session has k of its client's own ahead of it, in rounds V + 1 to V + k, no other client gets more than k
-  sessions that came later ahead of it: they are in different rounds, and those of round V + k + 1 have later numbers;
+  sessions that came later ahead of it: they are in different rounds, and those of round V + k + 1 have later numbers
+  (a round stays taken while its client has a later one, also if the session that had it is forgotten);
 * no session starves: it is only ever passed by later ones in the k rounds before its own, and a round takes no new
   members once a member was admitted.
 
 A session that leaves the queue keeps its rank for some minutes and rejoins with it.  Meanwhile its round counts as
 taken by its client, so leaving and coming again with other sessions does not gather early ranks.  A session that was
 admitted and gave its room back unused (its lease on a chain was over) keeps its number of arrival but gets
-its client's next round: a client that takes room again and again without using it passes no session twice.
+its client's next round, behind what is left of the round that is served: a client that takes room again and again
+without using it passes no session twice.
 
 No I/O and no clock here.
 """

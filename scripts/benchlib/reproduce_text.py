@@ -21,8 +21,8 @@ overhead per decoded token. Default numbers of servers in the sweeps: 9, 19 and 
 | petals_optimized_number | PETALS with CG-BP's sizes | PETALS | retry grid |
 | petals_optimized_rr | PETALS | exact myopic optimum | retry grid |
 | proposed | CG-BP, R by the published rule | WS-RR | retry grid |
-| ours | CG-BP, our R | exact router, peers entered and left anywhere | FIFO queue per peer |
-| ours_push | the same as ours | the same router with the costs of pushing | FIFO queue per peer |
+| ours | CG-BP, our R | exact router, peers entered and left anywhere | the product's queue per peer |
+| ours_push | the same as ours | the same router with the costs of pushing | the product's queue per peer |
 | ours_chains | CG-BP, our R | GCA's chains, join the fastest free | one FIFO queue |
 
 **Fixed delays.** The published simulator charges every PETALS request a constant 250 s (350 s on 26 servers) and

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ....proto.errors import DeadlineExceeded, PeerBusy, SwarmError
+from ....routing.admit.leases import Lease, in_taking_order
 from ...timing import ChainTiming
 from .facts import HopFacts
 
@@ -36,7 +37,7 @@ class OrderedReservation:
     waiting: list[HopFacts] = field(default_factory=list)
     """Not opened yet, the next one first."""
     taken: list[HopFacts] = field(default_factory=list)
-    lease_ends: float = math.inf
+    lease: Lease = field(default_factory=Lease)
     answer_by: float = math.inf
     told: tuple[int, float] | None = None
     """The last hop's place and estimate, as the user was told."""
@@ -46,7 +47,7 @@ class OrderedReservation:
         cls, chain: Sequence[HopFacts], new: Sequence[HopFacts], patience_ends: float, timing: ChainTiming
     ) -> OrderedReservation:
         """`new` are the hops of `chain` that have to be opened."""
-        return cls(tuple(chain), patience_ends, timing, waiting=sorted(new, key=lambda hop: hop.peer))
+        return cls(tuple(chain), patience_ends, timing, waiting=in_taking_order(new, lambda hop: hop.peer))
 
     @property
     def new(self) -> list[HopFacts]:
@@ -56,7 +57,7 @@ class OrderedReservation:
     @property
     def until(self) -> float:
         """When the wait for the next hop has to be over."""
-        return min(self.patience_ends, self.lease_ends)
+        return min(self.patience_ends, self.lease.ends_at)
 
     @property
     def deadline(self) -> float:
@@ -77,7 +78,7 @@ class OrderedReservation:
             self.taken[-1].fail(DeadlineExceeded(f"{self.taken[-1].choice.address} does not answer"))
             return self.next_hop(now)
         if self.taken:
-            self.lease_ends = min(self.lease_ends, now + self.timing.lease_seconds)
+            self.lease = self.lease.after_taking(now, self.timing.lease_seconds)
         if not self.waiting:
             return None
         if self.until <= now:

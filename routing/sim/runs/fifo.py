@@ -1,22 +1,28 @@
-"""The product's admission, simulated: a FIFO queue per peer, a chain's reservations taken in ascending peer id.
+"""The product's admission, simulated: the peers' own queue (admit/queue.py), and chains reserved under leases.
 
-A session takes its reservations one after the other in one order for everybody, hence no cycle of waiting.  While it
-waits at a peer it keeps the earlier ones as leases, for a bounded time; then it gives all back, asks the router again
-and rejoins with its original arrival time, so it loses no rank.  A queue serves strictly in order of arrival: nobody
-overtakes a session that does not fit yet.  It starts when the whole chain is reserved, and no retry grid rounds that.
+A session takes its reservations by the rules of admit/leases.py: one peer after the other in ascending id, and all
+within a lease from the first; else it gives all back and asks the router again.  A peer's queue serves in the order in
+which sessions first came to that peer, and no session overtakes a head that does not fit yet.  Every request is a
+client of its own here: the clients of a scenario are places with many users, who would take turns.  A session starts
+when its whole chain is reserved, and no retry grid rounds that.
 
-Peers may come and go (`resize`, `reroute`).  A session that loses a peer keeps what it holds on the others as leases,
-is routed again, and waits for the replacement with its original arrival time, by the same rules.
+Peers may come and go (`resize`, `reroute`).  A session that loses a peer keeps what it holds on the others under a
+lease, is routed again, and waits for the replacement by the same rules.
 """
 
 from __future__ import annotations
 
-import bisect
+import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ...admit.leases import Lease, in_taking_order
+from ...admit.queue import AdmissionQueue, Ticket
 from ...perf import Segment
 from ...route.wsrr import Ledger
+from ...swarm import PeerId
+from ...timing import LEASE_SECONDS
 from ..kernel import Event, Kernel
 
 
@@ -46,24 +52,39 @@ Route = Callable[[Job, Ledger, float, frozenset[int]], Plan | None]
 """Asked with the time and the peers on which a session that ran before still holds what it computed; None: no chain."""
 
 
-class _Queue:
-    """One peer's free units and the sessions that wait for them, in order of arrival."""
+class _PeerRoom:
+    """One peer's free units, and the queue for them, which is not bounded here."""
 
     def __init__(self, units: int) -> None:
         self.free = units
-        self.waiting: list[tuple[int, _Session]] = []
+        self._queue = AdmissionQueue(max_waiting=sys.maxsize, max_per_client=sys.maxsize)
+        self._waiting: dict[Ticket, _Session] = {}
 
-    def join(self, session: _Session) -> None:
-        bisect.insort(self.waiting, (session.job.number, session), key=lambda entry: entry[0])
+    @property
+    def head(self) -> _Session | None:
+        """The session that is served next."""
+        return self._waiting[self._queue.head] if self._queue else None
 
-    def leave(self, session: _Session) -> None:
-        self.waiting.remove((session.job.number, session))
+    def join(self, session: _Session, now: float) -> Ticket:
+        number = session.job.number
+        ticket = self._queue.join(PeerId(str(number)), number.to_bytes(8, "big"), now)
+        self._waiting[ticket] = session
+        return ticket
+
+    def admit_head(self, units: int) -> None:
+        self.free -= units
+        del self._waiting[self._queue.admit_head()]
+
+    def leave(self, ticket: Ticket, now: float) -> None:
+        del self._waiting[ticket]
+        self._queue.leave(ticket, now)
+
+    def give_back_unused(self, ticket: Ticket, now: float) -> None:
+        self._queue.give_back(ticket, now)
 
 
 class _Session:
     """One job on its way: routed, reserving peer by peer, running, done."""
-
-    __slots__ = ("booked_until", "end", "ends_at", "held", "job", "kept", "lease", "needs", "overdue", "plan")
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -77,7 +98,12 @@ class _Session:
         self.end: Event | None = None
         """Set while it runs."""
         self.ends_at = 0.0
-        self.lease: Event | None = None
+        self.ticket: Ticket | None = None
+        """The place in the queue of the first peer that is not reserved, while it waits there."""
+        self.tickets: list[Ticket] = []
+        """The places that it had in the queues of the reserved peers, which are given back if it does not start."""
+        self.lease = Lease()
+        self.lease_end: Event | None = None
         self.overdue: Event | None = None
         self.booked_until = 0.0
 
@@ -109,14 +135,14 @@ class FifoSwarm:
         route: Route,
         started: Callable[[Job, Plan, float], None],
         *,
-        lease_seconds: float = 30.0,
+        lease_seconds: float = LEASE_SECONDS,
         interrupted: Callable[[Job], None] = _ignore,
         finished: Callable[[Job], None] = _ignore,
     ) -> None:
         self.kernel = kernel
         self.ledger = Ledger(units)
         """What the router sees: every session from its decision to its estimated end."""
-        self.queues = [_Queue(count) for count in units]
+        self._rooms = [_PeerRoom(count) for count in units]
         self._route = route
         self._started = started
         self._lease_seconds = lease_seconds
@@ -139,25 +165,31 @@ class FifoSwarm:
 
     def idle_units(self) -> list[int]:
         """Free units per peer."""
-        return [queue.free for queue in self.queues]
+        return [room.free for room in self._rooms]
 
     def reserved_units(self) -> list[int]:
         """Units per peer that the open sessions hold."""
-        reserved = [0] * len(self.queues)
+        reserved = [0] * len(self._rooms)
         for session in self._sessions.values():
             for peer, units in (*session.kept, *session.needs[: session.held]):
                 reserved[peer] += units
         return reserved
 
+    def queue_heads(self) -> list[tuple[int, int, int]]:
+        """Per queue with waiting sessions: the peer, the units that the next session needs, the free units."""
+        heads = ((peer, room, room.head) for peer, room in enumerate(self._rooms))
+        return [(peer, head.needs[head.held][1], room.free) for peer, room, head in heads if head is not None]
+
     # --- peers come, go and change ---
 
     def resize(self, peer: int, units: int) -> None:
         """The peer has that many units from now on: it has joined, or is gone (0) after `reroute`."""
-        self.queues[peer].free += units - self.ledger.units[peer]
+        self._rooms[peer].free += units - self.ledger.units[peer]
         self.ledger.resize(peer, units)
 
     def reroute(self, peer: int, *, running: bool) -> None:
-        """The router no longer uses the peer: route again who waits for it, and with `running` who holds it."""
+        """The router no longer uses the peer: route the sessions again that wait for it, with `running` also those
+        that hold it."""
         affected = [
             session
             for session in self._sessions.values()
@@ -168,11 +200,11 @@ class FifoSwarm:
             freed |= self._detach(session, peer)
         for session in affected:
             freed |= self._plan(session)
-        for one in sorted(freed):
-            self._serve(one)
+        for freed_peer in sorted(freed):
+            self._serve(freed_peer)
 
     def retry_stranded(self) -> None:
-        """Chains may exist that did not: route again who has none."""
+        """Route the sessions again that have no chain: one may exist now."""
         stranded, self._stranded = self._stranded, {}
         for number in sorted(stranded):
             self._plan(stranded[number])
@@ -199,14 +231,12 @@ class FifoSwarm:
             self.ledger.book(session.plan.chain, session.ends_at, session.job.units_per_block)
 
     def _detach(self, session: _Session, peer: int) -> set[int]:
-        """Take the session out of its queue or its run; it keeps, beside `peer`, what it has computed something on.
+        """Take the session out of its queue or its run; it keeps the other peers on which it has computed.
 
         Returns the peers whose queues may go on.
         """
         self._unbook(session)
-        if session.lease is not None:
-            session.lease.cancel()
-            session.lease = None
+        self._end_lease(session)
         freed: list[tuple[int, int]] = []
         changed: set[int] = set()
         if session.end is not None:
@@ -215,18 +245,38 @@ class FifoSwarm:
             session.kept = session.kept + session.needs
             self._interrupted(session.job)
         else:
-            queue_peer, _ = session.needs[session.held]
-            self.queues[queue_peer].leave(session)
-            changed.add(queue_peer)
+            changed.add(self._leave_queue(session))
             freed = session.needs[: session.held]
-        freed = freed + [one for one in session.kept if one[0] == peer]
-        session.kept = [one for one in session.kept if one[0] != peer]
-        session.needs, session.held = [], 0
+            self._return_tickets(session)
+        freed = freed + [hop for hop in session.kept if hop[0] == peer]
+        session.kept = [hop for hop in session.kept if hop[0] != peer]
+        session.needs, session.held, session.tickets = [], 0, []
         return changed | self._give_back(freed)
+
+    def _leave_queue(self, session: _Session) -> int:
+        """Take the session out of the queue in which it waits; returns the peer."""
+        peer, _ = session.needs[session.held]
+        assert session.ticket is not None
+        self._rooms[peer].leave(session.ticket, self.kernel.now_seconds)
+        session.ticket = None
+        return peer
+
+    def _return_tickets(self, session: _Session) -> None:
+        """Tell the peers that the session gave back their room unused: it may come again, a round later."""
+        for (peer, _), ticket in zip(session.needs, session.tickets, strict=False):
+            self._rooms[peer].give_back_unused(ticket, self.kernel.now_seconds)
+        session.tickets = []
+
+    @staticmethod
+    def _end_lease(session: _Session) -> None:
+        session.lease = Lease()
+        if session.lease_end is not None:
+            session.lease_end.cancel()
+            session.lease_end = None
 
     def _give_back(self, units: Sequence[tuple[int, int]]) -> set[int]:
         for peer, count in units:
-            self.queues[peer].free += count
+            self._rooms[peer].free += count
         return {peer for peer, _ in units}
 
     # --- a session's way ---
@@ -236,11 +286,13 @@ class FifoSwarm:
         now = self.kernel.now_seconds
         self.ledger.expire(now)
         plan = session.plan = self._route(session.job, self.ledger, now, frozenset(j for j, _ in session.kept))
-        hops = sorted((j, len(blocks) * session.job.units_per_block) for j, blocks in plan.chain) if plan else []
-        session.needs = [hop for hop in hops if hop not in session.kept]
+        hops = [(j, len(blocks) * session.job.units_per_block) for j, blocks in plan.chain] if plan else []
+        session.needs = in_taking_order((hop for hop in hops if hop not in session.kept), lambda hop: hop[0])
         dropped = [hop for hop in session.kept if hop not in hops]
         session.kept = [hop for hop in session.kept if hop in hops]
         freed = self._give_back(dropped)
+        if session.kept:
+            session.lease = session.lease.after_taking(now, self._lease_seconds)
         if plan is None:
             self._stranded[session.job.number] = session
         else:
@@ -274,22 +326,32 @@ class FifoSwarm:
         """Take the next reservations in ascending peer id; stop at the first that has to wait."""
         while session.held < len(session.needs):
             peer, units = session.needs[session.held]
-            queue = self.queues[peer]
-            first = not queue.waiting or session.job.number < queue.waiting[0][0]
-            if not (first and queue.free >= units):
-                queue.join(session)
+            room = self._rooms[peer]
+            session.ticket = room.join(session, self.kernel.now_seconds)
+            if room.head is not session or room.free < units:
                 if session.overdue is None:  # predicted to start at once, but others are ahead of it
                     session.overdue = self.kernel.after(1.0, lambda: self._reestimate(session), priority=2)
-                if session.held or session.kept:
-                    session.lease = self.kernel.after(self._lease_seconds, lambda: self._give_up(session), priority=1)
+                ends_at = session.lease.ends_at
+                if session.lease_end is None and ends_at < math.inf:
+                    session.lease_end = self.kernel.at(ends_at, lambda: self._give_up(session), priority=1)
                 return
-            queue.free -= units
-            session.held += 1
+            self._admit(session, peer, units)
         self._start(session)
+
+    def _admit(self, session: _Session, peer: int, units: int) -> None:
+        """Give the head of a peer's queue its room."""
+        assert session.ticket is not None
+        self._rooms[peer].admit_head(units)
+        session.tickets.append(session.ticket)
+        session.ticket = None
+        session.held += 1
+        session.lease = session.lease.after_taking(self.kernel.now_seconds, self._lease_seconds)
 
     def _start(self, session: _Session) -> None:
         assert session.plan is not None
         now = self.kernel.now_seconds
+        self._end_lease(session)
+        session.tickets = []
         if now + session.plan.held_seconds != session.booked_until:
             self._unbook(session)
             self._book(session, now)
@@ -309,9 +371,9 @@ class FifoSwarm:
         self._release(session)
 
     def _give_up(self, session: _Session) -> None:
-        """The lease ran out: give everything back and rejoin with the original arrival time."""
-        peer, _ = session.needs[session.held]
-        self.queues[peer].leave(session)
+        """The lease ran out: give everything back and begin anew."""
+        peer = self._leave_queue(session)
+        self._end_lease(session)
         self._unbook(session)
         self._release(session)
         self._serve(peer)  # it may have been the head that did not fit
@@ -323,19 +385,14 @@ class FifoSwarm:
         self._give_back(held)
         for peer, _ in held:
             self._serve(peer)
+        self._return_tickets(session)
 
     def _serve(self, peer: int) -> None:
-        """The queue's head goes on while it fits."""
-        queue = self.queues[peer]
-        while queue.waiting:
-            session = queue.waiting[0][1]
+        """Let the queue's head go on while it fits."""
+        room = self._rooms[peer]
+        while (session := room.head) is not None:
             units = session.needs[session.held][1]
-            if queue.free < units:
+            if room.free < units:
                 return
-            queue.waiting.pop(0)
-            if session.lease is not None:
-                session.lease.cancel()
-                session.lease = None
-            queue.free -= units
-            session.held += 1
+            self._admit(session, peer, units)
             self._reserve(session)

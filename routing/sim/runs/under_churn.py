@@ -1,12 +1,12 @@
-"""The product's policy while peers join, leave, crash and become slow: `membership.py` says what happens and when.
+"""The product's policy while peers join, leave, crash and become slow: churn_table.py says what happens and when.
 
 * Crash: noticed at once.  A request that runs there is interrupted: it keeps what the other hops computed, the exact
   router fills the gap from the failed hop on without the dead peer, the replacement rebuilds (a prefill of the tokens
-  so far from the predecessor's buffer; the step under way is repeated), and room is awaited in the FIFO queue with
-  the original arrival time, for as long as a lease lasts.  Where no gap can be filled, or the lease runs out, the
+  so far from the predecessor's buffer; the step under way is repeated), and room is awaited in the peer's queue for
+  as long as a lease lasts.  Where no gap can be filled, or the lease runs out, the
   request gives all back and starts on a whole new chain: no token is lost, all caches are rebuilt.
-* Leave: the peer drains.  Who waits for it is routed again; who runs there goes on.  What still runs after the drain
-  time is handed over: interrupted, as above, though not by a failure.
+* Leave: the peer drains.  Requests that wait for it are routed again; those that run there go on.  What still runs
+  after the drain time is handed over: interrupted, as above, though not by a failure.
 * Join: a newcomer serves from that moment, where the re-planning rule puts it.  Placed peers do not move.
 * Slow: requests that run there take longer from that moment; the router learns of it a refresh later.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -177,7 +178,11 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.numbers = itertools.count()
         self.first: dict[bytes, tuple[int, int]] = {}
         """Number of the first joining and own sessions ahead then."""
-        self.last_seen: dict[bytes, float] = {}
+        self.rounds: dict[PeerId, dict[bytes, float | None]] = {}
+        """Each client's sessions with a round of their own, in the order of rounds: None while one waits, else when it
+        left the queue; -inf once it is forgotten, but a later one of its client is not."""
+        self.by_queue: set[bytes] = set()
+        """Sessions that hold room for which they had joined the queue."""
         self.held: dict[bytes, Reservation] = {}
         self.used: set[bytes] = set()
         self.waiting: dict[bytes, Visitor] = {}
@@ -202,8 +207,8 @@ class AdmissionMachine(RuleBasedStateMachine):
         admitted = False
         try:
             if waits:
-                self.note_arrival(one)
                 admitted = self.table.join(one, self.now)
+                self.note_arrival(one)
             else:
                 self.table.admit(one, self.now)
                 admitted = True
@@ -221,30 +226,55 @@ class AdmissionMachine(RuleBasedStateMachine):
             assert fits
             if not waits:
                 assert not self.waiting, "somebody was overtaken"
-            self.admit((one.session_id,), {one.session_id: one})
+            self.admit((one.session_id,), one, waits)
         else:
             number, ahead = self.first[one.session_id]
             self.waiting[one.session_id] = Visitor(one, number, self.now + 40, ahead)
 
     def note_arrival(self, one: Reservation) -> None:
-        seen = self.last_seen.get(one.session_id)
-        self.last_seen[one.session_id] = self.now
-        if one.session_id in self.first and seen is not None and self.now - seen < RANK_MEMORY_SECONDS:
-            return
-        own = {v.reservation.session_id for v in self.waiting.values() if v.reservation.client == one.client}
-        remembered = {
-            g.session_id
-            for g in self.gone
-            if g.client == one.client and self.now - self.last_seen.get(g.session_id, -1e9) < RANK_MEMORY_SECONDS
-        }
-        self.first[one.session_id] = next(self.numbers), len(own | remembered)
+        rounds = self.rounds.setdefault(one.client, {})
+        self.forget()
+        if rounds.get(one.session_id, -math.inf) == -math.inf:
+            rounds.pop(one.session_id, None)
+            self.first[one.session_id] = next(self.numbers), len(rounds)
+        rounds[one.session_id] = None
+
+    def note_departure(self, one: Reservation) -> None:
+        """It keeps its round; one that has none any more takes its client's next."""
+        rounds = self.rounds.setdefault(one.client, {})
+        self.forget()
+        if one.session_id not in rounds:
+            # Those who are left of the round that is being served go first, though they came later.
+            self.first[one.session_id] = self.first[one.session_id][0], len(rounds) + 1
+        rounds[one.session_id] = self.now
+        remembered = [s for s, left in rounds.items() if left is not None and left > -math.inf]
+        if len(remembered) > PER_CLIENT:
+            rounds[remembered[0]] = -math.inf
+        self.forget()
+
+    def forget(self) -> None:
+        """Ranks that are too old. A round stays taken for as long as its client has a later one."""
+        for rounds in self.rounds.values():
+            for session, left in rounds.items():
+                if left is not None and left + RANK_MEMORY_SECONDS <= self.now:
+                    rounds[session] = -math.inf
+            while rounds and next(reversed(rounds.values())) == -math.inf:
+                rounds.popitem()
 
     def free(self) -> int:
         return TOTAL - sum(one.room for one in self.held.values())
 
-    def admit(self, sessions: tuple[bytes, ...], arrived: dict[bytes, Reservation] | None = None) -> None:
+    def admit(self, sessions: tuple[bytes, ...], arrived: Reservation | None = None, queued: bool = True) -> None:
         for session in sessions:
-            one = arrived[session] if arrived else self.waiting.pop(session).reservation
+            one = arrived or self.waiting.pop(session).reservation
+            if queued:
+                del self.rounds[one.client][session]
+                self.by_queue.add(session)
+            else:
+                self.by_queue.discard(session)
+                if session in self.rounds.get(one.client, {}):
+                    self.rounds[one.client][session] = -math.inf
+            self.forget()
             self.held[session] = one
             number = self.first.get(session, (None, 0))[0]
             for visitor in self.waiting.values():
@@ -264,10 +294,11 @@ class AdmissionMachine(RuleBasedStateMachine):
         if use:
             self.table.note_step(session, 1, 1, self.now)
         one = self.held.pop(session)
-        self.last_seen[session] = self.now
         self.admit(self.table.release(session, self.now))
         if not use:
             self.gone.append(one)
+            if session in self.by_queue:
+                self.note_departure(one)
 
     @precondition(lambda self: self.waiting)
     @rule(index=st.integers(0, 100))
@@ -276,7 +307,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     def give_up(self, session: bytes) -> None:
         one = self.waiting.pop(session).reservation
-        self.last_seen[session] = self.now
+        self.note_departure(one)
         self.admit(self.table.leave(session, self.now))
         self.gone.append(one)
 

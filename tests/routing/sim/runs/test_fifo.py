@@ -103,6 +103,26 @@ def test_a_wait_ends_when_there_is_room_not_at_a_retry() -> None:
     assert [swarm.starts[n] for n in range(3)] == [0.0, 2.5, 5.0]
 
 
+ARRIVALS = [(0.0, 0), (1.0, 1), (2.0, 2), (3.0, 2), (4.0, 0)]
+"""Sessions 0 and 4 use peer 0, 2 and 3 peer 1, session 1 both."""
+CROSSING = [[(0, 1)], [(0, 1), (1, 1)], [(1, 1)]]
+
+
+def test_a_peer_s_queue_is_in_order_of_arrival_at_that_peer() -> None:
+    """Session 1 was before 3, but while it waited for peer 0 it had not asked peer 1: the product's peers know no
+    other order."""
+    swarm = Recorder([1, 1], CROSSING, 10.0, 30.0)
+    swarm.play(ARRIVALS)
+    assert swarm.starts == {0: 0.0, 2: 2.0, 3: 12.0, 1: 22.0, 4: 32.0}
+
+
+def test_room_that_a_lease_gave_back_goes_to_those_behind() -> None:
+    """Session 1 takes peer 0 at 10 and has 5 s to get peer 1; then 4 is served, and 1 comes again after it."""
+    swarm = Recorder([1, 1], CROSSING, 10.0, 5.0)
+    swarm.play(ARRIVALS)
+    assert (swarm.starts[4], swarm.starts[1]) == (15.0, 25.0)
+
+
 def test_the_kernel_runs_in_order_of_time_priority_and_scheduling() -> None:
     kernel, seen = Kernel(), []
     kernel.at(2.0, lambda: seen.append("late"))

@@ -265,10 +265,8 @@ def check(run: ChurnRun) -> None:
     idle, reserved = swarm.idle_units(), swarm.reserved_units()
     assert min(idle) >= 0, "over-committed"
     assert [a + b for a, b in zip(idle, reserved, strict=True)] == list(swarm.ledger.units), "leaked"
-    for queue in swarm.queues:
-        if queue.waiting:
-            head = queue.waiting[0][1]
-            assert head.needs[head.held][1] > queue.free, "the queue's head waits though it fits"
+    for _, need, free in swarm.queue_heads():
+        assert need > free, "the queue's head waits though it fits"
     for peer, units in enumerate(swarm.ledger.units):
         if peer not in run.present:
             assert units == 0, "room on a peer that is not there"
