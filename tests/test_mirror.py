@@ -43,7 +43,6 @@ TESTED_BY = {
     "peer/offer/lookups.py": "tests/peer/offer/test_announce.py",
     "peer/session/compute.py": "tests/swarm/test_session.py",
     "peer/session/outlet.py": "tests/peer/session/test_service.py",
-    "peer/session/push.py": "tests/swarm/test_bad_input.py",
     "peer/session/reader.py": "tests/swarm/test_bad_input.py",
     "peer/session/transfer.py": "tests/swarm/test_session.py",
     "peer/session/unary.py": "tests/peer/session/test_service.py",

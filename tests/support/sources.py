@@ -79,8 +79,13 @@ def executed_nodes(node: ast.AST) -> Iterator[ast.AST]:
             yield from executed_nodes(below)
 
 
-def imports_of(path: Path) -> Iterator[Import]:
+@functools.cache
+def imports_of(path: Path) -> tuple[Import, ...]:
     """The imports of a file when it runs, at its top or later, with relative imports resolved."""
+    return tuple(find_imports(path))
+
+
+def find_imports(path: Path) -> Iterator[Import]:
     name = relative_path(path)
     package = ["blockswarm", *Path(name).parts[:-1]]
     for node in executed_nodes(parsed(path)):
