@@ -56,7 +56,7 @@ class CapacityChain:
     service_seconds: float
 
 
-class NoChainError(ValueError):
+class NoCompleteChainError(ValueError):
     """The servers' memory does not hold one complete chain."""
 
 
@@ -66,7 +66,7 @@ class NoChainError(ValueError):
 def gbp_cr(model: ChainModel, capacity: int, requests_per_second: float, load: float) -> Composition:
     """Disjoint chains of the fastest servers until their rate suffices: nu >= lambda / (rho c). O(J log J).
 
-    Raises NoChainError if not even one chain is complete.  Servers of a last, incomplete chain keep their blocks.
+    Raises NoCompleteChainError if no chain is complete.  Servers of a last, incomplete chain keep their blocks.
     """
     per_block = model.block_bytes + model.session_bytes * capacity
     sizes = np.minimum(np.floor(model.memory_bytes / per_block + 1e-9), model.num_blocks).astype(np.int64)
@@ -91,7 +91,9 @@ def gbp_cr(model: ChainModel, capacity: int, requests_per_second: float, load: f
             break
         members, first, seconds = [], 0, 0.0
     if not chains:
-        raise NoChainError(f"with room for {capacity} sessions per chain the servers hold less than the whole model")
+        raise NoCompleteChainError(
+            f"with room for {capacity} sessions per chain the servers hold less than the whole model"
+        )
     return Composition(tuple(ranges), tuple(chains))
 
 
@@ -159,7 +161,7 @@ class _ShortestChain:
             self.limit(j, slots[j])
 
     def limit(self, peer: int, slots: int) -> None:
-        """The peer has only so many slots left: hops of more blocks close."""
+        """Only `slots` slots of the peer are left: hops of more blocks close."""
         stop, row = self._rows[peer]
         costs = self._costs[stop]
         if slots < costs.shape[1] and costs[row, slots] < math.inf:
@@ -198,7 +200,7 @@ class _ShortestChain:
         self._via[stop] = self._peers[stop][rows[0]], length + 1
 
     def _nearest(self, stop: int, lengths: Sequence[int], slack: float) -> int:
-        """Of some lengths (less one) that whose entry is cheapest to reach; of equal ones the smallest peer there."""
+        """The length (less one, as in `lengths`) whose entry is cheapest to reach; of equals the smallest peer."""
         reached = {length: float(self._distance[stop - 1 - length]) for length in lengths}
         least = min(reached.values())
         return min((n for n in lengths if reached[n] <= least + slack), key=lambda n: self._via[stop - 1 - n][0])
@@ -287,7 +289,7 @@ _DEEP = 4096
 
 
 def choose_capacity(model: ChainModel, requests_per_second: float, load: float) -> int:
-    """The c whose chains have the least lower bound of Theorem 4; ties -> the smallest. Raises NoChainError.
+    """The c whose chains have the least lower bound of Theorem 4; ties -> the smallest. Raises NoCompleteChainError.
 
     O(c_max) compositions; c ranges to floor((max M_j - s_m) / s_c).
     """
@@ -296,14 +298,14 @@ def choose_capacity(model: ChainModel, requests_per_second: float, load: float) 
     for capacity in range(1, most + 1):
         try:
             composed = gbp_cr(model, capacity, requests_per_second, load)
-        except NoChainError:
+        except NoCompleteChainError:
             break  # sizes only shrink as c grows
         chains = compose(model, composed.ranges)
         mean = theorem_4(chains, requests_per_second).response_seconds[0]
         if best is None or mean < best[0]:
             best = mean, capacity
     if best is None:
-        raise NoChainError("the servers hold less than the whole model, whatever room is left for sessions")
+        raise NoCompleteChainError("the servers hold less than the whole model, whatever room is left for sessions")
     return best[1]
 
 

@@ -54,7 +54,7 @@ class BlockRange:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What placement and routing need to know of a model."""
+    """The facts of a model that placement and routing need."""
 
     num_blocks: int
     block_bytes: float
@@ -207,7 +207,7 @@ class Swarm:
 
 @dataclass(frozen=True, slots=True)
 class RequestSpec:
-    """What a request asks of a chain: prompt and answer lengths per row, and the room it reserves."""
+    """The demand of a request on a chain: prompt and answer lengths per row, and the room that it reserves."""
 
     prompt_tokens: int
     new_tokens: int

@@ -58,7 +58,7 @@ class Reservation:
     session_id: bytes
     client: PeerId
     kv_tokens: int
-    """Of all rows together, per block."""
+    """Tokens of all rows together, per block."""
     num_blocks: int
 
     @property
@@ -306,7 +306,8 @@ class SessionTable:
         ends = [KvRelease(self.end_seconds(key, now), held.reservation.room) for key, held in self._held.items()]
         order = [ticket.session_id for ticket in self._queue]
         waiting = [self._waiting[session_id][1] for session_id in order]
-        demands = [Demand(one.room, one.kv_tokens * self._token_seconds.value) for one in waiting]
+        token_seconds = self._token_seconds.value
+        demands = [Demand(reservation.room, reservation.kv_tokens * token_seconds) for reservation in waiting]
         places = self._max_sessions - len(self._held)
         schedule = serve_in_order(now, self.kv_token_blocks_free, places, ends, demands, MAX_RELEASES)
         return QueueForecast(now, dict(zip(order, schedule.starts, strict=True)), schedule.rest)

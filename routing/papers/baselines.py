@@ -27,7 +27,7 @@ _MOST_ROUNDS = 1000
 
 @dataclass(frozen=True)
 class PetalsSpec:
-    """What PETALS knows beyond the performance model."""
+    """The parameters of PETALS beyond the performance model."""
 
     join_order: tuple[int, ...]
     hidden_size: int
@@ -57,7 +57,7 @@ def petals_sizes(model: PerfModel, spec: PetalsSpec) -> IntArray:
 
 
 def petals_throughput(spec: PetalsSpec, sizes: IntArray) -> FloatArray:
-    """What a server of m blocks announces: min(forward / ((m + 1) / 2), network); (n,)."""
+    """The throughput that a server of m blocks announces: min(forward / ((m + 1) / 2), network); (n,)."""
     return np.minimum(spec.forward_rps / ((sizes + 1) / 2), spec.network_rps)
 
 

@@ -61,7 +61,7 @@ class Instance:
     request_kind: IntArray | None = None
     """(requests,): which of `kinds`."""
     unit_bytes: float | None = None
-    """What one unit of cache is (a KV token of one block, or a slot); None: a slot of `model`."""
+    """The size of one unit of cache (a KV token of one block, or a slot); None: a slot of `model`."""
 
     def kind_of(self, request: int) -> int:
         """The kind of a request."""

@@ -95,11 +95,11 @@ class Withdraw:
 
 
 Action = Rest | Claim | Wait | BeginLoading | MoveTo | Withdraw
-Plan = Callable[[Swarm, ReplanPolicy], tuple[Move, ...]]
+Planner = Callable[[Swarm, ReplanPolicy], tuple[Move, ...]]
 
 
 def next_action(
-    state: AgentState, snapshot: Swarm, policy: ReplanPolicy, *, joins_at_once: bool = False, plan: Plan = upcoming
+    state: AgentState, snapshot: Swarm, policy: ReplanPolicy, *, joins_at_once: bool = False, plan: Planner = upcoming
 ) -> Action:
     """The next action of a peer that stays (a draining one does not ask), on its snapshot at `snapshot.now_seconds`.
 

@@ -31,7 +31,7 @@ MOST_PEERS_PLACED = 100_000
 """The effort of a search: placements times peers."""
 
 OVERLOAD_SECONDS = 3600.0
-"""Where no R carries the planned rate, R is the best for so long under it: longer, and more peers are the only cure."""
+"""Time under the planned rate for which R is chosen where no R carries it; for longer, only more peers help."""
 
 _ENOUGH = 3.0
 """Chains beyond this many times the planned rate are hardly ever joined."""
@@ -39,7 +39,7 @@ _ENOUGH = 3.0
 
 @dataclass(frozen=True, slots=True, order=True)
 class Merit:
-    """What an R promises, to six digits: less is no difference.  Less is better; of equal merits the larger R."""
+    """The merit of an R, to six digits: smaller differences mean nothing.  Less is better; of equals the larger R."""
 
     response_seconds: float
     """Predicted mean; infinite if the planned rate is too much."""
@@ -48,7 +48,7 @@ class Merit:
 
     @classmethod
     def of(cls, chains: Sequence[CapacityChain], planned_rate: float, more: Sequence[CapacityChain] = ()) -> Merit:
-        """Of these chains; with `more`, not worse than of these and any slower ones that `more` outdo."""
+        """The merit of these chains; with `more`, a bound for these and any slower ones that `more` outdo."""
         response = theorem_4([*chains, *more], planned_rate).response_seconds[0]
         if math.isfinite(response):
             return cls(_six_digits(response), 0.0)
@@ -100,10 +100,10 @@ def best_concurrency(
     best, chosen = WORST, 0
     open_ranges = [_range(model, 1, ceiling, planned_rate, fixed_seconds)]
     for _ in range(max(1, most_peers_placed // model.num_peers)):
-        open_ranges = [one for one in open_ranges if (one.bound, -one.last) < (best, -chosen)]
+        open_ranges = [interval for interval in open_ranges if (interval.bound, -interval.last) < (best, -chosen)]
         if not open_ranges:
             break
-        widest = max(open_ranges, key=lambda one: (one.promise(best), one.last))
+        widest = max(open_ranges, key=lambda interval: (interval.promise(best), interval.last))
         open_ranges.remove(widest)
         first, last = same_sizes(model, round(math.sqrt(widest.first * widest.last)), widest.last)
         merit = predicted(model, last, planned_rate, fixed_seconds, best)

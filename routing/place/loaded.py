@@ -1,7 +1,7 @@
 """How long a request takes on a placement, alone and among others that take up room.
 
-The cheapest chain of a placement says nothing of its second request: where fast peers host so many blocks that few
-caches fit beside them, everybody else waits or goes round.  `request_times` fills the placement as requests
+The cheapest chain of a placement says nothing of its second request: where fast peers host many blocks and have room
+for few caches, all other requests wait or go round.  `request_times` fills the placement as requests
 would, each on the cheapest chain that has room, and asks what the next one would take.
 
 Hub-and-spoke costs; chains enter and leave peers anywhere.  Fluid: sessions are divisible, so that all clients' chains
@@ -19,7 +19,7 @@ import numpy as np
 from ..perf import FloatArray, IntArray, PerfModel
 
 MAX_LEVELS = 4
-"""After so many peers have filled up, further requests are taken to wait for the chains found so far."""
+"""Number of peers that may fill up; further requests are taken to wait for the chains found until then."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class RequestTimes:
     """Seconds of a whole request; infinite without a chain."""
 
     alone: FloatArray
-    """Of each client with nobody else there, (C,)."""
+    """(C,): each client's request with no other there."""
     among_others: float
     """Mean of the clients, among others that take up room."""
 
@@ -98,7 +98,7 @@ def request_times(
             break
         seconds = float(weights @ found.seconds)
         if seconds >= expected[-1]:
-            break  # Whoever comes last would rather wait.
+            break  # The last request would rather wait.
         slots = weights @ found.blocks_used
         used = slots > 0
         fitting = float((free[used] / slots[used]).min())
@@ -106,7 +106,7 @@ def request_times(
         free[free < 1e-6] = 0.0
         sessions += fitting
         busy_seconds += fitting * seconds
-        # Who finds no place waits until enough sessions have ended; ends are spread evenly over the mean time.
+        # A request without a place waits until enough sessions have ended; ends are spread evenly over the mean time.
         waiting = np.maximum(others + 1 - sessions, 0.0) / (sessions + 1) * busy_seconds / sessions
         expected = np.minimum(expected, seconds + waiting)
         if sessions > others[-1]:

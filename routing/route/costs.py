@@ -42,7 +42,7 @@ class PushCosts:
     leave: FloatArray
     between: FloatArray
     lattice: Lattice
-    """Of the spans and `between`."""
+    """Compiled from the spans and `between`."""
     trips: float
 
     def chain_seconds(self, chain: Sequence[Segment]) -> float:

@@ -132,7 +132,7 @@ class _Sweep:
         """Waits that the best chain may have, ascending."""
         self._limits = np.array([_INFINITY])
         self._bounds = self._trips * opening.ahead.total
-        """What a chain costs at least that waits at most the limit at the same place and more than the one before."""
+        """The least cost of a chain that waits at most the limit at the same place, and more than the one before."""
         self._best: tuple[tuple[Segment, ...], float] | None = None
         self._ceiling = self._relaxed = _INFINITY
         """The best chain found, and the best walk found, seconds."""

@@ -25,7 +25,7 @@ class Decision:
 
     chain: tuple[Segment, ...]
     path_cost_seconds: float
-    """What the policy minimised."""
+    """The quantity that the policy minimised."""
     wait_seconds: float
     """Until every peer of the chain has room: the largest of the hops' waits."""
 

@@ -160,7 +160,7 @@ def compare(
 def plan(
     snapshot: Annotated[Path, typer.Argument(help="A snapshot file (JSON).")],
 ) -> None:
-    """What would be placed on a snapshot's peers, the bound, and what one more peer brings; JSON."""
+    """Place a snapshot's peers: the ranges, the bound, and the gain of one more peer; JSON."""
     from ..papers.instances import InstanceError
     from ..place.cgbp import InfeasiblePlacementError
     from .studies.plan import load_snapshot, plan_report

@@ -1,4 +1,4 @@
-"""What is reported of a run: means as published, and what users feel."""
+"""The figures of a run: means as published, and the times that users feel."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from blockswarm.routing.chains import (
     CapacityChain,
     ChainModel,
     FastestFreeChain,
-    NoChainError,
+    NoCompleteChainError,
     choose_capacity,
     compose,
     gbp_cr,
@@ -36,7 +36,7 @@ def models(draw: st.DrawFn) -> ChainModel:
 def test_composed_chains_fit_in_memory_and_use_up_every_link(model: ChainModel, capacity: int, rate: float) -> None:
     try:
         composed = gbp_cr(model, capacity, rate, 0.7)
-    except NoChainError:
+    except NoCompleteChainError:
         return
     for chain in composed.disjoint_chains:
         covered = {block for j in chain for block in composed.ranges[j] or ()}
@@ -96,12 +96,12 @@ def test_the_chosen_c_is_the_best_of_all(model: ChainModel, rate: float) -> None
     def bound(capacity: int) -> float:
         try:
             return theorem_4(compose(model, gbp_cr(model, capacity, rate, 0.7).ranges), rate).response_seconds[0]
-        except NoChainError:
+        except NoCompleteChainError:
             return math.inf
 
     try:
         chosen = choose_capacity(model, rate, 0.7)
-    except NoChainError:
+    except NoCompleteChainError:
         assert bound(1) == math.inf
         return
     assert bound(chosen) == min(bound(c) for c in range(1, 60))

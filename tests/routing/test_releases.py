@@ -27,9 +27,9 @@ def test_merged_releases_never_promise_too_much(steps: list[tuple[float, int]], 
     releases = [KvRelease(moment, count) for moment, count in sorted(steps)]
     merged = merge_releases(releases, max_count)
     assert len(merged) <= max_count
-    assert sum(one.tokens for one in merged) == sum(one.tokens for one in releases)
-    assert [one.at_seconds for one in merged] == sorted(one.at_seconds for one in merged)
-    for moment in [one.at_seconds for one in (*releases, *merged)]:
-        promised = sum(one.tokens for one in merged if one.at_seconds <= moment)
-        assert promised <= sum(one.tokens for one in releases if one.at_seconds <= moment)
+    assert sum(release.tokens for release in merged) == sum(release.tokens for release in releases)
+    assert [release.at_seconds for release in merged] == sorted(release.at_seconds for release in merged)
+    for moment in [release.at_seconds for release in (*releases, *merged)]:
+        promised = sum(release.tokens for release in merged if release.at_seconds <= moment)
+        assert promised <= sum(release.tokens for release in releases if release.at_seconds <= moment)
     assert merged[: max_count // 2] == tuple(releases[: max_count // 2])

@@ -48,7 +48,7 @@ class Plan:
     predicted_wait_seconds: float
 
 
-Route = Callable[[Job, Ledger, float, frozenset[int]], Plan | None]
+RoutingRule = Callable[[Job, Ledger, float, frozenset[int]], Plan | None]
 """Asked with the time and the peers on which a session that ran before still holds what it computed; None: no chain."""
 
 
@@ -132,7 +132,7 @@ class FifoSwarm:
         self,
         kernel: Kernel,
         units: Sequence[int],
-        route: Route,
+        route: RoutingRule,
         started: Callable[[Job, Plan, float], None],
         *,
         lease_seconds: float = LEASE_SECONDS,
@@ -141,7 +141,7 @@ class FifoSwarm:
     ) -> None:
         self.kernel = kernel
         self.ledger = Ledger(units)
-        """What the router sees: every session from its decision to its estimated end."""
+        """The router's view: every session from its decision to its estimated end."""
         self._rooms = [_PeerRoom(count) for count in units]
         self._route = route
         self._started = started

@@ -31,10 +31,11 @@ from ...place.cgbp import (
 from ...place.concurrency import best_concurrency
 from ...route.wsrr import Decision, Ledger, WaitingRouter
 from ...swarm import BlockRange
+from .churn import Churn, ChurnReport
 from .product import run_chains, run_exact
 from .published import Progress, RequestResult, Router, simulate_published
 from .push import PushTimes
-from .under_churn import Churn, ChurnReport, run_with_churn
+from .under_churn import run_with_churn
 
 OFFLINE_POLICIES = ("cg_bprr", "milp")
 PETALS_POLICIES = ("petals", "petals_optimized_rr", "petals_optimized_order", "petals_optimized_number")

@@ -66,9 +66,11 @@ class ExactRouting:
         self._searches = {
             (number, client): ChainSearch(
                 spans,
-                one.costs(client, spans) if isinstance(one, PushTimes) else HubCosts(*one.request_hop_seconds(client)),
+                each.costs(client, spans)
+                if isinstance(each, PushTimes)
+                else HubCosts(*each.request_hop_seconds(client)),
             )
-            for number, one in enumerate(times)
+            for number, each in enumerate(times)
             for client in range(instance.model.num_clients)
         }
 

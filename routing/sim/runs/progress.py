@@ -13,19 +13,19 @@ from dataclasses import dataclass, replace
 from ...perf import FloatArray, PerfModel, Segment
 
 Prefill = Callable[[int], tuple[FloatArray, FloatArray]]
-"""Tokens -> seconds per block (n,) and round trip (C, n) of a prefill of so many tokens."""
+"""Tokens -> seconds per block (n,) and round trip (C, n) of a prefill of that length."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """What one request's work takes; `slowness[j]` multiplies the compute time of peer j, (n,)."""
+    """The speeds at which one request's work is done; `slowness[j]` multiplies the compute time of peer j, (n,)."""
 
     model: PerfModel
     client: int
     prefill: Prefill
     slowness: FloatArray
 
-    def stage_seconds(self, stage: Stage) -> float:
+    def stage_seconds(self, stage: PendingPrefill) -> float:
         """A prefill on one hop."""
         j, blocks = stage.hop
         per_block, rtt = self.prefill(stage.tokens)
@@ -43,7 +43,7 @@ class Speeds:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class PendingPrefill:
     """A prefill of `tokens` tokens that a hop has yet to do."""
 
     hop: Segment
@@ -52,12 +52,12 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a request still has to do at `at_seconds`, if it runs."""
+    """The work that a running request has left at `at_seconds`."""
 
     chain: tuple[Segment, ...]
     at_seconds: float
     fixed_seconds: float
-    stages: tuple[Stage, ...]
+    stages: tuple[PendingPrefill, ...]
     stage_done: float
     """Fraction of the first stage."""
     steps: float
@@ -70,7 +70,7 @@ class Work:
         cls, chain: tuple[Segment, ...], now_seconds: float, fixed_seconds: float, prompt_tokens: int, new_tokens: int
     ) -> Work:
         """A request that starts now."""
-        stages = tuple(Stage(hop, prompt_tokens) for hop in chain)
+        stages = tuple(PendingPrefill(hop, prompt_tokens) for hop in chain)
         return cls(chain, now_seconds, fixed_seconds, stages, 0.0, float(new_tokens - 1))
 
     @property
@@ -128,7 +128,7 @@ class Work:
         """The work on another chain: surviving hops keep what they did, the others prefill `tokens` tokens."""
         pending = {stage.hop: stage for stage in self.stages}
         stages = tuple(
-            pending.get(hop) if hop in surviving else Stage(hop, tokens)
+            pending.get(hop) if hop in surviving else PendingPrefill(hop, tokens)
             for hop in chain
             if hop not in surviving or hop in pending
         )

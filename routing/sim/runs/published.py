@@ -25,7 +25,7 @@ def no_progress(done: int) -> None:
 
 
 class Router(Protocol):
-    """What decides a request's chain from the ledger alone."""
+    """A rule that decides a request's chain from the ledger alone."""
 
     def route(self, ledger: Ledger, now_seconds: float) -> Decision | None: ...
 
@@ -40,11 +40,11 @@ class RequestResult:
     raw_wait_seconds: float
     """Until the whole chain has memory, as predicted at the decision."""
     wait_seconds: float
-    """What it really waited (retry grid, queue)."""
+    """The real wait (retry grid, queue)."""
     ttft_seconds: float
     total_seconds: float
     path_cost_seconds: float
-    """What the policy minimised."""
+    """The quantity that the policy minimised."""
     new_tokens: int
 
     @property
@@ -79,7 +79,7 @@ def result_of(
     fixed_seconds: float,
     path_cost_seconds: float,
 ) -> RequestResult:
-    """The result of a request that waited so long, by the performance model."""
+    """The result of a request that waited for `wait_seconds`, by the performance model."""
     first = wait_seconds + fixed_seconds + times.first_token_seconds(client, chain)
     return RequestResult(
         client=client,

@@ -1,7 +1,7 @@
 """A request's times where peers push to the next one: client -> p1 -> p2 -> ... -> client, once per token.
 
 A message from i to j takes half their raw round trip, and half of what j adds to a client's round trip (serialisation),
-whoever sends it; the answer to the client likewise.  On one peer that is what hub-and-spoke takes; every further peer
+whichever node sends it; the answer to the client likewise.  On one peer hub-and-spoke is the same; every further peer
 saves the way back to the client and half of the serialisation.
 """
 

@@ -3,8 +3,8 @@
 * Crash: noticed at once.  A request that runs there is interrupted: it keeps what the other hops computed, the exact
   router fills the gap from the failed hop on without the dead peer, the replacement rebuilds (a prefill of the tokens
   so far from the predecessor's buffer; the step under way is repeated), and room is awaited in the peer's queue for
-  as long as a lease lasts.  Where no gap can be filled, or the lease runs out, the
-  request gives all back and starts on a whole new chain: no token is lost, all caches are rebuilt.
+  as long as a lease lasts.  Where no gap can be filled, or the lease runs out, the request gives all back and starts
+  on a whole new chain: no token is lost, all caches are rebuilt.
 * Leave: the peer drains.  Requests that wait for it are routed again; those that run there go on.  What still runs
   after the drain time is handed over: interrupted, as above, though not by a failure.
 * Join: a newcomer serves from that moment, where the re-planning rule puts it.  Placed peers do not move.
@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from ...papers.instances import Instance, InstanceError
-from ...perf import FloatArray, IntArray, PerfModel
+from ...perf import FloatArray, IntArray
 from ...place.cgbp import CgbpPlan
 from ...place.moves import ReplanPolicy
 from ...place.rule import joining_move
@@ -37,56 +36,11 @@ from ...route.wsrr import Ledger
 from ...swarm import BlockRange, ComputeCost, PeerId, PeerSpec
 from ..kernel import Kernel
 from ..worlds.churn_table import ChurnEvent, Kind
+from .churn import Churn, ChurnReport, columns, expanded, server_of
 from .fifo import FifoSwarm, Job, Plan
 from .product import LedgerRooms, jobs_of
-from .progress import Prefill, Speeds, Stage, Work
+from .progress import PendingPrefill, Speeds, Work
 from .published import NeverRunsError, Progress, RequestResult, result_of
-
-
-@dataclass(frozen=True)
-class Churn:
-    """What happens in one run, and what a rebuild takes on the servers that the run begins with."""
-
-    events: tuple[ChurnEvent, ...]
-    """In order of time."""
-    prompt_tokens: tuple[int, ...]
-    """By kind of request."""
-    prefill: Prefill
-    drain_seconds: float
-    refresh_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class ChurnReport:
-    """What happened and what it cost, over all runs of a scenario."""
-
-    joins: int = 0
-    leaves: int = 0
-    crashes: int = 0
-    slowdowns: int = 0
-    interrupted_requests: int = 0
-    """Requests that lost a peer by a crash while they ran."""
-    repairs: int = 0
-    """Resumptions that kept at least one hop's cache."""
-    restarts: int = 0
-    """Resumptions that had to rebuild every hop."""
-    handovers: int = 0
-    """Interruptions because a draining peer went; resumed like the others."""
-    unserved_requests: int = 0
-    repair_seconds: tuple[float, ...] = ()
-    """Per resumption: waiting for room, rebuilding lost caches, and the step that was begun in vain."""
-
-    @property
-    def mean_repair_seconds(self) -> float | None:
-        return math.fsum(self.repair_seconds) / len(self.repair_seconds) if self.repair_seconds else None
-
-    @property
-    def p95_repair_seconds(self) -> float | None:
-        return float(np.quantile(self.repair_seconds, 0.95)) if self.repair_seconds else None
-
-    def plus(self, other: ChurnReport) -> ChurnReport:
-        """Both together."""
-        return ChurnReport(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
 
 @dataclass
@@ -95,15 +49,15 @@ class _Request:
 
     work: Work
     touched: bool = False
-    """It did not run as predicted at its start."""
+    """Whether it did not run as predicted at its start."""
     crashed: bool = False
     broke_at: float | None = None
     lost_seconds: float = 0.0
-    """Of the interruption under way."""
+    """Time that the interruption under way has cost."""
     next_work: Work | None = None
-    """On the chain that it waits for."""
-    rebuilds: tuple[Stage, ...] = ()
-    """Of its stages those that do again what was lost."""
+    """The work on the chain that it waits for."""
+    rebuilds: tuple[PendingPrefill, ...] = ()
+    """The prefills that compute lost caches again."""
     keeps_hops: bool = False
 
 
@@ -124,9 +78,9 @@ class ChurnRun:
         self, instance: Instance, plan: CgbpPlan, fixed_seconds: float, churn: Churn, progress: Progress
     ) -> None:
         servers = instance.model.num_peers
-        likes = [_server_of(event, list(range(servers))) for event in churn.events if event.kind is Kind.JOIN]
+        likes = [server_of(event, list(range(servers))) for event in churn.events if event.kind is Kind.JOIN]
         self._origin = np.array([*range(servers), *likes], dtype=np.int64)
-        self._instance = _expanded(instance, self._origin)
+        self._instance = expanded(instance, self._origin)
         self._kinds = self._instance.request_kinds()
         self._concurrency = plan.concurrency
         self._fixed_seconds = fixed_seconds
@@ -194,7 +148,7 @@ class ChurnRun:
             self._join(event)
         else:
             there = self.present - self._draining if event.kind is Kind.LEAVE else self.present
-            peer = _server_of(event, sorted(there))
+            peer = server_of(event, sorted(there))
             if peer is None or peer not in there:
                 return  # it has gone already
             if event.kind is Kind.LEAVE:
@@ -218,7 +172,7 @@ class ChurnRun:
     def _planned_for(self, newcomer: int) -> BlockRange | None:
         """Where the re-planning rule puts a newcomer, for the run's R; None if it has no room for a block."""
         staying = sorted(self.present - self._draining)
-        model = _columns(self._instance.model, np.array(staying))
+        model = columns(self._instance.model, np.array(staying))
         peers = tuple(PeerSpec(PeerId(str(j)), self._ranges[j], ComputeCost(0.0)) for j in staying)
         spare = tuple(replace(p, blocks_fixed=True) if p.blocks is None else p for p in peers[:-1])
         weights = np.ones(model.num_clients)
@@ -288,7 +242,7 @@ class ChurnRun:
         self._spans = self._open_spans()
 
     def _open_spans(self) -> Spans:
-        """What the peers that take new sessions host."""
+        """The ranges of the peers that take new sessions."""
         closed = self._draining | (set(range(len(self._origin))) - self.present)
         ranges = [None if j in closed else hosted for j, hosted in enumerate(self._ranges)]
         return Spans.of(self._instance.model.num_blocks, ranges)
@@ -410,31 +364,3 @@ class ChurnRun:
                 ttft_seconds=first - job.arrival_seconds,
                 total_seconds=now - job.arrival_seconds,
             )
-
-
-def _server_of(event: ChurnEvent, among: Sequence[int]) -> int | None:
-    """The event's server: the one it names, or its pick."""
-    if event.server is not None or not among:
-        return event.server
-    return among[int(event.pick * len(among))]
-
-
-def _columns(model: PerfModel, peers: IntArray) -> PerfModel:
-    """The model of these peers."""
-    return replace(
-        model,
-        memory_bytes=model.memory_bytes[peers],
-        block_limit=model.block_limit[peers],
-        decode_seconds=model.decode_seconds[peers],
-        prefill_seconds=model.prefill_seconds[peers],
-        rtt_seconds=model.rtt_seconds[:, peers],
-        prefill_rtt_seconds=model.prefill_rtt_seconds[:, peers],
-    )
-
-
-def _expanded(instance: Instance, origin: IntArray) -> Instance:
-    """The instance with all peers that will ever join."""
-    if len(origin) == instance.model.num_peers:
-        return instance
-    kinds = tuple(replace(kind, model=_columns(kind.model, origin)) for kind in instance.kinds)
-    return replace(instance, model=_columns(instance.model, origin), kinds=kinds)

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from ..metrics import Summary, summarise
+from ..runs.churn import ChurnReport
 from ..runs.policies import InfeasibleError, prepare, run_under_churn
 from ..runs.published import NeverRunsError, Progress, RequestResult, no_progress
-from ..runs.under_churn import ChurnReport
 from ..worlds.scenario import Scenario, SweepPoint
 
 
@@ -49,7 +49,7 @@ class Row:
     reason: str = ""
     """Why it is infeasible."""
     churn: ChurnSummary | None = None
-    """What churn did; None where the scenario has none."""
+    """The effects of churn; None where the scenario has none."""
     point: SweepPoint | None = None
     """None where the scenario belongs to no sweep."""
 

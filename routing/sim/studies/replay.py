@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ...chains import NoChainError, compose, gbp_cr, theorem_4
+from ...chains import NoCompleteChainError, compose, gbp_cr, theorem_4
 from ...papers.instances import MILLISECOND, ChainCase, Instance
 from ...papers.milp import solve_bprr
 from ...place.cgbp import cheapest_token_chain, format_blocks, place
@@ -37,7 +37,7 @@ def replay(instance: Instance, policy: str, *, zero_fixed_delay: bool = False) -
 
 
 def infeasible_report(instance: Instance, policy: str, reason: str) -> dict[str, Any]:
-    """What is printed when no placement or no chain exists."""
+    """The report where no placement or no chain exists."""
     return {"instance": instance.name, "policy": policy, "feasible": False, "reason": reason}
 
 
@@ -137,7 +137,7 @@ def chains_report(cases: Sequence[ChainCase]) -> dict[str, Any]:
 def _chain_case(case: ChainCase) -> dict[str, Any]:
     try:
         composed = gbp_cr(case.model, case.capacity, case.requests_per_second, case.load)
-    except NoChainError as error:
+    except NoCompleteChainError as error:
         return {"error": str(error)}
     chains = compose(case.model, composed.ranges)
     bounds = theorem_4(chains, case.requests_per_second)

@@ -7,7 +7,7 @@
     slowdowns_per_hour = 1.0         # a random peer computes slow_factor times slower for slow_seconds
     slow_factor = 4.0
     slow_seconds = 600.0
-    after_seconds = 3600.0           # the rates hold until so long after the last arrival
+    after_seconds = 3600.0           # the rates hold until this time after the last arrival
     drain_seconds = 120.0            # a leaving peer takes no new sessions; what still runs then is handed over
     refresh_seconds = 20.0           # the announced cost of a peer follows its true speed after this time
 
@@ -40,7 +40,7 @@ _MOST_FACTOR = 1e6
 
 
 class Kind(enum.Enum):
-    """What happens to a peer."""
+    """The kinds of events in a peer's life."""
 
     JOIN = "join"
     LEAVE = "leave"
@@ -63,7 +63,7 @@ class ChurnEvent:
 
 @dataclass(frozen=True, slots=True)
 class ChurnSpec:
-    """What the `[churn]` table says; rates per hour."""
+    """The `[churn]` table; rates per hour."""
 
     rates: tuple[tuple[Kind, float], ...] = ()
     events: tuple[ChurnEvent, ...] = ()

@@ -19,7 +19,7 @@ class Device:
     prefill_seconds_per_token: float
     prefill_seconds: float
     forward_rps: float
-    """What PETALS measures and announces."""
+    """Requests per second, as PETALS measures and announces them."""
     network_rps: float
     block_limit: int | None = None
 
@@ -36,7 +36,7 @@ CLUSTERED_MIG = Device("MIG", 8.2e9, 16.2488e-3, 0.1041e-3, 51.2488e-3, 2757.724
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """What a token, and a prompt, take beyond the raw round trip (serialisation)."""
+    """The times of a token, and of a prompt, beyond the raw round trip (serialisation)."""
 
     token_seconds: float
     prompt_seconds: float

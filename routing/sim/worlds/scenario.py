@@ -14,8 +14,8 @@ import numpy as np
 from ...papers.baselines import PetalsSpec
 from ...papers.instances import GIGABYTE, Field, Instance, InstanceError, RequestKind
 from ...perf import FloatArray, PerfModel
+from ..runs.churn import Churn
 from ..runs.policies import CHURN_POLICIES, ONLINE_POLICIES
-from ..runs.under_churn import Churn
 from .churn_table import ChurnSpec, read_churn
 from .cluster import Cluster, clustered, scattered
 from .geography import TOPOLOGIES, GeographyError, Planet, bundled_topology, read_rtt_matrix, read_topology
@@ -56,7 +56,7 @@ class SweepPoint:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What to simulate; `instance(run)` is one Monte Carlo run."""
+    """A scenario to simulate; `instance(run)` is one Monte Carlo run."""
 
     name: str
     seed: int
@@ -80,7 +80,7 @@ class Scenario:
     """None for a scenario by itself."""
 
     def churn(self, run: int) -> Churn:
-        """What happens to the peers in one run. Raises InstanceError; only where there is a `churn_spec`."""
+        """The events of the peers in one run. Raises InstanceError; only where there is a `churn_spec`."""
         assert self.churn_spec is not None
         rng = np.random.default_rng([self.seed, run])
         cluster = self.place(rng)
@@ -156,7 +156,7 @@ class Scenario:
         )
 
     def _design(self, cluster: Cluster, workload: Workload, models: list[PerfModel]) -> PerfModel:
-        """What placement plans for: the mean request; with slots, each as large as the longest."""
+        """The request that placement plans for: the mean one; with slots, each as large as the longest."""
         mean = self._model(
             cluster, round(float(workload.prompt_tokens.mean())), max(1, round(float(workload.new_tokens.mean())))
         )
@@ -221,7 +221,7 @@ def load_scenarios(path: Path) -> tuple[Scenario, ...]:
 
 
 def _sweep(field: Field) -> tuple[str, list[float]]:
-    """What one [[sweep]] varies, and the values as they are written."""
+    """The path that one [[sweep]] varies, and the values as they are written."""
     field.keys({"vary", "values"})
     items = field.child("values").items(least=2, most=100)
     numbers = [item.number(-1e18, 1e18) for item in items]

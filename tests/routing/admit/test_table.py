@@ -157,7 +157,7 @@ class Visitor:
 
     reservation: Reservation
     number: int
-    """Of its first joining."""
+    """Its number at its first joining."""
     deadline: float
     ahead: int
     """Sessions of its own client that were waiting or remembered when it joined first."""
@@ -196,21 +196,21 @@ class AdmissionMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.gone)
     @rule(index=st.integers(0, 100), waits=st.booleans())
     def come_again(self, index: int, waits: bool) -> None:
-        one = self.gone.pop(index % len(self.gone))
-        self.came_again.add(one.session_id)
-        self.enter(one, waits)
+        asked = self.gone.pop(index % len(self.gone))
+        self.came_again.add(asked.session_id)
+        self.enter(asked, waits)
 
-    def enter(self, one: Reservation, waits: bool) -> None:
-        need = one.room
+    def enter(self, asked: Reservation, waits: bool) -> None:
+        need = asked.room
         fits = need <= self.free() and len(self.held) < MAX_SESSIONS
-        own = sum(visitor.reservation.client == one.client for visitor in self.waiting.values())
+        own = sum(visitor.reservation.client == asked.client for visitor in self.waiting.values())
         admitted = False
         try:
             if waits:
-                admitted = self.table.join(one, self.now)
-                self.note_arrival(one)
+                admitted = self.table.join(asked, self.now)
+                self.note_arrival(asked)
             else:
-                self.table.admit(one, self.now)
+                self.table.admit(asked, self.now)
                 admitted = True
         except NeverFits:
             assert need > TOTAL
@@ -226,27 +226,27 @@ class AdmissionMachine(RuleBasedStateMachine):
             assert fits
             if not waits:
                 assert not self.waiting, "somebody was overtaken"
-            self.admit((one.session_id,), one, waits)
+            self.admit((asked.session_id,), asked, waits)
         else:
-            number, ahead = self.first[one.session_id]
-            self.waiting[one.session_id] = Visitor(one, number, self.now + 40, ahead)
+            number, ahead = self.first[asked.session_id]
+            self.waiting[asked.session_id] = Visitor(asked, number, self.now + 40, ahead)
 
-    def note_arrival(self, one: Reservation) -> None:
-        rounds = self.rounds.setdefault(one.client, {})
+    def note_arrival(self, asked: Reservation) -> None:
+        rounds = self.rounds.setdefault(asked.client, {})
         self.forget()
-        if rounds.get(one.session_id, -math.inf) == -math.inf:
-            rounds.pop(one.session_id, None)
-            self.first[one.session_id] = next(self.numbers), len(rounds)
-        rounds[one.session_id] = None
+        if rounds.get(asked.session_id, -math.inf) == -math.inf:
+            rounds.pop(asked.session_id, None)
+            self.first[asked.session_id] = next(self.numbers), len(rounds)
+        rounds[asked.session_id] = None
 
-    def note_departure(self, one: Reservation) -> None:
+    def note_departure(self, asked: Reservation) -> None:
         """It keeps its round; one that has none any more takes its client's next."""
-        rounds = self.rounds.setdefault(one.client, {})
+        rounds = self.rounds.setdefault(asked.client, {})
         self.forget()
-        if one.session_id not in rounds:
+        if asked.session_id not in rounds:
             # Those who are left of the round that is being served go first, though they came later.
-            self.first[one.session_id] = self.first[one.session_id][0], len(rounds) + 1
-        rounds[one.session_id] = self.now
+            self.first[asked.session_id] = self.first[asked.session_id][0], len(rounds) + 1
+        rounds[asked.session_id] = self.now
         remembered = [s for s, left in rounds.items() if left is not None and left > -math.inf]
         if len(remembered) > PER_CLIENT:
             rounds[remembered[0]] = -math.inf
@@ -262,30 +262,30 @@ class AdmissionMachine(RuleBasedStateMachine):
                 rounds.popitem()
 
     def free(self) -> int:
-        return TOTAL - sum(one.room for one in self.held.values())
+        return TOTAL - sum(asked.room for asked in self.held.values())
 
     def admit(self, sessions: tuple[bytes, ...], arrived: Reservation | None = None, queued: bool = True) -> None:
         for session in sessions:
-            one = arrived or self.waiting.pop(session).reservation
+            asked = arrived or self.waiting.pop(session).reservation
             if queued:
-                del self.rounds[one.client][session]
+                del self.rounds[asked.client][session]
                 self.by_queue.add(session)
             else:
                 self.by_queue.discard(session)
-                if session in self.rounds.get(one.client, {}):
-                    self.rounds[one.client][session] = -math.inf
+                if session in self.rounds.get(asked.client, {}):
+                    self.rounds[asked.client][session] = -math.inf
             self.forget()
-            self.held[session] = one
+            self.held[session] = asked
             number = self.first.get(session, (None, 0))[0]
             for visitor in self.waiting.values():
-                if visitor.reservation.client != one.client and (number is None or number > visitor.number):
-                    passed = visitor.passed_by.setdefault(one.client, set())
+                if visitor.reservation.client != asked.client and (number is None or number > visitor.number):
+                    passed = visitor.passed_by.setdefault(asked.client, set())
                     passed.add(session)
                     assert len(passed) <= visitor.ahead, "more passed than the rules allow"
-                if visitor.reservation.client != one.client and session not in self.came_again:
-                    visitor.waited_for[one.client] += 1
+                if visitor.reservation.client != asked.client and session not in self.came_again:
+                    visitor.waited_for[asked.client] += 1
                     # One in each round up to its own, and one that was left of the round served when it came.
-                    assert visitor.waited_for[one.client] <= visitor.ahead + 2, "one client holds back another"
+                    assert visitor.waited_for[asked.client] <= visitor.ahead + 2, "one client holds back another"
 
     @precondition(lambda self: self.held)
     @rule(index=st.integers(0, 100), use=st.booleans())
@@ -293,12 +293,12 @@ class AdmissionMachine(RuleBasedStateMachine):
         session = list(self.held)[index % len(self.held)]
         if use:
             self.table.note_step(session, 1, 1, self.now)
-        one = self.held.pop(session)
+        asked = self.held.pop(session)
         self.admit(self.table.release(session, self.now))
         if not use:
-            self.gone.append(one)
+            self.gone.append(asked)
             if session in self.by_queue:
-                self.note_departure(one)
+                self.note_departure(asked)
 
     @precondition(lambda self: self.waiting)
     @rule(index=st.integers(0, 100))
@@ -306,10 +306,10 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.give_up(list(self.waiting)[index % len(self.waiting)])
 
     def give_up(self, session: bytes) -> None:
-        one = self.waiting.pop(session).reservation
-        self.note_departure(one)
+        asked = self.waiting.pop(session).reservation
+        self.note_departure(asked)
         self.admit(self.table.leave(session, self.now))
-        self.gone.append(one)
+        self.gone.append(asked)
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 7.0, 50.0]))
     def time_passes(self, seconds: float) -> None:

@@ -76,7 +76,7 @@ def waiting_at(places: int, load: float, seconds: float) -> float:
 
 @pytest.mark.parametrize(("places", "load"), [(1, 1.0), (2, 1.0), (2, 5.6), (40, 5.6)])
 def test_one_peer_is_a_queue(places, load):
-    """All of the model on one peer with room for so many sessions."""
+    """All of the model on one peer with room for `places` sessions."""
     perf = model([(6 + 6 * SESSION_BYTES * places, 0.01)], [[0.1]])
     times = request_times(perf, np.array([(0, 6)]), np.ones(1), load)
     assert times.alone[0] == pytest.approx(11 * 0.1 + 12 * 6 * 0.01)

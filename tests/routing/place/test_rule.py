@@ -54,7 +54,7 @@ class Churn(RuleBasedStateMachine):
 
     def change(self, index: int, **fields: object) -> None:
         chosen = self.swarm.peers[index % len(self.swarm.peers)].id
-        peers = tuple(replace(one, **fields) if one.id == chosen else one for one in self.swarm.peers)
+        peers = tuple(replace(member, **fields) if member.id == chosen else member for member in self.swarm.peers)
         self.swarm = replace(self.swarm, peers=peers)
 
     @precondition(lambda self: len(self.swarm.peers) < 16)
@@ -226,7 +226,7 @@ def test_a_fast_peer_gives_up_blocks_for_room():
     snapshot = swarm_of_overfull_fast_peers()
     rested, moves = settle(snapshot)
     assert moves
-    before, after = (PlanningView.of(one, POLICY) for one in (snapshot, rested))
+    before, after = (PlanningView.of(seen, POLICY) for seen in (snapshot, rested))
     assert before.concurrency == after.concurrency >= 7
     assert before.model.full_sessions(before.ranges[:, 1] - before.ranges[:, 0])[0] == 1
     times = [view.request_times(view.ranges) for view in (before, after)]

@@ -159,7 +159,7 @@ def test_blocks_without_room_are_told_apart_from_blocks_without_host() -> None:
 
 
 def test_full_peers_say_when_more_is_known() -> None:
-    """Of two hosts of the full blocks the one whose last announced release comes first counts."""
+    """Among the hosts of the full blocks, the one whose last announced release comes first counts."""
     late = {"kv_tokens_free": 0, "releases": (KvRelease(5.0, 1), KvRelease(50.0, 1))}
     soon = {"kv_tokens_free": 0, "releases": (KvRelease(7.0, 1),)}
     with pytest.raises(NoRouteError, match=r"no host of blocks 2, 3 has room .* or try again later") as caught:

@@ -87,7 +87,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def hop_seconds(case: Case, push: bool) -> Callable[[int, int, int], float]:
-    """What entering a peer after another (or -1) for some blocks costs; leaving the last for the client is extra."""
+    """The cost of entering a peer after another (or -1) for some blocks; leaving the last for the client is extra."""
 
     def seconds(before: int, j: int, blocks: int) -> float:
         compute = float(case.per_block[j]) * blocks

@@ -12,10 +12,11 @@ from blockswarm.routing.papers.instances import Instance
 from blockswarm.routing.place.cgbp import CgbpPlan, place
 from blockswarm.routing.sim.cli import app
 from blockswarm.routing.sim.kernel import Kernel
+from blockswarm.routing.sim.runs.churn import Churn, ChurnReport
 from blockswarm.routing.sim.runs.policies import product_concurrency
 from blockswarm.routing.sim.runs.product import run_exact
 from blockswarm.routing.sim.runs.published import RequestResult, no_progress
-from blockswarm.routing.sim.runs.under_churn import Churn, ChurnReport, ChurnRun
+from blockswarm.routing.sim.runs.under_churn import ChurnRun
 from blockswarm.routing.sim.studies.compare import compare, to_csv, to_table
 from blockswarm.routing.sim.worlds.churn_table import ChurnEvent, Kind
 from blockswarm.routing.sim.worlds.scenario import load_scenario
