@@ -88,13 +88,10 @@ def connect(
             check_values=lambda step: _check_finite(wire, step),
         )
 
-    return SwarmConnection(
-        background_loop(),
-        lambda dialer: SwarmView(identity, dialer, addresses, model_digest, key, timing=timing),
-        config,
-        wire,
-        timing,
-    )
+    def view(dialer: Dialer) -> SwarmView:
+        return SwarmView(identity, dialer, addresses, model_digest, key, timing=timing)
+
+    return SwarmConnection(background_loop(), view, config, wire, timing)
 
 
 def _check_finite(wire: WireFormat, step: WireStep) -> None:

@@ -364,8 +364,7 @@ class SessionWorker:
         """Pass an output on: to the successor, or through the client, or as the answer."""
         if output.epoch != self._latest_epoch:
             return
-        left = max(0.001, deadline - asyncio.get_running_loop().time())
-        output = replace(output, timeout_seconds=left)
+        output = replace(output, timeout_seconds=max(0.001, deadline - asyncio.get_running_loop().time()))
         counters = self._parts.counters
         if self.grant.successor is None:
             await self._parts.outlet.step(output)
