@@ -75,7 +75,13 @@ class ChurnRun:
     """One run. Peers are numbered: first the servers of the instance, then the newcomers in order of joining."""
 
     def __init__(
-        self, instance: Instance, plan: CgbpPlan, fixed_seconds: float, churn: Churn, progress: Progress
+        self,
+        instance: Instance,
+        plan: CgbpPlan,
+        fixed_seconds: float,
+        churn: Churn,
+        progress: Progress,
+        kernel: Kernel | None = None,
     ) -> None:
         servers = instance.model.num_peers
         likes = [server_of(event, list(range(servers))) for event in churn.events if event.kind is Kind.JOIN]
@@ -103,7 +109,7 @@ class ChurnRun:
         self._repair_seconds: list[float] = []
         self._handing_over = False
         self._requests_in_all = len(instance.arrivals_seconds)
-        self.kernel = Kernel()
+        self.kernel = kernel or Kernel()
         self.swarm = FifoSwarm(
             self.kernel,
             self._units().tolist(),

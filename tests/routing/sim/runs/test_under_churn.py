@@ -91,10 +91,10 @@ class Setup:
         self._churn = scenario.churn(0)
         self._delays = (drain, refresh)
 
-    def run(self, *events: ChurnEvent) -> ChurnRun:
+    def run(self, *events: ChurnEvent, kernel: Kernel | None = None) -> ChurnRun:
         ordered = tuple(sorted(events, key=lambda event: event.at_seconds))
         churn = Churn(ordered, self._churn.prompt_tokens, self._churn.prefill, *self._delays)
-        return ChurnRun(self.instance, self.plan, FIXED, churn, no_progress)
+        return ChurnRun(self.instance, self.plan, FIXED, churn, no_progress, kernel)
 
     def play(self, *events: ChurnEvent) -> tuple[list[RequestResult], ChurnReport]:
         return self.run(*events).run()
@@ -275,20 +275,18 @@ def check(run: ChurnRun) -> None:
             assert not swarm.running_on(peer)
 
 
-def play_checked(run: ChurnRun, monkeypatch: pytest.MonkeyPatch) -> tuple[list[RequestResult], ChurnReport]:
-    """The run, with the invariants checked after every action."""
-    at = Kernel.at
+class CheckedKernel(Kernel):
+    """Checks the invariants of `run` after every action."""
 
-    def checked(kernel: Kernel, seconds: float, action, priority: int = 0):
+    run_checked: ChurnRun | None = None
+
+    def at(self, seconds: float, action, priority: int = 0):
         def then_check() -> None:
             action()
-            check(run)
+            assert self.run_checked is not None
+            check(self.run_checked)
 
-        return at(kernel, seconds, then_check, priority)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Kernel, "at", checked)
-        return run.run()
+        return super().at(seconds, then_check, priority)
 
 
 EVENTS = st.lists(
@@ -315,8 +313,9 @@ def test_every_request_ends_or_is_unserved_and_memory_is_never_over_committed(
     events: list[ChurnEvent], text: str, drain: float, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     setup = Setup(tmp_path_factory.mktemp("churn"), text, drain=drain)
-    run = setup.run(*events)
-    results, report = play_checked(run, pytest.MonkeyPatch())
+    kernel = CheckedKernel()
+    run = kernel.run_checked = setup.run(*events, kernel=kernel)
+    results, report = run.run()
     assert len(results) + report.unserved_requests == 40
     assert len(report.repair_seconds) == report.repairs + report.restarts
     assert min(report.repair_seconds, default=0.0) >= 0.0
