@@ -134,7 +134,7 @@ def test_unreachable_initial_peers(folder: Path, tmp_path: Path) -> None:
 
 def test_an_initial_peer_that_is_somebody_else(serving: SwarmThread, folder: Path, tmp_path: Path) -> None:
     address = PeerAddress(Identity.generate().peer_id, serving.swarm.peers[0].address.target)
-    check_refused(run(tmp_path, folder, "--initial-peers", address), 1, "not who it claims to be")
+    check_refused(run(tmp_path, folder, "--initial-peers", address), 1, "not the node that it claims to be")
 
 
 def test_another_model_than_the_swarms(serving: SwarmThread, tmp_path: Path) -> None:
