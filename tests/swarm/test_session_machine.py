@@ -433,4 +433,4 @@ class SessionMachine(RuleBasedStateMachine):
 
 
 def test_a_session_gives_what_one_cache_gives() -> None:
-    run_state_machine_as_test(SessionMachine, settings=settings(max_examples=int(__import__("os").environ.get("EX","80")), stateful_step_count=30, deadline=None))
+    run_state_machine_as_test(SessionMachine, settings=settings(max_examples=80, stateful_step_count=30, deadline=None))
