@@ -185,7 +185,7 @@ def test_a_private_swarm_of_real_peers_gives_the_models_own_tokens(
         metrics = page.read().decode()
     assert "blockswarm_step_rows_count 12.0" in metrics, "one step for the prompt, one for each further token"
     assert "blockswarm_admission_wait_seconds_count 1.0" in metrics
-    assert os.getpriority(os.PRIO_PROCESS, second.process.pid) == 10
+    assert os.getpriority(os.PRIO_PROCESS, second.process.pid) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
     model.session_factory.close()
     assert second.stop() == 0
     with pytest.raises(ProcessLookupError):
