@@ -64,6 +64,7 @@ TESTED_BY = {
     "routing/sim/cli.py": "tests/routing/sim/worlds/test_scenario.py",
     "routing/sim/metrics.py": "tests/routing/sim/worlds/test_scenario.py",
     "routing/sim/runs/policies.py": "tests/routing/sim/worlds/test_scenario.py",
+    "routing/sim/runs/churn.py": "tests/routing/sim/runs/test_under_churn.py",
     "routing/sim/runs/product.py": "tests/routing/sim/runs/test_under_churn.py",
     "routing/sim/runs/progress.py": "tests/routing/sim/runs/test_push.py",
     "routing/sim/runs/published.py": "tests/routing/sim/worlds/test_scenario.py",

@@ -209,7 +209,8 @@ def test_sessions_go_on_while_the_peer_moves_to_and_fro(name: str, route: Batchi
 
     asyncio.run(run())
     moving.peer.engine.close()
-    assert max(record.sessions for record in moving.peer.records) > 2
+    # Which of them meet in a pass is a matter of timing; that two do, is not.
+    assert max(record.sessions for record in moving.peer.records) >= 2
 
 
 class _Cancelled(Exception):
