@@ -48,6 +48,7 @@ def test_decode_rows_are_in_every_step_and_prompts_keep_to_the_budget(jobs: list
     validate_choice(jobs, chunk, plan_step(jobs, chunk))
 
 
+@pytest.mark.slow
 @given(st.lists(JOBS, min_size=1, max_size=12), st.integers(1, 40))
 def test_every_job_is_complete_after_chunks_times_jobs_steps(arrivals: list[list[list[int]]], chunk: int) -> None:
     """However many others arrive. A row is always cut at the same places: its results do not depend on the others."""

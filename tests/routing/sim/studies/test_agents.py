@@ -23,6 +23,7 @@ def run(seed: int, setup: ProtocolSetup = BUSY) -> ProtocolReport:
     return run_protocol(SMALL, setup, random.Random(seed), EAGER)
 
 
+@pytest.mark.slow
 def test_the_protocol_never_takes_a_last_server():
     """Snapshots up to 60 s old, a third of the records lost, clocks off by seconds, dozens of moves."""
     reports = [run(seed) for seed in range(4)]
@@ -44,6 +45,7 @@ def test_without_witnesses_last_servers_would_be_taken():
     assert any(report.last_servers_taken > 0 for report in reports)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_old_records_alone_do_not_keep_the_swarm_from_resting(seed):
     """Without losses, but with records up to 60 s old, nothing moves once nobody comes or goes; equal seeds agree."""
