@@ -49,8 +49,8 @@ class ChainRouter(Protocol):
         """Those peers were banned for what was this machine's network: lift the bans."""
         ...
 
-    async def reaches_anybody(self, excluded: frozenset[PeerId], seconds: float) -> bool:
-        """Whether any known node but those in `excluded` answers within `seconds` over a new connection."""
+    async def reaches_anybody(self, seconds: float) -> bool:
+        """Whether any known node answers within `seconds` over a new connection."""
         ...
 
     def leaving(self, peer: PeerId) -> bool:

@@ -200,8 +200,8 @@ class ChainSession:
                 self._background.start(self._guarded(self._choose(action)), "choose a chain")
             case ev.Look():
                 self._background.start(self._guarded(self._look()), "look at the swarm")
-            case ev.AskOutside(excluded):
-                self._background.start(self._guarded(self._reach(excluded)), "reach anybody")
+            case ev.AskAnybody():
+                self._background.start(self._guarded(self._reach()), "reach anybody")
             case ev.Ready(held):
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(held)
@@ -253,8 +253,8 @@ class ChainSession:
             error = failure
         self._feed(ev.Looked(error))
 
-    async def _reach(self, excluded: frozenset[PeerId]) -> None:
-        reached = await self._config.router.reaches_anybody(excluded, self._config.timing.chain.probe_seconds)
+    async def _reach(self) -> None:
+        reached = await self._config.router.reaches_anybody(self._config.timing.chain.probe_seconds)
         self._feed(ev.NetworkBack() if reached else ev.NetworkAway())
 
     # --- what is said to peers ---

@@ -91,9 +91,9 @@ class ViewRouter:
         """Those peers were banned for what was this machine's network: lift the bans."""
         self._view.pardon(peers)
 
-    async def reaches_anybody(self, excluded: frozenset[PeerId], seconds: float) -> bool:
-        """Whether any known node but those in `excluded` answers within `seconds` over a new connection."""
-        return await self._view.reaches_anybody(excluded, seconds)
+    async def reaches_anybody(self, seconds: float) -> bool:
+        """Whether any known node answers within `seconds` over a new connection."""
+        return await self._view.reaches_anybody(seconds)
 
     def leaving(self, peer: PeerId) -> bool:
         """Whether the peer says that it is about to leave."""

@@ -130,15 +130,16 @@ class SwarmView:
             if known := self.peers.get(peer):
                 self._dialer.renew(known.address)
 
-    async def reaches_anybody(self, excluded: frozenset[PeerId], seconds: float) -> bool:
-        """Whether any known node but those in `excluded` answers a ping in time over a connection of its own."""
+    async def reaches_anybody(self, seconds: float) -> bool:
+        """Whether any known node answers a ping in time, each over a new connection."""
         known = [*(peer.address for peer in self.peers.values()), *self._initial_peers]
-        addresses = list(dict.fromkeys(address for address in known if address.peer not in excluded))
+        addresses = list(dict.fromkeys(known))
 
         async def answers(address: Reach) -> bool:
             try:
                 async with self._dialer.dialed_once(address) as stub:
-                    await ping(stub, address, seconds)
+                    with blamed_on(address):
+                        await ping(stub, address, seconds)
             except SwarmError:
                 return False
             return True

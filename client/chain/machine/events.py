@@ -91,12 +91,12 @@ class Looked:
 
 @dataclass(frozen=True, slots=True)
 class NetworkBack:
-    """A node outside the chain answered: this machine's network works."""
+    """Some node answered over a new connection: this machine's network works."""
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkAway:
-    """No node outside the chain answered."""
+    """No node answered."""
 
 
 # --- events: what a peer of the chain says, or its stream ---
@@ -205,10 +205,11 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class AskOutside:
-    """Find out whether any node outside the chain answers: `NetworkBack` or `NetworkAway`."""
+class AskAnybody:
+    """Find out whether any known node answers over a new connection: `NetworkBack` or `NetworkAway`.
 
-    excluded: frozenset[PeerId]
+    The chain's own peers are asked as well: in a small swarm there are no others.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +347,6 @@ class Fail:
 
 
 Action = (
-    Choose | Look | AskOutside | Open | Reroute | Send | Replay | Probe | Export | StopExport | Leave
+    Choose | Look | AskAnybody | Open | Reroute | Send | Replay | Probe | Export | StopExport | Leave
     | Ban | Pardon | Tell | Ready | Done | Fail
 )  # fmt: skip

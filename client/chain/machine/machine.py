@@ -10,13 +10,13 @@ The rules, in the order in which they are tried:
    late is dropped.  An operation is over when all of its steps were sent in the present epoch and are answered.
 2. A late answer blames nobody.  All peers are probed; those that are silent while others answer are given up, a link
    that swallowed the step is relayed, a peer that answers probes and not the step is given up after `late_chances`.
-   If all are silent, a node outside the chain is asked: where that is silent as well, it is this machine's network that
-   is away, and nobody is given up before it is back.
+   If all are silent, every known node is asked over a new connection: where none answers, it is this machine's network
+   that is away, and nobody is given up before it is back.
 3. A chain with a failed hop is repaired: the failed are left and banned, the router fills the gaps, the hops that stay
    get their new neighbours in a new epoch, the new ones their caches (`facts.next_rebuild`), and the steps of all
    operations under way are sent again with the same numbers.  Peers that applied them answer from what they kept.
 4. What follows from the input ends the session at once, and blames nobody: a peer says that the input cannot be
-   computed, or two different peers fail in the same step.
+   computed, or two different peers of a block fail in the same step.
 5. Before an operation, while nothing is under way, hops that leave or are slow hand their cache over.
 
 Every change of phase is in the table of phases.py; the machine asserts that it makes no other.
@@ -220,12 +220,13 @@ class ChainMachine(Watching):
         hop.fail(error)
 
     def _note_failed_step(self, hop: HopFacts, error: SwarmError) -> None:
-        """Two different peers that fail in the same step: it is the input. Raises Ended."""
+        """Two peers of one block that fail in the same step: it is the input. Raises Ended."""
         seq = self._progress[0].unanswered or self._progress[0].operation.first_seq
-        self._failed_in = {peer: at for peer, at in self._failed_in.items() if at == seq}
-        others = [peer for peer in self._failed_in if peer != hop.peer]
-        self._failed_in[hop.peer] = seq
-        if others:
+        self._failed_in = {peer: (at, blocks) for peer, (at, blocks) in self._failed_in.items() if at == seq}
+        others = (blocks for peer, (_, blocks) in self._failed_in.items() if peer != hop.peer)
+        agreed = any(set(hop.blocks) & set(blocks) for blocks in others)
+        self._failed_in[hop.peer] = seq, hop.blocks
+        if agreed:
             raise Ended(GiveUp(f"two peers cannot compute this input: {error}", hint=_INPUT_HINT))
 
     def _take_answered(self, event: ev.Answered) -> None:

@@ -39,7 +39,7 @@ class Repairing(ChainState):
         self._move = None
         if roster.hops and not trouble.back and all(_is_silent(hop) for hop in roster.hops):
             self._statuses = {}
-            return self._ask_others()
+            return self._ask_anybody()
         if not roster.has_failed() and roster.hops:  # only a link has to be relayed
             return self._connect(roster.hops)
         if only_full(roster.hops):
@@ -58,9 +58,9 @@ class Repairing(ChainState):
             trouble.banned |= {hop.peer for hop in hops if not hop.alive and hop.to_blame}
         return self._roster.drop_failed(hops, ban=not trouble.away)
 
-    def _ask_others(self) -> bool:
+    def _ask_anybody(self) -> bool:
         """Everybody in the chain is silent: is it they, or this machine's network?"""
-        self._emit(ev.AskOutside(frozenset(hop.peer for hop in self._roster.hops)))
+        self._emit(ev.AskAnybody())
         return self.phase is Phase.AWAY or self._enter(Phase.AWAY)
 
     # --- choosing ---

@@ -24,6 +24,7 @@ from .reserve import OrderedReservation
 from .roster import Roster
 
 _MAX_LENIENCY = 4.0
+"""Waits grow with repairs up to this many times their usual length."""
 
 
 class SwarmFacts(Protocol):
@@ -163,8 +164,8 @@ class ChainState:
         self._nonce = 0
         self._statuses: dict[ev.HopId, Status] = {}
         self._late_times = 0
-        self._failed_in: dict[PeerId, int] = {}
-        """Peer -> the step in which it failed to compute."""
+        self._failed_in: dict[PeerId, tuple[int, BlockRange]] = {}
+        """Peer -> the step in which it failed to compute, and its blocks."""
 
     @property
     def layout(self) -> ev.Layout:

@@ -38,7 +38,7 @@ class Watching(Moving):
             return False
         trouble = self._in_trouble()
         if len(silent) == len(hops) and not trouble.back:
-            return self._ask_others()
+            return self._ask_anybody()
         for hop in silent:
             hop.fail(DeadlineExceeded(f"{hop.choice.address} does not answer"), to_blame=not trouble.away)
         return self._repair()
@@ -65,5 +65,5 @@ class Watching(Moving):
             return self._examine(again=True)
         if self._is_late:
             self._deadline = math.inf
-            self._ask_others()
+            self._ask_anybody()
         return False

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import closing
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -63,6 +63,10 @@ class Net:
             lookup=self._call(lambda: peer.lookup, lambda: pb.LookupReply(records=self._records())),
             ping=self._call(lambda: peer.ping, pb.PingReply),
         )
+
+    @asynccontextmanager
+    async def dialed_once(self, address: PeerAddress) -> AsyncIterator[Any]:
+        yield self.stub(address)
 
     def _call(self, special: Callable[[], Any], usual: Callable[[], Any]) -> Callable[..., Awaitable[Any]]:
         async def call(request: object, timeout: float) -> Any:
@@ -188,5 +192,19 @@ def test_one_look_serves_all_that_ask_meanwhile_also_if_the_first_goes_away() ->
         first.cancel()
         await second
         assert len(lookups) == len(net.peers)
+
+    in_view(scenario)
+
+
+@pytest.mark.parametrize("answer", [unreadable, raise_value_error])
+def test_somebody_is_reached_while_any_peer_answers_whoever_uses_it(answer: Callable[[], None]) -> None:
+    """In a small swarm all peers are those of the chain that fell silent: one that answers tells of the network."""
+
+    async def scenario(view: SwarmView, net: Net) -> None:
+        first, second = net.peers.values()
+        first.ping = answer
+        assert await view.reaches_anybody(1.0)
+        second.ping = answer
+        assert not await view.reaches_anybody(1.0)
 
     in_view(scenario)
