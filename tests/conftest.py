@@ -24,8 +24,8 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, suppres
 settings.load_profile("repeatable")
 
 
-USUAL_FAMILIES = {"llama", "gemma3", "mixtral", "gpt2"}
-"""The families that `scripts/test --fast` tries: dense, sliding windows, experts, an old one."""
+USUAL_FAMILIES = {"llama", "gemma3", "mixtral"}
+"""The families that `scripts/test --fast` tries: dense, sliding windows, experts."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -72,6 +72,7 @@ def test_blockswarm_stays_a_namespace():
     assert getattr(blockswarm, "__file__", None) is None
 
 
+@pytest.mark.long
 def test_nothing_imports_a_folder_as_a_top_level_package():
     """`import routing` would make a second copy of every class beside `blockswarm.routing`."""
     wrong = [found for path in all_files() for found in imports_of(path) if found.top in FOLDERS]
@@ -96,6 +97,7 @@ def test_torch_stays_in_the_engine_and_at_the_edges_of_the_model():
     assert not wrong, listing(wrong)
 
 
+@pytest.mark.long
 def test_nothing_is_unpickled():
     """A pickle from a peer, a hub or a disk is somebody else's program."""
     wrong: list[object] = [found for found in package_imports() if found.top in UNPICKLING]

@@ -93,6 +93,7 @@ def test_tests_that_are_named_exist(document: str, reference: str) -> None:
     assert re.search(rf"^def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
 
 
+@pytest.mark.long
 def test_the_map_is_what_the_code_says() -> None:
     """A module that is added, renamed or split is in the map at once: `scripts/map` writes it from the docstrings."""
     checked = subprocess.run([sys.executable, ROOT / "scripts" / "map", "--check"], capture_output=True, text=True)
@@ -140,6 +141,7 @@ def test_the_map_says_which_room_lacks_its_line(tmp_path: Path) -> None:
         script.render()
 
 
+@pytest.mark.long
 def test_the_map_replaces_whatever_stands_in_its_place() -> None:
     """Also the marks of a merge that failed there."""
     script = map_script()

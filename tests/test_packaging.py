@@ -37,6 +37,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(next(output.glob("*.whl")))
 
 
+@pytest.mark.long
 def test_wheel_has_one_top_level_package(wheel: zipfile.ZipFile):
     """A package named `proto` or `client` of ours would overwrite somebody else's."""
     top = {name.partition("/")[0] for name in wheel.namelist()}

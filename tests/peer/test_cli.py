@@ -137,6 +137,7 @@ def test_an_initial_peer_that_is_somebody_else(serving: SwarmThread, folder: Pat
     check_refused(run(tmp_path, folder, "--initial-peers", address), 1, "not the node that it claims to be")
 
 
+@pytest.mark.long
 def test_another_model_than_the_swarms(serving: SwarmThread, tmp_path: Path) -> None:
     other = write_tiny_checkpoint("llama", tmp_path / "other", rms_norm_eps=1e-5)
     words = ("serve test", serving.swarm.digest[:12], "same model")

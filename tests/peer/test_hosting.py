@@ -287,6 +287,7 @@ def test_the_room_follows_what_is_hosted(checkpoint: Checkpoint) -> None:
     run(checkpoint, scenario)
 
 
+@pytest.mark.long
 def test_waiting_sessions_that_can_no_longer_be_served_are_refused(checkpoint: Checkpoint) -> None:
     """Their blocks are gone, or there is less room in all than they asked for; the others keep their places."""
 

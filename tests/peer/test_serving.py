@@ -132,6 +132,7 @@ async def goes_well(number: int) -> None:
     """Every announcement reaches the directory."""
 
 
+@pytest.mark.long
 def test_a_peer_announces_itself_until_it_is_stopped(
     tmp_path: Path, checkpoint: Checkpoint, examined: Examined
 ) -> None:
@@ -174,6 +175,7 @@ def test_an_announcer_that_fails_ends_the_peer_with_its_reason(
     asyncio.run(scenario())
 
 
+@pytest.mark.long
 def test_a_directory_that_is_unreachable_for_a_while_ends_nothing(
     tmp_path: Path, checkpoint: Checkpoint, examined: Examined
 ) -> None:

@@ -31,6 +31,7 @@ def models(draw: st.DrawFn) -> ChainModel:
     return ChainModel(blocks, 2.0, 0.5, np.array(draw(numbers)), np.array(draw(numbers)), np.array(draw(numbers)) / 10)
 
 
+@pytest.mark.long
 @settings(max_examples=200, deadline=None)
 @given(model=models(), capacity=st.integers(1, 6), rate=st.integers(1, 50).map(lambda r: r / 10))
 def test_composed_chains_fit_in_memory_and_use_up_every_link(model: ChainModel, capacity: int, rate: float) -> None:
@@ -65,6 +66,7 @@ def placements(draw: st.DrawFn) -> tuple[int, tuple[BlockRange | None, ...]]:
     return blocks, tuple(BlockRange(min(ends), max(ends)) if ends[0] != ends[1] else None for ends in drawn)
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(placed=placements(), data=st.data())
 def test_gca_finds_what_the_hop_graph_finds_round_after_round(
@@ -90,6 +92,7 @@ def test_gca_finds_what_the_hop_graph_finds_round_after_round(
     assert graph.cheapest(edges, closed) is None
 
 
+@pytest.mark.long
 @settings(max_examples=100, deadline=None)
 @given(model=models(), rate=st.integers(1, 50).map(lambda r: r / 10))
 def test_the_chosen_c_is_the_best_of_all(model: ChainModel, rate: float) -> None:
@@ -123,6 +126,7 @@ def test_equal_chains_are_an_mmc_queue(servers: int, rate: float) -> None:
     assert bounds.response_seconds[0] == pytest.approx(bounds.occupancy[0] / rate)
 
 
+@pytest.mark.long
 def test_the_bounds_enclose_a_simulated_jffc_queue() -> None:
     """Two unequal chains, exponential sizes: the simulated mean number lies between the bounds."""
     chains = [CapacityChain((), 2, 1.0), CapacityChain((), 3, 4.0)]

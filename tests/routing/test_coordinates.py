@@ -124,6 +124,7 @@ def test_one_node_or_two_can_be_embedded():
     assert a.rtt_seconds(b) == pytest.approx(0.08, rel=0.02)
 
 
+@pytest.mark.long
 @given(st.lists(coordinates, max_size=12), st.randoms())
 def test_centroids_do_not_depend_on_the_order_and_stay_inside(nodes, rnd):
     found = centroids(nodes)

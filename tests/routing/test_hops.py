@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
+import pytest
 from blockswarm.routing.hops import HopGraph
 from blockswarm.routing.swarm import BlockRange
 from hypothesis import given, settings
@@ -67,6 +68,7 @@ def dijkstra(num_blocks: int, ranges: Ranges, visit: list[int], per_block: list[
     return path[::-1]
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(placement=placements(), data=st.data())
 def test_the_cheapest_chain_is_dijkstras_ties_included(

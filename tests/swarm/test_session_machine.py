@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from blockswarm.client.chain.machine.events import HopChoice, Layout
 from blockswarm.client.chain.prefixes import PageNames
 from blockswarm.client.chain.session import ChainSession
@@ -432,5 +433,6 @@ class SessionMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
+@pytest.mark.long
 def test_a_session_gives_what_one_cache_gives() -> None:
     run_state_machine_as_test(SessionMachine, settings=settings(max_examples=80, stateful_step_count=30, deadline=None))

@@ -169,6 +169,7 @@ class Twins:
             assert self.swarm.batch_size == len(held)
 
 
+@pytest.mark.long
 @given(st.data())
 def test_peers_hold_what_transformers_own_cache_would_hold(data: st.DataObject):
     """Random forwards, crops, reorders, repetitions and selections; small alphabets make many rows equal."""

@@ -60,6 +60,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
 def test_every_setting_of_generate_works_as_in_the_full_model(
     full: PreTrainedModel, model: Any, setting: dict[str, Any]
@@ -67,6 +68,7 @@ def test_every_setting_of_generate_works_as_in_the_full_model(
     assert_same(full, model, **prompt(12, 3, 7), **GREEDY | setting)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_assistant_model(full: PreTrainedModel, model: Any, chain: LocalChain, do_sample: bool):
     """Several guesses are verified by one step, and refused ones are cropped by the next."""
@@ -78,6 +80,7 @@ def test_assistant_model(full: PreTrainedModel, model: Any, chain: LocalChain, d
     assert len(chain.plans) < 16
 
 
+@pytest.mark.long
 def test_prompt_lookup_saves_steps(full: PreTrainedModel, model: Any, chain: LocalChain):
     plain = full.generate(input_ids=REPETITIVE, **GREEDY | {"max_new_tokens": 40})
     assert_same(full, model, input_ids=plain, prompt_lookup_num_tokens=5, **GREEDY | {"max_new_tokens": 30})
@@ -147,6 +150,7 @@ def test_only_the_wanted_tokens_come_back(model: Any, chain: LocalChain):
     assert chain.plans[0].answers == 2
 
 
+@pytest.mark.long
 def test_room_is_reserved_for_rows_times_beams(model: Any, chain: LocalChain):
     """The hook that knows batch, beams and length is private to transformers; this notices when it goes."""
     assert "_prepare_cache_for_generation" in vars(GenerationMixin)
@@ -213,6 +217,7 @@ def test_a_returned_cache_is_over_with_its_call(model: Any):
         model.generate(result.sequences, past_key_values=result.past_key_values, **GREEDY)
 
 
+@pytest.mark.long
 def test_a_model_is_used_by_several_threads(full: PreTrainedModel, model: Any):
     expected = {seed: full.generate(**prompt(6, seed=seed), **GREEDY).tolist() for seed in range(4)}
     results: dict[int, Any] = {}

@@ -46,6 +46,7 @@ def test_rewind_is_free_and_exact(full: PreTrainedModel, model: Any, chain: Loca
     assert len(chain.sessions) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "setting",
     [

@@ -95,6 +95,7 @@ def expected(full_model: Any, folder: Path, prompt: str, new_tokens: int, **kwar
 # --- generate ---
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("more", [{}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 4}], ids=str)
 def test_generate_writes_what_the_model_alone_says(
     serving: SwarmThread, full_model: Any, folder: Path, more: dict[str, int]
@@ -126,6 +127,7 @@ def test_json_and_report_tell_the_chain_and_how_steps_were_passed_on(
     assert "no repairs" in result.stderr
 
 
+@pytest.mark.long
 def test_drawing_is_repeatable_with_a_seed(serving: SwarmThread, folder: Path) -> None:
     texts = [
         run("generate", folder, *serving.initial, "-p", PROMPT, "-n", 12, "--temperature", 2, "--seed", seed).stdout

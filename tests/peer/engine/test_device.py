@@ -135,6 +135,7 @@ def test_on_a_gpu_no_form_of_the_processor_is_tried(tmp_path: Path) -> None:
     assert "pip install bitsandbytes" in (caught.value.hint or "")
 
 
+@pytest.mark.long
 def test_what_is_known_of_a_model_before_it_is_loaded(tmp_path: Path) -> None:
     """On a GPU: its own free memory, the dtype that was published, and no threads are measured."""
     checkpoint = open_checkpoint(write_tiny_checkpoint("llama", tmp_path))
@@ -150,6 +151,7 @@ def test_what_is_known_of_a_model_before_it_is_loaded(tmp_path: Path) -> None:
 # --- a stage elsewhere ---
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("route", BatchingRoute, ids=lambda route: route.value)
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_oss", "deepseek_v3", "falcon", "bloom", "gpt2", "mixtral"])
 def test_everything_of_a_stage_is_where_the_stage_is(name: str, route: BatchingRoute, tmp_path: Path) -> None:
@@ -165,6 +167,7 @@ def test_everything_of_a_stage_is_where_the_stage_is(name: str, route: BatchingR
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SERVED_MODELS)
 def test_every_family_runs_elsewhere(name: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_tiny_checkpoint(name, tmp_path))
@@ -174,6 +177,7 @@ def test_every_family_runs_elsewhere(name: str, tmp_path: Path) -> None:
         assert steps(stage.view(BLOCKS), CUDA).isfinite().all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_oss", "mixtral"])
 def test_int8_weights_are_packed_where_they_stay(name: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_tiny_checkpoint(name, tmp_path))
@@ -245,6 +249,7 @@ def test_a_trial_ends_on_the_processor() -> None:
     assert copied == [3, 7]
 
 
+@pytest.mark.long
 def test_an_engine_answers_the_same_from_elsewhere(tmp_path: Path) -> None:
     """End to end: from the bytes of steps to the bytes of answers, exported and imported caches included."""
     checkpoint = open_checkpoint(write_tiny_checkpoint("gemma3", tmp_path))

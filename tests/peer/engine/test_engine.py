@@ -613,6 +613,7 @@ def test_a_pass_is_cut_where_the_same_blocks_are_other_modules() -> None:
     ]
 
 
+@pytest.mark.long
 @given(data=st.data(), starts=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=5))
 def test_every_session_passes_its_modules_once_and_in_order(data: st.DataObject, starts: list[tuple[int, int]]) -> None:
     journeys = [

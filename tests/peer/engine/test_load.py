@@ -55,6 +55,7 @@ def test_a_stage_loaded_block_by_block_equals_one_loaded_at_once(name: str, tmp_
     assert packed.dtype == plain.dtype
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", DENSE_PACKED)
 def test_with_int8_a_rows_result_is_the_same_bits_in_every_step(name: str, tmp_path: Path) -> None:
     """All of a block, not only its products: decoding alone, and among others in any number and order."""
@@ -95,6 +96,7 @@ def test_progress_adds_up_over_the_blocks(tmp_path: Path) -> None:
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
+@pytest.mark.long
 def test_block_bytes_are_those_of_the_packed_block(tmp_path: Path) -> None:
     write_tiny_checkpoint("llama", tmp_path, hidden_size=512, intermediate_size=1024, max_shard_size="100MB")
     checkpoint = open_checkpoint(tmp_path)

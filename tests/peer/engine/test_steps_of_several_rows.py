@@ -213,6 +213,7 @@ class StepMachine(RuleBasedStateMachine):
             assert max(run_step(self.view, pieces)) <= TOLERANCE
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["gemma3", "deepseek_v3", "gpt_oss", "falcon-alibi"])
 def test_any_schedule_equals_the_whole_model(name: str) -> None:
     """Windows, a latent cache with experts, sinks, and the padded route with alibi."""

@@ -120,6 +120,7 @@ def test_kept_blocks_are_the_same_modules_and_only_the_others_are_read(moving: M
     assert inside.hosted[3] is new.hosted[3]
 
 
+@pytest.mark.long
 def test_a_session_keeps_blocks_that_are_dropped_until_it_ends(moving: Moving) -> None:
     """And only it does: a session of kept blocks, which opened on the same stage, holds none of the others."""
 
@@ -149,6 +150,7 @@ def test_a_session_keeps_blocks_that_are_dropped_until_it_ends(moving: Moving) -
     asyncio.run(run())
 
 
+@pytest.mark.long
 def test_dropped_blocks_are_freed_at_once_where_no_session_has_them(moving: Moving) -> None:
     """Without waiting for the garbage collector: they may be most of the machine's memory."""
 
@@ -230,6 +232,7 @@ def _fail_at(share: float, error: type[Exception]) -> Callable[[int, int], None]
     return progress
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("packing", [Packing.PLAIN, Packing.PREPACKED])
 @pytest.mark.parametrize("error", [MemoryError, OSError, _Cancelled])
 def test_a_load_that_fails_half_way_leaves_all_as_it_was(

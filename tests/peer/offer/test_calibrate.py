@@ -69,6 +69,7 @@ def test_finds_the_cost(num_blocks: int, noise: float) -> None:
         assert found.prefill_seconds(tokens) == pytest.approx(TRUE.prefill_seconds(tokens), rel=0.1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("factor", [0.01, 1, 10])
 def test_keeps_to_its_budget(factor: float) -> None:
     stage = TimedStage(ComputeCost(*(factor * getattr(TRUE, name) for name in ComputeCost.__slots__)), 80, 0.0)
@@ -83,6 +84,7 @@ def test_an_earlier_measurement_holds_while_the_machine_is_as_fast() -> None:
     assert not still_holds(stage_of(stage), twice, lambda: stage.seconds)
 
 
+@pytest.mark.long
 def test_measures_a_real_stage(tmp_path: Any) -> None:
     """Whatever the figures are: they are a cost, and the real stage takes the trial's rows."""
     torch.set_num_threads(1)

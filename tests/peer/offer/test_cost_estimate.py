@@ -48,6 +48,7 @@ def assert_near(found: ComputeCost, true: ComputeCost, share: float) -> None:
         assert found.prefill_seconds(tokens) == pytest.approx(true.prefill_seconds(tokens), rel=share)
 
 
+@pytest.mark.long
 @given(seed=st.integers(0, 10**6), factor=st.floats(0.3, 4.0))
 @settings(max_examples=20, deadline=None)
 def test_a_wrong_start_is_corrected(seed: int, factor: float) -> None:
@@ -58,6 +59,7 @@ def test_a_wrong_start_is_corrected(seed: int, factor: float) -> None:
     assert_near(estimate.cost, TRUE, 0.1)
 
 
+@pytest.mark.long
 def test_a_machine_that_becomes_slow_is_followed() -> None:
     estimate = CostEstimate(TRUE)
     slow = ComputeCost(*(2 * getattr(TRUE, name) for name in ComputeCost.__slots__))

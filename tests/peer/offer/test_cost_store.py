@@ -26,6 +26,7 @@ def test_comes_back_under_the_same_conditions_only(tmp_path: Path) -> None:
         assert store.load(other) is None
 
 
+@pytest.mark.long
 def test_keeps_the_newest(tmp_path: Path) -> None:
     store = CostStore(tmp_path)
     for threads in range(1, 80):

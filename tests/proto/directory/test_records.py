@@ -106,6 +106,7 @@ def signed(payload: bytes = b"payload", expires_at: float = NOW + 60, owner: Ide
 # --- the payload ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @given(record=peer_records())
 def test_what_is_announced_is_what_is_read(record: PeerRecord) -> None:
     assert decode_peer_record(ALICE.peer_id, encode_peer_record(record)) == record
@@ -151,6 +152,7 @@ def test_no_field_is_forgotten(holder: type) -> None:
         assert field.default is dataclasses.MISSING or getattr(value, field.name) != field.default, field.name
 
 
+@pytest.mark.long
 @given(record=peer_records(), private=st.booleans())
 def test_signed_round_trip(record: PeerRecord, private: bool) -> None:
     swarm_key = SWARM_KEY if private else None
@@ -264,6 +266,7 @@ def test_random_bytes_are_no_announcement(payload: bytes) -> None:
         decode_peer_record(ALICE.peer_id, payload)
 
 
+@pytest.mark.long
 @settings(max_examples=300)
 @given(position=st.integers(0, 10_000), value=st.integers(0, 255))
 def test_a_changed_byte_never_raises_anything_unexpected(position: int, value: int) -> None:

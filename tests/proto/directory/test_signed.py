@@ -59,6 +59,7 @@ def test_nothing_of_a_record_can_be_changed(forged: SignedRecord) -> None:
             verify_record(forged, NOW, cache=cache)
 
 
+@pytest.mark.long
 @settings(max_examples=300)
 @given(position=st.integers(0, 10_000), bit=st.integers(0, 7))
 def test_no_changed_bit_of_the_stored_form_verifies(position: int, bit: int) -> None:

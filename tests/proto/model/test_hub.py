@@ -219,6 +219,7 @@ class TestEnvironment:
         everything = {**plain, "XDG_CACHE_HOME": str(folder), "HF_HOME": str(folder / "hf"), **environment}
         return subprocess.run(command, env=everything, capture_output=True, text=True, check=False, timeout=120)
 
+    @pytest.mark.long
     def test_endpoint_and_token_are_heeded(self, hub: FakeHub, tmp_path: Path) -> None:
         finished = self.read_as_a_user(tmp_path, HF_ENDPOINT=hub.endpoint, HF_TOKEN="secret")
         assert finished.returncode == 0, finished.stderr

@@ -56,6 +56,7 @@ def steps(draw: st.DrawFn) -> WireStep:
     )  # fmt: skip
 
 
+@pytest.mark.long
 @given(steps())
 def test_a_step_arrives_as_it_was_sent(step: WireStep) -> None:
     head, chunks = encode_step(step)

@@ -58,6 +58,7 @@ def apply_to_lists(rows: list[list[int]], plan: StepPlan, tokens: list[int]) -> 
     return rows
 
 
+@pytest.mark.long
 @given(histories())
 def test_holds_exactly_the_tokens_of_every_row(history: list[tuple[StepPlan, list[int]]]) -> None:
     buffer, rows = ReplayBuffer(TOKEN_BYTES), []
@@ -68,6 +69,7 @@ def test_holds_exactly_the_tokens_of_every_row(history: list[tuple[StepPlan, lis
         assert [read_row(buffer, index) for index in range(len(rows))] == [pack(row) for row in rows]
 
 
+@pytest.mark.long
 @given(histories(), st.integers(1, 7))
 def test_a_replay_brings_an_empty_buffer_to_the_same_state(
     history: list[tuple[StepPlan, list[int]]], size: int
@@ -83,6 +85,7 @@ def test_a_replay_brings_an_empty_buffer_to_the_same_state(
     assert all(read_row(copy, row) == read_row(buffer, row) for row in range(len(copy.lengths)))
 
 
+@pytest.mark.long
 @given(histories(), st.integers(1, 7))
 def test_a_split_step_does_what_the_whole_step_does(history: list[tuple[StepPlan, list[int]]], size: int) -> None:
     whole, parts = RowTable(), RowTable()

@@ -105,6 +105,7 @@ def positions(plan: StepPlan, wanted: bool) -> list[tuple[int, int]]:
     ]
 
 
+@pytest.mark.long
 @given(tables_and_plans(), st.integers(1, 50))
 def test_the_parts_of_a_plan_are_the_plan(given: tuple[RowTable, StepPlan], max_tokens: int) -> None:
     """The same tokens in the same order, the same answers, and the same table in the end."""

@@ -32,6 +32,7 @@ def test_several_rows_share_a_step_and_a_rewind_takes_nothing_back() -> None:
     assert pace.after(390, 4, 3.0).seconds_per_token == pace.seconds_per_token
 
 
+@pytest.mark.long
 @settings(max_examples=300)
 @given(
     total=st.integers(10, 40),
@@ -144,6 +145,7 @@ def simulate(seed: int, fills: float) -> tuple[list[float], list[float]]:
     return wait_errors, end_errors
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("fills", "wait_bound", "end_bound"), [(1.0, 0.25, 0.1), (0.5, 0.3, 0.6)])
 def test_estimates_against_reality(
     fills: float, wait_bound: float, end_bound: float, record_property: pytest.RecordProperty

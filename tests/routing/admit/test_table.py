@@ -352,12 +352,14 @@ class AdmissionMachine(RuleBasedStateMachine):
         assert self.queue.num_ranks() == 1, "everybody else is forgotten"
 
 
+@pytest.mark.long
 def test_the_queue_keeps_its_promises() -> None:
     run_state_machine_as_test(
         AdmissionMachine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None)
     )
 
 
+@pytest.mark.long
 def test_thousands_of_openings_cost_little_and_are_told_when_to_come() -> None:
     """The forecast is made a few times, not for each of them."""
     table = SessionTable(1000)

@@ -59,6 +59,7 @@ def every_placement(model: PerfModel) -> Iterator[tuple[BlockRange, ...]]:
             yield ranges
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(8))
 def test_placement_and_routing_together_reach_the_exhaustive_optimum(seed: int) -> None:
     model = random_model(np.random.default_rng(seed))

@@ -62,6 +62,7 @@ def transcription(model: PerfModel, R: int) -> tuple[list[int | None], int] | No
     return (a, K) if K else None
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(model=models(), concurrency=st.integers(1, 8))
 def test_the_placement_is_the_specifications(model: PerfModel, concurrency: int) -> None:
@@ -75,6 +76,7 @@ def test_the_placement_is_the_specifications(model: PerfModel, concurrency: int)
     assert ([r.start if r else None for r in plan.ranges], plan.covering) == expected
 
 
+@pytest.mark.long
 @settings(max_examples=200, deadline=None)
 @given(model=models(), concurrency=st.integers(1, 8))
 def test_a_feasible_placement_keeps_its_promises(model: PerfModel, concurrency: int) -> None:
@@ -108,6 +110,7 @@ def test_distinct_concurrencies_cover_every_placement(model: PerfModel) -> None:
     assert found == sorted(set(found))
 
 
+@pytest.mark.long
 @given(model=models(), demand=st.integers(1, 8))
 @settings(max_examples=100, deadline=None)
 def test_a_harmless_r_is_at_least_the_demand_and_no_slower(model: PerfModel, demand: int) -> None:

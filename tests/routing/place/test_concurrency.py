@@ -40,6 +40,7 @@ def models(draw: st.DrawFn) -> PerfModel:
     )
 
 
+@pytest.mark.long
 @settings(max_examples=200, deadline=None)
 @given(model=models(), rate=st.sampled_from([0.01, 0.3, 3.0, 50.0]), fixed=st.sampled_from([0.0, 10.0]))
 def test_the_chosen_r_is_the_best_of_all(model: PerfModel, rate: float, fixed: float) -> None:
@@ -50,6 +51,7 @@ def test_the_chosen_r_is_the_best_of_all(model: PerfModel, rate: float, fixed: f
     assert best_concurrency(model, rate, fixed) == max(r for r, merit in merits.items() if merit == best)
 
 
+@pytest.mark.long
 @settings(max_examples=200, deadline=None)
 @given(model=models(), concurrency=st.integers(1, 20))
 def test_no_chain_is_cheaper_than_the_cheapest_cover(model: PerfModel, concurrency: int) -> None:
@@ -101,6 +103,7 @@ def test_a_load_that_no_r_carries_gets_the_best_r_for_an_overload() -> None:
     assert expected[best_concurrency(model, 1e6, 0.0)] == pytest.approx(min(expected.values()), rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_search_cut_short_still_gives_a_feasible_r() -> None:
     """Many peers of many sizes: the more placements, the better the prediction, and one is enough for an answer."""
     rng = np.random.default_rng(3)

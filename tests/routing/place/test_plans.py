@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from blockswarm.routing.place import cgbp
 from blockswarm.routing.place.plans import planned_ranges
 from blockswarm.routing.place.view import PlanningView
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from support.placement import POLICY, random_swarm, settle
 
 
+@pytest.mark.long
 @given(st.integers(0, 10_000), st.integers(3, 20))
 @settings(deadline=None, max_examples=40)
 def test_the_plan_from_scratch_is_cgbp(seed, count):

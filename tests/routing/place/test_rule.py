@@ -240,6 +240,7 @@ def test_an_absurd_policy_is_refused(field):
         ReplanPolicy(**field)
 
 
+@pytest.mark.long
 def test_decisions_do_not_depend_on_the_process():
     """Two interpreters with different hash seeds plan a random swarm alike."""
     program = (

@@ -23,6 +23,7 @@ NOW = 50.0
 COSTS = st.builds(ComputeCost, *(st.integers(0, 20).map(lambda n: n / 100) for _ in range(5)))
 
 
+@pytest.mark.long
 @given(
     costs=st.tuples(COSTS, COSTS, COSTS),
     rtts=st.tuples(*(st.integers(0, 30).map(lambda n: n / 100) for _ in range(6))),

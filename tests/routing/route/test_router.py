@@ -100,6 +100,7 @@ def brute_force(
     )
 
 
+@pytest.mark.long
 @settings(max_examples=250, deadline=None)
 @given(swarm=swarms(), push=st.booleans(), data=st.data())
 def test_the_route_is_the_best_of_all_chains(

@@ -147,6 +147,7 @@ def validate_choice(case: Case, push: bool) -> None:
     assert choice.total_seconds == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.long
 @settings(max_examples=400, deadline=None)
 @given(case=cases(), push=st.booleans())
 def test_the_chain_is_the_best_of_all_where_room_is_scarce(case: Case, push: bool) -> None:

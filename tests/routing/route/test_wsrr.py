@@ -38,6 +38,7 @@ def router(graph: HopGraph, visit: list[float], per_block: list[float]) -> Waiti
     return WaitingRouter(graph, graph.hub_edges(np.array(visit), np.array(per_block)))
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(state=states())
 def test_the_product_router_is_never_worse_and_wsrr_bounds_its_own_optimum(
@@ -62,6 +63,7 @@ def test_the_product_router_is_never_worse_and_wsrr_bounds_its_own_optimum(
     assert felt <= relaxed.path_cost_seconds + 1e-9
 
 
+@pytest.mark.long
 @settings(max_examples=200, deadline=None)
 @given(state=states())
 def test_the_optimal_route_is_the_best_limit_on_the_wait(

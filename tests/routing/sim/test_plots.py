@@ -12,6 +12,7 @@ SWEEP = Sweep("a map", "servers", (6.0, 10.0), {"petals": (None, 2.0), "ours": (
 CDF = Distribution("a map", "seconds", {"petals": (3.0, 1.0, 2.0), "ours": (1.0,)})
 
 
+@pytest.mark.long
 def test_equal_data_give_equal_svg(tmp_path):
     files = [tmp_path / name for name in ("one.svg", "two.svg")]
     for file in files:

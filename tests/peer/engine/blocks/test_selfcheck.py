@@ -44,6 +44,7 @@ FULL_SIZED = (
 """Model types whose default configuration is that of a released model of billions of weights."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SERVED_MODELS)
 def test_every_family_gets_the_fastest_route_that_it_bears(name: str) -> None:
     """A change in either direction should be noticed."""
@@ -57,6 +58,7 @@ def test_most_families_are_served_packed() -> None:
     assert len(set(SERVED_MODELS) - set(PADDED_MODELS)) == 29
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model_type", FULL_SIZED)
 def test_a_configuration_of_full_size_is_shrunk_and_accepted(model_type: str) -> None:
     config = AutoConfig.for_model(model_type)
@@ -78,6 +80,7 @@ def test_what_is_no_plain_decoder_is_refused(model_type: str) -> None:
         check_family(AutoConfig.for_model(model_type))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "rope",
     [
@@ -175,17 +178,20 @@ def odd_llama(kind: str) -> PreTrainedConfig:
     return OddLlamaConfig(**{**tiny_model_config("llama").to_dict(), "kind": kind})
 
 
+@pytest.mark.long
 def test_a_family_that_counts_its_forwards_is_refused() -> None:
     """The check can fail: a block whose output depends on more than its input and its cache is found out."""
     with pytest.raises(UnsupportedModel, match="differs from the whole model"):
         FamilyRoutes(find_route).of(odd_llama("drifting"))
 
 
+@pytest.mark.long
 def test_a_family_that_mixes_up_the_rows_of_a_step_is_served_one_row_after_the_other() -> None:
     """Rows alone are right, together they are not."""
     assert FamilyRoutes(find_route).of(odd_llama("mixing")) is BatchingRoute.SINGLE
 
 
+@pytest.mark.long
 def test_a_family_whose_window_is_no_mask_is_not_served_packed() -> None:
     """The packed attention knows only the captured mask."""
     config = OddMistralConfig(**tiny_model_config("mistral").to_dict())
@@ -214,6 +220,7 @@ def test_a_result_is_kept_per_configuration() -> None:
     assert runs == ["llama", "llama", "qwen2"]
 
 
+@pytest.mark.long
 def test_the_check_leaves_the_configuration_and_the_random_state_alone() -> None:
     config = tiny_model_config("gemma2")
     before, random_state = config.to_json_string(), torch.random.get_rng_state()

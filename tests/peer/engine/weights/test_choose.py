@@ -114,6 +114,7 @@ def test_this_machine_is_tried() -> None:
     assert all(0 < seconds < 1 for tried in found.values() for seconds in tried.seconds.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("columns", [64, 512, 4096, 28672])
 def test_the_int8_form_of_this_machine_is_as_exact_as_its_bits_allow(columns: int) -> None:
     """Whichever form that is: full bits where a processor computes them right, one less in each row elsewhere."""

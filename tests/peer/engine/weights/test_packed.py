@@ -88,6 +88,7 @@ def test_extreme_values_do_not_saturate(form: Packing, outputs: int, columns: in
     assert ((found - exact).abs() <= 1e-4 * 1e3 * columns).all()
 
 
+@pytest.mark.long
 @given(data=st.data(), count=st.integers(1, 70), seed=st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
 @of_every_form
@@ -184,6 +185,7 @@ for make in (TwoRowMatrix, PrepackedMatrix):
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_bytes_stated_are_those_the_process_holds() -> None:
     """Blocks are chosen by them. In a process of its own, so that nothing else comes and goes."""

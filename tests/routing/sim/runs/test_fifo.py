@@ -64,6 +64,7 @@ def test_crossing_chains_under_overload_all_finish() -> None:
     swarm.check(80)
 
 
+@pytest.mark.long
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_any_chains_and_arrivals_finish_and_release(data: st.DataObject) -> None:

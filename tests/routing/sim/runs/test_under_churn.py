@@ -141,6 +141,7 @@ def test_without_events_the_run_is_the_one_without_churn(tmp_path: Path, rate: f
     assert report == ChurnReport()
 
 
+@pytest.mark.long
 def test_zero_rates_change_no_byte(tmp_path: Path) -> None:
     text = MAP.format(rate=1.0)
     outputs = []
@@ -338,6 +339,7 @@ after_seconds = 100
 """
 
 
+@pytest.mark.long
 def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path: Path) -> None:
     text = MAP.format(rate=1.0) + RATES
     first, second = (to_csv(compare([load(tmp_path, text)], [])) for _ in range(2))
@@ -376,6 +378,7 @@ def test_the_report_says_what_churn_did(tmp_path: Path) -> None:
     assert rows[1]["churn"]["p95_repair_seconds"] > rows[1]["churn"]["mean_repair_seconds"] / 2 > 0.0
 
 
+@pytest.mark.long
 def test_the_example_in_the_documentation_runs_also_with_its_list_of_events(tmp_path: Path) -> None:
     example = (Path(__file__).parents[4] / "docs" / "scenarios" / "churn.toml").read_text()
     rates, _, listed = example.partition("# Instead of rates")

@@ -38,6 +38,7 @@ def reckless(state: AgentState, snapshot: Swarm, policy: ReplanPolicy, **options
     return (BeginLoading if state.loading is Loading.NOT_BEGUN else MoveTo)(state.claim.blocks)
 
 
+@pytest.mark.long
 def test_without_witnesses_last_servers_would_be_taken():
     """The check above can fail: peers that move on their own old snapshot alone do take last servers."""
     harsh = replace(BUSY, record_loss=0.5)
@@ -60,6 +61,7 @@ def test_old_records_alone_do_not_keep_the_swarm_from_resting(seed):
 LOSSY = replace(BUSY, hours=0.2, joins_per_hour=0, leaves_per_hour=0, crashes_per_hour=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_a_static_swarm_rests_though_a_third_of_the_records_is_lost(seed):
     """A peer whose records were lost for a while is remembered, not taken for gone."""
@@ -69,12 +71,14 @@ def test_a_static_swarm_rests_though_a_third_of_the_records_is_lost(seed):
     assert report.moves <= 2 * LOSSY.peers
 
 
+@pytest.mark.long
 def test_agents_that_forget_with_the_record_do_not_rest():
     """The check above can fail."""
     forgetful = replace(LOSSY, memory_seconds=RECORD_LIFETIME_SECONDS)
     assert not all(run_protocol(SMALL, forgetful, random.Random(seed)).rested for seed in range(3))
 
 
+@pytest.mark.long
 def test_a_peer_that_joins_at_once_takes_no_last_server_either():
     """It drops nothing; what it loads in vain is counted as abandoned, and the swarm still comes to rest."""
     setup = replace(BUSY, record_loss=0.0, joins_at_once=True)

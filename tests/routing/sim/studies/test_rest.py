@@ -11,6 +11,7 @@ from blockswarm.routing.sim.studies.rest import rest_after_every_event
 from blockswarm.routing.sim.worlds.population import BLOOM, Population
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(2))
 def test_rest_stays_close_to_placing_from_scratch(seed):
     """Aim: 10 % at the 95th percentile of the predicted mean and of Theorem 2's bound; a departure loads little."""

@@ -44,6 +44,7 @@ def run(*arguments: object) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+@pytest.mark.long
 def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path: Path) -> None:
     policies = ["petals", "proposed", "ours", "ours_chains"]
     first, second = (to_csv(compare([load_scenario(write(tmp_path, BASE))], policies)) for _ in range(2))
@@ -53,6 +54,7 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path: Path) -> None:
     assert first.count("\n") == 1 + 2 * len(policies)
 
 
+@pytest.mark.long
 def test_both_delay_settings_are_reported_and_the_csv_is_written(tmp_path: Path) -> None:
     out = tmp_path / "table.csv"
     plot = tmp_path / "cdf.svg"
@@ -97,6 +99,7 @@ def test_mixed_lengths_never_over_commit_memory(tmp_path: Path, memory: str, pol
         assert (used <= units).all()
 
 
+@pytest.mark.long
 def test_our_policies_beat_neither_none_nor_themselves_on_a_loaded_map(tmp_path: Path) -> None:
     """The aim of the product: never a longer mean than PETALS or published CG-BP + WS-RR."""
     rows = compare([load_scenario(write(tmp_path, BASE))], ["petals", "proposed", *PRODUCT_POLICIES])
@@ -253,6 +256,7 @@ def test_a_sweep_stands_for_scenarios_that_differ_in_one_number(tmp_path: Path) 
     assert [point.allocation_seconds for point in points] == [60.0, 60.0, 0.5, 1.0, 2.0]
 
 
+@pytest.mark.long
 def test_sweeps_are_compared_as_a_table_a_csv_and_one_panel_each(tmp_path: Path) -> None:
     out, plot = tmp_path / "table.csv", tmp_path / "sweep.svg"
     status, table, _ = run("compare", write(tmp_path, SWEEP), "--policy", "ours", "--out", out, "--plot", plot)
