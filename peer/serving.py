@@ -342,8 +342,11 @@ class _Serving:
                 block_hashes=hosted.block_hashes,
                 numeric_format=setup.examined.numeric_format,
                 memory_bytes=setup.offer.total_bytes,
+                block_bytes=setup.offer.block_bytes,
+                kv_bytes_per_token=setup.offer.kv_bytes_per_token,
                 max_blocks=config.blocks.count,
                 blocks_fixed=config.blocks.blocks is not None,
+                size_fixed=config.blocks.count is not None,
             ),
             cost=self._cost,
             room=RoomFacts(

@@ -24,27 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62lockswarm/proto/record.proto\x12\rblockswarm.v1\"s\n\x13SignedRecordMessage\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x1a\n\x12\x65xpires_at_seconds\x18\x04 \x01(\x01\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"\xf5\x05\n\x11PeerRecordMessage\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.blockswarm.v1.StateMessage\x12\x13\n\x0b\x66irst_block\x18\x03 \x01(\r\x12\x12\n\nstop_block\x18\x04 \x01(\r\x12\x14\n\x0c\x62lock_hashes\x18\x05 \x01(\x0c\x12\x16\n\x0enumeric_format\x18\x06 \x01(\t\x12(\n\x04\x63ost\x18\x07 \x01(\x0b\x32\x1a.blockswarm.v1.CostMessage\x12\x14\n\x0cmemory_bytes\x18\x08 \x01(\x01\x12\x17\n\x0fkv_tokens_total\x18\t \x01(\x04\x12\x16\n\x0ekv_tokens_free\x18\n \x01(\x04\x12/\n\x08releases\x18\x0b \x03(\x0b\x32\x1d.blockswarm.v1.ReleaseMessage\x12\x34\n\ncoordinate\x18\x0c \x01(\x0b\x32 .blockswarm.v1.CoordinateMessage\x12:\n\x10\x63lient_centroids\x18\r \x03(\x0b\x32 .blockswarm.v1.CoordinateMessage\x12\x13\n\x0b\x63oncurrency\x18\x0e \x01(\x01\x12\x12\n\nmax_blocks\x18\x0f \x01(\r\x12\x11\n\taddresses\x18\x10 \x03(\t\x12+\n\x06relays\x18\x11 \x03(\x0b\x32\x1b.blockswarm.v1.RelayMessage\x12\x12\n\ndht_maddrs\x18\x12 \x03(\t\x12\x13\n\x0bincarnation\x18\x13 \x01(\x04\x12\x18\n\x10protocol_version\x18\x14 \x01(\r\x12\x18\n\x10software_version\x18\x15 \x01(\t\x12\x13\n\x0bpublic_name\x18\x16 \x01(\t\x12\x14\n\x0c\x62locks_fixed\x18\x17 \x01(\x08\x12*\n\x05\x63laim\x18\x18 \x01(\x0b\x32\x1b.blockswarm.v1.ClaimMessage\x12\x16\n\x0eissued_seconds\x18\x19 \x01(\x01\"\x8f\x01\n\x0b\x43ostMessage\x12\x14\n\x0c\x64\x65\x63ode_fixed\x18\x01 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_per_row\x18\x02 \x01(\x01\x12 \n\x18\x64\x65\x63ode_per_context_token\x18\x03 \x01(\x01\x12\x15\n\rprefill_fixed\x18\x04 \x01(\x01\x12\x19\n\x11prefill_per_token\x18\x05 \x01(\x01\"4\n\x0eReleaseMessage\x12\x12\n\nat_seconds\x18\x01 \x01(\x01\x12\x0e\n\x06tokens\x18\x02 \x01(\x04\"K\n\x0c\x43laimMessage\x12\x12\n\nat_seconds\x18\x01 \x01(\x01\x12\x13\n\x0b\x66irst_block\x18\x02 \x01(\r\x12\x12\n\nstop_block\x18\x03 \x01(\r\"B\n\x11\x43oordinateMessage\x12\x0e\n\x06vector\x18\x01 \x03(\x01\x12\x0e\n\x06height\x18\x02 \x01(\x01\x12\r\n\x05\x65rror\x18\x03 \x01(\x01\"0\n\x0cRelayMessage\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t*r\n\x0cStateMessage\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_JOINING\x10\x01\x12\x11\n\rSTATE_SERVING\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x12\x11\n\rSTATE_LEAVING\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62lockswarm/proto/record.proto\x12\rblockswarm.v1\"s\n\x13SignedRecordMessage\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x1a\n\x12\x65xpires_at_seconds\x18\x04 \x01(\x01\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"\xd0\x06\n\x11PeerRecordMessage\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.blockswarm.v1.StateMessage\x12\x13\n\x0b\x66irst_block\x18\x03 \x01(\r\x12\x12\n\nstop_block\x18\x04 \x01(\r\x12\x14\n\x0c\x62lock_hashes\x18\x05 \x01(\x0c\x12\x16\n\x0enumeric_format\x18\x06 \x01(\t\x12(\n\x04\x63ost\x18\x07 \x01(\x0b\x32\x1a.blockswarm.v1.CostMessage\x12\x14\n\x0cmemory_bytes\x18\x08 \x01(\x01\x12\x17\n\x0fkv_tokens_total\x18\t \x01(\x04\x12\x16\n\x0ekv_tokens_free\x18\n \x01(\x04\x12/\n\x08releases\x18\x0b \x03(\x0b\x32\x1d.blockswarm.v1.ReleaseMessage\x12\x34\n\ncoordinate\x18\x0c \x01(\x0b\x32 .blockswarm.v1.CoordinateMessage\x12:\n\x10\x63lient_centroids\x18\r \x03(\x0b\x32 .blockswarm.v1.CoordinateMessage\x12\x13\n\x0b\x63oncurrency\x18\x0e \x01(\x01\x12\x12\n\nmax_blocks\x18\x0f \x01(\r\x12\x11\n\taddresses\x18\x10 \x03(\t\x12+\n\x06relays\x18\x11 \x03(\x0b\x32\x1b.blockswarm.v1.RelayMessage\x12\x12\n\ndht_maddrs\x18\x12 \x03(\t\x12\x13\n\x0bincarnation\x18\x13 \x01(\x04\x12\x18\n\x10protocol_version\x18\x14 \x01(\r\x12\x18\n\x10software_version\x18\x15 \x01(\t\x12\x13\n\x0bpublic_name\x18\x16 \x01(\t\x12\x14\n\x0c\x62locks_fixed\x18\x17 \x01(\x08\x12*\n\x05\x63laim\x18\x18 \x01(\x0b\x32\x1b.blockswarm.v1.ClaimMessage\x12\x16\n\x0eissued_seconds\x18\x19 \x01(\x01\x12\x13\n\x0b\x62lock_bytes\x18\x1a \x01(\x01\x12\x1a\n\x12kv_bytes_per_token\x18\x1b \x01(\x01\x12\x14\n\x0cload_seconds\x18\x1c \x01(\x01\x12\x12\n\nsize_fixed\x18\x1d \x01(\x08\"\x8f\x01\n\x0b\x43ostMessage\x12\x14\n\x0c\x64\x65\x63ode_fixed\x18\x01 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_per_row\x18\x02 \x01(\x01\x12 \n\x18\x64\x65\x63ode_per_context_token\x18\x03 \x01(\x01\x12\x15\n\rprefill_fixed\x18\x04 \x01(\x01\x12\x19\n\x11prefill_per_token\x18\x05 \x01(\x01\"4\n\x0eReleaseMessage\x12\x12\n\nat_seconds\x18\x01 \x01(\x01\x12\x0e\n\x06tokens\x18\x02 \x01(\x04\"K\n\x0c\x43laimMessage\x12\x12\n\nat_seconds\x18\x01 \x01(\x01\x12\x13\n\x0b\x66irst_block\x18\x02 \x01(\r\x12\x12\n\nstop_block\x18\x03 \x01(\r\"B\n\x11\x43oordinateMessage\x12\x0e\n\x06vector\x18\x01 \x03(\x01\x12\x0e\n\x06height\x18\x02 \x01(\x01\x12\r\n\x05\x65rror\x18\x03 \x01(\x01\"0\n\x0cRelayMessage\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t*r\n\x0cStateMessage\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_JOINING\x10\x01\x12\x11\n\rSTATE_SERVING\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x12\x11\n\rSTATE_LEAVING\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'blockswarm.proto.record_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATEMESSAGE']._serialized_start=1320
-  _globals['_STATEMESSAGE']._serialized_end=1434
+  _globals['_STATEMESSAGE']._serialized_start=1411
+  _globals['_STATEMESSAGE']._serialized_end=1525
   _globals['_SIGNEDRECORDMESSAGE']._serialized_start=48
   _globals['_SIGNEDRECORDMESSAGE']._serialized_end=163
   _globals['_PEERRECORDMESSAGE']._serialized_start=166
-  _globals['_PEERRECORDMESSAGE']._serialized_end=923
-  _globals['_COSTMESSAGE']._serialized_start=926
-  _globals['_COSTMESSAGE']._serialized_end=1069
-  _globals['_RELEASEMESSAGE']._serialized_start=1071
-  _globals['_RELEASEMESSAGE']._serialized_end=1123
-  _globals['_CLAIMMESSAGE']._serialized_start=1125
-  _globals['_CLAIMMESSAGE']._serialized_end=1200
-  _globals['_COORDINATEMESSAGE']._serialized_start=1202
-  _globals['_COORDINATEMESSAGE']._serialized_end=1268
-  _globals['_RELAYMESSAGE']._serialized_start=1270
-  _globals['_RELAYMESSAGE']._serialized_end=1318
+  _globals['_PEERRECORDMESSAGE']._serialized_end=1014
+  _globals['_COSTMESSAGE']._serialized_start=1017
+  _globals['_COSTMESSAGE']._serialized_end=1160
+  _globals['_RELEASEMESSAGE']._serialized_start=1162
+  _globals['_RELEASEMESSAGE']._serialized_end=1214
+  _globals['_CLAIMMESSAGE']._serialized_start=1216
+  _globals['_CLAIMMESSAGE']._serialized_end=1291
+  _globals['_COORDINATEMESSAGE']._serialized_start=1293
+  _globals['_COORDINATEMESSAGE']._serialized_end=1359
+  _globals['_RELAYMESSAGE']._serialized_start=1361
+  _globals['_RELAYMESSAGE']._serialized_end=1409
 # @@protoc_insertion_point(module_scope)

@@ -35,7 +35,7 @@ class SignedRecordMessage(_message.Message):
     def __init__(self, key: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., payload: _Optional[bytes] = ..., expires_at_seconds: _Optional[float] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class PeerRecordMessage(_message.Message):
-    __slots__ = ("model_digest", "state", "first_block", "stop_block", "block_hashes", "numeric_format", "cost", "memory_bytes", "kv_tokens_total", "kv_tokens_free", "releases", "coordinate", "client_centroids", "concurrency", "max_blocks", "addresses", "relays", "dht_maddrs", "incarnation", "protocol_version", "software_version", "public_name", "blocks_fixed", "claim", "issued_seconds")
+    __slots__ = ("model_digest", "state", "first_block", "stop_block", "block_hashes", "numeric_format", "cost", "memory_bytes", "kv_tokens_total", "kv_tokens_free", "releases", "coordinate", "client_centroids", "concurrency", "max_blocks", "addresses", "relays", "dht_maddrs", "incarnation", "protocol_version", "software_version", "public_name", "blocks_fixed", "claim", "issued_seconds", "block_bytes", "kv_bytes_per_token", "load_seconds", "size_fixed")
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +61,10 @@ class PeerRecordMessage(_message.Message):
     BLOCKS_FIXED_FIELD_NUMBER: _ClassVar[int]
     CLAIM_FIELD_NUMBER: _ClassVar[int]
     ISSUED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LOAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIXED_FIELD_NUMBER: _ClassVar[int]
     model_digest: str
     state: StateMessage
     first_block: int
@@ -86,7 +90,11 @@ class PeerRecordMessage(_message.Message):
     blocks_fixed: bool
     claim: ClaimMessage
     issued_seconds: float
-    def __init__(self, model_digest: _Optional[str] = ..., state: _Optional[_Union[StateMessage, str]] = ..., first_block: _Optional[int] = ..., stop_block: _Optional[int] = ..., block_hashes: _Optional[bytes] = ..., numeric_format: _Optional[str] = ..., cost: _Optional[_Union[CostMessage, _Mapping]] = ..., memory_bytes: _Optional[float] = ..., kv_tokens_total: _Optional[int] = ..., kv_tokens_free: _Optional[int] = ..., releases: _Optional[_Iterable[_Union[ReleaseMessage, _Mapping]]] = ..., coordinate: _Optional[_Union[CoordinateMessage, _Mapping]] = ..., client_centroids: _Optional[_Iterable[_Union[CoordinateMessage, _Mapping]]] = ..., concurrency: _Optional[float] = ..., max_blocks: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., relays: _Optional[_Iterable[_Union[RelayMessage, _Mapping]]] = ..., dht_maddrs: _Optional[_Iterable[str]] = ..., incarnation: _Optional[int] = ..., protocol_version: _Optional[int] = ..., software_version: _Optional[str] = ..., public_name: _Optional[str] = ..., blocks_fixed: _Optional[bool] = ..., claim: _Optional[_Union[ClaimMessage, _Mapping]] = ..., issued_seconds: _Optional[float] = ...) -> None: ...
+    block_bytes: float
+    kv_bytes_per_token: float
+    load_seconds: float
+    size_fixed: bool
+    def __init__(self, model_digest: _Optional[str] = ..., state: _Optional[_Union[StateMessage, str]] = ..., first_block: _Optional[int] = ..., stop_block: _Optional[int] = ..., block_hashes: _Optional[bytes] = ..., numeric_format: _Optional[str] = ..., cost: _Optional[_Union[CostMessage, _Mapping]] = ..., memory_bytes: _Optional[float] = ..., kv_tokens_total: _Optional[int] = ..., kv_tokens_free: _Optional[int] = ..., releases: _Optional[_Iterable[_Union[ReleaseMessage, _Mapping]]] = ..., coordinate: _Optional[_Union[CoordinateMessage, _Mapping]] = ..., client_centroids: _Optional[_Iterable[_Union[CoordinateMessage, _Mapping]]] = ..., concurrency: _Optional[float] = ..., max_blocks: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., relays: _Optional[_Iterable[_Union[RelayMessage, _Mapping]]] = ..., dht_maddrs: _Optional[_Iterable[str]] = ..., incarnation: _Optional[int] = ..., protocol_version: _Optional[int] = ..., software_version: _Optional[str] = ..., public_name: _Optional[str] = ..., blocks_fixed: _Optional[bool] = ..., claim: _Optional[_Union[ClaimMessage, _Mapping]] = ..., issued_seconds: _Optional[float] = ..., block_bytes: _Optional[float] = ..., kv_bytes_per_token: _Optional[float] = ..., load_seconds: _Optional[float] = ..., size_fixed: _Optional[bool] = ...) -> None: ...
 
 class CostMessage(_message.Message):
     __slots__ = ("decode_fixed", "decode_per_row", "decode_per_context_token", "prefill_fixed", "prefill_per_token")

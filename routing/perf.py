@@ -23,6 +23,8 @@ from .swarm import BlockRange, RequestSpec, Swarm
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+PeerBytes = float | FloatArray
+"""One number for all peers, or (n,) where peers hold blocks and caches in different formats."""
 
 Segment = tuple[int, BlockRange]
 """One hop of a chain in array terms: the peer's index and the blocks computed there."""
@@ -42,8 +44,8 @@ class PerfModel:
     """
 
     num_blocks: int
-    block_bytes: float
-    session_bytes: float
+    block_bytes: PeerBytes
+    session_bytes: PeerBytes
     """Attention cache of one block for one session at its full length, bytes."""
     new_tokens: int
     memory_bytes: FloatArray
@@ -59,11 +61,13 @@ class PerfModel:
     def __post_init__(self) -> None:
         if self.num_blocks < 1 or self.new_tokens < 1:
             raise ValueError("num_blocks and new_tokens must be at least 1")
-        if not (np.isfinite(self.block_bytes) and self.block_bytes > 0):
-            raise ValueError(f"block_bytes must be positive and finite, not {self.block_bytes}")
-        if not (np.isfinite(self.session_bytes) and self.session_bytes > 0):
-            raise ValueError(f"session_bytes must be positive and finite, not {self.session_bytes}")
         n, clients = len(self.memory_bytes), len(self.rtt_seconds)
+        for name in ("block_bytes", "session_bytes"):
+            value = getattr(self, name)
+            if np.shape(value) not in ((), (n,)):
+                raise ValueError(f"{name} has shape {np.shape(value)}, expected one number or ({n},)")
+            if not (np.isfinite(value).all() and (np.asarray(value) > 0).all()):
+                raise ValueError(f"{name} must be positive and finite, not {value}")
         shapes: dict[str, tuple[int, ...]] = {
             "block_limit": (n,),
             "decode_seconds": (n,),
@@ -92,16 +96,20 @@ class PerfModel:
     def of_swarm(cls, swarm: Swarm, *, request: RequestSpec, client_rtt_seconds: FloatArray) -> PerfModel:
         """The model of a snapshot's peers, in the snapshot's order, for requests like `request`.
 
-        `client_rtt_seconds`: (C, n), round trip of every client to every peer.
+        `client_rtt_seconds`: (C, n), round trip of every client to every peer.  Bytes that a peer does not announce are
+        the model's; where nobody knows them, no memory of the peer is counted, so that nothing is planned on it.
         """
+        blocks = np.array([peer.block_bytes or swarm.model.block_bytes for peer in swarm.peers])
+        kv = np.array([peer.kv_bytes_per_token or swarm.model.kv_bytes_per_token for peer in swarm.peers])
+        known = (blocks > 0) & (kv > 0)
         rtt = np.atleast_2d(np.asarray(client_rtt_seconds, dtype=np.float64))
         limit = swarm.model.num_blocks
         return cls(
             num_blocks=limit,
-            block_bytes=swarm.model.block_bytes,
-            session_bytes=swarm.model.kv_bytes_per_token * request.kv_tokens_per_block,
+            block_bytes=np.where(known, blocks, 1.0),
+            session_bytes=np.where(known, kv, 1.0) * request.kv_tokens_per_block,
             new_tokens=request.new_tokens,
-            memory_bytes=np.array([peer.memory_bytes for peer in swarm.peers], dtype=np.float64),
+            memory_bytes=np.where(known, [peer.memory_bytes for peer in swarm.peers], 0.0),
             block_limit=np.array(
                 [limit if peer.max_blocks is None else min(peer.max_blocks, limit) for peer in swarm.peers],
                 dtype=np.int64,
@@ -122,8 +130,14 @@ class PerfModel:
 
     def with_another(self, like: int) -> PerfModel:
         """One more peer, equal to peer `like`, at the end."""
+        block_bytes, session_bytes = (
+            value if np.ndim(value) == 0 else np.append(value, np.asarray(value)[like])
+            for value in (self.block_bytes, self.session_bytes)
+        )
         return replace(
             self,
+            block_bytes=block_bytes,
+            session_bytes=session_bytes,
             memory_bytes=np.append(self.memory_bytes, self.memory_bytes[like]),
             block_limit=np.append(self.block_limit, self.block_limit[like]),
             decode_seconds=np.append(self.decode_seconds, self.decode_seconds[like]),
@@ -192,7 +206,8 @@ class PerfModel:
     def used_bytes(self, sizes: IntArray, chains: Sequence[Sequence[Segment]]) -> FloatArray:
         """Memory in use on every peer with `sizes` hosted blocks and these chains running; (n,)."""
         used = self.block_bytes * sizes.astype(np.float64)
+        session_bytes = np.broadcast_to(self.session_bytes, used.shape)
         for chain in chains:
             for j, blocks in chain:
-                used[j] += self.session_bytes * len(blocks)
+                used[j] += session_bytes[j] * len(blocks)
         return used

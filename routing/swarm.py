@@ -57,10 +57,10 @@ class ModelSpec:
     """The facts of a model that placement and routing need."""
 
     num_blocks: int
-    block_bytes: float
-    """Weights of one block in the serving format, bytes."""
-    kv_bytes_per_token: float
-    """Attention cache of one token in one block, bytes."""
+    block_bytes: float = 0.0
+    """Weights of one block, bytes, on peers that do not announce their own number; 0: unknown."""
+    kv_bytes_per_token: float = 0.0
+    """Attention cache of one token in one block, likewise."""
 
     def __post_init__(self) -> None:
         if self.num_blocks < 1:
@@ -151,6 +151,12 @@ class PeerSpec:
     state: PeerState = PeerState.SERVING
     memory_bytes: float = 0.0
     """Memory offered for weights and attention caches together."""
+    block_bytes: float = 0.0
+    """Weights of one block in the peer's own format, bytes; 0: as the model says."""
+    kv_bytes_per_token: float = 0.0
+    """Attention cache of one token in one block in the peer's own format, bytes; 0: as the model says."""
+    load_seconds: float = 0.0
+    """Measured time to fetch and load one block; 0: not measured."""
     kv_tokens_total: int = 0
     """KV tokens x blocks that the peer can hold with its present blocks."""
     kv_tokens_free: int = 0
@@ -166,6 +172,8 @@ class PeerSpec:
     numeric_format: str = "float32"
     max_blocks: int | None = None
     """An upper limit on hosted blocks that the operator or the hardware sets."""
+    size_fixed: bool = False
+    """The peer hosts `max_blocks` blocks, wherever it goes (the operator chose the number)."""
     blocks_fixed: bool = False
     """The placement rule leaves this peer where it is (the operator chose the blocks, or a move failed)."""
     claim: MoveClaim | None = None

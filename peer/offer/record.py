@@ -45,10 +45,18 @@ class HostingFacts:
     numeric_format: str
     memory_bytes: int
     """Offered for weights and attention caches together; does not depend on what is hosted now."""
+    block_bytes: int
+    """Weights of one block in this peer's format."""
+    kv_bytes_per_token: int
+    """Attention cache of one token in one block, likewise."""
     max_blocks: int | None
     """The operator's limit."""
     blocks_fixed: bool
-    """The operator chose the very blocks."""
+    """The operator chose the very blocks, or a move has failed of late."""
+    size_fixed: bool = False
+    """The operator chose the number of blocks."""
+    load_seconds: float = 0.0
+    """Measured time to fetch and load one block; 0: not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +114,10 @@ def record_of(facts: RecordFacts) -> PeerRecord:
         cost=facts.cost,
         state=facts.state,
         memory_bytes=float(hosting.memory_bytes),
+        block_bytes=float(hosting.block_bytes),
+        kv_bytes_per_token=float(hosting.kv_bytes_per_token),
+        load_seconds=hosting.load_seconds,
+        size_fixed=hosting.size_fixed,
         kv_tokens_total=room.total,
         kv_tokens_free=room.free,
         releases=room.releases,

@@ -134,6 +134,10 @@ def encode_peer_record(record: PeerRecord) -> bytes:
         public_name=record.public_name,
         blocks_fixed=spec.blocks_fixed,
         issued_seconds=spec.issued_seconds,
+        block_bytes=spec.block_bytes,
+        kv_bytes_per_token=spec.kv_bytes_per_token,
+        load_seconds=spec.load_seconds,
+        size_fixed=spec.size_fixed,
     )
     if spec.coordinate is not None:
         message.coordinate.CopyFrom(_coordinate_to_message(spec.coordinate))
@@ -162,6 +166,10 @@ def decode_peer_record(peer_id: PeerId, payload: bytes) -> PeerRecord:
             ),
             state=_decode_state(message.state),
             memory_bytes=message.memory_bytes,
+            block_bytes=message.block_bytes,
+            kv_bytes_per_token=message.kv_bytes_per_token,
+            load_seconds=message.load_seconds,
+            size_fixed=message.size_fixed,
             kv_tokens_total=message.kv_tokens_total,
             kv_tokens_free=message.kv_tokens_free,
             releases=tuple(KvRelease(release.at_seconds, release.tokens) for release in message.releases),
@@ -270,6 +278,9 @@ def _check_spec(spec: PeerSpec) -> None:
     _check(all(len(block_hash) == BLOCK_HASH_BYTES for block_hash in spec.block_hashes), "a block hash has eight bytes")
     _check(all(0 <= getattr(spec.cost, name) <= 1e6 for name in ComputeCost.__slots__), "costs are below 1e6 s")
     _check(0 <= spec.memory_bytes <= 1e18, "the memory is below 1e18 bytes")
+    sizes = (spec.block_bytes, spec.kv_bytes_per_token)
+    _check(all(size == 0 or 1 <= size <= 1e15 for size in sizes), "a block and a token's cache have 1 to 1e15 bytes")
+    _check(0 <= spec.load_seconds <= 1e6, "a block is loaded within 1e6 s")
     _check(0 <= spec.kv_tokens_free <= spec.kv_tokens_total <= _MAX_COUNT, "0 <= free <= total KV tokens")
     _check_count("releases", spec.releases, MAX_RELEASES)
     moments = [release.at_seconds for release in spec.releases]

@@ -149,7 +149,8 @@ def solve_bprr(model: PerfModel, requests_per_client: Sequence[int], *, time_lim
     size = [program.variable(1, float(model.block_limit[j]), integral=True) for j in servers]
     for a, m in zip(first, size, strict=True):
         program.at_most({a: 1, m: 1}, num_blocks + 1)
-    memory: list[dict[int, float]] = [{m: model.block_bytes} for m in size]
+    block_bytes, session_bytes = float(model.block_bytes), float(model.session_bytes)
+    memory: list[dict[int, float]] = [{m: block_bytes} for m in size]
     all_links = []
     for client in clients:
         links = _links(program, model, client, servers)
@@ -160,9 +161,9 @@ def solve_bprr(model: PerfModel, requests_per_client: Sequence[int], *, time_lim
             if link.target is not None:
                 for variable, sign in link.blocks().items():
                     terms = memory[link.target]
-                    terms[variable] = terms.get(variable, 0.0) + sign * model.session_bytes
+                    terms[variable] = terms.get(variable, 0.0) + sign * session_bytes
     for j, terms in zip(servers, memory, strict=True):
-        scale = model.session_bytes  # keeps the coefficients near 1, whatever the unit
+        scale = session_bytes  # keeps the coefficients near 1, whatever the unit
         program.at_most({v: c / scale for v, c in terms.items()}, float(model.memory_bytes[j]) / scale + 1e-9)
     x, total, gap = program.solve(time_limit_seconds)
     ranges: list[BlockRange | None] = [None] * model.num_peers

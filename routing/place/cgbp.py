@@ -93,8 +93,8 @@ def largest_feasible_concurrency(model: PerfModel) -> int:
 def closed_form_concurrency(model: PerfModel) -> int:
     """The paper's formula for R_max. Information only: it ignores min(m_j, L) and may be off either way."""
     blocks = model.num_blocks + model.num_peers
-    spare = float(model.memory_bytes.sum()) - model.block_bytes * blocks
-    return decimal_floor(spare / (model.session_bytes * blocks))
+    spare = float(model.memory_bytes.sum()) - float(np.max(model.block_bytes)) * blocks
+    return decimal_floor(spare / (float(np.max(model.session_bytes)) * blocks))
 
 
 def place(model: PerfModel, concurrency: int) -> CgbpPlan:

@@ -19,7 +19,7 @@ class ReplanPolicy:
     """How long an improvement is expected to last.  Time saved is counted for as many requests, one after the other, as
     the swarm would serve in this time if it were placed from scratch."""
     load_bytes_per_second: float = 25e6
-    """How fast a peer fetches and loads weights."""
+    """How fast a peer fetches and loads weights, until it has measured that (`PeerSpec.load_seconds`)."""
     min_gain: float = 0.03
     """Improvements below this fraction of the request time are not begun."""
 

@@ -36,7 +36,8 @@ class PlanningView:
     concurrency: int
     """R."""
     sizes: IntArray
-    """m_j for R; a peer that has no room for R sessions at one block hosts one block all the same."""
+    """m_j for R; a peer that has no room for R sessions at one block hosts one block all the same, and a peer of fixed
+    size as many as its operator chose."""
     amortised: FloatArray
     order: tuple[int, ...]
     ranges: IntArray
@@ -70,6 +71,10 @@ class PlanningView:
     ) -> PlanningView:
         """The view of peers whose times, clients and R are known; `model` has them in the same order."""
         sizes = np.maximum(conservative_sizes(model, concurrency), np.minimum(conservative_sizes(model, 1), 1))
+        chosen = np.array([peer.size_fixed for peer in peers]) & (
+            model.block_limit * model.block_bytes <= model.memory_bytes
+        )
+        sizes = np.where(chosen, model.block_limit, sizes)
         farthest = model.rtt_seconds.max(axis=0)
         amortised = np.where(sizes > 0, farthest / np.maximum(sizes, 1) + model.decode_seconds, np.inf)
         hosted = [peer.claim.blocks if peer.claim is not None else peer.blocks for peer in peers]
@@ -119,8 +124,7 @@ class PlanningView:
 
     def load_seconds(self, ranges: IntArray) -> float:
         """Seconds to load the blocks that `ranges` add to the present ones, one peer after the other."""
-        blocks = int(added_blocks(self.ranges, ranges).sum())
-        return blocks * self.model.block_bytes / self.policy.load_bytes_per_second
+        return int(added_blocks(self.ranges, ranges) @ self._load_milliseconds) / 1000.0
 
     def capacities(self, ranges: IntArray) -> IntArray:
         """C_b: sessions that fit at each block, (L,)."""
@@ -145,6 +149,14 @@ class PlanningView:
     def index(self) -> dict[PeerId, int]:
         """Where each peer stands in `peers`."""
         return {peer.id: j for j, peer in enumerate(self.peers)}
+
+    @cached_property
+    def _load_milliseconds(self) -> IntArray:
+        """Time to load one block, as measured or from the assumed rate, (n,); whole numbers, whose sums are exact:
+        plans that load the same must compare as equal."""
+        assumed = np.broadcast_to(self.model.block_bytes / self.policy.load_bytes_per_second, len(self.peers))
+        measured = np.array([peer.load_seconds for peer in self.peers])
+        return np.maximum(np.rint(1000.0 * np.where(measured > 0, measured, assumed)), 1).astype(np.int64)
 
     @cached_property
     def _model_and_farthest(self) -> PerfModel:

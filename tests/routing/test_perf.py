@@ -72,10 +72,36 @@ def test_a_snapshot_gives_the_same_model() -> None:
     built = PerfModel.of_swarm(
         Swarm(ModelSpec(3, 1.0, 0.5), peers), request=request, client_rtt_seconds=np.array([[0.2]])
     )
-    assert built.session_bytes == 2 * 14 * 0.5
+    assert built.session_bytes.tolist() == [2 * 14 * 0.5]
     assert built.decode_seconds[0] == pytest.approx(0.1 + 2 * 0.01 + 2 * (10 + 4 / 2) * 0.001)
     assert built.prefill_seconds[0] == pytest.approx(1.0 + 20 * 0.1)
     assert built.block_limit.tolist() == [2]
+
+
+def test_every_peer_is_counted_in_its_own_format() -> None:
+    """As in a swarm of that format alone, whatever the others hold; a peer that says nothing has the model's bytes."""
+    cost, request = ComputeCost(0.1), RequestSpec(prompt_tokens=3, new_tokens=1)
+    formats = {"a": (4.0, 1.0), "b": (1.0, 0.5), "c": (0.0, 0.0)}
+    peers = tuple(
+        PeerSpec(PeerId(name), None, cost, memory_bytes=40.0, block_bytes=blocks, kv_bytes_per_token=kv)
+        for name, (blocks, kv) in formats.items()
+    )
+    sizes = np.array([2, 3, 4])
+
+    def built(model: ModelSpec, *members: PeerSpec) -> PerfModel:
+        rtt = np.full((1, len(members)), 0.1)
+        return PerfModel.of_swarm(Swarm(model, members), request=request, client_rtt_seconds=rtt)
+
+    mixed = built(ModelSpec(9, 2.0, 3.0), *peers)
+    for index, (peer, (blocks, kv)) in enumerate(zip(peers, formats.values(), strict=True)):
+        alone = built(ModelSpec(9, blocks or 2.0, kv or 3.0), replace(peer, block_bytes=0.0, kv_bytes_per_token=0.0))
+        assert mixed.full_sessions(sizes)[index] == alone.full_sessions(sizes[[index]])[0]
+        assert mixed.cache_slots(sizes)[index] == alone.cache_slots(sizes[[index]])[0]
+    assert mixed.full_sessions(sizes).tolist() == [4, 6, 0]
+    grown = mixed.with_another(1)
+    assert grown.cache_slots(np.append(sizes, 3)).tolist() == [*mixed.cache_slots(sizes), mixed.cache_slots(sizes)[1]]
+    unknown = built(ModelSpec(9, 0.0, 0.0), *peers)
+    assert unknown.full_sessions(sizes).tolist() == [4, 6, 0], "nothing is planned on a peer of unknown format"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +110,8 @@ def test_a_snapshot_gives_the_same_model() -> None:
         ("num_blocks", 0),
         ("session_bytes", 0.0),
         ("block_bytes", float("nan")),
+        ("block_bytes", np.array([1.0, 1.0, 0.0])),
+        ("session_bytes", np.array([1.0, 1.0])),
         ("memory_bytes", np.array([1.0, -1.0, 1.0])),
         ("rtt_seconds", np.array([[np.inf, 1.0, 1.0], [1.0, 1.0, 1.0]])),
         ("decode_seconds", np.array([1.0])),

@@ -116,7 +116,7 @@ class Scenario:
         lengths = zip(workload.prompt_tokens.tolist(), workload.new_tokens.tolist(), strict=True)
         models = [self._model(cluster, prompt, answer) for prompt, answer in shapes]
         design = self._design(cluster, workload, models)
-        unit = self.shape.kv_bytes_per_token if self.count_tokens else design.session_bytes
+        unit = self.shape.kv_bytes_per_token if self.count_tokens else float(design.session_bytes)
         units = [prompt + answer if self.count_tokens else 1 for prompt, answer in shapes]
         return Instance(
             name=f"{self.name}#{run}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -20,7 +21,9 @@ from blockswarm.peer.offer.record import (
 from blockswarm.proto.directory.records import PeerRecord, Relay, open_peer_record, sign_peer_record
 from blockswarm.proto.directory.signed import SignedRecord, next_expiry, verify_record
 from blockswarm.proto.identity import Identity
-from blockswarm.routing.place.rule import PlanningView, ReplanPolicy, decide
+from blockswarm.routing.place.moves import ReplanPolicy, after_move
+from blockswarm.routing.place.rule import decide
+from blockswarm.routing.place.view import PlanningView
 from blockswarm.routing.swarm import (
     BlockRange,
     ComputeCost,
@@ -53,12 +56,17 @@ SEVEN_BILLION = Model(32, 404_750_336, 16_384, ComputeCost(0.004, 0.0005, 1e-7, 
 EIGHT_BILLION = Model(32, 436_224_000, 4_096, ComputeCost(0.004, 0.0005, 1e-7, 0.004, 0.0004))
 """float16, eight key and value heads."""
 SMALL = Model(24, 30_000_000, 1_024, ComputeCost(0.0006, 0.0001, 1e-8, 0.0006, 0.00004))
+EIGHT_BILLION_INT8 = Model(32, 219_000_000, 8_192, ComputeCost(0.003, 0.0004, 1e-7, 0.003, 0.0004))
+"""On a processor: int8 weights, the cache in float32."""
+EIGHT_BILLION_FLOAT32 = Model(32, 872_448_000, 8_192, ComputeCost(0.009, 0.0006, 1e-7, 0.009, 0.0006))
 
 
-def facts_of(model: Model, owner: Identity, asked: str, blocks: str, **changes: object) -> RecordFacts:
+def facts_of(
+    model: Model, owner: Identity, asked: str, blocks: str, *, kv_tokens: int = 16_384, **changes: object
+) -> RecordFacts:
     """The facts of a real peer that was started with `--blocks ASKED` and hosts `blocks`."""
     request, hosted = BlockRequest.parse(asked), BlockRange.parse(blocks)
-    offer = MemoryOffer.of(len(hosted), 16_384, model.block_bytes, model.kv_bytes_per_token)
+    offer = MemoryOffer.of(len(hosted), kv_tokens, model.block_bytes, model.kv_bytes_per_token)
     room = offer.room(len(hosted))
     facts = RecordFacts(
         state=PeerState.SERVING,
@@ -69,8 +77,12 @@ def facts_of(model: Model, owner: Identity, asked: str, blocks: str, **changes: 
             block_hashes=tuple(block.to_bytes(8, "big") for block in hosted),
             numeric_format="float16",
             memory_bytes=offer.total_bytes,
+            block_bytes=offer.block_bytes,
+            kv_bytes_per_token=offer.kv_bytes_per_token,
+            load_seconds=2.5,
             max_blocks=request.count,
             blocks_fixed=request.blocks is not None,
+            size_fixed=request.count is not None,
         ),
         cost=model.cost,
         room=RoomFacts(room, room, ()),
@@ -89,14 +101,13 @@ def travelled(identity: Identity, facts: RecordFacts) -> PeerRecord:
     return open_peer_record(read, None)
 
 
-def snapshot(model: Model, peers: Sequence[tuple[str, str]]) -> Swarm:
-    """The swarm as a peer sees it that reads all records; peers are (asked, hosted)."""
+def snapshot(peers: Sequence[tuple[Model, str, str]], kv_tokens: int = 16_384) -> Swarm:
+    """The swarm as a reader of all records sees it; peers are (model in its format, asked, hosted)."""
     specs = []
-    for asked, blocks in peers:
+    for model, asked, blocks in peers:
         identity = Identity.generate()
-        specs.append(travelled(identity, facts_of(model, identity, asked, blocks)).spec)
-    spec = ModelSpec(model.num_blocks, float(model.block_bytes), float(model.kv_bytes_per_token))
-    return Swarm(spec, tuple(sorted(specs, key=lambda peer: peer.id)), now_seconds=NOW + 2)
+        specs.append(travelled(identity, facts_of(model, identity, asked, blocks, kv_tokens=kv_tokens)).spec)
+    return Swarm(ModelSpec(peers[0][0].num_blocks), tuple(sorted(specs, key=lambda peer: peer.id)), NOW + 2)
 
 
 def test_every_field_travels() -> None:
@@ -126,34 +137,69 @@ def test_every_field_travels() -> None:
 def test_what_the_operator_asked_for() -> None:
     identity = Identity.generate()
     asked = {text: travelled(identity, facts_of(SMALL, identity, text, "8:16")).spec for text in ("8:16", "8", "auto")}
-    assert {text: (spec.max_blocks, spec.blocks_fixed) for text, spec in asked.items()} == {
-        "8:16": (None, True),
-        "8": (8, False),
-        "auto": (None, False),
+    assert {text: (spec.max_blocks, spec.size_fixed, spec.blocks_fixed) for text, spec in asked.items()} == {
+        "8:16": (None, False, True),
+        "8": (8, True, False),
+        "auto": (None, False, False),
     }
 
 
-PLACEMENTS: dict[str, tuple[Model, list[tuple[str, str]]]] = {
-    "four fixed ranges": (SEVEN_BILLION, [("0:8", "0:8"), ("8:16", "8:16"), ("16:24", "16:24"), ("24:32", "24:32")]),
-    "four numbers": (SEVEN_BILLION, [("8", "0:8"), ("8", "8:16"), ("8", "16:24"), ("8", "24:32")]),
-    "four that took what fits": (
-        EIGHT_BILLION,
-        [("auto", "0:8"), ("auto", "8:16"), ("auto", "16:24"), ("auto", "24:32")],
-    ),
-    "each block twice": (EIGHT_BILLION, [("16", "0:16"), ("16", "0:16"), ("16", "16:32"), ("16", "16:32")]),
-    "unequal machines": (EIGHT_BILLION, [("20", "0:20"), ("12", "20:32"), ("4", "0:4")]),
-    "whole models": (SMALL, [("auto", "0:24"), ("auto", "0:24")]),
+def all_of(model: Model, *peers: tuple[str, str]) -> list[tuple[Model, str, str]]:
+    return [(model, asked, blocks) for asked, blocks in peers]
+
+
+QUARTERS = ("0:8", "8:16", "16:24", "24:32")
+PLACEMENTS: dict[str, list[tuple[Model, str, str]]] = {
+    "four fixed ranges": all_of(SEVEN_BILLION, *((blocks, blocks) for blocks in QUARTERS)),
+    "four numbers": all_of(SEVEN_BILLION, *(("8", blocks) for blocks in QUARTERS)),
+    "four that took what fits": all_of(EIGHT_BILLION, *(("auto", blocks) for blocks in QUARTERS)),
+    "each block twice": all_of(EIGHT_BILLION, ("16", "0:16"), ("16", "0:16"), ("16", "16:32"), ("16", "16:32")),
+    "unequal machines": all_of(EIGHT_BILLION, ("20", "0:20"), ("12", "20:32"), ("4", "0:4")),
+    "whole models": all_of(SMALL, ("auto", "0:24"), ("auto", "0:24")),
+    "three formats": [
+        (EIGHT_BILLION, "8", "0:8"),
+        (EIGHT_BILLION_INT8, "16", "8:24"),
+        (EIGHT_BILLION_FLOAT32, "8:16", "24:32"),
+    ],
+    "an int8 peer beside float32": [
+        (EIGHT_BILLION_FLOAT32, "16", "0:16"),
+        (EIGHT_BILLION_FLOAT32, "16", "16:32"),
+        (EIGHT_BILLION_INT8, "auto", "0:32"),
+    ],
 }
 
 
 @pytest.mark.parametrize("name", PLACEMENTS)
 def test_a_resting_swarm_of_real_records_stays_as_it_is(name: str) -> None:
-    """With weights alone for `memory_bytes`, the rule would have every peer give blocks up for room."""
-    model, peers = PLACEMENTS[name]
-    swarm = snapshot(model, peers)
+    """With weights alone for `memory_bytes`, or with one format for all, the rule would have peers give blocks up."""
+    swarm = snapshot(PLACEMENTS[name])
     assert decide(swarm) is None
     view = PlanningView.of(swarm, ReplanPolicy())
     assert view is not None
     for peer, size in zip(view.peers, view.sizes, strict=True):
         assert peer.blocks is not None
         assert size >= len(peer.blocks), "the peer would be shrunk"
+
+
+def test_peers_that_take_what_fits_come_to_rest_in_any_mixture_of_formats() -> None:
+    formats = (EIGHT_BILLION, EIGHT_BILLION_INT8, EIGHT_BILLION_FLOAT32)
+    for first, second, third in itertools.product(formats, repeat=3):
+        swarm = snapshot([(first, "auto", "0:12"), (second, "auto", "8:24"), (third, "auto", "20:32")])
+        for _ in swarm.peers:
+            if (move := decide(swarm)) is not None:
+                swarm = after_move(swarm, move)
+        assert decide(swarm) is None
+        for peer in swarm.peers:
+            assert peer.blocks is not None
+            assert len(peer.blocks) * peer.block_bytes < peer.memory_bytes
+
+
+@pytest.mark.parametrize("kv_tokens", [16, 512, 100_000])
+def test_a_chosen_number_of_blocks_is_kept(kv_tokens: int) -> None:
+    """Also where the room is too small for a planned request, and where there is room for more blocks."""
+    for peers in (PLACEMENTS["four numbers"], [(EIGHT_BILLION_INT8, "8", blocks) for blocks in QUARTERS]):
+        swarm = snapshot(peers, kv_tokens)
+        view = PlanningView.of(swarm, ReplanPolicy())
+        assert view is not None
+        assert view.sizes.tolist() == [8] * 4
+        assert decide(swarm) is None
