@@ -46,7 +46,8 @@ async def join_swarm(
 async def _initial_maddrs(config: PeerConfig, dialer: Dialer, digest: str, private: bool) -> list[str]:
     """The DHT addresses of the initial peers that answer; `private`: we have the key of a private swarm.
 
-    Raises PeerUnavailable, AuthenticationError where somebody else answers, ModelMismatch, WrongKey, WrongSwarm.
+    Raises PeerUnavailable, AuthenticationError where somebody else answers, ModelMismatch, WrongKey, WrongSwarm (also
+    for another version of the protocol).
     """
 
     peers = config.initial_peers
@@ -59,7 +60,7 @@ async def _initial_maddrs(config: PeerConfig, dialer: Dialer, digest: str, priva
     replies = [answer for answer in answers if isinstance(answer, pb.PingReply)]
     if not replies:
         for answer in answers:
-            if isinstance(answer, AuthenticationError):
+            if isinstance(answer, AuthenticationError | WrongSwarm):
                 raise answer
         raise PeerUnavailable(
             f"none of the initial peers answers: {', '.join(map(str, peers))}",

@@ -71,7 +71,9 @@ async def _run_as(
     checkpoint = await asyncio.to_thread(open_checkpoint, config.model, revision=config.revision)
     if config.blocks.blocks is not None or config.blocks.count is not None:
         choose_blocks(config.blocks, checkpoint.num_blocks, checkpoint.num_blocks, ())  # refuse a bad range early
-    digest = (await asyncio.to_thread(checkpoint.model_digest)).hex()
+    digest = (
+        await asyncio.to_thread(checkpoint.model_digest, lambda done, total: progress("hashing", done, total))
+    ).hex()
     dialer = Dialer()
     # Joining waits for the network and the DHT daemon; the processor has something to do meanwhile.
     examining = asyncio.create_task(_examine(config, checkpoint), name="examine the model")

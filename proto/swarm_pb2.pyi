@@ -359,10 +359,12 @@ class LookupReply(_message.Message):
     def __init__(self, records: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class PingRequest(_message.Message):
-    __slots__ = ("padding",)
+    __slots__ = ("padding", "protocol")
     PADDING_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     padding: bytes
-    def __init__(self, padding: _Optional[bytes] = ...) -> None: ...
+    protocol: int
+    def __init__(self, padding: _Optional[bytes] = ..., protocol: _Optional[int] = ...) -> None: ...
 
 class PingReply(_message.Message):
     __slots__ = ("clock", "peer_id", "protocol", "model_digest", "steps_pushed", "steps_relayed", "steps_answered", "sessions", "kv_tokens_free", "dht_addresses", "model_name", "rebuilt_tokens", "replay_bytes", "queued")

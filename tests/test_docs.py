@@ -22,6 +22,7 @@ from blockswarm.client.program.cli import app as client_app
 from blockswarm.peer.cli import app as peer_app
 from blockswarm.peer.engine.step_record import StepRecord
 from blockswarm.peer.metrics import COUNTERS, GAUGES, PeerMetrics
+from blockswarm.proto.wire.handshake import PROTOCOL_VERSION
 from blockswarm.routing.sim.cli import app as sim_app
 from prometheus_client import generate_latest
 
@@ -91,6 +92,11 @@ def test_files_that_are_named_exist(document: str, path: str) -> None:
 def test_tests_that_are_named_exist(document: str, reference: str) -> None:
     path, _, name = reference.partition("::")
     assert re.search(rf"^def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_the_protocol_s_version_is_the_one_that_is_spoken() -> None:
+    assert re.findall(r"Protocol version: (\d+)", TEXTS["docs/protocol.md"]) == [str(PROTOCOL_VERSION)]
+    assert re.findall(r"the same protocol version \((\d+)\)", TEXTS["docs/operator.md"]) == [str(PROTOCOL_VERSION)]
 
 
 @pytest.mark.long

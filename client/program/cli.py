@@ -223,7 +223,7 @@ def route(
         from .terminal import spinner
 
         with spinner("opening the model") as turning:
-            named = model_name(model, revision)
+            named = model_name(model, revision, turning.share("hashing the model"))
             turning.say("looking at the swarm")
             chain = _run(predicted_chain(named, options, RequestSpec(prompt_tokens, new_tokens)))
         print(json.dumps(chain_as_json(chain)) if as_json else describe_chain(chain))
@@ -247,7 +247,7 @@ def peers(
         from .terminal import spinner
 
         with spinner("opening the model") as turning:
-            named = model_name(model, revision)
+            named = model_name(model, revision, turning.share("hashing the model"))
             turning.say("looking at the swarm")
             lines = _run(list_peers(named, options))
         if as_json:
@@ -279,7 +279,7 @@ def ping(
             else:
                 options = _options(initial_peers, swarm_key, identity, False, revision)
                 turning.say("opening the model")
-                named = model_name(target, revision)
+                named = model_name(target, revision, turning.share("hashing the model"))
                 turning.say("looking at the swarm")
                 addresses = _run(peer_addresses(named, options))
             pulses = _run(take_pulses(addresses))

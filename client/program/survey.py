@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -104,12 +104,15 @@ class Pulse:
         return statistics.median(self.rtt_seconds)
 
 
-def model_name(model: str, revision: str | None) -> ModelName:
-    """The digest of a checkpoint, from its headers and samples. Raises UsageError, UnsupportedModel, RetryElsewhere."""
+def model_name(model: str, revision: str | None, progress: Callable[[int, int], None]) -> ModelName:
+    """The digest of a checkpoint. Raises UsageError, UnsupportedModel, RetryElsewhere.
+
+    The weights of a local folder are read the first time: `progress` hears the bytes done and the bytes in all.
+    """
     from ...proto.model.checkpoint import open_checkpoint  # brings torch
 
     checkpoint = open_checkpoint(model, revision=revision)
-    return ModelName(checkpoint.model_digest().hex(), checkpoint.num_blocks)
+    return ModelName(checkpoint.model_digest(progress).hex(), checkpoint.num_blocks)
 
 
 @asynccontextmanager

@@ -74,6 +74,7 @@ def open_talker(
     transformers_logging.set_verbosity_error()
     spinner.say(f"opening {model}")
     checkpoint = open_checkpoint(model, revision=options.revision)
+    checkpoint.model_digest(spinner.share(f"hashing {model}"))
     spinner.say("looking for the peers of the model")
 
     def note(event: SessionEvent) -> None:

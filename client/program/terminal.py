@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,10 @@ class Spinner:
             self._status.start()
         else:
             self._status.update(what)
+
+    def share(self, what: str) -> Callable[[int, int], None]:
+        """A progress that shows `what` and how much of it is done."""
+        return lambda done, total: self.say(f"{what}: {done / total:.0%}")
 
     def change(self, what: str) -> None:
         """Show `what` instead, if anything is shown."""

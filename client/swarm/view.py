@@ -17,7 +17,15 @@ from ...proto.directory.directory import LookupCall, LookupDirectory
 from ...proto.directory.records import PeerRecord, open_peer_record
 from ...proto.directory.signed import SignedRecord
 from ...proto.directory.swarm_key import SwarmKey, swarm_key_name
-from ...proto.errors import ClockSkew, LocalProtocolError, ModelMismatch, PeerBusy, PeerUnavailable, SwarmError
+from ...proto.errors import (
+    ClockSkew,
+    LocalProtocolError,
+    ModelMismatch,
+    PeerBusy,
+    PeerUnavailable,
+    SwarmError,
+    WrongSwarm,
+)
 from ...proto.identity import Identity
 from ...proto.network.address import PeerAddress, Reach, reaches_of
 from ...proto.network.transport import Dialer, ping, translated_grpc_errors
@@ -221,9 +229,15 @@ class SwarmView:
         self.silent = {peer: record for peer, (record, _) in opened.items() if peer not in self.peers}
 
     async def _explain_absence(self) -> None:
-        """Nobody is there: say why if the initial peers know. Raises ClockSkew, ModelMismatch, PeerUnavailable."""
+        """Nobody is there: say why if the initial peers know.
+
+        Raises WrongSwarm for another version of the protocol, ClockSkew, ModelMismatch, PeerUnavailable.
+        """
         answers = await asyncio.gather(*(self._ask(address) for address in self._initial_peers))
-        met = [answer for answer in answers if answer is not None]
+        for answer in answers:
+            if isinstance(answer, WrongSwarm):
+                raise answer
+        met = [answer for answer in answers if isinstance(answer, tuple)]
         skews = [offset for _, offset in met if abs(offset) > HELLO_CLOCK_SKEW_SECONDS]
         if met and len(skews) == len(met):
             raise ClockSkew(f"the clocks of this machine and the initial peers differ by {min(skews, key=abs):+.0f} s")
@@ -237,12 +251,14 @@ class SwarmView:
                 hint="Open their ports in the firewall, or have them announce an address that can be reached.",
             )
 
-    async def _ask(self, address: PeerAddress) -> tuple[pb.PingReply, float] | None:
+    async def _ask(self, address: PeerAddress) -> tuple[pb.PingReply, float] | WrongSwarm | None:
         """Status and clock offset of an initial peer; None if it does not answer."""
         stub = self._dialer.stub(address)
         try:
             with blamed_on(address):
                 reply, _, offset = await ping(stub, address, self.timing.ping_seconds)
+        except WrongSwarm as error:
+            return error
         except SwarmError as error:
             logger.debug("%s does not answer: %s", address, error)
             return None

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -104,24 +105,29 @@ def load_examined(
 ) -> Stage:
     """Fetch `blocks` of a model that was examined and load them as was decided then; see `load_stage` for `reuse`.
 
-    `progress` hears "fetching" or "loading", the bytes done and the bytes in all. Raises UsageError, ModelMismatch,
-    OutOfMemory, and RetryElsewhere if the hub does not answer; whatever is raised, nothing of the load is kept.
+    Their bytes are hashed meanwhile, see `Checkpoint.block_hashes`. `progress` hears "fetching", "loading" or
+    "checking", the bytes done and the bytes in all, from two threads. Raises UsageError, ModelMismatch, OutOfMemory,
+    and RetryElsewhere if the hub does not answer; whatever is raised, nothing of the load is kept.
     """
     for run in _runs_outside(blocks, reuse):
         checkpoint.fetch(run, lambda done, total: progress("fetching", done, total))
-    try:
-        return load_stage(
-            checkpoint,
-            blocks,
-            DTYPES[examined.dtype],
-            lambda done, total: progress("loading", done, total),
-            check_family(checkpoint.config),
-            examined.packing,
-            torch.device(examined.device),
-            reuse,
-        )
-    except (MemoryError, torch.OutOfMemoryError):
-        raise OutOfMemory(f"there is no memory for blocks {blocks}") from None
+    with ThreadPoolExecutor(1) as beside:
+        checked = beside.submit(checkpoint.block_hashes, blocks, lambda done, total: progress("checking", done, total))
+        try:
+            stage = load_stage(
+                checkpoint,
+                blocks,
+                DTYPES[examined.dtype],
+                lambda done, total: progress("loading", done, total),
+                check_family(checkpoint.config),
+                examined.packing,
+                torch.device(examined.device),
+                reuse,
+            )
+        except (MemoryError, torch.OutOfMemoryError):
+            raise OutOfMemory(f"there is no memory for blocks {blocks}") from None
+        checked.result()
+    return stage
 
 
 def load_stage(

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from ...proto import swarm_pb2 as pb
-from ...proto.errors import RemoteProtocolError, SwarmError, to_wire
+from ...proto.errors import AuthenticationError, RemoteProtocolError, SwarmError, WrongSwarm, to_wire
 from ...proto.network.transport import ERROR_CODE_KEY
-from ...proto.wire.handshake import PROTOCOL_VERSION
+from ...proto.wire.handshake import PROTOCOL_VERSION, check_protocol, check_protocol_of
 
 if TYPE_CHECKING:
     from .service import PeerParts
 
 MAX_LOOKUP_BYTES = 3 << 20
+LAST_UNNAMED_PROTOCOL = 2
+"""Nodes up to this version do not name it in a ping."""
 
 
 class UnaryCalls:
@@ -28,12 +30,13 @@ class UnaryCalls:
         try:
             if self._parts.swarm_key is not None:
                 self._parts.hellos.check(request.hello)
+            else:
+                check_protocol_of(request.hello)
             if len(request.key) > 256:
                 raise RemoteProtocolError("a name has at most 256 characters")
             records = await self._parts.lookup(request.key)
         except SwarmError as error:
-            code, text = to_wire(error)
-            await context.abort(grpc.StatusCode.ABORTED, text, trailing_metadata=((ERROR_CODE_KEY, str(code)),))
+            await _refuse(context, error)
         reply, size = pb.LookupReply(), 0
         for record in records:
             size += len(record)
@@ -42,8 +45,13 @@ class UnaryCalls:
             reply.records.append(record)
         return reply
 
-    async def ping(self, _request: pb.PingRequest, _context: grpc.aio.ServicerContext[Any, Any]) -> pb.PingReply:
+    async def ping(self, request: pb.PingRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.PingReply:
         """The peer's clock and public status; in a private swarm without the model's name."""
+        try:
+            check_protocol(request.protocol or LAST_UNNAMED_PROTOCOL)
+        except WrongSwarm as error:
+            # A peer of such a version that wants to join tells its user the reason only of this kind of refusal.
+            await _refuse(context, error if request.protocol else AuthenticationError(str(error)))
         parts, counters = self._parts, self._parts.counters
         public = parts.swarm_key is None
         return pb.PingReply(
@@ -62,3 +70,9 @@ class UnaryCalls:
             replay_bytes=parts.replay.nbytes,
             dht_addresses=parts.dht_addresses(),
         )
+
+
+async def _refuse(context: grpc.aio.ServicerContext[Any, Any], error: SwarmError) -> None:
+    """End the call; it does not come back."""
+    code, text = to_wire(error)
+    await context.abort(grpc.StatusCode.ABORTED, text, trailing_metadata=((ERROR_CODE_KEY, str(code)),))

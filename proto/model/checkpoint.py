@@ -29,19 +29,29 @@ from .folder import (
     Progress,
     Source,
     TensorInfo,
+    cache_root,
     parse_header,
     parse_json_object,
-    read_range,
 )
+from .hashes import FileHashes, HashMemory, add_part, describe, hash_held, hash_of_block
 
 BLOCK_HASH_BYTES = 8
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _BLOCK_TENSOR = re.compile(r"(?P<prefix>(?:[^.]*[^.0-9][^.]*\.)+)(?P<block>[0-9]{1,6})\..+")
-_SAMPLES_PER_TENSOR = 16
-_SAMPLE_BYTES = 4096
 
-_CONFIG_KEYS_WITHOUT_MEANING = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures")
+_DIGEST_TAG = b"blockswarm-model-3"
+CONFIG_KEYS_WITHOUT_MEANING = frozenset({
+    # who wrote it
+    "_name_or_path", "transformers_version", "architectures", "auto_map", "_attn_implementation_autoset",
+    # how the weights are stored: the list of tensors says that
+    "torch_dtype", "dtype",
+    # whether generate keeps a cache: a client always does
+    "use_cache",
+    # where a text begins and ends: the client's business
+    "bos_token_id", "eos_token_id", "pad_token_id",
+})  # fmt: skip
+"""Keys of a configuration that change no number in any block; all others count, unknown ones too."""
 
 
 class Checkpoint:
@@ -52,6 +62,9 @@ class Checkpoint:
         self.config = config
         self.num_blocks: int = config.get_text_config(decoder=True).num_hidden_layers
         self.tensors: Mapping[str, TensorInfo] = {tensor.name: tensor for tensor in tensors}
+        self._files: dict[str, FileHashes] = {}
+        self._checked: dict[int, bytes] = {}
+        """Hash by block, for those whose bytes were read by this process."""
         self._prefix = block_prefix(self.tensors, self.num_blocks)
         self._by_block: dict[int, list[TensorInfo]] = {}
         self._outside: list[TensorInfo] = []
@@ -108,46 +121,77 @@ class Checkpoint:
         """Tensor name -> lazy slice for everything outside the blocks. Fetches what is missing: see `progress`."""
         return _open_slices(self._source.hold("ends", self._outside, progress))
 
-    def model_digest(self) -> bytes:
-        """32 bytes that name these weights.
+    def model_digest(self, progress: Progress | None = None) -> bytes:
+        """32 bytes that name these weights, wherever they lie.
 
-        SHA-256 over the configuration, the name, dtype and shape of all tensors, and either the hub's hashes of its
-        files or samples of every tensor of a local folder.
+        SHA-256 over the configuration, the name, dtype and shape of all tensors, and the SHA-256 of the weight files,
+        whatever these are called. Reads the files of a local folder, unless that is remembered: see `progress`.
         """
-        digest = hashlib.sha256(self._canonical_config())
-        published = {file: self._source.published_hash(file) for file in {t.file for t in self.tensors.values()}}
-        for file, content_hash in sorted(published.items()):
-            if content_hash is not None:
-                _update(digest, f"{file} {content_hash}".encode())
-        in_doubt = [tensor for tensor in self.tensors.values() if published[tensor.file] is None]
-        held = self._source.hold("all", in_doubt)
+        digest = hashlib.sha256(_DIGEST_TAG)
+        add_part(digest, self._canonical_config())
         for name in sorted(self.tensors):
-            _update(digest, _describe(self.tensors[name]))
-            if name in held:
-                _update(digest, _samples(held[name], self.tensors[name].nbytes))
+            add_part(digest, describe(self.tensors[name]))
+        for content in sorted(file.sha256 for file in self._hashes_of_files(progress).values()):
+            add_part(digest, content)
         return digest.digest()
 
-    def block_hashes(self, blocks: BlockRange) -> tuple[bytes, ...]:
-        """Per block the first 8 bytes of a digest over its tensors' names, dtypes, shapes and samples of their bytes.
+    def block_hashes(self, blocks: BlockRange, progress: Progress | None = None) -> tuple[bytes, ...]:
+        """Per block the first 8 bytes of a SHA-256 over its tensors' names, dtypes, shapes and bytes.
 
-        The same wherever the block came from. Fetches what is missing first.
+        The same wherever the block came from. Fetches what is missing first; reads each block once per process.
+        Raises UsageError if a block is not what its file held when the digest was made.
         """
-        return tuple(self._block_hash(block) for block in blocks)
+        total = sum(self.block_bytes(block) for block in blocks)
+        done = 0
+        for block in blocks:
+            if block not in self._checked:
+                self._checked[block] = self._checked_hash(block)
+            done += self.block_bytes(block)
+            if progress is not None:
+                progress(done, total)
+        return tuple(self._checked[block] for block in blocks)
 
-    def _block_hash(self, block: int) -> bytes:
-        digest = hashlib.sha256()
-        held = self._hold_block(block)
-        for tensor in self._by_block[block]:
-            _update(digest, _describe(tensor))
-            _update(digest, _samples(held[tensor.name], tensor.nbytes))
-        return digest.digest()[:BLOCK_HASH_BYTES]
+    def proven_hashes(self) -> Mapping[int, bytes]:
+        """Block -> hash that the model's digest proves, for blocks of which this machine has read the whole files."""
+        return {block: proven for block in range(self.num_blocks) if (proven := self._proven_hash(block)) is not None}
+
+    def _checked_hash(self, block: int) -> bytes:
+        tensors, held = self._by_block[block], self._hold_block(block)
+        hashes = {name: tensor.sha256 for name, tensor in held.items() if tensor.sha256 is not None}
+        found = hash_of_block(tensors, hashes or hash_held(held, tensors))[:BLOCK_HASH_BYTES]
+        if self._proven_hash(block) not in (None, found):
+            raise UsageError(
+                f"block {block} in {self.folder} is no longer what its file held, though nothing has written to it",
+                hint="Check the disk, and download the model again.",
+            )
+        return found
+
+    def _proven_hash(self, block: int) -> bytes | None:
+        tensors, files = self._by_block[block], self._hashes_of_files()
+        if not all(tensor.name in files[tensor.file].tensors for tensor in tensors):
+            return None
+        hashes = {tensor.name: files[tensor.file].tensors[tensor.name] for tensor in tensors}
+        return hash_of_block(tensors, hashes)[:BLOCK_HASH_BYTES]
+
+    def _hashes_of_files(self, progress: Progress | None = None) -> Mapping[str, FileHashes]:
+        if not self._files:
+            by_file: dict[str, list[TensorInfo]] = {}
+            for tensor in self.tensors.values():
+                by_file.setdefault(tensor.file, []).append(tensor)
+            sizes = {file: self._source.size(file) for file in by_file}
+            files, done = {}, 0
+            for file, tensors in by_file.items():
+                files[file] = self._source.hashes(file, tensors, _shifted(progress, done, sum(sizes.values())))
+                done += sizes[file]
+            self._files = files
+        return self._files
 
     def _hold_block(self, block: int, progress: Progress | None = None) -> Mapping[str, HeldTensor]:
         return self._source.hold(f"block-{block:04d}", self._by_block[block], progress)
 
     def _canonical_config(self) -> bytes:
         values = parse_json_object(self._source.small_file(CONFIG_FILE) or b"", CONFIG_FILE)
-        meaning = {key: value for key, value in values.items() if key not in _CONFIG_KEYS_WITHOUT_MEANING}
+        meaning = {key: value for key, value in values.items() if key not in CONFIG_KEYS_WITHOUT_MEANING}
         return json.dumps(meaning, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -156,12 +200,12 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a local folder, or "owner/name" on a Hugging Face hub; reads the configuration and the shards' headers.
 
-    `endpoint` is the hub's address (default: the one huggingface_hub uses), `cache_folder` where fetched files are
-    kept. Raises UsageError for what is no usable checkpoint, UnsupportedModel for an unknown model type,
-    RetryElsewhere if the hub does not answer.
+    `endpoint` is the hub's address (default: the one huggingface_hub uses), `cache_folder` where fetched files and the
+    hashes of large ones are kept. Raises UsageError for what is no usable checkpoint, UnsupportedModel for an unknown
+    model type, RetryElsewhere if the hub does not answer.
     """
     if os.path.isdir(model):  # unlike Path.is_dir, False for a name that is too long
-        source: Source = FolderSource(Path(model))
+        source: Source = FolderSource(Path(model), HashMemory(cache_root(cache_folder) / "hashes"))
     else:
         from .hub import HubSource  # a local folder needs no HTTP client
 
@@ -279,22 +323,3 @@ class _CountedSlice:
 
 def _shifted(progress: Progress | None, before: int, total: int) -> Progress | None:
     return None if progress is None else lambda done, _: progress(before + done, total)
-
-
-def _describe(tensor: TensorInfo) -> bytes:
-    return json.dumps([tensor.name, tensor.dtype, tensor.shape]).encode()
-
-
-def _samples(held: HeldTensor, nbytes: int) -> bytes:
-    """16 pieces of 4 KiB, evenly spread from the first byte to the last; all bytes of a tensor that has fewer."""
-    if nbytes <= _SAMPLES_PER_TENSOR * _SAMPLE_BYTES:
-        return read_range(held.path, held.start, held.start + nbytes)
-    last = nbytes - _SAMPLE_BYTES
-    starts = [held.start + last * sample // (_SAMPLES_PER_TENSOR - 1) for sample in range(_SAMPLES_PER_TENSOR)]
-    return b"".join(read_range(held.path, start, start + _SAMPLE_BYTES) for start in starts)
-
-
-def _update(digest: Any, part: bytes) -> None:
-    """Add a part with its length, so that no two lists of parts hash the same bytes."""
-    digest.update(len(part).to_bytes(8, "little"))
-    digest.update(part)

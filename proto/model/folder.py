@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from .hashes import FileHashes, HashMemory
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -51,6 +55,8 @@ class HeldTensor:
 
     path: Path
     start: int
+    sha256: bytes | None = None
+    """SHA-256 of its bytes, if they were checked when it was held."""
 
 
 class Source(Protocol):
@@ -72,8 +78,8 @@ class Source(Protocol):
     def read(self, shard: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a shard."""
 
-    def published_hash(self, shard: str) -> str | None:
-        """The hash that the source publishes of a whole shard, None if only the bytes themselves can tell."""
+    def hashes(self, shard: str, tensors: Sequence[TensorInfo], progress: Progress | None = None) -> FileHashes:
+        """The hashes of a whole shard, whose tensors are given: as published, or of its bytes on this machine."""
 
     def hold(
         self, group: str, tensors: Sequence[TensorInfo], progress: Progress | None = None
@@ -87,8 +93,9 @@ class Source(Protocol):
 class FolderSource:
     """A local folder; it is read in place."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, memory: HashMemory) -> None:
         self.folder = folder
+        self._memory = memory
 
     def small_file(self, name: str) -> bytes | None:
         path = self.folder / name
@@ -110,13 +117,18 @@ class FolderSource:
     def read(self, shard: str, start: int, stop: int) -> bytes:
         return read_range(self.folder / shard, start, stop)
 
-    def published_hash(self, shard: str) -> str | None:
-        return None
+    def hashes(self, shard: str, tensors: Sequence[TensorInfo], progress: Progress | None = None) -> FileHashes:
+        return self._memory.hashes(self.folder / shard, tensors, progress)
 
     def hold(
         self, group: str, tensors: Sequence[TensorInfo], progress: Progress | None = None
     ) -> Mapping[str, HeldTensor]:
         return {tensor.name: HeldTensor(self.folder / tensor.file, tensor.start) for tensor in tensors}
+
+
+def cache_root(chosen: Path | None) -> Path:
+    """The folder for what is fetched and remembered: the one that was chosen, or this user's."""
+    return chosen or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blockswarm"
 
 
 def parse_header(name: str, size: int, read: Callable[[int, int], bytes]) -> list[TensorInfo]:

@@ -5,13 +5,12 @@ HF_TOKEN, HF_HUB_OFFLINE, logins and proxies work as its users know them.  It ha
 one function that does (`_pieces_of_one_answer`) uses its session, its headers and its errors.
 
 The files lie in CACHE/OWNER--NAME/COMMIT/: the small files as they are, "block-0017.safetensors" per block and
-"ends.safetensors", each with its SHA-256 beside it.  A file is checked against that once per process before it is
-used.  Everything of one checkpoint comes from one commit, whatever the branch does meanwhile.
+"ends.safetensors", each with the hash of its tensors beside it.  A file is checked against that once per process before
+it is used.  Everything of one checkpoint comes from one commit, whatever the branch does meanwhile.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -20,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
@@ -44,11 +43,12 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # they are in
 )
 
 from ..errors import RetryElsewhere, SwarmError, UsageError
-from .folder import CONFIG_FILE, MAX_SMALL_FILE_BYTES, HeldTensor, Progress, TensorInfo, parse_header
+from .folder import CONFIG_FILE, MAX_SMALL_FILE_BYTES, HeldTensor, Progress, TensorInfo, cache_root, parse_header
+from .hashes import FileHashes, hash_file, hash_held, hash_of_block
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_CONTENT_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _SMALL_FILES = ("generation_config.json",)
 _LIBRARY = "blockswarm"
 
@@ -72,8 +72,8 @@ class _RemoteFile:
     """The size of a file in the repository, and the hash that the hub publishes of it."""
 
     size: int
-    content_hash: str
-    """SHA-256 of the content of a large file, git's id of a small one."""
+    sha256: bytes | None
+    """SHA-256 of its content; None for a file that is kept like source text, as small ones are."""
 
 
 class HubSource:
@@ -105,8 +105,7 @@ class HubSource:
         self._commit, self._files = self._persistently(lambda: self._look_up(revision or "main"))
         if CONFIG_FILE not in self._files:
             raise UsageError(f"{model_id} has no {CONFIG_FILE} at revision {revision or 'main'}")
-        root = cache_folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blockswarm"
-        self.folder = root / model_id.replace("/", "--") / self._commit
+        self.folder = cache_root(cache_folder) / model_id.replace("/", "--") / self._commit
         with self._translated_errors(f"{model_id} at {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
         for name in (CONFIG_FILE, *_SMALL_FILES):
@@ -125,8 +124,12 @@ class HubSource:
     def size(self, shard: str) -> int:
         return self._existing(shard).size
 
-    def published_hash(self, shard: str) -> str | None:
-        return self._existing(shard).content_hash
+    def hashes(self, shard: str, tensors: Sequence[TensorInfo], progress: Progress | None = None) -> FileHashes:
+        published = self._existing(shard).sha256
+        if published is not None:
+            return FileHashes(published, {})
+        self.small_file(shard)
+        return hash_file(self.folder / shard, self.size(shard), tensors)
 
     def read(self, shard: str, start: int, stop: int) -> bytes:
         return b"".join(self._pieces(shard, start, stop))
@@ -136,34 +139,36 @@ class HubSource:
     ) -> Mapping[str, HeldTensor]:
         if group not in self._held:
             path = self.folder / f"{group}.safetensors"
-            if not _is_intact(path):
+            held = _intact(path, tensors)
+            if held is None:
                 self._fetch(path, sorted(tensors, key=lambda tensor: (tensor.file, tensor.start)), progress)
-            self._held[group] = _held_in(path)
+                held = _held_in(path, tensors)
+                hash_text = _hash_of(tensors, held).hex().encode()
+                _write_atomically(_hash_path(path), lambda target: target.write(hash_text))
+            elif progress is not None:
+                total = sum(tensor.nbytes for tensor in tensors)
+                progress(total, total)
+            self._held[group] = held
         return self._held[group]
 
     def _fetch(self, path: Path, tensors: Sequence[TensorInfo], progress: Progress | None) -> None:
-        """Write the tensors to a safetensors file of their own, in the order given, and its SHA-256 beside it."""
+        """Write the tensors to a safetensors file of their own, in the order given."""
         total = sum(tensor.nbytes for tensor in tensors)
         free = shutil.disk_usage(self.folder).free
         if total > free:
             raise UsageError(f"{path.name} needs {total} bytes in {self.folder}, {free} are free")
-        digest = hashlib.sha256()
 
         def write(target: IO[bytes]) -> None:
             done = 0
-            header = _header(tensors)
-            digest.update(header)
-            target.write(header)
+            target.write(_header(tensors))
             for shard, start, stop in _runs(tensors):
                 for piece in self._pieces(shard, start, stop):
-                    digest.update(piece)
                     target.write(piece)
                     done += len(piece)
                     if progress is not None:
                         progress(done, total)
 
         _write_atomically(path, write)
-        _write_atomically(_sha256_path(path), lambda target: target.write(digest.hexdigest().encode()))
 
     def _look_up(self, revision: str) -> tuple[str, Mapping[str, _RemoteFile]]:
         """The commit behind `revision`, and its files by name: one request."""
@@ -172,10 +177,10 @@ class HubSource:
             info = self._api.model_info(self._model_id, revision=revision, files_metadata=True, timeout=seconds)
         files = {}
         for file in info.siblings or ():
-            content_hash = (file.lfs.sha256 if file.lfs else file.blob_id) or ""
-            if not isinstance(file.size, int) or not _CONTENT_HASH.fullmatch(content_hash):
+            published = (file.lfs.sha256 or "") if file.lfs else None
+            if not isinstance(file.size, int) or not (published is None or _SHA256.fullmatch(published)):
                 raise self._not_a_hub(f"size and hash of {file.rfilename}")
-            files[file.rfilename] = _RemoteFile(file.size, content_hash)
+            files[file.rfilename] = _RemoteFile(file.size, bytes.fromhex(published) if published else None)
         if not _COMMIT.fullmatch(info.sha or ""):
             raise self._not_a_hub(f"the commit of {self._model_id}")
         return str(info.sha), files
@@ -340,29 +345,38 @@ def _header(tensors: Sequence[TensorInfo]) -> bytes:
     return len(raw).to_bytes(8, "little") + raw
 
 
-def _held_in(path: Path) -> Mapping[str, HeldTensor]:
+def _held_in(path: Path, tensors: Sequence[TensorInfo]) -> Mapping[str, HeldTensor]:
+    """Where the tensors are in a file that was fetched, with their hashes. Raises UsageError, OSError."""
     with path.open("rb") as file:
 
         def read(start: int, stop: int) -> bytes:
             file.seek(start)
             return file.read(stop - start)
 
-        tensors = parse_header(path.name, path.stat().st_size, read)
-    return {tensor.name: HeldTensor(path, tensor.start) for tensor in tensors}
+        found = parse_header(path.name, path.stat().st_size, read)
+    held = {tensor.name: HeldTensor(path, tensor.start) for tensor in found}
+    if held.keys() != {tensor.name for tensor in tensors}:
+        raise UsageError(f"{path} has other tensors than were asked for")
+    hashes = hash_held(held, tensors)
+    return {name: replace(tensor, sha256=hashes[name]) for name, tensor in held.items()}
 
 
-def _is_intact(path: Path) -> bool:
-    """Whether the file is there and has the SHA-256 that is written beside it."""
+def _hash_of(tensors: Sequence[TensorInfo], held: Mapping[str, HeldTensor]) -> bytes:
+    return hash_of_block(tensors, {name: tensor.sha256 or b"" for name, tensor in held.items()})
+
+
+def _intact(path: Path, tensors: Sequence[TensorInfo]) -> Mapping[str, HeldTensor] | None:
+    """The tensors, if the file is there and they have the hash that is written beside it."""
     try:
-        expected = _sha256_path(path).read_text(encoding="ascii")
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == expected
-    except (OSError, UnicodeDecodeError):
-        return False
+        expected = _hash_path(path).read_text(encoding="ascii")
+        held = _held_in(path, tensors)
+    except (OSError, UnicodeDecodeError, UsageError):
+        return None
+    return held if _hash_of(tensors, held).hex() == expected else None
 
 
-def _sha256_path(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
+def _hash_path(path: Path) -> Path:
+    return path.with_name(path.name + ".hash")
 
 
 def _write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -21,6 +21,7 @@ import grpc
 from .. import swarm_pb2 as pb
 from ..errors import PeerUnavailable, UsageError, from_grpc_status, from_wire
 from ..identity import Identity, LeafRenewer, TlsLeaf, synthetic_root_pem, tls_name
+from ..wire.handshake import PROTOCOL_VERSION, check_protocol
 from ..wire.timing import KEEPALIVE_ANSWER_SECONDS, KEEPALIVE_SECONDS, MIN_KEEPALIVE_SECONDS
 from .address import HostPort, Reach, RelayedAddress
 
@@ -246,9 +247,13 @@ def translated_grpc_errors(peer: str) -> Iterator[None]:
 
 
 async def ping(stub: PeerStub, address: Reach, timeout_seconds: float) -> tuple[pb.PingReply, float, float]:
-    """Ping once: the reply, the round trip in seconds, and the peer's clock minus ours. Raises SwarmError."""
+    """Ping once: the reply, the round trip in seconds, and the peer's clock minus ours.
+
+    Raises SwarmError; WrongSwarm if the peer speaks another version of the protocol.
+    """
     with translated_grpc_errors(str(address)):
         sent_at, started = time.time(), time.perf_counter()
-        reply = await stub.ping(pb.PingRequest(), timeout=timeout_seconds)
+        reply = await stub.ping(pb.PingRequest(protocol=PROTOCOL_VERSION), timeout=timeout_seconds)
         rtt_seconds = time.perf_counter() - started
+    check_protocol(reply.protocol)
     return reply, rtt_seconds, reply.clock - (sent_at + rtt_seconds / 2)

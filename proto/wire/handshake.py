@@ -26,7 +26,7 @@ from ..errors import AuthenticationError, ClockSkew, ModelMismatch, RemoteProtoc
 from ..identity import Identity, public_key_of, verify
 from .timing import HELLO_CLOCK_SKEW_SECONDS, MAX_CAPABILITY_SECONDS
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 SESSION_ID_BYTES = 16
 NONCE_BYTES = 16
 MAX_KV_TOKENS = 1 << 32
@@ -119,8 +119,7 @@ class HelloChecker:
         """
         verify(signed.signer, signed.signature, _HELLO_TAG + signed.payload)
         hello = _parse(pb.Hello, signed.payload)
-        if hello.protocol != PROTOCOL_VERSION:
-            raise WrongSwarm(f"the peer speaks protocol {PROTOCOL_VERSION}, not {hello.protocol}")
+        check_protocol(hello.protocol)
         if hello.peer_id != self._me:
             raise AuthenticationError("the hello is meant for another peer")
         _check_length("session id", hello.session_id, SESSION_ID_BYTES)
@@ -149,6 +148,17 @@ class HelloChecker:
         if nonce in self._nonces:
             raise AuthenticationError("the hello was used before")
         self._nonces[nonce] = now
+
+
+def check_protocol(version: int) -> None:
+    """Raises WrongSwarm if the other side speaks another version than this one."""
+    if version != PROTOCOL_VERSION:
+        raise WrongSwarm(f"here protocol {PROTOCOL_VERSION} is spoken, there {version}: update the older program")
+
+
+def check_protocol_of(signed: pb.Signed) -> None:
+    """Check the version in a hello whose signature does not matter. Raises WrongSwarm, RemoteProtocolError."""
+    check_protocol(_parse(pb.Hello, signed.payload).protocol)
 
 
 def sign_capability(identity: Identity, grant: Grant) -> pb.Signed:

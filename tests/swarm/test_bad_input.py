@@ -714,8 +714,9 @@ def test_a_replayed_push_opening(world: World) -> None:
 
 def test_a_look_up_of_an_absurd_name(world: World) -> None:
     async def attack(stranger: Stranger) -> None:
+        request = pb.LookupRequest(key="x" * 1000, hello=stranger.hello(bytes(16)))
         with pytest.raises(LocalProtocolError), translated_grpc_errors("the peer"):
-            await stranger.stub.lookup(pb.LookupRequest(key="x" * 1000), timeout=ANSWER_SECONDS)
+            await stranger.stub.lookup(request, timeout=ANSWER_SECONDS)
 
     world.survive(attack)
 

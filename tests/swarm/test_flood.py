@@ -120,8 +120,10 @@ class Attacker:
 
     async def look_up(self) -> None:
         """Names that nobody has."""
+        hello = sign_hello(self.identity, self.victim.peer, self.rng.randbytes(16), time.time(), None)
         with translated_grpc_errors("victim"):
-            await self.dialer.stub(self.victim).lookup(pb.LookupRequest(key=self.rng.randbytes(64).hex()), timeout=5)
+            request = pb.LookupRequest(key=self.rng.randbytes(64).hex(), hello=hello)
+            await self.dialer.stub(self.victim).lookup(request, timeout=5)
 
     def step(self, seq: int, tokens: int, whole: bool = True, value: float = 0.5) -> pb.ClientFrame:
         data = torch.full((tokens * HIDDEN,), value).numpy().tobytes()

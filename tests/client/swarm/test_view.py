@@ -15,9 +15,10 @@ from blockswarm.client.swarm.view import SwarmView
 from blockswarm.client.timing import ClientTiming
 from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
-from blockswarm.proto.errors import LocalProtocolError, PeerUnavailable
+from blockswarm.proto.errors import LocalProtocolError, PeerUnavailable, WrongSwarm
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
+from blockswarm.proto.wire.handshake import PROTOCOL_VERSION
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec
 from support.virtual_time import VirtualTimeLoop
 
@@ -61,7 +62,7 @@ class Net:
         peer = self.peers[address.peer]
         return SimpleNamespace(
             lookup=self._call(lambda: peer.lookup, lambda: pb.LookupReply(records=self._records())),
-            ping=self._call(lambda: peer.ping, pb.PingReply),
+            ping=self._call(lambda: peer.ping, lambda: pb.PingReply(protocol=PROTOCOL_VERSION)),
         )
 
     @asynccontextmanager
@@ -206,5 +207,18 @@ def test_somebody_is_reached_while_any_peer_answers_whoever_uses_it(answer: Call
         assert await view.reaches_anybody(1.0)
         second.ping = answer
         assert not await view.reaches_anybody(1.0)
+
+    in_view(scenario)
+
+
+def test_an_old_swarm_is_told_from_an_empty_one() -> None:
+    """Its peers have the model under another digest, so nobody is found; their pings say why."""
+
+    async def scenario(view: SwarmView, net: Net) -> None:
+        for peer in net.peers.values():
+            peer.lookup, peer.ping = pb.LookupReply, lambda: pb.PingReply(protocol=2)
+        lonely = SwarmView(Identity.generate(), net, [p.address for p in net.peers.values()], DIGEST, None, net.clock)  # type: ignore[arg-type]
+        with pytest.raises(WrongSwarm, match=rf"protocol {PROTOCOL_VERSION} .* 2\b"):
+            await lonely.start()
 
     in_view(scenario)

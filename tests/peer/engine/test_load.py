@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import random
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowSpan, Stage, StageView
-from blockswarm.peer.engine.load import load_stage
+from blockswarm.peer.engine.load import examine_model, load_examined, load_stage
 from blockswarm.peer.engine.weights.choose import int8_form
 from blockswarm.peer.engine.weights.quantize import PackedLinear, Packing
 from blockswarm.proto.errors import UsageError
-from blockswarm.proto.model.checkpoint import open_checkpoint
+from blockswarm.proto.model.checkpoint import open_checkpoint, read_checkpoint
+from blockswarm.proto.model.folder import FolderSource
+from blockswarm.proto.model.hashes import HashMemory
 from blockswarm.routing.swarm import BlockRange
 from support.tiny_models import write_tiny_checkpoint
 
@@ -118,3 +122,27 @@ def test_blocks_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None
     write_tiny_checkpoint("llama", tmp_path)
     with pytest.raises(UsageError, match="0:6"):
         load_stage(open_checkpoint(tmp_path), BlockRange(4, 7), torch.float32, None, BatchingRoute.SINGLE, Packing.INT8)
+
+
+def test_bytes_that_are_not_those_of_the_digest_end_the_load(tmp_path: Path) -> None:
+    """As if the disk had changed a block since its file was hashed: no peer serves it, whatever else it hosts."""
+    folder = write_tiny_checkpoint("llama", tmp_path / "model")
+
+    def load(blocks: BlockRange) -> list[str]:
+        seen: list[str] = []
+        checkpoint = read_checkpoint(FolderSource(folder, HashMemory(tmp_path / "memory", min_bytes=0)))
+        examined = examine_model(checkpoint, "cpu", "float32", "none", 1, time.perf_counter)
+        load_examined(checkpoint, blocks, examined, lambda what, done, total: seen.append(what))
+        return seen
+
+    assert {*load(BlockRange(0, 6))} == {"loading", "checking"}
+    changed = 0
+    for entry in (tmp_path / "memory").glob("*.json"):
+        content = json.loads(entry.read_text())
+        damaged = {name: "0" * 64 for name in content["tensors"] if name == "model.layers.4.mlp.down_proj.weight"}
+        entry.write_text(json.dumps({**content, "tensors": content["tensors"] | damaged}))
+        changed += len(damaged)
+    assert changed == 1
+    assert load(BlockRange(0, 4))
+    with pytest.raises(UsageError, match="block 4"):
+        load(BlockRange(2, 6))

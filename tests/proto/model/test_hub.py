@@ -18,7 +18,7 @@ from blockswarm.proto.model.checkpoint import open_checkpoint, read_checkpoint
 from blockswarm.proto.model.hub import HubSource
 from blockswarm.routing.swarm import BlockRange
 from safetensors.torch import load_file
-from support.fake_hub import COMMIT, MODEL_ID, FakeHub, serve_hub
+from support.fake_hub import COMMIT, MODEL_ID, FakeHub, listing_of, serve_hub
 from support.tiny_models import all_weights, write_tiny_checkpoint
 
 ALL_BLOCKS = BlockRange(0, 6)
@@ -86,14 +86,6 @@ class TestHub:
         checkpoint.fetch(ALL_BLOCKS)
         assert hub.bytes_sent(".safetensors") == before
 
-    def test_a_damaged_file_is_fetched_again(self, hub: FakeHub, original: Path, tmp_path: Path) -> None:
-        open_from(hub, tmp_path).fetch(BlockRange(1, 2))
-        (path,) = tmp_path.rglob("block-0001.safetensors")
-        path.write_bytes(path.read_bytes()[:-1] + b"x")
-        assert open_from(hub, tmp_path).block_hashes(BlockRange(1, 2)) == open_checkpoint(original).block_hashes(
-            BlockRange(1, 2)
-        )
-
     def test_a_broken_download_goes_on_where_it_stopped(self, hub: FakeHub, original: Path, tmp_path: Path) -> None:
         checkpoint = open_from(hub, tmp_path)
         hub.break_after_bytes = [1000, 1, 5000]
@@ -110,12 +102,35 @@ class TestHub:
             checkpoint.fetch(BlockRange(0, 1))
         assert not list(tmp_path.rglob("*block*"))
 
-    def test_the_digest_needs_no_weights(self, hub: FakeHub, tmp_path: Path) -> None:
+    def test_weights_that_a_hub_keeps_like_text_are_fetched_for_their_hash(
+        self, hub: FakeHub, original: Path, tmp_path: Path
+    ) -> None:
+        """It publishes git's own id of them only."""
+        files = listing_of(original)
+        for file in files["siblings"]:
+            file.pop("lfs", None)
+        hub.listing = json.dumps(files).encode()
         checkpoint = open_from(hub, tmp_path)
-        before = hub.bytes_sent()
-        digest = checkpoint.model_digest()
-        assert hub.bytes_sent() == before
-        assert digest == open_from(hub, tmp_path / "other").model_digest()
+        assert checkpoint.model_digest() == open_checkpoint(original).model_digest()
+        assert checkpoint.proven_hashes() == open_checkpoint(original).proven_hashes()
+
+    def test_what_came_in_parts_proves_nothing(self, hub: FakeHub, tmp_path: Path) -> None:
+        checkpoint = open_from(hub, tmp_path)
+        checkpoint.fetch(ALL_BLOCKS)
+        assert checkpoint.proven_hashes() == {}
+
+    def test_a_bit_that_flips_on_the_way_gives_another_hash(self, hub: FakeHub, original: Path, tmp_path: Path) -> None:
+        """The hub serves damaged bytes under the hashes of the good ones: one model, but one block differs."""
+        damaged = Path(shutil.copytree(original, tmp_path / "damaged"))
+        tensor = max(open_checkpoint(original).block_tensors(2), key=lambda tensor: tensor.nbytes)
+        content = bytearray((damaged / tensor.file).read_bytes())
+        content[tensor.start + tensor.nbytes // 2] ^= 1
+        (damaged / tensor.file).write_bytes(content)
+        hub.listing, hub.folder = json.dumps(listing_of(original)).encode(), damaged
+        good, bad = open_checkpoint(original), open_from(hub, tmp_path / "cache")
+        assert bad.model_digest() == good.model_digest()
+        changed = [a != b for a, b in zip(good.block_hashes(ALL_BLOCKS), bad.block_hashes(ALL_BLOCKS), strict=True)]
+        assert changed == [False, False, True, False, False, False]
 
     def test_shards_may_lie_in_a_storage_that_gets_no_credentials(
         self, hub: FakeHub, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -163,7 +178,7 @@ class TestHub:
             (json.dumps({"id": MODEL_ID, "sha": COMMIT}).encode(), "config.json"),
             (json.dumps({"id": MODEL_ID, "sha": COMMIT, "siblings": [{}]}).encode(), "does not tell"),
             (listing(size=None), "size and hash"),
-            (listing(blobId="../x"), "size and hash"),
+            (listing(lfs={"sha256": "../x", "size": 1, "pointerSize": 1}), "size and hash"),
             (listing(size=1 << 40), "larger than"),
             (listing(commit="main"), "the commit"),
             (listing(commit="../../x"), "the commit"),
@@ -198,6 +213,27 @@ class TestHub:
         before = len(hub.requests)
         open_from(hub, tmp_path)
         assert {name for _, name, _ in hub.requests[before:]}.isdisjoint(SMALL_FILES)
+
+
+def test_the_digest_needs_no_weights_and_is_that_of_the_folder(hub: FakeHub, original: Path, tmp_path: Path) -> None:
+    checkpoint = open_from(hub, tmp_path)
+    before = hub.bytes_sent()
+    digest = checkpoint.model_digest()
+    assert hub.bytes_sent() == before
+    assert digest == open_checkpoint(original).model_digest()
+
+
+@pytest.mark.parametrize("place", [-1, -2000, 8, 0])
+def test_a_damaged_file_is_fetched_again(hub: FakeHub, original: Path, tmp_path: Path, place: int) -> None:
+    """Whether a weight is damaged, or the header."""
+    open_from(hub, tmp_path).fetch(BlockRange(1, 2))
+    (path,) = tmp_path.rglob("block-0001.safetensors")
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert open_from(hub, tmp_path).block_hashes(BlockRange(1, 2)) == open_checkpoint(original).block_hashes(
+        BlockRange(1, 2)
+    )
 
 
 READ_AS_A_USER = """

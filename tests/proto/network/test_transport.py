@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from blockswarm.proto import swarm_pb2 as pb
-from blockswarm.proto.errors import AuthenticationError, PeerUnavailable, UsageError
+from blockswarm.proto.errors import AuthenticationError, PeerUnavailable, UsageError, WrongSwarm
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import HostPort, PeerAddress, RelayedAddress
 from blockswarm.proto.network.transport import (
@@ -19,6 +19,7 @@ from blockswarm.proto.network.transport import (
     ping,
     serve,
 )
+from blockswarm.proto.wire.handshake import PROTOCOL_VERSION
 from blockswarm.proto.wire.timing import LEAF_LIFETIME_SECONDS
 
 DAY = 86400.0
@@ -29,9 +30,12 @@ async def _unused(*args: Any) -> Any:
 
 
 @asynccontextmanager
-async def server(identity: Identity, clock: Callable[[], float] = time.time) -> AsyncIterator[PeerAddress]:
+async def server(
+    identity: Identity, clock: Callable[[], float] = time.time, protocol: int = PROTOCOL_VERSION
+) -> AsyncIterator[PeerAddress]:
     async def answer(request: pb.PingRequest, context: Any) -> pb.PingReply:
-        return pb.PingReply(clock=clock(), peer_id=identity.peer_id)
+        assert request.protocol == PROTOCOL_VERSION
+        return pb.PingReply(clock=clock(), peer_id=identity.peer_id, protocol=protocol)
 
     running, port = await serve(identity, Handlers(_unused, _unused, _unused, answer), "127.0.0.1", 0, clock)
     try:
@@ -60,6 +64,16 @@ def test_a_peer_answers_under_its_own_id_only() -> None:
             wrong = PeerAddress(other.peer_id, address.target)
             with pytest.raises(AuthenticationError):
                 await ping(dial.stub(wrong), wrong, 10)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("version", [0, PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1])
+def test_a_peer_of_another_protocol_is_refused_with_both_versions(version: int) -> None:
+    async def main() -> None:
+        async with server(Identity.generate(), protocol=version) as address, dialer() as dial:
+            with pytest.raises(WrongSwarm, match=rf"protocol {PROTOCOL_VERSION} .* {version}\b"):
+                await ping(dial.stub(address), address, 10)
 
     asyncio.run(main())
 

@@ -18,9 +18,11 @@ from blockswarm.proto.errors import (
 )
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.wire.handshake import (
+    PROTOCOL_VERSION,
     Grant,
     HelloChecker,
     check_capability,
+    check_protocol_of,
     sign_capability,
     sign_hello,
 )
@@ -79,8 +81,10 @@ def test_a_private_swarm_wants_its_key_or_a_known_id() -> None:
 def test_another_protocol_is_another_swarm() -> None:
     payload = pb.Hello(peer_id=PEER.peer_id, protocol=99).SerializeToString()
     signature = CLIENT.sign(b"blockswarm-hello-1\0" + payload)
-    with pytest.raises(WrongSwarm):
-        checker().check(pb.Signed(payload=payload, signer=CLIENT.peer_id, signature=signature))
+    signed = pb.Signed(payload=payload, signer=CLIENT.peer_id, signature=signature)
+    for check_version in (checker().check, check_protocol_of):
+        with pytest.raises(WrongSwarm, match=rf"protocol {PROTOCOL_VERSION} .* 99\b"):
+            check_version(signed)
 
 
 def test_nonces_are_forgotten_when_the_hello_could_not_be_used_anyway() -> None:

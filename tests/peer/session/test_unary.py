@@ -1,0 +1,97 @@
+"""Look-ups and pings over real connections: nodes of other versions are refused, and are told the versions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from blockswarm.peer.session.unary import UnaryCalls
+from blockswarm.peer.session.worker import Counters
+from blockswarm.proto import swarm_pb2 as pb
+from blockswarm.proto.directory.swarm_key import SwarmKey
+from blockswarm.proto.errors import AuthenticationError, SwarmError, WrongSwarm
+from blockswarm.proto.identity import Identity
+from blockswarm.proto.network.address import PeerAddress
+from blockswarm.proto.network.transport import Dialer, Handlers, serve, translated_grpc_errors
+from blockswarm.proto.wire.handshake import PROTOCOL_VERSION, HelloChecker, sign_hello
+from blockswarm.routing.admit.table import SessionTable
+
+PEER, OTHER = Identity.generate(), Identity.generate()
+SWARM_KEY = SwarmKey.generate()
+NAMES_BOTH = rf"protocol {PROTOCOL_VERSION} .* 2\b"
+
+
+def hello(protocol: int, swarm_key: SwarmKey | None) -> pb.Signed:
+    """A hello that is good but for its version."""
+    signed = sign_hello(OTHER, PEER.peer_id, bytes(16), time.time(), swarm_key)
+    changed = pb.Hello.FromString(signed.payload)
+    changed.protocol = protocol
+    payload = changed.SerializeToString()
+    signature = OTHER.sign(b"blockswarm-hello-1\0" + payload)
+    return pb.Signed(payload=payload, signer=OTHER.peer_id, signature=signature)
+
+
+def ask(call: Callable[[Any], Awaitable[Any]], swarm_key: SwarmKey | None = None) -> Any:
+    """The answer of a peer to one call; raises what its answer says."""
+
+    async def lookup(name: str) -> list[bytes]:
+        return [b"a record"]
+
+    async def unused(*args: object) -> None:
+        raise AssertionError("not called in this test")
+
+    async def main() -> Any:
+        parts = SimpleNamespace(
+            identity=PEER, swarm_key=swarm_key, hellos=HelloChecker(PEER.peer_id, time.time, swarm_key), lookup=lookup,
+            model_digest="ab" * 32, model_name="toy", clock=time.time, counters=Counters(), sessions=SessionTable(10),
+            replay=SimpleNamespace(nbytes=0), dht_addresses=list,
+        )  # fmt: skip
+        calls = UnaryCalls(parts)  # type: ignore[arg-type]
+        server, port = await serve(PEER, Handlers(unused, unused, calls.lookup, calls.ping), "127.0.0.1", 0)
+        dialer = Dialer()
+        try:
+            with translated_grpc_errors("the peer"):
+                return await call(dialer.stub(PeerAddress(PEER.peer_id, f"127.0.0.1:{port}")))
+        finally:
+            await dialer.close()
+            await server.stop(grace=0)
+
+    return asyncio.run(main())
+
+
+both_kinds = pytest.mark.parametrize("swarm_key", [None, SWARM_KEY], ids=["public", "private"])
+
+
+@both_kinds
+def test_a_client_that_looks_up_is_refused_with_both_versions(swarm_key: SwarmKey | None) -> None:
+    request = pb.LookupRequest(key="name", hello=hello(2, swarm_key))
+    with pytest.raises(WrongSwarm, match=NAMES_BOTH):
+        ask(lambda stub: stub.lookup(request, timeout=10), swarm_key)
+
+
+@both_kinds
+def test_a_peer_that_wants_to_join_is_refused_with_both_versions(swarm_key: SwarmKey | None) -> None:
+    """It pings without a version, and shows only refusals of this kind to its user."""
+    with pytest.raises(AuthenticationError, match=NAMES_BOTH):
+        ask(lambda stub: stub.ping(pb.PingRequest(), timeout=10), swarm_key)
+
+
+@both_kinds
+def test_a_later_node_is_refused_too(swarm_key: SwarmKey | None) -> None:
+    with pytest.raises(WrongSwarm, match=r"\b99\b"):
+        ask(lambda stub: stub.ping(pb.PingRequest(protocol=99), timeout=10), swarm_key)
+
+
+def test_this_version_is_answered() -> None:
+    ask(lambda stub: stub.ping(pb.PingRequest(protocol=PROTOCOL_VERSION), timeout=10))
+    request = pb.LookupRequest(key="name", hello=hello(PROTOCOL_VERSION, None))
+    assert list(ask(lambda stub: stub.lookup(request, timeout=10)).records) == [b"a record"]
+
+
+def test_a_look_up_without_a_hello_is_refused() -> None:
+    with pytest.raises(SwarmError):
+        ask(lambda stub: stub.lookup(pb.LookupRequest(key="name"), timeout=10))
