@@ -10,6 +10,9 @@ Claim: announce the move.  Wait: others read of it, and its witnesses answer (cl
 blocks beside the old ones.  MoveTo: drop the old blocks and serve the new ones.  Withdraw: give up the claim and
 whatever was loaded.  Only MoveTo changes what the swarm can compute, and it is judged immediately before.
 
+A peer that hosts nothing drops nothing.  Where it joins at once it loads as it claims, is judged whenever it has read
+the records, by the rule for joins, and serves when all is loaded.
+
 The simulator and the peers call the same function; it has no state, no clock and no I/O.
 """
 
@@ -21,8 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..swarm import BlockRange, MoveClaim, PeerId, Swarm
-from ..timing import RECORD_REFRESH_SECONDS
-from .claims import Verdict, judge_claim
+from .claims import Verdict, judge_claim, judge_join
 from .moves import Move, ReplanPolicy
 from .rule import upcoming
 
@@ -104,8 +106,8 @@ def next_action(
     """The next action of a peer that stays (a draining one does not ask), on its snapshot at `snapshot.now_seconds`.
 
     The snapshot contains the peer's own record; its claim is taken from `state`.
-    `joins_at_once`: a peer that hosts nothing drops nothing, so it may begin to load as it claims, and is judged when
-    all is loaded.  It serves a refresh earlier, and loads in vain where an older claim wins.
+    `joins_at_once`: a peer that hosts nothing begins to load as it claims.  It serves a refresh earlier, and loads in
+    vain where an older claim wins (`judge_join`).
     `plan`: the upcoming moves of a snapshot; a caller with many agents may remember those of equal snapshots.
 
     Raises KeyError if the peer is not in the snapshot.
@@ -115,9 +117,14 @@ def next_action(
     if state.claim is None:
         blocks = next((move.after for move in plan(snapshot, policy) if move.peer == me.id), None)
         return Rest() if blocks is None else Claim(blocks, begin_loading=joins_at_once and me.blocks is None)
+    loaded = state.loading is Loading.DONE
+    if joins_at_once and me.blocks is None:
+        verdict = judge_join(snapshot, me.id)
+        if verdict.withdraws:
+            return Withdraw(verdict)
+        return MoveTo(state.claim.blocks) if loaded else Wait(math.inf)
     if state.loading is Loading.UNDER_WAY:
         return Wait(math.inf)
-    loaded = state.loading is Loading.DONE
     verdict = judge_claim(snapshot, me.id, policy, loaded=loaded)
     if verdict.withdraws:
         return Withdraw(verdict)
@@ -125,4 +132,4 @@ def next_action(
         return MoveTo(state.claim.blocks)
     if verdict is Verdict.MOVE:
         return BeginLoading(state.claim.blocks)
-    return Wait(max(state.claim.at_seconds, snapshot.now_seconds) + RECORD_REFRESH_SECONDS)
+    return Wait(max(state.claim.at_seconds, snapshot.now_seconds) + policy.timing.refresh_seconds)

@@ -9,16 +9,11 @@ from __future__ import annotations
 import enum
 from dataclasses import replace
 
-from ..swarm import BlockRange, PeerId, PeerSpec, Swarm
-from ..timing import (
-    CLAIM_LIFETIME_SECONDS,
-    CLOCK_TOLERANCE_SECONDS,
-    RECORD_LIFETIME_SECONDS,
-    RECORD_REFRESH_SECONDS,
-)
+from ..perf import IntArray
+from ..swarm import BlockRange, PeerId, PeerSpec, PeerState, Swarm
 from .moves import ReplanPolicy
 from .rule import upcoming
-from .windows import is_safe_to_leave, lasting_servers
+from .windows import hosts_per_block, is_safe_to_leave, lasting_servers, range_rows, window_sums
 
 
 class Verdict(enum.Enum):
@@ -57,6 +52,7 @@ def judge_claim(swarm: Swarm, peer_id: PeerId, policy: ReplanPolicy | None = Non
     Raises ValueError if the peer has no claim, KeyError if it is not in the snapshot.
     """
     me = swarm.peer(peer_id)
+    timing = (policy or ReplanPolicy()).timing
     if me.claim is None:
         raise ValueError(f"peer {peer_id} has claimed no move")
     claim, before = me.claim, me.blocks
@@ -70,13 +66,39 @@ def judge_claim(swarm: Swarm, peer_id: PeerId, policy: ReplanPolicy | None = Non
         ):
             return Verdict.OUTRANKED
     age = swarm.now_seconds - claim.at_seconds
-    if age < RECORD_REFRESH_SECONDS:
+    if age < timing.refresh_seconds:
         return Verdict.WAIT
-    oldest = max(claim.at_seconds + CLOCK_TOLERANCE_SECONDS, swarm.now_seconds - RECORD_LIFETIME_SECONDS)
+    oldest = max(claim.at_seconds + timing.clock_tolerance_seconds, swarm.now_seconds - timing.record_lifetime_seconds)
     fresh = [peer for peer in others if peer.issued_seconds > oldest]
     if not is_safe_to_leave(lasting_servers(fresh, swarm.model.num_blocks), before, claim.blocks):
-        return Verdict.WAIT if loaded or age < CLAIM_LIFETIME_SECONDS else Verdict.UNCONFIRMED
+        return Verdict.WAIT if loaded or age < timing.claim_lifetime_seconds else Verdict.UNCONFIRMED
     return Verdict.MOVE if loaded or _is_wanted(swarm, me, policy) else Verdict.UNWANTED
+
+
+def judge_join(swarm: Swarm, peer_id: PeerId) -> Verdict:
+    """Judge the claim of a peer that hosts nothing and loads as it claims: MOVE, or OUTRANKED.
+
+    It drops nothing, so it waits for nobody, and a block that several add has several servers.  But it gives up if an
+    older claim takes blocks that it would have been the first to serve, and more such blocks are left elsewhere.
+    Raises ValueError if the peer has no claim, KeyError if it is not in the snapshot.
+    """
+    me = swarm.peer(peer_id)
+    if me.claim is None:
+        raise ValueError(f"peer {peer_id} has claimed no move")
+    rank, claimed = (me.claim.at_seconds, peer_id), me.claim.blocks
+    others = [p for p in swarm.peers if p.id != peer_id and p.state in (PeerState.JOINING, PeerState.SERVING)]
+    claims = [(p.claim.at_seconds, p.id, p.claim.blocks) for p in others if p.claim is not None]
+    older = [blocks for at, rival, blocks in claims if (at, rival) < rank]
+
+    def first_servers(*hosted: BlockRange | None) -> IntArray:
+        """The blocks that none of these has, counted in every window of my size."""
+        return window_sums(hosts_per_block(range_rows(hosted), swarm.model.num_blocks) == 0, len(claimed))
+
+    served = [p.blocks for p in others]
+    mine = first_servers(*served, *older)[claimed.start]
+    if mine == first_servers(*served)[claimed.start]:
+        return Verdict.MOVE
+    return Verdict.MOVE if mine >= first_servers(*served, *(c[2] for c in claims)).max() else Verdict.OUTRANKED
 
 
 def _is_wanted(swarm: Swarm, me: PeerSpec, policy: ReplanPolicy | None) -> bool:

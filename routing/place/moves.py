@@ -7,6 +7,24 @@ import math
 from dataclasses import dataclass, field, replace
 
 from ..swarm import BlockRange, PeerId, PeerState, RequestSpec, Swarm
+from ..timing import (
+    CLAIM_LIFETIME_SECONDS,
+    CLOCK_TOLERANCE_SECONDS,
+    PEER_MEMORY_SECONDS,
+    RECORD_LIFETIME_SECONDS,
+    RECORD_REFRESH_SECONDS,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimTiming:
+    """The times by which claims and records are judged: those of routing/timing.py, or a faster swarm's in a test."""
+
+    refresh_seconds: float = RECORD_REFRESH_SECONDS
+    record_lifetime_seconds: float = RECORD_LIFETIME_SECONDS
+    clock_tolerance_seconds: float = CLOCK_TOLERANCE_SECONDS
+    claim_lifetime_seconds: float = CLAIM_LIFETIME_SECONDS
+    peer_memory_seconds: float = PEER_MEMORY_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +40,7 @@ class ReplanPolicy:
     """How fast a peer fetches and loads weights, until it has measured that (`PeerSpec.load_seconds`)."""
     min_gain: float = 0.03
     """Improvements below this fraction of the request time are not begun."""
+    timing: ClaimTiming = field(default_factory=ClaimTiming)
 
     def __post_init__(self) -> None:
         for name in ("horizon_seconds", "load_bytes_per_second"):

@@ -82,6 +82,8 @@ class _Agent:
     read: dict[PeerId, PeerSpec]
     loaded_at: float | None = None
     """When the blocks of the claim are loaded; None: loading has not begun."""
+    block_seconds: float = 0.0
+    """Time to load one block."""
 
     def loading(self, now: float) -> Loading:
         if self.loaded_at is None:
@@ -269,6 +271,8 @@ class _ProtocolRun:
                     self.load(agent, blocks)
             case Withdraw():
                 self.counts["withdrawn" if agent.loaded_at is None else "abandoned"] += 1
+                if agent.loaded_at is not None and agent.loaded_at > self.now:
+                    self.counts["loaded"] -= int((agent.loaded_at - self.now) / agent.block_seconds)
                 agent.spec, agent.loaded_at = replace(agent.spec, claim=None), None
             case BeginLoading(blocks):
                 self.load(agent, blocks)
@@ -278,7 +282,8 @@ class _ProtocolRun:
     def load(self, agent: _Agent, blocks: BlockRange) -> None:
         added = len(set(blocks) - set(agent.spec.blocks or ()))
         self.counts["loaded"] += added
-        agent.loaded_at = self.now + added * self.population.model.block_bytes / self.policy.load_bytes_per_second
+        agent.block_seconds = self.population.model.block_bytes / self.policy.load_bytes_per_second
+        agent.loaded_at = self.now + added * agent.block_seconds
 
     def planned(self, snapshot: Swarm, policy: ReplanPolicy) -> tuple[Move, ...]:
         """The upcoming moves of a snapshot; equal snapshots are planned once."""

@@ -64,11 +64,13 @@ def test_a_joining_peer_may_load_at_once_and_is_judged_before_it_serves() -> Non
     assert turn(AgentState(PeerId("new")), *peers, now=NOW, joins_at_once=True) == Claim(HOLE, begin_loading=True)
     claimed = AgentState(PeerId("new"), MoveClaim(NOW, HOLE))
     assert turn(claimed, *peers) == BeginLoading(HOLE)
-    loaded = replace(claimed, loading=Loading.DONE)
-    assert turn(loaded, *peers, now=NOW, joins_at_once=True) == Wait(LATER)
-    assert turn(loaded, *peers, joins_at_once=True) == MoveTo(HOLE)
+    loading, loaded = (replace(claimed, loading=how) for how in (Loading.UNDER_WAY, Loading.DONE))
+    assert turn(loading, *peers, now=NOW, joins_at_once=True) == Wait(math.inf)
+    assert turn(loaded, *peers, now=NOW, joins_at_once=True) == MoveTo(HOLE), "no refresh is waited for"
+    assert turn(loaded, *peers, now=NOW) == Wait(LATER)
     rival = peer("a", claim=MoveClaim(NOW - 1, HOLE), state=PeerState.JOINING)
-    assert turn(loaded, rival, *peers[1:], joins_at_once=True) == Withdraw(Verdict.OUTRANKED)
+    for state in (loading, loaded):
+        assert turn(state, rival, *peers[1:], joins_at_once=True) == Withdraw(Verdict.OUTRANKED), "0:4 has nobody"
 
 
 def test_a_peer_with_blocks_does_not_load_at_once() -> None:

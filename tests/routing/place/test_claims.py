@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from blockswarm.routing.place.claims import Verdict, judge_claim
+from blockswarm.routing.place.claims import Verdict, judge_claim, judge_join
+from blockswarm.routing.place.rule import upcoming
 from blockswarm.routing.swarm import BlockRange, MoveClaim, PeerSpec, PeerState
 from blockswarm.routing.timing import (
     CLAIM_LIFETIME_SECONDS,
@@ -11,6 +14,8 @@ from blockswarm.routing.timing import (
     RECORD_LIFETIME_SECONDS,
     RECORD_REFRESH_SECONDS,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from support.placement import POLICY, peer, swarm
 
 
@@ -79,3 +84,53 @@ def test_two_repairs_of_one_hole_are_one_too_many():
     elsewhere = peer("a", "0:4", claim=claimed(90.0, "1:5"), issued_seconds=150.0)
     assert judge(first, witness, now=150.0, claim=claim, loaded=True) is Verdict.OUTRANKED
     assert judge(elsewhere, witness, now=150.0, claim=claim, loaded=True) is Verdict.MOVE
+
+
+def join(*others: PeerSpec, blocks: str = "4:8") -> Verdict:
+    """The verdict on `m`, which hosts nothing and has claimed `blocks` of 0:12 at 100."""
+    me = peer("m", claim=claimed(100.0, blocks))
+    return judge_join(swarm(me, *others, now=101.0), me.id)
+
+
+def test_a_joining_peer_gives_up_only_where_it_would_leave_a_hole() -> None:
+    first = peer("first", "0:4")
+    older, younger = claimed(99.0, "4:8"), claimed(100.5, "4:8")
+    assert join(first) is Verdict.MOVE
+    assert join(first, peer("r", claim=older)) is Verdict.OUTRANKED
+    assert join(first, peer("r", claim=younger)) is Verdict.MOVE, "the other gives up"
+    assert join(first, peer("a", claim=claimed(100.0, "4:8"))) is Verdict.OUTRANKED, "equal times: the smaller id"
+    assert join(first, peer("z", claim=claimed(100.0, "4:8"))) is Verdict.MOVE
+    assert join(first, peer("r", claim=older), peer("last", "8:12")) is Verdict.MOVE, "no hole is left: both are useful"
+    assert join(first, peer("r", claim=older), peer("s", claim=claimed(100.5, "8:12"))) is Verdict.MOVE
+    assert join(first, peer("r", claim=older, state=PeerState.LEAVING)) is Verdict.MOVE
+    assert join(first, peer("r", claim=claimed(99.0, "2:6"))) is Verdict.OUTRANKED, "8:12 has more"
+    assert join(peer("r", claim=claimed(99.0, "0:4"))) is Verdict.MOVE, "8:12 is not better"
+    assert join(peer("s", "0:4"), peer("t", "8:12")) is Verdict.MOVE, "somebody serves there already"
+    with pytest.raises(ValueError, match="claimed no move"):
+        judge_join(swarm(first), first.id)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0, 4, 8]), st.floats(0.0, 3.0)), min_size=2, max_size=6))
+def test_peers_that_join_together_leave_no_hole_that_they_could_fill(joiners: list[tuple[int, float]]) -> None:
+    """All claim windows of four blocks without having read of each other; once they have, those that give up claim
+    again, one by one, by the rule.  In the end nothing is uncovered unless there are too few peers."""
+    members = [
+        peer(f"p{index}", claim=MoveClaim(at, BlockRange(start, start + 4)))
+        for index, (start, at) in enumerate(joiners)
+    ]
+    for turn in range(40):
+        current = swarm(*members, now=10.0 + turn)
+        losers = [p for p in members if p.claim is not None and judge_join(current, p.id) is Verdict.OUTRANKED]
+        idle = [p for p in members if p.claim is None]
+        if not losers and not idle:
+            break
+        members = [replace(p, claim=None) if p in losers else p for p in members]
+        current = swarm(*members, now=10.0 + turn)
+        move = next((m for m in upcoming(current, POLICY) if current.peer(m.peer).claim is None), None)
+        if move is not None:
+            claim = MoveClaim(10.0 + turn, move.after)
+            members = [replace(p, claim=claim) if p.id == move.peer else p for p in members]
+    else:
+        raise AssertionError("they go on for ever")
+    covered = {block for p in members if p.claim is not None for block in p.claim.blocks}
+    assert len(covered) == 12 or len(members) < 3
