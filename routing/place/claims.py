@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import replace
 
-from ..perf import IntArray
+from ..perf import FloatArray, IntArray
 from ..swarm import BlockRange, PeerId, PeerSpec, PeerState, Swarm
 from .moves import ReplanPolicy
 from .rule import upcoming
@@ -90,7 +90,7 @@ def judge_join(swarm: Swarm, peer_id: PeerId) -> Verdict:
     claims = [(p.claim.at_seconds, p.id, p.claim.blocks) for p in others if p.claim is not None]
     older = [blocks for at, rival, blocks in claims if (at, rival) < rank]
 
-    def first_servers(*hosted: BlockRange | None) -> IntArray:
+    def first_servers(*hosted: BlockRange | None) -> FloatArray | IntArray:
         """The blocks that none of these has, counted in every window of my size."""
         return window_sums(hosts_per_block(range_rows(hosted), swarm.model.num_blocks) == 0, len(claimed))
 

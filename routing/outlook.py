@@ -1,0 +1,99 @@
+"""A snapshot in figures: what the swarm promises and serves now, and what it would after a move.
+
+For people (`swarm-client status`, `swarm-peer plan`) and for the log of a peer's agent; the rule itself uses
+`PlanningView.cost_seconds`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .perf import FloatArray, IntArray, PerfModel
+from .place.cgbp import InfeasiblePlacementError, place
+from .place.loaded import cheapest_chains
+from .place.moves import ReplanPolicy
+from .place.view import PlanningView
+from .place.windows import hosts_per_block, range_rows
+from .swarm import BlockRange, PeerId, PeerState, Swarm
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Figures of a snapshot, with the peers where they serve now. Times are infinite where no chain is complete."""
+
+    concurrency: int
+    """R: how many sessions at once the placement is made for."""
+    bound_seconds: float
+    """Theorem 2 for the present placement: with at most R sessions at once none waits, and a token of the farthest
+    client takes no longer; infinite if peers with room for R sessions do not have all blocks."""
+    scratch_bound_seconds: float
+    """Theorem 2's bound for CG-BP's placement from scratch of the same peers; infinite if there is none."""
+    token_seconds: float
+    """Mean predicted time of a token of a lone session."""
+    request_seconds: float
+    """Mean predicted time of the planned request among R others at most."""
+    weakest_block: int
+    """The first of the blocks with the fewest servers."""
+    weakest_servers: int
+    uncovered: tuple[int, ...]
+    """The blocks that nobody serves."""
+    moves: tuple[tuple[PeerId, BlockRange | None, BlockRange], ...]
+    """Claimed moves: the peer, the blocks that it serves, and those that it claims."""
+
+
+def outlook_of(swarm: Swarm, policy: ReplanPolicy | None = None) -> Outlook | None:
+    """The outlook of a snapshot; None if no peer stays."""
+    view = PlanningView.of(swarm, policy or ReplanPolicy())
+    if view is None:
+        return None
+    serving = [peer.blocks if peer.state is PeerState.SERVING else None for peer in view.peers]
+    ranges = range_rows(serving)
+    servers = hosts_per_block(ranges, view.model.num_blocks)
+    weakest = int(servers.argmin())
+    times = view.request_times(ranges)
+    return Outlook(
+        concurrency=view.concurrency,
+        bound_seconds=_bound(view, ranges),
+        scratch_bound_seconds=_scratch_bound(view),
+        token_seconds=_mean_token_seconds(view, ranges),
+        request_seconds=times.among_others,
+        weakest_block=weakest,
+        weakest_servers=int(servers[weakest]),
+        uncovered=tuple(np.flatnonzero(servers == 0).tolist()),
+        moves=tuple((peer.id, peer.blocks, peer.claim.blocks) for peer in view.peers if peer.claim is not None),
+    )
+
+
+def _bound(view: PlanningView, ranges: IntArray) -> float:
+    """The cheapest walk of the farthest client over the peers with room for R sessions at all their blocks: memory
+    binds nobody there.  It is no longer than the walk that Theorem 2 adds up for CG-BP's placement."""
+    roomy = view.model.full_sessions(ranges[:, 1] - ranges[:, 0]) >= view.concurrency
+    farthest = view.model.rtt_seconds.max(axis=0, keepdims=True)
+    return float(_token_seconds(view.model, farthest, np.where(roomy[:, None], ranges, 0))[0])
+
+
+def _scratch_bound(view: PlanningView) -> float:
+    try:
+        return place(view.model, view.concurrency).bound_seconds
+    except InfeasiblePlacementError:
+        return math.inf
+
+
+def _mean_token_seconds(view: PlanningView, ranges: IntArray) -> float:
+    seconds = _token_seconds(view.model, view.model.rtt_seconds, ranges)
+    return float(np.average(seconds, weights=view.client_weights))
+
+
+def _token_seconds(model: PerfModel, rtt_seconds: FloatArray, ranges: IntArray) -> FloatArray:
+    """Time of one decoded token on each client's cheapest chain, (C,)."""
+    one_token = replace(
+        model,
+        new_tokens=2,
+        rtt_seconds=rtt_seconds,
+        prefill_rtt_seconds=np.zeros_like(rtt_seconds),
+        prefill_seconds=np.zeros_like(model.prefill_seconds),
+    )
+    return cheapest_chains(one_token, ranges).seconds
