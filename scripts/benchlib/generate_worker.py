@@ -41,7 +41,9 @@ class TokenClock(BaseStreamer):
 
 def generate(model: Any, question: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
     """Generate greedily; the prompt is a list of token ids, or text."""
-    prompt = question["prompt"] if tokenizer is None else tokenizer(question["prompt"])["input_ids"]
+    prompt = question["prompt"]
+    if isinstance(prompt, str):
+        prompt = tokenizer(prompt)["input_ids"]
     input_ids = torch.tensor([prompt])
     clock = TokenClock()
     started = time.perf_counter()
@@ -57,13 +59,13 @@ def generate(model: Any, question: Mapping[str, Any], tokenizer: Any) -> dict[st
     return {"tokens": output[0, len(prompt) :].tolist(), "seconds": seconds, "arrivals": clock.arrivals}
 
 
-def load(kind: str, folder: str, addresses: Sequence[str]) -> Any:
-    """The model alone, or the model whose blocks are at all of the peers at `addresses`."""
+def load(kind: str, folder: str, addresses: Sequence[str], **options: Any) -> Any:
+    """The model alone, or, made with `options`, the model whose blocks are at all of the peers at `addresses`."""
     if kind == "plain":
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     from blockswarm.client import AutoSwarmModelForCausalLM
 
-    model = AutoSwarmModelForCausalLM.from_pretrained(folder, initial_peers=addresses)
+    model = AutoSwarmModelForCausalLM.from_pretrained(folder, initial_peers=addresses, **options)
     swarm, give_up_at = model.session_factory, time.monotonic() + PEERS_SECONDS
     while len(swarm.view.usable()) < len(addresses):
         if time.monotonic() > give_up_at:

@@ -47,6 +47,13 @@ class Child:
             )
         self._tree = psutil.Process(self._process.pid)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
     def read(self) -> Any:
         """The next line of JSON. Raises ChildFailed if the process ends instead."""
         assert self._process.stdout is not None

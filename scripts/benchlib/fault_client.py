@@ -1,0 +1,66 @@
+"""A client of a swarm that says every token and every event as it comes, while a fault is played to it.
+
+    python -m benchlib.fault_client FOLDER ADDRESS...
+
+Questions come as lines of JSON on standard input: {"prompt": [ids], "new_tokens": n}.  For each it prints a line per
+token ({"token", "at", "chain"}), a line per event ({"event", "peer", "detail", "at"}), and {"done": true, "error"} at
+the end.  Times are of the system's monotonic clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from blockswarm.client.config import SessionEvent
+from blockswarm.client.model.generation import Generation
+from blockswarm.proto.errors import SwarmError
+
+from .generate_worker import load
+
+
+def main(folder: str, *addresses: str) -> None:
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    torch.set_num_threads(1)
+
+    def say(**line: Any) -> None:
+        print(json.dumps(line | {"at": time.monotonic()}), file=answers)
+
+    def on_event(event: SessionEvent) -> None:
+        say(event=event.kind, peer=event.peer, detail=event.detail)
+
+    model = load("swarm", folder, addresses, on_event=on_event)
+    model.generation_config.eos_token_id = None
+    generations: list[Generation] = []
+    model.generation_listeners.append(generations.append)
+    say(ready=True)
+    for line in sys.stdin:
+        error = asyncio.run(generate(model, json.loads(line), generations, say))
+        say(done=True, error=error)
+
+
+async def generate(model: Any, question: Mapping[str, Any], generations: list[Generation], say: Any) -> str | None:
+    """Generate greedily; the error that ended it, or None."""
+    input_ids = torch.tensor([question["prompt"]])
+    try:
+        async for token in model.astream(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            do_sample=False,
+            max_new_tokens=question["new_tokens"],
+        ):
+            say(token=token, chain=[peer for peer, _ in generations[-1].report.chain])
+    except SwarmError as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
