@@ -29,11 +29,14 @@ class ChainRouter(Protocol):
         excluded: frozenset[PeerId],
         request: RequestSpec,
         min_precision: str | None = None,
+        *,
+        check: bool = False,
     ) -> tuple[HopChoice, ...]:
         """The peers that fill what `kept` leaves of the model, without those in `excluded` and `kept`, in order.
 
         They are soonest done, with the wait for room counted; with `min_precision` only peers that compute at least
-        as precisely. Raises NoChainError, or PeerBusy if nobody knows when there will be room.
+        as precisely, with `check` only peers that answer a ping now. Raises NoChainError, or PeerBusy if nobody
+        knows when there will be room.
         """
         ...
 

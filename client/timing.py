@@ -98,7 +98,15 @@ class ClientTiming:
     survey_ping_seconds: float = 5.0
     """The same for `swarm-client ping`, whose user would rather wait."""
     ban_seconds: float = 15.0
-    """Time for which a peer that failed is not chosen."""
+    """Time for which a peer that failed is not chosen; it doubles with each further failure..."""
+    max_ban_seconds: float = 600.0
+    """...up to this."""
+    forget_failures_seconds: float = 600.0
+    """A peer that has not failed for this long after its ban begins anew."""
+    doubt_seconds: float = 0.1
+    """A peer counts as this much further away for each failure that is remembered: others are preferred."""
+    answering_seconds: float = 0.75
+    """How long the candidates for a repair have to answer a ping, before one of them is chosen."""
     min_retry_seconds: float = 1.0
     """Shortest pause before full peers are asked again, whatever they announce."""
 

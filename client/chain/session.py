@@ -239,7 +239,9 @@ class ChainSession:
     async def _choose(self, question: ev.Choose) -> None:
         config = self._config
         try:
-            choices = await config.router.fill(question.kept, question.excluded, self._request, config.min_precision)
+            choices = await config.router.fill(
+                question.kept, question.excluded, self._request, config.min_precision, check=question.check
+            )
         except SwarmError as error:
             self._feed(ev.NotChosen(question.number, error))
         else:

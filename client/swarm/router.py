@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ...proto.errors import NoChainError, PeerBusy, SwarmError, describe_blocks
+from ...proto.errors import DeadlineExceeded, NoChainError, PeerBusy, SwarmError, describe_blocks
 from ...proto.wire.precision import at_least
 from ...routing.releases import wait_for_room
 from ...routing.route.predict import predict_step
@@ -15,7 +15,9 @@ from ...routing.route.router import NoRouteError, cheapest_route
 from ...routing.swarm import BlockRange, Hop, ModelSpec, PeerId, PeerSpec, PeerState, RequestSpec, Swarm
 from ..chain.machine.events import HopChoice, Layout
 from ..timing import ClientTiming
-from .view import SwarmView
+from .view import KnownPeer, SwarmView
+
+MOST_CANDIDATES = 8
 
 
 class ViewRouter:
@@ -49,7 +51,7 @@ class ViewRouter:
             route = cheapest_route(
                 precise,
                 request=request,
-                client_rtt_seconds={peer: known.rtt_seconds for peer, known in self._view.peers.items()},
+                client_rtt_seconds={peer: self._distance_seconds(known) for peer, known in self._view.peers.items()},
                 peer_rtt_seconds=self.peer_rtt_seconds,
                 push=self._push,
                 excluded=excluded,
@@ -65,11 +67,42 @@ class ViewRouter:
         excluded: frozenset[PeerId],
         request: RequestSpec,
         min_precision: str | None = None,
+        *,
+        check: bool = False,
     ) -> tuple[HopChoice, ...]:
         """The peers that fill what `kept` leaves of the model, without those in `excluded` and `kept`, in order.
 
+        With `check` the peers are pinged before they are chosen, candidates side by side; the silent ones are banned.
+        Where nobody is left, peers that were banned for silence and answer over a new connection may be used again.
+
         Raises as `choose`.
         """
+        choices = await self._fill_or_excuse(kept, excluded, request, min_precision)
+        if not check:
+            return choices
+        chosen = {choice.peer for choice in choices}
+        gaps = [choice.blocks for choice in choices]
+        asked = [*chosen, *self._hosts(gaps, excluded | chosen | {peer for peer, _ in kept})]
+        silent = await self._view.silent_among(asked, chosen)
+        if not silent & chosen or silent.issuperset(asked):
+            return choices  # everybody is silent: that may be this machine's network
+        for peer in silent:
+            self.ban(peer, DeadlineExceeded("the peer does not answer a ping"))
+        return await self._fill_or_excuse(kept, excluded, request, min_precision)
+
+    async def _fill_or_excuse(
+        self, kept: Layout, excluded: frozenset[PeerId], request: RequestSpec, min_precision: str | None
+    ) -> tuple[HopChoice, ...]:
+        try:
+            return await self._fill(kept, excluded, request, min_precision)
+        except NoChainError:
+            if not await self._view.excuse_silent():
+                raise
+        return await self._fill(kept, excluded, request, min_precision)
+
+    async def _fill(
+        self, kept: Layout, excluded: frozenset[PeerId], request: RequestSpec, min_precision: str | None
+    ) -> tuple[HopChoice, ...]:
         choices: list[HopChoice] = []
         repair = Repair(BlockRange(0, self._num_blocks), kept)
         while repair.gap is not None:
@@ -77,6 +110,17 @@ class ViewRouter:
             repair = repair.filled((choice.peer, choice.blocks) for choice in found)
             choices += found
         return tuple(choices)
+
+    def _hosts(self, ranges: Sequence[BlockRange], excluded: frozenset[PeerId]) -> list[PeerId]:
+        """The nearest usable peers that host blocks of these ranges, at most `MOST_CANDIDATES`."""
+        wanted = {block for blocks in ranges for block in blocks}
+        hosts = [
+            known
+            for known in self._view.usable()
+            if known.record.spec.id not in excluded and wanted.intersection(known.record.spec.blocks or ())
+        ]
+        hosts.sort(key=lambda known: known.rtt_seconds)
+        return [known.record.spec.id for known in hosts[:MOST_CANDIDATES]]
 
     def record(self, peer: PeerId) -> bytes | None:
         """The newest signed record of a peer, if it is still known."""
@@ -125,6 +169,10 @@ class ViewRouter:
         wait = wait_seconds(spec, len(hop.blocks) * request.kv_tokens_per_block, part.now_seconds)
         blocks = shifted(hop.blocks, first_block)
         return HopChoice(known.address, blocks, known.encoded, wait, spec.numeric_format)
+
+    def _distance_seconds(self, known: KnownPeer) -> float:
+        """The round trip, and more for a peer that has failed lately: others are preferred."""
+        return known.rtt_seconds + self._timing.doubt_seconds * self._view.bans.failures(known.run)
 
     def peer_rtt_seconds(self, first: PeerId, second: PeerId) -> float:
         """Predicted from coordinates; without them, no shorter than the difference and no longer than the sum."""

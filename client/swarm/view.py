@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ...proto import swarm_pb2 as pb
@@ -21,7 +22,6 @@ from ...proto.errors import (
     ClockSkew,
     LocalProtocolError,
     ModelMismatch,
-    PeerBusy,
     PeerUnavailable,
     SwarmError,
     WrongSwarm,
@@ -34,6 +34,7 @@ from ...proto.wire.timing import HELLO_CLOCK_SKEW_SECONDS
 from ...routing.swarm import KvRelease, ModelSpec, PeerId, PeerSpec, PeerState, Swarm
 from ..peer_errors import blamed_on
 from ..timing import ClientTiming
+from .bans import Bans, Run
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,10 @@ class KnownPeer:
     """Its clock minus ours."""
     status: pb.PingReply
     """Its last answer to a ping."""
+
+    @property
+    def run(self) -> Run:
+        return self.record.spec.id, self.record.incarnation
 
 
 class SwarmView:
@@ -81,9 +86,7 @@ class SwarmView:
         self._name = swarm_key_name(model_digest, swarm_key)
         self._swarm_key = swarm_key
         self._clock = clock
-        self._banned_until: dict[tuple[PeerId, int], float] = {}
-        """By peer and incarnation: a peer that was started again is another chance."""
-        self._full_until: dict[tuple[PeerId, int], float] = {}
+        self.bans = Bans(clock, self.timing)
         self._lookups: dict[str, LookupCall] = {}
         self._directory = LookupDirectory(self._lookups, clock, self.timing.lookup_seconds)
         self._refreshing: asyncio.Task[None] | None = None
@@ -122,37 +125,62 @@ class SwarmView:
 
     def ban(self, peer: PeerId, error: SwarmError) -> None:
         """Do not use this run of a peer for a while; after PeerBusy: it has no room until the time that it gave."""
-        known = self.peers.get(peer)
-        if known is None:
-            return
-        run = peer, known.record.incarnation
-        if isinstance(error, PeerBusy):
-            self._full_until[run] = self._clock() + error.retry_after_seconds
-        else:
-            self._banned_until[run] = self._clock() + self.timing.ban_seconds
+        if known := self.peers.get(peer):
+            self.bans.note(known.run, error)
 
     def pardon(self, peers: frozenset[PeerId]) -> None:
         """Lift the bans of those peers and dial anew: the fault was this machine's network."""
-        self._banned_until = {run: until for run, until in self._banned_until.items() if run[0] not in peers}
+        self.bans.pardon(peers)
         for peer in peers:
             if known := self.peers.get(peer):
                 self._dialer.renew(known.address)
+
+    async def excuse_silent(self) -> bool:
+        """Lift the bans of peers that were only silent and answer over a new connection; whether there are any."""
+        excusable = self.bans.excusable()
+        banned = [known for known in self.peers.values() if known.run in excusable][:MAX_PINGS_AT_ONCE]
+        answers = await asyncio.gather(
+            *(self._answers_anew(known.address, self.timing.answering_seconds) for known in banned)
+        )
+        excused = [known for known, answered in zip(banned, answers, strict=True) if answered]
+        for known in excused:
+            self._dialer.renew(known.address)
+            self.bans.excuse(known.run)
+        return bool(excused)
+
+    async def silent_among(self, peers: Collection[PeerId], needed: Collection[PeerId]) -> frozenset[PeerId]:
+        """Ping these peers side by side, until all of `needed` have answered or time is up; those that have not.
+
+        Of peers that need not be waited for only the silence until then is known.
+        """
+        known = [self.peers[peer] for peer in peers if peer in self.peers][:MAX_PINGS_AT_ONCE]
+        silent, waited_for = {peer.record.spec.id for peer in known}, set(needed)
+
+        async def ask(peer: KnownPeer) -> None:
+            with suppress(SwarmError), blamed_on(peer.address):
+                await ping(self._dialer.stub(peer.address), peer.address, self.timing.answering_seconds)
+                silent.discard(peer.record.spec.id)
+                waited_for.discard(peer.record.spec.id)
+
+        asking = {asyncio.create_task(ask(peer)) for peer in known}
+        try:
+            pending = asking
+            while pending and waited_for & silent:
+                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        return frozenset(silent)
 
     async def reaches_anybody(self, seconds: float) -> bool:
         """Whether any known node answers a ping in time, each over a new connection."""
         known = [*(peer.address for peer in self.peers.values()), *self._initial_peers]
         addresses = list(dict.fromkeys(known))
 
-        async def answers(address: Reach) -> bool:
-            try:
-                async with self._dialer.dialed_once(address) as stub:
-                    with blamed_on(address):
-                        await ping(stub, address, seconds)
-            except SwarmError:
-                return False
-            return True
-
-        asking = [asyncio.create_task(answers(address)) for address in addresses[:MAX_PINGS_AT_ONCE]]
+        asking = [
+            asyncio.create_task(self._answers_anew(address, seconds)) for address in addresses[:MAX_PINGS_AT_ONCE]
+        ]
         try:
             for answer in asyncio.as_completed(asking):
                 if await answer:
@@ -163,16 +191,23 @@ class SwarmView:
                 task.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
 
+    async def _answers_anew(self, address: Reach, seconds: float) -> bool:
+        """Whether a node answers over a connection of its own."""
+        try:
+            async with self._dialer.dialed_once(address) as stub:
+                with blamed_on(address):
+                    await ping(stub, address, seconds)
+        except SwarmError:
+            return False
+        return True
+
     def usable(self) -> tuple[KnownPeer, ...]:
         """The peers that may be used now, in ascending order of id. Raises LocalProtocolError if looking has failed."""
         self._check()
-        now = self._clock()
-        self._banned_until = {key: until for key, until in self._banned_until.items() if until > now}
         return tuple(
             known
-            for peer, known in sorted(self.peers.items())
-            if known.record.spec.state is PeerState.SERVING
-            and (peer, known.record.incarnation) not in self._banned_until
+            for _, known in sorted(self.peers.items())
+            if known.record.spec.state is PeerState.SERVING and not self.bans.is_banned(known.run)
         )
 
     def snapshot(self, num_blocks: int) -> Swarm:
@@ -180,18 +215,12 @@ class SwarmView:
 
         Raises LocalProtocolError if looking has failed.
         """
-        now = self._clock()
-        self._full_until = {run: until for run, until in self._full_until.items() if until > now}
         specs = [
-            with_room_seen(
-                known.record.spec,
-                known.clock_offset_seconds,
-                self._full_until.get((known.record.spec.id, known.record.incarnation)),
-            )
+            with_room_seen(known.record.spec, known.clock_offset_seconds, self.bans.full_until(known.run))
             for known in self.usable()
         ]
         fitting = tuple(spec for spec in specs if spec.blocks is not None and spec.blocks.stop <= num_blocks)
-        return Swarm(ModelSpec(num_blocks, 0.0, 0.0), fitting, now_seconds=now)
+        return Swarm(ModelSpec(num_blocks, 0.0, 0.0), fitting, now_seconds=self._clock())
 
     async def _keep_fresh(self) -> None:
         while True:

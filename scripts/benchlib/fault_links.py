@@ -31,7 +31,7 @@ class Rule:
     """Number of the line, as `Links.add` returned it."""
     held: bool = True
     delay_seconds: float = 0.0
-    """Of what the peer answers, where it is not held."""
+    """Added to the peer's answers, where they are not held."""
     opened_before: float = float("inf")
     """Only connections that were open at that time of the monotonic clock; newer ones work."""
 

@@ -108,7 +108,7 @@ class World:
 
 @dataclass(frozen=True)
 class Moment:
-    """What a fault has to hit: the client's process, and the peers of the chain in use, in order."""
+    """The targets of a fault: the client's process, and the peers of the chain in use, in order."""
 
     world: World
     client: int
@@ -221,7 +221,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one case."""
+    """The result of one case."""
 
     case: str
     passed: bool

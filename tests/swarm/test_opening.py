@@ -32,7 +32,13 @@ class FixedRouter:
     banned: list[tuple[PeerId, SwarmError]] = field(default_factory=list)
 
     async def fill(
-        self, kept: Layout, excluded: frozenset[PeerId], request: RequestSpec, min_precision: str | None = None
+        self,
+        kept: Layout,
+        excluded: frozenset[PeerId],
+        request: RequestSpec,
+        min_precision: str | None = None,
+        *,
+        check: bool = False,
     ) -> tuple[HopChoice, ...]:
         if kept:
             raise NoChainError(tuple(WHOLE))

@@ -111,6 +111,8 @@ class Router:
         excluded: frozenset[PeerId],
         request: RequestSpec,
         min_precision: str | None = None,
+        *,
+        check: bool = False,
     ) -> tuple[HopChoice, ...]:
         used = excluded | {peer for peer, _ in kept}
         chain = []

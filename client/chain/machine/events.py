@@ -197,6 +197,8 @@ class Choose:
     number: int
     kept: Layout
     excluded: frozenset[PeerId]
+    check: bool = False
+    """Choose only peers that answer now: a repair has no time for those that do not."""
 
 
 @dataclass(frozen=True, slots=True)

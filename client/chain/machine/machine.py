@@ -15,8 +15,8 @@ The rules, in the order in which they are tried:
 3. A chain with a failed hop is repaired: the failed are left and banned, the router fills the gaps, the hops that stay
    get their new neighbours in a new epoch, the new ones their caches (`facts.next_rebuild`), and the steps of all
    operations under way are sent again with the same numbers.  Peers that applied them answer from what they kept.
-4. What follows from the input ends the session at once, and blames nobody: a peer says that the input cannot be
-   computed, or two different peers of a block fail in the same step.
+4. What follows from the input ends the session and blames nobody: two different peers of a block say that the input
+   cannot be computed, or fail in the same step; or a peer says so and there is nobody else to ask.
 5. Before an operation, while nothing is under way, hops that leave or are slow hand their cache over.
 
 Every change of phase is in the table of phases.py; the machine asserts that it makes no other.
@@ -32,7 +32,7 @@ from ....proto.errors import (
     DeadlineExceeded,
     GiveUp,
     LocalProtocolError,
-    NoChainError,
+    PeerUnavailable,
     RetryElsewhere,
     SessionLost,
     SwarmError,
@@ -45,7 +45,7 @@ from .phases import WHOLE_CHAIN, Phase
 from .state import Ended, Progress
 from .watching import Watching
 
-_NETWORK_HINT = "No node of the swarm answers: check this machine's network, and that the initial peers run."
+_NETWORK_HINT = "Check this machine's network, and that the initial peers run."
 _INPUT_HINT = "The input is the reason, not the peers: see the message."
 
 
@@ -170,8 +170,7 @@ class ChainMachine(Watching):
         trouble = self._in_trouble()
         trouble.away = True
         if self._now >= trouble.give_up_at:
-            missing = [block for hop in self._roster.hops for block in hop.blocks]
-            raise Ended(NoChainError(missing, hint=_NETWORK_HINT))
+            raise Ended(PeerUnavailable("no node of the swarm answers any more", hint=_NETWORK_HINT))
         self._deadline = self._now + self._timing.away_pause_seconds
 
     def _take_opened(self, event: ev.Opened) -> None:
@@ -206,27 +205,41 @@ class ChainMachine(Watching):
             hop.fail(error)
             return
         index = self._roster.hops.index(hop)
-        if isinstance(error, BadActivations):
-            # The peer itself is well: the one before it has sent what cannot be computed with.
-            if index == 0:
-                raise Ended(UsageError(f"the input of the model is not finite: {error}", hint=_INPUT_HINT))
-            self._roster.hops[index - 1].fail(error)
-            hop.fail(SessionLost(f"{hop.choice.address}: {error}"), to_blame=False)
+        if isinstance(error, BadActivations) and index > 0 and self._accuses(hop, self._roster.hops[index - 1], error):
             return
-        if isinstance(error, UsageError) and hop.opened:
-            raise Ended(error)
-        if type(error) is RetryElsewhere and self._progress:
+        if self._progress and (
+            type(error) in (RetryElsewhere, BadActivations) or (isinstance(error, UsageError) and hop.opened)
+        ):
             self._note_failed_step(hop, error)
         hop.fail(error)
 
+    def _accuses(self, hop: HopFacts, before: HopFacts, error: BadActivations) -> bool:
+        """A peer says that the one before it sent what cannot be computed with; whether it is believed.
+
+        A peer that accuses a second one is not: then it is itself what they have in common.
+        """
+        accused = self._accused_by.setdefault(hop.peer, before.peer)
+        if accused != before.peer:
+            self._emit(ev.Pardon(frozenset({accused})))
+            return False
+        before.fail(error)
+        hop.fail(SessionLost(f"{hop.choice.address}: {error}"), to_blame=False)
+        return True
+
     def _note_failed_step(self, hop: HopFacts, error: SwarmError) -> None:
-        """Two peers of one block that fail in the same step: it is the input. Raises Ended."""
+        """Two peers of one block that fail in the same step: it is the input, and neither is to blame. Raises Ended."""
         seq = self._progress[0].unanswered or self._progress[0].operation.first_seq
         self._failed_in = {peer: (at, blocks) for peer, (at, blocks) in self._failed_in.items() if at == seq}
-        others = (blocks for peer, (_, blocks) in self._failed_in.items() if peer != hop.peer)
-        agreed = any(set(hop.blocks) & set(blocks) for blocks in others)
+        others = [
+            peer for peer, (_, blocks) in self._failed_in.items() if peer != hop.peer and set(hop.blocks) & set(blocks)
+        ]
         self._failed_in[hop.peer] = seq, hop.blocks
-        if agreed:
+        if others:
+            self._emit(ev.Pardon(frozenset({hop.peer, *others})))
+            if isinstance(error, UsageError):
+                raise Ended(error)
+            if isinstance(error, BadActivations):
+                raise Ended(UsageError(f"the input of the model is not finite: {error}", hint=_INPUT_HINT))
             raise Ended(GiveUp(f"two peers cannot compute this input: {error}", hint=_INPUT_HINT))
 
     def _take_answered(self, event: ev.Answered) -> None:

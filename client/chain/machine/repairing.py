@@ -12,6 +12,7 @@ from ....proto.errors import (
     PeerUnavailable,
     SessionLost,
     SwarmError,
+    UsageError,
 )
 from ....proto.wire.frames import Rebuild
 from ....routing.swarm import PeerId
@@ -81,7 +82,8 @@ class Repairing(ChainState):
     ) -> bool:
         self._choices_made += 1
         self._choice = Choice(self._choices_made, list(kept), filled)
-        self._emit(ev.Choose(self._choices_made, layout_of(kept), excluded))
+        check = self._trouble is not None and self._trouble.repairs > 0
+        self._emit(ev.Choose(self._choices_made, layout_of(kept), excluded, check))
         return self.phase is Phase.CHOOSING or self._enter(Phase.CHOOSING)
 
     def _take_chain(self, choice: Choice, chain: list[HopFacts | ev.HopChoice]) -> bool:
@@ -103,7 +105,7 @@ class Repairing(ChainState):
         A first chain waits only for room; but what was last seen of the swarm may be old, so it has a second look.
         """
         trouble = self._in_trouble()
-        if isinstance(trouble.error, GiveUp):
+        if isinstance(trouble.error, GiveUp | UsageError):
             raise Ended(trouble.error)
         hopeless = self._roster.epoch == 0 and isinstance(error, NoChainError) and trouble.looks > 0
         if hopeless or self._now >= trouble.give_up_at:

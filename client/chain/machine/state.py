@@ -166,6 +166,8 @@ class ChainState:
         self._late_times = 0
         self._failed_in: dict[PeerId, tuple[int, BlockRange]] = {}
         """Peer -> the step in which it failed to compute, and its blocks."""
+        self._accused_by: dict[PeerId, PeerId] = {}
+        """Peer -> the predecessor that it blamed first."""
 
     @property
     def layout(self) -> ev.Layout:

@@ -28,7 +28,13 @@ class FailingRouter:
         self.refreshes = 0
 
     async def fill(
-        self, kept: Layout, excluded: frozenset[PeerId], request: RequestSpec, min_precision: str | None = None
+        self,
+        kept: Layout,
+        excluded: frozenset[PeerId],
+        request: RequestSpec,
+        min_precision: str | None = None,
+        *,
+        check: bool = False,
     ) -> tuple[HopChoice, ...]:
         if self.error is not None:
             raise self.error

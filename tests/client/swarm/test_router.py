@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 from blockswarm.client.chain.machine.events import HopChoice
+from blockswarm.client.swarm.bans import Bans
 from blockswarm.client.swarm.router import ViewRouter
 from blockswarm.client.swarm.view import KnownPeer, SwarmView
+from blockswarm.client.timing import ClientTiming
 from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.errors import NoChainError, PeerBusy, PeerUnavailable, SwarmError
 from blockswarm.proto.identity import Identity
@@ -44,11 +46,19 @@ def choose(*peers: PeerSpec, blocks: BlockRange = WHOLE, min_precision: str | No
     """The choice of the router of a swarm of four blocks at time 0."""
     known = {
         p.id: SimpleNamespace(
-            rtt_seconds=0.05, record=SimpleNamespace(spec=p), address=PeerAddress(p.id, "h:1"), encoded=b""
+            rtt_seconds=0.05,
+            record=SimpleNamespace(spec=p),
+            address=PeerAddress(p.id, "h:1"),
+            encoded=b"",
+            run=(p.id, 0),
         )
         for p in peers
     }
-    view = SimpleNamespace(snapshot=lambda num_blocks: Swarm(ModelSpec(num_blocks, 0.0, 0.0), peers), peers=known)
+    view = SimpleNamespace(
+        snapshot=lambda num_blocks: Swarm(ModelSpec(num_blocks, 0.0, 0.0), peers),
+        peers=known,
+        bans=Bans(lambda: 0.0, ClientTiming()),
+    )
     router = ViewRouter(view, 4)  # type: ignore[arg-type]
     return asyncio.run(router.choose(blocks, frozenset(), RequestSpec(10, 10), min_precision))
 

@@ -11,15 +11,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from blockswarm.client.swarm.router import ViewRouter
 from blockswarm.client.swarm.view import SwarmView
 from blockswarm.client.timing import ClientTiming
 from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
-from blockswarm.proto.errors import LocalProtocolError, PeerUnavailable, WrongSwarm
+from blockswarm.proto.errors import DeadlineExceeded, LocalProtocolError, PeerUnavailable, WrongSwarm
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.wire.handshake import PROTOCOL_VERSION
-from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec
+from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec, RequestSpec
 from support.virtual_time import VirtualTimeLoop
 
 DIGEST = "ab" * 32
@@ -51,6 +52,7 @@ class Net:
     def __init__(self, loop: VirtualTimeLoop, count: int) -> None:
         self.peers = {peer.id: peer for peer in map(Peer, range(1, count + 1))}
         self.closed = False
+        self.renewed: list[PeerAddress] = []
         self._loop = loop
 
     def clock(self) -> float:
@@ -64,6 +66,9 @@ class Net:
             lookup=self._call(lambda: peer.lookup, lambda: pb.LookupReply(records=self._records())),
             ping=self._call(lambda: peer.ping, lambda: pb.PingReply(protocol=PROTOCOL_VERSION)),
         )
+
+    def renew(self, address: PeerAddress) -> None:
+        self.renewed.append(address)
 
     @asynccontextmanager
     async def dialed_once(self, address: PeerAddress) -> AsyncIterator[Any]:
@@ -79,7 +84,7 @@ class Net:
     def _records(self) -> list[bytes]:
         records = []
         for peer in self.peers.values():
-            spec = PeerSpec(peer.id, BlockRange(0, 4), ComputeCost(0.01))
+            spec = PeerSpec(peer.id, BlockRange(0, 4), ComputeCost(0.01), kv_tokens_total=1000, kv_tokens_free=1000)
             record = PeerRecord(DIGEST, spec, addresses=(peer.address.target,), incarnation=1)
             records.append(sign_peer_record(peer.identity, record, None, self.clock() + 60).encode())
         return records
@@ -220,5 +225,65 @@ def test_an_old_swarm_is_told_from_an_empty_one() -> None:
         lonely = SwarmView(Identity.generate(), net, [p.address for p in net.peers.values()], DIGEST, None, net.clock)  # type: ignore[arg-type]
         with pytest.raises(WrongSwarm, match=rf"protocol {PROTOCOL_VERSION} .* 2\b"):
             await lonely.start()
+
+    in_view(scenario)
+
+
+def test_a_peer_that_was_silent_and_answers_anew_is_excused_once() -> None:
+    """The client's connection may be dead, and the peer well: where nobody else is left it is used again."""
+
+    async def scenario(view: SwarmView, net: Net) -> None:
+        first, second = net.peers.values()
+        second.ping = raise_value_error
+        for peer in (first, second):
+            view.ban(peer.id, DeadlineExceeded("silent"))
+        assert not view.usable()
+        assert await view.excuse_silent()
+        assert [known.address for known in view.usable()] == [first.address]
+        assert net.renewed == [first.address]
+        view.ban(first.id, DeadlineExceeded("silent"))
+        assert not await view.excuse_silent()
+        view.pardon(frozenset({first.id}))
+        assert [known.address for known in view.usable()] == [first.address]
+
+    in_view(scenario)
+
+
+def test_candidates_are_asked_side_by_side_and_only_the_needed_are_waited_for() -> None:
+    async def scenario(view: SwarmView, net: Net) -> None:
+        loop = asyncio.get_running_loop()
+        first, second, third = net.peers.values()
+        second.ping = raise_value_error
+        asked_at = loop.time()
+        assert await view.silent_among([first.id, second.id, third.id], {first.id, second.id}) >= {second.id}
+        assert await view.silent_among([first.id, third.id], {first.id, third.id}) == frozenset()
+        assert loop.time() - asked_at < 0.05
+
+    in_view(scenario, 3)
+
+
+def test_a_repair_avoids_what_does_not_answer_unless_nobody_does() -> None:
+    async def scenario(view: SwarmView, net: Net) -> None:
+        router, request = ViewRouter(view, 4), RequestSpec(10, 10)
+        (preferred,) = await router.fill((), frozenset(), request)
+        net.peers[preferred.peer].ping = raise_value_error
+        (other,) = await router.fill((), frozenset(), request, check=True)
+        assert other.peer != preferred.peer
+        net.peers[other.peer].ping = raise_value_error
+        assert await router.fill((), frozenset(), request, check=True) == (other,), "it may be our own network"
+        assert len(view.usable()) == 1
+
+    in_view(scenario)
+
+
+def test_a_peer_that_failed_lately_is_not_preferred_when_its_ban_is_over() -> None:
+    async def scenario(view: SwarmView, net: Net) -> None:
+        router, request = ViewRouter(view, 4), RequestSpec(10, 10)
+        (preferred,) = await router.fill((), frozenset(), request)
+        view.ban(preferred.peer, PeerUnavailable("gone"))
+        await asyncio.sleep(TIMING.ban_seconds + 1)
+        assert len(view.usable()) == 2
+        (other,) = await router.fill((), frozenset(), request)
+        assert other.peer != preferred.peer
 
     in_view(scenario)

@@ -262,12 +262,64 @@ def test_a_failed_look_is_no_failure_while_patience_lasts() -> None:
     assert chain.now == pytest.approx(TIMING.patience_seconds, abs=1.0)
 
 
-def test_what_follows_from_the_input_ends_the_session_and_bans_nobody() -> None:
+def replaced(chain: Chain, actions: Sequence[ev.Action], name: str, blocks: BlockRange) -> None:
+    """A new peer takes the place of the one that was lost in step 3."""
+    chain.confirm(chain.choose(actions, choice(name, blocks)), 3)
+    chain.feed(ev.Opened(chain.opened[name], 8))
+    chain.feed(ev.Rebuilt(chain.opened[name], chain.machine.epoch))
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "error"),
+    [("b", THIRDS[1], UsageError("the model has 128 positions")), ("a", THIRDS[0], BadActivations("not finite"))],
+)
+def test_the_input_is_blamed_when_two_peers_say_so_and_both_are_pardoned(
+    name: str, blocks: BlockRange, error: SwarmError
+) -> None:
     chain = running()
     chain.begin()
-    actions = lose(chain, "b", UsageError("the model has 128 positions"))
+    actions = lose(chain, name, error)
+    assert not all_of(actions, ev.Fail), "one peer may lie"
+    replaced(chain, actions, "d", blocks)
+    actions = lose(chain, "d", error)
     assert isinstance(last(actions, ev.Fail).error, UsageError)
-    assert not all_of(chain.log, ev.Ban)
+    assert last(actions, ev.Pardon).peers == {name, "d"}
+
+
+def end_for_lack_of_others(chain: Chain, error: SwarmError) -> list[ev.Action]:
+    """The second peer says that the input cannot be computed, and no other peer has its blocks."""
+    actions = lose(chain, "b", error)
+    for _ in range(2):
+        actions = chain.feed(ev.NotChosen(last(actions, ev.Choose).number, NoChainError((2, 3))))
+    return actions
+
+
+def test_the_input_is_blamed_where_nobody_else_can_be_asked() -> None:
+    chain = running()
+    chain.begin()
+    error = UsageError("the model has 128 positions")
+    assert last(end_for_lack_of_others(chain, error), ev.Fail).error is error
+
+
+def test_a_peer_that_blames_one_predecessor_after_the_other_is_left_itself() -> None:
+    chain = running()
+    chain.begin()
+    actions = lose(chain, "c", BadActivations("not finite"))
+    assert [ban.peer for ban in all_of(actions, ev.Ban)] == ["b"]
+    connecting = chain.choose(actions, choice("d", THIRDS[1]), choice("c", THIRDS[2]))
+    chain.confirm(connecting, 3)
+    chain.feed(ev.Rebuilt(chain.opened["c"], chain.machine.epoch))
+    actions = lose(chain, "c", BadActivations("not finite"))
+    assert [ban.peer for ban in all_of(actions, ev.Ban)] == ["c"]
+    assert all_of(actions, ev.Pardon)[0].peers == {"b"}
+
+
+def test_replacements_are_asked_whether_they_answer_and_first_peers_are_not() -> None:
+    chain = Chain()
+    assert not last(chain.begin(), ev.Choose).check
+    chain = running()
+    chain.begin()
+    assert last(lose(chain, "b"), ev.Choose).check
 
 
 def test_two_peers_that_fail_in_one_step_blame_the_input() -> None:
@@ -299,13 +351,6 @@ def test_values_that_are_not_finite_are_the_fault_of_the_peer_before() -> None:
     actions = lose(chain, "c", BadActivations("the input is not finite"))
     assert [ban.peer for ban in all_of(actions, ev.Ban)] == ["b"]
     assert last(actions, ev.Choose).kept == (("a", THIRDS[0]),)
-
-
-def test_values_of_the_client_that_are_not_finite_are_the_clients_error() -> None:
-    chain = running()
-    chain.begin()
-    actions = lose(chain, "a", BadActivations("the input is not finite"))
-    assert isinstance(last(actions, ev.Fail).error, UsageError)
 
 
 def test_an_answer_with_the_mark_of_a_rebuild_costs_the_peer_its_place() -> None:
@@ -386,8 +431,9 @@ def test_room_is_taken_in_the_order_of_ids_and_given_back_with_the_lease() -> No
 def test_a_session_that_failed_still_frees_its_peers_when_it_is_closed() -> None:
     chain = running()
     chain.begin()
-    lose(chain, "b", UsageError("no"))
-    assert len(all_of(chain.feed(ev.Close()), ev.Leave)) == 3
+    end_for_lack_of_others(chain, UsageError("no"))
+    chain.feed(ev.Close())
+    assert {leave.hop for leave in all_of(chain.log, ev.Leave)} == {chain.opened[name] for name in "abc"}
 
 
 def test_a_replacement_that_does_not_open_in_time_is_given_up() -> None:

@@ -1,0 +1,91 @@
+"""Peers that failed or are full, by run: for how long they are not chosen.
+
+A *run* is a peer between two starts: one that was started again is another chance.  Failures are remembered: each one
+that follows doubles the time, and a peer that has not failed for long enough begins anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ...proto.errors import DeadlineExceeded, PeerBusy, PeerUnavailable, SessionLost, SwarmError
+from ...routing.swarm import PeerId
+from ..timing import ClientTiming
+
+Run = tuple[PeerId, int]
+"""A peer and its incarnation."""
+MOST_RUNS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Failures:
+    count: int
+    banned_until: float
+    forgotten_at: float
+    silent: bool
+    """The last failure was silence, which a broken connection explains as well."""
+    excused: bool = False
+    """It was found to answer after all: it has no second excuse."""
+
+
+class Bans:
+    """The failures of all peers as this client saw them. Times are the given clock's, in seconds."""
+
+    def __init__(self, clock: Callable[[], float], timing: ClientTiming) -> None:
+        self._clock = clock
+        self._timing = timing
+        self._failures: dict[Run, _Failures] = {}
+        self._full_until: dict[Run, float] = {}
+
+    def note(self, run: Run, error: SwarmError) -> None:
+        """A failure of a run; after PeerBusy it has no room until the time that it gave."""
+        now = self._clock()
+        self._forget(now)
+        if isinstance(error, PeerBusy):
+            self._full_until[run] = now + error.retry_after_seconds
+            return
+        old = self._failures.get(run)
+        count = old.count + 1 if old is not None else 1
+        seconds = min(self._timing.ban_seconds * 2.0 ** min(count - 1, 60), self._timing.max_ban_seconds)
+        silent = type(error) in (PeerUnavailable, DeadlineExceeded, SessionLost)
+        forgotten_at = now + seconds + self._timing.forget_failures_seconds
+        self._failures[run] = _Failures(count, now + seconds, forgotten_at, silent, old is not None and old.excused)
+
+    def is_banned(self, run: Run) -> bool:
+        failures = self._failures.get(run)
+        return failures is not None and failures.banned_until > self._clock()
+
+    def full_until(self, run: Run) -> float | None:
+        """When the run said that it will have room; None if it said nothing, or the time has passed."""
+        until = self._full_until.get(run)
+        return until if until is not None and until > self._clock() else None
+
+    def failures(self, run: Run) -> int:
+        """The failures that are remembered; others are preferred."""
+        failures = self._failures.get(run)
+        return failures.count if failures is not None and failures.forgotten_at > self._clock() else 0
+
+    def pardon(self, peers: Iterable[PeerId]) -> None:
+        """Forget the failures of those peers: the fault was not theirs."""
+        pardoned = frozenset(peers)
+        self._failures = {run: failures for run, failures in self._failures.items() if run[0] not in pardoned}
+
+    def excusable(self) -> frozenset[Run]:
+        """The banned runs that were only silent, and were not excused before."""
+        return frozenset(
+            run for run, failures in self._failures.items() if failures.silent and not failures.excused
+            if self.is_banned(run)
+        )  # fmt: skip
+
+    def excuse(self, run: Run) -> None:
+        """Lift a ban, once: the peer answers over a new connection. Its failures stay remembered."""
+        old = self._failures[run]
+        self._failures[run] = _Failures(old.count, self._clock(), old.forgotten_at, old.silent, excused=True)
+
+    def _forget(self, now: float) -> None:
+        self._failures = {run: failures for run, failures in self._failures.items() if failures.forgotten_at > now}
+        self._full_until = {run: until for run, until in self._full_until.items() if until > now}
+        for entries in (self._failures, self._full_until):
+            while len(entries) >= MOST_RUNS:
+                del entries[next(iter(entries))]
