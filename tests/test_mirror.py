@@ -47,6 +47,7 @@ TESTED_BY = {
     "peer/session/transfer.py": "tests/swarm/test_session.py",
     "peer/session/worker.py": "tests/swarm/test_session_machine.py",
     "peer/terminal.py": "tests/peer/test_cli.py",
+    "proto/directory/hivemind/control.py": "tests/proto/directory/hivemind/test_contacts.py",
     "proto/directory/hivemind/daemon.py": "tests/proto/directory/hivemind/test_node.py",
     "proto/directory/hivemind/guard.py": "tests/proto/directory/hivemind/test_private.py",
     "proto/directory/hivemind/maddrs.py": "tests/proto/directory/hivemind/test_node.py",

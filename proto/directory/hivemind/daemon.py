@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from ....routing.swarm import PeerId
-from ...errors import ClockSkew, PeerUnavailable, SwarmError, UsageError, WrongKey
+from ...errors import PeerUnavailable, SwarmError, UsageError
 from ..signed import SignatureCache
 from ..swarm_key import SwarmKey
+from . import control
 from .guard import CallGuard, RecordGuard
-from .shim import P2P, DHTNode, P2PDaemonError, ValidationError
+from .shim import P2P, DHTNode, P2PDaemonError
 from .storage import BoundedStorage, NoCache, StorageLimits
 
 REPLICAS = 5
-HIVEMIND_FAILURES = (P2PDaemonError, ValidationError, RuntimeError, OSError)
+HIVEMIND_FAILURES = (P2PDaemonError, RuntimeError, OSError)
 """The errors that hivemind raises when a node cannot start; TimeoutError is an OSError."""
 
 
@@ -45,6 +46,16 @@ class HivemindTiming:
     """Pause after the first attempt to start that failed; every further one is twice as long."""
     max_backoff_seconds: float = 30.0
     """Longest such pause."""
+    heartbeat_seconds: float = 5.0
+    """Time between two questions to the daemon whether it is there; after two without an answer it is started again."""
+    heartbeat_answer_seconds: float = 10.0
+    """Wait for such an answer."""
+    first_contact_seconds: float = 0.5
+    """Pause after the first attempt to reach other nodes that failed; every further one is twice as long."""
+    max_contact_seconds: float = 8.0
+    """Longest such pause."""
+    patrol_seconds: float = 60.0
+    """Time between two looks whether known nodes have lost touch, while others answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +85,39 @@ class RunningNode:
         """Whether the daemon runs and hivemind still reads what it says."""
         return self.daemon.returncode is None and not self.connection.done()
 
+    @property
+    def others(self) -> tuple[Any, ...]:
+        """The ids of the nodes that it is in touch with: that it knows and that did not fail to answer lately."""
+        return tuple(peer for peer in self.dht.protocol.routing_table.peer_id_to_uid if peer not in self.dht.blacklist)
+
     async def ended(self) -> str:
-        """Wait until the daemon or the connection to it is gone; says how it ended."""
+        """Wait until the daemon or the connection to it is gone or hangs; says how it ended."""
         exited = asyncio.create_task(self.daemon.wait(), name="wait for the DHT daemon")
+        hanging = asyncio.create_task(self._until_it_hangs(), name="ask the DHT daemon")
         try:
-            await asyncio.wait({exited, self.connection}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({exited, hanging, self.connection}, return_when=asyncio.FIRST_COMPLETED)
+            if hung := hanging.done() and self.is_alive:
+                self.daemon.kill()
             await asyncio.wait({exited}, timeout=0.5)  # a daemon that dies is heard of first by its connection
         finally:
-            exited.cancel()
-            await asyncio.gather(exited, return_exceptions=True)
+            for task in (exited, hanging):
+                task.cancel()
+            await asyncio.gather(exited, hanging, return_exceptions=True)
+        if hung:
+            return "the DHT daemon does not answer"
         code = self.daemon.returncode
         return "the connection to the DHT daemon broke" if code is None else f"the DHT daemon ended (status {code})"
+
+    async def _until_it_hangs(self) -> None:
+        """Return when the daemon has missed two heartbeats: one alone may be due to a machine that was asleep."""
+        missed = 0
+        while missed < 2:
+            await asyncio.sleep(self.timing.heartbeat_seconds)
+            try:
+                await control.identify(self.p2p, self.timing.heartbeat_answer_seconds)
+                missed = 0
+            except PeerUnavailable:
+                missed += 1
 
     async def stop(self) -> None:
         """Stop the node, then the daemon. Takes at most about two times `shutdown_seconds`."""
@@ -101,7 +134,6 @@ class NodeSettings:
 
     peer_id: PeerId
     identity_path: str
-    initial_maddrs: tuple[str, ...]
     listen_maddrs: tuple[str, ...]
     announce_maddrs: tuple[str, ...]
     swarm_key: SwarmKey | None
@@ -112,10 +144,8 @@ class NodeSettings:
     limits: StorageLimits
 
 
-async def start_node(
-    settings: NodeSettings, initial_maddrs: Sequence[str], listen_maddrs: Sequence[str]
-) -> RunningNode:
-    """One attempt. Raises UsageError, ClockSkew, WrongKey or PeerUnavailable."""
+async def start_node(settings: NodeSettings, listen_maddrs: Sequence[str]) -> RunningNode:
+    """A node that knows no other one yet. Raises UsageError or PeerUnavailable."""
     made: list[P2P] = []
 
     class Daemon(P2P):
@@ -127,7 +157,6 @@ async def start_node(
 
     try:
         p2p = await Daemon.create(
-            initial_peers=list(initial_maddrs),
             announce_maddrs=list(settings.announce_maddrs) or None,
             host_maddrs=list(listen_maddrs),
             identity_path=settings.identity_path,
@@ -140,7 +169,6 @@ async def start_node(
         )
         dht = await DHTNode.create(
             p2p=p2p,
-            initial_peers=list(initial_maddrs),
             num_replicas=REPLICAS,
             wait_timeout=settings.timing.call_seconds,
             client_mode=settings.client_mode,
@@ -153,12 +181,12 @@ async def start_node(
             cache_refresh_before_expiry=0,
             reuse_get_requests=False,
         )
-        maddrs = await visible_maddrs(p2p, settings.timing)
+        maddrs = await control.identify(p2p, settings.timing.call_seconds)
     except BaseException as error:
         for p2p in made:
             await _stop_daemon(p2p, settings.timing)
         if isinstance(error, HIVEMIND_FAILURES):
-            raise _translate(error, initial_maddrs, settings.swarm_key is not None) from error
+            raise _translate(error) from error
         raise
     dht.protocol.storage = BoundedStorage.holding(dht.protocol.storage, settings.limits)
     dht.protocol.cache = NoCache()
@@ -180,26 +208,9 @@ async def _stop_daemon(p2p: Any, timing: HivemindTiming) -> None:
     await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
 
 
-def _translate(error: BaseException, initial_maddrs: Sequence[str], private: bool) -> SwarmError:
+def _translate(error: BaseException) -> SwarmError:
     """The error for the operator behind one of hivemind's, which is known by its text only."""
     text = str(error)
-    peers = ", ".join(initial_maddrs)
-    if "local time must be within" in text:
-        return ClockSkew(f"this machine's clock and that of the initial peers differ by more than 3 s ({peers})")
-    if "can't access this node" in text:
-        return UsageError(
-            f"the initial peers cannot connect back to this node ({peers})",
-            hint="Open the port of the DHT in the firewall or forward it; or join as a client.",
-        )
-    if "failed to connect to bootstrap" in text:
-        return PeerUnavailable(f"none of the initial peers can be reached: {peers}")
-    if "bootstrap failed" in text and private:
-        return WrongKey(f"the initial peers do not answer to this swarm key: {peers}")
-    if "bootstrap failed" in text:
-        return PeerUnavailable(
-            f"the initial peers do not answer: {peers}",
-            hint="Are they peers of a private swarm (then pass its key), or of another version?",
-        )
     if "failed to listen" in text:
         return UsageError(
             f"the DHT cannot listen: {text.partition('failed to listen')[2].strip(' :')}",
@@ -208,17 +219,6 @@ def _translate(error: BaseException, initial_maddrs: Sequence[str], private: boo
     if "failed to parse multiaddr" in text:
         return UsageError(f"an address of the DHT is wrong: {text.partition('failed to parse multiaddr')[2].strip()}")
     return PeerUnavailable(f"the DHT node cannot start: {text}", hint="See the message; it may pass.")
-
-
-async def visible_maddrs(p2p: Any, timing: HivemindTiming) -> tuple[str, ...]:
-    """The addresses that the daemon tells others. Raises PeerUnavailable if it does not answer."""
-    try:
-        async with asyncio.timeout(timing.call_seconds):
-            return tuple(str(maddr) for maddr in await p2p.get_visible_maddrs(latest=True))
-    except ValueError:  # a node that listens nowhere
-        return ()
-    except (TimeoutError, OSError) as error:
-        raise PeerUnavailable(f"the DHT daemon does not answer: {error}") from None
 
 
 def sweep_stale_sockets(folder: Path = Path("/tmp")) -> None:

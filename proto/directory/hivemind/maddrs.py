@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 from collections.abc import Sequence
 
 from ...errors import UsageError
 from .shim import Multiaddr, PeerID
+
+log = logging.getLogger(__name__)
 
 
 def pin_ports(listen_maddrs: Sequence[str], visible: Sequence[str]) -> tuple[str, ...]:
@@ -59,3 +62,15 @@ def check_maddr(maddr: str, needs_peer_id: bool) -> None:
     except (ValueError, LookupError):
         example = "/ip4/203.0.113.7/tcp/31337" + ("/p2p/12D3KooW..." if needs_peer_id else "")
         raise UsageError(f"{maddr!r} is no address of the DHT", hint=f"It looks like {example}") from None
+
+
+def usable_maddrs(maddrs: Sequence[str], log_level: int = logging.WARNING) -> tuple[str, ...]:
+    """The addresses of certain nodes among them; what is none is logged and left out."""
+    usable = []
+    for maddr in maddrs:
+        try:
+            check_maddr(maddr, needs_peer_id=True)
+            usable.append(maddr)
+        except UsageError as error:
+            log.log(log_level, "%s; it is left out", error)
+    return tuple(usable)

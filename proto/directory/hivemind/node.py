@@ -6,9 +6,11 @@ The promises of hivemind are not taken on trust:
   (`guard.py`).  What a node keeps is bounded, and an old record of a peer cannot shorten the life of its newer one
   (`storage.py`).
 * A store counts only when another node has been asked and has the record.
-* hivemind talks to a daemon, p2pd (`daemon.py`).  When it dies, or the connection to it breaks, hivemind goes on
-  answering "stored"; so both are watched, and daemon and node are started again with the same key and port, and the
-  records announced anew.
+* hivemind talks to a daemon, p2pd (`daemon.py`).  When it dies or hangs, or the connection to it breaks, hivemind goes
+  on answering "stored"; so all three are watched, and daemon and node are started again with the same key and port, and
+  the records announced anew.
+* hivemind forgets a node that does not answer, and after an outage it takes itself for the only one.  A node that knows
+  of others (`contacts.py`) never does: it is isolated, says so, and tries them until one answers.
 * In a private swarm every call between nodes carries an HMAC under the swarm key: a stranger may reach the port, but it
   reads and stores nothing.
 """
@@ -16,13 +18,13 @@ The promises of hivemind are not taken on trust:
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from ....routing.swarm import PeerId
@@ -31,17 +33,10 @@ from ...identity import Identity
 from ..directory import check_announcement, superseded, verified_records
 from ..signed import SignatureCache, SignedRecord
 from ..swarm_key import SwarmKey, dht_id
-from .daemon import (
-    HIVEMIND_FAILURES,
-    REPLICAS,
-    HivemindTiming,
-    NodeSettings,
-    RunningNode,
-    start_node,
-    sweep_stale_sockets,
-    visible_maddrs,
-)
-from .maddrs import check_maddr, pin_ports, with_known_ports
+from . import control
+from .contacts import Contacts, backoff, note_present, reach_any
+from .daemon import REPLICAS, HivemindTiming, NodeSettings, RunningNode, start_node, sweep_stale_sockets
+from .maddrs import check_maddr, pin_ports, usable_maddrs, with_known_ports
 from .shim import DHTID, MSGPackSerializer, use_hivemind_log_handler
 from .storage import StorageLimits
 
@@ -49,19 +44,21 @@ log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
-MAX_REMEMBERED_MADDRS = 16
-"""Addresses of other nodes that are kept to find the DHT again."""
+MoreMaddrs = Callable[[], Awaitable[Sequence[str]]]
+"""Finds further addresses of nodes, where there is another way to ask for them."""
 
 
 class HivemindDirectory:
     """A Directory (see directory.py) whose records live in the DHT. Made by `start`, ended by `close`."""
 
-    def __init__(self, settings: NodeSettings) -> None:
+    def __init__(self, settings: NodeSettings, contacts: Contacts, more_maddrs: MoreMaddrs | None) -> None:
         self._settings = settings
+        self._contacts = contacts
+        self._more_maddrs = more_maddrs
         self._cache = settings.cache
         self._timing = settings.timing
         self._announced: dict[bytes, SignedRecord] = {}
-        self._remembered: tuple[str, ...] = ()
+        self._isolated = asyncio.Event()
         self._node: RunningNode | None = None
         self._up = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
@@ -76,6 +73,8 @@ class HivemindDirectory:
         clock: Callable[[], float] = time.time,
         *,
         announce_maddrs: Sequence[str] = (),
+        remembered_maddrs: Sequence[str] = (),
+        more_maddrs: MoreMaddrs | None = None,
         client_mode: bool = False,
         join_timeout_seconds: float = 60.0,
         timing: HivemindTiming | None = None,
@@ -84,15 +83,15 @@ class HivemindDirectory:
         """Start a node; with `initial_maddrs` it joins their DHT, without them it begins a new one.
 
         `announce_maddrs` replaces the addresses that others are told (port forwarding); port 0 in them is the port that
-        the node listens on.  In `client_mode` the node keeps nothing for others and need not be reachable.  Joining is
-        tried for `join_timeout_seconds`.  The owner must `close` the directory; `until_closed` tells it when
-        the directory can no longer do its work.
+        the node listens on.  `remembered_maddrs` are the `met_maddrs` of an earlier run: a node that began a DHT joins
+        what is left of it.  `more_maddrs` is asked while no other node answers.  In `client_mode` the node keeps
+        nothing for others and need not be reachable.  Joining is tried for `join_timeout_seconds`; after that a node
+        without `initial_maddrs` is isolated, see there.  The owner must `close` the directory; `until_closed` tells it
+        when the directory can no longer do its work.
 
         Raises UsageError (addresses, key file, port taken, not reachable from outside), ClockSkew, or PeerUnavailable
         with the addresses that did not answer.
         """
-        for maddr in initial_maddrs:
-            check_maddr(maddr, needs_peer_id=True)
         for maddr in (*listen_maddrs, *announce_maddrs):
             check_maddr(maddr, needs_peer_id=False)
         listen_maddrs, announce_maddrs = with_known_ports(listen_maddrs, announce_maddrs)
@@ -100,22 +99,29 @@ class HivemindDirectory:
         use_hivemind_log_handler("nowhere")
         logging.getLogger("hivemind").setLevel(logging.CRITICAL)  # what matters is raised or logged here
         sweep_stale_sockets()
-        self = cls(
-            NodeSettings(
-                peer_id=identity.peer_id,
-                identity_path=os.fspath(identity_path),
-                initial_maddrs=tuple(initial_maddrs),
-                listen_maddrs=tuple(listen_maddrs),
-                announce_maddrs=tuple(announce_maddrs),
-                swarm_key=swarm_key,
-                clock=clock,
-                client_mode=client_mode,
-                cache=SignatureCache(),
-                timing=timing or HivemindTiming(),
-                limits=limits or StorageLimits(),
-            )
+        settings = NodeSettings(
+            peer_id=identity.peer_id,
+            identity_path=os.fspath(identity_path),
+            listen_maddrs=tuple(listen_maddrs),
+            announce_maddrs=tuple(announce_maddrs),
+            swarm_key=swarm_key,
+            clock=clock,
+            client_mode=client_mode,
+            cache=SignatureCache(),
+            timing=timing or HivemindTiming(),
+            limits=limits or StorageLimits(),
         )
-        self._set_node(await self._join(join_timeout_seconds))
+        contacts = Contacts(identity.peer_id, usable_maddrs(initial_maddrs), usable_maddrs(remembered_maddrs))
+        if initial_maddrs and not contacts:
+            raise UsageError(f"there is no address of another node among the initial ones: {', '.join(initial_maddrs)}")
+        self = cls(settings, contacts, more_maddrs)
+        node = await start_node(settings, settings.listen_maddrs)
+        try:
+            await self._join(node, join_timeout_seconds, may_be_alone=not initial_maddrs)
+        except BaseException:
+            await node.stop()
+            raise
+        self._set_node(node)
         self._supervisor = asyncio.create_task(self._supervise(), name="supervise the DHT daemon")
         return self
 
@@ -129,9 +135,23 @@ class HivemindDirectory:
         """The present life of daemon and node; None once the directory is closed."""
         return self._node
 
+    @property
+    def isolated(self) -> bool:
+        """Whether others are known and none answers. This node keeps trying, and serves what it has itself."""
+        return self._isolated.is_set()
+
+    @property
+    def met_maddrs(self) -> tuple[str, ...]:
+        """The addresses of other nodes that were met, to find the DHT in another run."""
+        return self._contacts.met
+
+    def forget(self, peer_id: PeerId) -> None:
+        """Do not expect this node any more: it has said that it leaves."""
+        self._contacts.forget(peer_id)
+
     async def visible_maddrs(self) -> tuple[str, ...]:
         """The addresses under which others may join the DHT through this node."""
-        return await visible_maddrs((await self._running()).p2p, self._timing)
+        return await control.identify((await self._running()).p2p, self._timing.call_seconds)
 
     def kept_records(self, name: str) -> tuple[SignedRecord, ...]:
         """The records under `name` that this node keeps itself, for others and of its own."""
@@ -150,7 +170,7 @@ class HivemindDirectory:
         self._announced[record.key] = record
         node = await self._running()
         await self._store(node, record)
-        await self._remember_peers(node)
+        await note_present(node, self._contacts)
 
     async def lookup(self, name: str) -> tuple[SignedRecord, ...]:
         key = dht_id(name)
@@ -160,6 +180,8 @@ class HivemindDirectory:
         search = node.dht.get_many_by_id([key_id], sufficient_expiration_time=math.inf)
         found = (await self._in_time(search))[key_id]
         self._check_alive(node)
+        if not node.others:
+            self._note_isolation()
         if found is None or not isinstance(found.value, dict):
             return ()
         return self._verified(key, [entry.value for entry in found.value.values()])
@@ -237,10 +259,14 @@ class HivemindDirectory:
                 }
             answered = [peer for peer, store in stores.items() if store.result()]
             self._check_alive(node)
-            if not others and not self._settings.client_mode:
-                return self._check_kept(record, value, [_entry(protocol.storage.get(key_id), record.peer_id)])
-            if answered:
+            if answered or not others:
                 break
+        if not answered:
+            self._note_isolation()
+            if self.isolated or self._settings.client_mode:
+                raise PeerUnavailable("no other node of the DHT answers", hint="It is tried again; check the network.")
+            return self._check_kept(record, value, [_entry(protocol.storage.get(key_id), record.peer_id)])
+        self._isolated.clear()
         seen = []
         for peer in answered:
             reply = await protocol.call_find(peer, [key_id])
@@ -258,62 +284,114 @@ class HivemindDirectory:
             raise superseded(record)
         raise PeerUnavailable("no node of the DHT kept the record", hint="It is announced again soon; check the net.")
 
-    async def _remember_peers(self, node: RunningNode) -> None:
-        """Note where other nodes are, to find the DHT again if the daemon dies and the first peers are gone."""
-        try:
-            async with asyncio.timeout(self._timing.call_seconds):
-                peers = await node.p2p.list_peers()
-        except (TimeoutError, *HIVEMIND_FAILURES) as error:
-            log.debug("the DHT daemon does not list its peers: %s", error)
-            return
-        known = [f"{maddr}/p2p/{peer.peer_id.to_base58()}" for peer in peers for maddr in peer.addrs]
-        self._remembered = tuple(known[:MAX_REMEMBERED_MADDRS])
+    def _note_isolation(self) -> None:
+        """No other node has answered. Where none is known, this is the first one, and alone by right."""
+        if self._contacts and not self.isolated:
+            log.warning("no other node of the DHT answers; this one serves what it has and tries them until one does")
+            self._isolated.set()
 
-    async def _join(self, join_timeout_seconds: float) -> RunningNode:
-        """Start a node, again and again while its first peers cannot be reached, with growing, jittered pauses."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + join_timeout_seconds
-        for pause_seconds in _backoff(self._timing):
-            try:
-                return await start_node(self._settings, self._settings.initial_maddrs, self._settings.listen_maddrs)
-            except RetryElsewhere as error:
-                if loop.time() + pause_seconds > deadline:
-                    raise
-                log.info("%s; retrying in %.1f s", error, pause_seconds)
-                await asyncio.sleep(pause_seconds)
-        raise AssertionError("the backoff has no end")
+    async def _join(self, node: RunningNode, seconds: float, may_be_alone: bool) -> None:
+        """Get in touch with the known nodes, again and again for `seconds`. Raises SwarmError if none answers."""
+        loop, private = asyncio.get_running_loop(), self._settings.swarm_key is not None
+        deadline = loop.time() + seconds
+        for pause_seconds in backoff(self._timing.first_backoff_seconds, self._timing.max_backoff_seconds):
+            known = self._contacts.known()
+            reached, errors = await reach_any(node, known, private, check=True)
+            if reached or not known:
+                for error in errors:
+                    log.warning("%s; the DHT is joined through others", error)
+                return
+            reason = next((error for error in errors if not isinstance(error, RetryElsewhere)), None)
+            if reason is not None:
+                raise reason
+            if loop.time() + pause_seconds > deadline:
+                if not may_be_alone:
+                    raise PeerUnavailable("; ".join(map(str, errors)), hint=errors[0].hint)
+                self._note_isolation()
+                return
+            log.info("%s; retrying in %.1f s", "; ".join(map(str, errors)), pause_seconds)
+            await asyncio.sleep(pause_seconds)
 
     async def _supervise(self) -> None:
-        """Start daemon and node again whenever they are gone, and announce again what was announced."""
+        """Start daemon and node again whenever they are gone, and keep in touch with other nodes meanwhile."""
         while True:
             assert self._node is not None
-            how = await self._node.ended()
+            contact = asyncio.create_task(self._keep_in_touch(self._node), name="keep in touch with the DHT")
+            ended = asyncio.create_task(self._node.ended(), name="watch the DHT daemon")
+            try:
+                await asyncio.wait({contact, ended}, return_when=asyncio.FIRST_COMPLETED)
+                if contact.done():
+                    contact.result()  # it has no end of its own: this raises why it failed
+            finally:
+                contact.cancel()
+                ended.cancel()
+                await asyncio.gather(contact, ended, return_exceptions=True)
             self._up.clear()
-            log.warning("%s; starting it again", how)
+            log.warning("%s; starting it again", ended.result())
             await self._node.stop()
             self._set_node(await self._start_again())
-            now = self._settings.clock()
-            for record in [kept for kept in self._announced.values() if kept.expires_at_seconds > now]:
-                try:
-                    await self._store(self._node, record)
-                except SwarmError as error:
-                    log.warning("a record could not be announced again: %s; the next refresh does it", error)
+            await self._announce_again(self._node)
 
     async def _start_again(self) -> RunningNode:
-        """Like `_join`, without an end, on the same port at first, through all nodes that were known."""
-        maddrs = (*self._settings.initial_maddrs, *self._remembered)
+        """A new node, on the same port at first, that has tried all nodes that were known."""
         listen_maddrs = self._pinned_listen_maddrs
-        for pause_seconds in _backoff(self._timing):
+        for pause_seconds in backoff(self._timing.first_backoff_seconds, self._timing.max_backoff_seconds):
             try:
-                return await start_node(self._settings, maddrs, listen_maddrs)
+                node = await start_node(self._settings, listen_maddrs)
             except SwarmError as error:
                 if isinstance(error, UsageError):
                     listen_maddrs = self._settings.listen_maddrs  # another program has taken the port meanwhile
-                elif not self._settings.initial_maddrs:
-                    maddrs = ()  # this node began the DHT: the others come back to its address
                 log.warning("the DHT node cannot start: %s; retrying in %.1f s", error, pause_seconds)
                 await asyncio.sleep(pause_seconds)
+                continue
+            try:
+                await self._try_known(node)
+            except BaseException:
+                await node.stop()
+                raise
+            return node
         raise AssertionError("the backoff has no end")
+
+    async def _keep_in_touch(self, node: RunningNode) -> None:
+        """Find the others again when none of them answers, and known ones that have lost touch with those that do."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._timing.patrol_seconds * random.uniform(0.8, 1.2)):
+                    await self._isolated.wait()
+            if not self.isolated:  # two parts of a DHT that were cut apart know nothing of each other
+                await self._try_known(node)
+                continue
+            began = asyncio.get_running_loop().time()
+            for pause_seconds in backoff(self._timing.first_contact_seconds, self._timing.max_contact_seconds):
+                if await self._try_known(node) or not self.isolated:
+                    break
+                await asyncio.sleep(pause_seconds)
+            self._isolated.clear()
+            log.warning("other nodes of the DHT answer again after %.0f s", asyncio.get_running_loop().time() - began)
+            await self._announce_again(node)
+
+    async def _try_known(self, node: RunningNode) -> bool:
+        """Get in touch with the known nodes that are out of touch; whether any other node is there."""
+        more: Sequence[str] = ()
+        if self._more_maddrs is not None:
+            try:
+                more = usable_maddrs(await self._more_maddrs(), logging.DEBUG)
+            except SwarmError as error:
+                log.debug("no further addresses of the DHT: %s", error)
+        present = {peer_id.to_base58() for peer_id in node.others}
+        known = {name: maddrs for name, maddrs in self._contacts.known(more).items() if name not in present}
+        reached, errors = await reach_any(node, known, private=self._settings.swarm_key is not None)
+        for error in errors:
+            log.debug("out of touch: %s", error)
+        return bool(reached or node.others)
+
+    async def _announce_again(self, node: RunningNode) -> None:
+        now = self._settings.clock()
+        for record in [kept for kept in self._announced.values() if kept.expires_at_seconds > now]:
+            try:
+                await self._store(node, record)
+            except SwarmError as error:
+                log.warning("a record could not be announced again: %s; the next refresh does it", error)
 
     def _set_node(self, node: RunningNode) -> None:
         self._node = node
@@ -324,10 +402,3 @@ class HivemindDirectory:
 def _entry(found: Any, peer_id: str) -> Any:
     """The entry of one peer in what a node has under a key, or None."""
     return None if found is None or isinstance(found.value, bytes) else found.value.get(peer_id)
-
-
-def _backoff(timing: HivemindTiming) -> Iterator[float]:
-    """Pauses in seconds, each twice as long as the one before up to the longest, with a jitter of 20 %."""
-    for attempt in itertools.count():
-        pause_seconds = timing.first_backoff_seconds * 2 ** min(attempt, 10)
-        yield min(pause_seconds, timing.max_backoff_seconds) * random.uniform(0.8, 1.2)

@@ -21,7 +21,10 @@ __all__ = [
     "PeerID",
     "RecordValidatorBase",
     "ValidationError",
+    "p2pd_pb2",
+    "read_pbmsg_safe",
     "use_hivemind_log_handler",
+    "write_pbmsg",
 ]
 
 
@@ -64,6 +67,8 @@ from hivemind.dht.routing import DHTID  # noqa: E402
 from hivemind.dht.storage import DHTLocalStorage  # noqa: E402
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase  # noqa: E402
 from hivemind.p2p import P2P, P2PDaemonError, PeerID  # noqa: E402
+from hivemind.p2p.p2p_daemon_bindings.utils import read_pbmsg_safe, write_pbmsg  # noqa: E402
+from hivemind.proto import p2pd_pb2  # noqa: E402
 from hivemind.utils.auth import AuthorizerBase  # noqa: E402
 from hivemind.utils.logging import use_hivemind_log_handler  # noqa: E402
 from hivemind.utils.multiaddr import Multiaddr  # noqa: E402

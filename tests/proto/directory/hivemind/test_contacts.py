@@ -1,0 +1,376 @@
+"""A node finds the others again after an outage, a restart or a bad start, and never takes itself for the only one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blockswarm.proto.directory.hivemind.contacts import MAX_MET, MAX_TRIED, Contacts
+from blockswarm.proto.directory.hivemind.daemon import HivemindTiming
+from blockswarm.proto.directory.hivemind.node import HivemindDirectory
+from blockswarm.proto.directory.signed import SignedRecord
+from blockswarm.proto.errors import PeerUnavailable, UsageError
+from blockswarm.proto.identity import Identity
+from support.cables import Cable, free_port
+from support.directories import a_record, fresh_name, until
+
+pytestmark = [
+    pytest.mark.swarm,
+    pytest.mark.filterwarnings("ignore:path is deprecated:DeprecationWarning"),  # hivemind's
+    pytest.mark.skipif(sys.platform == "win32", reason="hivemind has no wheel for Windows"),
+]
+
+IDS = [Identity.generate() for _ in range(4)]
+QUICK = HivemindTiming(
+    call_seconds=0.7, first_backoff_seconds=0.1, max_backoff_seconds=0.2, heartbeat_seconds=0.1,
+    heartbeat_answer_seconds=1.0, first_contact_seconds=0.1, max_contact_seconds=0.4, patrol_seconds=0.5,
+)  # fmt: skip
+UNSEEN = HivemindTiming(call_seconds=0.7, first_contact_seconds=0.1, max_contact_seconds=0.4, patrol_seconds=1e6)
+"""Without patrols."""
+
+
+@dataclass
+class Node:
+    """A node that others reach through a cable; `direct` is its address without."""
+
+    identity: Identity
+    cable: Cable
+    directory: HivemindDirectory
+    folder: Path
+
+    @property
+    def direct(self) -> str:
+        return f"/ip4/127.0.0.1/tcp/{self.cable.target_port}/p2p/{self.directory.peer_id}"
+
+    @property
+    def through_cable(self) -> str:
+        return f"/ip4/127.0.0.1/tcp/{self.cable.port}/p2p/{self.directory.peer_id}"
+
+    def record(self, name: str) -> SignedRecord:
+        return a_record(self.identity, name, time.time() + 60)
+
+
+class Net:
+    """Nodes and their cables, all of them closed at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.nodes: list[Node] = []
+
+    async def __aenter__(self) -> Net:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for node in self.nodes:
+            node.cable.mend()
+            await node.directory.close()
+            await node.cable.close()
+
+    async def start(self, *initial: str, timing: HivemindTiming = QUICK, **options: Any) -> Node:
+        cable = await Cable.lay(free_port())
+        folder = self._folder / f"node-{len(self.nodes)}"
+        directory = await self._start(folder, cable, initial, timing, **options)
+        self.nodes.append(Node(IDS[len(self.nodes)], cable, directory, folder))
+        return self.nodes[-1]
+
+    async def start_again(self, node: Node, *initial: str, timing: HivemindTiming = QUICK, **options: Any) -> None:
+        node.directory = await self._start(node.folder, node.cable, initial, timing, **options)
+
+    async def _start(
+        self, folder: Path, cable: Cable, initial: Sequence[str], timing: HivemindTiming, **options: Any
+    ) -> HivemindDirectory:
+        return await HivemindDirectory.start(
+            folder / "key",
+            initial,
+            [f"/ip4/127.0.0.1/tcp/{cable.target_port}"],
+            announce_maddrs=[f"/ip4/127.0.0.1/tcp/{cable.port}"],
+            timing=timing,
+            **options,
+        )
+
+    def cut(self) -> None:
+        for node in self.nodes:
+            node.cable.cut()
+
+    def mend(self) -> None:
+        for node in self.nodes:
+            node.cable.mend()
+
+
+def run(scenario: Callable[[Net], Awaitable[None]], folder: Path) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(90), Net(folder) as net:
+            await scenario(net)
+
+    asyncio.run(bounded())
+
+
+async def announce_all(nodes: Sequence[Node], name: str) -> set[SignedRecord]:
+    records = [node.record(name) for node in nodes]
+    for node, record in zip(nodes, records, strict=True):
+        await node.directory.announce(record)
+    return set(records)
+
+
+async def until_seen(nodes: Sequence[Node], name: str, records: set[SignedRecord]) -> None:
+    """Wait until every node finds all of the records."""
+    while not all([records <= set(await node.directory.lookup(name)) for node in nodes]):  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+
+
+# --- outages -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_after_an_outage_of_everybody_all_are_seen_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """hivemind forgets a node at its first silence; both took themselves for the only one from then on, for ever."""
+
+    async def scenario(net: Net) -> None:
+        first = await net.start(timing=UNSEEN)
+        second = await net.start(first.through_cable, timing=UNSEEN)
+        name = fresh_name()
+        await announce_all(net.nodes, name)
+        net.cut()
+        for node in (first, second):
+            for _ in range(2):  # the second time nobody is left to be asked
+                with pytest.raises(PeerUnavailable, match="no other node of the DHT answers"):
+                    await node.directory.announce(node.record(name))
+            assert node.directory.isolated
+            assert await node.directory.lookup(name)  # it serves what it has
+        assert sum("no other node" in line for line in caplog.messages) == 2, "one line for each outage"
+        net.mend()
+        await until(lambda: not (first.directory.isolated or second.directory.isolated))
+        await until_seen(net.nodes, name, await announce_all(net.nodes, name))
+
+    with caplog.at_level(logging.WARNING):
+        run(scenario, tmp_path)
+    assert sum("answer again" in line for line in caplog.messages) == 2
+
+
+@pytest.mark.long
+def test_a_node_whose_network_was_away_is_back_without_the_others_doing_anything(tmp_path: Path) -> None:
+    async def scenario(net: Net) -> None:
+        first = await net.start(timing=UNSEEN)
+        second = await net.start(first.direct, timing=UNSEEN)
+        lonely = await net.start(first.through_cable, timing=UNSEEN)
+        name = fresh_name()
+        await announce_all(net.nodes, name)
+        net.cut()  # the first two have a connection without a cable
+        with pytest.raises(PeerUnavailable):
+            await lonely.directory.announce(lonely.record(name))
+        await announce_all([first, second], name)
+        assert not first.directory.isolated
+        assert not second.directory.isolated
+        net.mend()
+        await until(lambda: not lonely.directory.isolated)
+        await until_seen(net.nodes, name, await announce_all(net.nodes, name))
+
+    run(scenario, tmp_path)
+
+
+@pytest.mark.long
+def test_records_are_announced_anew_as_soon_as_the_network_is_back(tmp_path: Path) -> None:
+    """Others forget a record after a minute; its owner's next turn may be 24 s away."""
+
+    async def scenario(net: Net) -> None:
+        first = await net.start()
+        second = await net.start(first.through_cable)
+        await announce_all(net.nodes, "other name")
+        net.cut()
+        name = fresh_name()
+        record = second.record(name)
+        with pytest.raises(PeerUnavailable):
+            await second.directory.announce(record)
+        net.mend()
+        await until_seen([first], name, {record})
+
+    run(scenario, tmp_path)
+
+
+@pytest.mark.long
+def test_two_parts_that_were_cut_apart_are_one_again(tmp_path: Path) -> None:
+    """Each part has nodes that answer, so nobody is isolated; a look at known nodes finds the other part."""
+
+    async def scenario(net: Net) -> None:
+        first = await net.start()
+        second = await net.start(first.through_cable)
+        with_first = await net.start(first.direct)
+        with_second = await net.start(second.direct)
+        name = fresh_name()
+        await announce_all(net.nodes, name)
+        net.cut()
+        for _ in range(3):  # until none is left in any table of the other part
+            await announce_all([first, with_first], name)
+            await announce_all([second, with_second], name)
+        assert not any(node.directory.isolated for node in net.nodes)
+        net.mend()
+        name = fresh_name()
+        records = {node.identity.peer_id: node.record(name) for node in net.nodes}
+        while True:
+            for node in net.nodes:
+                await node.directory.announce(records[node.identity.peer_id])
+            if all([len(await node.directory.lookup(name)) == 4 for node in net.nodes]):
+                break
+            await asyncio.sleep(0.1)
+            records = {node.identity.peer_id: node.record(name) for node in net.nodes}
+
+    run(scenario, tmp_path)
+
+
+# --- starting again ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_the_first_node_started_again_comes_back_to_those_that_it_had_met(tmp_path: Path) -> None:
+    """A unit file starts the first peer with --new-swarm each time: that must not be a second swarm."""
+
+    async def scenario(net: Net) -> None:
+        first = await net.start()
+        second = await net.start(first.through_cable, timing=UNSEEN)
+        await announce_all(net.nodes, "other name")
+        assert first.directory.met_maddrs == (second.through_cable,)
+        await first.directory.close()
+        name = fresh_name()
+        with pytest.raises(PeerUnavailable):
+            await second.directory.announce(second.record(name))
+        await net.start_again(first, remembered_maddrs=first.directory.met_maddrs)
+        assert not first.directory.isolated
+        await until(lambda: not second.directory.isolated)
+        await until_seen(net.nodes, name, await announce_all(net.nodes, name))
+
+    run(scenario, tmp_path)
+
+
+@pytest.mark.long
+def test_a_swarm_begun_anew_while_the_others_were_away_is_one_with_theirs_when_they_return(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(net: Net) -> None:
+        first = await net.start()
+        second = await net.start(first.through_cable)
+        await announce_all(net.nodes, "other name")
+        remembered = first.directory.met_maddrs
+        await first.directory.close()
+        net.cut()
+        await net.start_again(first, remembered_maddrs=remembered, join_timeout_seconds=0.3)
+        assert first.directory.isolated
+        assert await first.directory.lookup("name") == ()
+        newcomer = await net.start(first.direct)  # so there are two parts
+        name = fresh_name()
+        await announce_all([first, newcomer], name)
+        net.mend()
+        await until(lambda: not second.directory.isolated)
+        await until_seen(net.nodes, name, await announce_all(net.nodes, name))
+
+    with caplog.at_level(logging.WARNING):
+        run(scenario, tmp_path)
+    assert any("no other node" in line for line in caplog.messages)
+
+
+@pytest.mark.long
+def test_a_malformed_address_is_left_out_and_the_others_are_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(net: Net) -> None:
+        first = await net.start()
+        second = await net.start("/ip4/127.0.0.1/tcp/99999999/p2p/me", first.through_cable)
+        assert not second.directory.isolated
+        with pytest.raises(UsageError, match="no address"):
+            await net.start("/ip4/127.0.0.1/tcp/99999999/p2p/me")
+
+    with caplog.at_level(logging.WARNING):
+        run(scenario, tmp_path)
+    assert any("left out" in line for line in caplog.messages)
+
+
+@pytest.mark.long
+def test_other_ways_to_ask_for_addresses_are_used_while_nobody_answers(tmp_path: Path) -> None:
+    """A first peer that was started again may listen at another port of the DHT; its data plane knows it."""
+
+    async def scenario(net: Net) -> None:
+        first = await net.start()
+        second = await net.start(first.through_cable, timing=UNSEEN, more_maddrs=lambda: more())
+        moved = await net.start()
+
+        async def more() -> Sequence[str]:
+            return ["nonsense", moved.direct]
+
+        await announce_all([first, second], "other name")
+        await first.directory.close()
+        with pytest.raises(PeerUnavailable):
+            await second.directory.announce(second.record("other name"))
+        await until(lambda: not second.directory.isolated)
+        name = fresh_name()
+        await until_seen([second, moved], name, await announce_all([second, moved], name))
+
+    run(scenario, tmp_path)
+
+
+# --- the daemon ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_a_daemon_that_hangs_is_started_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(net: Net) -> None:
+        first = await net.start()
+        second = await net.start(first.through_cable)
+        name = fresh_name()
+        records = await announce_all(net.nodes, name)
+        hung = second.directory.node
+        assert hung is not None
+        os.kill(hung.daemon.pid, signal.SIGSTOP)
+        await until(lambda: second.directory.node not in (hung, None))
+        assert hung.daemon.returncode == -signal.SIGKILL
+        await until_seen(net.nodes, name, records)
+
+    with caplog.at_level(logging.WARNING):
+        run(scenario, tmp_path)
+    assert "the DHT daemon does not answer; starting it again" in caplog.messages
+
+
+# --- what is remembered --------------------------------------------------------------------------------------------
+
+
+def maddr(node: str, port: int = 1) -> str:
+    return f"/ip4/192.0.2.1/tcp/{port}/p2p/{node}"
+
+
+def test_a_flood_of_new_nodes_does_not_make_a_node_forget_those_that_are_there() -> None:
+    contacts = Contacts("me", [maddr("initial")])
+    old = [f"old-{i}" for i in range(MAX_MET)]
+    contacts.meet(old, {node: [maddr(node)] for node in old})
+    flood = [f"new-{i}" for i in range(1000)]
+    assert contacts.newcomers([*flood, *old]) == []
+    contacts.meet([*flood, *old], {node: [maddr(node)] for node in flood})
+    assert set(contacts.met) == {maddr(node) for node in old}
+    assert contacts.newcomers([*flood, *old[1:]]) == flood[:1]
+    contacts.meet([*flood, *old[1:]], {flood[0]: [maddr(flood[0])]})
+    assert set(contacts.met) == {maddr(node) for node in (*old[1:], flood[0])}
+
+
+def test_what_is_known_is_bounded_and_without_this_node() -> None:
+    contacts = Contacts("me", [maddr("me"), maddr("a", 1), maddr("a", 2)], [maddr("b"), maddr("me")])
+    contacts.meet(["me", "c"], {"me": [maddr("me")], "c": [], "d": [maddr("d", port) for port in range(100)]})
+    assert set(contacts.known()) == {"a", "b", "d"}
+    assert contacts.known()["a"] == (maddr("a", 1), maddr("a", 2))
+    assert len(contacts.known()["d"]) < 20
+    assert contacts.known([maddr("a", 3)])["a"][-1] == maddr("a", 3)
+    assert len(contacts.known([maddr(f"more-{i}") for i in range(1000)])) == MAX_TRIED
+
+
+def test_a_node_that_said_goodbye_is_not_expected() -> None:
+    contacts = Contacts("me", [], [maddr("a")])
+    assert contacts
+    contacts.forget("a")
+    contacts.forget("unknown")
+    assert not contacts
+    assert contacts.met == ()
