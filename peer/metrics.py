@@ -23,6 +23,8 @@ GAUGES: Mapping[str, str] = {
     "kv_bytes_used": "Attention cache of sessions in memory, bytes",
     "prefix_cache_bytes": "Attention cache of earlier prompts in memory, bytes",
     "replay_bytes": "Replay buffers in memory, bytes",
+    "seconds_since_announced": "Time since another node took this peer's record, seconds",
+    "isolated": "1 while no other node of the DHT answers",
     "decode_seconds_per_block": "Announced time of a decode step of one row, seconds per block",
 }
 COUNTERS: Mapping[str, str] = {

@@ -78,20 +78,16 @@ async def _run_as(
     # Joining waits for the network and the DHT daemon; the processor has something to do meanwhile.
     examining = asyncio.create_task(_examine(config, checkpoint), name="examine the model")
     try:
-        async with join_swarm(config, dialer, digest, swarm_key) as directory:
-            lookups = RecentLookups(directory, digest, swarm_key, time.time, config.timing)
-            try:
-                examined = await examining
-                blocks = await _choose(config, checkpoint, examined, lookups, swarm_key)
-                offer = MemoryOffer.of(len(blocks), config.kv_tokens, examined.block_bytes, examined.kv_bytes_per_token)
-                source = _source(checkpoint, examined, progress)
-                hosted = await source.hosted(blocks, offer)
-                setup = PeerSetup(
-                    config, identity, swarm_key, checkpoint, digest, dialer, directory, lookups, examined, offer, source
-                )
-                await serve_until(setup, hosted, on_ready, stop)
-            finally:
-                await lookups.close()
+        async with join_swarm(config, dialer, digest, swarm_key) as (directory, lookups):
+            examined = await examining
+            blocks = await _choose(config, checkpoint, examined, lookups, swarm_key)
+            offer = MemoryOffer.of(len(blocks), config.kv_tokens, examined.block_bytes, examined.kv_bytes_per_token)
+            source = _source(checkpoint, examined, progress)
+            hosted = await source.hosted(blocks, offer)
+            setup = PeerSetup(
+                config, identity, swarm_key, checkpoint, digest, dialer, directory, lookups, examined, offer, source
+            )
+            await serve_until(setup, hosted, on_ready, stop)
     finally:
         await run_to_end(cancel_all([examining]))
         await dialer.close()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..proto.directory.swarm_key import SwarmKey
-from ..proto.errors import SwarmError
+from ..proto.errors import RetryElsewhere, SwarmError
 from ..proto.identity import Identity
 from ..proto.model.checkpoint import Checkpoint
 from ..proto.network.address import PeerAddress
@@ -24,6 +24,7 @@ from ..routing.swarm import BlockRange, ComputeCost, PeerState
 from .config import PeerConfig
 from .engine.scheduler import EnginePolicy, chunk_tokens_within
 from .hosting import BlockSource, Hosted, Hosting
+from .join import RememberedPeers, remember_swarm
 from .metrics import PeerMetrics, Readings
 from .offer.announce import Announcer
 from .offer.calibrate import calibrate, still_holds
@@ -142,6 +143,7 @@ class _Serving:
         self._metrics = PeerMetrics() if config.metrics_port is not None else None
         self._counters = Counters()
         self._maddrs: tuple[str, ...] = ()
+        self._announcer: Announcer | None = None
         self._incarnation = time.time_ns()
         self._service = PeerService(
             PeerParts(
@@ -177,6 +179,7 @@ class _Serving:
                 lambda state, issued_seconds: record_of(self._facts(state, issued_seconds, port)), time.time,
                 random.Random(self._incarnation), setup.lookups.announced, self._timing,
             )  # fmt: skip
+            self._announcer = announcer
             async with self._announced(announcer), vital_tasks(self._vital_work(announcer)):
                 with self._served_metrics() as metrics_port:
                     stop.serving = True
@@ -186,10 +189,15 @@ class _Serving:
 
     def _vital_work(self, announcer: Announcer) -> Mapping[str, Coroutine[Any, Any, None]]:
         """The parts that the peer cannot do without, by their names for people."""
+        setup, config = self._setup, self._setup.config
+        remembered = RememberedPeers(config.data_folder, setup.model_digest, setup.swarm_key)
         return {
             "announcing the peer": announcer.run(),
             "watching the engine": self._watch(announcer),
-            "the node of the DHT": self._setup.directory.until_closed(),
+            "the node of the DHT": setup.directory.until_closed(),
+            "remembering the swarm": remember_swarm(
+                setup.directory, setup.lookups, remembered, setup.swarm_key, self._timing
+            ),
         }
 
     @asynccontextmanager
@@ -204,9 +212,13 @@ class _Serving:
 
     @asynccontextmanager
     async def _announced(self, announcer: Announcer) -> AsyncIterator[None]:
-        """In the directory, until the goodbye."""
+        """In the directory, until the goodbye; a peer whose record nobody takes serves all the same, and tries on."""
         try:
-            await announcer.change(PeerState.SERVING)
+            try:
+                await announcer.change(PeerState.SERVING)
+            except RetryElsewhere as error:
+                again = self._timing.record_refresh_seconds
+                logger.warning("announcing failed (%s), trying again in about %.0f s", error, again)
             yield
         finally:
             await self._announce_quickly(announcer, PeerState.LEAVING)
@@ -317,6 +329,8 @@ class _Serving:
             "kv_bytes_used": pool.used_bytes,
             "prefix_cache_bytes": pool.prefixes.nbytes,
             "replay_bytes": self._replay.nbytes,
+            "seconds_since_announced": self._announcer.seconds_since_announced if self._announcer else 0.0,
+            "isolated": float(self._setup.directory.isolated),
             "decode_seconds_per_block": self._cost.decode_seconds(),
             "steps_pushed": counters.steps_pushed,
             "steps_relayed": counters.steps_relayed,

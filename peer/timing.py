@@ -26,6 +26,10 @@ class PeerTiming:
     # Joining and leaving.
     join_ping_seconds: float = 10.0
     """Wait for each initial peer to answer."""
+    join_seconds: float = 60.0
+    """Time for which the DHT of the initial peers is tried."""
+    join_remembered_seconds: float = 30.0
+    """Time for which a peer that begins a swarm tries those that it met in an earlier run."""
     drain_seconds: float = DRAIN_SECONDS
     """Wait of a peer that stops for its open sessions to end."""
     goodbye_seconds: float = 3.0

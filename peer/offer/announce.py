@@ -30,12 +30,13 @@ class Announcer:
         make_record: Callable[[PeerState, float], PeerRecord],
         clock: Callable[[], float],
         rng: random.Random,
-        on_announced: Callable[[SignedRecord], None],
+        on_record: Callable[[SignedRecord], None],
         timing: PeerTiming,
     ) -> None:
-        """`clock` gives Unix seconds; `on_announced` is given every record that was announced."""
+        """`clock` gives Unix seconds; `on_record` is given every record, also one that reaches nobody else."""
         self._timing = timing
-        self._on_announced = on_announced
+        self._on_record = on_record
+        self._announced_at = asyncio.get_running_loop().time()
         self._directory = directory
         self._identity = identity
         self._swarm_key = swarm_key
@@ -44,6 +45,11 @@ class Announcer:
         self._rng = rng
         self._state = PeerState.JOINING
         self._expiry: float | None = None
+
+    @property
+    def seconds_since_announced(self) -> float:
+        """Since another node took a record, or since the start."""
+        return asyncio.get_running_loop().time() - self._announced_at
 
     async def change(self, state: PeerState) -> None:
         """Announce a new state now. Raises SwarmError if it reached nobody."""
@@ -69,5 +75,6 @@ class Announcer:
         now = self._clock()
         self._expiry = next_expiry(self._expiry, now)
         record = sign_peer_record(self._identity, self._make_record(self._state, now), self._swarm_key, self._expiry)
+        self._on_record(record)
         await self._directory.announce(record)
-        self._on_announced(record)
+        self._announced_at = asyncio.get_running_loop().time()

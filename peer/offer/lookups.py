@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from ...proto.directory.directory import Directory
-from ...proto.directory.signed import SignedRecord
+from ...proto.directory.signed import SignedRecord, newest_per_peer
 from ...proto.directory.swarm_key import SwarmKey, swarm_key_name
 from ...proto.errors import SwarmError
 from ..tasks import cancel_all
@@ -23,7 +23,8 @@ class RecentLookups:
     """Answers look-ups of one model's peers from a recent look; other names directly.
 
     A look that is older than two seconds is renewed, but no caller waits for the new one while the old one will do:
-    when a node of the DHT hangs, a search takes many seconds. The peer's own record is always the newest. Close it.
+    when a node of the DHT hangs, a search takes many seconds. The peer's own record is always the newest. Ages are by
+    the clock of the event loop, which nobody sets back. Close it.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class RecentLookups:
 
     async def records(self) -> tuple[SignedRecord, ...]:
         """The verified records of this model's peers. Raises SwarmError if a needed look fails."""
-        age = self._clock() - self._looked_at
+        age = asyncio.get_running_loop().time() - self._looked_at
         if age > self._timing.lookup_max_age_seconds and (self._looking is None or self._looking.done()):
             self._looking = asyncio.create_task(self._look(), name="look up peers")
         # A look is shared: a caller that is cancelled does not end it, and without a deadline all hear how it failed.
@@ -56,20 +57,26 @@ class RecentLookups:
                 raise error
         elif self._looking is not None:
             await asyncio.wait([self._looking], timeout=self._timing.lookup_patience_seconds)
-        now, own = self._clock(), self._own
-        known = self._records
-        if own is not None:
-            known = (*(record for record in known if record.peer_id != own.peer_id), own)
-        return tuple(record for record in known if record.expires_at_seconds > now)
+        return self._known()
+
+    @property
+    def last_records(self) -> tuple[SignedRecord, ...]:
+        """Those of the last look, also if they are over: where the others were."""
+        return self._records
 
     def announced(self, own: SignedRecord) -> None:
         """Take this peer's newest record."""
         self._own = own
 
     async def lookup(self, name: str) -> list[bytes]:
-        """The encoded records under a name."""
+        """The encoded records under a name; of this model's peers also when looking fails, as this one serves."""
         if name == self._name:
-            found = await self.records()
+            try:
+                found = await self.records()
+            except SwarmError:
+                if self._own is None:
+                    raise
+                found = self._known()
         else:
             async with self._limit:
                 found = await self._directory.lookup(name)
@@ -83,9 +90,18 @@ class RecentLookups:
     async def _look(self) -> SwarmError | None:
         """Look anew; the error if that failed."""
         try:
-            self._records = await self._directory.lookup(self._name)
+            found = await self._directory.lookup(self._name)
         except SwarmError as error:
             logger.debug("looking up peers failed: %s", error)
             return error
-        self._looked_at = self._clock()
+        # A node that nobody answers finds what it has itself: less than was seen before.
+        self._records = newest_per_peer((*self._records, *found)) if self._directory.isolated else found
+        self._looked_at = asyncio.get_running_loop().time()
         return None
+
+    def _known(self) -> tuple[SignedRecord, ...]:
+        """Those that were found last and are not over, and this peer's own record."""
+        now, own, known = self._clock(), self._own, self._records
+        if own is not None:
+            known = (*(record for record in known if record.peer_id != own.peer_id), own)
+        return tuple(record for record in known if record.expires_at_seconds > now)

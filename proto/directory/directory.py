@@ -27,6 +27,10 @@ MAX_RECORDS_PER_KEY = 900
 
 
 class Directory(Protocol):
+    @property
+    def isolated(self) -> bool:
+        """Whether others are known and none answers: what is found is what this node has itself."""
+
     async def announce(self, record: SignedRecord) -> None:
         """Make the record visible to all; returns when another node has been seen to keep it.
 
@@ -91,6 +95,10 @@ class MemoryDirectory:
         self._clock = clock
         self._cache = SignatureCache()
 
+    @property
+    def isolated(self) -> bool:
+        return False
+
     async def announce(self, record: SignedRecord) -> None:
         check_announcement(record, self._clock(), self._cache)
         kept = self._store.records.setdefault(record.key, {})
@@ -135,6 +143,10 @@ class LookupDirectory:
         self._timeout_seconds = timeout_seconds
         self._grace_seconds = grace_seconds
         self._cache = SignatureCache()
+
+    @property
+    def isolated(self) -> bool:
+        return False
 
     async def announce(self, record: SignedRecord) -> None:
         raise UsageError("a client looks up records but announces none", hint="Join the DHT to announce.")

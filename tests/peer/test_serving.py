@@ -21,7 +21,7 @@ from blockswarm.peer.tasks import StopRequest, VitalTaskEnded
 from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto.directory.records import open_peer_record
 from blockswarm.proto.directory.signed import SignedRecord
-from blockswarm.proto.errors import PeerUnavailable, SwarmError, UsageError
+from blockswarm.proto.errors import LocalProtocolError, PeerUnavailable, SwarmError, UsageError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
 from blockswarm.proto.network.transport import Dialer, ping
@@ -42,6 +42,9 @@ class StubDirectory:
         self.ended = asyncio.Event()
         self._announce = announce
         self._count = 0
+
+    isolated = False
+    met_maddrs: Sequence[str] = ()
 
     async def visible_maddrs(self) -> Sequence[str]:
         return ("/ip4/127.0.0.1/tcp/1/p2p/x",)
@@ -193,6 +196,28 @@ def test_a_directory_that_is_unreachable_for_a_while_ends_nothing(
     asyncio.run(scenario())
 
 
+@pytest.mark.long
+def test_a_peer_whose_record_nobody_takes_serves_and_tries_on(
+    tmp_path: Path, checkpoint: Checkpoint, examined: Examined, caplog: pytest.LogCaptureFixture
+) -> None:
+    """900 identities of an attacker may fill a key: a newcomer must be able to start all the same."""
+
+    async def scenario() -> None:
+        async def refused_at_first(number: int) -> None:
+            if number == 4:
+                program.stop()
+            if number < 4:
+                assert (program.ready is not None) == (number > 1)
+                raise PeerUnavailable("no node of the DHT kept the record")
+
+        program = Program(tmp_path, checkpoint, examined, refused_at_first)
+        await program.run()
+        assert program.directory.specs()[0].state is PeerState.SERVING
+
+    asyncio.run(scenario())
+    assert any(line.startswith("announcing failed (no node of the DHT kept the record)") for line in caplog.messages)
+
+
 def test_the_end_of_the_dht_node_is_the_end_of_the_peer(
     tmp_path: Path, checkpoint: Checkpoint, examined: Examined
 ) -> None:
@@ -209,10 +234,10 @@ def test_the_end_of_the_dht_node_is_the_end_of_the_peer(
 def test_a_start_that_fails_half_way_leaves_nothing_open(
     tmp_path: Path, checkpoint: Checkpoint, examined: Examined
 ) -> None:
-    """The first announcement reaches nobody; and later: the port of the metrics is taken."""
+    """The key is in use elsewhere; and later: the port of the metrics is taken."""
 
     async def never(number: int) -> None:
-        raise PeerUnavailable("nobody is there")
+        raise LocalProtocolError("a later record is there")
 
     async def scenario() -> None:
         with socket.socket() as probe:
@@ -220,7 +245,7 @@ def test_a_start_that_fails_half_way_leaves_nothing_open(
             port = probe.getsockname()[1]
         program = Program(tmp_path, checkpoint, examined, never)
         program.config = replace(program.config, port=port)
-        with pytest.raises(PeerUnavailable, match="nobody is there"):
+        with pytest.raises(LocalProtocolError, match="a later record is there"):
             await program.run()
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", port))  # nobody listens there any more

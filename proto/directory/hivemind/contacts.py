@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ...errors import ClockSkew, PeerUnavailable, SwarmError, UsageError, WrongKey
 from . import control
 from .daemon import RunningNode
+from .maddrs import usable_maddrs
 from .shim import PeerID, ValidationError
+
+log = logging.getLogger(__name__)
+
+MoreMaddrs = Callable[[], Awaitable[Sequence[str]]]
+"""Finds further addresses of nodes, where there is another way to ask for them. May raise SwarmError."""
 
 MAX_MET = 16
 """Nodes that were met and are remembered."""
@@ -28,8 +35,12 @@ _TCP = re.compile(r"/(?:ip4|ip6|dns|dns4|dns6)/([^/]+)/tcp/(\d{1,5})/p2p/[^/]+")
 class Contacts:
     """Where other nodes are: those that were given at the start for good, and up to 16 that were met."""
 
-    def __init__(self, own_id: str, initial: Sequence[str], remembered: Sequence[str] = ()) -> None:
+    def __init__(
+        self, own_id: str, initial: Sequence[str], remembered: Sequence[str] = (), more: MoreMaddrs | None = None
+    ) -> None:
+        """`more` is asked when nodes are sought."""
         self._own_id = own_id
+        self.more = more
         self._initial = by_node(initial)
         self._met = dict(list(by_node(remembered).items())[:MAX_MET])
         self._initial.pop(own_id, None)
@@ -52,24 +63,27 @@ class Contacts:
                     known[node] = tuple(dict.fromkeys((*known.get(node, ()), *maddrs)))
         return known
 
-    def newcomers(self, present: Sequence[str]) -> Sequence[str]:
-        """The nodes among those that are `present` whose addresses would be remembered now."""
-        room = MAX_MET - len(self._met.keys() & set(present))
-        return [node for node in present if node not in self._met][: max(0, room)]
+    def meet(self, present: Sequence[str]) -> Sequence[str]:
+        """Expect the nodes that are there now to stay; those among them whose addresses are not known yet.
 
-    def meet(self, present: Sequence[str], addresses: Mapping[str, Sequence[str]]) -> None:
-        """Remember the `addresses` of nodes that are there now; others than those `present` make room for them.
-
-        A node that is there stays remembered, so that many new ones cannot make this one forget the swarm.
+        A node that is there stays expected, so that many new ones cannot make this one forget the swarm; one that is
+        not makes room.
         """
-        for node, maddrs in addresses.items():
-            if node == self._own_id or not maddrs:
+        there = set(present)
+        absent = [node for node in self._met if node not in there]
+        for node in present:
+            if node in self._met or node == self._own_id:
                 continue
-            if node not in self._met and len(self._met) >= MAX_MET:
-                absent = [known for known in self._met if known not in present]
+            if len(self._met) >= MAX_MET:
                 if not absent:
-                    return
-                del self._met[absent[0]]
+                    break
+                del self._met[absent.pop(0)]
+            self._met[node] = ()
+        return [node for node, maddrs in self._met.items() if not maddrs and node in there]
+
+    def note(self, node: str, maddrs: Sequence[str]) -> None:
+        """Where a node is that was met."""
+        if node in self._met:
             self._met[node] = tuple(maddrs)[:MAX_MADDRS]
 
     def forget(self, node: str) -> None:
@@ -136,14 +150,31 @@ async def reach_any(
     return reached, [error for attempt in tries.values() if (error := attempt.result()) is not None]
 
 
+async def seek(node: RunningNode, contacts: Contacts, private: bool) -> bool:
+    """Get in touch with the known nodes that are out of touch; whether any other node is there."""
+    more: Sequence[str] = ()
+    if contacts.more is not None:
+        try:
+            more = usable_maddrs(await contacts.more(), logging.DEBUG)
+        except SwarmError as error:
+            log.debug("no further addresses of the DHT: %s", error)
+    present = {peer_id.to_base58() for peer_id in node.others}
+    known = {name: maddrs for name, maddrs in contacts.known(more).items() if name not in present}
+    reached, failures = await reach_any(node, known, private)
+    for failure in failures:
+        log.debug("out of touch: %s", failure)
+    return bool(reached or node.others)
+
+
 async def note_present(node: RunningNode, contacts: Contacts) -> None:
-    """Remember where the nodes are that this one is in touch with."""
+    """Remember the nodes that this one is in touch with, and ask the daemon where they are."""
     present = {peer_id.to_base58(): peer_id for peer_id in node.others}
-    addresses = {}
-    for name in contacts.newcomers(list(present)):
+
+    async def ask(name: str) -> None:
         with contextlib.suppress(PeerUnavailable):
-            addresses[name] = await control.addresses_of(node.p2p, present[name], node.timing.call_seconds)
-    contacts.meet(list(present), addresses)
+            contacts.note(name, await control.addresses_of(node.p2p, present[name], node.timing.call_seconds))
+
+    await asyncio.gather(*(ask(name) for name in contacts.meet(list(present))))
 
 
 async def _is_listening(maddrs: Sequence[str], seconds: float) -> bool:

@@ -54,6 +54,8 @@ class HivemindTiming:
     """Pause after the first attempt to reach other nodes that failed; every further one is twice as long."""
     max_contact_seconds: float = 8.0
     """Longest such pause."""
+    note_seconds: float = 5.0
+    """Time between two looks at which nodes are there, to remember them."""
     patrol_seconds: float = 60.0
     """Time between two looks whether known nodes have lost touch, while others answer."""
 

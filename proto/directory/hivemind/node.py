@@ -34,7 +34,7 @@ from ..directory import check_announcement, superseded, verified_records
 from ..signed import SignatureCache, SignedRecord
 from ..swarm_key import SwarmKey, dht_id
 from . import control
-from .contacts import Contacts, backoff, note_present, reach_any
+from .contacts import Contacts, MoreMaddrs, backoff, note_present, reach_any, seek
 from .daemon import REPLICAS, HivemindTiming, NodeSettings, RunningNode, start_node, sweep_stale_sockets
 from .maddrs import check_maddr, pin_ports, usable_maddrs, with_known_ports
 from .shim import DHTID, MSGPackSerializer, use_hivemind_log_handler
@@ -44,17 +44,13 @@ log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
-MoreMaddrs = Callable[[], Awaitable[Sequence[str]]]
-"""Finds further addresses of nodes, where there is another way to ask for them."""
-
 
 class HivemindDirectory:
     """A Directory (see directory.py) whose records live in the DHT. Made by `start`, ended by `close`."""
 
-    def __init__(self, settings: NodeSettings, contacts: Contacts, more_maddrs: MoreMaddrs | None) -> None:
+    def __init__(self, settings: NodeSettings, contacts: Contacts) -> None:
         self._settings = settings
         self._contacts = contacts
-        self._more_maddrs = more_maddrs
         self._cache = settings.cache
         self._timing = settings.timing
         self._announced: dict[bytes, SignedRecord] = {}
@@ -84,10 +80,9 @@ class HivemindDirectory:
 
         `announce_maddrs` replaces the addresses that others are told (port forwarding); port 0 in them is the port that
         the node listens on.  `remembered_maddrs` are the `met_maddrs` of an earlier run: a node that began a DHT joins
-        what is left of it.  `more_maddrs` is asked while no other node answers.  In `client_mode` the node keeps
-        nothing for others and need not be reachable.  Joining is tried for `join_timeout_seconds`; after that a node
-        without `initial_maddrs` is isolated, see there.  The owner must `close` the directory; `until_closed` tells it
-        when the directory can no longer do its work.
+        what is left of it.  `more_maddrs` is asked when nodes are sought.  In `client_mode` the node keeps nothing for
+        others and need not be reachable.  Joining is tried for `join_timeout_seconds`; without `initial_maddrs` the
+        node is isolated after that.  `close` it; `until_closed` tells when it can no longer do its work.
 
         Raises UsageError (addresses, key file, port taken, not reachable from outside), ClockSkew, or PeerUnavailable
         with the addresses that did not answer.
@@ -111,10 +106,11 @@ class HivemindDirectory:
             timing=timing or HivemindTiming(),
             limits=limits or StorageLimits(),
         )
-        contacts = Contacts(identity.peer_id, usable_maddrs(initial_maddrs), usable_maddrs(remembered_maddrs))
+        initial, remembered = usable_maddrs(initial_maddrs), usable_maddrs(remembered_maddrs)
+        contacts = Contacts(identity.peer_id, initial, remembered, more_maddrs)
         if initial_maddrs and not contacts:
             raise UsageError(f"there is no address of another node among the initial ones: {', '.join(initial_maddrs)}")
-        self = cls(settings, contacts, more_maddrs)
+        self = cls(settings, contacts)
         node = await start_node(settings, settings.listen_maddrs)
         try:
             await self._join(node, join_timeout_seconds, may_be_alone=not initial_maddrs)
@@ -148,6 +144,8 @@ class HivemindDirectory:
     def forget(self, peer_id: PeerId) -> None:
         """Do not expect this node any more: it has said that it leaves."""
         self._contacts.forget(peer_id)
+        if not self._contacts:
+            self._isolated.clear()
 
     async def visible_maddrs(self) -> tuple[str, ...]:
         """The addresses under which others may join the DHT through this node."""
@@ -155,10 +153,7 @@ class HivemindDirectory:
 
     def kept_records(self, name: str) -> tuple[SignedRecord, ...]:
         """The records under `name` that this node keeps itself, for others and of its own."""
-        if self._node is None:
-            return ()
-        found = self._node.dht.protocol.storage.get(DHTID.from_bytes(dht_id(name)))
-        if found is None:
+        if self._node is None or not (found := self._node.dht.protocol.storage.get(DHTID.from_bytes(dht_id(name)))):
             return ()
         values = [MSGPackSerializer.loads(value) for _, (value, _) in found.value.items()]
         return self._verified(dht_id(name), values)
@@ -170,11 +165,11 @@ class HivemindDirectory:
         self._announced[record.key] = record
         node = await self._running()
         await self._store(node, record)
-        await note_present(node, self._contacts)
 
     async def lookup(self, name: str) -> tuple[SignedRecord, ...]:
         key = dht_id(name)
         node = await self._running()
+        self._expect_others(node)
         key_id = DHTID.from_bytes(key)
         # An infinite "sufficient" expiry asks all replicas and takes the union of what they have.
         search = node.dht.get_many_by_id([key_id], sufficient_expiration_time=math.inf)
@@ -245,6 +240,7 @@ class HivemindDirectory:
         protocol, key_id = node.dht.protocol, DHTID.from_bytes(record.key)
         value = MSGPackSerializer.dumps(record.encode())
         arguments = ([key_id], [value], [float(record.expires_at_seconds)])
+        self._expect_others(node)
         for _ in range(2):  # nodes that do not answer are forgotten, so a second round finds better ones
             nearest = await self._in_time(
                 node.dht.find_nearest_nodes([key_id], k_nearest=REPLICAS, exclude_self=self._settings.client_mode)
@@ -283,6 +279,10 @@ class HivemindDirectory:
         if any(entry.expiration_time >= record.expires_at_seconds for entry in kept):
             raise superseded(record)
         raise PeerUnavailable("no node of the DHT kept the record", hint="It is announced again soon; check the net.")
+
+    def _expect_others(self, node: RunningNode) -> None:
+        """Before others are asked: hivemind forgets those that are silent."""
+        self._contacts.meet([peer_id.to_base58() for peer_id in node.others])
 
     def _note_isolation(self) -> None:
         """No other node has answered. Where none is known, this is the first one, and alone by right."""
@@ -354,36 +354,31 @@ class HivemindDirectory:
 
     async def _keep_in_touch(self, node: RunningNode) -> None:
         """Find the others again when none of them answers, and known ones that have lost touch with those that do."""
+        loop, timing = asyncio.get_running_loop(), self._timing
+        look_at = loop.time() + timing.patrol_seconds * random.uniform(0.8, 1.2)
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._timing.patrol_seconds * random.uniform(0.8, 1.2)):
+                async with asyncio.timeout(timing.note_seconds):
                     await self._isolated.wait()
-            if not self.isolated:  # two parts of a DHT that were cut apart know nothing of each other
-                await self._try_known(node)
+            if not self.isolated:
+                await note_present(node, self._contacts)
+                if loop.time() >= look_at:  # two parts of a DHT that were cut apart know nothing of each other
+                    await self._try_known(node)
+                    look_at = loop.time() + timing.patrol_seconds * random.uniform(0.8, 1.2)
                 continue
-            began = asyncio.get_running_loop().time()
-            for pause_seconds in backoff(self._timing.first_contact_seconds, self._timing.max_contact_seconds):
+            began = loop.time()
+            for pause_seconds in backoff(timing.first_contact_seconds, timing.max_contact_seconds):
                 if await self._try_known(node) or not self.isolated:
                     break
                 await asyncio.sleep(pause_seconds)
             self._isolated.clear()
-            log.warning("other nodes of the DHT answer again after %.0f s", asyncio.get_running_loop().time() - began)
+            if node.others:
+                log.warning("other nodes of the DHT answer again after %.0f s", loop.time() - began)
             await self._announce_again(node)
 
     async def _try_known(self, node: RunningNode) -> bool:
         """Get in touch with the known nodes that are out of touch; whether any other node is there."""
-        more: Sequence[str] = ()
-        if self._more_maddrs is not None:
-            try:
-                more = usable_maddrs(await self._more_maddrs(), logging.DEBUG)
-            except SwarmError as error:
-                log.debug("no further addresses of the DHT: %s", error)
-        present = {peer_id.to_base58() for peer_id in node.others}
-        known = {name: maddrs for name, maddrs in self._contacts.known(more).items() if name not in present}
-        reached, errors = await reach_any(node, known, private=self._settings.swarm_key is not None)
-        for error in errors:
-            log.debug("out of touch: %s", error)
-        return bool(reached or node.others)
+        return await seek(node, self._contacts, private=self._settings.swarm_key is not None)
 
     async def _announce_again(self, node: RunningNode) -> None:
         now = self._settings.clock()

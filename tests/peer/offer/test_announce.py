@@ -3,68 +3,133 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Sequence
 
+import pytest
 from blockswarm.peer.offer.announce import Announcer
 from blockswarm.peer.offer.lookups import RecentLookups
 from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto.directory.records import PeerRecord
-from blockswarm.proto.directory.signed import SignedRecord
-from blockswarm.proto.directory.swarm_key import swarm_key_name
+from blockswarm.proto.directory.signed import SignedRecord, sign_record
+from blockswarm.proto.directory.swarm_key import dht_id, swarm_key_name
+from blockswarm.proto.errors import PeerUnavailable
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.wire.handshake import PROTOCOL_VERSION
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState
+from support.virtual_time import VirtualTimeLoop
 
 DIGEST = "ab" * 32
 NAME = swarm_key_name(DIGEST, None)
 
 
 class SlowDirectory:
-    """Finds nothing, late."""
+    """Finds `found`, late."""
 
     def __init__(self) -> None:
         self.announced: list[SignedRecord] = []
+        self.found: tuple[SignedRecord, ...] = ()
+        self.isolated = False
+        self.failure: PeerUnavailable | None = None
         self.answer = asyncio.Event()
 
     async def announce(self, record: SignedRecord) -> None:
         self.announced.append(record)
+        if self.failure is not None:
+            raise self.failure
 
     async def lookup(self, name: str) -> Sequence[SignedRecord]:
         await self.answer.wait()
-        return ()
+        if self.failure is not None and not self.isolated:
+            raise self.failure
+        return self.found
 
     async def close(self) -> None:
         """Nothing to do."""
 
 
+class Peer:
+    """A peer's announcer and look-ups, with Unix time in `now`."""
+
+    def __init__(self, **timing: float) -> None:
+        self.now = 1_000_000.0
+        self.identity, self.directory = Identity.generate(), SlowDirectory()
+        self.directory.answer.set()
+        times, clock = PeerTiming(**timing), lambda: self.now
+        self.lookups = RecentLookups(self.directory, DIGEST, None, clock, times)
+        self.announcer = Announcer(
+            self.directory, self.identity, None, self.record, clock, random.Random(1), self.lookups.announced, times
+        )
+
+    def record(self, state: PeerState, issued_seconds: float) -> PeerRecord:
+        assert issued_seconds == self.now
+        spec = PeerSpec(self.identity.peer_id, BlockRange(0, 2), ComputeCost(1e-3), state, block_hashes=(b"8" * 8,) * 2)
+        return PeerRecord(
+            model_digest=DIGEST, spec=spec, addresses=("127.0.0.1:1",), incarnation=7, protocol_version=PROTOCOL_VERSION
+        )
+
+    def others_record(self) -> SignedRecord:
+        return sign_record(Identity.generate(), dht_id(NAME), b"payload", self.now + 60)
+
+
 def test_who_asks_at_once_finds_the_peer_itself() -> None:
     async def scenario() -> None:
-        now = 1_000_000.0
-        identity, directory = Identity.generate(), SlowDirectory()
-        lookups = RecentLookups(directory, DIGEST, None, lambda: now, PeerTiming())
-        directory.answer.set()
-        assert await lookups.records() == ()  # seen before the peer was announced
+        peer = Peer()
+        directory = peer.directory
+        assert await peer.lookups.records() == ()  # seen before the peer was announced
         directory.answer.clear()
-
-        def record(state: PeerState, issued_seconds: float) -> PeerRecord:
-            assert issued_seconds == now
-            spec = PeerSpec(identity.peer_id, BlockRange(0, 2), ComputeCost(1e-3), state, block_hashes=(b"8" * 8,) * 2)
-            return PeerRecord(
-                model_digest=DIGEST, spec=spec, addresses=("127.0.0.1:1",), incarnation=7,
-                protocol_version=PROTOCOL_VERSION,
-            )  # fmt: skip
-
-        rng, timing = random.Random(1), PeerTiming()
-        announcer = Announcer(directory, identity, None, record, lambda: now, rng, lookups.announced, timing)
-        await announcer.change(PeerState.SERVING)
-        assert await lookups.lookup(NAME) == [directory.announced[0].encode()]
-        now += 10
-        await announcer.change(PeerState.LEAVING)
-        assert await lookups.lookup(NAME) == [directory.announced[1].encode()]
-        now += 1000
+        await peer.announcer.change(PeerState.SERVING)
+        assert await peer.lookups.lookup(NAME) == [directory.announced[0].encode()]
+        peer.now += 10
+        await peer.announcer.change(PeerState.LEAVING)
+        assert await peer.lookups.lookup(NAME) == [directory.announced[1].encode()]
+        peer.now += 1000
         directory.answer.set()
-        assert await lookups.lookup(NAME) == []
-        await lookups.close()
+        assert await peer.lookups.lookup(NAME) == []
+        await peer.lookups.close()
 
     asyncio.run(scenario())
+
+
+def test_a_peer_that_reaches_nobody_still_answers_with_what_it_knows() -> None:
+    """A client that reaches it can use it, whatever has become of the DHT."""
+
+    async def scenario() -> None:
+        peer = Peer(lookup_max_age_seconds=-1.0, lookup_stale_seconds=-1.0)
+        directory = peer.directory
+        other = peer.others_record()
+        directory.found = (other,)
+        await peer.announcer.change(PeerState.SERVING)
+        assert set(await peer.lookups.lookup(NAME)) == {other.encode(), directory.announced[0].encode()}
+        directory.failure, directory.found, directory.isolated = PeerUnavailable("nobody is there"), (), True
+        peer.now += 30
+        with pytest.raises(PeerUnavailable):
+            await peer.announcer.change(PeerState.SERVING)
+        assert set(await peer.lookups.lookup(NAME)) == {other.encode(), directory.announced[1].encode()}
+        directory.isolated = False  # now looking itself fails
+        assert set(await peer.lookups.lookup(NAME)) == {other.encode(), directory.announced[1].encode()}
+        with pytest.raises(PeerUnavailable):
+            await peer.lookups.records()
+        peer.now += 31
+        assert await peer.lookups.lookup(NAME) == [directory.announced[1].encode()]
+        assert peer.lookups.last_records == (other,)
+        await peer.lookups.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_time_since_the_last_announcement_is_known() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        await asyncio.sleep(0.2)
+        assert peer.announcer.seconds_since_announced >= 0.2
+        peer.directory.failure = PeerUnavailable("nobody is there")
+        await peer.announcer.renew()
+        assert peer.announcer.seconds_since_announced >= 0.2
+        peer.directory.failure = None
+        await peer.announcer.renew()
+        assert peer.announcer.seconds_since_announced < 0.2
+
+    with contextlib.closing(VirtualTimeLoop()) as loop:
+        loop.run(scenario())

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,10 @@ pytestmark = [
 IDS = [Identity.generate() for _ in range(4)]
 QUICK = HivemindTiming(
     call_seconds=0.7, first_backoff_seconds=0.1, max_backoff_seconds=0.2, heartbeat_seconds=0.1,
-    heartbeat_answer_seconds=1.0, first_contact_seconds=0.1, max_contact_seconds=0.4, patrol_seconds=0.5,
+    heartbeat_answer_seconds=1.0, first_contact_seconds=0.1, max_contact_seconds=0.4, note_seconds=0.1,
+    patrol_seconds=0.5,
 )  # fmt: skip
-UNSEEN = HivemindTiming(call_seconds=0.7, first_contact_seconds=0.1, max_contact_seconds=0.4, patrol_seconds=1e6)
+UNSEEN = replace(QUICK, patrol_seconds=1e6)
 """Without patrols."""
 
 
@@ -237,7 +238,7 @@ def test_the_first_node_started_again_comes_back_to_those_that_it_had_met(tmp_pa
         first = await net.start()
         second = await net.start(first.through_cable, timing=UNSEEN)
         await announce_all(net.nodes, "other name")
-        assert first.directory.met_maddrs == (second.through_cable,)
+        await until(lambda: first.directory.met_maddrs == (second.through_cable,))
         await first.directory.close()
         name = fresh_name()
         with pytest.raises(PeerUnavailable):
@@ -258,6 +259,7 @@ def test_a_swarm_begun_anew_while_the_others_were_away_is_one_with_theirs_when_t
         first = await net.start()
         second = await net.start(first.through_cable)
         await announce_all(net.nodes, "other name")
+        await until(lambda: first.directory.met_maddrs)
         remembered = first.directory.met_maddrs
         await first.directory.close()
         net.cut()
@@ -347,21 +349,26 @@ def maddr(node: str, port: int = 1) -> str:
 def test_a_flood_of_new_nodes_does_not_make_a_node_forget_those_that_are_there() -> None:
     contacts = Contacts("me", [maddr("initial")])
     old = [f"old-{i}" for i in range(MAX_MET)]
-    contacts.meet(old, {node: [maddr(node)] for node in old})
+    assert set(contacts.meet(old)) == set(old)
+    for node in old:
+        contacts.note(node, [maddr(node)])
     flood = [f"new-{i}" for i in range(1000)]
-    assert contacts.newcomers([*flood, *old]) == []
-    contacts.meet([*flood, *old], {node: [maddr(node)] for node in flood})
+    assert contacts.meet([*flood, *old]) == []
     assert set(contacts.met) == {maddr(node) for node in old}
-    assert contacts.newcomers([*flood, *old[1:]]) == flood[:1]
-    contacts.meet([*flood, *old[1:]], {flood[0]: [maddr(flood[0])]})
-    assert set(contacts.met) == {maddr(node) for node in (*old[1:], flood[0])}
+    (newcomer,) = contacts.meet([*flood, *old[1:]])
+    assert newcomer in flood
+    contacts.note(newcomer, [maddr(newcomer)])
+    assert set(contacts.met) == {maddr(node) for node in (*old[1:], newcomer)}
 
 
 def test_what_is_known_is_bounded_and_without_this_node() -> None:
     contacts = Contacts("me", [maddr("me"), maddr("a", 1), maddr("a", 2)], [maddr("b"), maddr("me")])
-    contacts.meet(["me", "c"], {"me": [maddr("me")], "c": [], "d": [maddr("d", port) for port in range(100)]})
-    assert set(contacts.known()) == {"a", "b", "d"}
+    contacts.meet(["me", "c", "d"])
+    contacts.note("d", [maddr("d", port) for port in range(100)])
+    contacts.note("stranger", [maddr("stranger")])
+    assert set(contacts.known()) == {"a", "b", "c", "d"}
     assert contacts.known()["a"] == (maddr("a", 1), maddr("a", 2))
+    assert contacts.known()["c"] == ()  # the daemon may know where it is
     assert len(contacts.known()["d"]) < 20
     assert contacts.known([maddr("a", 3)])["a"][-1] == maddr("a", 3)
     assert len(contacts.known([maddr(f"more-{i}") for i in range(1000)])) == MAX_TRIED
