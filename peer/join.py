@@ -17,13 +17,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..proto import swarm_pb2 as pb
 from ..proto.directory.records import open_peer_record
 from ..proto.directory.signed import SignedRecord
 from ..proto.directory.swarm_key import SwarmKey, dht_id, swarm_key_name
 from ..proto.errors import AuthenticationError, ModelMismatch, PeerUnavailable, SwarmError, WrongKey, WrongSwarm
 from ..proto.network.address import HostPort, PeerAddress
 from ..proto.network.transport import Dialer, ping
+from ..proto.wire.messages.calls import PingReply
 from ..routing.swarm import PeerState
 from .config import PeerConfig
 from .offer.lookups import RecentLookups
@@ -184,7 +184,7 @@ async def _initial_maddrs(config: PeerConfig, dialer: Dialer, digest: str, priva
 
     peers = config.initial_peers
 
-    async def ask(address: PeerAddress) -> pb.PingReply | SwarmError:
+    async def ask(address: PeerAddress) -> PingReply | SwarmError:
         try:
             reply, _, _ = await ping(dialer.stub(address), address, config.timing.join_ping_seconds)
         except SwarmError as error:
@@ -192,7 +192,7 @@ async def _initial_maddrs(config: PeerConfig, dialer: Dialer, digest: str, priva
         return reply
 
     answers = await asyncio.gather(*(ask(address) for address in peers))
-    replies = [answer for answer in answers if isinstance(answer, pb.PingReply)]
+    replies = [answer for answer in answers if isinstance(answer, PingReply)]
     if not replies:
         for answer in answers:
             if isinstance(answer, AuthenticationError | WrongSwarm):
@@ -214,7 +214,7 @@ async def _initial_maddrs(config: PeerConfig, dialer: Dialer, digest: str, priva
     return maddrs
 
 
-def _check_privacy(replies: Sequence[pb.PingReply], private: bool) -> None:
+def _check_privacy(replies: Sequence[PingReply], private: bool) -> None:
     """The peers of a private swarm do not tell strangers their model. Raises WrongKey, WrongSwarm."""
     public = [bool(reply.model_digest) for reply in replies]
     if not private and not any(public):

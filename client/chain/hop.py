@@ -7,16 +7,17 @@ holds nobody else up; the machine finds out by its lateness.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import grpc
-
-from ...proto import swarm_pb2 as pb
-from ...proto.errors import LocalProtocolError, PushFailed, RemoteProtocolError, SessionLost, SwarmError, from_wire
-from ...proto.network.transport import PeerStub, translated_grpc_errors
-from ...proto.wire.frames import CREDITS, StepReader, WireStep
+from ...proto.errors import LocalProtocolError, PushFailed, RemoteProtocolError, SessionLost, SwarmError
+from ...proto.network.streams import DialedStream
+from ...proto.network.transport import PeerStub
+from ...proto.wire.frames import CREDITS, ChunkFrame, StepFrame, StepReader, WireStep
+from ...proto.wire.messages.opening import OpenedFrame, OpenFrame, QueuedFrame
+from ...proto.wire.messages.session import FailureFrame, KvExportFrame, KvStateFrame, ReroutedFrame, StatusFrame
+from ...proto.wire.messages.steps import RebuiltFrame
+from ...proto.wire.messages.streams import ClientFrame, PeerFrame
 from ..peer_errors import blamed_on
 from .machine import events as ev
 
@@ -53,23 +54,23 @@ class HopStream:
         self._reader = reader
         self._tell = tell
         self._check = check
-        self._outbox: asyncio.Queue[Iterable[pb.ClientFrame]] = asyncio.Queue()
+        self._outbox: asyncio.Queue[Iterable[ClientFrame]] = asyncio.Queue()
         self._passage: _KvPassage | None = None
         self._kv_missing_bytes = 0
         """Bytes still to come of the cache that the peer sends just now."""
         self._room = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    def open(self, stub: PeerStub, message: pb.Open) -> None:
+    def open(self, stub: PeerStub, opening: OpenFrame) -> None:
         """Open the session; frames may be posted at once."""
-        self.post(pb.ClientFrame(open=message))
+        self.post(opening)
         self._task = asyncio.create_task(self._run(stub), name=f"hop {self.choice.peer}")
 
-    def post(self, *frames: pb.ClientFrame) -> None:
+    def post(self, *frames: ClientFrame) -> None:
         """Send frames after all that was posted before."""
         self.post_lazily(frames)
 
-    def post_lazily(self, frames: Iterable[pb.ClientFrame]) -> None:
+    def post_lazily(self, frames: Iterable[ClientFrame]) -> None:
         """The same for frames that are made one by one as they go out."""
         self._outbox.put_nowait(frames)
 
@@ -80,7 +81,7 @@ class HopStream:
         """
         deadline = asyncio.get_running_loop().time() + export.timeout_seconds
         self._passage = _KvPassage(target, export.applied_seq, export.lengths, deadline, slack_seconds)
-        self.post(pb.ClientFrame(kv_export=pb.KvExport(timeout_seconds=export.timeout_seconds + slack_seconds)))
+        self.post(KvExportFrame(export.timeout_seconds + slack_seconds))
 
     def stop_passing(self) -> None:
         """Pass nothing on any more; the target drops what it has of a cache with the next frame that it gets."""
@@ -99,13 +100,13 @@ class HopStream:
 
     async def _run(self, stub: PeerStub) -> None:
         """Read and write until the stream ends; tells why, unless it was closed here."""
-        call = stub.session()
-        writing = asyncio.create_task(self._write(call), name=f"to {self.choice.peer}")
+        stream = stub.session()
+        writing = asyncio.create_task(self._write(stream), name=f"to {self.choice.peer}")
         try:
             while True:
-                with blamed_on(self.choice.address), translated_grpc_errors(str(self.choice.address)):
-                    frame = await call.read()
-                    if not isinstance(frame, pb.PeerFrame):
+                with blamed_on(self.choice.address):
+                    frame = await stream.read()
+                    if frame is None:
                         break
                     event = await self._event_in(frame)
                 if event is not None:
@@ -114,84 +115,74 @@ class HopStream:
         except SwarmError as error:
             self._tell(ev.Lost(self.id, error))
         finally:
-            call.cancel()
+            stream.cancel()
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
 
-    async def _write(self, call: grpc.aio.StreamStreamCall[pb.ClientFrame, pb.PeerFrame]) -> None:
+    async def _write(self, stream: DialedStream[PeerFrame, ClientFrame]) -> None:
         """Send what is posted; the reader hears why a stream broke, the writer only that it did."""
         try:
             while True:
                 for frame in await self._outbox.get():
-                    await call.write(frame)
+                    await stream.write(frame)
                     self._room.set()
-        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+        except SwarmError:
             return
         except Exception as error:  # a frame that cannot be made is a defect of ours, and what follows it is lost
             self._tell(ev.Lost(self.id, LocalProtocolError(f"{self.choice.address}: cannot send: {error!r}")))
             raise
 
-    async def _event_in(self, frame: pb.PeerFrame) -> ev.Event | None:
-        """The event that a frame brings; None if there is more to come. Raises SwarmError, or anything for nonsense."""
-        kind = frame.WhichOneof("kind")
-        if kind == "kv_state" or (kind == "chunk" and self._kv_missing_bytes > 0):
-            await self._pass_kv_on(frame)
+    async def _event_in(self, frame: PeerFrame) -> ev.Event | None:
+        """The event that a frame brings; None if there is more to come. Raises SwarmError."""
+        match frame:
+            case KvStateFrame():
+                await self._begin_passing(frame)
+            case ChunkFrame() if self._kv_missing_bytes > 0:
+                self._kv_missing_bytes -= len(frame.data)
+                if self._passage is not None:
+                    await self._passage.target._post_with_room(frame)
+            case StepFrame():
+                return self._answered(self._reader.step(frame))
+            case ChunkFrame():
+                return self._answered(self._reader.chunk(frame))
+            case FailureFrame():
+                return self._failed(frame)
+            case OpenedFrame():
+                return ev.Opened(self.id, max(1, min(CREDITS, frame.credits)), frame.held_tokens)
+            case QueuedFrame():
+                return ev.Queued(self.id, max(1, frame.place), frame.estimate_seconds)
+            case ReroutedFrame():
+                return ev.Rerouted(self.id, frame.epoch, frame.applied_seq, frame.buffer_complete)
+            case RebuiltFrame():
+                return ev.Rebuilt(self.id, frame.epoch)
+            case StatusFrame():
+                return ev.Probed(self.id, frame.nonce, frame.received_seq, frame.applied_seq)
+        return None
+
+    def _answered(self, step: WireStep | None) -> ev.Event | None:
+        if step is None:
             return None
-        if kind in ("step", "chunk"):
-            step = self._reader.step(frame.step) if kind == "step" else self._reader.chunk(frame.chunk)
-            if step is None:
-                return None
-            self._check(step)
-            return ev.Answered(self.id, step)
-        if kind == "failure":
-            return self._failure_event(frame.failure)
-        return _event_of(self.id, kind, frame) if kind is not None else None
+        self._check(step)
+        return ev.Answered(self.id, step)
 
-    async def _pass_kv_on(self, frame: pb.PeerFrame) -> None:
+    async def _begin_passing(self, state: KvStateFrame) -> None:
         passage = self._passage
-        if frame.HasField("kv_state"):
-            state = frame.kv_state
-            self._kv_missing_bytes = state.total_bytes - len(state.data)
-            if passage is not None:
-                if (state.applied_seq, tuple(state.lengths)) != (passage.applied_seq, passage.lengths):
-                    raise RemoteProtocolError(f"{self.choice.address}: the attention cache is of another state")
-                left = max(0.001, passage.deadline - asyncio.get_running_loop().time())
-                state.timeout_seconds = left + passage.slack_seconds
-                await passage.target._post_with_room(pb.ClientFrame(kv_import=state))
-        else:
-            self._kv_missing_bytes -= len(frame.chunk.data)
-            if passage is not None:
-                await passage.target._post_with_room(pb.ClientFrame(chunk=frame.chunk))
+        self._kv_missing_bytes = state.total_bytes - len(state.data)
+        if passage is not None:
+            if (state.applied_seq, state.lengths) != (passage.applied_seq, passage.lengths):
+                raise RemoteProtocolError(f"{self.choice.address}: the attention cache is of another state")
+            left = max(0.001, passage.deadline - asyncio.get_running_loop().time())
+            await passage.target._post_with_room(replace(state, timeout_seconds=left + passage.slack_seconds))
 
-    async def _post_with_room(self, frame: pb.ClientFrame) -> None:
+    async def _post_with_room(self, frame: ClientFrame) -> None:
         while self._outbox.qsize() >= BACKLOG_FRAMES and self._task is not None and not self._task.done():
             self._room.clear()
             await self._room.wait()
         self.post(frame)
 
-    def _failure_event(self, failure: pb.Failure) -> ev.Event:
-        error = from_wire(failure.code, failure.message)
+    def _failed(self, failure: FailureFrame) -> ev.Event:
+        error = failure.error
         if isinstance(error, PushFailed):
             return ev.PushBroken(self.id, failure.epoch)
         error.args = (f"{self.choice.address}: {error}",)
         return ev.Lost(self.id, error)
-
-
-def _event_of(hop: ev.HopId, kind: str, frame: pb.PeerFrame) -> ev.Event | None:
-    """The event that a frame without tensors brings; None for a kind that this version does not know."""
-    match kind:
-        case "opened":
-            opened = frame.opened
-            return ev.Opened(hop, max(1, min(CREDITS, opened.credits)), tuple(opened.held_tokens))
-        case "queued":
-            estimate = frame.queued.estimate_seconds
-            return ev.Queued(hop, max(1, frame.queued.place), max(0.0, estimate) if math.isfinite(estimate) else 0.0)
-        case "rerouted":
-            done = frame.rerouted
-            return ev.Rerouted(hop, done.epoch, done.applied_seq, done.buffer_complete)
-        case "rebuilt":
-            return ev.Rebuilt(hop, frame.rebuilt.epoch)
-        case "status":
-            status = frame.status
-            return ev.Probed(hop, status.nonce, status.received_seq, status.applied_seq)
-    return None

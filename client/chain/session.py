@@ -14,11 +14,14 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from ...proto import swarm_pb2 as pb
 from ...proto.errors import LocalProtocolError, SessionLost, SwarmError
-from ...proto.wire.frames import StepReader, WireStep, encode_rebuild, encode_step, replay_steps
+from ...proto.wire.frames import StepReader, cut_step, replay_steps
 from ...proto.wire.handshake import SESSION_ID_BYTES, Grant, sign_capability, sign_hello
-from ...proto.wire.prefixes import PAGE_TOKENS, Digests, encode_prefixes
+from ...proto.wire.messages.opening import OpenFrame, Signed
+from ...proto.wire.messages.session import ProbeFrame, RememberFrame, RerouteFrame
+from ...proto.wire.messages.steps import ReplayFrame
+from ...proto.wire.messages.streams import ClientFrame
+from ...proto.wire.prefixes import MAX_PREFIX_TOKENS, PAGE_TOKENS, Digests, pack_digests
 from ...proto.wire.replay import ReplayBuffer
 from ...proto.wire.steps import RowSlice, RowTable, StepPlan, split_plan
 from ...routing.swarm import BlockRange, PeerId, RequestSpec
@@ -32,8 +35,6 @@ from .operation import OPERATION_TOKENS, Operation, split_bytes
 from .prefixes import PageNames
 from .timing_log import TimingLog
 
-MAX_PREFIX_TOKENS = 1 << 20
-"""Peers are not asked what they hold of more tokens: the names alone would fill a quarter of a message."""
 NAMED_AT_ONCE_BYTES = 1 << 19
 
 
@@ -170,18 +171,17 @@ class ChainSession:
             case ev.Send(hop, step):
                 if hop == self._machine.hop_ids[0]:
                     self._sent_at[step.seq] = self._config.clock()
-                self._post_step(hop, step)
+                self._streams[hop].post(*cut_step(step))
             case ev.Open():
                 self._open(action)
             case ev.Reroute(hop, peer, blocks, neighbours):
                 capability = self._capability(peer, blocks, neighbours)
                 record, relay = neighbours.successor_record, neighbours.relay
-                message = pb.Reroute(capability=capability, successor_record=record, relay=relay)
-                self._streams[hop].post(pb.ClientFrame(reroute=message))
+                self._streams[hop].post(RerouteFrame(capability, record, relay))
             case ev.Replay():
                 self._replay(action)
             case ev.Probe(hop, nonce):
-                self._streams[hop].post(pb.ClientFrame(probe=pb.Probe(nonce=nonce)))
+                self._streams[hop].post(ProbeFrame(nonce))
             case ev.Export(source, target):
                 self._streams[source].pass_cache_on(
                     self._streams[target], action, self._config.timing.chain.transfer_slack_seconds
@@ -264,22 +264,21 @@ class ChainSession:
     def _open(self, action: ev.Open) -> None:
         config, choice, neighbours = self._config, action.choice, action.neighbours
         hello = sign_hello(config.identity, choice.peer, self._id, config.clock(), config.swarm_key)
-        message = pb.Open(
+        opening = OpenFrame(
             hello=hello,
             capability=self._capability(choice.peer, choice.blocks, neighbours),
             successor_record=neighbours.successor_record,
             relay=neighbours.relay,
-            prefixes=encode_prefixes(self._named(action.formats_before, self._opening_prefixes)),
+            wait_seconds=action.wait_seconds,
+            prefixes=pack_digests(self._named(action.formats_before, self._opening_prefixes)),
         )
-        if action.wait_seconds > 0:
-            message.wait, message.wait_seconds = True, action.wait_seconds
         last = choice.blocks.stop == config.num_blocks
         reader = StepReader(config.token_bytes, answers=last)
         stream = HopStream(action.hop, choice, reader, self._heard, config.check_values)
         self._streams[action.hop] = stream
-        stream.open(config.dialer.stub(choice.address), message)
+        stream.open(config.dialer.stub(choice.address), opening)
 
-    def _capability(self, peer: PeerId, blocks: BlockRange, neighbours: ev.Neighbours) -> pb.Signed:
+    def _capability(self, peer: PeerId, blocks: BlockRange, neighbours: ev.Neighbours) -> Signed:
         config = self._config
         grant = Grant(
             session_id=self._id,
@@ -297,29 +296,18 @@ class ChainSession:
         )
         return sign_capability(config.identity, grant)
 
-    def _post_step(self, hop: ev.HopId, step: WireStep) -> None:
-        head, chunks = encode_step(step)
-        self._streams[hop].post(pb.ClientFrame(step=head), *(pb.ClientFrame(chunk=chunk) for chunk in chunks))
-
     def _replay(self, action: ev.Replay) -> None:
         if action.source is not None:
-            message = pb.Replay(
-                epoch=action.epoch,
-                lengths=action.lengths,
-                rebuild=encode_rebuild(action.mark),
-                timeout_seconds=action.timeout_seconds,
-            )
-            self._streams[action.source].post(pb.ClientFrame(replay=message))
+            wish = ReplayFrame(action.epoch, action.lengths, action.mark, action.timeout_seconds)
+            self._streams[action.source].post(wish)
             return
         steps = replay_steps(self._inputs, action.epoch, action.lengths, action.mark, action.timeout_seconds)
 
-        def frames() -> Iterator[pb.ClientFrame]:
+        def frames() -> Iterator[ClientFrame]:
             for step in steps:
                 if self._machine.epoch != action.epoch:
                     return  # the chain has changed again
-                head, chunks = encode_step(step)
-                yield pb.ClientFrame(step=head)
-                yield from (pb.ClientFrame(chunk=chunk) for chunk in chunks)
+                yield from cut_step(step)
 
         self._streams[action.target].post_lazily(frames())
 
@@ -382,8 +370,7 @@ class ChainSession:
         formats = self._machine.numeric_formats
         streams = [self._streams[hop] for hop in self._machine.hop_ids]
         for index, stream in enumerate(streams):
-            names = encode_prefixes(self._named(formats[:index], prefixes))
-            stream.post(pb.ClientFrame(remember=pb.Remember(prefixes=names)))
+            stream.post(RememberFrame(pack_digests(self._named(formats[:index], prefixes))))
         with suppress(TimeoutError):
             async with asyncio.timeout(self._config.timing.chain.remember_seconds):
                 await asyncio.gather(*(stream.ended() for stream in streams))

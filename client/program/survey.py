@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from ...proto import swarm_pb2 as pb
 from ...proto.directory.signed import SignedRecord
 from ...proto.identity import Identity
 from ...proto.network.address import Reach
 from ...proto.network.transport import Dialer, ping
+from ...proto.wire.messages.calls import PingReply
 from ...proto.wire.timing import RECORD_LIFETIME_SECONDS
 from ...routing.route.predict import predict_step
 from ...routing.swarm import BlockRange, PeerId, RequestSpec
@@ -93,7 +93,7 @@ class Pulse:
     rtt_seconds: tuple[float, ...]
     clock_offset_seconds: float
     """Its clock minus ours, from the shortest round trip."""
-    status: pb.PingReply
+    status: PingReply
 
     @property
     def best_rtt_seconds(self) -> float:

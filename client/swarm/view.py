@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from ...proto import swarm_pb2 as pb
 from ...proto.directory.directory import LookupCall, LookupDirectory
 from ...proto.directory.records import PeerRecord, open_peer_record
 from ...proto.directory.signed import SignedRecord
@@ -28,8 +27,9 @@ from ...proto.errors import (
 )
 from ...proto.identity import Identity
 from ...proto.network.address import PeerAddress, Reach, reaches_of
-from ...proto.network.transport import Dialer, ping, translated_grpc_errors
+from ...proto.network.transport import Dialer, ping
 from ...proto.wire.handshake import SESSION_ID_BYTES, sign_hello
+from ...proto.wire.messages.calls import LookupRequest, PingReply
 from ...proto.wire.timing import HELLO_CLOCK_SKEW_SECONDS
 from ...routing.swarm import KvRelease, ModelSpec, PeerId, PeerSpec, PeerState, Swarm
 from ..peer_errors import blamed_on
@@ -54,7 +54,7 @@ class KnownPeer:
     rtt_seconds: float
     clock_offset_seconds: float
     """Its clock minus ours."""
-    status: pb.PingReply
+    status: PingReply
     """Its last answer to a ping."""
 
     @property
@@ -280,7 +280,7 @@ class SwarmView:
                 hint="Open their ports in the firewall, or have them announce an address that can be reached.",
             )
 
-    async def _ask(self, address: PeerAddress) -> tuple[pb.PingReply, float] | WrongSwarm | None:
+    async def _ask(self, address: PeerAddress) -> tuple[PingReply, float] | WrongSwarm | None:
         """Status and clock offset of an initial peer; None if it does not answer."""
         stub = self._dialer.stub(address)
         try:
@@ -326,10 +326,8 @@ class SwarmView:
         async def call(name: str) -> Sequence[bytes]:
             # Also without a key: the peers of a private swarm then say what is missing.
             hello = sign_hello(self._identity, address.peer, bytes(SESSION_ID_BYTES), self._clock(), self._swarm_key)
-            request = pb.LookupRequest(key=name, hello=hello)
-            with blamed_on(address), translated_grpc_errors(str(address)):
-                reply = await stub.lookup(request, timeout=self.timing.lookup_seconds)
-                return list(reply.records)
+            with blamed_on(address):
+                return (await stub.lookup(LookupRequest(name, hello), self.timing.lookup_seconds)).records
 
         return call
 
@@ -348,7 +346,7 @@ def with_room_seen(spec: PeerSpec, clock_offset_seconds: float, full_until: floa
     return replace(spec, releases=tuple(shifted))
 
 
-def model_mismatch(status: pb.PingReply, model_digest: str) -> ModelMismatch:
+def model_mismatch(status: PingReply, model_digest: str) -> ModelMismatch:
     """The error that says which model a peer serves instead of the wanted one."""
     return ModelMismatch(
         f"the initial peers serve {printable(status.model_name) or 'another model'} ({status.model_digest[:12]}),"

@@ -7,13 +7,14 @@ import itertools
 import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
 
-import grpc
-
-from ...proto import swarm_pb2 as pb
-from ...proto.errors import SwarmError, to_wire
-from ...proto.wire.frames import CHUNK_BYTES, WireStep, chunks_after_first, encode_step
+from ...proto.errors import SwarmError
+from ...proto.network.streams import Stream
+from ...proto.wire.frames import CHUNK_BYTES, WireStep, chunks_after_first, cut_step
+from ...proto.wire.messages.opening import QueuedFrame
+from ...proto.wire.messages.session import FailureFrame, KvStateFrame, ReroutedFrame
+from ...proto.wire.messages.steps import RebuiltFrame
+from ...proto.wire.messages.streams import ClientFrame, PeerFrame
 from ..tasks import cancel_all
 
 logger = logging.getLogger(__name__)
@@ -22,9 +23,9 @@ logger = logging.getLogger(__name__)
 class ClientOutlet:
     """Writes frames to a client; the chunks of one tensor stay together."""
 
-    def __init__(self, context: grpc.aio.ServicerContext[Any, Any], frame_seconds: float) -> None:
+    def __init__(self, stream: Stream[ClientFrame, PeerFrame], frame_seconds: float) -> None:
         """`frame_seconds`: the wait of `between_frames` for a frame that is being written."""
-        self._context = context
+        self._stream = stream
         self._frame_seconds = frame_seconds
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -46,36 +47,33 @@ class ClientOutlet:
         finally:
             self._lock.release()
 
-    async def write(self, *frames: pb.PeerFrame) -> None:
-        await self._write_all(frames)
+    async def write(self, frame: PeerFrame) -> None:
+        """Send a frame that stands alone."""
+        await self._write_all([frame])
 
-    async def _write_all(self, frames: Iterable[pb.PeerFrame]) -> None:
+    async def _write_all(self, frames: Iterable[PeerFrame]) -> None:
         async with self._lock:
             for frame in frames:
-                await self._context.write(frame)
+                await self._stream.write(frame)
 
     async def step(self, step: WireStep) -> None:
-        head, chunks = encode_step(step)
-        await self.write(pb.PeerFrame(step=head), *(pb.PeerFrame(chunk=chunk) for chunk in chunks))
+        await self._write_all(cut_step(step))
 
     async def queued(self, place: int, estimate_seconds: float) -> None:
-        await self.write(pb.PeerFrame(queued=pb.Queued(place=place, estimate_seconds=estimate_seconds)))
+        await self.write(QueuedFrame(place, estimate_seconds))
 
     async def rerouted(self, epoch: int, applied_seq: int, buffer_complete: bool) -> None:
-        message = pb.Rerouted(epoch=epoch, applied_seq=applied_seq, buffer_complete=buffer_complete)
-        await self.write(pb.PeerFrame(rerouted=message))
+        await self.write(ReroutedFrame(epoch, applied_seq, buffer_complete))
 
     async def rebuilt(self, epoch: int, tokens: int) -> None:
-        await self.write(pb.PeerFrame(rebuilt=pb.Rebuilt(epoch=epoch, tokens=tokens)))
+        await self.write(RebuiltFrame(epoch, tokens))
 
     async def kv_state(self, applied_seq: int, lengths: tuple[int, ...], data: bytes) -> None:
-        head = pb.KvState(applied_seq=applied_seq, lengths=lengths, total_bytes=len(data), data=data[:CHUNK_BYTES])
-        chunks = (pb.PeerFrame(chunk=chunk) for chunk in chunks_after_first(data))
-        await self._write_all(itertools.chain([pb.PeerFrame(kv_state=head)], chunks))
+        head = KvStateFrame(applied_seq, lengths, len(data), data[:CHUNK_BYTES])
+        await self._write_all(itertools.chain([head], chunks_after_first(data)))
 
     async def failure(self, error: SwarmError, epoch: int, seq: int) -> None:
-        code, text = to_wire(error)
-        await self.write(pb.PeerFrame(failure=pb.Failure(code=code, message=text, epoch=epoch, seq=seq)))
+        await self.write(FailureFrame.of(error, epoch, seq))
 
     def failure_soon(self, error: SwarmError, epoch: int) -> None:
         """Tell the client from a place that cannot wait."""

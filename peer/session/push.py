@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-import grpc
-
-from ...proto import swarm_pb2 as pb
-from ...proto.errors import PushFailed, SwarmError, from_wire
+from ...proto.errors import PushFailed, SwarmError
 from ...proto.network.address import Reach
-from ...proto.network.transport import Dialer, translated_grpc_errors
-from ...proto.wire.frames import WireStep, encode_step
+from ...proto.network.streams import DialedStream
+from ...proto.network.transport import Dialer
+from ...proto.wire.frames import WireStep, cut_step
+from ...proto.wire.messages.opening import PushOpenFrame, Signed
+from ...proto.wire.messages.session import FailureFrame
+from ...proto.wire.messages.streams import PushFrame, PushReply
 from ..tasks import cancel_all, run_to_end
 
 
@@ -22,7 +23,7 @@ class PushLink:
         self,
         dialer: Dialer,
         addresses: Sequence[Reach],
-        sign_hello: Callable[[], pb.Signed],
+        sign_hello: Callable[[], Signed],
         on_broken: Callable[[PushFailed], None],
         connect_seconds: float,
     ) -> None:
@@ -32,7 +33,7 @@ class PushLink:
         self._addresses = addresses
         self._sign_hello = sign_hello
         self._on_broken = on_broken
-        self._call: grpc.aio.StreamStreamCall[pb.PushFrame, pb.PushReply] | None = None
+        self._stream: DialedStream[PushReply, PushFrame] | None = None
         self._ready = asyncio.get_running_loop().create_future()
         self._broken: PushFailed | None = None
         self._task = asyncio.create_task(self._run(), name="push-link")
@@ -44,32 +45,26 @@ class PushLink:
 
     async def send(self, step: WireStep) -> None:
         """Send one step, waiting for the link to be ready for at most the time the step has. Raises PushFailed."""
-        head, chunks = encode_step(step)
         try:
             async with asyncio.timeout(step.timeout_seconds):
                 await asyncio.shield(self._ready)
-                if self._broken is not None:
-                    raise self._broken
-                assert self._call is not None
-                await self._call.write(pb.PushFrame(step=head))
-                for chunk in chunks:
-                    await self._call.write(pb.PushFrame(chunk=chunk))
+                if self._broken is None:
+                    assert self._stream is not None
+                    for frame in cut_step(step):
+                        await self._stream.write(frame)
+                    return
         except TimeoutError:
-            error = PushFailed("the successor takes no data")
-            self._fail(error, tell=False)
-            raise error from None
-        except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
+            self._fail(PushFailed("the successor takes no data"), tell=False)
+        except SwarmError as error:
             self._fail(PushFailed(f"the link to the successor broke: {error}"), tell=False)
-            assert self._broken is not None
-            raise self._broken from None
         except asyncio.CancelledError:
             # gRPC raises it for a call that was cancelled here, by a channel that was closed, as well as for this task.
             self._fail(PushFailed("the link to the successor was cut"), tell=False)
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            assert self._broken is not None
-            raise self._broken from None
+        assert self._broken is not None
+        raise self._broken from None
 
     async def close(self) -> None:
         """Cancel the link and whatever is being sent."""
@@ -88,33 +83,31 @@ class PushLink:
             self._fail(PushFailed(f"the successor cannot be reached: {error}"), tell=True)
         finally:
             self._fail(PushFailed("the link to the successor was cut"), tell=True)
-            if self._call is not None:
-                self._call.cancel()
+            if self._stream is not None:
+                self._stream.cancel()
 
     async def _connect(self) -> None:
         last: SwarmError = PushFailed("the successor announces no address")
         for address in self._addresses:
             try:
-                with translated_grpc_errors(str(address)):
-                    self._call = self._dialer.stub(address).push()
-                    await self._call.write(pb.PushFrame(open=pb.PushOpen(hello=self._sign_hello())))
-                    self._check(await self._call.read())
+                self._stream = self._dialer.stub(address).push()
+                await self._stream.write(PushOpenFrame(self._sign_hello()))
+                self._check(await self._stream.read())
                 return
             except SwarmError as error:
                 last = error
         raise last
 
     async def _watch(self) -> None:
-        assert self._call is not None
-        with translated_grpc_errors("successor"):
-            while True:
-                self._check(await self._call.read())
+        assert self._stream is not None
+        while True:
+            self._check(await self._stream.read())
 
-    def _check(self, reply: object) -> None:
-        if not isinstance(reply, pb.PushReply):
+    def _check(self, reply: PushReply | None) -> None:
+        if reply is None:
             raise PushFailed("the successor closed the link")
-        if reply.HasField("failure"):
-            raise from_wire(reply.failure.code, reply.failure.message)
+        if isinstance(reply, FailureFrame):
+            raise reply.error
 
     def _fail(self, error: PushFailed, tell: bool) -> None:
         if self._broken is not None:

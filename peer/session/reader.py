@@ -1,40 +1,39 @@
-"""One client's session stream on a peer: its frames, checked and given to the session's worker."""
+"""One client's session stream on a peer: its frames, given to the session's worker."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
 
-import grpc
-from google.protobuf.message import DecodeError
-
-from ...proto import swarm_pb2 as pb
 from ...proto.errors import RemoteProtocolError, SessionLost
-from ...proto.wire.frames import StepReader, WireStep, decode_rebuild
-from ...proto.wire.prefixes import decode_prefixes
-from ...proto.wire.steps import MAX_POSITIONS, MAX_ROWS
-from ...proto.wire.timing import MAX_STEP_SECONDS
+from ...proto.network.streams import Stream
+from ...proto.wire.frames import ChunkFrame, StepFrame, StepReader, WireStep
+from ...proto.wire.messages.session import (
+    CloseFrame,
+    KvExportFrame,
+    KvStateFrame,
+    ProbeFrame,
+    RememberFrame,
+    RerouteFrame,
+    StatusFrame,
+)
+from ...proto.wire.messages.steps import ReplayFrame
+from ...proto.wire.messages.streams import ClientFrame, PeerFrame
+from ...proto.wire.prefixes import check_prefixes, unpack_digests
 from ..timing import PeerTiming
 from .outlet import ClientOutlet
-from .transfer import KvImport, one_transfer, receive_kv, transfer_seconds
+from .transfer import KvImport, one_transfer, receive_kv
 from .worker import SessionWorker
 
 
-async def read_frame(context: grpc.aio.ServicerContext[Any, Any]) -> object:
-    """The next frame, or grpc's end mark. Raises RemoteProtocolError for what is not a frame."""
-    try:
-        return await context.read()  # type: ignore[attr-defined]
-    except DecodeError:
-        raise RemoteProtocolError("a frame is not readable") from None
-
-
-def take_step(reader: StepReader, frame: pb.ClientFrame | pb.PushFrame) -> WireStep | None:
-    if frame.HasField("step"):
-        return reader.step(frame.step)
-    if frame.HasField("chunk"):
-        return reader.chunk(frame.chunk)
-    raise RemoteProtocolError("a push has only steps and chunks after its first frame")
+def take_step(reader: StepReader, frame: object) -> WireStep | None:
+    """The step that is complete with `frame`, if any. Raises RemoteProtocolError for a frame that is no part of one."""
+    match frame:
+        case StepFrame():
+            return reader.step(frame)
+        case ChunkFrame():
+            return reader.chunk(frame)
+    raise RemoteProtocolError(f"a frame of kind {type(frame).__name__} comes only at the beginning")
 
 
 class SessionReader:
@@ -45,7 +44,7 @@ class SessionReader:
         worker: SessionWorker,
         outlet: ClientOutlet,
         reader: StepReader,
-        reroute: Callable[[pb.Reroute], Awaitable[None]],
+        reroute: Callable[[RerouteFrame], Awaitable[None]],
         transfers: asyncio.Semaphore,
         largest_import: Callable[[tuple[int, ...]], int],
         timing: PeerTiming,
@@ -68,23 +67,23 @@ class SessionReader:
         if self._reading is not None:
             self._reading.reschedule(self._silent_at)
 
-    async def run(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    async def run(self, stream: Stream[ClientFrame, PeerFrame]) -> None:
         """Until the client closes or is silent for too long. Raises SwarmError."""
-        frame = await self._next(context)
-        while isinstance(frame, pb.ClientFrame) and not frame.HasField("close"):
-            if frame.HasField("remember"):
-                await self._remember(frame.remember)
+        frame = await self._next(stream)
+        while frame is not None and not isinstance(frame, CloseFrame):
+            if isinstance(frame, RememberFrame):
+                await self._remember(frame)
                 return
-            if frame.HasField("kv_import"):
-                frame = await self._import(frame.kv_import, context)
+            if isinstance(frame, KvStateFrame):
+                frame = await self._import(frame, stream)
             else:
                 await self._take(frame)
-                frame = await self._next(context)
+                frame = await self._next(stream)
 
-    async def _next(self, context: grpc.aio.ServicerContext[Any, Any]) -> object:
+    async def _next(self, stream: Stream[ClientFrame, PeerFrame]) -> ClientFrame | None:
         try:
             async with asyncio.timeout_at(self._silent_at) as self._reading:
-                return await read_frame(context)
+                return await stream.read()
         except TimeoutError:
             if not self._used:
                 raise SessionLost(
@@ -94,49 +93,37 @@ class SessionReader:
         finally:
             self._reading = None
 
-    async def _import(self, head: pb.KvState, context: grpc.aio.ServicerContext[Any, Any]) -> object:
+    async def _import(self, head: KvStateFrame, stream: Stream[ClientFrame, PeerFrame]) -> ClientFrame | None:
         """Take an attention cache; the frame that comes after it."""
         self.touch()
-        async with one_transfer(self._transfers, transfer_seconds(head.timeout_seconds)):
-            received = await receive_kv(head, lambda: read_frame(context), self._largest_import)
+        async with one_transfer(self._transfers, head.timeout_seconds):
+            received = await receive_kv(head, stream.read, self._largest_import)
             if not isinstance(received, KvImport):
                 return received
             await self._worker.put_import(received)
-        return await self._next(context)
+        return await self._next(stream)
 
-    async def _remember(self, message: pb.Remember) -> None:
+    async def _remember(self, wish: RememberFrame) -> None:
         """The last wish of a session: a second one would only keep the peer busy."""
         grant = self._worker.grant
-        await self._worker.put_remember(decode_prefixes(message.prefixes, grant.kv_tokens, grant.max_rows))
+        check_prefixes(wish.prefixes, grant.kv_tokens, grant.max_rows)
+        await self._worker.put_remember(unpack_digests(wish.prefixes))
 
-    async def _take(self, frame: pb.ClientFrame) -> None:
+    async def _take(self, frame: ClientFrame) -> None:
         worker = self._worker
-        kind = frame.WhichOneof("kind")
-        if kind != "probe":
+        if not isinstance(frame, ProbeFrame):
             self.touch()
-        if kind in ("step", "chunk"):
-            step = take_step(self._reader, frame)
-            if step is not None:
-                await worker.put_step(step)
-        elif kind == "reroute":
-            await self._reroute(frame.reroute)
-        elif kind == "replay":
-            message = frame.replay
-            lengths = tuple(message.lengths)
-            if len(lengths) > MAX_ROWS or max(lengths, default=0) > MAX_POSITIONS:
-                raise RemoteProtocolError("a replay names impossible rows")
-            if not 0 < message.timeout_seconds <= MAX_STEP_SECONDS:
-                raise RemoteProtocolError("a replay has an impossible deadline")
-            await worker.put_replay(message.epoch, lengths, decode_rebuild(message.rebuild), message.timeout_seconds)
-        elif kind == "kv_export":
-            await worker.put_export(transfer_seconds(frame.kv_export.timeout_seconds))
-        elif kind == "probe":
-            status = pb.Status(
-                nonce=frame.probe.nonce,
-                epoch=worker.epoch,
-                received_seq=worker.received_seq,
-                applied_seq=worker.applied_seq,
-            )
-            await self._outlet.write(pb.PeerFrame(status=status))
-        else:
-            raise RemoteProtocolError(f"a session has no frame of kind {kind} after its first")
+        match frame:
+            case RerouteFrame():
+                await self._reroute(frame)
+            case ReplayFrame():
+                await worker.put_replay(frame)
+            case KvExportFrame():
+                await worker.put_export(frame.timeout_seconds)
+            case ProbeFrame():
+                status = StatusFrame(frame.nonce, worker.epoch, worker.received_seq, worker.applied_seq)
+                await self._outlet.write(status)
+            case _:
+                step = take_step(self._reader, frame)
+                if step is not None:
+                    await worker.put_step(step)

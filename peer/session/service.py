@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-import grpc
-
-from ...proto import swarm_pb2 as pb
 from ...proto.directory.records import open_peer_record
 from ...proto.directory.signed import SignatureCache, SignedRecord, verify_record
 from ...proto.directory.swarm_key import SwarmKey
@@ -30,14 +26,17 @@ from ...proto.errors import (
     SessionLost,
     SwarmError,
     UsageError,
-    to_wire,
 )
 from ...proto.identity import Identity
 from ...proto.network.address import Reach, reaches_of
+from ...proto.network.streams import Stream
 from ...proto.network.transport import Dialer, Handlers
 from ...proto.wire.frames import CREDITS, StepReader
 from ...proto.wire.handshake import Grant, HelloChecker, check_capability, sign_hello
-from ...proto.wire.prefixes import Digests, decode_prefixes
+from ...proto.wire.messages.opening import OpenedFrame, OpenFrame, PushOpenFrame, PushReadyFrame, Signed
+from ...proto.wire.messages.session import FailureFrame, RerouteFrame
+from ...proto.wire.messages.streams import ClientFrame, PeerFrame, PushFrame, PushReply
+from ...proto.wire.prefixes import Digests, check_prefixes, unpack_digests
 from ...proto.wire.steps import MAX_ROWS
 from ...proto.wire.tensors import WireFormat
 from ...routing.admit.table import SessionTable
@@ -48,7 +47,7 @@ from ..timing import PeerTiming
 from .compute import EngineCompute
 from .outlet import ClientOutlet
 from .push import PushLink
-from .reader import SessionReader, read_frame, take_step
+from .reader import SessionReader, take_step
 from .replay_store import ReplayStore
 from .unary import UnaryCalls
 from .waiting import Admission
@@ -147,18 +146,18 @@ class PeerService:
 
     # --- sessions ---
 
-    async def session(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    async def session(self, stream: Stream[ClientFrame, PeerFrame]) -> None:
         """One client's session, from its hello to its last frame."""
-        outlet = ClientOutlet(context, self._parts.timing.frame_seconds)
+        outlet = ClientOutlet(stream, self._parts.timing.frame_seconds)
         try:
             async with _handshake(self._parts.timing.handshake_seconds):
-                frame = await read_frame(context)
-                if not isinstance(frame, pb.ClientFrame) or not frame.HasField("open"):
+                opening = await stream.read()
+                if not isinstance(opening, OpenFrame):
                     raise RemoteProtocolError("a session begins with an open frame")
-                grant = self._check_open(frame.open)
+                grant = self._check_open(opening)
                 await self._previous_ended(grant.key)
-            async with self._admission.room(grant, _wait_seconds(frame.open), outlet.queued):
-                await self._serve_session(context, outlet, grant, frame.open)
+            async with self._admission.room(grant, opening.wait_seconds, outlet.queued):
+                await self._serve_session(stream, outlet, grant, opening)
         except SwarmError as error:
             logger.info("session refused or ended: %s", error)
             await outlet.failure(error, 0, 0)
@@ -166,11 +165,11 @@ class PeerService:
             self._changes.notify()
             await run_to_end(outlet.close())
 
-    def _check_open(self, message: pb.Open) -> Grant:
+    def _check_open(self, opening: OpenFrame) -> Grant:
         if self._draining:
             raise _leaving()
-        client, session_id = self._parts.hellos.check(message.hello)
-        grant = self._check_grant(message.capability, client, session_id)
+        client, session_id = self._parts.hellos.check(opening.hello)
+        grant = self._check_grant(opening.capability, client, session_id)
         self._check_hosted(grant)
         return grant
 
@@ -180,7 +179,7 @@ class PeerService:
         if not hosted.covers(grant.blocks):
             raise SessionLost(f"the peer hosts blocks {hosted} now, not {grant.blocks}")
 
-    def _check_grant(self, signed: pb.Signed, client: PeerId, session_id: bytes) -> Grant:
+    def _check_grant(self, signed: Signed, client: PeerId, session_id: bytes) -> Grant:
         parts = self._parts
         return check_capability(
             signed,
@@ -204,16 +203,17 @@ class PeerService:
             raise RemoteProtocolError("the session is open on this peer already") from None
 
     async def _serve_session(
-        self, context: grpc.aio.ServicerContext[Any, Any], outlet: ClientOutlet, grant: Grant, message: pb.Open
+        self, stream: Stream[ClientFrame, PeerFrame], outlet: ClientOutlet, grant: Grant, opening: OpenFrame
     ) -> None:
         """Everything between the reservation of the room and its return; nothing of the session is left then."""
         wire_format = self._parts.engine.wire_format(grant.wire_format)
-        prefixes = decode_prefixes(message.prefixes, grant.kv_tokens, grant.max_rows)
+        check_prefixes(opening.prefixes, grant.kv_tokens, grant.max_rows)
+        prefixes = unpack_digests(opening.prefixes)
         async with self._engine_session(grant, wire_format, prefixes) as kv:
-            link = self._make_link(grant, message.successor_record, message.relay, outlet)
+            link = self._make_link(grant, opening.successor_record, opening.relay, outlet)
             worker = SessionWorker(grant, link, self._session_parts(grant, kv, outlet, wire_format, prefixes))
             try:
-                await self._run_session(context, outlet, worker, kv)
+                await self._run_session(stream, outlet, worker, kv)
             finally:
                 await run_to_end(self._close_worker(grant.key, worker))
 
@@ -252,11 +252,7 @@ class PeerService:
         )
 
     async def _run_session(
-        self,
-        context: grpc.aio.ServicerContext[Any, Any],
-        outlet: ClientOutlet,
-        worker: SessionWorker,
-        kv: SessionKv,
+        self, stream: Stream[ClientFrame, PeerFrame], outlet: ClientOutlet, worker: SessionWorker, kv: SessionKv
     ) -> None:
         """Say that the session is open, and work for it until its client closes it. Raises SwarmError."""
         parts, grant = self._parts, worker.grant
@@ -271,11 +267,10 @@ class PeerService:
         )
         self._open[grant.key] = _OpenSession(worker, reader)
         self._changes.notify()
-        opened = pb.Opened(credits=CREDITS, epoch=grant.epoch, held_tokens=kv.held_tokens)
-        await outlet.write(pb.PeerFrame(opened=opened))
+        await outlet.write(OpenedFrame(CREDITS, grant.epoch, kv.held_tokens))
         try:
             async with asyncio.timeout(max(0.0, grant.expires_at_seconds - parts.clock())):
-                await run_until_first(worker.run(), reader.run(context), cancel_inside=outlet.between_frames)
+                await run_until_first(worker.run(), reader.run(stream), cancel_inside=outlet.between_frames)
         except TimeoutError:
             raise SessionLost("the session's capability has expired") from None
 
@@ -288,7 +283,7 @@ class PeerService:
         lengths = kv.table.lengths
         self._parts.sessions.note_step(grant.key, sum(lengths), len(lengths), self._parts.clock())
 
-    async def _reroute(self, worker: SessionWorker, message: pb.Reroute, outlet: ClientOutlet) -> None:
+    async def _reroute(self, worker: SessionWorker, message: RerouteFrame, outlet: ClientOutlet) -> None:
         """Give a session new neighbours."""
         old = worker.grant
         grant = self._check_grant(message.capability, old.client, old.session_id)
@@ -308,7 +303,7 @@ class PeerService:
             return None
         successor, parts = grant.successor, self._parts
 
-        def hello() -> pb.Signed:
+        def hello() -> Signed:
             return sign_hello(parts.identity, successor, grant.key, parts.clock(), parts.swarm_key)
 
         addresses = self._addresses_in(successor_record, successor)
@@ -331,21 +326,20 @@ class PeerService:
 
     # --- pushes from the predecessor ---
 
-    async def push(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    async def push(self, stream: Stream[PushFrame, PushReply]) -> None:
         """Steps of one session from its predecessor."""
         try:
             async with _handshake(self._parts.timing.handshake_seconds):
-                frame = await read_frame(context)
-                if not isinstance(frame, pb.PushFrame) or not frame.HasField("open"):
+                opening = await stream.read()
+                if not isinstance(opening, PushOpenFrame):
                     raise RemoteProtocolError("a push begins with an open frame")
-                pusher, key = self._parts.hellos.check(frame.open.hello)
+                pusher, key = self._parts.hellos.check(opening.hello)
                 session = await self._wait_for_push(pusher, key)
             session.reader.touch()
-            await context.write(pb.PushReply(ready=True))
-            await self._take_pushes(context, session, pusher, key)
+            await stream.write(PushReadyFrame())
+            await self._take_pushes(stream, session, pusher, key)
         except SwarmError as error:
-            code, text = to_wire(error)
-            await context.write(pb.PushReply(failure=pb.Failure(code=code, message=text)))
+            await stream.write(FailureFrame.of(error))
 
     async def _wait_for_push(self, pusher: PeerId, key: bytes) -> _OpenSession:
         """The session, once it is open here and names `pusher` as its predecessor (the two are set up side by side)."""
@@ -358,12 +352,12 @@ class PeerService:
         return self._open[key]
 
     async def _take_pushes(
-        self, context: grpc.aio.ServicerContext[Any, Any], session: _OpenSession, pusher: PeerId, key: bytes
+        self, stream: Stream[PushFrame, PushReply], session: _OpenSession, pusher: PeerId, key: bytes
     ) -> None:
         worker = session.worker
         token_bytes = self._parts.engine.wire_format(worker.grant.wire_format).token_bytes
         reader = StepReader(token_bytes)
-        while isinstance(frame := await read_frame(context), pb.PushFrame):
+        while (frame := await stream.read()) is not None:
             if self._open.get(key) is not session:
                 raise SessionLost("the session has ended")
             if worker.grant.predecessor != pusher:
@@ -376,15 +370,6 @@ class PeerService:
 
 def _leaving() -> PeerUnavailable:
     return PeerUnavailable("the peer is leaving and takes no new sessions")
-
-
-def _wait_seconds(message: pb.Open) -> float:
-    """For how long the session waits for room; 0: not at all. Raises RemoteProtocolError."""
-    if not message.wait:
-        return 0.0
-    if not (math.isfinite(message.wait_seconds) and message.wait_seconds > 0):
-        raise RemoteProtocolError("a session that waits says for how long")
-    return message.wait_seconds
 
 
 @asynccontextmanager

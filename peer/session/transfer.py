@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from ...proto import swarm_pb2 as pb
 from ...proto.errors import DeadlineExceeded, RemoteProtocolError
-from ...proto.wire.steps import MAX_POSITIONS, MAX_ROWS
-from ...proto.wire.timing import MAX_TRANSFER_SECONDS
+from ...proto.wire.frames import Assembly, ChunkFrame
+from ...proto.wire.messages.session import KvStateFrame
+from ...proto.wire.messages.streams import ClientFrame
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +20,6 @@ class KvImport:
     applied_seq: int
     lengths: tuple[int, ...]
     data: bytes
-
-
-def transfer_seconds(timeout_seconds: float) -> float:
-    """The time a client gives a transfer. Raises RemoteProtocolError for an impossible one."""
-    if not (math.isfinite(timeout_seconds) and 0 < timeout_seconds <= MAX_TRANSFER_SECONDS):
-        raise RemoteProtocolError("the transfer of an attention cache has an impossible deadline")
-    return timeout_seconds
 
 
 @asynccontextmanager
@@ -41,27 +33,19 @@ async def one_transfer(turn: asyncio.Semaphore, timeout_seconds: float) -> Async
 
 
 async def receive_kv(
-    head: pb.KvState, read: Callable[[], Awaitable[object]], largest: Callable[[tuple[int, ...]], int]
-) -> KvImport | object:
+    head: KvStateFrame, read: Callable[[], Awaitable[ClientFrame | None]], largest: Callable[[tuple[int, ...]], int]
+) -> KvImport | ClientFrame | None:
     """The cache that begins with `head`; or the first frame that is not a part of it: the client has given it up.
 
     `largest` gives the bytes that a cache of such rows may have. Raises RemoteProtocolError.
     """
-    lengths = tuple(head.lengths)
-    if len(lengths) > MAX_ROWS or max(lengths, default=0) > MAX_POSITIONS:
-        raise RemoteProtocolError("an attention cache has impossible rows")
-    if head.total_bytes > largest(lengths):
+    if head.total_bytes > largest(head.lengths):
         raise RemoteProtocolError(f"an attention cache of {head.total_bytes} bytes is too large for its rows")
-    parts = [head.data]
-    missing = head.total_bytes - len(head.data)
-    while missing > 0:
+    assembly = Assembly(head.total_bytes)
+    data = assembly.take(head.data)
+    while data is None:
         frame = await read()
-        if not isinstance(frame, pb.ClientFrame) or not frame.HasField("chunk"):
+        if not isinstance(frame, ChunkFrame):
             return frame
-        if not frame.chunk.data:
-            raise RemoteProtocolError("a chunk is empty")
-        parts.append(frame.chunk.data)
-        missing -= len(frame.chunk.data)
-    if missing < 0:
-        raise RemoteProtocolError("an attention cache has more bytes than it announced")
-    return KvImport(head.applied_seq, lengths, b"".join(parts))
+        data = assembly.take(frame.data)
+    return KvImport(head.applied_seq, head.lengths, data)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import grpc
-
-from ...proto import swarm_pb2 as pb
-from ...proto.errors import AuthenticationError, RemoteProtocolError, SwarmError, WrongSwarm, to_wire
-from ...proto.network.transport import ERROR_CODE_KEY
+from ...proto.errors import AuthenticationError, WrongSwarm
 from ...proto.wire.handshake import PROTOCOL_VERSION, check_protocol, check_protocol_of
+from ...proto.wire.messages.calls import LookupReply, LookupRequest, PingReply, PingRequest
 
 if TYPE_CHECKING:
     from .service import PeerParts
@@ -25,36 +22,30 @@ class UnaryCalls:
     def __init__(self, parts: PeerParts) -> None:
         self._parts = parts
 
-    async def lookup(self, request: pb.LookupRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.LookupReply:
-        """Records under a name; in a private swarm for members only."""
-        try:
-            if self._parts.swarm_key is not None:
-                self._parts.hellos.check(request.hello)
-            else:
-                check_protocol_of(request.hello)
-            if len(request.key) > 256:
-                raise RemoteProtocolError("a name has at most 256 characters")
-            records = await self._parts.lookup(request.key)
-        except SwarmError as error:
-            await _refuse(context, error)
-        reply, size = pb.LookupReply(), 0
-        for record in records:
+    async def lookup(self, request: LookupRequest) -> LookupReply:
+        """Records under a name; in a private swarm for members only. Raises SwarmError."""
+        if self._parts.swarm_key is not None:
+            self._parts.hellos.check(request.hello)
+        else:
+            check_protocol_of(request.hello)
+        records, size = [], 0
+        for record in await self._parts.lookup(request.key):
             size += len(record)
             if size > MAX_LOOKUP_BYTES:
                 break
-            reply.records.append(record)
-        return reply
+            records.append(record)
+        return LookupReply(tuple(records))
 
-    async def ping(self, request: pb.PingRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.PingReply:
+    async def ping(self, request: PingRequest) -> PingReply:
         """The peer's clock and public status; in a private swarm without the model's name."""
         try:
             check_protocol(request.protocol or LAST_UNNAMED_PROTOCOL)
         except WrongSwarm as error:
             # A peer of such a version that wants to join tells its user the reason only of this kind of refusal.
-            await _refuse(context, error if request.protocol else AuthenticationError(str(error)))
+            raise error if request.protocol else AuthenticationError(str(error)) from None
         parts, counters = self._parts, self._parts.counters
         public = parts.swarm_key is None
-        return pb.PingReply(
+        return PingReply(
             clock=parts.clock(),
             peer_id=parts.identity.peer_id,
             protocol=PROTOCOL_VERSION,
@@ -68,11 +59,5 @@ class UnaryCalls:
             queued=parts.sessions.waiting,
             kv_tokens_free=max(0, parts.sessions.kv_token_blocks_free),
             replay_bytes=parts.replay.nbytes,
-            dht_addresses=parts.dht_addresses(),
+            dht_addresses=tuple(parts.dht_addresses()),
         )
-
-
-async def _refuse(context: grpc.aio.ServicerContext[Any, Any], error: SwarmError) -> None:
-    """End the call; it does not come back."""
-    code, text = to_wire(error)
-    await context.abort(grpc.StatusCode.ABORTED, text, trailing_metadata=((ERROR_CODE_KEY, str(code)),))

@@ -14,6 +14,7 @@ from typing import Protocol
 from ...proto.errors import DeadlineExceeded, PushFailed, RemoteProtocolError, SwarmError
 from ...proto.wire.frames import CREDITS, HopTiming, Rebuild, WireStep, replay_steps
 from ...proto.wire.handshake import Grant
+from ...proto.wire.messages.steps import ReplayFrame
 from ...proto.wire.prefixes import PAGE_TOKENS, Digests
 from ...proto.wire.steps import StepPlan
 from .gate import Compute, Repeat, StepGate
@@ -89,14 +90,6 @@ class _Reroute:
 
 
 @dataclass(frozen=True, slots=True)
-class _Replay:
-    epoch: int
-    lengths: tuple[int, ...]
-    rebuild: Rebuild
-    timeout_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
 class _Export:
     timeout_seconds: float
 
@@ -148,7 +141,7 @@ class SessionWorker:
         # What a client has under way is never more than its reservation; nor is what it has not acknowledged yet.
         self._gate = StepGate(grant.epoch, CREDITS, max_tokens=2 * grant.kv_tokens)
         self._tokens_waiting = 0
-        self._inbox: asyncio.Queue[_Arrival | _Reroute | _Replay | _Export | _Import | _Remember] = asyncio.Queue(
+        self._inbox: asyncio.Queue[_Arrival | _Reroute | ReplayFrame | _Export | _Import | _Remember] = asyncio.Queue(
             _INBOX_SIZE
         )
         self._declared = parts.prefixes
@@ -201,9 +194,9 @@ class SessionWorker:
             self._newest_link = make_link()
         await self._inbox.put(_Reroute(grant, self._newest_link))
 
-    async def put_replay(self, epoch: int, lengths: tuple[int, ...], rebuild: Rebuild, timeout_seconds: float) -> None:
+    async def put_replay(self, replay: ReplayFrame) -> None:
         """Take the client's wish that the replay buffer is sent to the successor."""
-        await self._inbox.put(_Replay(epoch, lengths, rebuild, timeout_seconds))
+        await self._inbox.put(replay)
 
     async def put_export(self, timeout_seconds: float) -> None:
         """Take the client's wish to have the attention cache as it is after the steps that came before."""
@@ -232,7 +225,7 @@ class SessionWorker:
                 self._tokens_waiting -= item.step.plan.tokens
             elif isinstance(item, _Reroute):
                 await self._on_reroute(item)
-            elif isinstance(item, _Replay):
+            elif isinstance(item, ReplayFrame):
                 await self._on_replay(item)
             elif isinstance(item, _Export):
                 await self._on_export(item)
@@ -313,7 +306,7 @@ class SessionWorker:
         complete = buffer is not None and buffer.lengths == self._parts.lengths()
         await self._parts.outlet.rerouted(item.grant.epoch, self._gate.applied_seq, complete)
 
-    async def _on_replay(self, item: _Replay) -> None:
+    async def _on_replay(self, item: ReplayFrame) -> None:
         if item.epoch != self._latest_epoch:
             return
         buffer = self._parts.replay.get(self.grant.key)

@@ -17,13 +17,11 @@ from typing import Protocol
 
 from ...routing.swarm import PeerId
 from ..errors import GiveUp, LocalProtocolError, PeerUnavailable, SwarmError, UsageError
+from ..wire.messages.limits import MAX_RECORDS_PER_KEY
 from .signed import SignatureCache, SignedRecord, newest_per_peer, verify_record
 from .swarm_key import dht_id
 
 log = logging.getLogger(__name__)
-
-MAX_RECORDS_PER_KEY = 900
-"""The number of records of the largest size that fit into one answer (4 MiB), and that one look-up verifies."""
 
 
 class Directory(Protocol):

@@ -20,12 +20,11 @@ from ...routing.swarm import PeerId
 from .. import record_pb2 as pb
 from ..errors import AuthenticationError, ClockSkew, LocalProtocolError, RemoteProtocolError
 from ..identity import SIGNATURE_BYTES, Identity, verify
+from ..wire.messages.limits import MAX_RECORD_BYTES
 from ..wire.timing import CLOCK_TOLERANCE_SECONDS, MAX_RECORD_LIFETIME_SECONDS, RECORD_LIFETIME_SECONDS
 
 KEY_BYTES = 20
 """Length of a DHT id."""
-MAX_RECORD_BYTES = 4096
-"""Largest size of an encoded SignedRecord, signature included."""
 
 _RECORD_TAG = b"blockswarm-record-1\0"
 

@@ -10,24 +10,59 @@ Everything runs in the one asyncio loop of the process.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import grpc
 
-from .. import swarm_pb2 as pb
-from ..errors import PeerUnavailable, UsageError, from_grpc_status, from_wire
+from ..errors import PeerUnavailable, SwarmError, UsageError, to_wire
 from ..identity import Identity, LeafRenewer, TlsLeaf, synthetic_root_pem, tls_name
 from ..wire.handshake import PROTOCOL_VERSION, check_protocol
+from ..wire.messages.calls import (
+    LOOKUP_REPLY,
+    LOOKUP_REQUEST,
+    PING_REPLY,
+    PING_REQUEST,
+    LookupReply,
+    LookupRequest,
+    PingReply,
+    PingRequest,
+)
+from ..wire.messages.codec import Codec
+from ..wire.messages.limits import MAX_FRAME_BYTES
+from ..wire.messages.streams import (
+    CLIENT_FRAME,
+    PEER_FRAME,
+    PUSH_FRAME,
+    PUSH_REPLY,
+    ClientFrame,
+    PeerFrame,
+    PushFrame,
+    PushReply,
+)
 from ..wire.timing import KEEPALIVE_ANSWER_SECONDS, KEEPALIVE_SECONDS, MIN_KEEPALIVE_SECONDS
 from .address import HostPort, Reach, RelayedAddress
+from .streams import (
+    ERROR_CODE_KEY,
+    CalledStream,
+    DialedStream,
+    ServedStream,
+    Stream,
+    StreamEnded,
+    decoded,
+    translated_grpc_errors,
+)
+
+logger = logging.getLogger(__name__)
+
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 SERVICE = "blockswarm.v1.Peer"
-ERROR_CODE_KEY = "blockswarm-error"
-"""Trailing metadata of a unary call that failed with one of our errors: its number on the wire."""
 MAX_CHANNELS = 1024
 MAX_REPLACED_CHANNELS = 8
 """Replaced connections that may still carry calls."""
@@ -49,6 +84,7 @@ _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.enable_http_proxy", 0),
 ]
 _SERVER_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
     ("grpc.keepalive_time_ms", int(KEEPALIVE_SECONDS * 1000)),
@@ -60,20 +96,15 @@ _SERVER_OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
-class StreamHandler(Protocol):
-    """Serves one bidirectional stream: `context.read()` and `context.write()` until it returns."""
-
-    def __call__(self, context: grpc.aio.ServicerContext[Any, Any], /) -> Awaitable[None]: ...
-
-
 @dataclass(frozen=True)
 class Handlers:
-    """The four calls that a node serves."""
+    """The four calls that a node serves; errors of the two with one answer reach the caller, others are a defect."""
 
-    session: StreamHandler
-    push: StreamHandler
-    lookup: Callable[[pb.LookupRequest, grpc.aio.ServicerContext[Any, Any]], Awaitable[pb.LookupReply]]
-    ping: Callable[[pb.PingRequest, grpc.aio.ServicerContext[Any, Any]], Awaitable[pb.PingReply]]
+    session: Callable[[Stream[ClientFrame, PeerFrame]], Awaitable[None]]
+    """Serves one client's stream until it returns."""
+    push: Callable[[Stream[PushFrame, PushReply]], Awaitable[None]]
+    lookup: Callable[[LookupRequest], Awaitable[LookupReply]]
+    ping: Callable[[PingRequest], Awaitable[PingReply]]
 
 
 async def serve(
@@ -100,26 +131,40 @@ async def serve(
 
 
 def _method_handlers(handlers: Handlers) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-    def stream(handler: StreamHandler) -> Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[None]]:
-        async def serve_stream(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            await handler(context)
-
-        return serve_stream
-
+    """gRPC only moves bytes: what they mean is read where an error in it can be told to the one who sent them."""
     return {
-        "Session": grpc.stream_stream_rpc_method_handler(
-            stream(handlers.session), pb.ClientFrame.FromString, pb.PeerFrame.SerializeToString
-        ),
-        "Push": grpc.stream_stream_rpc_method_handler(
-            stream(handlers.push), pb.PushFrame.FromString, pb.PushReply.SerializeToString
-        ),
-        "Lookup": grpc.unary_unary_rpc_method_handler(
-            handlers.lookup, pb.LookupRequest.FromString, pb.LookupReply.SerializeToString
-        ),
-        "Ping": grpc.unary_unary_rpc_method_handler(
-            handlers.ping, pb.PingRequest.FromString, pb.PingReply.SerializeToString
-        ),
+        "Session": grpc.stream_stream_rpc_method_handler(_served(handlers.session, CLIENT_FRAME, PEER_FRAME)),
+        "Push": grpc.stream_stream_rpc_method_handler(_served(handlers.push, PUSH_FRAME, PUSH_REPLY)),
+        "Lookup": grpc.unary_unary_rpc_method_handler(_answered(handlers.lookup, LOOKUP_REQUEST, LOOKUP_REPLY)),
+        "Ping": grpc.unary_unary_rpc_method_handler(_answered(handlers.ping, PING_REQUEST, PING_REPLY)),
     }
+
+
+def _served(
+    handler: Callable[[Stream[In, Out]], Awaitable[None]], heard: Codec[In], said: Codec[Out]
+) -> Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[None]]:
+    async def serve_stream(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        try:
+            stream: ServedStream[In, Out] = ServedStream(context, heard, said)
+            await handler(stream)
+        except StreamEnded as error:
+            logger.debug("nobody is there to hear more: %s", error)
+
+    return serve_stream
+
+
+def _answered(
+    handler: Callable[[In], Awaitable[Out]], question: Codec[In], answer: Codec[Out]
+) -> Callable[[bytes, grpc.aio.ServicerContext[Any, Any]], Awaitable[bytes]]:
+    async def serve_call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        try:
+            return answer.encode(await handler(question.decode(data)))
+        except SwarmError as error:
+            code, text = to_wire(error)
+            await context.abort(grpc.StatusCode.ABORTED, text, trailing_metadata=((ERROR_CODE_KEY, str(code)),))
+            raise AssertionError("abort raises") from error
+
+    return serve_call
 
 
 def _server_credentials(identity: Identity, clock: Callable[[], float]) -> grpc.ServerCredentials:
@@ -136,18 +181,28 @@ def _server_credentials(identity: Identity, clock: Callable[[], float]) -> grpc.
 
 
 class PeerStub:
-    """The calls that one peer answers, over one channel."""
+    """The calls that one peer answers, over one channel. What they raise is a SwarmError that names the peer."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, peer: str) -> None:
         self.channel = channel
-        self.session = channel.stream_stream(
-            f"/{SERVICE}/Session", pb.ClientFrame.SerializeToString, pb.PeerFrame.FromString
-        )
-        self.push = channel.stream_stream(f"/{SERVICE}/Push", pb.PushFrame.SerializeToString, pb.PushReply.FromString)
-        self.lookup = channel.unary_unary(
-            f"/{SERVICE}/Lookup", pb.LookupRequest.SerializeToString, pb.LookupReply.FromString
-        )
-        self.ping = channel.unary_unary(f"/{SERVICE}/Ping", pb.PingRequest.SerializeToString, pb.PingReply.FromString)
+        self._peer = peer
+
+    def session(self) -> DialedStream[PeerFrame, ClientFrame]:
+        return CalledStream(self.channel.stream_stream(f"/{SERVICE}/Session")(), self._peer, PEER_FRAME, CLIENT_FRAME)
+
+    def push(self) -> DialedStream[PushReply, PushFrame]:
+        return CalledStream(self.channel.stream_stream(f"/{SERVICE}/Push")(), self._peer, PUSH_REPLY, PUSH_FRAME)
+
+    async def lookup(self, request: LookupRequest, timeout_seconds: float) -> LookupReply:
+        return await self._ask("Lookup", LOOKUP_REQUEST.encode(request), LOOKUP_REPLY, timeout_seconds)
+
+    async def ping(self, request: PingRequest, timeout_seconds: float) -> PingReply:
+        return await self._ask("Ping", PING_REQUEST.encode(request), PING_REPLY, timeout_seconds)
+
+    async def _ask(self, method: str, question: bytes, answer: Codec[In], timeout_seconds: float) -> In:
+        with translated_grpc_errors(self._peer):
+            data = await self.channel.unary_unary(f"/{SERVICE}/{method}")(question, timeout=timeout_seconds)
+        return decoded(answer, data, self._peer)
 
 
 class Dialer:
@@ -204,7 +259,7 @@ class Dialer:
             # Peers that share a host must not share a connection: the pin is part of the channel's identity.
             ("grpc.use_local_subchannel_pool", 1),
         ]
-        return PeerStub(grpc.aio.secure_channel(address.target, credentials, options=options))
+        return PeerStub(grpc.aio.secure_channel(address.target, credentials, options=options), str(address))
 
     def _close(self, stub: PeerStub) -> None:
         task = asyncio.create_task(stub.channel.close(grace=None), name="close a channel")
@@ -231,29 +286,13 @@ class Dialer:
                 raise result
 
 
-@contextmanager
-def translated_grpc_errors(peer: str) -> Iterator[None]:
-    """Turn what grpc raises into our errors, with the name of the peer."""
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        text = f"{peer}: {error.details()}"
-        number = dict(error.trailing_metadata()).get(ERROR_CODE_KEY, "")
-        if isinstance(number, str) and number.isdecimal() and len(number) < 4:
-            raise from_wire(int(number), text) from None
-        raise from_grpc_status(error.code().name, text) from None
-    except grpc.aio.UsageError as error:
-        raise from_grpc_status("CANCELLED", f"{peer}: {error}") from None
-
-
-async def ping(stub: PeerStub, address: Reach, timeout_seconds: float) -> tuple[pb.PingReply, float, float]:
+async def ping(stub: PeerStub, address: Reach, timeout_seconds: float) -> tuple[PingReply, float, float]:
     """Ping once: the reply, the round trip in seconds, and the peer's clock minus ours.
 
     Raises SwarmError; WrongSwarm if the peer speaks another version of the protocol.
     """
-    with translated_grpc_errors(str(address)):
-        sent_at, started = time.time(), time.perf_counter()
-        reply = await stub.ping(pb.PingRequest(protocol=PROTOCOL_VERSION), timeout=timeout_seconds)
-        rtt_seconds = time.perf_counter() - started
+    sent_at, started = time.time(), time.perf_counter()
+    reply = await stub.ping(PingRequest(PROTOCOL_VERSION), timeout_seconds)
+    rtt_seconds = time.perf_counter() - started
     check_protocol(reply.protocol)
     return reply, rtt_seconds, reply.clock - (sent_at + rtt_seconds / 2)

@@ -1,4 +1,4 @@
-"""Steps on the wire: protobuf messages become a validated `WireStep` once, here at the edge, and back.
+"""Steps on the wire: a `WireStep` is cut into frames, and put together again on the other side.
 
 A tensor travels as the first message's `data` and, where it is larger than `CHUNK_BYTES`, in `Chunk` messages that
 follow on the same stream; 16 MB in one message would cost twice the CPU and break gRPC's 4 MB limit, which stays on.
@@ -6,18 +6,17 @@ follow on the same stream; 16 MB in one message would cost twice the CPU and bre
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ...routing.swarm import PeerId
-from .. import swarm_pb2 as pb
 from ..errors import RemoteProtocolError
 from .replay import REBUILD_STEP_TOKENS, ReplayBuffer, rebuild_plans
-from .steps import RowSlice, StepPlan, validate_plan
-from .timing import MAX_STEP_SECONDS
+from .steps import StepPlan
 
 CHUNK_BYTES = 512 * 1024
+SMALLEST_PART_BYTES = 16 * 1024
+"""A tensor comes in no more parts than if most had this size: each part costs memory beside its bytes."""
 MAX_STEP_TOKENS = 8192
 MAX_HOPS = 256
 CREDITS = 8
@@ -65,51 +64,33 @@ class WireStep:
     rebuild: Rebuild | None = None
 
 
-def encode_step(step: WireStep) -> tuple[pb.Step, list[pb.Chunk]]:
-    """The messages of a step: its head with the first chunk, and the chunks that follow it."""
-    plan = step.plan
-    head = pb.Step(
-        epoch=step.epoch,
-        seq=step.seq,
-        rows=[pb.RowSlice(row=p.row, start=p.start, count=p.count, answers=p.answers) for p in plan.rows],
-        permutes=plan.source_rows is not None,
-        source_rows=plan.source_rows or (),
-        acked_seq=step.acked_seq,
-        timeout_seconds=step.timeout_seconds,
-        total_bytes=len(step.data),
-        data=step.data[:CHUNK_BYTES],
-        timings=[
-            pb.HopTiming(peer_id=t.peer, received_at=t.received_at, started_at=t.started_at, finished_at=t.finished_at)
-            for t in step.timings
-        ],
-        adopted_tokens=plan.adopted,
-    )
-    if step.rebuild is not None:
-        head.rebuild.CopyFrom(encode_rebuild(step.rebuild))
-    return head, list(chunks_after_first(step.data))
+@dataclass(frozen=True, slots=True)
+class StepFrame:
+    """The first frame of a step."""
+
+    step: WireStep
+    """Its `data` is the first part of the tensor."""
+    total_bytes: int
+    """The size of the tensor, over this frame and the chunks that follow."""
 
 
-def chunks_after_first(data: bytes) -> Iterator[pb.Chunk]:
+@dataclass(frozen=True, slots=True)
+class ChunkFrame:
+    """The next part of a tensor."""
+
+    data: bytes
+
+
+def cut_step(step: WireStep) -> Iterator[StepFrame | ChunkFrame]:
+    """The frames of a step: its head with the first part of the tensor, and the chunks that follow it."""
+    yield StepFrame(replace(step, data=step.data[:CHUNK_BYTES]), len(step.data))
+    yield from chunks_after_first(step.data)
+
+
+def chunks_after_first(data: bytes) -> Iterator[ChunkFrame]:
     """The chunks that follow the first `CHUNK_BYTES` of a tensor."""
     for offset in range(CHUNK_BYTES, len(data), CHUNK_BYTES):
-        yield pb.Chunk(data=data[offset : offset + CHUNK_BYTES])
-
-
-def encode_rebuild(rebuild: Rebuild) -> pb.Rebuild:
-    return pb.Rebuild(
-        last_peer=rebuild.last_peer,
-        next_seq=rebuild.next_seq,
-        permuted=rebuild.permuted,
-        first=rebuild.first,
-        last=rebuild.last,
-    )
-
-
-def decode_rebuild(message: pb.Rebuild) -> Rebuild:
-    """The mark of a rebuild step. Raises RemoteProtocolError."""
-    if message.next_seq < 1:
-        raise RemoteProtocolError("steps are numbered from 1")
-    return Rebuild(PeerId(message.last_peer), message.next_seq, message.permuted, message.first, message.last)
+        yield ChunkFrame(data[offset : offset + CHUNK_BYTES])
 
 
 def replay_steps(
@@ -125,6 +106,27 @@ def replay_steps(
         yield WireStep(epoch, index, plan, buffer.read(plan.rows), 0, timeout_seconds, rebuild=marks)
 
 
+class Assembly:
+    """Joins the parts of a tensor. Refuses one that is longer than announced, or cut into very many parts."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self._missing = total_bytes
+        self._most_parts = 2 + total_bytes // SMALLEST_PART_BYTES
+        self._parts: list[bytes] = []
+
+    def take(self, part: bytes) -> bytes | None:
+        """Take the next part; the tensor, if that was the last one. Raises RemoteProtocolError."""
+        self._missing -= len(part)
+        self._parts.append(part)
+        if self._missing < 0:
+            raise RemoteProtocolError("a tensor has more bytes than announced")
+        if len(self._parts) > self._most_parts:
+            raise RemoteProtocolError("a tensor comes in parts that are too small")
+        if self._missing > 0:
+            return None
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+
 class StepReader:
     """Puts the steps of one stream together again. Refuses a tensor of the wrong size before holding any of it."""
 
@@ -132,72 +134,29 @@ class StepReader:
         """`answers`: the tensors are answers of `plan.answers` tokens, not inputs of `plan.tokens`."""
         self._token_bytes = token_bytes
         self._answers = answers
-        self._head: pb.Step | None = None
-        self._parts: list[bytes] = []
-        self._missing = 0
+        self._begun: tuple[WireStep, Assembly] | None = None
 
-    def step(self, head: pb.Step) -> WireStep | None:
+    def step(self, head: StepFrame) -> WireStep | None:
         """Take the head of a step; the step, if it is complete. Raises RemoteProtocolError."""
-        if self._head is not None:
+        step = head.step
+        if self._begun is not None:
             raise RemoteProtocolError("a step begins inside another one")
-        plan = _decode_plan(head)
-        tokens = plan.answers if self._answers and not head.HasField("rebuild") else plan.tokens
+        tokens = step.plan.answers if self._answers and step.rebuild is None else step.plan.tokens
         if head.total_bytes != tokens * self._token_bytes:
             raise RemoteProtocolError(f"a step of {tokens} tokens has {head.total_bytes} bytes")
-        if not (math.isfinite(head.timeout_seconds) and 0 < head.timeout_seconds <= MAX_STEP_SECONDS):
-            raise RemoteProtocolError("a step has an impossible deadline")
-        if len(head.timings) > MAX_HOPS:
-            raise RemoteProtocolError(f"a chain has at most {MAX_HOPS} hops")
-        self._missing = head.total_bytes - len(head.data)
-        self._parts = [head.data]
-        self._head = head
-        return self._finish(plan)
+        self._begun = step, Assembly(head.total_bytes)
+        return self._take(step.data)
 
-    def chunk(self, chunk: pb.Chunk) -> WireStep | None:
+    def chunk(self, chunk: ChunkFrame) -> WireStep | None:
         """Take the next chunk; the step, if it is complete. Raises RemoteProtocolError."""
-        if self._head is None:
+        return self._take(chunk.data)
+
+    def _take(self, part: bytes) -> WireStep | None:
+        if self._begun is None:
             raise RemoteProtocolError("a chunk belongs to no step")
-        self._missing -= len(chunk.data)
-        self._parts.append(chunk.data)
-        if not chunk.data:
-            raise RemoteProtocolError("a chunk is empty")
-        return self._finish(_decode_plan(self._head) if self._missing == 0 else None)
-
-    def _finish(self, plan: StepPlan | None) -> WireStep | None:
-        if self._missing > 0:
+        step, assembly = self._begun
+        data = assembly.take(part)
+        if data is None:
             return None
-        head = self._head
-        assert head is not None
-        if self._missing < 0 or plan is None:
-            raise RemoteProtocolError("a step has more bytes than it announced")
-        self._head = None
-        return WireStep(
-            epoch=head.epoch,
-            seq=head.seq,
-            plan=plan,
-            data=self._parts[0] if len(self._parts) == 1 else b"".join(self._parts),
-            acked_seq=head.acked_seq,
-            timeout_seconds=head.timeout_seconds,
-            timings=tuple(
-                HopTiming(PeerId(t.peer_id), t.received_at, t.started_at, t.finished_at) for t in head.timings
-            ),
-            rebuild=decode_rebuild(head.rebuild) if head.HasField("rebuild") else None,
-        )
-
-
-def _decode_plan(head: pb.Step) -> StepPlan:
-    plan = StepPlan(
-        rows=tuple(RowSlice(p.row, p.start, p.count, p.answers) for p in head.rows),
-        source_rows=tuple(head.source_rows) if head.permutes else None,
-        adopted=tuple(head.adopted_tokens),
-    )
-    if head.HasField("rebuild"):
-        if plan.adopted:
-            raise RemoteProtocolError("a rebuild computes every token")
-        if sum(piece.count for piece in plan.rows) > MAX_STEP_TOKENS:
-            raise RemoteProtocolError(f"a step has at most {MAX_STEP_TOKENS} tokens")
-        return plan
-    validate_plan(plan)
-    if plan.tokens > MAX_STEP_TOKENS:
-        raise RemoteProtocolError(f"a step has at most {MAX_STEP_TOKENS} tokens")
-    return plan
+        self._begun = None
+        return step if data is step.data else replace(step, data=data)

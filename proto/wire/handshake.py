@@ -16,14 +16,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Protocol, TypeVar
-
-from google.protobuf.message import DecodeError
+from typing import Protocol
 
 from ...routing.swarm import BlockRange, PeerId
 from .. import swarm_pb2 as pb
 from ..errors import AuthenticationError, ClockSkew, ModelMismatch, RemoteProtocolError, WrongKey, WrongSwarm
 from ..identity import Identity, public_key_of, verify
+from .messages.codec import parse
+from .messages.opening import Signed
 from .timing import HELLO_CLOCK_SKEW_SECONDS, MAX_CAPABILITY_SECONDS
 
 PROTOCOL_VERSION = 3
@@ -33,8 +33,6 @@ MAX_KV_TOKENS = 1 << 32
 
 _HELLO_TAG = b"blockswarm-hello-1\0"
 _CAPABILITY_TAG = b"blockswarm-capability-1\0"
-
-_Message = TypeVar("_Message", pb.Hello, pb.Capability)
 
 
 class SwarmKeyProof(Protocol):
@@ -74,7 +72,7 @@ class Grant:
 
 def sign_hello(
     identity: Identity, receiver: PeerId, session_id: bytes, now: float, swarm_key: SwarmKeyProof | None
-) -> pb.Signed:
+) -> Signed:
     """A hello from `identity` to `receiver`; `now` in Unix seconds. A predecessor gives `Grant.key` as `session_id`."""
     hello = pb.Hello(
         peer_id=receiver,
@@ -86,7 +84,7 @@ def sign_hello(
     if swarm_key is not None:
         hello.swarm_proof = swarm_key.proof(hello.SerializeToString(deterministic=True))
     payload = hello.SerializeToString()
-    return pb.Signed(payload=payload, signer=identity.peer_id, signature=identity.sign(_HELLO_TAG + payload))
+    return Signed(payload=payload, signer=identity.peer_id, signature=identity.sign(_HELLO_TAG + payload))
 
 
 class HelloChecker:
@@ -112,13 +110,13 @@ class HelloChecker:
         """Number of nonces that are kept, 16 bytes each."""
         return len(self._nonces)
 
-    def check(self, signed: pb.Signed) -> tuple[PeerId, bytes]:
+    def check(self, signed: Signed) -> tuple[PeerId, bytes]:
         """The sender's id and the session id of a valid hello.
 
         Raises AuthenticationError, WrongKey, ClockSkew, WrongSwarm or RemoteProtocolError.
         """
         verify(signed.signer, signed.signature, _HELLO_TAG + signed.payload)
-        hello = _parse(pb.Hello, signed.payload)
+        hello = parse(pb.Hello, signed.payload)
         check_protocol(hello.protocol)
         if hello.peer_id != self._me:
             raise AuthenticationError("the hello is meant for another peer")
@@ -156,12 +154,12 @@ def check_protocol(version: int) -> None:
         raise WrongSwarm(f"here protocol {PROTOCOL_VERSION} is spoken, there {version}: update the older program")
 
 
-def check_protocol_of(signed: pb.Signed) -> None:
+def check_protocol_of(signed: Signed) -> None:
     """Check the version in a hello whose signature does not matter. Raises WrongSwarm, RemoteProtocolError."""
-    check_protocol(_parse(pb.Hello, signed.payload).protocol)
+    check_protocol(parse(pb.Hello, signed.payload).protocol)
 
 
-def sign_capability(identity: Identity, grant: Grant) -> pb.Signed:
+def sign_capability(identity: Identity, grant: Grant) -> Signed:
     """The capability that says `grant`; `identity` is the client's."""
     payload = pb.Capability(
         session_id=grant.session_id,
@@ -177,11 +175,11 @@ def sign_capability(identity: Identity, grant: Grant) -> pb.Signed:
         expires_at=grant.expires_at_seconds,
         model_digest=grant.model_digest,
     ).SerializeToString()
-    return pb.Signed(payload=payload, signer=identity.peer_id, signature=identity.sign(_CAPABILITY_TAG + payload))
+    return Signed(payload=payload, signer=identity.peer_id, signature=identity.sign(_CAPABILITY_TAG + payload))
 
 
 def check_capability(
-    signed: pb.Signed, *, client: PeerId, session_id: bytes, me: PeerId, model_digest: str, max_rows: int, now: float
+    signed: Signed, *, client: PeerId, session_id: bytes, me: PeerId, model_digest: str, max_rows: int, now: float
 ) -> Grant:
     """The grant in a capability, for a session that `client` opened with its hello.
 
@@ -190,7 +188,7 @@ def check_capability(
     if signed.signer != client:
         raise AuthenticationError("the capability is not signed by the client of the session")
     verify(signed.signer, signed.signature, _CAPABILITY_TAG + signed.payload)
-    capability = _parse(pb.Capability, signed.payload)
+    capability = parse(pb.Capability, signed.payload)
     if capability.peer_id != me or capability.session_id != session_id:
         raise AuthenticationError("the capability is for another peer or session")
     if capability.model_digest != model_digest:
@@ -235,10 +233,3 @@ def _neighbour(peer_id: str) -> PeerId | None:
 def _check_length(name: str, value: bytes, length: int) -> None:
     if len(value) != length:
         raise RemoteProtocolError(f"a {name} has {length} bytes, not {len(value)}")
-
-
-def _parse(message_class: type[_Message], payload: bytes) -> _Message:
-    try:
-        return message_class.FromString(payload)
-    except DecodeError:
-        raise RemoteProtocolError(f"a signed {message_class.__name__.lower()} is not readable") from None

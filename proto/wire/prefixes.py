@@ -8,30 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .. import swarm_pb2 as pb
 from ..errors import RemoteProtocolError
 
 PAGE_TOKENS = 64
 DIGEST_BYTES = 16
+MAX_PREFIX_TOKENS = 1 << 20
+"""Most tokens, all rows together, whose pages peers are told the names of: these take a quarter of a megabyte."""
 
 Digests = tuple[bytes, ...]
 """The pages of one row from its start on."""
 
 
-def encode_prefixes(prefixes: Iterable[Digests]) -> list[pb.Prefix]:
-    """The messages of some rows' prefixes, from row 0 on."""
-    return [pb.Prefix(digests=b"".join(digests)) for digests in prefixes]
+def pack_digests(prefixes: Iterable[Digests]) -> tuple[bytes, ...]:
+    """The prefixes of some rows as they travel."""
+    return tuple(b"".join(digests) for digests in prefixes)
 
 
-def decode_prefixes(messages: Sequence[pb.Prefix], kv_tokens: int, max_rows: int) -> tuple[Digests, ...]:
-    """The prefixes of a session's rows, from row 0 on. Raises RemoteProtocolError for more than it has reserved."""
-    pages = sum(len(message.digests) for message in messages) / DIGEST_BYTES
-    if len(messages) > max_rows or pages * PAGE_TOKENS > kv_tokens:
+def check_prefixes(prefixes: Sequence[bytes], kv_tokens: int, max_rows: int) -> None:
+    """Raises RemoteProtocolError for packed prefixes of more rows or tokens than a session has reserved."""
+    if len(prefixes) > max_rows or sum(map(len, prefixes)) // DIGEST_BYTES * PAGE_TOKENS > kv_tokens:
         raise RemoteProtocolError("the prefixes are larger than what the session reserved")
-    return tuple(_cut(message.digests) for message in messages)
 
 
-def _cut(digests: bytes) -> Digests:
-    if len(digests) % DIGEST_BYTES:
-        raise RemoteProtocolError(f"a digest of a page has {DIGEST_BYTES} bytes")
-    return tuple(digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES))
+def unpack_digests(prefixes: Iterable[bytes]) -> tuple[Digests, ...]:
+    """The prefixes of some rows, from row 0 on, from the form in which they travel."""
+    return tuple(
+        tuple(packed[at : at + DIGEST_BYTES] for at in range(0, len(packed), DIGEST_BYTES)) for packed in prefixes
+    )

@@ -56,18 +56,23 @@ class StepPlan:
         return sum(piece.answers for piece in self.rows)
 
 
-def validate_plan(plan: StepPlan) -> None:
-    """Check a plan that came over the network, before anything acts on it. Raises RemoteProtocolError."""
+def validate_plan(plan: StepPlan, rebuilds: bool = False) -> None:
+    """Check a plan that came over the network, before anything acts on it. Raises RemoteProtocolError.
+
+    One that `rebuilds` a cache may leave it empty, and computes every token.
+    """
     ids = [piece.row for piece in plan.rows]
-    if not ids or len(ids) > MAX_ROWS or ids != sorted(set(ids)):
+    if (not ids and not rebuilds) or len(ids) > MAX_ROWS or ids != sorted(set(ids)):
         raise RemoteProtocolError("a step names its rows once each, in ascending order")
     for piece in plan.rows:
         if piece.start < 0 or piece.count < 0 or piece.row < 0 or piece.stop > MAX_POSITIONS:
             raise RemoteProtocolError(f"row {piece.row} of a step has impossible positions")
         if not 0 <= piece.answers <= piece.count:
             raise RemoteProtocolError(f"row {piece.row} of a step wants {piece.answers} of {piece.count} tokens back")
-    if plan.tokens < 1:
+    if plan.tokens < 1 and not rebuilds:
         raise RemoteProtocolError("a step computes at least one token")
+    if rebuilds and plan.adopted:
+        raise RemoteProtocolError("a rebuild computes every token")
     if plan.source_rows is not None and len(plan.source_rows) > MAX_ROWS:
         raise RemoteProtocolError(f"a step keeps at most {MAX_ROWS} rows")
     if len(plan.adopted) > MAX_ROWS or any(not 0 <= tokens <= MAX_POSITIONS for tokens in plan.adopted):

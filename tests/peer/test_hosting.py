@@ -19,13 +19,14 @@ from blockswarm.peer.hosting import BlockSource, Hosted, Hosting
 from blockswarm.peer.offer.capacity import MemoryOffer
 from blockswarm.peer.session.replay_store import ReplayStore
 from blockswarm.peer.session.service import PeerParts, PeerService
-from blockswarm.proto import swarm_pb2 as pb
-from blockswarm.proto.errors import OutOfMemory, RetryElsewhere, SessionLost, from_wire
+from blockswarm.proto.errors import OutOfMemory, RetryElsewhere, SessionLost
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
 from blockswarm.proto.network.address import PeerAddress
-from blockswarm.proto.wire.frames import WireStep, encode_step
+from blockswarm.proto.wire.frames import StepFrame, WireStep, cut_step
 from blockswarm.proto.wire.handshake import Grant, HelloChecker, sign_capability, sign_hello
+from blockswarm.proto.wire.messages.opening import OpenedFrame, OpenFrame, QueuedFrame
+from blockswarm.proto.wire.messages.session import CloseFrame, FailureFrame
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.admit.table import SessionTable
 from blockswarm.routing.swarm import BlockRange
@@ -133,24 +134,23 @@ class Session:
         me, client = self.world.identity.peer_id, self.world.client
         hello = sign_hello(client, me, self.grant.session_id, time.time(), None)
         capability = sign_capability(client, self.grant)
-        opening = pb.Open(hello=hello, capability=capability, wait=wait, wait_seconds=60.0 if wait else 0.0)
-        await self.call.write(pb.ClientFrame(open=opening))
+        await self.call.write(OpenFrame(hello, capability, wait_seconds=60.0 if wait else 0.0))
 
     async def answer(self) -> Any:
         """The next frame but news of the queue."""
-        while (frame := await self.call.read()).HasField("queued"):
+        while isinstance(frame := await self.call.read(), QueuedFrame):
             pass
         return frame
 
     async def opened(self) -> Session:
         frame = await self.answer()
-        assert frame.HasField("opened"), frame
+        assert isinstance(frame, OpenedFrame), frame
         return self
 
     async def refused(self) -> Exception:
         frame = await self.answer()
-        assert frame.HasField("failure"), frame
-        return from_wire(frame.failure.code, frame.failure.message)
+        assert isinstance(frame, FailureFrame), frame
+        return frame.error
 
     async def step(self, count: int = 1) -> None:
         """Compute some more tokens, and compare."""
@@ -158,17 +158,16 @@ class Session:
         data = torch.randn(count, HIDDEN, generator=torch.Generator().manual_seed(self._tokens)).numpy().tobytes()
         self._tokens += count
         self._steps += 1
-        head, chunks = encode_step(WireStep(1, self._steps, plan, data, 0, 10.0))
-        assert not chunks
-        await self.call.write(pb.ClientFrame(step=head))
+        (head,) = cut_step(WireStep(1, self._steps, plan, data, 0, 10.0))
+        await self.call.write(head)
         frame = await self.answer()
-        assert frame.HasField("step"), frame
+        assert isinstance(frame, StepFrame), frame
         wanted = self._truth.step(plan, data).data
         tensors = (torch.frombuffer(bytearray(packed), dtype=torch.float32) for packed in (frame.step.data, wanted))
         torch.testing.assert_close(*tensors, atol=2e-5, rtol=1e-4)
 
     async def close(self) -> None:
-        await self.call.write(pb.ClientFrame(close=pb.Close()))
+        await self.call.write(CloseFrame())
 
 
 def run(checkpoint: Checkpoint, scenario: Callable[[World], Coroutine[Any, Any, None]]) -> None:
@@ -273,7 +272,7 @@ def test_the_room_follows_what_is_hosted(checkpoint: Checkpoint) -> None:
         assert world.table.kv_token_blocks_total == KV_TOKENS * len(BEFORE)
         full = await (await world.open(BEFORE)).opened()
         waiting = await world.open(KEPT, wait=True)
-        assert (await waiting.call.read()).HasField("queued")
+        assert isinstance(await waiting.call.read(), QueuedFrame)
         await world.hosting.swap(KEPT)
         room = world.offer.room(len(KEPT))
         assert room > KV_TOKENS * len(BEFORE)
@@ -299,7 +298,7 @@ def test_waiting_sessions_that_can_no_longer_be_served_are_refused(checkpoint: C
         large = await world.open(BlockRange(3, 4), kv_tokens=room, wait=True)
         small = await world.open(BlockRange(3, 4), kv_tokens=10, wait=True)
         for session in (gone, large, small):
-            assert (await session.call.read()).HasField("queued")
+            assert isinstance(await session.call.read(), QueuedFrame)
         await world.hosting.swap(BlockRange(3, 6))
         assert world.table.kv_token_blocks_total < room
         assert world.table.kv_token_blocks_free < 0

@@ -17,7 +17,6 @@ from blockswarm.peer.config import BlockRequest, PeerConfig
 from blockswarm.peer.join import RememberedPeers, join_swarm, remember_swarm
 from blockswarm.peer.offer.lookups import RecentLookups
 from blockswarm.peer.timing import PeerTiming
-from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
 from blockswarm.proto.directory.signed import SignedRecord
 from blockswarm.proto.directory.swarm_key import SwarmKey
@@ -26,6 +25,7 @@ from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.network.transport import Dialer, Handlers, serve
 from blockswarm.proto.wire.handshake import PROTOCOL_VERSION
+from blockswarm.proto.wire.messages.calls import PingReply, PingRequest
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState
 from support.directories import a_record, until
 
@@ -63,8 +63,8 @@ def test_the_dht_too_is_told_the_announced_host(tmp_path: Path) -> None:
 def test_a_swarm_of_another_protocol_is_not_joined(tmp_path: Path) -> None:
     """Its model has another digest there, so without the version the user would look for a difference in the files."""
 
-    async def ping(request: pb.PingRequest, context: object) -> pb.PingReply:
-        return pb.PingReply(protocol=2, model_digest="1" * 64, model_name="the same model")
+    async def ping(request: PingRequest) -> PingReply:
+        return PingReply(protocol=2, model_digest="1" * 64, model_name="the same model")
 
     async def unused(*args: object) -> None:
         raise AssertionError("not called in this test")
@@ -97,8 +97,8 @@ async def pinged_peer(dht_addresses: Sequence[str]) -> AsyncIterator[PeerAddress
     async def nothing(*_: Any) -> Any:
         raise AssertionError("only pings are expected")
 
-    async def ping(_request: pb.PingRequest, _context: Any) -> pb.PingReply:
-        return pb.PingReply(
+    async def ping(_request: PingRequest) -> PingReply:
+        return PingReply(
             clock=time.time(), peer_id=identity.peer_id, protocol=PROTOCOL_VERSION, model_digest=DIGEST,
             dht_addresses=dht_addresses,
         )  # fmt: skip

@@ -1,6 +1,7 @@
 """The peers' streams without sockets, and the faults that a network has: broken, silent, slow, repeated.
 
-`MemoryNet.stub` stands in for `Dialer.stub`; the peers' real handlers serve the other end.
+`MemoryNet.stub` stands in for `Dialer.stub`; the peers' real handlers serve the other end.  What is on the way is
+bytes, as on a real stream, so every frame goes through its codec.
 """
 
 from __future__ import annotations
@@ -11,12 +12,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
+from blockswarm.proto.errors import PeerUnavailable, SwarmError
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.network.transport import Handlers
+from blockswarm.proto.wire.frames import StepFrame
+from blockswarm.proto.wire.messages.codec import Codec
+from blockswarm.proto.wire.messages.streams import CLIENT_FRAME, PEER_FRAME, PUSH_FRAME, PUSH_REPLY
 from blockswarm.routing.swarm import PeerId
 
 CLIENT = PeerId("client")
+CODECS: dict[str, tuple[Codec[Any], Codec[Any]]] = {
+    "session": (CLIENT_FRAME, PEER_FRAME), "push": (PUSH_FRAME, PUSH_REPLY),
+}  # fmt: skip
 
 
 @dataclass
@@ -34,16 +41,12 @@ class LinkFaults:
     """No stream can be opened, those that are open break."""
 
 
-class BrokenStream(grpc.aio.AioRpcError):
-    def __init__(self, details: str) -> None:
-        super().__init__(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
-
-
 class _Pipe:
     """One direction of a stream, in order."""
 
-    def __init__(self, faults: LinkFaults) -> None:
+    def __init__(self, faults: LinkFaults, codec: Codec[Any]) -> None:
         self._faults = faults
+        self._codec = codec
         self._queue: asyncio.Queue[Any] = asyncio.Queue()
         self._on_the_way: deque[Any] = deque()
         self._last_at = 0.0
@@ -51,7 +54,8 @@ class _Pipe:
         """Half-open: whatever is sent is lost, and nobody is told."""
 
     def put(self, frame: Any) -> None:
-        is_step = frame is not None and any(f.name == "step" for f, _ in frame.ListFields())
+        """Send a frame; None: the end of the stream."""
+        is_step = isinstance(frame, StepFrame)
         copies = 1
         if is_step and self._faults.swallow:
             self._faults.swallow -= 1
@@ -61,15 +65,17 @@ class _Pipe:
             copies = 2
         if self.deaf:
             return
+        data = None if frame is None else self._codec.encode(frame)
         loop = asyncio.get_running_loop()
         self._last_at = max(self._last_at, loop.time() + self._faults.delay_seconds, self._faults.held_until)
         for _ in range(copies):
             # Timers of equal times fire in any order, so they do not carry the frames themselves.
-            self._on_the_way.append(frame)
+            self._on_the_way.append(data)
             loop.call_at(self._last_at, lambda: self._queue.put_nowait(self._on_the_way.popleft()))
 
     async def get(self) -> Any:
-        return await self._queue.get()
+        data = await self._queue.get()
+        return None if data is None else self._codec.decode(data)
 
 
 @dataclass(eq=False)
@@ -78,14 +84,16 @@ class MemoryCall:
 
     peer: PeerId
     faults: LinkFaults
-    error: BrokenStream | None = None
+    codecs: tuple[Codec[Any], Codec[Any]]
+    """For the frames that the caller says, and those that it hears."""
+    error: SwarmError | None = None
     task: asyncio.Task[None] | None = None
     _up: _Pipe = field(init=False)
     _down: _Pipe = field(init=False)
     _broken: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self._up, self._down = _Pipe(self.faults), _Pipe(self.faults)
+        self._up, self._down = (_Pipe(self.faults, codec) for codec in self.codecs)
 
     async def write(self, frame: Any) -> None:
         if self.error is not None:
@@ -97,7 +105,7 @@ class MemoryCall:
         frame = await self._get(self._down)
         if self.error is not None:
             raise self.error
-        return grpc.aio.EOF if frame is None else frame
+        return frame
 
     async def _get(self, pipe: _Pipe) -> Any:
         """The next frame, or None when the stream breaks first."""
@@ -114,7 +122,7 @@ class MemoryCall:
 
     def break_with(self, details: str) -> None:
         if self.error is None:
-            self.error = BrokenStream(details)
+            self.error = PeerUnavailable(f"{self.peer}: {details}")
             self._broken.set()
             if self.task is not None:
                 self.task.cancel()
@@ -135,8 +143,7 @@ class _Context:
         self._call = call
 
     async def read(self) -> Any:
-        frame = await self._call._get(self._call._up)
-        return grpc.aio.EOF if frame is None else frame
+        return await self._call._get(self._call._up)
 
     async def write(self, frame: Any) -> None:
         if self._call.error is None:
@@ -212,7 +219,7 @@ class MemoryNet:
 
     def _call(self, source: PeerId, peer: PeerId, method: str) -> MemoryCall:
         self._calls = [(origin, call) for origin, call in self._calls if call.error is None]
-        call = MemoryCall(peer, self.link(source, peer))
+        call = MemoryCall(peer, self.link(source, peer), CODECS[method])
         if peer not in self._handlers or call.faults.cut:
             call.break_with("connection refused")
             return call

@@ -17,12 +17,12 @@ from blockswarm.client.swarm.view import KnownPeer, SwarmView
 from blockswarm.client.timing import ClientTiming
 from blockswarm.peer.session.replay_store import ReplayStore
 from blockswarm.peer.session.service import PeerParts, PeerService
-from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
 from blockswarm.proto.errors import PeerBusy, SwarmError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.wire.handshake import HelloChecker
+from blockswarm.proto.wire.messages.calls import PingReply
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.admit.queue import MAX_WAITING, AdmissionQueue
 from blockswarm.routing.admit.table import SessionTable
@@ -78,7 +78,7 @@ class Peer:
         record = PeerRecord(DIGEST, spec, addresses=("10.0.0.1:1",), incarnation=1)
         encoded = sign_peer_record(self.identity, record, None, now + 100).encode()
         address = PeerAddress(self.identity.peer_id, "10.0.0.1:1")
-        return KnownPeer(record, encoded, address, 0.05, 0.0, pb.PingReply())
+        return KnownPeer(record, encoded, address, 0.05, 0.0, PingReply())
 
 
 class View(SwarmView):

@@ -19,12 +19,14 @@ from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.errors import SwarmError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
-from blockswarm.proto.network.transport import Dialer, translated_grpc_errors
-from blockswarm.proto.wire.frames import WireStep, encode_step
+from blockswarm.proto.network.streams import translated_grpc_errors
+from blockswarm.proto.network.transport import Dialer
+from blockswarm.proto.wire.frames import WireStep
 from blockswarm.proto.wire.handshake import Grant, sign_capability, sign_hello
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.swarm import BlockRange
 from support.processes import peer_processes
+from support.raw_peer import RawStub, signed_message, step_message
 from support.tiny_models import write_tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
@@ -61,6 +63,10 @@ class Attacker:
     identity: Identity = field(default_factory=Identity.generate)
     dialer: Dialer = field(default_factory=Dialer)
 
+    @property
+    def stub(self) -> RawStub:
+        return RawStub(self.dialer.stub(self.victim).channel)
+
     def opening(self, kv_tokens: int, **fields: object) -> pb.Open:
         session_id, now = self.rng.randbytes(16), time.time()
         grant = Grant(
@@ -69,11 +75,12 @@ class Attacker:
             expires_at_seconds=now + 600, model_digest=self.model_digest,
         )  # fmt: skip
         hello = sign_hello(self.identity, self.victim.peer, session_id, now, None)
-        return pb.Open(hello=hello, capability=sign_capability(self.identity, grant), **fields)
+        capability = signed_message(sign_capability(self.identity, grant))
+        return pb.Open(hello=signed_message(hello), capability=capability, **fields)
 
     async def session(self, frames: Iterator[pb.ClientFrame], opening: pb.Open) -> None:
         """Open a session and send `frames` as fast as they are taken; ends when the peer ends it, or after seconds."""
-        call = self.dialer.stub(self.victim).session()
+        call = self.stub.session()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.rng.uniform(0.5, 8)):
                 with translated_grpc_errors("victim"):
@@ -122,12 +129,12 @@ class Attacker:
         """Names that nobody has."""
         hello = sign_hello(self.identity, self.victim.peer, self.rng.randbytes(16), time.time(), None)
         with translated_grpc_errors("victim"):
-            request = pb.LookupRequest(key=self.rng.randbytes(64).hex(), hello=hello)
-            await self.dialer.stub(self.victim).lookup(request, timeout=5)
+            request = pb.LookupRequest(key=self.rng.randbytes(64).hex(), hello=signed_message(hello))
+            await self.stub.lookup(request, timeout=5)
 
     def step(self, seq: int, tokens: int, whole: bool = True, value: float = 0.5) -> pb.ClientFrame:
         data = torch.full((tokens * HIDDEN,), value).numpy().tobytes()
-        head, _ = encode_step(WireStep(1, seq, StepPlan((RowSlice(0, 0, tokens, 0),)), data, 0, 30.0))
+        head = step_message(WireStep(1, seq, StepPlan((RowSlice(0, 0, tokens, 0),)), data, 0, 30.0))
         if not whole:
             head.data = head.data[: len(head.data) // 2]
         return pb.ClientFrame(step=head)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..directory import MAX_RECORDS_PER_KEY
+from ...wire.messages.limits import MAX_RECORDS_PER_KEY
 from .shim import DHTLocalStorage
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from blockswarm.client.chain.hop import HopStream
 from blockswarm.client.chain.machine import events as ev
-from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.errors import RemoteProtocolError, SessionLost, SwarmError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
-from blockswarm.proto.wire.frames import StepReader
+from blockswarm.proto.wire.frames import ChunkFrame, StepReader
+from blockswarm.proto.wire.messages.opening import OpenFrame, Signed
+from blockswarm.proto.wire.messages.streams import ClientFrame
 from blockswarm.routing.swarm import BlockRange
 
 
@@ -29,7 +30,7 @@ class Call:
             raise self.said
         return self.said
 
-    async def write(self, frame: pb.ClientFrame) -> None:
+    async def write(self, frame: ClientFrame) -> None:
         pass
 
     def cancel(self) -> None:
@@ -37,9 +38,10 @@ class Call:
 
 
 @pytest.mark.parametrize(("said", "reason"), [
-    (None, SessionLost),  # gRPC's word for a frame that it cannot parse, and for the end of a stream
+    (None, SessionLost),  # the end of the stream
+    (RemoteProtocolError("a PeerFrame is not readable"), RemoteProtocolError),
     (ValueError("no such thing"), RemoteProtocolError),
-    (pb.PeerFrame(chunk=pb.Chunk(data=b"123")), SwarmError),  # a part of nothing
+    (ChunkFrame(b"123"), SwarmError),  # a part of nothing
 ])  # fmt: skip
 def test_an_error_of_any_class_fails_the_hop(said: Any, reason: type[SwarmError]) -> None:
     """Else the session would wait for its answer until the stall is detected, and not know why."""
@@ -56,7 +58,7 @@ def test_an_error_of_any_class_fails_the_hop(said: Any, reason: type[SwarmError]
         choice = ev.HopChoice(PeerAddress(Identity.generate().peer_id, "h:1"), BlockRange(0, 4), b"")
         stream = HopStream(ev.HopId(7), choice, StepReader(4, answers=True), tell, lambda step: None)
         call = Call(said)
-        stream.open(SimpleNamespace(session=lambda: call), pb.Open())  # type: ignore[arg-type]
+        stream.open(SimpleNamespace(session=lambda: call), OpenFrame(Signed(), Signed()))  # type: ignore[arg-type]
         async with asyncio.timeout(10):
             await told.wait()
             await stream.ended()

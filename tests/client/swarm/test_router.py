@@ -12,10 +12,10 @@ from blockswarm.client.swarm.bans import Bans
 from blockswarm.client.swarm.router import ViewRouter
 from blockswarm.client.swarm.view import KnownPeer, SwarmView
 from blockswarm.client.timing import ClientTiming
-from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.errors import NoChainError, PeerBusy, PeerUnavailable, SwarmError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
+from blockswarm.proto.wire.messages.calls import PingReply
 from blockswarm.routing.swarm import (
     BlockRange,
     ComputeCost,
@@ -128,7 +128,7 @@ class Clock:
 
 def known(spec: PeerSpec, offset_seconds: float = 0.0) -> KnownPeer:
     record = SimpleNamespace(spec=spec, incarnation=1)
-    return KnownPeer(record, b"", PeerAddress(spec.id, "h:1"), 0.05, offset_seconds, pb.PingReply())  # type: ignore[arg-type]
+    return KnownPeer(record, b"", PeerAddress(spec.id, "h:1"), 0.05, offset_seconds, PingReply())  # type: ignore[arg-type]
 
 
 def test_a_peer_that_refused_is_full_until_it_said_and_then_as_announced() -> None:

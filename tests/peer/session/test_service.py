@@ -16,12 +16,13 @@ from blockswarm.peer.engine.engine import Engine, SessionKv
 from blockswarm.peer.engine.load import load_stage
 from blockswarm.peer.session.replay_store import ReplayStore
 from blockswarm.peer.session.service import PeerParts, PeerService
-from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.proto.network.address import PeerAddress
-from blockswarm.proto.wire.frames import WireStep, encode_step
+from blockswarm.proto.wire.frames import StepFrame, WireStep, cut_step
 from blockswarm.proto.wire.handshake import Grant, HelloChecker, sign_capability, sign_hello
+from blockswarm.proto.wire.messages.opening import OpenedFrame, OpenFrame, QueuedFrame
+from blockswarm.proto.wire.messages.session import CloseFrame
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.admit.table import SessionTable
 from blockswarm.routing.swarm import BlockRange
@@ -82,8 +83,7 @@ class World:
         hello = sign_hello(client, me, grant.session_id, time.time(), None)
         capability = sign_capability(client, grant)
         call = self.net.dialer(CLIENT).stub(PeerAddress(me, "10.0.0.1:1")).session()
-        opening = pb.Open(hello=hello, capability=capability, wait=wait, wait_seconds=60.0 if wait else 0.0)
-        await call.write(pb.ClientFrame(open=opening))
+        await call.write(OpenFrame(hello, capability, wait_seconds=60.0 if wait else 0.0))
         return call
 
     def close(self) -> None:
@@ -111,21 +111,17 @@ def run(work: Any) -> None:
     asyncio.run(bounded())
 
 
-async def kind_of_next(call: MemoryCall) -> str:
-    return str((await call.read()).WhichOneof("kind"))
-
-
 async def take_a_step(call: MemoryCall) -> None:
     plan = StepPlan((RowSlice(0, 0, 1, 1),))
-    head, _ = encode_step(WireStep(1, 1, plan, torch.zeros(1, HIDDEN).numpy().tobytes(), 0, 10.0))
-    await call.write(pb.ClientFrame(step=head))
-    assert await kind_of_next(call) == "step"
+    (head,) = cut_step(WireStep(1, 1, plan, torch.zeros(1, HIDDEN).numpy().tobytes(), 0, 10.0))
+    await call.write(head)
+    assert isinstance(await call.read(), StepFrame)
 
 
 async def close_and_break(world: World, call: MemoryCall) -> None:
     """The client closes as it should, and its stream breaks while the peer clears the session away."""
     before = world.engine.releasing
-    await call.write(pb.ClientFrame(close=pb.Close()))
+    await call.write(CloseFrame())
     await until(lambda: world.engine.releasing > before)
     call.break_with("the client is gone")
 
@@ -143,12 +139,12 @@ async def break_twice(world: World, call: MemoryCall) -> None:
 def test_room_is_handed_on_only_after_the_engine_has_freed_the_cache(world: World, leave: Any) -> None:
     async def scenario() -> None:
         first = await world.open(1)
-        assert await kind_of_next(first) == "opened"
+        assert isinstance(await first.read(), OpenedFrame)
         await take_a_step(first)
         reserved = world.engine.pool.reserved_bytes
         assert reserved == world.engine.pool.capacity_bytes
         second = await world.open(2, wait=True)
-        assert await kind_of_next(second) == "queued"
+        assert isinstance(await second.read(), QueuedFrame)
 
         busy = threading.Event()
         working = asyncio.create_task(world.engine.submit(lambda: busy.wait(30)))
@@ -163,10 +159,10 @@ def test_room_is_handed_on_only_after_the_engine_has_freed_the_cache(world: Worl
         assert not idle.done()
 
         busy.set()
-        assert await kind_of_next(second) == "opened"
+        assert isinstance(await second.read(), OpenedFrame)
         assert world.engine.pool.reserved_bytes == 0
         await working
-        await second.write(pb.ClientFrame(close=pb.Close()))
+        await second.write(CloseFrame())
         await idle
         assert world.table.kv_token_blocks_free == world.table.kv_token_blocks_total
 

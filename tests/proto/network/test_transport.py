@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.errors import AuthenticationError, PeerUnavailable, UsageError, WrongSwarm
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import HostPort, PeerAddress, RelayedAddress
@@ -20,6 +19,7 @@ from blockswarm.proto.network.transport import (
     serve,
 )
 from blockswarm.proto.wire.handshake import PROTOCOL_VERSION
+from blockswarm.proto.wire.messages.calls import PingReply, PingRequest
 from blockswarm.proto.wire.timing import LEAF_LIFETIME_SECONDS
 
 DAY = 86400.0
@@ -33,9 +33,9 @@ async def _unused(*args: Any) -> Any:
 async def server(
     identity: Identity, clock: Callable[[], float] = time.time, protocol: int = PROTOCOL_VERSION
 ) -> AsyncIterator[PeerAddress]:
-    async def answer(request: pb.PingRequest, context: Any) -> pb.PingReply:
+    async def answer(request: PingRequest) -> PingReply:
         assert request.protocol == PROTOCOL_VERSION
-        return pb.PingReply(clock=clock(), peer_id=identity.peer_id, protocol=protocol)
+        return PingReply(clock=clock(), peer_id=identity.peer_id, protocol=protocol)
 
     running, port = await serve(identity, Handlers(_unused, _unused, _unused, answer), "127.0.0.1", 0, clock)
     try:

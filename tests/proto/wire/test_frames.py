@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import pytest
-from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.errors import RemoteProtocolError
 from blockswarm.proto.wire.frames import (
     CHUNK_BYTES,
-    MAX_STEP_TOKENS,
+    SMALLEST_PART_BYTES,
+    Assembly,
+    ChunkFrame,
     HopTiming,
     Rebuild,
+    StepFrame,
     StepReader,
     WireStep,
-    encode_step,
+    cut_step,
     replay_steps,
 )
 from blockswarm.proto.wire.replay import ReplayBuffer
@@ -24,11 +29,11 @@ from hypothesis import strategies as st
 TOKEN_BYTES = 1000
 
 
-def read(reader: StepReader, head: pb.Step, chunks: list[pb.Chunk]) -> WireStep | None:
-    step = reader.step(pb.Step.FromString(head.SerializeToString()))
-    for chunk in chunks:
+def read(reader: StepReader, frames: Iterable[StepFrame | ChunkFrame]) -> WireStep | None:
+    step = None
+    for frame in frames:
         assert step is None
-        step = reader.chunk(pb.Chunk.FromString(chunk.SerializeToString()))
+        step = reader.step(frame) if isinstance(frame, StepFrame) else reader.chunk(frame)
     return step
 
 
@@ -59,88 +64,47 @@ def steps(draw: st.DrawFn) -> WireStep:
 @pytest.mark.long
 @given(steps())
 def test_a_step_arrives_as_it_was_sent(step: WireStep) -> None:
-    head, chunks = encode_step(step)
-    assert all(len(chunk.data) <= CHUNK_BYTES for chunk in chunks)
-    assert head.ByteSize() < CHUNK_BYTES + 4096
-    assert read(StepReader(TOKEN_BYTES), head, chunks) == step
+    frames = list(cut_step(step))
+    assert all(len(frame.step.data if isinstance(frame, StepFrame) else frame.data) <= CHUNK_BYTES for frame in frames)
+    assert read(StepReader(TOKEN_BYTES), frames) == step
 
 
-def one_step(**changes: object) -> pb.Step:
-    head, _ = encode_step(WireStep(1, 1, StepPlan((RowSlice(0, 0, 2, 1),)), bytes(2 * TOKEN_BYTES), 0, 1.0))
-    for name, value in changes.items():
-        setattr(head, name, value)
-    return head
+STEP = WireStep(1, 1, StepPlan((RowSlice(0, 0, 2, 1),)), bytes(2 * TOKEN_BYTES), 0, 1.0)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"total_bytes": 2 * TOKEN_BYTES - 1},
-        {"total_bytes": 1 << 60},
-        {"timeout_seconds": 0.0},
-        {"timeout_seconds": float("nan")},
-        {"timeout_seconds": 1e9},
-    ],
-)
-def test_impossible_steps_are_refused(changes: dict[str, object]) -> None:
-    with pytest.raises(RemoteProtocolError):
-        StepReader(TOKEN_BYTES).step(one_step(**changes))
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [],
-        [(0, 0, 1, 1), (0, 0, 1, 1)],
-        [(1, 0, 1, 1), (0, 0, 1, 1)],
-        [(0, 0, 1, 2)],
-        [(0, 1 << 31, 1, 1)],
-        [(0, 0, 0, 0)],
-        [(0, 0, MAX_STEP_TOKENS + 1, 0)],
-    ],
-)
-def test_impossible_rows_are_refused(rows: list[tuple[int, int, int, int]]) -> None:
-    head = one_step(total_bytes=sum(count for _, _, count, _ in rows) * TOKEN_BYTES)
-    del head.rows[:]
-    head.rows.extend(pb.RowSlice(row=r, start=s, count=c, answers=a) for r, s, c, a in rows)
-    with pytest.raises(RemoteProtocolError):
-        StepReader(TOKEN_BYTES).step(head)
-
-
-def begun(adopted: list[int]) -> pb.Step:
-    head = one_step()
-    head.adopted_tokens.extend(adopted)
-    return head
-
-
-@pytest.mark.parametrize("adopted", [[1] * 1025, [1 << 31]])
-def test_impossible_beginnings_are_refused(adopted: list[int]) -> None:
-    with pytest.raises(RemoteProtocolError, match="begins"):
-        StepReader(TOKEN_BYTES).step(begun(adopted))
-
-
-def test_a_rebuild_adopts_nothing() -> None:
-    head = begun([5])
-    head.rebuild.next_seq = 1
-    with pytest.raises(RemoteProtocolError, match="every token"):
-        StepReader(TOKEN_BYTES).step(head)
+@pytest.mark.parametrize("total_bytes", [2 * TOKEN_BYTES - 1, 1 << 60])
+def test_a_tensor_of_the_wrong_size_is_refused_before_it_comes(total_bytes: int) -> None:
+    with pytest.raises(RemoteProtocolError, match="a step of 2 tokens"):
+        StepReader(TOKEN_BYTES).step(StepFrame(replace(STEP, data=b""), total_bytes))
 
 
 def test_chunks_belong_to_one_step_and_end_with_it() -> None:
-    half = one_step(data=bytes(TOKEN_BYTES))
+    half = StepFrame(replace(STEP, data=bytes(TOKEN_BYTES)), 2 * TOKEN_BYTES)
     reader = StepReader(TOKEN_BYTES)
     with pytest.raises(RemoteProtocolError, match="belongs to no step"):
-        reader.chunk(pb.Chunk(data=b"x"))
+        reader.chunk(ChunkFrame(b"x"))
     assert reader.step(half) is None
     with pytest.raises(RemoteProtocolError, match="inside another"):
         reader.step(half)
     with pytest.raises(RemoteProtocolError, match="more bytes"):
-        reader.chunk(pb.Chunk(data=bytes(TOKEN_BYTES + 1)))
+        reader.chunk(ChunkFrame(bytes(TOKEN_BYTES + 1)))
+
+
+def test_a_tensor_in_crumbs_is_refused() -> None:
+    """Each part costs memory beside its bytes: a step of 128 MB in single bytes would take gigabytes."""
+    total_bytes = 10 * SMALLEST_PART_BYTES
+    assembly = Assembly(total_bytes)
+    for _ in range(12):
+        assert assembly.take(b"x") is None
+    with pytest.raises(RemoteProtocolError, match="too small"):
+        assembly.take(b"x")
+    assembly = Assembly(total_bytes)
+    parts = [bytes([number]) * SMALLEST_PART_BYTES for number in range(10)]
+    assert [assembly.take(part) for part in parts] == [None] * 9 + [b"".join(parts)]
 
 
 def test_an_answer_has_the_bytes_of_what_was_asked_for() -> None:
-    reader = StepReader(TOKEN_BYTES, answers=True)
-    answer = reader.step(one_step(total_bytes=TOKEN_BYTES, data=bytes(TOKEN_BYTES)))
+    answer = StepReader(TOKEN_BYTES, answers=True).step(StepFrame(replace(STEP, data=bytes(TOKEN_BYTES)), TOKEN_BYTES))
     assert answer is not None
     assert len(answer.data) == TOKEN_BYTES
 

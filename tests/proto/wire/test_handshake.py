@@ -26,6 +26,7 @@ from blockswarm.proto.wire.handshake import (
     sign_capability,
     sign_hello,
 )
+from blockswarm.proto.wire.messages.opening import Signed
 from blockswarm.proto.wire.timing import HELLO_CLOCK_SKEW_SECONDS
 from blockswarm.routing.swarm import BlockRange
 
@@ -51,19 +52,24 @@ def test_a_hello_for_another_peer_is_refused() -> None:
         checker().check(sign_hello(CLIENT, OTHER.peer_id, SESSION, NOW, None))
 
 
-@pytest.mark.parametrize("offset", [-HELLO_CLOCK_SKEW_SECONDS - 1, HELLO_CLOCK_SKEW_SECONDS + 1, float("nan")])
+@pytest.mark.parametrize("offset", [-HELLO_CLOCK_SKEW_SECONDS - 1, HELLO_CLOCK_SKEW_SECONDS + 1])
 def test_a_hello_of_another_time_is_a_clock_problem(offset: float) -> None:
     with pytest.raises(ClockSkew):
         checker().check(sign_hello(CLIENT, PEER.peer_id, SESSION, NOW + offset, None))
 
 
+def test_a_hello_of_no_time_is_refused() -> None:
+    with pytest.raises(RemoteProtocolError):
+        checker().check(sign_hello(CLIENT, PEER.peer_id, SESSION, float("nan"), None))
+
+
 def test_a_changed_or_foreign_hello_is_refused() -> None:
     hello = sign_hello(CLIENT, PEER.peer_id, SESSION, NOW, None)
     for forged in (
-        pb.Signed(payload=hello.payload + b"\0", signer=hello.signer, signature=hello.signature),
-        pb.Signed(payload=hello.payload, signer=OTHER.peer_id, signature=hello.signature),
-        pb.Signed(payload=hello.payload, signer="nobody", signature=hello.signature),
-        pb.Signed(),
+        Signed(payload=hello.payload + b"\0", signer=hello.signer, signature=hello.signature),
+        Signed(payload=hello.payload, signer=OTHER.peer_id, signature=hello.signature),
+        Signed(payload=hello.payload, signer="nobody", signature=hello.signature),
+        Signed(),
     ):
         with pytest.raises(SwarmError):
             checker().check(forged)
@@ -81,7 +87,7 @@ def test_a_private_swarm_wants_its_key_or_a_known_id() -> None:
 def test_another_protocol_is_another_swarm() -> None:
     payload = pb.Hello(peer_id=PEER.peer_id, protocol=99).SerializeToString()
     signature = CLIENT.sign(b"blockswarm-hello-1\0" + payload)
-    signed = pb.Signed(payload=payload, signer=CLIENT.peer_id, signature=signature)
+    signed = Signed(payload=payload, signer=CLIENT.peer_id, signature=signature)
     for check_version in (checker().check, check_protocol_of):
         with pytest.raises(WrongSwarm, match=rf"protocol {PROTOCOL_VERSION} .* 99\b"):
             check_version(signed)
@@ -103,7 +109,7 @@ GRANT = Grant(
 )  # fmt: skip
 
 
-def check(signed: pb.Signed) -> Grant:
+def check(signed: Signed) -> Grant:
     return check_capability(
         signed, client=CLIENT.peer_id, session_id=SESSION, me=PEER.peer_id, model_digest="aa", max_rows=16, now=NOW
     )
@@ -120,7 +126,7 @@ def test_a_capability_says_exactly_what_the_client_granted() -> None:
         ({"session_id": bytes(16)}, AuthenticationError),
         ({"expires_at_seconds": NOW - 1}, AuthenticationError),
         ({"expires_at_seconds": NOW + 1e9}, AuthenticationError),
-        ({"expires_at_seconds": float("nan")}, AuthenticationError),
+        ({"expires_at_seconds": float("nan")}, RemoteProtocolError),
         ({"model_digest": "bb"}, ModelMismatch),
         ({"kv_tokens": 0}, RemoteProtocolError),
         ({"kv_tokens": 1 << 40}, RemoteProtocolError),
@@ -137,7 +143,5 @@ def test_what_a_capability_must_not_say(changes: dict[str, object], error: type[
 def test_only_the_client_of_the_session_can_grant() -> None:
     with pytest.raises(AuthenticationError):
         check(sign_capability(OTHER, GRANT))
-    forged = sign_capability(OTHER, GRANT)
-    forged.signer = CLIENT.peer_id
     with pytest.raises(AuthenticationError):
-        check(forged)
+        check(dataclasses.replace(sign_capability(OTHER, GRANT), signer=CLIENT.peer_id))

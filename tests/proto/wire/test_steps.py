@@ -48,6 +48,14 @@ def test_a_plan_that_makes_no_sense_is_refused(wrong: StepPlan) -> None:
         validate_plan(wrong)
 
 
+def test_a_plan_that_rebuilds_may_be_empty_and_computes_every_token() -> None:
+    validate_plan(plan(), rebuilds=True)
+    validate_plan(plan((0, 3, 0, 0)), rebuilds=True)
+    for wrong in (plan((0, 0, 1, 0), adopted=(1,)), plan((0, 0, 1, 0), (0, 1, 1, 0)), plan((0, MAX_POSITIONS, 1, 0))):
+        with pytest.raises(RemoteProtocolError):
+            validate_plan(wrong, rebuilds=True)
+
+
 def test_the_largest_plan_is_accepted() -> None:
     rows = ((row, 0, 1, 1) for row in range(MAX_ROWS - 1))
     validate_plan(plan(*rows, (MAX_ROWS - 1, MAX_POSITIONS - 1, 1, 0), source_rows=(0,) * MAX_ROWS))

@@ -1,0 +1,120 @@
+"""The other frames of an open session: changes of the chain, questions and failures, and moving an attention cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ... import swarm_pb2 as pb
+from ...errors import RemoteProtocolError, SwarmError, from_wire, to_wire
+from .codec import Codec, by_name
+from .opening import SIGNED, PackedDigests, Signed, pack_prefixes, unpack_prefixes
+
+
+@dataclass(frozen=True, slots=True)
+class RerouteFrame:
+    """The chain changed: new neighbours, higher epoch. Steps of older epochs are dropped from here on."""
+
+    capability: Signed
+    successor_record: bytes = b""
+    relay: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReroutedFrame:
+    """The peer has its new neighbours."""
+
+    epoch: int
+    applied_seq: int
+    buffer_complete: bool
+    """The replay buffer holds every position."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFrame:
+    """Where is the session?"""
+
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatusFrame:
+    """Where the session is."""
+
+    nonce: int
+    epoch: int
+    received_seq: int
+    applied_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class FailureFrame:
+    """An error of `proto/errors.py`, as a number and a text."""
+
+    code: int
+    message: str
+    epoch: int = 0
+    seq: int = 0
+
+    @classmethod
+    def of(cls, error: SwarmError, epoch: int = 0, seq: int = 0) -> FailureFrame:
+        return cls(*to_wire(error), epoch, seq)
+
+    @property
+    def error(self) -> SwarmError:
+        """The error, as seen from this side."""
+        return from_wire(self.code, self.message)
+
+
+@dataclass(frozen=True, slots=True)
+class KvExportFrame:
+    """Send the attention cache of the session."""
+
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class KvStateFrame:
+    """The attention cache of a session begins: sent on request, or given to a peer that takes the session over."""
+
+    applied_seq: int
+    lengths: tuple[int, ...]
+    """Per row."""
+    total_bytes: int
+    """The size of the safetensors data, over this frame and the chunks that follow."""
+    data: bytes
+    timeout_seconds: float = 0.0
+    """Time left for the transfer when the cache is given to a peer."""
+
+
+@dataclass(frozen=True, slots=True)
+class RememberFrame:
+    """Keep the attention cache of these beginnings of rows for later sessions of the same client."""
+
+    prefixes: tuple[PackedDigests, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CloseFrame:
+    """The session is over."""
+
+
+def _unpack_kv_import(message: pb.KvState) -> KvStateFrame:
+    if not message.timeout_seconds > 0:
+        raise RemoteProtocolError("the transfer of an attention cache has an impossible deadline")
+    return KV_STATE.unpack(message)
+
+
+REROUTE = by_name(pb.Reroute, RerouteFrame, capability=SIGNED)
+REROUTED = by_name(pb.Rerouted, ReroutedFrame)
+PROBE = by_name(pb.Probe, ProbeFrame)
+STATUS = by_name(pb.Status, StatusFrame)
+FAILURE = by_name(pb.Failure, FailureFrame)
+KV_EXPORT = by_name(pb.KvExport, KvExportFrame)
+KV_STATE = by_name(pb.KvState, KvStateFrame)
+KV_IMPORT = Codec(pb.KvState, KV_STATE.pack, _unpack_kv_import)
+REMEMBER = Codec(
+    pb.Remember,
+    lambda wish: pb.Remember(prefixes=pack_prefixes(wish.prefixes)),
+    lambda message: RememberFrame(unpack_prefixes(message.prefixes)),
+)
+CLOSE = by_name(pb.Close, CloseFrame)

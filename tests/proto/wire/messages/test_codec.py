@@ -1,0 +1,392 @@
+"""Every message of the protocol: values arrive as they were sent, and nothing else comes in, whatever the bytes."""
+
+from __future__ import annotations
+
+import random
+import time
+import tracemalloc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from blockswarm.proto import swarm_pb2 as pb
+from blockswarm.proto.errors import RemoteProtocolError
+from blockswarm.proto.wire.frames import (
+    CHUNK_BYTES,
+    MAX_STEP_TOKENS,
+    ChunkFrame,
+    HopTiming,
+    Rebuild,
+    StepFrame,
+    WireStep,
+)
+from blockswarm.proto.wire.messages.calls import (
+    LOOKUP_REPLY,
+    LOOKUP_REQUEST,
+    PING_REPLY,
+    PING_REQUEST,
+    LookupReply,
+    LookupRequest,
+    PingReply,
+    PingRequest,
+)
+from blockswarm.proto.wire.messages.codec import Codec
+from blockswarm.proto.wire.messages.limits import MAX_FRAME_BYTES, MAX_RECORD_BYTES, MAX_RECORDS_PER_KEY
+from blockswarm.proto.wire.messages.opening import (
+    SIGNED,
+    OpenedFrame,
+    OpenFrame,
+    PushOpenFrame,
+    PushReadyFrame,
+    QueuedFrame,
+    Signed,
+)
+from blockswarm.proto.wire.messages.session import (
+    CloseFrame,
+    FailureFrame,
+    KvExportFrame,
+    KvStateFrame,
+    ProbeFrame,
+    RememberFrame,
+    ReroutedFrame,
+    RerouteFrame,
+    StatusFrame,
+)
+from blockswarm.proto.wire.messages.steps import RebuiltFrame, ReplayFrame
+from blockswarm.proto.wire.messages.streams import CLIENT_FRAME, PEER_FRAME, PUSH_FRAME, PUSH_REPLY, UnknownFrame
+from blockswarm.proto.wire.prefixes import DIGEST_BYTES
+from blockswarm.proto.wire.steps import MAX_POSITIONS, MAX_ROWS, RowSlice, StepPlan
+from blockswarm.proto.wire.timing import MAX_STEP_SECONDS, MAX_TRANSFER_SECONDS
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+DECODE_SECONDS = 1.0
+"""For a hostile frame of the largest size, on a busy machine; it takes some hundredths."""
+DECODE_BYTES = 8 << 20
+"""Memory of Python objects meanwhile; a frame has a megabyte."""
+
+# --- values that make sense ---
+
+uint32 = st.integers(0, 2**32 - 1)
+uint64 = st.integers(0, 2**64 - 1)
+texts = st.text(max_size=20)
+peer_ids = st.text("123abc", max_size=64)
+moments = st.floats(-1e12, 1e12)
+durations = st.floats(0, 1e12)
+step_seconds = st.floats(0, MAX_STEP_SECONDS, exclude_min=True)
+transfer_seconds = st.floats(0, MAX_TRANSFER_SECONDS, exclude_min=True)
+lengths = st.lists(st.integers(0, MAX_POSITIONS), max_size=5).map(tuple)
+signed = st.builds(Signed, st.binary(max_size=1024), peer_ids, st.binary(max_size=64))
+records = st.binary(max_size=100)
+prefixes = st.lists(st.integers(0, 3).map(lambda pages: bytes(range(DIGEST_BYTES)) * pages), max_size=3).map(tuple)
+marks = st.builds(Rebuild, peer_ids, st.integers(1, 2**64 - 1), st.booleans(), st.booleans(), st.booleans())
+timings = st.builds(HopTiming, peer_ids, moments, moments, moments)
+failures = st.builds(FailureFrame, uint32, texts, uint64, uint64)
+
+
+@st.composite
+def plans(draw: st.DrawFn, rebuilds: bool) -> StepPlan:
+    rows, row = [], -1
+    for _ in range(draw(st.integers(0, 4))):
+        row += draw(st.integers(1, 3))
+        count = draw(st.integers(0, 900))
+        rows.append(RowSlice(row, draw(st.integers(0, 5000)), count, draw(st.integers(0, count))))
+    if not rebuilds:
+        rows.append(RowSlice(row + 1, 0, 1, 1))
+    source = draw(st.none() | st.lists(uint32, max_size=5).map(tuple))
+    return StepPlan(tuple(rows), source, () if rebuilds else draw(lengths))
+
+
+@st.composite
+def heads(draw: st.DrawFn) -> StepFrame:
+    mark = draw(st.none() | marks)
+    step = WireStep(
+        draw(uint64), draw(uint64), draw(plans(mark is not None)), draw(st.binary(max_size=50)), draw(uint64),
+        draw(step_seconds), tuple(draw(st.lists(timings, max_size=3))), mark,
+    )  # fmt: skip
+    return StepFrame(step, draw(uint64))
+
+
+chunks = st.builds(ChunkFrame, st.binary(min_size=1, max_size=50))
+VALUES: dict[str, tuple[Codec[Any], st.SearchStrategy[Any]]] = {
+    "Signed": (SIGNED, signed),
+    "Open": (
+        CLIENT_FRAME,
+        st.builds(OpenFrame, signed, signed, records, st.booleans(), st.just(0.0) | durations, prefixes),
+    ),
+    "Step from a client": (CLIENT_FRAME, heads()),
+    "Step from a peer": (PEER_FRAME, heads()),
+    "Step from a predecessor": (PUSH_FRAME, heads()),
+    "Chunk from a client": (CLIENT_FRAME, chunks),
+    "Chunk from a peer": (PEER_FRAME, chunks),
+    "Chunk from a predecessor": (PUSH_FRAME, chunks),
+    "Reroute": (CLIENT_FRAME, st.builds(RerouteFrame, signed, records, st.booleans())),
+    "Replay": (CLIENT_FRAME, st.builds(ReplayFrame, uint64, lengths, marks, step_seconds)),
+    "Probe": (CLIENT_FRAME, st.builds(ProbeFrame, uint64)),
+    "KvExport": (CLIENT_FRAME, st.builds(KvExportFrame, transfer_seconds)),
+    "KvState to a peer": (
+        CLIENT_FRAME,
+        st.builds(KvStateFrame, uint64, lengths, uint64, st.binary(max_size=50), transfer_seconds),
+    ),
+    "KvState from a peer": (PEER_FRAME, st.builds(KvStateFrame, uint64, lengths, uint64, st.binary(max_size=50))),
+    "Close": (CLIENT_FRAME, st.just(CloseFrame())),
+    "Remember": (CLIENT_FRAME, st.builds(RememberFrame, prefixes)),
+    "Opened": (PEER_FRAME, st.builds(OpenedFrame, uint32, uint64, lengths)),
+    "Rerouted": (PEER_FRAME, st.builds(ReroutedFrame, uint64, uint64, st.booleans())),
+    "Rebuilt": (PEER_FRAME, st.builds(RebuiltFrame, uint64, uint64)),
+    "Status": (PEER_FRAME, st.builds(StatusFrame, uint64, uint64, uint64, uint64)),
+    "Failure": (PEER_FRAME, failures),
+    "Queued": (PEER_FRAME, st.builds(QueuedFrame, uint32, durations)),
+    "PushOpen": (PUSH_FRAME, st.builds(PushOpenFrame, signed)),
+    "PushReady": (PUSH_REPLY, st.just(PushReadyFrame())),
+    "Failure of a push": (PUSH_REPLY, failures),
+    "LookupRequest": (LOOKUP_REQUEST, st.builds(LookupRequest, texts, signed)),
+    "LookupReply": (LOOKUP_REPLY, st.builds(LookupReply, st.lists(records, max_size=5).map(tuple))),
+    "PingRequest": (PING_REQUEST, st.builds(PingRequest, uint32, st.binary(max_size=50))),
+    "PingReply": (
+        PING_REPLY,
+        st.builds(
+            PingReply, clock=moments, peer_id=peer_ids, protocol=uint32, model_digest=peer_ids, model_name=texts,
+            steps_pushed=uint64, steps_relayed=uint64, steps_answered=uint64, rebuilt_tokens=uint64, sessions=uint32,
+            queued=uint32, kv_tokens_free=uint64, replay_bytes=uint64,
+            dht_addresses=st.lists(texts, max_size=3).map(tuple),
+        ),
+    ),
+}  # fmt: skip
+"""Every message in every place where it may come, and values that it may have there."""
+FRAMES = {
+    "ClientFrame": CLIENT_FRAME, "PeerFrame": PEER_FRAME, "PushFrame": PUSH_FRAME, "PushReply": PUSH_REPLY,
+    "LookupRequest": LOOKUP_REQUEST, "LookupReply": LOOKUP_REPLY, "PingRequest": PING_REQUEST, "PingReply": PING_REPLY,
+}  # fmt: skip
+
+
+def test_every_kind_of_frame_is_among_the_values() -> None:
+    """From the stubs, not from our codecs."""
+    kinds = [
+        (frame, field.name)
+        for frame in ("ClientFrame", "PeerFrame", "PushFrame", "PushReply")
+        for field in pb.DESCRIPTOR.message_types_by_name[frame].fields
+    ]
+    assert len(kinds) == len([codec for codec, _ in VALUES.values() if codec in list(FRAMES.values())[:4]])
+
+
+@pytest.mark.parametrize("name", VALUES)
+@settings(max_examples=30)
+@given(data=st.data())
+def test_a_value_arrives_as_it_was_sent(name: str, data: st.DataObject) -> None:
+    codec, values = VALUES[name]
+    value = data.draw(values)
+    assert codec.decode(codec.encode(value)) == value
+
+
+# --- bytes that make none ---
+
+
+def decoded_or_refused(codec: Codec[Any], data: bytes) -> None:
+    """The codec finds a value, one that it would find again, or raises RemoteProtocolError."""
+    try:
+        value = codec.decode(data)
+    except RemoteProtocolError:
+        return
+    if not isinstance(value, UnknownFrame):
+        assert codec.decode(codec.encode(value)) == value
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+@given(data=st.binary(max_size=300))
+def test_arbitrary_bytes(frame: str, data: bytes) -> None:
+    decoded_or_refused(FRAMES[frame], data)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", VALUES)
+@settings(max_examples=50)
+@given(data=st.data(), seed=st.integers(0, 2**32))
+def test_a_value_with_some_bytes_changed(name: str, data: st.DataObject, seed: int) -> None:
+    codec, values = VALUES[name]
+    changed, rng = bytearray(codec.encode(data.draw(values))), random.Random(seed)
+    for _ in range(rng.randint(1, 4)):
+        position = rng.randrange(len(changed) + 1)
+        match rng.randrange(3):
+            case 0:
+                changed[position : position + 1] = rng.randbytes(1)
+            case 1:
+                changed[position:position] = rng.randbytes(rng.randint(1, 8))
+            case _:
+                del changed[position : position + rng.randint(1, 8)]
+    decoded_or_refused(codec, bytes(changed))
+
+
+def varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def delimited(number: int, data: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(data)) + data
+
+
+def floods(message: Descriptor, size: int) -> Iterator[tuple[str, bytes]]:
+    """For every field of a message, and of those in it: as much of it as fits into `size` bytes, in every form."""
+    yield "unknown fields", b"\xf8\x07\x00" * (size // 3)
+    for field in message.fields:
+        empty = delimited(field.number, b"")
+        match field.type:
+            case FieldDescriptor.TYPE_MESSAGE:
+                yield f"{field.name} empty", empty * (size // len(empty))
+                for name, inner in floods(field.message_type, size - 12):
+                    yield f"{field.name}.{name}", delimited(field.number, inner)
+            case FieldDescriptor.TYPE_STRING | FieldDescriptor.TYPE_BYTES:
+                yield f"{field.name} empty", empty * (size // len(empty))
+                yield f"{field.name} large", delimited(field.number, b"x" * (size - 12))
+            case FieldDescriptor.TYPE_DOUBLE:
+                yield f"{field.name} often", (varint(field.number << 3 | 1) + bytes(8)) * (size // 10)
+            case _:
+                yield f"{field.name} often", (varint(field.number << 3) + b"\0") * (size // 3)
+                yield f"{field.name} packed", delimited(field.number, b"\0" * (size - 12))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("frame", FRAMES)
+def test_floods_of_every_field(frame: str) -> None:
+    """Frames of the largest size, of millions of elements and of huge texts, are over soon and cost little memory."""
+    codec = FRAMES[frame]
+    for name, data in floods(codec.message.DESCRIPTOR, MAX_FRAME_BYTES):
+        assert len(data) <= MAX_FRAME_BYTES
+        tracemalloc.start()
+        started = time.perf_counter()
+        try:
+            codec.decode(data)
+        except RemoteProtocolError:
+            pass
+        finally:
+            took, (_, most) = time.perf_counter() - started, tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        assert took < DECODE_SECONDS, f"{name}: {took:.2f} s"
+        assert most < DECODE_BYTES, f"{name}: {most >> 20} MiB"
+
+
+@pytest.mark.parametrize("frame", set(FRAMES) - {"LookupReply"})
+def test_a_frame_that_is_too_large_is_not_even_parsed(frame: str) -> None:
+    with pytest.raises(RemoteProtocolError, match="at most"):
+        FRAMES[frame].decode(bytes(MAX_FRAME_BYTES + 1))
+
+
+# --- what each message must not say ---
+
+
+def step(**fields: Any) -> pb.ClientFrame:
+    return pb.ClientFrame(step=pb.Step(**{"rows": rows((0, 0, 1, 1)), "timeout_seconds": 1.0, "seq": 1, **fields}))
+
+
+def rows(*pieces: tuple[int, int, int, int]) -> list[pb.RowSlice]:
+    return [pb.RowSlice(row=row, start=start, count=count, answers=answers) for row, start, count, answers in pieces]
+
+
+def rebuild(**fields: Any) -> pb.Rebuild:
+    return pb.Rebuild(**{"next_seq": 1, **fields})
+
+
+def opening(**fields: Any) -> pb.ClientFrame:
+    return pb.ClientFrame(open=pb.Open(**fields))
+
+
+NAN, ENDLESS = float("nan"), float("inf")
+BAD_FRAMES: dict[str, pb.ClientFrame] = {
+    "no kind": pb.ClientFrame(),
+    "no rows": step(rows=[]),
+    "no tokens": step(rows=rows((0, 0, 0, 0))),
+    "a row twice": step(rows=rows((0, 0, 1, 1), (0, 0, 1, 1))),
+    "rows out of order": step(rows=rows((1, 0, 1, 1), (0, 0, 1, 1))),
+    "more answers than tokens": step(rows=rows((0, 0, 1, 2))),
+    "a position beyond all": step(rows=rows((0, 1 << 31, 1, 1))),
+    "more tokens than a step has": step(rows=rows((0, 0, MAX_STEP_TOKENS + 1, 0))),
+    "too many rows": step(rows=rows(*((row, 0, 1, 0) for row in range(MAX_ROWS + 1)))),
+    "too many source rows": step(permutes=True, source_rows=[0] * (MAX_ROWS + 1)),
+    "too many adopted rows": step(adopted_tokens=[1] * (MAX_ROWS + 1)),
+    "an adopted row beyond all": step(adopted_tokens=[MAX_POSITIONS + 1]),
+    "too many hops": step(timings=[pb.HopTiming()] * 257),
+    "a clock that is none": step(timings=[pb.HopTiming(started_at=NAN)]),
+    "a peer id without end": step(timings=[pb.HopTiming(peer_id="x" * 65)]),
+    "no time": step(timeout_seconds=0.0),
+    "negative time": step(timeout_seconds=-1.0),
+    "a time that is none": step(timeout_seconds=NAN),
+    "all the time": step(timeout_seconds=MAX_STEP_SECONDS + 1),
+    "more data than a frame carries": step(data=bytes(CHUNK_BYTES + 1)),
+    "a rebuild that adopts": step(rebuild=rebuild(), adopted_tokens=[5]),
+    "a rebuild with a row twice": step(rebuild=rebuild(), rows=rows((0, 0, 1, 0), (0, 0, 1, 0))),
+    "a rebuild with a position beyond all": step(rebuild=rebuild(), rows=rows((0, MAX_POSITIONS, 1, 0))),
+    "a rebuild with too many rows": step(rebuild=rebuild(), rows=rows(*((n, 0, 0, 0) for n in range(MAX_ROWS + 1)))),
+    "a rebuild to before the first step": step(rebuild=pb.Rebuild()),
+    "an empty chunk": pb.ClientFrame(chunk=pb.Chunk()),
+    "a replay to nowhere": pb.ClientFrame(replay=pb.Replay(timeout_seconds=1.0)),
+    "a replay of too many rows": pb.ClientFrame(
+        replay=pb.Replay(rebuild=rebuild(), timeout_seconds=1.0, lengths=[1] * (MAX_ROWS + 1))
+    ),
+    "a replay of a row beyond all": pb.ClientFrame(
+        replay=pb.Replay(rebuild=rebuild(), timeout_seconds=1.0, lengths=[MAX_POSITIONS + 1])
+    ),
+    "a replay without time": pb.ClientFrame(replay=pb.Replay(rebuild=rebuild())),
+    "an export without time": pb.ClientFrame(kv_export=pb.KvExport()),
+    "an export with all the time": pb.ClientFrame(kv_export=pb.KvExport(timeout_seconds=MAX_TRANSFER_SECONDS + 1)),
+    "a cache without time": pb.ClientFrame(kv_import=pb.KvState()),
+    "a cache of too many rows": pb.ClientFrame(
+        kv_import=pb.KvState(timeout_seconds=1.0, lengths=[0] * (MAX_ROWS + 1))
+    ),
+    "half the name of a page": opening(prefixes=[pb.Prefix(digests=bytes(DIGEST_BYTES // 2))]),
+    "prefixes of too many rows": opening(prefixes=[pb.Prefix()] * (MAX_ROWS + 1)),
+    "more names than a session has": opening(
+        prefixes=[pb.Prefix(digests=bytes(1 << 18)), pb.Prefix(digests=bytes(DIGEST_BYTES))]
+    ),
+    "a record that is too large": opening(successor_record=bytes(MAX_RECORD_BYTES + 1)),
+    "a wait without end": opening(wait=True, wait_seconds=ENDLESS),
+    "a wait of no time": opening(wait=True),
+    "a signature that is none": opening(hello=pb.Signed(signature=bytes(65))),
+    "more to remember than a session has": pb.ClientFrame(
+        remember=pb.Remember(prefixes=[pb.Prefix(digests=bytes(1 << 18))] * 2)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_FRAMES)
+def test_a_client_must_not_say(name: str) -> None:
+    with pytest.raises(RemoteProtocolError):
+        CLIENT_FRAME.decode(BAD_FRAMES[name].SerializeToString())
+
+
+BAD_ANSWERS = {
+    "held rows without end": (PEER_FRAME, pb.PeerFrame(opened=pb.Opened(held_tokens=[1] * (MAX_ROWS + 1)))),
+    "an estimate that is none": (PEER_FRAME, pb.PeerFrame(queued=pb.Queued(place=1, estimate_seconds=NAN))),
+    "a failure without end": (PEER_FRAME, pb.PeerFrame(failure=pb.Failure(code=1, message="x" * 3000))),
+    "a reply of no kind": (PUSH_REPLY, pb.PushReply()),
+    "a clock that is none": (PING_REPLY, pb.PingReply(clock=NAN)),
+    "addresses without end": (PING_REPLY, pb.PingReply(dht_addresses=["x"] * 65)),
+    "a name without end": (PING_REPLY, pb.PingReply(model_name="x" * 513)),
+    "records without end": (LOOKUP_REPLY, pb.LookupReply(records=[b""] * (MAX_RECORDS_PER_KEY + 1))),
+    "a record that is too large": (LOOKUP_REPLY, pb.LookupReply(records=[bytes(MAX_RECORD_BYTES + 1)])),
+    "a key without end": (LOOKUP_REQUEST, pb.LookupRequest(key="x" * 257)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_ANSWERS)
+def test_nobody_may_say(name: str) -> None:
+    codec, message = BAD_ANSWERS[name]
+    with pytest.raises(RemoteProtocolError):
+        codec.decode(message.SerializeToString())
+
+
+def test_a_client_passes_over_a_kind_of_frame_that_it_does_not_know() -> None:
+    """A peer of a later version may say more; a peer takes from a client what it understands only."""
+    assert PEER_FRAME.decode(delimited(99, b"news")) == UnknownFrame()
+    with pytest.raises(RemoteProtocolError, match="no kind"):
+        CLIENT_FRAME.decode(delimited(99, b"news"))
+
+
+def test_a_rebuild_may_leave_a_cache_empty() -> None:
+    frame = CLIENT_FRAME.decode(step(rebuild=rebuild(), rows=[]).SerializeToString())
+    assert isinstance(frame, StepFrame)
+    assert frame.step.plan.tokens == 0

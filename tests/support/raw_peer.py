@@ -1,0 +1,35 @@
+"""A peer's calls as the generated stubs know them, without our codecs: for clients that say what they like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from blockswarm.proto import swarm_pb2 as pb
+from blockswarm.proto.network.transport import SERVICE
+from blockswarm.proto.wire.frames import StepFrame, WireStep, cut_step
+from blockswarm.proto.wire.messages.opening import SIGNED, Signed
+from blockswarm.proto.wire.messages.steps import STEP
+
+
+class RawStub:
+    """The calls of a peer over a channel; messages in, messages out."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.session = channel.stream_stream(
+            f"/{SERVICE}/Session", pb.ClientFrame.SerializeToString, pb.PeerFrame.FromString
+        )
+        self.push = channel.stream_stream(f"/{SERVICE}/Push", pb.PushFrame.SerializeToString, pb.PushReply.FromString)
+        self.lookup = channel.unary_unary(
+            f"/{SERVICE}/Lookup", pb.LookupRequest.SerializeToString, pb.LookupReply.FromString
+        )
+
+
+def signed_message(signed: Signed) -> Any:
+    return SIGNED.pack(signed)
+
+
+def step_message(step: WireStep) -> Any:
+    """The head of a step."""
+    return STEP.pack(next(head for head in cut_step(step) if isinstance(head, StepFrame)))
