@@ -1,7 +1,8 @@
 """The blocks that a peer hosts now, and the one place where that changes.
 
 `Hosted` is a value; whatever depends on what is hosted (the record, the room, the metrics, the check of an opening)
-asks `Hosting.now` each time and keeps nothing that it computed from it.  `Hosting.swap` loads beside and then replaces:
+asks `Hosting.now` each time and keeps nothing that it computed from it.  `Hosting.load` loads beside, and
+`Hosting.adopt` replaces:
 
 * blocks that stay are the same modules, and go on batching together for sessions of before and after;
 * memory never holds more weights than the union of the old and the new blocks;
@@ -13,12 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..proto.errors import OutOfMemory
 from ..routing.swarm import BlockRange
-from .offer.capacity import MemoryOffer
+from .offer.capacity import MemoryOffer, gib
 from .tasks import run_to_end
 
 if TYPE_CHECKING:
@@ -37,6 +41,8 @@ class Hosted:
     """First eight bytes of the digest of each block's weights, in block order."""
     room: int
     """KV tokens x blocks that sessions may reserve."""
+    load_seconds: float = 0.0
+    """Measured time to fetch and load one block, when blocks were last loaded."""
 
     @property
     def blocks(self) -> BlockRange:
@@ -48,19 +54,40 @@ class Hosted:
         return self.room * self.stage.kv_bytes_per_token
 
 
+class LoadStopped(Exception):
+    """Nobody waits for the load any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class BlockSource:
     """Where blocks come from. Both run in a thread of their own and may take minutes."""
 
-    load: Callable[[BlockRange, Stage | None], Stage]
-    """Loads blocks; those that the given stage has are its very modules."""
+    load: Callable[[BlockRange, Stage | None, Callable[[], None]], Stage]
+    """Loads blocks; those that the given stage has are its very modules. Calls the function often: what that raises
+    ends the load."""
     hashes: Callable[[BlockRange], tuple[bytes, ...]]
 
-    async def hosted(self, blocks: BlockRange, offer: MemoryOffer, reuse: Stage | None = None) -> Hosted:
-        """`blocks`, loaded. Raises OutOfMemory before anything is loaded, and whatever the load raises."""
+    async def hosted(self, blocks: BlockRange, offer: MemoryOffer, before: Hosted | None = None) -> Hosted:
+        """`blocks`, loaded beside those of `before`; a caller that is cancelled stops the load.
+
+        Raises OutOfMemory before anything is loaded, and whatever the load raises.
+        """
         room = offer.room(len(blocks))
-        stage = await asyncio.to_thread(self.load, blocks, reuse)
-        return Hosted(stage, await asyncio.to_thread(self.hashes, blocks), room)
+        abandoned = threading.Event()
+
+        def check() -> None:
+            if abandoned.is_set():
+                raise LoadStopped
+
+        began = time.perf_counter()
+        try:
+            stage = await asyncio.to_thread(self.load, blocks, before.stage if before else None, check)
+            hashes = await asyncio.to_thread(self.hashes, blocks)
+        finally:
+            abandoned.set()
+        added = len(set(blocks) - set(before.blocks if before else ()))
+        per_block = (time.perf_counter() - began) / added if added else before.load_seconds if before else 0.0
+        return Hosted(stage, hashes, room, per_block)
 
 
 class Hosting:
@@ -73,13 +100,18 @@ class Hosting:
         offer: MemoryOffer,
         source: BlockSource,
         on_swapped: Callable[[Hosted], None],
+        free_bytes: Callable[[], int],
     ) -> None:
-        """`engine` computes with the stage of `first`; `on_swapped` is told what is hosted after a swap."""
+        """`engine` computes with the stage of `first`; `on_swapped` is told what is hosted after a swap.
+
+        `free_bytes`: free memory where the blocks are.
+        """
         self._engine = engine
         self._now = first
         self._offer = offer
         self._source = source
         self._on_swapped = on_swapped
+        self._free_bytes = free_bytes
         self._turn = asyncio.Lock()
 
     @property
@@ -90,19 +122,25 @@ class Hosting:
     def blocks(self) -> BlockRange:
         return self._now.blocks
 
-    async def swap(self, blocks: BlockRange) -> None:
-        """Host `blocks` in place of the present ones, without ending a session. One swap at a time.
+    async def load(self, blocks: BlockRange) -> Hosted:
+        """Load `blocks` beside the present ones, whose modules it shares, to be adopted before anything else is.
 
-        Raises OutOfMemory, UsageError, ModelMismatch or RetryElsewhere if they cannot be loaded; the peer is as it was
-        then, and also if the caller is cancelled before the new blocks are loaded.
+        Raises OutOfMemory, UsageError, ModelMismatch or RetryElsewhere; the peer is as it was then, and also if the
+        caller is cancelled.
         """
+        before = self._now
+        added = len(set(blocks) - set(before.blocks))
+        needed, free = added * self._offer.block_bytes, self._free_bytes()
+        if needed > free:
+            raise OutOfMemory(f"{added} more blocks beside {before.blocks} need {gib(needed)}, {gib(free)} are free")
+        return await self._source.hosted(blocks, self._offer, before)
+
+    async def adopt(self, loaded: Hosted) -> None:
+        """Host what was loaded in place of the present blocks, without ending a session."""
         async with self._turn:
             before = self._now
-            if blocks == before.blocks:
-                return
-            after = await self._source.hosted(blocks, self._offer, before.stage)
-            await run_to_end(self._replace(after))
-            logger.info("hosting blocks %s in place of %s", after.blocks, before.blocks)
+            await run_to_end(self._replace(loaded))
+            logger.info("hosting blocks %s in place of %s", loaded.blocks, before.blocks)
 
     async def _replace(self, after: Hosted) -> None:
         await self._engine.swap(after.stage, after.room_bytes)

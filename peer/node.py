@@ -9,27 +9,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
-from ..proto.directory.records import open_peer_record
-from ..proto.directory.swarm_key import SwarmKey
-from ..proto.errors import SwarmError
+from ..proto.directory.records import PeerRecord
+from ..proto.directory.swarm_key import SwarmKey, swarm_key_name
 from ..proto.identity import Identity
 from ..proto.model.checkpoint import Checkpoint, open_checkpoint
 from ..proto.network.transport import Dialer
-from ..routing.swarm import BlockRange
-from .config import PeerConfig
-from .hosting import BlockSource
+from ..routing.place.moves import ReplanPolicy
+from ..routing.swarm import BlockRange, ComputeCost, PeerState
+from .config import BlockRequest, PeerConfig
+from .hosting import BlockSource, Hosted
 from .join import join_swarm
 from .key_lock import exclusive_key
-from .offer.capacity import MemoryOffer, choose_blocks, count_that_fits, explain, need_and_free
-from .offer.lookups import RecentLookups
+from .offer.announce import Announcer
+from .offer.calibrate import calibrate
+from .offer.capacity import MemoryOffer, check_blocks, count_that_fits, explain, free_memory_bytes, need_and_free
+from .offer.cost_store import CostStore
+from .offer.record import ClientFacts, ReachFacts, RecordFacts, RoomFacts, record_of
 from .owner.governor import NICENESS
-from .serving import PeerSetup, ReadyPeer, serve_until
-from .tasks import StopRequest, cancel_all, run_to_end, until_stopped
+from .placement.watch import SwarmWatch
+from .serving import MAX_DHT_MADDRS, PeerSetup, ReadyPeer, serve_until
+from .tasks import StopRequest, cancel_all, run_to_end, until_stopped, vital_tasks
 
 if TYPE_CHECKING:
     from .engine.blocks.stage import Stage
@@ -70,7 +77,7 @@ async def _run_as(
     swarm_key = SwarmKey.load(config.swarm_key_path) if config.swarm_key_path else None
     checkpoint = await asyncio.to_thread(open_checkpoint, config.model, revision=config.revision)
     if config.blocks.blocks is not None or config.blocks.count is not None:
-        choose_blocks(config.blocks, checkpoint.num_blocks, checkpoint.num_blocks, ())  # refuse a bad range early
+        check_blocks(config.blocks, checkpoint.num_blocks)
     digest = (
         await asyncio.to_thread(checkpoint.model_digest, lambda done, total: progress("hashing", done, total))
     ).hex()
@@ -80,14 +87,22 @@ async def _run_as(
     try:
         async with join_swarm(config, dialer, digest, swarm_key) as (directory, lookups):
             examined = await examining
-            blocks = await _choose(config, checkpoint, examined, lookups, swarm_key)
-            offer = MemoryOffer.of(len(blocks), config.kv_tokens, examined.block_bytes, examined.kv_bytes_per_token)
-            source = _source(checkpoint, examined, progress)
-            hosted = await source.hosted(blocks, offer)
+            offer, asked = _offer(config, checkpoint, examined)
+            incarnation = time.time_ns()
+            rng, timing = random.Random(incarnation), config.timing
+            announcer = Announcer(directory, identity, swarm_key, time.time, rng, lookups.announced, timing)
+            # Not from the looks kept for clients: these must not age because the peer itself has looked.
+            look = partial(directory.lookup, swarm_key_name(digest, swarm_key))
+            watch = SwarmWatch(identity.peer_id, checkpoint.num_blocks, look, swarm_key, dialer, time.time, rng, timing)
             setup = PeerSetup(
-                config, identity, swarm_key, checkpoint, digest, dialer, directory, lookups, examined, offer, source
-            )
-            await serve_until(setup, hosted, on_ready, stop)
+                replace(config, blocks=asked), identity, swarm_key, checkpoint, digest, dialer, directory, lookups,
+                examined, offer, _source(checkpoint, examined, progress), announcer, watch,
+                tuple(await directory.visible_maddrs()), incarnation, free_bytes=_free_bytes(examined),
+            )  # fmt: skip
+            try:
+                await serve_until(setup, await first_blocks(setup), on_ready, stop)
+            finally:
+                await announcer.say_goodbye()
     finally:
         await run_to_end(cancel_all([examining]))
         await dialer.close()
@@ -108,10 +123,12 @@ async def _examine(config: PeerConfig, checkpoint: Checkpoint) -> Examined:
     )
 
 
-async def _choose(
-    config: PeerConfig, checkpoint: Checkpoint, examined: Examined, lookups: RecentLookups, swarm_key: SwarmKey | None
-) -> BlockRange:
-    """The blocks to host: those asked for, or as many as fit, where the swarm needs them most."""
+def _offer(config: PeerConfig, checkpoint: Checkpoint, examined: Examined) -> tuple[MemoryOffer, BlockRequest]:
+    """The memory to offer: for the blocks that are asked for, or for as many as fit.
+
+    Where not even one planned request would fit beside a block, the number that fits is as good as asked for: the
+    placement rule knows no number for such a peer.  Raises OutOfMemory.
+    """
     need, free = need_and_free(
         config.kv_tokens,
         config.replay_bytes,
@@ -119,29 +136,116 @@ async def _choose(
         examined.kv_bytes_per_token,
         examined.device_free_bytes,
     )
-    asked = len(config.blocks.blocks) if config.blocks.blocks is not None else config.blocks.count
-    if asked is not None:
-        fits = checkpoint.num_blocks
-        if need.total(asked) > free:
-            logger.warning("there is not enough memory for full use: %s", explain(need, free, asked))
-    else:
-        fits = count_that_fits(need, free, checkpoint.num_blocks)
-        logger.info("--blocks auto: %s", explain(need, free, fits))
-    present = []
-    for record in await lookups.records():
-        try:
-            present.append(open_peer_record(record, swarm_key).spec)
-        except SwarmError as error:
-            logger.debug("a record is ignored: %s", error)
-    return choose_blocks(config.blocks, checkpoint.num_blocks, fits, present)
+    asked = config.blocks
+    count = len(asked.blocks) if asked.blocks is not None else asked.count
+    if count is None:
+        count = count_that_fits(need, free, checkpoint.num_blocks)
+        logger.info("--blocks auto: %s", explain(need, free, count))
+        if config.kv_tokens < ReplanPolicy().request.kv_tokens_per_block:
+            asked = BlockRequest(count=count)
+    elif need.total(count) > free:
+        logger.warning("there is not enough memory for full use: %s", explain(need, free, count))
+    return MemoryOffer.of(count, config.kv_tokens, examined.block_bytes, examined.kv_bytes_per_token), asked
+
+
+def _free_bytes(examined: Examined) -> Callable[[], int]:
+    """Asks for the free memory where the blocks are."""
+
+    def free() -> int:
+        from .engine.device import device_free_bytes  # brings torch
+
+        own = device_free_bytes(examined.device)
+        return free_memory_bytes() if own is None else own
+
+    return free
 
 
 def _source(checkpoint: Checkpoint, examined: Examined, progress: Progress) -> BlockSource:
     """Fetches and loads blocks of the model as it was examined."""
 
-    def load(blocks: BlockRange, reuse: Stage | None) -> Stage:
+    def load(blocks: BlockRange, reuse: Stage | None, check: Callable[[], None]) -> Stage:
         from .engine.load import load_examined  # brings torch
 
-        return load_examined(checkpoint, blocks, examined, progress, reuse)
+        def heard(what: str, done: int, total: int) -> None:
+            check()
+            progress(what, done, total)
+
+        return load_examined(checkpoint, blocks, examined, heard, reuse)
 
     return BlockSource(load, checkpoint.block_hashes)
+
+
+# --- the first blocks ------------------------------------------------------------------------------------------------
+
+
+async def first_blocks(setup: PeerSetup) -> Hosted:
+    """The blocks that the operator chose, or those that the agent claims; loaded, and announced meanwhile.
+
+    Raises SwarmError if the swarm cannot be seen or the blocks not be loaded.
+    """
+    announcer, chosen = setup.announcer, setup.config.blocks.blocks
+    await setup.watch.look()
+    host = _FirstBlocks(setup)
+    cost = await _cost_before_blocks(setup)
+    agent = setup.agent_for(host, lambda: record(PeerState.JOINING, setup.clock()).spec)
+
+    def record(state: PeerState, issued_seconds: float) -> PeerRecord:
+        facts = RecordFacts(
+            state=state,
+            issued_seconds=issued_seconds,
+            identity=setup.identity_facts,
+            hosting=setup.hosting_facts(chosen, ()),
+            cost=cost,
+            room=RoomFacts(0, 0, ()),
+            reach=ReachFacts((), setup.maddrs[:MAX_DHT_MADDRS]),
+            clients=ClientFacts(0.0),
+            coordinate=setup.watch.coordinate.value,
+            claim=agent.claim,
+        )
+        return record_of(facts)
+
+    announcer.make_record = record
+    work = {"announcing the peer": announcer.run(), "the node of the DHT": setup.directory.until_closed()}
+    async with vital_tasks(work):
+        await announcer.renew()
+        if chosen is not None:
+            return await host.load(chosen)
+        await agent.join()
+    return host.hosted
+
+
+class _FirstBlocks:
+    """The host of a peer that joins: no blocks, until some are adopted."""
+
+    def __init__(self, setup: PeerSetup) -> None:
+        self._setup = setup
+        self._hosted: Hosted | None = None
+
+    @property
+    def blocks(self) -> BlockRange | None:
+        return self._hosted.blocks if self._hosted is not None else None
+
+    @property
+    def hosted(self) -> Hosted:
+        assert self._hosted is not None, "the agent has joined"
+        return self._hosted
+
+    async def load(self, blocks: BlockRange) -> Hosted:
+        return await self._setup.source.hosted(blocks, self._setup.offer)
+
+    async def adopt(self, loaded: Hosted) -> None:
+        self._hosted = loaded
+
+
+async def _cost_before_blocks(setup: PeerSetup) -> ComputeCost:
+    """That of an earlier run, else measured on one block with random weights."""
+    store = CostStore(setup.config.data_folder)
+    if (known := store.load(setup.measured)) is not None:
+        return known
+
+    def measure() -> ComputeCost:
+        from .engine.load import sample_stage  # brings torch
+
+        return calibrate(sample_stage(setup.checkpoint.config, setup.examined), time.perf_counter)
+
+    return await asyncio.to_thread(measure)

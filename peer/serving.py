@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ..proto.directory.records import PeerRecord
 from ..proto.directory.swarm_key import SwarmKey
 from ..proto.errors import RetryElsewhere, SwarmError
 from ..proto.identity import Identity
@@ -20,7 +21,7 @@ from ..proto.network.address import PeerAddress
 from ..proto.network.transport import Dialer, serve
 from ..proto.wire.handshake import HelloChecker
 from ..routing.admit.table import SessionTable
-from ..routing.swarm import BlockRange, ComputeCost, PeerState
+from ..routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState
 from .config import PeerConfig
 from .engine.scheduler import EnginePolicy, chunk_tokens_within
 from .hosting import BlockSource, Hosted, Hosting
@@ -28,20 +29,14 @@ from .join import RememberedPeers, remember_swarm
 from .metrics import PeerMetrics, Readings
 from .offer.announce import Announcer
 from .offer.calibrate import calibrate, still_holds
-from .offer.capacity import MemoryOffer
+from .offer.capacity import MemoryOffer, free_memory_bytes
 from .offer.cost_estimate import CostEstimate, has_changed
 from .offer.cost_store import CostStore, Measured
 from .offer.lookups import RecentLookups
-from .offer.record import (
-    ClientFacts,
-    HostingFacts,
-    IdentityFacts,
-    ReachFacts,
-    RecordFacts,
-    RoomFacts,
-    record_of,
-)
+from .offer.record import ClientFacts, HostingFacts, IdentityFacts, ReachFacts, RecordFacts, RoomFacts, record_of
 from .owner.governor import OwnerLoad, read_cpu
+from .placement.agent import Host, PlacementAgent
+from .placement.watch import SwarmWatch
 from .session.replay_store import ReplayStore
 from .session.service import PeerParts, PeerService
 from .session.worker import Counters
@@ -74,6 +69,50 @@ class PeerSetup:
     examined: Examined
     offer: MemoryOffer
     source: BlockSource
+    announcer: Announcer
+    watch: SwarmWatch
+    maddrs: tuple[str, ...]
+    """Addresses of this peer's node of the DHT."""
+    incarnation: int
+    clock: Callable[[], float] = time.time
+    free_bytes: Callable[[], int] = free_memory_bytes
+    """Free memory where the blocks are."""
+
+    @property
+    def identity_facts(self) -> IdentityFacts:
+        return IdentityFacts(self.identity.peer_id, self.model_digest, self.incarnation, self.config.name)
+
+    def hosting_facts(
+        self, blocks: BlockRange | None, block_hashes: tuple[bytes, ...], load_seconds: float = 0.0, rests: bool = False
+    ) -> HostingFacts:
+        """`rests`: the peer stays where it is for a while, though the operator chose no blocks."""
+        offer, asked = self.offer, self.config.blocks
+        return HostingFacts(
+            blocks=blocks,
+            block_hashes=block_hashes,
+            numeric_format=self.examined.numeric_format,
+            memory_bytes=offer.total_bytes,
+            block_bytes=offer.block_bytes,
+            kv_bytes_per_token=offer.kv_bytes_per_token,
+            max_blocks=asked.count,
+            blocks_fixed=asked.blocks is not None or rests,
+            size_fixed=asked.count is not None,
+            load_seconds=load_seconds,
+        )
+
+    @property
+    def measured(self) -> Measured:
+        """The conditions under which costs are measured."""
+        examined = self.examined
+        form = f"{examined.dtype} {examined.packing.value}"
+        return Measured(self.model_digest, form, examined.device_description, examined.threads)
+
+    def agent_for(self, host: Host[Hosted], own: Callable[[], PeerSpec]) -> PlacementAgent[Hosted]:
+        """The placement agent of this peer, whose blocks are those of `host`; `own` tells the peer as it is now."""
+        return PlacementAgent(
+            self.identity.peer_id, host, lambda: self.watch.snapshot(own), self.announcer.renew, self.config.timing,
+            self.clock, random.Random(self.incarnation),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,15 +146,11 @@ async def serve_until(
 async def _known_cost(setup: PeerSetup, stage: Stage) -> ComputeCost:
     """The start-up measurement: an earlier one, if it was made under the same conditions and still holds."""
     store = CostStore(setup.config.data_folder)
-    examined = setup.examined
-    form = f"{examined.dtype} {examined.packing.value}"
-    device = examined.device_description
-    conditions = Measured(setup.model_digest, str(stage.blocks), form, device, examined.threads)
-    known = store.load(conditions)
+    known = store.load(setup.measured)
     if known is not None and await asyncio.to_thread(still_holds, stage, known, time.perf_counter):
         return known
     cost = await asyncio.to_thread(calibrate, stage, time.perf_counter)
-    await asyncio.to_thread(store.save, conditions, cost)
+    await asyncio.to_thread(store.save, setup.measured, cost)
     return cost
 
 
@@ -136,15 +171,15 @@ class _Serving:
         pool = KvPool(hosted.room_bytes, config.prefix_cache_bytes)
         policy = self._policy(len(hosted.blocks))
         self._engine = engine = Engine(hosted.stage, pool, policy, [self._observe])
-        self._hosting = hosting = Hosting(engine, hosted, setup.offer, setup.source, self._note_swap)
+        self._hosting = hosting = Hosting(engine, hosted, setup.offer, setup.source, self._note_swap, setup.free_bytes)
         self._swapped = asyncio.Event()
         self._sessions = SessionTable(hosted.room, token_seconds=cost.decode_seconds() * len(hosted.blocks))
         self._replay = ReplayStore(config.replay_bytes)
         self._metrics = PeerMetrics() if config.metrics_port is not None else None
         self._counters = Counters()
-        self._maddrs: tuple[str, ...] = ()
-        self._announcer: Announcer | None = None
-        self._incarnation = time.time_ns()
+        self._port = 0
+        moves = config.blocks.blocks is None
+        self._agent = setup.agent_for(hosting, lambda: self._record(PeerState.SERVING).spec) if moves else None
         self._service = PeerService(
             PeerParts(
                 identity=setup.identity,
@@ -152,13 +187,14 @@ class _Serving:
                 hosting=hosting,
                 sessions=self._sessions,
                 replay=self._replay,
-                hellos=HelloChecker(setup.identity.peer_id, time.time, setup.swarm_key, config.allowed_peers),
+                hellos=HelloChecker(setup.identity.peer_id, setup.clock, setup.swarm_key, config.allowed_peers),
                 dialer=setup.dialer,
                 model_digest=setup.model_digest,
                 model_name=config.model_name,
                 swarm_key=setup.swarm_key,
                 lookup=setup.lookups.lookup,
-                dht_addresses=lambda: list(self._maddrs),
+                dht_addresses=lambda: list(setup.maddrs),
+                clock=setup.clock,
                 timing=config.timing,
                 counters=self._counters,
                 on_admitted=self._note_admission,
@@ -171,15 +207,10 @@ class _Serving:
 
     async def run(self, on_ready: Callable[[ReadyPeer], None], stop: StopRequest) -> None:
         """Serve until `stop`. Whatever was begun is ended, however this ends."""
-        setup = self._setup
-        self._maddrs = tuple(await setup.directory.visible_maddrs())
+        announcer = self._setup.announcer
         async with self._listening() as port:
-            announcer = Announcer(
-                setup.directory, setup.identity, setup.swarm_key,
-                lambda state, issued_seconds: record_of(self._facts(state, issued_seconds, port)), time.time,
-                random.Random(self._incarnation), setup.lookups.announced, self._timing,
-            )  # fmt: skip
-            self._announcer = announcer
+            self._port = port
+            announcer.make_record = self._record
             async with self._announced(announcer), vital_tasks(self._vital_work(announcer)):
                 with self._served_metrics() as metrics_port:
                     stop.serving = True
@@ -198,7 +229,17 @@ class _Serving:
             "remembering the swarm": remember_swarm(
                 setup.directory, setup.lookups, remembered, setup.swarm_key, self._timing
             ),
+            "placing the peer": self._keep_placed(),
         }
+
+    async def _keep_placed(self) -> None:
+        """Move when that is worth it; a peer whose blocks the operator chose only keeps its coordinate."""
+        if self._agent is not None:
+            await self._agent.run()
+        while True:
+            await asyncio.sleep(self._timing.record_refresh_seconds)
+            with suppress(SwarmError):
+                await self._setup.watch.look()
 
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[int]:
@@ -221,15 +262,7 @@ class _Serving:
                 logger.warning("announcing failed (%s), trying again in about %.0f s", error, again)
             yield
         finally:
-            await self._announce_quickly(announcer, PeerState.LEAVING)
-
-    async def _announce_quickly(self, announcer: Announcer, state: PeerState) -> None:
-        """A goodbye is a courtesy: the record runs out by itself."""
-        try:
-            async with asyncio.timeout(self._timing.goodbye_seconds):
-                await announcer.change(state)
-        except (SwarmError, TimeoutError) as error:
-            logger.info("could not announce %s: %s", state.value, error)
+            await announcer.say_goodbye()
 
     def _ready(self, port: int, metrics_port: int | None) -> ReadyPeer:
         setup, config = self._setup, self._setup.config
@@ -249,9 +282,11 @@ class _Serving:
     async def _drain(self, announcer: Announcer) -> None:
         """Let the open sessions end or be handed over."""
         self._service.drain()
+        if self._agent is not None:
+            await self._agent.stop()
         if self._service.open_sessions:
             logger.info("stopping: %d sessions end first; a second signal stops at once", self._service.open_sessions)
-        await self._announce_quickly(announcer, PeerState.DRAINING)
+        await announcer.say_goodbye(PeerState.DRAINING)
         try:
             await asyncio.wait_for(self._service.wait_idle(), self._timing.drain_seconds)
         except TimeoutError:
@@ -329,7 +364,7 @@ class _Serving:
             "kv_bytes_used": pool.used_bytes,
             "prefix_cache_bytes": pool.prefixes.nbytes,
             "replay_bytes": self._replay.nbytes,
-            "seconds_since_announced": self._announcer.seconds_since_announced if self._announcer else 0.0,
+            "seconds_since_announced": self._setup.announcer.seconds_since_announced,
             "isolated": float(self._setup.directory.isolated),
             "decode_seconds_per_block": self._cost.decode_seconds(),
             "steps_pushed": counters.steps_pushed,
@@ -344,28 +379,20 @@ class _Serving:
 
     # --- what the record says ---
 
-    def _facts(self, state: PeerState, issued_seconds: float, port: int) -> RecordFacts:
-        setup, hosted = self._setup, self._hosting.now
-        config, sessions = setup.config, self._sessions
-        return RecordFacts(
+    def _record(self, state: PeerState, issued_seconds: float | None = None) -> PeerRecord:
+        setup, hosted, agent, sessions = self._setup, self._hosting.now, self._agent, self._sessions
+        now = setup.clock() if issued_seconds is None else issued_seconds
+        rests = agent is not None and agent.rests
+        facts = RecordFacts(
             state=state,
-            issued_seconds=issued_seconds,
-            identity=IdentityFacts(setup.identity.peer_id, setup.model_digest, self._incarnation, config.name),
-            hosting=HostingFacts(
-                blocks=hosted.blocks,
-                block_hashes=hosted.block_hashes,
-                numeric_format=setup.examined.numeric_format,
-                memory_bytes=setup.offer.total_bytes,
-                block_bytes=setup.offer.block_bytes,
-                kv_bytes_per_token=setup.offer.kv_bytes_per_token,
-                max_blocks=config.blocks.count,
-                blocks_fixed=config.blocks.blocks is not None,
-                size_fixed=config.blocks.count is not None,
-            ),
+            issued_seconds=now,
+            identity=setup.identity_facts,
+            hosting=setup.hosting_facts(hosted.blocks, hosted.block_hashes, hosted.load_seconds, rests),
             cost=self._cost,
-            room=RoomFacts(
-                sessions.kv_token_blocks_total, sessions.kv_token_blocks_open, sessions.releases(issued_seconds)
-            ),
-            reach=ReachFacts(config.addresses(port), self._maddrs[:MAX_DHT_MADDRS]),
-            clients=ClientFacts(sessions.concurrency(issued_seconds)),
+            room=RoomFacts(sessions.kv_token_blocks_total, sessions.kv_token_blocks_open, sessions.releases(now)),
+            reach=ReachFacts(setup.config.addresses(self._port), setup.maddrs[:MAX_DHT_MADDRS]),
+            clients=ClientFacts(sessions.concurrency(now)),
+            coordinate=setup.watch.coordinate.value,
+            claim=agent.claim if agent is not None else None,
         )
+        return record_of(facts)

@@ -5,7 +5,7 @@ Numbers that the other side of the protocol relies on come from proto/wire/timin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..proto.wire.timing import (
     DRAIN_SECONDS,
@@ -17,6 +17,7 @@ from ..proto.wire.timing import (
     RECORD_REFRESH_SECONDS,
     UNUSED_ROOM_SECONDS,
 )
+from ..routing.place.moves import ClaimTiming
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,20 @@ class PeerTiming:
     """Age at which an old look no longer answers a caller."""
     lookup_patience_seconds: float = 0.5
     """Wait of a caller for a new look while the old one still answers."""
+
+    # Placement.
+    claims: ClaimTiming = field(default_factory=ClaimTiming)
+    """By which claims and records are judged; its refresh is `record_refresh_seconds`."""
+    join_turn_seconds: float = 2.0
+    """Time between two looks of a peer that joins, at what others claim."""
+    overdue_ping_seconds: float = 5.0
+    """Wait for the answer of a peer whose record is overdue."""
+    failed_move_seconds: float = 60.0
+    """Rest after a load that failed; every further one in turn doubles it."""
+    max_failed_move_seconds: float = 3600.0
+    """Longest such rest."""
+    outcome_seconds: float = 600.0
+    """Time after a claim at which the log says what the move has brought."""
 
     # A session's streams.
     handshake_seconds: float = HANDSHAKE_SECONDS

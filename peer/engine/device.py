@@ -77,6 +77,11 @@ def free_device_bytes(device: torch.device, gpus: Gpus = GPUS) -> int | None:
     return None if device.type == "cpu" else gpus.free_bytes(device)
 
 
+def device_free_bytes(device: str) -> int | None:
+    """`free_device_bytes` of a device by its name."""
+    return free_device_bytes(torch.device(device))
+
+
 def find_dtype(asked: str, stored: str, device: torch.device, gpus: Gpus = GPUS) -> str:
     """The dtype of activations and of weights that are not quantised, for `--dtype` "auto" or a name.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import logging
 import os
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from ...proto.errors import OutOfMemory, UsageError
 from ...proto.model.checkpoint import Checkpoint
@@ -170,6 +172,27 @@ def load_stage(
             parts.append(_load_at_once(checkpoint, run, dtype, step, route))
         bytes_done += sum(checkpoint.block_bytes(block) for block in run)
     return Stage.joined(blocks, parts)
+
+
+def sample_stage(config: PreTrainedConfig, examined: Examined) -> Stage:
+    """One block with random weights, of the shape and in the form that will be served: to be timed before any weight is
+    here. Raises OutOfMemory."""
+    first = BlockRange(0, 1)
+    device = torch.device(examined.device)
+    route = check_family(config)
+    family = stage_class(config, first)
+    try:
+        model = family._from_config(
+            copy.deepcopy(config), dtype=DTYPES[examined.dtype], attn_implementation=attention_of(route)
+        ).eval()
+        shell, modules = Shell.split(model, route)
+        if examined.packing is not Packing.PLAIN:
+            pack_block(modules[0], examined.packing, shared_inputs(config), device)
+        modules[0].to(device)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise OutOfMemory("there is no memory for one block") from None
+    shell.to(device)
+    return Stage.around(shell, modules, first)
 
 
 def _runs_outside(blocks: BlockRange, reuse: Stage | None) -> list[BlockRange]:

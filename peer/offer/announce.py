@@ -27,20 +27,23 @@ class Announcer:
         directory: Directory,
         identity: Identity,
         swarm_key: SwarmKey | None,
-        make_record: Callable[[PeerState, float], PeerRecord],
         clock: Callable[[], float],
         rng: random.Random,
         on_record: Callable[[SignedRecord], None],
         timing: PeerTiming,
     ) -> None:
-        """`clock` gives Unix seconds; `on_record` is given every record, also one that reaches nobody else."""
+        """`clock` gives Unix seconds; `on_record` is given every record, also one that reaches nobody else.
+
+        The owner sets `make_record` before anything is announced, and again when another part of the program speaks
+        for the peer.
+        """
+        self.make_record: Callable[[PeerState, float], PeerRecord] = _nobody_speaks
         self._timing = timing
         self._on_record = on_record
         self._announced_at = asyncio.get_running_loop().time()
         self._directory = directory
         self._identity = identity
         self._swarm_key = swarm_key
-        self._make_record = make_record
         self._clock = clock
         self._rng = rng
         self._state = PeerState.JOINING
@@ -64,6 +67,16 @@ class Announcer:
             again = self._timing.record_refresh_seconds
             logger.warning("announcing failed (%s), trying again in about %.0f s", error, again)
 
+    async def say_goodbye(self, state: PeerState = PeerState.LEAVING) -> None:
+        """Announce that the peer drains or leaves; a courtesy: the record runs out by itself."""
+        if self._state is PeerState.LEAVING:
+            return
+        try:
+            async with asyncio.timeout(self._timing.goodbye_seconds):
+                await self.change(state)
+        except (SwarmError, TimeoutError) as error:
+            logger.info("could not announce %s: %s", state.value, error)
+
     async def run(self) -> None:
         """Renew the record about every 20 s until cancelled."""
         refresh, jitter = self._timing.record_refresh_seconds, self._timing.record_refresh_jitter
@@ -74,7 +87,11 @@ class Announcer:
     async def _announce(self) -> None:
         now = self._clock()
         self._expiry = next_expiry(self._expiry, now)
-        record = sign_peer_record(self._identity, self._make_record(self._state, now), self._swarm_key, self._expiry)
+        record = sign_peer_record(self._identity, self.make_record(self._state, now), self._swarm_key, self._expiry)
         self._on_record(record)
         await self._directory.announce(record)
         self._announced_at = asyncio.get_running_loop().time()
+
+
+def _nobody_speaks(state: PeerState, issued_seconds: float) -> PeerRecord:
+    raise RuntimeError("nobody has said what this peer announces")

@@ -1,17 +1,14 @@
-"""How many blocks fit on this machine, what memory the peer offers, and which blocks a joining peer should take."""
+"""How many blocks fit on this machine, and what memory the peer offers."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from ...proto.errors import OutOfMemory, UsageError
-from ...routing.place.windows import joining_window
-from ...routing.swarm import BlockRange, PeerSpec
 from ..config import BlockRequest
 
 logger = logging.getLogger(__name__)
@@ -96,22 +93,15 @@ def explain(need: MemoryNeed, free_bytes: int, count: int) -> str:
     )
 
 
-def choose_blocks(request: BlockRequest, num_blocks: int, fits: int, peers: Sequence[PeerSpec]) -> BlockRange:
-    """The range to host: the one asked for, or the window whose blocks have the fewest servers (`joining_window`).
-
-    Raises UsageError for a range or number that the model does not have.
-    """
-    if request.blocks is not None:
-        if request.blocks.stop > num_blocks:
-            raise UsageError(
-                f"the model has blocks 0:{num_blocks}, --blocks {request.blocks} is outside",
-                hint=f"Choose a range inside 0:{num_blocks}.",
-            )
-        return request.blocks
+def check_blocks(request: BlockRequest, num_blocks: int) -> None:
+    """Raises UsageError for a range or number that the model does not have."""
+    if request.blocks is not None and request.blocks.stop > num_blocks:
+        raise UsageError(
+            f"the model has blocks 0:{num_blocks}, --blocks {request.blocks} is outside",
+            hint=f"Choose a range inside 0:{num_blocks}.",
+        )
     if request.count is not None and request.count > num_blocks:
         raise UsageError(f"the model has {num_blocks} blocks, not {request.count}", hint="Ask for fewer, or for auto.")
-    count = request.count or fits
-    return joining_window(peers, num_blocks, count)
 
 
 def free_memory_bytes() -> int:

@@ -28,7 +28,6 @@ class Measured:
     """The conditions of a measurement."""
 
     model_digest: str
-    blocks: str
     numeric_format: str
     device: str
     threads: int
@@ -38,7 +37,7 @@ class Measured:
         """One line; also names the machine and the versions of what computes."""
         versions = [f"{name} {version(name)}" for name in ("torch", "transformers", "blockswarm")]
         machine = f"{_processor_name()}, {os.cpu_count()} CPUs"
-        fields = (self.model_digest, self.blocks, self.numeric_format, self.device, f"{self.threads} threads")
+        fields = (self.model_digest, self.numeric_format, self.device, f"{self.threads} threads")
         return " | ".join([*fields, machine, *versions])
 
 

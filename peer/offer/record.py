@@ -40,7 +40,7 @@ class IdentityFacts:
 class HostingFacts:
     """The blocks that the peer hosts, and those that it could host."""
 
-    blocks: BlockRange
+    blocks: BlockRange | None
     block_hashes: tuple[bytes, ...]
     numeric_format: str
     memory_bytes: int

@@ -2,8 +2,8 @@
 
 Servers are counted per block: by number, by sessions that they carry, or by throughput.  Of equally good windows the
 first wins, everywhere, so that all peers choose alike.  A window of `size` blocks is named by its first block; blocks
-count from 0.  The callers are CG-BP's greedy pass (cgbp.py), the online rule (rule.py), the PETALS baselines (papers/)
-and a peer that joins and decides alone (peer/offer/capacity.py).
+count from 0.  The callers are CG-BP's greedy pass (cgbp.py), the online rule (rule.py, claims.py), and the PETALS
+baselines (papers/).
 """
 
 from __future__ import annotations
@@ -71,16 +71,6 @@ def least_served_window(service: Sequence[float] | NDArray[np.generic], size: in
         if len(best) == 1:
             break
     return int(best[0])
-
-
-def joining_window(peers: Iterable[PeerSpec], num_blocks: int, size: int) -> BlockRange:
-    """Where a peer of `size` blocks goes that joins and decides alone: the window with the fewest peers per block.
-
-    Counted are the peers that serve or load; blocks beyond the model count for nothing.
-    """
-    staying = (peer.blocks for peer in peers if peer.state in (PeerState.JOINING, PeerState.SERVING))
-    start = least_served_window(hosts_per_block(range_rows(staying), num_blocks), size)
-    return BlockRange(start, start + size)
 
 
 # --- what may be left -------------------------------------------------------------------------------------------

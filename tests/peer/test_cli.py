@@ -16,15 +16,13 @@ import pytest
 import torch
 from blockswarm.client.model.load import AutoSwarmModelForCausalLM
 from blockswarm.peer.cli import app
-from blockswarm.peer.config import BlockRequest
 from blockswarm.peer.key_lock import exclusive_key
-from blockswarm.peer.offer.capacity import MemoryNeed, choose_blocks, count_that_fits
+from blockswarm.peer.offer.capacity import MemoryNeed, count_that_fits
 from blockswarm.proto.directory.swarm_key import SwarmKey
 from blockswarm.proto.errors import OutOfMemory, UsageError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.proto.network.address import PeerAddress
-from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec
 from support.processes import PeerProcess, PeerProcesses, peer_processes
 from support.swarm_thread import SwarmThread, swarm_thread
 from support.tiny_models import write_tiny_checkpoint
@@ -239,16 +237,6 @@ def test_blocks_that_fit_into_free_memory() -> None:
         with pytest.raises(OutOfMemory, match="one block needs"):
             count_that_fits(need, free, 80)
     assert count_that_fits(need, 413, 80) == 1
-
-
-def test_a_number_of_blocks_goes_where_servers_are_missing() -> None:
-    def serving(blocks: str) -> PeerSpec:
-        return PeerSpec(Identity.generate().peer_id, BlockRange.parse(blocks), ComputeCost(1e-3))
-
-    peers = [serving("0:4"), serving("0:2"), serving("6:8")]
-    assert choose_blocks(BlockRequest(count=2), 8, 8, peers) == BlockRange(4, 6)
-    assert choose_blocks(BlockRequest(), 8, 5, peers) == BlockRange(2, 7)
-    assert choose_blocks(BlockRequest(count=8), 8, 8, peers) == BlockRange(0, 8)
 
 
 def test_a_key_file_is_held_by_one(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -53,6 +54,8 @@ class World:
         self.checkpoint = checkpoint
         self.load_error: Exception | None = None
         """Raised in the middle of a load, when one of its blocks is there."""
+        self.free_bytes = 10**9
+        self.on_progress: Callable[[], None] = lambda: None
         self.steps: list[StepRecord] = []
         self.swapped: list[Hosted] = []
         self.net = MemoryNet()
@@ -61,11 +64,11 @@ class World:
 
     async def start(self) -> None:
         source = BlockSource(self.load, self.checkpoint.block_hashes)
-        probe = self.load(BlockRange(0, 1), None)
+        probe = self.load(BlockRange(0, 1), None, lambda: None)
         self.offer = MemoryOffer.of(len(BEFORE), KV_TOKENS, probe.block_bytes, probe.kv_bytes_per_token)
         first = await source.hosted(BEFORE, self.offer)
         self.engine = Engine(first.stage, KvPool(first.room_bytes, prefix_limit_bytes=0), listeners=[self.steps.append])
-        self.hosting = Hosting(self.engine, first, self.offer, source, self.note_swap)
+        self.hosting = Hosting(self.engine, first, self.offer, source, self.note_swap, lambda: self.free_bytes)
         self.table = SessionTable(first.room)
         self.service = PeerService(
             PeerParts(
@@ -87,12 +90,17 @@ class World:
         whole = load_stage(self.checkpoint, BlockRange(0, 6))
         self.truth = Engine(whole, KvPool(0, prefix_limit_bytes=0))
 
-    def load(self, blocks: BlockRange, reuse: Stage | None) -> Stage:
+    def load(self, blocks: BlockRange, reuse: Stage | None, check: Callable[[], None]) -> Stage:
         def progress(done: int, total: int) -> None:
+            self.on_progress()
+            check()
             if self.load_error is not None:
                 raise self.load_error
 
         return load_stage(self.checkpoint, blocks, progress=progress, route=BatchingRoute.PACKED, reuse=reuse)
+
+    async def swap(self, blocks: BlockRange) -> None:
+        await self.hosting.adopt(await self.hosting.load(blocks))
 
     def note_swap(self, hosted: Hosted) -> None:
         self.swapped.append(hosted)
@@ -190,7 +198,7 @@ def test_sessions_go_on_over_a_swap_that_keeps_their_blocks_and_one_that_drops_t
             await session.opened()
             await session.step(5)
         before = world.hosting.now
-        await world.hosting.swap(AFTER)
+        await world.swap(AFTER)
 
         after = world.hosting.now
         assert (after.blocks, world.hosting.blocks, world.engine.blocks) == (AFTER, AFTER, AFTER)
@@ -215,7 +223,7 @@ def test_sessions_of_before_and_after_share_the_steps_of_kept_blocks(checkpoint:
     async def scenario(world: World) -> None:
         old = await (await world.open(KEPT)).opened()
         await old.step()
-        await world.hosting.swap(AFTER)
+        await world.swap(AFTER)
         new = await (await world.open(KEPT)).opened()
         await new.step()
         for _ in range(20):
@@ -235,7 +243,7 @@ def test_a_load_that_fails_half_way_leaves_the_peer_as_it_was(checkpoint: Checkp
         before = world.hosting.now
         world.load_error = error
         with pytest.raises((type(error), OutOfMemory)):
-            await world.hosting.swap(AFTER)
+            await world.swap(AFTER)
         assert world.hosting.now is before
         assert world.engine.stage is before.stage
         assert not world.swapped
@@ -245,7 +253,7 @@ def test_a_load_that_fails_half_way_leaves_the_peer_as_it_was(checkpoint: Checkp
         await session.close()
         await other.close()
         world.load_error = None
-        await world.hosting.swap(AFTER)
+        await world.swap(AFTER)
         await (await (await world.open(NEW)).opened()).close()
 
     run(checkpoint, scenario)
@@ -254,13 +262,55 @@ def test_a_load_that_fails_half_way_leaves_the_peer_as_it_was(checkpoint: Checkp
 def test_a_swap_that_is_cancelled_while_it_loads_changes_nothing(checkpoint: Checkpoint) -> None:
     async def scenario(world: World) -> None:
         before = world.hosting.now
-        swapping = asyncio.create_task(world.hosting.swap(AFTER))
+        swapping = asyncio.create_task(world.swap(AFTER))
         await asyncio.sleep(0)
         swapping.cancel()
         with pytest.raises(asyncio.CancelledError):
             await swapping
         assert world.hosting.now is before
-        await world.hosting.swap(AFTER)
+        await world.swap(AFTER)
+
+    run(checkpoint, scenario)
+
+
+def test_a_load_that_nobody_waits_for_any_more_stops(checkpoint: Checkpoint) -> None:
+    async def scenario(world: World) -> None:
+        begun, cancelled, ended = threading.Event(), threading.Event(), threading.Event()
+        pieces: list[int] = []
+
+        def piece_by_piece() -> None:
+            pieces.append(1)
+            begun.set()
+            if not cancelled.wait(30):
+                ended.set()
+
+        world.on_progress = piece_by_piece
+        swapping = asyncio.create_task(world.swap(AFTER))
+        await asyncio.to_thread(begun.wait, 30)
+        swapping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await swapping
+        world.on_progress = lambda: None
+        cancelled.set()
+        await world.swap(AFTER)
+        assert len(pieces) <= 2, "one for each thread that reads"
+        assert not ended.is_set()
+
+    run(checkpoint, scenario)
+
+
+def test_blocks_that_do_not_fit_beside_the_present_ones_are_not_loaded(checkpoint: Checkpoint) -> None:
+    async def scenario(world: World) -> None:
+        block_bytes = world.offer.block_bytes
+        world.free_bytes = 2 * block_bytes - 1
+        with pytest.raises(OutOfMemory, match="2 more blocks beside 0:4"):
+            await world.swap(AFTER)
+        world.free_bytes += 1
+        await world.swap(AFTER)
+        assert world.hosting.now.load_seconds > 0, "measured"
+        measured = world.hosting.now.load_seconds
+        await world.swap(KEPT)
+        assert world.hosting.now.load_seconds == measured, "nothing was loaded"
 
     run(checkpoint, scenario)
 
@@ -273,7 +323,7 @@ def test_the_room_follows_what_is_hosted(checkpoint: Checkpoint) -> None:
         full = await (await world.open(BEFORE)).opened()
         waiting = await world.open(KEPT, wait=True)
         assert isinstance(await waiting.call.read(), QueuedFrame)
-        await world.hosting.swap(KEPT)
+        await world.swap(KEPT)
         room = world.offer.room(len(KEPT))
         assert room > KV_TOKENS * len(BEFORE)
         assert world.table.kv_token_blocks_total == room
@@ -291,7 +341,7 @@ def test_waiting_sessions_that_can_no_longer_be_served_are_refused(checkpoint: C
     """Their blocks are gone, or there is less room in all than they asked for; the others keep their places."""
 
     async def scenario(world: World) -> None:
-        await world.hosting.swap(KEPT)
+        await world.swap(KEPT)
         room = world.table.kv_token_blocks_total
         full = await (await world.open(KEPT, kv_tokens=room // 2)).opened()
         gone = await world.open(BlockRange(2, 3), kv_tokens=10, wait=True)
@@ -299,7 +349,7 @@ def test_waiting_sessions_that_can_no_longer_be_served_are_refused(checkpoint: C
         small = await world.open(BlockRange(3, 4), kv_tokens=10, wait=True)
         for session in (gone, large, small):
             assert isinstance(await session.call.read(), QueuedFrame)
-        await world.hosting.swap(BlockRange(3, 6))
+        await world.swap(BlockRange(3, 6))
         assert world.table.kv_token_blocks_total < room
         assert world.table.kv_token_blocks_free < 0
         assert world.table.kv_token_blocks_open == 0
@@ -317,6 +367,6 @@ def test_more_blocks_than_the_offered_memory_holds_are_not_loaded(checkpoint: Ch
     async def scenario(world: World) -> None:
         world.load_error = AssertionError("nothing is loaded")
         with pytest.raises(OutOfMemory, match="no room for 6 blocks"):
-            await world.hosting.swap(BlockRange(0, 6))
+            await world.swap(BlockRange(0, 6))
 
     run(checkpoint, scenario)

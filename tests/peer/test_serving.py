@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,8 +15,10 @@ import torch
 from blockswarm.peer.config import BlockRequest, PeerConfig
 from blockswarm.peer.engine.load import Examined, examine_model, load_examined
 from blockswarm.peer.hosting import BlockSource
+from blockswarm.peer.offer.announce import Announcer
 from blockswarm.peer.offer.capacity import MemoryOffer
 from blockswarm.peer.offer.lookups import RecentLookups
+from blockswarm.peer.placement.watch import SwarmWatch
 from blockswarm.peer.serving import PeerSetup, ReadyPeer, serve_until
 from blockswarm.peer.tasks import StopRequest, VitalTaskEnded
 from blockswarm.peer.timing import PeerTiming
@@ -101,14 +104,18 @@ class Program:
         digest = self.checkpoint.model_digest().hex()
         dialer = Dialer()
         source = BlockSource(
-            lambda blocks, reuse: load_examined(self.checkpoint, blocks, self.examined, lambda *_: None, reuse),
+            lambda blocks, reuse, check: load_examined(self.checkpoint, blocks, self.examined, lambda *_: None, reuse),
             self.checkpoint.block_hashes,
         )
         lookups = RecentLookups(self.directory, digest, None, time.time, self.config.timing)
         offer = MemoryOffer.of(len(BLOCKS), KV_TOKENS, self.examined.block_bytes, self.examined.kv_bytes_per_token)
+        rng, timing, peer = random.Random(1), self.config.timing, self.identity.peer_id
+        announcer = Announcer(self.directory, self.identity, None, time.time, rng, lookups.announced, timing)
+        blocks = self.checkpoint.num_blocks
+        watch = SwarmWatch(peer, blocks, lookups.records, None, dialer, time.time, rng, timing)
         setup = PeerSetup(
             self.config, self.identity, None, self.checkpoint, digest, dialer, self.directory, lookups, self.examined,
-            offer, source,
+            offer, source, announcer, watch, (), incarnation=1,
         )  # type: ignore[arg-type]  # fmt: skip
 
         def ready(peer: ReadyPeer) -> None:

@@ -59,8 +59,9 @@ class Peer:
         times, clock = PeerTiming(**timing), lambda: self.now
         self.lookups = RecentLookups(self.directory, DIGEST, None, clock, times)
         self.announcer = Announcer(
-            self.directory, self.identity, None, self.record, clock, random.Random(1), self.lookups.announced, times
+            self.directory, self.identity, None, clock, random.Random(1), self.lookups.announced, times
         )
+        self.announcer.make_record = self.record
 
     def record(self, state: PeerState, issued_seconds: float) -> PeerRecord:
         assert issued_seconds == self.now

@@ -7,7 +7,7 @@ from blockswarm.peer.config import BlockRequest
 from blockswarm.peer.offer.capacity import (
     MemoryNeed,
     MemoryOffer,
-    choose_blocks,
+    check_blocks,
     count_that_fits,
     explain,
     free_memory_bytes,
@@ -16,7 +16,6 @@ from blockswarm.peer.offer.capacity import (
 from blockswarm.peer.session.replay_store import ReplayStore
 from blockswarm.proto.errors import OutOfMemory, UsageError
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
-from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,28 +54,6 @@ def test_free_memory_is_a_plausible_number() -> None:
     assert 2**20 < free_memory_bytes() < 2**50
 
 
-def hosts(*ranges: str) -> list[PeerSpec]:
-    return [PeerSpec(PeerId(f"p{i}"), BlockRange.parse(text), ComputeCost(0.01)) for i, text in enumerate(ranges)]
-
-
-@pytest.mark.parametrize(
-    ("request_text", "present", "expected"),
-    [
-        ("2:5", (), "2:5"),
-        ("3", (), "0:3"),
-        ("3", ("0:3",), "3:6"),
-        ("3", ("0:3", "3:6"), "5:8"),
-        ("auto", ("0:4",), "4:8"),
-        ("4", ("0:6", "2:8"), "0:4"),
-    ],
-)
-def test_a_joining_peer_goes_where_servers_are_fewest(
-    request_text: str, present: tuple[str, ...], expected: str
-) -> None:
-    chosen = choose_blocks(BlockRequest.parse(request_text), 8, fits=4, peers=hosts(*present))
-    assert str(chosen) == expected
-
-
 @pytest.mark.parametrize("text", ["", "0", "-1", "8:3", "3:3", "a:b", "1:2:3", "0x1", "1.5", "all"])
 def test_nonsense_for_blocks_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--blocks"):
@@ -86,7 +63,12 @@ def test_nonsense_for_blocks_is_refused(text: str) -> None:
 @pytest.mark.parametrize("text", ["4:9", "9"])
 def test_blocks_that_the_model_does_not_have_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="the model has"):
-        choose_blocks(BlockRequest.parse(text), 8, fits=8, peers=())
+        check_blocks(BlockRequest.parse(text), 8)
+
+
+def test_blocks_that_the_model_has_are_accepted() -> None:
+    for text in ("0:8", "7:8", "8", "auto"):
+        check_blocks(BlockRequest.parse(text), 8)
 
 
 def test_a_gpus_blocks_are_counted_against_its_own_memory() -> None:

@@ -9,7 +9,7 @@ import pytest
 from blockswarm.peer.offer.cost_store import FILE_NAME, CostStore, Measured
 from blockswarm.routing.swarm import ComputeCost
 
-CONDITIONS = Measured("ab" * 32, "0:8", "float32", "cpu", 2)
+CONDITIONS = Measured("ab" * 32, "float32", "cpu", 2)
 COST = ComputeCost(1e-3, 2e-4, 3e-6, 4e-4, 5e-5)
 
 
@@ -19,7 +19,6 @@ def test_comes_back_under_the_same_conditions_only(tmp_path: Path) -> None:
     assert store.load(CONDITIONS) == COST
     for other in (
         replace(CONDITIONS, threads=1),
-        replace(CONDITIONS, blocks="0:9"),
         replace(CONDITIONS, numeric_format="int8"),
         replace(CONDITIONS, model_digest="cd" * 32),
     ):

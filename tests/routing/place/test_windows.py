@@ -7,7 +7,6 @@ from blockswarm.routing.place.windows import (
     added_blocks,
     hosts_per_block,
     is_safe_to_leave,
-    joining_window,
     lasting_servers,
     least_served_window,
     most_uncovered_window,
@@ -77,9 +76,3 @@ def test_a_lasting_server_serves_and_claims_nothing_that_drops_the_block() -> No
         peer("f"),
     ]
     assert lasting_servers(peers, 5).tolist() == [1, 1, 2, 0, 0]
-
-
-def test_a_joining_peer_that_decides_alone_counts_servers_and_loading_peers_only() -> None:
-    peers = [peer("a", "0:2"), peer("b", "2:4", state=PeerState.JOINING), peer("c", "4:6", state=PeerState.LEAVING)]
-    assert joining_window(peers, 6, 2) == BlockRange(4, 6)
-    assert joining_window([], 6, 2) == BlockRange(0, 2)

@@ -1,0 +1,63 @@
+"""The gain that a move is said to bring, and, some time later, what it has brought; for the log."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from ...routing.outlook import outlook_of
+from ...routing.place.moves import ReplanPolicy
+from ...routing.swarm import BlockRange, PeerId, PeerState, Swarm
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """The prediction that came with a claim; infinite times where no chain is complete."""
+
+    at_seconds: float
+    blocks: BlockRange
+    seconds_before: float
+    """Mean time of the planned request among others."""
+    seconds_after: float
+    uncovered_before: int
+    """Blocks that nobody serves."""
+    uncovered_after: int
+
+    def __str__(self) -> str:
+        parts = []
+        if self.uncovered_before:
+            parts.append(f"blocks without a server {self.uncovered_before} -> {self.uncovered_after}")
+        parts.append(f"a request takes {_seconds(self.seconds_before)} -> {_seconds(self.seconds_after)}")
+        return ", ".join(parts)
+
+
+def forecast_of(swarm: Swarm, peer: PeerId, blocks: BlockRange, policy: ReplanPolicy) -> Forecast:
+    """The forecast if the peer serves these blocks instead of its present ones, and nothing else changes."""
+    moved = tuple(
+        replace(p, blocks=blocks, block_hashes=(), state=PeerState.SERVING, claim=None) if p.id == peer else p
+        for p in swarm.peers
+    )
+    before, after = outlook_of(swarm, policy), outlook_of(replace(swarm, peers=moved), policy)
+    return Forecast(
+        at_seconds=swarm.now_seconds,
+        blocks=blocks,
+        seconds_before=before.request_seconds if before else math.inf,
+        seconds_after=after.request_seconds if after else math.inf,
+        uncovered_before=len(before.uncovered) if before else swarm.model.num_blocks,
+        uncovered_after=len(after.uncovered) if after else swarm.model.num_blocks,
+    )
+
+
+def outcome(forecast: Forecast, swarm: Swarm, policy: ReplanPolicy) -> str:
+    """One line on a move that was made, by the snapshot of today."""
+    now = outlook_of(swarm, policy)
+    seconds = now.request_seconds if now else math.inf
+    return (
+        f"{swarm.now_seconds - forecast.at_seconds:.0f} s after the claim to blocks {forecast.blocks}: a request takes"
+        f" {_seconds(seconds)} by the costs announced now, {_seconds(forecast.seconds_after)} was predicted,"
+        f" {_seconds(forecast.seconds_before)} it was before"
+    )
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s" if math.isfinite(value) else "for ever"

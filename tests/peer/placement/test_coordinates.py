@@ -1,0 +1,61 @@
+"""The own coordinate: from pings, towards the truth, and unharmed by peers that announce nonsense."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from blockswarm.peer.placement.coordinates import OwnCoordinate
+from blockswarm.proto.directory.records import PeerRecord
+from blockswarm.proto.errors import PeerUnavailable
+from blockswarm.proto.identity import Identity
+from blockswarm.routing.coordinates import ORIGIN
+from blockswarm.routing.swarm import ComputeCost, Coordinate, PeerSpec
+
+HERE = Coordinate((0.03, 0.0, 0.0), height=0.002, error=0.1)
+
+
+def at(coordinate: Coordinate | None) -> PeerRecord:
+    spec = PeerSpec(Identity.generate().peer_id, None, ComputeCost(1.0), coordinate=coordinate)
+    return PeerRecord("ab" * 32, spec, ("127.0.0.1:1",))
+
+
+PEERS = [at(Coordinate((x, y, 0.0), height=0.001, error=0.1)) for x in (0.0, 0.05) for y in (0.0, 0.04)]
+
+
+def test_pings_lead_to_where_the_peer_is() -> None:
+    async def ping(record: PeerRecord) -> float:
+        assert record.spec.coordinate is not None
+        return HERE.rtt_seconds(record.spec.coordinate)
+
+    own = OwnCoordinate(ping, random.Random(1))
+    for _ in range(60):
+        asyncio.run(own.measure(PEERS))
+    assert own.value is not None
+    for record in PEERS:
+        assert record.spec.coordinate is not None
+        wanted = HERE.rtt_seconds(record.spec.coordinate)
+        assert own.value.rtt_seconds(record.spec.coordinate) == pytest.approx(wanted, rel=0.2)
+
+
+def test_the_first_peer_is_the_origin_and_others_wait_for_an_answer() -> None:
+    async def silent(record: PeerRecord) -> float:
+        raise PeerUnavailable("nobody is there")
+
+    first, second = (OwnCoordinate(silent, random.Random(1)) for _ in range(2))
+    asyncio.run(first.measure([at(None)]))
+    assert first.value == ORIGIN
+    asyncio.run(second.measure(PEERS))
+    assert second.value is None
+
+
+@pytest.mark.parametrize("place", [Coordinate((1.0,)), Coordinate((900.0, 0.0, 0.0))])
+@pytest.mark.parametrize("seconds", [0.0, 0.01, 1e9])
+def test_nonsense_moves_nobody(place: Coordinate, seconds: float) -> None:
+    async def ping(record: PeerRecord) -> float:
+        return seconds
+
+    own = OwnCoordinate(ping, random.Random(1))
+    asyncio.run(own.measure([at(place)]))
+    assert own.value is None
