@@ -195,6 +195,8 @@ class Case:
     """Whether the text is to end with an error, because nothing else is possible."""
     short: bool = False
     """Whether it is one of the cases of --short."""
+    at: int = FAULT_AT
+    """The number of tokens after which the fault comes."""
 
 
 CASES = (
@@ -214,6 +216,19 @@ CASES = (
     Case("used peer answers 1.2 s late each time", drip),
     Case("used peer ten times slower", ten_times_slower),
 )
+
+
+def random_kills(count: int, rng: random.Random) -> list[Case]:
+    """`kill -9` of a random used peer after a random number of tokens."""
+    cases = []
+    for number in range(count):
+        at, hop = rng.randrange(1, NEW_TOKENS - 1), rng.randrange(len(HALVES))
+
+        def act(moment: Moment, hop: int = hop) -> None:
+            os.killpg(moment.chain[hop % len(moment.chain)].pid, signal.SIGKILL)
+
+        cases.append(Case(f"kill {number + 1}: used peer {hop + 1} after {at} tokens", act, at=at))
+    return cases
 
 
 # --- playing them ---
@@ -268,7 +283,7 @@ def watch(case: Case, world: World, client: Child, prompt: Sequence[int]) -> Ite
             if "done" in line:
                 return
             count += "token" in line
-            if "token" in line and count == FAULT_AT:
+            if "token" in line and count == case.at:
                 chain = tuple(world.nodes[peer] for peer in line["chain"])
                 case.act(Moment(world, client.pid, chain))
                 yield {"fault": case.name, "at": line["at"]}
@@ -300,13 +315,19 @@ def run(
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """For people, as Markdown."""
-    lines = ["| fault after 20 tokens | passed | tokens | longest stall s | whole text s | what the client did |"]
+    lines = ["| fault (after 20 tokens) | passed | tokens | longest stall s | whole text s | what the client did |"]
     lines.append("| --- | --- | --- | --- | --- | --- |")
     for o in outcomes:
         tokens = f"{o.tokens}, {'same' if o.same_tokens else 'WRONG'}" + (f", {o.error}" if o.error else "")
         passed = "yes" if o.passed else "NO"
         cells = [o.case, passed, tokens, f"{o.stall_seconds:.2f}", f"{o.total_seconds:.1f}", ", ".join(o.events)]
         lines.append(f"| {' | '.join(cells)} |")
+    stalls = sorted(o.stall_seconds for o in outcomes)
+    middle, high = (stalls[min(len(stalls) - 1, int(share * len(stalls)))] for share in (0.5, 0.95))
+    passed = sum(o.passed for o in outcomes)
+    lines.append(
+        f"\n{passed} of {len(outcomes)} passed; stall p50 {middle:.2f}, p95 {high:.2f}, max {stalls[-1]:.2f} s"
+    )
     return "\n".join(lines)
 
 
@@ -319,12 +340,15 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--only", action="append", help="cases whose name contains this; may be given again")
     parser.add_argument("--short", action="store_true", help="the most telling cases only, about a minute")
+    parser.add_argument("--kills", type=int, metavar="N", help="only N kills of random used peers at random moments")
     parser.add_argument("--rtt", type=float, default=0.0, help="round trip between any two nodes, seconds")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30), help="of the prompts")
     parser.add_argument("--folder", type=Path, help="keep logs there [default: a temporary folder]")
     options = parser.parse_args(arguments)
     wanted = options.only or [""]
     cases = [c for c in CASES if (c.short or not options.short) and any(part in c.name for part in wanted)]
+    if options.kills:
+        cases = random_kills(options.kills, random.Random(options.seed))
     if not cases:
         parser.error("no case has that name")
 
