@@ -84,8 +84,10 @@ class ViewRouter:
         gaps = [choice.blocks for choice in choices]
         asked = [*chosen, *self._hosts(gaps, excluded | chosen | {peer for peer, _ in kept})]
         silent = await self._view.silent_among(asked, chosen)
-        if not silent & chosen or silent.issuperset(asked):
-            return choices  # everybody is silent: that may be this machine's network
+        if not silent & chosen:
+            return choices
+        if silent.issuperset(asked) and not await self._view.excuse_silent():
+            return choices  # nobody answers: that may be this machine's network
         for peer in silent:
             self.ban(peer, DeadlineExceeded("the peer does not answer a ping"))
         return await self._fill_or_excuse(kept, excluded, request, min_precision)

@@ -59,6 +59,16 @@ class SessionReader:
         self._used = False
         self._silent_at = asyncio.get_running_loop().time() + self._timing.unused_room_seconds
         self._reading: asyncio.Timeout | None = None
+        self._superseded = asyncio.Event()
+
+    def supersede(self) -> None:
+        """The client has opened the session anew, so this stream is dead, or will be."""
+        self._superseded.set()
+
+    async def until_superseded(self) -> None:
+        """Raises SessionLost when the client has opened the session anew."""
+        await self._superseded.wait()
+        raise SessionLost("the client has opened the session anew")
 
     def touch(self) -> None:
         """The session is used, also where its client says nothing: steps may come from the predecessor alone."""

@@ -155,7 +155,7 @@ class PeerService:
                 if not isinstance(opening, OpenFrame):
                     raise RemoteProtocolError("a session begins with an open frame")
                 grant = self._check_open(opening)
-                await self._previous_ended(grant.key)
+                await self._previous_ended(grant)
             async with self._admission.room(grant, opening.wait_seconds, outlet.queued):
                 await self._serve_session(stream, outlet, grant, opening)
         except SwarmError as error:
@@ -191,11 +191,17 @@ class PeerService:
             now=parts.clock(),
         )
 
-    async def _previous_ended(self, key: bytes) -> None:
-        """A client that left the session a moment ago may come before its old stream is cleared away."""
-        table = self._parts.sessions
+    async def _previous_ended(self, grant: Grant) -> None:
+        """End the previous stream of the session, if it is left over from an earlier epoch.
+
+        A client that left the session a moment ago may come before its old stream is cleared away; one whose connection
+        is dead comes while nothing here tells that it is.
+        """
+        table, key, previous = self._parts.sessions, grant.key, self._open.get(grant.key)
         if not table.is_open(key):
             return
+        if previous is not None and grant.epoch > previous.worker.epoch:
+            previous.reader.supersede()
         try:
             async with asyncio.timeout(self._parts.timing.previous_stream_seconds):
                 await self._changes.wait_for(lambda: not table.is_open(key))
@@ -270,7 +276,9 @@ class PeerService:
         await outlet.write(OpenedFrame(CREDITS, grant.epoch, kv.held_tokens))
         try:
             async with asyncio.timeout(max(0.0, grant.expires_at_seconds - parts.clock())):
-                await run_until_first(worker.run(), reader.run(stream), cancel_inside=outlet.between_frames)
+                await run_until_first(
+                    worker.run(), reader.run(stream), reader.until_superseded(), cancel_inside=outlet.between_frames
+                )
         except TimeoutError:
             raise SessionLost("the session's capability has expired") from None
 

@@ -22,7 +22,7 @@ from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.wire.frames import StepFrame, WireStep, cut_step
 from blockswarm.proto.wire.handshake import Grant, HelloChecker, sign_capability, sign_hello
 from blockswarm.proto.wire.messages.opening import OpenedFrame, OpenFrame, QueuedFrame
-from blockswarm.proto.wire.messages.session import CloseFrame
+from blockswarm.proto.wire.messages.session import CloseFrame, FailureFrame
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.admit.table import SessionTable
 from blockswarm.routing.swarm import BlockRange
@@ -73,11 +73,11 @@ class World:
         )
         self.net.add(self.identity.peer_id, self.service.handlers)
 
-    async def open(self, number: int, wait: bool = False) -> MemoryCall:
+    async def open(self, number: int, wait: bool = False, epoch: int = 1) -> MemoryCall:
         """A stream with its opening sent."""
         me, client = self.identity.peer_id, self.client
         grant = Grant(
-            number.to_bytes(16, "big"), 1, client.peer_id, me, BLOCKS, ROOM_TOKENS, 1, None, None, "float32",
+            number.to_bytes(16, "big"), epoch, client.peer_id, me, BLOCKS, ROOM_TOKENS, 1, None, None, "float32",
             time.time() + 100, DIGEST,
         )  # fmt: skip
         hello = sign_hello(client, me, grant.session_id, time.time(), None)
@@ -165,5 +165,23 @@ def test_room_is_handed_on_only_after_the_engine_has_freed_the_cache(world: Worl
         await second.write(CloseFrame())
         await idle
         assert world.table.kv_token_blocks_free == world.table.kv_token_blocks_total
+
+    run(scenario())
+
+
+def test_a_later_epoch_takes_the_place_of_a_stream_that_is_dead_and_does_not_show_it(world: World) -> None:
+    """The client's connection is half-open: here nothing tells, and the client comes again over another one."""
+
+    async def scenario() -> None:
+        dead = await world.open(1)
+        assert isinstance(await dead.read(), OpenedFrame)
+        again = await world.open(1, epoch=2)
+        assert isinstance(await again.read(), OpenedFrame)
+        assert world.table.sessions == 1
+        told = await dead.read()
+        assert isinstance(told, FailureFrame)
+        assert "anew" in told.message
+        await again.write(CloseFrame())
+        await world.service.wait_idle()
 
     run(scenario())
