@@ -89,7 +89,8 @@ def connect(
         )
 
     def view(dialer: Dialer) -> SwarmView:
-        return SwarmView(identity, dialer, addresses, model_digest, key, timing=timing)
+        proven = checkpoint.proven_hashes()
+        return SwarmView(identity, dialer, addresses, model_digest, key, timing=timing, proven=proven)
 
     return SwarmConnection(background_loop(), view, config, wire, timing)
 

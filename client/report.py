@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..routing.swarm import BlockRange, PeerId
+from ..routing.trust import Evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class HopReport:
     compute_seconds: float
     numeric_format: str = ""
     """The format that the peer announces to compute in."""
+    weights: Evidence = Evidence.UNOPPOSED
+    """Why the weights that the peer announces are believed."""
 
 
 @dataclass(frozen=True, slots=True)

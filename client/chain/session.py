@@ -91,8 +91,7 @@ class ChainSession:
     def report(self, since: int = 0) -> ChainReport:
         """Where the time of the last steps went, per hop, without the first `since` answers; from any thread."""
         choices = self._last_used or self._machine.choices  # read once: the chain may change meanwhile
-        layout, formats = [(hop.peer, hop.blocks) for hop in choices], [hop.numeric_format for hop in choices]
-        return self._timings.report(layout, self._config.router.clock_offset_seconds, formats, since)
+        return self._timings.report(choices, self._config.router.clock_offset_seconds, since)
 
     async def run(self, plan: StepPlan, data: bytes) -> bytes:
         """Apply one operation: `data` holds `plan.tokens` packed tokens; returns `plan.answers` packed tokens.

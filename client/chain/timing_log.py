@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...proto.wire.frames import HopTiming
-from ...routing.swarm import BlockRange, PeerId
+from ...routing.swarm import PeerId
 from ..report import ChainReport, HopReport
+from .machine.events import HopChoice
 
 MAX_STEPS = 512
 """Older steps are forgotten."""
@@ -41,21 +42,21 @@ class TimingLog:
 
     def report(
         self,
-        chain: Sequence[tuple[PeerId, BlockRange]],
+        choices: Sequence[HopChoice],
         offset_seconds: Callable[[PeerId], float],
-        numeric_formats: Sequence[str],
         since: int = 0,
     ) -> ChainReport:
         """The means over the steps that went through exactly this chain, without the first `since` answers.
 
-        `numeric_formats` has one for each hop. O(steps x hops).
+        O(steps x hops).
         """
+        chain = tuple((choice.peer, choice.blocks) for choice in choices)
         peers = [peer for peer, _ in chain]
         steps = [
             step for step in tuple(self._steps) if step.number >= since and [hop.peer for hop in step.hops] == peers
         ]
         if not steps or not peers:
-            return ChainReport(tuple(chain))
+            return ChainReport(chain)
         network = [0.0] * (len(peers) + 1)
         queue = [0.0] * len(peers)
         compute = [0.0] * len(peers)
@@ -71,9 +72,15 @@ class TimingLog:
         count = len(steps)
         hops = tuple(
             HopReport(
-                peer, blocks, network[index] / count, queue[index] / count, compute[index] / count, numeric_format
+                choice.peer,
+                choice.blocks,
+                network[index] / count,
+                queue[index] / count,
+                compute[index] / count,
+                choice.numeric_format,
+                choice.weights,
             )
-            for index, ((peer, blocks), numeric_format) in enumerate(zip(chain, numeric_formats, strict=True))
+            for index, choice in enumerate(choices)
         )
         seconds = sum(step.answered_at - step.sent_at for step in steps)
-        return ChainReport(tuple(chain), hops, network[-1] / count, seconds / count, count)
+        return ChainReport(chain, hops, network[-1] / count, seconds / count, count)

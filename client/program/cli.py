@@ -124,6 +124,7 @@ def _generate(
             turning.say("waiting for the first token")
             reply = talk.generate(talker, prompt, wish, write)
             write("\n")
+            talk.warn_of_doubt(reply, _tell)
             if report or as_json:
                 account = talk.account_for(talker, reply, before)
                 if as_json:

@@ -19,14 +19,16 @@ def describe_chain(chain: PredictedChain) -> str:
     rows = [
         (
             short_id(hop.peer), hop.name, str(hop.blocks), milliseconds(hop.way_seconds),
-            milliseconds(hop.compute_seconds), hop.address,
+            milliseconds(hop.compute_seconds), hop.weights, hop.address,
         )
         for hop in chain.hops
     ]  # fmt: skip
-    rows.append(("client", "", "", milliseconds(chain.return_seconds), "", ""))
+    rows.append(("client", "", "", milliseconds(chain.return_seconds), "", "", ""))
     step = chain.step_seconds
     speed = f"{milliseconds(step)} ms per token, {1 / step:.1f} tokens/s" if step > 0 else "no time per token"
-    return f"{table(('peer', 'name', 'blocks', 'way ms', 'compute ms', 'address'), rows)}\npredicted: {speed}"
+    return (
+        f"{table(('peer', 'name', 'blocks', 'way ms', 'compute ms', 'weights', 'address'), rows)}\npredicted: {speed}"
+    )
 
 
 def chain_as_json(chain: PredictedChain) -> dict[str, object]:
@@ -37,8 +39,8 @@ def chain_as_json(chain: PredictedChain) -> dict[str, object]:
 def describe_peers(num_blocks: int, lines: Sequence[PeerLine]) -> str:
     """A table of the peers, and a map of the blocks that they serve."""
     header = (
-        "peer", "name", "blocks", "state", "format", "ms/block", "KV free", "KV total", "sessions", "RTT ms", "age s",
-        "address",
+        "peer", "name", "blocks", "state", "format", "weights", "ms/block", "KV free", "KV total", "sessions", "RTT ms",
+        "age s", "address",
     )  # fmt: skip
     rows = [
         (
@@ -47,6 +49,7 @@ def describe_peers(num_blocks: int, lines: Sequence[PeerLine]) -> str:
             str(line.blocks or ""),
             line.state if line.rtt_seconds is not None else "silent",
             line.numeric_format,
+            line.weights,
             f"{1000 * line.decode_seconds_per_block:.2f}",
             str(line.kv_tokens_free),
             str(line.kv_tokens_total),
@@ -64,7 +67,7 @@ def _serving(lines: Sequence[PeerLine], label: Callable[[PeerId], str]) -> list[
     return [
         (label(line.peer), line.blocks)
         for line in lines
-        if line.blocks is not None and line.state == "serving" and line.rtt_seconds is not None
+        if line.blocks is not None and line.state == "serving" and line.weights not in ("", "doubted")
     ]
 
 
@@ -127,12 +130,13 @@ def describe_account(account: Account) -> str:
             milliseconds(hop.network_seconds),
             milliseconds(hop.queue_seconds),
             milliseconds(hop.compute_seconds),
+            hop.weights.value,
         )
         for hop in chain.hops
     ]
     if rows:
-        rows.append(("client", "", "", milliseconds(chain.return_seconds), "", ""))
-        lines.append(table(("chain", "name", "blocks", "way ms", "queue ms", "compute ms"), rows))
+        rows.append(("client", "", "", milliseconds(chain.return_seconds), "", "", ""))
+        lines.append(table(("chain", "name", "blocks", "way ms", "queue ms", "compute ms", "weights"), rows))
         lines.append(f"{milliseconds(chain.step_seconds)} ms per step, mean of the last {chain.steps}")
     lines.append(f"steps passed on: {account.steps.pushed} pushed, {account.steps.relayed} relayed through clients")
     lines += [f"peers held {event.detail} of the prompt already" for event in account.events if event.kind == "adopted"]
@@ -158,6 +162,7 @@ def account_as_json(account: Account) -> dict[str, object]:
                 "network_seconds": hop.network_seconds,
                 "queue_seconds": hop.queue_seconds,
                 "compute_seconds": hop.compute_seconds,
+                "weights": hop.weights.value,
             }
             for hop in chain.hops
         ],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -35,6 +35,8 @@ class ModelName:
 
     digest: str
     num_blocks: int
+    proven: Mapping[int, bytes]
+    """The hashes of blocks that this machine's own files prove."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class PeerLine:
     age_seconds: float | None
     """The age of its announcement."""
     sessions: int
+    weights: str
+    """Why its weights are believed, or "doubted"; "" if it does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,8 @@ class PredictedHop:
     blocks: BlockRange
     way_seconds: float
     compute_seconds: float
+    weights: str
+    """Why its weights are believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,7 @@ def model_name(model: str, revision: str | None, progress: Callable[[int, int], 
     from ...proto.model.checkpoint import open_checkpoint  # brings torch
 
     checkpoint = open_checkpoint(model, revision=revision)
-    return ModelName(checkpoint.model_digest(progress).hex(), checkpoint.num_blocks)
+    return ModelName(checkpoint.model_digest(progress).hex(), checkpoint.num_blocks, checkpoint.proven_hashes())
 
 
 @asynccontextmanager
@@ -120,7 +126,7 @@ async def survey_view(model: ModelName, options: SwarmOptions) -> AsyncIterator[
     """The view of a model's swarm after one look. Raises SwarmError."""
     identity = Identity.load_or_create(options.identity) if options.identity else Identity.generate()
     dialer = Dialer()
-    view = SwarmView(identity, dialer, options.initial_peers, model.digest, options.swarm_key)
+    view = SwarmView(identity, dialer, options.initial_peers, model.digest, options.swarm_key, proven=model.proven)
     try:
         await view.start()
         yield view
@@ -132,19 +138,23 @@ async def survey_view(model: ModelName, options: SwarmOptions) -> AsyncIterator[
 async def list_peers(model: ModelName, options: SwarmOptions) -> tuple[PeerLine, ...]:
     """All peers that announce the model, by first block. Raises SwarmError."""
     async with survey_view(model, options) as view:
-        lines = [_answering(known, time.time()) for known in view.peers.values()]
+        believed = view.trust.believed
+        lines = [
+            _answering(known, time.time(), believed[peer].value if peer in believed else "doubted")
+            for peer, known in view.peers.items()
+        ]
         lines += [
             PeerLine(
                 peer, record.public_name, record.spec.blocks, record.spec.state.value, record.spec.numeric_format,
                 record.spec.cost.decode_seconds(), record.spec.kv_tokens_free, record.spec.kv_tokens_total, None,
-                ", ".join(record.addresses), None, 0,
+                ", ".join(record.addresses), None, 0, "",
             )
             for peer, record in view.silent.items()
         ]  # fmt: skip
     return tuple(sorted(lines, key=lambda line: (line.blocks or BlockRange(0, 1), line.peer)))
 
 
-def _answering(known: KnownPeer, now: float) -> PeerLine:
+def _answering(known: KnownPeer, now: float, weights: str) -> PeerLine:
     spec = known.record.spec
     return PeerLine(
         peer=spec.id,
@@ -159,6 +169,7 @@ def _answering(known: KnownPeer, now: float) -> PeerLine:
         address=known.address.target,
         age_seconds=max(0.0, now + RECORD_LIFETIME_SECONDS - SignedRecord.decode(known.encoded).expires_at_seconds),
         sessions=known.status.sessions,
+        weights=weights,
     )
 
 
@@ -187,6 +198,7 @@ def predict(chain: Sequence[HopChoice], view: SwarmView, router: ViewRouter, pus
             hop.blocks,
             hop_times.way_seconds,
             hop_times.compute_seconds,
+            hop.weights.value,
         )
         for hop, hop_times in zip(chain, times.hops, strict=True)
     )

@@ -12,9 +12,10 @@ from transformers import AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
-from ...proto.errors import SwarmError, UsageError
+from ...proto.errors import SwarmError, UsageError, describe_blocks
 from ...proto.model.checkpoint import open_checkpoint
 from ...routing.swarm import PeerId
+from ...routing.trust import Evidence
 from ..config import SessionEvent
 from ..connect import SwarmConnection, connect
 from ..model.generation import Generation, last_generation
@@ -194,6 +195,17 @@ def _reply(
     )
 
 
+def warn_of_doubt(reply: Reply, tell: Callable[[str], object]) -> None:
+    """Tell if nothing decides whether the peers that computed the reply had the right weights."""
+    hops = reply.generation.report.hops if reply.generation is not None else ()
+    blocks = [block for hop in hops if hop.weights is Evidence.UNDECIDED for block in hop.blocks]
+    if blocks:
+        tell(
+            f"other peers announce other weights for {describe_blocks(blocks)}, and no majority of networks decides: "
+            "the text may be wrong (`swarm-client peers` shows them)"
+        )
+
+
 # --- chat ---
 
 
@@ -290,7 +302,8 @@ def _take_turn(
 
     limited = _with_limit(options, room)
     try:
-        _reply(talker, lambda **more: session.generate_full(ids, **more), ids, limited, note)
+        reply = _reply(talker, lambda **more: session.generate_full(ids, **more), ids, limited, note)
+        warn_of_doubt(reply, tell)
     except KeyboardInterrupt:
         tell("(stopped)")
     except SwarmError as error:

@@ -58,7 +58,10 @@ class ViewRouter:
             )
         except NoRouteError as error:
             usable = [peer for peer in part.peers if peer.id not in excluded]
-            raise _unroutable(error, blocks.start, usable, min_precision, self._timing.min_retry_seconds) from None
+            doubted = [self._view.peers[peer].record.spec for peer in self._view.trust.doubted]
+            raise _unroutable(
+                error, blocks.start, usable, doubted, min_precision, self._timing.min_retry_seconds
+            ) from None
         return tuple(self._choice(part, hop, blocks.start, request) for hop in route.hops)
 
     async def fill(
@@ -170,7 +173,8 @@ class ViewRouter:
         known, spec = self._view.peers[hop.peer], part.peer(hop.peer)
         wait = wait_seconds(spec, len(hop.blocks) * request.kv_tokens_per_block, part.now_seconds)
         blocks = shifted(hop.blocks, first_block)
-        return HopChoice(known.address, blocks, known.encoded, wait, spec.numeric_format)
+        weights = self._view.trust.believed[hop.peer]
+        return HopChoice(known.address, blocks, known.encoded, wait, spec.numeric_format, weights)
 
     def _distance_seconds(self, known: KnownPeer) -> float:
         """The round trip, and more for a peer that has failed lately: others are preferred."""
@@ -198,6 +202,7 @@ def _unroutable(
     error: NoRouteError,
     first_block: int,
     usable: Sequence[PeerSpec],
+    doubted: Sequence[PeerSpec],
     min_precision: str | None,
     min_retry_seconds: float,
 ) -> SwarmError:
@@ -211,6 +216,13 @@ def _unroutable(
                 missing,
                 f"no peer serves {describe_blocks(missing)} in {min_precision} or more precisely",
                 hint="Ask for less precision, or have a peer serve these blocks in that format.",
+            )
+        others = sum(any(block in missing for block in peer.blocks or ()) for peer in doubted)
+        if others:
+            return NoChainError(
+                missing,
+                f"no peer serves {describe_blocks(missing)} with weights that are believed; {others} announce others",
+                hint="`swarm-client peers` shows who is doubted; the whole files in a local folder prove who is right.",
             )
         return NoChainError(missing)
     where = f"every host of {describe_blocks(full)}" if full else "every chain of peers"

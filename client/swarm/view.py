@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -32,9 +32,11 @@ from ...proto.wire.handshake import SESSION_ID_BYTES, sign_hello
 from ...proto.wire.messages.calls import LookupRequest, PingReply
 from ...proto.wire.timing import HELLO_CLOCK_SKEW_SECONDS
 from ...routing.swarm import KvRelease, ModelSpec, PeerId, PeerSpec, PeerState, Swarm
+from ...routing.trust import Trust
 from ..peer_errors import blamed_on
 from ..timing import ClientTiming
 from .bans import Bans, Run
+from .weights import WeightTrust
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +76,9 @@ class SwarmView:
         swarm_key: SwarmKey | None,
         clock: Callable[[], float] = time.time,
         timing: ClientTiming | None = None,
+        proven: Mapping[int, bytes] | None = None,
     ) -> None:
+        """`proven`: the hashes of blocks that this machine's own files prove."""
         self.timing = timing or ClientTiming()
         self.peers: dict[PeerId, KnownPeer] = {}
         self.silent: dict[PeerId, PeerRecord] = {}
@@ -87,6 +91,7 @@ class SwarmView:
         self._swarm_key = swarm_key
         self._clock = clock
         self.bans = Bans(clock, self.timing)
+        self._weights = WeightTrust(proven or {})
         self._lookups: dict[str, LookupCall] = {}
         self._directory = LookupDirectory(self._lookups, clock, self.timing.lookup_seconds)
         self._refreshing: asyncio.Task[None] | None = None
@@ -204,11 +209,17 @@ class SwarmView:
     def usable(self) -> tuple[KnownPeer, ...]:
         """The peers that may be used now, in ascending order of id. Raises LocalProtocolError if looking has failed."""
         self._check()
+        believed = self.trust.believed
         return tuple(
             known
-            for _, known in sorted(self.peers.items())
-            if known.record.spec.state is PeerState.SERVING and not self.bans.is_banned(known.run)
+            for peer, known in sorted(self.peers.items())
+            if known.record.spec.state is PeerState.SERVING and not self.bans.is_banned(known.run) and peer in believed
         )
+
+    @property
+    def trust(self) -> Trust:
+        """Whose weights are believed, among all peers that answered the last look."""
+        return self._weights.among(self.peers)
 
     def snapshot(self, num_blocks: int) -> Swarm:
         """The usable peers, as routing sees them, with their room and releases on this client's clock.

@@ -120,6 +120,23 @@ def reaches_of(record: PeerRecord) -> tuple[Reach, ...]:
     )
 
 
+def network_of(target: str) -> str:
+    """The network that HOST:PORT is in: who wants many of them has to pay, while ids and ports are free.
+
+    A public IPv4 address stands for its /24, a public IPv6 address for its /48, and any other one, of a home or of one
+    machine, for itself. All names together are one network: what a name leads to is decided by its owner, each time.
+    """
+    host = HostPort.parse(target).host
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "names"
+    address = getattr(address, "ipv4_mapped", None) or address
+    if not address.is_global:
+        return str(address)
+    return str(ipaddress.ip_network((address, 24 if address.version == 4 else 48), strict=False))
+
+
 def _is_ip(text: str, version: int) -> bool:
     try:
         parsed = ipaddress.ip_address(text)

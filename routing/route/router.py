@@ -54,17 +54,15 @@ def _listed(blocks: tuple[int, ...]) -> str:
 class RouteFinder:
     """The router over one snapshot: build it once per snapshot, ask it for every request.
 
-    Usable are SERVING peers that host something and agree with each other about the weights.  Peers are accepted one
-    by one, a peer that disagrees with an accepted one about a block both host is left out: first those whose every
-    hash is the most frequent for its block, then the others, those with more agreeing announcements first (ties by
-    id).  So a chain never mixes disagreeing peers, and one bad peer cannot displace the majority.
+    Usable are SERVING peers that host something.  The snapshot has only peers whose weights are believed, so that no
+    chain mixes different ones: see `trust.py`.
     """
 
     def __init__(self, swarm: Swarm) -> None:
         self.swarm = swarm
-        agreeing = _agreeing([peer for peer in swarm.peers if _serves(peer)])
+        serving = [peer for peer in swarm.peers if _serves(peer)]
         # In order of their ranges, so that the peers that can follow each other are neighbours in every array.
-        self.peers = tuple(sorted(agreeing, key=_range_and_id))
+        self.peers = tuple(sorted(serving, key=_range_and_id))
         self._spans = Spans.of(swarm.model.num_blocks, [peer.blocks for peer in self.peers])
         costs = [peer.cost for peer in self.peers]
         self._cost = np.array(
@@ -189,36 +187,6 @@ def _serves(peer: PeerSpec) -> bool:
     return peer.state is PeerState.SERVING and peer.blocks is not None
 
 
-def _agreeing(peers: Sequence[PeerSpec]) -> tuple[PeerSpec, ...]:
-    """The peers, in their order, that agree about every block's weights; a peer without hashes agrees with all."""
-    votes: dict[tuple[int, bytes], int] = {}
-    for peer in peers:
-        for announced in _announced(peer):
-            votes[announced] = votes.get(announced, 0) + 1
-    if len({block for block, _ in votes}) == len(votes):
-        return tuple(peers)
-    most: dict[int, int] = {}
-    for (block, _), count in votes.items():
-        most[block] = max(most.get(block, 0), count)
-
-    def trust(peer: PeerSpec) -> tuple[bool, int, PeerId]:
-        support = [(votes[block, digest], most[block]) for block, digest in _announced(peer)]
-        return any(mine < top for mine, top in support), -sum(mine for mine, _ in support), peer.id
-
-    accepted: dict[int, bytes] = {}
-    members: set[PeerId] = set()
-    for peer in sorted(peers, key=trust):
-        announcement = _announced(peer)
-        if all(accepted.get(block, digest) == digest for block, digest in announcement):
-            accepted.update(announcement)
-            members.add(peer.id)
-    return tuple(peer for peer in peers if peer.id in members)
-
-
-def _announced(peer: PeerSpec) -> list[tuple[int, bytes]]:
-    return list(zip(peer.blocks or (), peer.block_hashes, strict=False))
-
-
 def cheapest_route(
     swarm: Swarm,
     *,
@@ -231,7 +199,7 @@ def cheapest_route(
     """The chain that minimises sum of costs + largest wait among a snapshot's usable peers.
 
     Usable are SERVING peers, not in `excluded`, named in `client_rtt_seconds` (a peer that the client has no round
-    trip to is not considered), whose announced hashes agree (see RouteFinder).  A peer has room for k blocks once
+    trip to is not considered).  A peer has room for k blocks once
     `kv_tokens_free` plus its due releases reach k x the request's KV tokens per block; nothing is known beyond the
     last release, so a hop that needs more is not used.  Hub: every peer costs a full client round trip per token.
     Push: every token makes one trip client -> p1 -> ... -> client of one-way delays (half round trips).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,8 @@ from blockswarm.proto.wire.handshake import HelloChecker
 from blockswarm.routing.admit.table import SessionTable
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState
 
+USUAL_COST = ComputeCost(1e-3, prefill_per_token=1e-4)
+
 
 @dataclass
 class LocalPeer:
@@ -39,12 +41,14 @@ class LocalPeer:
     service: PeerService
     parts: PeerParts
     server: object
-    port: int
+    target: str
     blocks: BlockRange
+    block_hashes: tuple[bytes, ...]
+    cost: ComputeCost
 
     @property
     def address(self) -> PeerAddress:
-        return PeerAddress(self.identity.peer_id, f"127.0.0.1:{self.port}")
+        return PeerAddress(self.identity.peer_id, self.target)
 
     async def kill(self) -> None:
         """Stop answering at once, as if the process had died."""
@@ -77,10 +81,14 @@ class LocalSwarm:
         replay_bytes: int = DEFAULT_LIMIT_BYTES,
         kv_tokens: int = 4096,
         identity: Identity | None = None,
+        checkpoint: Checkpoint | None = None,
+        host: str = "127.0.0.1",
+        cost: ComputeCost = USUAL_COST,
     ) -> LocalPeer:
-        identity = identity or Identity.generate()
+        """`checkpoint`: where its weights come from, if not from that of the swarm."""
+        identity, checkpoint = identity or Identity.generate(), checkpoint or self.checkpoint
         directory = MemoryDirectory(self.store, time.time)
-        stage = load_stage(self.checkpoint, blocks)
+        stage = load_stage(checkpoint, blocks)
         engine = Engine(stage, KvPool(kv_tokens * len(blocks) * stage.kv_bytes_per_token, self.prefix_bytes))
         sessions = SessionTable(kv_tokens * len(blocks))
 
@@ -105,8 +113,9 @@ class LocalSwarm:
             timing=self.timing,
         )
         service = PeerService(parts)
-        server, port = await serve(identity, service.handlers, "127.0.0.1", 0)
-        peer = LocalPeer(identity, service, parts, server, port, blocks)
+        server, port = await serve(identity, service.handlers, host, 0)
+        hashes = checkpoint.block_hashes(blocks)
+        peer = LocalPeer(identity, service, parts, server, f"{host}:{port}", blocks, hashes, cost)
         self.peers.append(peer)
         await self._announce(peer, PeerState.SERVING)
         return peer
@@ -123,24 +132,25 @@ class LocalSwarm:
         spec = PeerSpec(
             id=peer.identity.peer_id,
             blocks=peer.blocks,
-            cost=ComputeCost(1e-3, prefill_per_token=1e-4),
+            cost=peer.cost,
             state=state,
             kv_tokens_total=sessions.kv_token_blocks_total,
             kv_tokens_free=sessions.kv_token_blocks_free,
-            block_hashes=self.checkpoint.block_hashes(peer.blocks),
+            block_hashes=peer.block_hashes,
         )
-        record = PeerRecord(self.digest, spec, addresses=(f"127.0.0.1:{peer.port}",), incarnation=time.time_ns())
+        record = PeerRecord(self.digest, spec, addresses=(peer.target,), incarnation=time.time_ns())
         signed = sign_peer_record(peer.identity, record, self.swarm_key, time.time() + 100)
         await MemoryDirectory(self.store, time.time).announce(signed)
 
     async def client(
         self, *, initial: Sequence[PeerAddress] | None = None, swarm_key: SwarmKey | None = None, push: bool = True,
         events: list[SessionEvent] | None = None, hidden_size: int | None = None, timing: ClientTiming | None = None,
+        proven: Mapping[int, bytes] | None = None,
     ) -> SessionConfig:  # fmt: skip
         identity, dialer = Identity.generate(), Dialer()
         self.dialers.append(dialer)
         addresses = initial if initial is not None else [peer.address for peer in self.peers[:2]]
-        view = SwarmView(identity, dialer, addresses, self.digest, swarm_key or self.swarm_key)
+        view = SwarmView(identity, dialer, addresses, self.digest, swarm_key or self.swarm_key, proven=proven)
         self.views.append(view)
         await view.start()
         size = hidden_size or self.checkpoint.config.hidden_size

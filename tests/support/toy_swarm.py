@@ -74,6 +74,7 @@ class Peer:
             kv_tokens_total=self.table.kv_token_blocks_total,
             kv_tokens_free=self.table.kv_token_blocks_open,
             releases=self.table.releases(now),
+            block_hashes=(b"8" * 8,) * len(WHOLE),
         )
         record = PeerRecord(DIGEST, spec, addresses=("10.0.0.1:1",), incarnation=1)
         encoded = sign_peer_record(self.identity, record, None, now + 100).encode()

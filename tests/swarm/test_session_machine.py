@@ -90,7 +90,7 @@ class Peer:
         self.draining = True
 
     def record(self) -> bytes:
-        spec = PeerSpec(self.id, self.blocks, ComputeCost(0.01))
+        spec = PeerSpec(self.id, self.blocks, ComputeCost(0.01), block_hashes=(b"8" * 8,) * len(self.blocks))
         record = PeerRecord(DIGEST, spec, addresses=("10.0.0.1:1",))
         return sign_peer_record(self.identity, record, None, self._machine.clock() + 60).encode()
 

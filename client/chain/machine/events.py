@@ -13,6 +13,7 @@ from ....proto.errors import SwarmError
 from ....proto.network.address import Reach
 from ....proto.wire.frames import Rebuild, WireStep
 from ....routing.swarm import BlockRange, PeerId
+from ....routing.trust import Evidence
 from ...config import SessionEvent
 from ..operation import Operation
 
@@ -35,6 +36,8 @@ class HopChoice:
     """Until it is expected to have room; 0: it should have room now."""
     numeric_format: str = ""
     """The format in which it computes, as it announces."""
+    weights: Evidence = Evidence.UNOPPOSED
+    """Why the weights that it announces are believed."""
 
     @property
     def peer(self) -> PeerId:

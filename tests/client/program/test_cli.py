@@ -228,7 +228,7 @@ def test_peers_shows_who_hosts_what(serving: SwarmThread, folder: Path) -> None:
     assert result.exit_code == 0, result.output
     for peer in serving.swarm.peers:
         assert peer.identity.peer_id[-6:] in result.stdout
-        assert f"127.0.0.1:{peer.port}" in result.stdout
+        assert peer.target in result.stdout
     assert "missing" not in result.stdout
     told = json.loads(run("peers", folder, *serving.initial, "--json").stdout)
     assert told["missing_blocks"] == []

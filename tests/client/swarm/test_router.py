@@ -26,6 +26,7 @@ from blockswarm.routing.swarm import (
     RequestSpec,
     Swarm,
 )
+from blockswarm.routing.trust import weigh
 
 
 def peer(name: str, start: int, stop: int, free: int, *releases: KvRelease, total: int = 1000) -> PeerSpec:
@@ -58,6 +59,7 @@ def choose(*peers: PeerSpec, blocks: BlockRange = WHOLE, min_precision: str | No
         snapshot=lambda num_blocks: Swarm(ModelSpec(num_blocks, 0.0, 0.0), peers),
         peers=known,
         bans=Bans(lambda: 0.0, ClientTiming()),
+        trust=weigh(peers, {}, {}),
     )
     router = ViewRouter(view, 4)  # type: ignore[arg-type]
     return asyncio.run(router.choose(blocks, frozenset(), RequestSpec(10, 10), min_precision))

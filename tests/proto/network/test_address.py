@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from blockswarm.proto.directory.records import PeerRecord, Relay
 from blockswarm.proto.errors import UsageError
-from blockswarm.proto.network.address import HostPort, PeerAddress, RelayedAddress, reaches_of
+from blockswarm.proto.network.address import HostPort, PeerAddress, RelayedAddress, network_of, reaches_of
 from blockswarm.routing.swarm import ComputeCost, PeerId, PeerSpec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,3 +94,25 @@ def test_a_record_gives_every_way_to_its_peer_with_its_own_addresses_first() -> 
     assert [reach.target for reach in reaches_of(record)] == ["192.0.2.1:1", "[::1]:2", "relay.example:3"]
     assert reaches_of(dataclasses.replace(record, addresses=(), relays=())) == ()
     assert str(RelayedAddress(ALICE, relay)) == f"{ALICE} through {BOB}@relay.example:3"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("8.8.8.8:1", "8.8.8.9:2", True),
+        ("8.8.8.8:1", "8.8.9.8:1", False),
+        ("[::ffff:8.8.8.8]:1", "8.8.8.9:1", True),
+        ("[2600:1:2:3::4]:1", "[2600:1:2:ffff::5]:1", True),
+        ("[2600:1:2::]:1", "[2600:1:3::]:1", False),
+        ("192.168.1.2:1", "192.168.1.2:2", True),
+        ("192.168.1.2:1", "192.168.1.3:1", False),
+        ("100.64.0.1:1", "100.64.0.2:1", False),
+        ("127.0.0.1:1", "127.0.0.1:2", True),
+        ("[fd00::1]:1", "[fd00::2]:1", False),
+        ("a.example.org:1", "b.example.com:1", True),
+        ("a.example.org:1", "8.8.8.8:1", False),
+    ],
+)
+def test_a_network_is_what_many_addresses_cost_money_for(first: str, second: str, same: bool) -> None:
+    """A /24 or a /48 on the internet, a machine at home; and a name is nothing that costs."""
+    assert (network_of(first) == network_of(second)) is same

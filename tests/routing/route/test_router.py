@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
-from blockswarm.routing.route.router import NoRouteError, RouteFinder, cheapest_route
+from blockswarm.routing.route.router import NoRouteError, cheapest_route
 from blockswarm.routing.rtt import RttTable
 from blockswarm.routing.swarm import (
     BlockRange,
@@ -200,37 +200,6 @@ def test_excluded_and_unreachable_peers_are_not_used() -> None:
     assert route_of(swarm) == ["a"]
     assert route_of(swarm, excluded=frozenset({PeerId("a")})) == ["b"]
     assert route_of(swarm, client_rtt_seconds={PeerId("c"): 0.1}) == ["c"]
-
-
-def test_a_chain_never_mixes_peers_whose_hashes_disagree() -> None:
-    """The fast peer with other weights for block 3 loses against the two that agree."""
-    same = [bytes([b]) * 8 for b in range(4)]
-    other = (*same[:3], b"x" * 8)
-    slow = ComputeCost(0.1)
-    swarm = swarm_of(
-        peer("a", 0, 4, block_hashes=other),
-        peer("b", 0, 4, block_hashes=tuple(same), cost=slow),
-        peer("c", 2, 4, block_hashes=tuple(same[2:]), cost=slow),
-    )
-    assert route_of(swarm) == ["b"]
-    assert [p.id for p in RouteFinder(swarm).peers] == ["b", "c"]
-
-
-def test_disagreement_without_a_majority_still_leaves_a_route() -> None:
-    swarm = swarm_of(peer("a", 0, 4, block_hashes=(b"1" * 8,) * 4), peer("b", 0, 4, block_hashes=(b"2" * 8,) * 4))
-    assert route_of(swarm) == ["a"]
-
-
-def test_a_large_peer_with_one_bad_block_does_not_displace_the_majority() -> None:
-    """Though most of its announcements are corroborated, and its neighbours host blocks that nobody else has."""
-    good = [bytes([b]) * 8 for b in range(6)]
-    swarm = swarm_of(
-        peer("a", 0, 6, block_hashes=(*good[:3], b"x" * 8, *good[4:])),
-        peer("b", 0, 4, block_hashes=tuple(good[:4])),
-        peer("c", 3, 6, block_hashes=tuple(good[3:])),
-        num_blocks=6,
-    )
-    assert route_of(swarm) == ["b", "c"]
 
 
 def test_push_follows_the_short_links_and_hub_the_near_peers() -> None:

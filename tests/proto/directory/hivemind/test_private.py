@@ -40,7 +40,8 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DirectorySwarm]:
 
 
 def test_members_announce_and_find_each_other(swarm: DirectorySwarm) -> None:
-    spec = PeerSpec(id=ALICE.peer_id, blocks=BlockRange(0, 4), cost=ComputeCost(0.01))
+    blocks = BlockRange(0, 4)
+    spec = PeerSpec(id=ALICE.peer_id, blocks=blocks, cost=ComputeCost(0.01), block_hashes=(b"8" * 8,) * len(blocks))
     announced = PeerRecord(model_digest=DIGEST, spec=spec, public_name="Ada")
 
     async def scenario() -> None:

@@ -1,0 +1,155 @@
+"""Which peers are believed where they announce different weights for a block: at most one hash of it is right.
+
+A node that holds the whole files of a model knows the hashes of its blocks.  To the others only the peers themselves
+can tell, and ids cost nothing: twenty peers may be one person.  Networks in which a peer was reached do cost something.
+So each network has one vote for each hash of a block, however many peers announce it from there.
+
+1. A peer that contradicts what this node's own files prove is not believed.
+2. The others are taken in an order, and one that contradicts a peer that was taken before it is not believed:
+   a. first those of whom no hash is *beaten*, which is to say that another hash of that block has more votes;
+   b. then by the number of networks that contradict their network about any block, the fewest first: so one network
+      that contradicts everybody loses also where every block has one honest host only;
+   c. then by the number of peers that contradict them, which decides within one network, such as one machine;
+   d. then by id, so that every look at equal records ends alike.
+
+So no two believed peers disagree.  An attacker with addresses in as many networks as the honest hosts of a block have
+can still get these left out; that is why the evidence is told.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .swarm import PeerId, PeerSpec
+
+
+class Evidence(enum.Enum):
+    """Why a peer's weights are believed."""
+
+    PROVEN = "proven"
+    """This node's own files have the same."""
+    UNOPPOSED = "unopposed"
+    """No peer announces others."""
+    MAJORITY = "majority"
+    """For every block that is disputed, more networks announce its hash than any other."""
+    UNDECIDED = "undecided"
+    """For some block as many or more networks announce another hash; the rule decided all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """The peers that are believed, and why; and those that are not, and about which of their blocks."""
+
+    believed: Mapping[PeerId, Evidence]
+    doubted: Mapping[PeerId, tuple[int, ...]]
+
+
+_Announced = Mapping[PeerId, Mapping[int, bytes]]
+"""Peer -> block -> hash."""
+
+
+def weigh(peers: Sequence[PeerSpec], networks: Mapping[PeerId, str], proven: Mapping[int, bytes]) -> Trust:
+    """Whom to believe, by the rule above; a peer without hashes contradicts nobody.
+
+    `networks`: where each peer was reached; peers that it lacks count as one network. `proven`: block -> hash, as far
+    as this node's files prove it. O(announced hashes), and where blocks are disputed times the peers / 64.
+    """
+    announced = {peer.id: dict(zip(peer.blocks or (), peer.block_hashes, strict=False)) for peer in peers}
+    wrong = {
+        peer: tuple(block for block, found in hashes.items() if proven.get(block, found) != found)
+        for peer, hashes in announced.items()
+    }
+    doubted = {peer: blocks for peer, blocks in wrong.items() if blocks}
+    voters = {peer: hashes for peer, hashes in announced.items() if peer not in doubted}
+    disputed = {block for block, found in _votes(voters, dict.fromkeys(voters, 1)).items() if len(found) > 1}
+    at_stake = {
+        peer: {block: found for block, found in hashes.items() if block in disputed} for peer, hashes in voters.items()
+    }
+    ranking = _Ranking(at_stake, {peer: networks.get(peer, "") for peer in voters})
+    taken: dict[int, bytes] = {}
+    believed = {}
+    for peer in sorted(voters, key=ranking.place):
+        against = tuple(block for block, found in at_stake[peer].items() if taken.get(block, found) != found)
+        if against:
+            doubted[peer] = against
+            continue
+        taken |= at_stake[peer]
+        if announced[peer] and announced[peer].keys() <= proven.keys():
+            believed[peer] = Evidence.PROVEN
+        elif not at_stake[peer]:
+            believed[peer] = Evidence.UNOPPOSED
+        else:
+            believed[peer] = Evidence.MAJORITY if ranking.leads(peer) else Evidence.UNDECIDED
+    return Trust(believed, doubted)
+
+
+class _Ranking:
+    """The order in which peers are taken; sets of networks and of peers are the bits of a number."""
+
+    def __init__(self, announced: _Announced, network: Mapping[PeerId, str]) -> None:
+        self._announced = announced
+        self._network = network
+        numbers = {name: 1 << number for number, name in enumerate(sorted(set(network.values())))}
+        networks = {peer: numbers[name] for peer, name in network.items()}
+        votes = _votes(announced, networks)
+        self._margins = {block: _margins(of_block) for block, of_block in votes.items()}
+        self._against_network: dict[str, int] = {}
+        for peer, others in _contradictions(announced, votes).items():
+            self._against_network[network[peer]] = self._against_network.get(network[peer], 0) | others
+        single = {peer: 1 << number for number, peer in enumerate(sorted(announced))}
+        self._against_peer = _contradictions(announced, _votes(announced, single))
+
+    def place(self, peer: PeerId) -> tuple[bool, int, int, PeerId]:
+        """The key by which peers are sorted, see the rule."""
+        return (
+            self._margin(peer) < 0,
+            self._against_network[self._network[peer]].bit_count(),
+            self._against_peer[peer].bit_count(),
+            peer,
+        )
+
+    def leads(self, peer: PeerId) -> bool:
+        """Whether each of its hashes has more votes than any other of that block."""
+        return self._margin(peer) > 0
+
+    def _margin(self, peer: PeerId) -> int:
+        """The smallest margin of its hashes."""
+        return min((self._margins[block][found] for block, found in self._announced[peer].items()), default=0)
+
+
+def _margins(voters: Mapping[bytes, int]) -> dict[bytes, int]:
+    """Hash -> its votes, less those of the strongest other hash of the block."""
+    votes = {found: bits.bit_count() for found, bits in voters.items()}
+    second, most = sorted([0, *votes.values()])[-2:]
+    return {found: count - (most if count < most else second) for found, count in votes.items()}
+
+
+def _votes(announced: _Announced, voter: Mapping[PeerId, int]) -> dict[int, dict[bytes, int]]:
+    """Block -> hash -> the voters (bits) that announce it."""
+    votes: dict[int, dict[bytes, int]] = {}
+    for peer, hashes in announced.items():
+        for block, found in hashes.items():
+            of_block = votes.setdefault(block, {})
+            of_block[found] = of_block.get(found, 0) | voter[peer]
+    return votes
+
+
+def _contradictions(announced: _Announced, votes: Mapping[int, Mapping[bytes, int]]) -> dict[PeerId, int]:
+    """Peer -> the voters (bits) that announce another hash for any of its blocks."""
+    everybody, several = {}, {}
+    for block, of_block in votes.items():
+        seen = twice = 0
+        for voters in of_block.values():
+            twice |= seen & voters
+            seen |= voters
+        everybody[block], several[block] = seen, twice
+    against = {}
+    for peer, hashes in announced.items():
+        others = 0
+        for block, found in hashes.items():
+            own = votes[block][found]
+            others |= (everybody[block] & ~own) | (several[block] & own)
+        against[peer] = others
+    return against
