@@ -56,8 +56,8 @@ class ChainRouter(Protocol):
         """Whether any known node answers within `seconds` over a new connection."""
         ...
 
-    def leaving(self, peer: PeerId) -> bool:
-        """Whether the peer says that it is about to leave."""
+    def leaving(self, peer: PeerId, blocks: BlockRange) -> bool:
+        """Whether the peer says that it is about to leave, or to drop some of the blocks."""
         ...
 
     async def refresh(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..proto.wire.timing import ANSWER_SECONDS, CAPABILITY_SECONDS, LEASE_SECONDS
+from ..proto.wire.timing import ANSWER_SECONDS, CAPABILITY_SECONDS, LEASE_SECONDS, RECORD_REFRESH_SECONDS
 
 PATIENCE_SECONDS = 30.0
 """Wait of a session for room, and of a running one for the replacement of peers that are gone, unless the user says."""
@@ -89,6 +89,8 @@ class ClientTiming:
 
     # --- the view of the swarm ---
 
+    claim_stands_seconds: float = RECORD_REFRESH_SECONDS
+    """A peer's claim to other blocks counts once it has stood for this time."""
     refresh_seconds: float = 15.0
     """Pause between two looks at the swarm."""
     lookup_seconds: float = 5.0

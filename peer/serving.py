@@ -137,6 +137,7 @@ async def serve_until(
 ) -> None:
     """Serve and announce until `stop`, then drain and say goodbye. Raises VitalTaskEnded if a part of it ends."""
     serving = _Serving(setup, hosted, await _known_cost(setup, hosted.stage))
+    del hosted  # when the peer moves, nobody may hold the first blocks
     try:
         await serving.run(on_ready, stop)
     finally:

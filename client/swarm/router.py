@@ -8,11 +8,12 @@ from dataclasses import replace
 
 from ...proto.errors import DeadlineExceeded, NoChainError, PeerBusy, SwarmError, describe_blocks
 from ...proto.wire.precision import at_least
+from ...routing.place.windows import leaves
 from ...routing.releases import wait_for_room
 from ...routing.route.predict import predict_step
 from ...routing.route.repair import Repair
 from ...routing.route.router import NoRouteError, cheapest_route
-from ...routing.swarm import BlockRange, Hop, ModelSpec, PeerId, PeerSpec, PeerState, RequestSpec, Swarm
+from ...routing.swarm import BlockRange, Hop, ModelSpec, PeerId, PeerSpec, RequestSpec, Swarm
 from ..chain.machine.events import HopChoice, Layout
 from ..timing import ClientTiming
 from .view import KnownPeer, SwarmView
@@ -144,10 +145,10 @@ class ViewRouter:
         """Whether any known node answers within `seconds` over a new connection."""
         return await self._view.reaches_anybody(seconds)
 
-    def leaving(self, peer: PeerId) -> bool:
-        """Whether the peer says that it is about to leave."""
+    def leaving(self, peer: PeerId, blocks: BlockRange) -> bool:
+        """Whether the peer says that it is about to leave, or to drop some of the blocks."""
         known = self._view.peers.get(peer)
-        return known is not None and known.record.spec.state in (PeerState.DRAINING, PeerState.LEAVING)
+        return known is not None and leaves(known.record.spec, blocks, self._view.timing.claim_stands_seconds)
 
     async def refresh(self) -> None:
         """Look at the swarm again. Raises SwarmError if nobody answers."""

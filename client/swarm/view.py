@@ -31,6 +31,7 @@ from ...proto.network.transport import Dialer, ping
 from ...proto.wire.handshake import SESSION_ID_BYTES, sign_hello
 from ...proto.wire.messages.calls import LookupRequest, PingReply
 from ...proto.wire.timing import HELLO_CLOCK_SKEW_SECONDS
+from ...routing.place.windows import without_leaving_blocks
 from ...routing.swarm import KvRelease, ModelSpec, PeerId, PeerSpec, PeerState, Swarm
 from ...routing.trust import Trust
 from ..peer_errors import blamed_on
@@ -224,6 +225,8 @@ class SwarmView:
     def snapshot(self, num_blocks: int) -> Swarm:
         """The usable peers, as routing sees them, with their room and releases on this client's clock.
 
+        Blocks that a peer is about to drop are left out where others serve them.
+
         Raises LocalProtocolError if looking has failed.
         """
         specs = [
@@ -231,7 +234,8 @@ class SwarmView:
             for known in self.usable()
         ]
         fitting = tuple(spec for spec in specs if spec.blocks is not None and spec.blocks.stop <= num_blocks)
-        return Swarm(ModelSpec(num_blocks, 0.0, 0.0), fitting, now_seconds=self._clock())
+        staying = without_leaving_blocks(fitting, num_blocks, self.timing.claim_stands_seconds)
+        return Swarm(ModelSpec(num_blocks), staying, now_seconds=self._clock())
 
     async def _keep_fresh(self) -> None:
         while True:

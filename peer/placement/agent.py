@@ -176,6 +176,7 @@ class PlacementAgent(Generic[_Loaded]):
             case BeginLoading(blocks):
                 logger.info("load blocks %s, the claim stands", blocks)
                 self._begin(blocks)
+                await self._announce()  # clients hear that the claim stands, and have time to hand over
                 return refresh
             case MoveTo(blocks):
                 await self._move(blocks)

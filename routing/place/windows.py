@@ -9,12 +9,14 @@ baselines (papers/).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..perf import FloatArray, IntArray
 from ..swarm import BlockRange, PeerSpec, PeerState
+from ..timing import RECORD_REFRESH_SECONDS
 
 # --- counting ---------------------------------------------------------------------------------------------------
 
@@ -41,6 +43,36 @@ def lasting_servers(peers: Iterable[PeerSpec], num_blocks: int) -> IntArray:
                 start, stop = max(start, peer.claim.blocks.start), min(stop, peer.claim.blocks.stop)
             servers[start : max(start, stop)] += 1
     return servers
+
+
+def leaves(peer: PeerSpec, blocks: BlockRange, refresh_seconds: float = RECORD_REFRESH_SECONDS) -> bool:
+    """Whether the peer says that it will not serve these blocks much longer.
+
+    It drains, it has moved, or it has claimed to and the claim has stood for a refresh: most that are given up are so
+    by then.  Both times are on the peer's own clock.
+    """
+    if peer.state is not PeerState.SERVING or peer.blocks is None or not peer.blocks.covers(blocks):
+        return True
+    claim = peer.claim
+    stands = claim is not None and peer.issued_seconds - claim.at_seconds >= refresh_seconds
+    return claim is not None and stands and not claim.blocks.covers(blocks)
+
+
+def without_leaving_blocks(
+    peers: Sequence[PeerSpec], num_blocks: int, refresh_seconds: float = RECORD_REFRESH_SECONDS
+) -> tuple[PeerSpec, ...]:
+    """The peers for new sessions: each with the blocks that it will keep, if others serve those that it will drop."""
+    servers = lasting_servers(peers, num_blocks)
+    kept: list[PeerSpec] = []
+    for peer in peers:
+        blocks, claim = peer.blocks, peer.claim
+        stays = blocks is None or claim is None or not leaves(peer, blocks, refresh_seconds)
+        if stays or blocks is None or claim is None or not is_safe_to_leave(servers, blocks, claim.blocks):
+            kept.append(peer)
+        elif (start := max(blocks.start, claim.blocks.start)) < (stop := min(blocks.stop, claim.blocks.stop)):
+            hashes = peer.block_hashes[start - blocks.start : stop - blocks.start]
+            kept.append(replace(peer, blocks=BlockRange(start, stop), block_hashes=hashes))
+    return tuple(kept)
 
 
 def window_sums(values: NDArray[np.generic], size: int) -> FloatArray | IntArray:

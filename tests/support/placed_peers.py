@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from blockswarm.client.config import SessionConfig
+import torch
+from blockswarm.client.config import SessionConfig, SessionEvent
 from blockswarm.client.swarm.router import ViewRouter
 from blockswarm.client.swarm.view import SwarmView
-from blockswarm.client.timing import ClientTiming
+from blockswarm.client.timing import ChainTiming, ClientTiming
 from blockswarm.peer.config import BlockRequest, PeerConfig
+from blockswarm.peer.engine.blocks.stage import Stage
 from blockswarm.peer.engine.load import Examined, examine_model, load_examined
 from blockswarm.peer.hosting import BlockSource
 from blockswarm.peer.node import first_blocks
@@ -46,7 +49,12 @@ TIMING = PeerTiming(
     ),
 )  # fmt: skip
 """A swarm in which a refresh takes a fraction of a second."""
-CLIENT_TIMING = ClientTiming(refresh_seconds=0.2)
+CLIENT_TIMING = ClientTiming(
+    refresh_seconds=0.2,
+    ban_seconds=0.5,
+    claim_stands_seconds=REFRESH_SECONDS,
+    chain=ChainTiming(handover_pause_seconds=0.2),
+)
 COST = ComputeCost(1e-3, 1e-4, 0.0, 1e-3, 1e-4)
 
 
@@ -87,6 +95,14 @@ class PlacedPeer:
     @property
     def id(self) -> str:
         return self.identity.peer_id
+
+    stages: list[weakref.ref[Stage]] = field(default_factory=list)
+
+    def modules(self) -> list[weakref.ref[torch.nn.Module]]:
+        """Those of the blocks that were loaded last."""
+        stage = self.stages[-1]()
+        assert stage is not None
+        return [weakref.ref(hosted.module) for hosted in stage.hosted.values()]
 
     async def kill(self) -> None:
         """End without a word to anybody."""
@@ -135,7 +151,9 @@ class PlacedSwarm:
                 check()
                 peer.before_load()
 
-            return load_examined(checkpoint, blocks, examined, progress, reuse)
+            stage = load_examined(checkpoint, blocks, examined, progress, reuse)
+            peer.stages.append(weakref.ref(stage))
+            return stage
 
         dialer, directory = Dialer(), PlacedDirectory(self.store, peer)
         lookups = RecentLookups(directory, digest, None, time.time, timing)
@@ -190,7 +208,7 @@ class PlacedSwarm:
 
         await self.until(covered, seconds)
 
-    async def client(self) -> SessionConfig:
+    async def client(self, on_event: Callable[[SessionEvent], None] = lambda event: None) -> SessionConfig:
         identity, dialer = Identity.generate(), Dialer()
         self.dialers.append(dialer)
         addresses = [peer.ready.result().address for peer in self.peers if peer.ready.done()]
@@ -201,7 +219,7 @@ class PlacedSwarm:
             identity=identity, dialer=dialer, router=ViewRouter(view, self.checkpoint.num_blocks, True),
             model_digest=self.digest, num_blocks=self.checkpoint.num_blocks, wire_format="float32",
             token_bytes=4 * self.checkpoint.config.hidden_size, swarm_key=None, relay_always=False,
-            on_event=lambda event: None, timing=CLIENT_TIMING,
+            on_event=on_event, timing=CLIENT_TIMING,
         )  # fmt: skip
 
     async def close(self) -> None:

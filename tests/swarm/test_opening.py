@@ -57,7 +57,7 @@ class FixedRouter:
     def ban(self, peer: PeerId, error: SwarmError) -> None:
         self.banned.append((peer, error))
 
-    def leaving(self, peer: PeerId) -> bool:
+    def leaving(self, peer: PeerId, blocks: BlockRange) -> bool:
         return self.left is not None and self.left.identity.peer_id == peer
 
     async def refresh(self) -> None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from blockswarm.routing.swarm import BlockRange, PeerSpec, PeerState
+from blockswarm.client.chain.session import ChainSession
+from blockswarm.client.config import SessionEvent
+from blockswarm.peer.engine.cache.pool import KvPool
+from blockswarm.peer.engine.engine import Engine
+from blockswarm.peer.engine.load import load_stage
+from blockswarm.proto.errors import PeerUnavailable
+from blockswarm.proto.model.checkpoint import open_checkpoint
+from blockswarm.routing.swarm import BlockRange, PeerId, PeerSpec, PeerState
+from support.chain_truth import Truth, check_step, plan
 from support.placed_peers import REFRESH_SECONDS, PlacedPeer, PlacedSwarm, placed_swarm
 from support.tiny_models import write_tiny_checkpoint
 
@@ -21,6 +30,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six blocks."""
     torch.set_num_threads(1)
     return write_tiny_checkpoint("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def whole_stage(checkpoint: Path) -> Engine:
+    return Engine(load_stage(open_checkpoint(checkpoint), BlockRange(0, 6)), KvPool(0, prefix_limit_bytes=0))
 
 
 def run(folder: Path, checkpoint: Path, scenario: Callable[[PlacedSwarm], Coroutine[Any, Any, None]]) -> None:
@@ -50,7 +64,7 @@ def test_peers_that_start_together_take_different_blocks_and_rest(tmp_path: Path
 
 
 async def four_peers(swarm: PlacedSwarm) -> tuple[PlacedPeer, PlacedPeer]:
-    """Three whose blocks their operators chose and one that was placed: that one, and one that is alone on blocks."""
+    """Three whose blocks their operators chose and one that was placed: that one, and one that is alone."""
     fixed = [swarm.start(blocks) for blocks in ("0:2", "2:4", "4:6")]
     await swarm.until_covered()
     placed = swarm.start("2")
@@ -100,6 +114,53 @@ def test_a_load_that_fails_leaves_the_peer_as_it_was_and_says_so(tmp_path: Path,
         assert (str(seen[-1].blocks), seen[-1].claim, seen[-1].state) == (before[placed.id], None, PeerState.SERVING)
         placed.before_load = lambda: None
         await swarm.until(lambda specs: str(specs[placed.id].blocks) == before[victim.id])
+
+    run(tmp_path, checkpoint, scenario)
+
+
+def test_sessions_follow_a_peer_that_moves_and_notice_nothing(
+    tmp_path: Path, checkpoint: Path, whole_stage: Engine
+) -> None:
+    """A peer leaves in good order, the placed one takes its place; both are left by the session while they still serve,
+    and the blocks that were dropped are freed."""
+
+    async def scenario(swarm: PlacedSwarm) -> None:
+        placed, leaver = await four_peers(swarm)
+        before = await swarm.placement()
+        events: list[SessionEvent] = []
+        client = await swarm.client(events.append)
+        session = ChainSession(client, kv_tokens=1500, max_rows=1)
+        twin = next(peer for peer, blocks in before.items() if blocks == before[placed.id] and peer != placed.id)
+        client.router.ban(PeerId(twin), PeerUnavailable("so that the placed one is used"))
+        truth, position = Truth(whole_stage), 0
+
+        async def step(count: int = 1) -> None:
+            nonlocal position
+            await check_step(session, truth, plan((0, position, count)), position)
+            position += count
+
+        await step(40)
+        assert placed.id in [peer for peer, _ in session.chain]
+        dropped = placed.modules()
+        leaver.stop()
+        fewest = min(await swarm.servers())
+        while (await swarm.placement()).get(placed.id) != before[leaver.id] or leaver.id in dict(session.chain):
+            await step()
+            fewest = min(fewest, min(await swarm.servers()))
+            await asyncio.sleep(0.02)
+        for _ in range(20):
+            await step()
+            await asyncio.sleep(0.02)
+        kinds = [event.kind for event in events]
+        assert kinds.count("handed-over") == 2
+        assert not {"replay", "hop-lost", "stalled"} & set(kinds)
+        hops = dict(session.chain)
+        assert leaver.id not in hops
+        assert str(hops[placed.id]) == before[leaver.id]
+        await swarm.until(lambda specs: specs[placed.id].kv_tokens_free > 0)
+        gc.collect()
+        assert not [module for module in dropped if module() is not None], "their memory is free"
+        await session.close()
 
     run(tmp_path, checkpoint, scenario)
 

@@ -142,7 +142,7 @@ class Router:
     def ban(self, peer: PeerId, error: SwarmError) -> None:
         self._banned.add(peer)
 
-    def leaving(self, peer: PeerId) -> bool:
+    def leaving(self, peer: PeerId, blocks: BlockRange) -> bool:
         return next(candidate for candidate in self._machine.peers if candidate.id == peer).draining
 
     async def refresh(self) -> None:

@@ -26,13 +26,13 @@ class Moving(Repairing):
             self._tried = set()
         hops = [hop for hop in self._roster.hops if hop.peer not in self._tried]
         slow = self._pace.slow_peer
-        old = next((hop for hop in hops if self._facts.leaving(hop.peer)), None)
+        old = next((hop for hop in hops if self._facts.leaving(hop.peer, hop.blocks)), None)
         old = old or next((hop for hop in hops if hop.peer == slow), None)
         if old is None:
             return False
         self._tried.add(old.peer)
         self._next_move_at = self._now + self._timing.handover_pause_seconds
-        self._move = Handover(old, self._roster.epoch, slow=not self._facts.leaving(old.peer))
+        self._move = Handover(old, self._roster.epoch, slow=not self._facts.leaving(old.peer, old.blocks))
         others = [hop for hop in self._roster.hops if hop is not old]
         return self._ask_router(others, excluded=frozenset({old.peer}))
 

@@ -34,8 +34,8 @@ class SwarmFacts(Protocol):
         """Time of one step of `tokens` tokens through the chain, from announced costs and measured round trips."""
         ...
 
-    def leaving(self, peer: PeerId) -> bool:
-        """Whether the peer says that it is about to leave."""
+    def leaving(self, peer: PeerId, blocks: BlockRange) -> bool:
+        """Whether the peer says that it is about to leave, or to drop some of the blocks."""
         ...
 
     def record(self, peer: PeerId) -> bytes | None:

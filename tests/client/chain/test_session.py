@@ -56,7 +56,7 @@ class FailingRouter:
     def ban(self, peer: PeerId, error: SwarmError) -> None:
         pass
 
-    def leaving(self, peer: PeerId) -> bool:
+    def leaving(self, peer: PeerId, blocks: BlockRange) -> bool:
         return False
 
     def predict_seconds(self, chain: Sequence[tuple[PeerId, BlockRange]], tokens: int) -> float:

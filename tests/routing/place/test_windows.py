@@ -9,9 +9,11 @@ from blockswarm.routing.place.windows import (
     is_safe_to_leave,
     lasting_servers,
     least_served_window,
+    leaves,
     most_uncovered_window,
     range_rows,
     safe_starts,
+    without_leaving_blocks,
 )
 from blockswarm.routing.swarm import BlockRange, MoveClaim, PeerState
 from hypothesis import given
@@ -76,3 +78,25 @@ def test_a_lasting_server_serves_and_claims_nothing_that_drops_the_block() -> No
         peer("f"),
     ]
     assert lasting_servers(peers, 5).tolist() == [1, 1, 2, 0, 0]
+
+
+def test_a_peer_leaves_blocks_that_it_drains_has_dropped_or_will_drop() -> None:
+    blocks = BlockRange(1, 3)
+    to = MoveClaim(100.0, BlockRange(2, 5))
+    assert not leaves(peer("a", "0:3"), blocks)
+    assert leaves(peer("a", "0:3", state=PeerState.DRAINING), blocks)
+    assert leaves(peer("a", "0:2"), blocks), "it has moved"
+    assert not leaves(peer("a", "0:3", claim=to, issued_seconds=119.0), blocks), "most claims are given up by then"
+    assert leaves(peer("a", "0:3", claim=to, issued_seconds=120.0), blocks)
+    assert not leaves(peer("a", "0:3", claim=to, issued_seconds=120.0), BlockRange(2, 3)), "this one it keeps"
+
+
+def test_new_sessions_avoid_blocks_that_go_where_others_serve_them() -> None:
+    to = {"claim": MoveClaim(100.0, BlockRange(2, 5)), "issued_seconds": 130.0}
+    hashes = (b"a" * 8, b"b" * 8, b"c" * 8)
+    going, spare, away = peer("a", "0:3", block_hashes=hashes, **to), peer("b", "0:2"), peer("c", "0:2", **to)
+    kept = without_leaving_blocks([going, spare], 6)
+    assert [(p.id, str(p.blocks), p.block_hashes) for p in kept] == [("a", "2:3", hashes[2:]), ("b", "0:2", ())]
+    assert without_leaving_blocks([going], 6) == (going,), "the last server is used until it is gone"
+    assert without_leaving_blocks([going, away], 6) == (going, away)
+    assert [p.id for p in without_leaving_blocks([spare, away], 6)] == ["b"]

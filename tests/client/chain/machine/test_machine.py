@@ -43,7 +43,7 @@ class Facts:
     def predict_seconds(self, chain: Sequence[tuple[PeerId, BlockRange]], tokens: int) -> float:
         return self.seconds
 
-    def leaving(self, peer: PeerId) -> bool:
+    def leaving(self, peer: PeerId, blocks: BlockRange) -> bool:
         return peer in self.left
 
     def record(self, peer: PeerId) -> bytes | None:
