@@ -7,6 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..proto.directory.records import (
+    MAX_ADDRESSES,
+    MAX_BLOCKS,
+    MAX_KV_TOKENS,
+    MAX_REACH_BYTES,
+    check_public_name,
+)
 from ..proto.errors import UsageError
 from ..proto.network.address import HostPort, PeerAddress
 from ..proto.wire.precision import QUANTIZATIONS
@@ -14,6 +21,8 @@ from ..routing.swarm import BlockRange
 from .timing import PeerTiming
 
 DEFAULT_KV_TOKENS = 16_384
+MAX_ANNOUNCED_CHARS = MAX_REACH_BYTES * 2 // 3
+"""Characters of all --announce together: the record also has the addresses of the DHT, at the same hosts."""
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
@@ -84,12 +93,22 @@ class PeerConfig:
     def __post_init__(self) -> None:
         for target in self.announce:
             HostPort.parse(target)
+        if len(self.announce) > MAX_ADDRESSES or sum(map(len, self.announce)) > MAX_ANNOUNCED_CHARS:
+            raise UsageError(
+                f"--announce is given too often: {MAX_ADDRESSES} addresses and {MAX_ANNOUNCED_CHARS} characters fit"
+            )
+        try:
+            check_public_name(self.name)
+        except ValueError as error:
+            raise UsageError(f"--name {self.name[:80]!r}: {error}") from None
         ports = (("--port", self.port), ("--dht-port", self.dht_port), ("--metrics-port", self.metrics_port or 0))
         for name, port in ports:
             if not 0 <= port < 65536:
                 raise UsageError(f"{name} {port} is not a port")
-        if self.kv_tokens < 1:
-            raise UsageError("--kv-tokens must be at least 1")
+        if (self.blocks.count or len(self.blocks.blocks or ())) > MAX_BLOCKS:
+            raise UsageError(f"--blocks: a peer hosts at most {MAX_BLOCKS} blocks", hint="Start several peers.")
+        if not 1 <= self.kv_tokens <= MAX_KV_TOKENS // MAX_BLOCKS:
+            raise UsageError(f"--kv-tokens must be between 1 and {MAX_KV_TOKENS // MAX_BLOCKS}")
         if self.replay_bytes < 0:
             raise UsageError("--replay-memory must not be negative")
         if self.prefix_cache_bytes < 0:

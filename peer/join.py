@@ -166,7 +166,7 @@ def _maddrs_of(records: Sequence[SignedRecord], swarm_key: SwarmKey | None) -> l
         except SwarmError as error:
             logger.debug("a record is ignored: %s", error)
             continue
-        maddrs += [maddr for maddr in announced if maddr.endswith(f"/p2p/{record.peer_id}")]
+        maddrs += [f"{maddr}/p2p/{record.peer_id}" for maddr in announced]
     return maddrs
 
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..proto.directory.records import PeerRecord
+from ..proto.directory.records import MAX_BLOCKS, PeerRecord
 from ..proto.directory.swarm_key import SwarmKey, swarm_key_name
 from ..proto.identity import Identity
 from ..proto.model.checkpoint import Checkpoint, open_checkpoint
@@ -35,7 +35,7 @@ from .offer.cost_store import CostStore
 from .offer.record import ClientFacts, ReachFacts, RecordFacts, RoomFacts, record_of
 from .owner.governor import NICENESS
 from .placement.watch import SwarmWatch
-from .serving import MAX_DHT_MADDRS, PeerSetup, ReadyPeer, serve_until
+from .serving import PeerSetup, ReadyPeer, serve_until
 from .tasks import StopRequest, cancel_all, run_to_end, until_stopped, vital_tasks
 
 if TYPE_CHECKING:
@@ -93,7 +93,10 @@ async def _run_as(
             announcer = Announcer(directory, identity, swarm_key, time.time, rng, lookups.announced, timing)
             # Not from the looks kept for clients: these must not age because the peer itself has looked.
             look = partial(directory.lookup, swarm_key_name(digest, swarm_key))
-            watch = SwarmWatch(identity.peer_id, checkpoint.num_blocks, look, swarm_key, dialer, time.time, rng, timing)
+            watch = SwarmWatch(
+                identity.peer_id, checkpoint.num_blocks, look, swarm_key, dialer, time.time, rng, timing,
+                lambda: directory.isolated,
+            )  # fmt: skip
             setup = PeerSetup(
                 replace(config, blocks=asked), identity, swarm_key, checkpoint, digest, dialer, directory, lookups,
                 examined, offer, _source(checkpoint, examined, progress), announcer, watch,
@@ -139,7 +142,7 @@ def _offer(config: PeerConfig, checkpoint: Checkpoint, examined: Examined) -> tu
     asked = config.blocks
     count = len(asked.blocks) if asked.blocks is not None else asked.count
     if count is None:
-        count = count_that_fits(need, free, checkpoint.num_blocks)
+        count = count_that_fits(need, free, min(checkpoint.num_blocks, MAX_BLOCKS))
         logger.info("--blocks auto: %s", explain(need, free, count))
         if config.kv_tokens < ReplanPolicy().request.kv_tokens_per_block:
             asked = BlockRequest(count=count)
@@ -197,7 +200,7 @@ async def first_blocks(setup: PeerSetup) -> Hosted:
             hosting=setup.hosting_facts(chosen, ()),
             cost=cost,
             room=RoomFacts(0, 0, ()),
-            reach=ReachFacts((), setup.maddrs[:MAX_DHT_MADDRS]),
+            reach=ReachFacts.of((), setup.maddrs),
             clients=ClientFacts(0.0),
             coordinate=setup.watch.coordinate.value,
             claim=agent.claim,

@@ -50,9 +50,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_DHT_MADDRS = 4
-"""A record has no room for more."""
-
 
 @dataclass(frozen=True)
 class PeerSetup:
@@ -391,7 +388,7 @@ class _Serving:
             hosting=setup.hosting_facts(hosted.blocks, hosted.block_hashes, hosted.load_seconds, rests),
             cost=self._cost,
             room=RoomFacts(sessions.kv_token_blocks_total, sessions.kv_token_blocks_open, sessions.releases(now)),
-            reach=ReachFacts(setup.config.addresses(self._port), setup.maddrs[:MAX_DHT_MADDRS]),
+            reach=ReachFacts.of(setup.config.addresses(self._port), setup.maddrs),
             clients=ClientFacts(sessions.concurrency(now)),
             coordinate=setup.watch.coordinate.value,
             claim=agent.claim if agent is not None else None,

@@ -30,6 +30,9 @@ LEASE_SECONDS = 30.0
 RANK_MEMORY_SECONDS = 180.0
 """Time that a peer remembers the rank of a session that left its queue."""
 
+MAX_FORECAST_SECONDS = 7 * 86400.0
+"""Farthest moment, from now, at which room is expected to become free: no session may last longer."""
+
 # --- planning --------------------------------------------------------------------------------------------------------
 
 UNKNOWN_RTT_SECONDS = 0.1

@@ -41,7 +41,6 @@ TESTED_BY = {
     "peer/key_lock.py": "tests/peer/test_cli.py",
     "peer/node.py": "tests/peer/test_cli.py",
     "peer/offer/lookups.py": "tests/peer/offer/test_announce.py",
-    "peer/placement/watch.py": "tests/swarm/test_placement.py",
     "peer/session/compute.py": "tests/swarm/test_session.py",
     "peer/session/outlet.py": "tests/peer/session/test_service.py",
     "peer/session/reader.py": "tests/swarm/test_bad_input.py",

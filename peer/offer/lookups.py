@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable
 
 from ...proto.directory.directory import Directory
@@ -34,8 +35,10 @@ class RecentLookups:
         swarm_key: SwarmKey | None,
         clock: Callable[[], float],
         timing: PeerTiming,
+        rng: random.Random | None = None,
     ) -> None:
         self._timing = timing
+        self._rng = rng or random.Random()
         self._directory = directory
         self._name = swarm_key_name(model_digest, swarm_key)
         self._clock = clock
@@ -69,7 +72,11 @@ class RecentLookups:
         self._own = own
 
     async def lookup(self, name: str) -> list[bytes]:
-        """The encoded records under a name; of this model's peers also when looking fails, as this one serves."""
+        """The encoded records under a name, in the order in which they go into an answer that may not hold them all.
+
+        This peer's own comes first, then the others by chance: nobody can choose ids with which to crowd others out.
+        Of this model's peers also when looking fails, as this one serves.
+        """
         if name == self._name:
             try:
                 found = await self.records()
@@ -80,7 +87,10 @@ class RecentLookups:
         else:
             async with self._limit:
                 found = await self._directory.lookup(name)
-        return [record.encode() for record in found]
+        own = self._own.peer_id if self._own is not None else None
+        others = [record for record in found if record.peer_id != own]
+        self._rng.shuffle(others)
+        return [record.encode() for record in (*(record for record in found if record.peer_id == own), *others)]
 
     async def close(self) -> None:
         """End a look that is under way."""

@@ -8,10 +8,12 @@ field of `PeerSpec` and `PeerRecord` is set here and means what their docstrings
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from ...proto.directory.records import PeerRecord, Relay
+from ...proto.directory.records import MAX_ADDRESSES, MAX_REACH_BYTES, PeerRecord, Relay, in_single_precision
+from ...proto.errors import LocalProtocolError
 from ...proto.wire.handshake import PROTOCOL_VERSION
 from ...routing.swarm import (
     BlockRange,
@@ -76,7 +78,20 @@ class ReachFacts:
     addresses: tuple[str, ...]
     """host:port of the data plane, best first."""
     dht_maddrs: tuple[str, ...] = ()
+    """Without this peer's id."""
     relays: tuple[Relay, ...] = ()
+
+    @classmethod
+    def of(cls, addresses: tuple[str, ...], visible_maddrs: Sequence[str]) -> ReachFacts:
+        """The addresses of a peer whose node of the DHT is seen at `visible_maddrs`, of which some may not fit."""
+        room = MAX_REACH_BYTES - sum(map(len, addresses))
+        fitting: list[str] = []
+        for maddr in visible_maddrs:
+            bare = maddr.partition("/p2p/")[0]
+            if len(fitting) < MAX_ADDRESSES and len(bare) <= room:
+                fitting.append(bare)
+                room -= len(bare)
+        return cls(addresses, tuple(fitting))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +121,14 @@ class RecordFacts:
 
 
 def record_of(facts: RecordFacts) -> PeerRecord:
-    """The record that states these facts. Raises ValueError if one is outside the record's bounds."""
+    """The record that states these facts. Raises LocalProtocolError if one is outside the record's bounds."""
+    try:
+        return _record_of(facts)
+    except ValueError as error:
+        raise LocalProtocolError(f"this peer cannot be announced: {error}") from None
+
+
+def _record_of(facts: RecordFacts) -> PeerRecord:
     identity, hosting, room, reach, clients = facts.identity, facts.hosting, facts.room, facts.reach, facts.clients
     spec = PeerSpec(
         id=identity.peer_id,
@@ -121,8 +143,8 @@ def record_of(facts: RecordFacts) -> PeerRecord:
         kv_tokens_total=room.total,
         kv_tokens_free=room.free,
         releases=room.releases,
-        coordinate=facts.coordinate,
-        client_centroids=clients.centroids,
+        coordinate=facts.coordinate and in_single_precision(facts.coordinate),
+        client_centroids=tuple(map(in_single_precision, clients.centroids)),
         concurrency=clients.concurrency,
         block_hashes=hosting.block_hashes,
         numeric_format=hosting.numeric_format,

@@ -36,8 +36,12 @@ class SwarmWatch:
         clock: Callable[[], float],
         rng: random.Random,
         timing: PeerTiming,
+        isolated: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`records` looks them up and raises SwarmError; `clock` gives Unix seconds."""
+        """`records` looks them up and raises SwarmError; `clock` gives Unix seconds.
+
+        `isolated`: whether no other node answers, so that the records are those that this one has itself.
+        """
         self.knowledge = SwarmKnowledge(own, num_blocks, timing.claims)
         self.coordinate = OwnCoordinate(self._ping, rng)
         self._records = records
@@ -45,11 +49,18 @@ class SwarmWatch:
         self._dialer = dialer
         self._clock = clock
         self._timing = timing
+        self._isolated = isolated
 
     async def look(self) -> None:
-        """Read the records, and find out which peers are gone. Raises SwarmError if nothing can be read."""
+        """Read the records, and find out which peers are gone. Raises SwarmError if nothing can be read.
+
+        A peer that is cut off sees nobody: it must not plan as if the others were gone.
+        """
+        found = await self._records()
+        if self._isolated() and self.knowledge.records:
+            raise PeerUnavailable("no other node of the DHT answers")
         opened = []
-        for record in await self._records():
+        for record in found:
             try:
                 opened.append(open_peer_record(record, self._swarm_key))
             except SwarmError as error:

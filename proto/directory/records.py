@@ -21,15 +21,21 @@ from ..network.address import HostPort
 from .signed import SignedRecord, sign_record
 from .swarm_key import SwarmKey, dht_id, swarm_key_name
 
-MAX_BLOCKS = 256
+MAX_BLOCKS = 160
+"""Blocks of one peer: with the hashes of more the record would be too large."""
 MAX_CENTROIDS = 4
 MAX_ADDRESSES = 8
 MAX_RELAYS = 2
 MAX_COORDINATE_DIMENSIONS = 8
+MAX_REACH_BYTES = 384
+"""Length of all addresses of a record together."""
 MAX_PUBLIC_NAME_CHARS = 64
+MAX_PUBLIC_NAME_BYTES = 96
+"""Length of its UTF-8 form."""
+MAX_KV_TOKENS = 2**42
+"""KV tokens x blocks of one peer."""
 BLOCK_HASH_BYTES = 8
 
-_MAX_COUNT = 2**53  # integers up to here survive as a float
 _MAX_UNIX_TIME = 1e12
 _MADDR = re.compile(r"(/[A-Za-z0-9._:-]+){2,}")
 _TOKEN = re.compile(r"[A-Za-z0-9._+-]{1,32}")
@@ -66,7 +72,7 @@ class PeerRecord:
     """host:port of the data plane, best first."""
     relays: tuple[Relay, ...] = ()
     dht_maddrs: tuple[str, ...] = ()
-    """Multiaddresses at which the DHT can be joined through this peer."""
+    """Multiaddresses at which the DHT can be joined through this peer, without its id."""
     incarnation: int = 0
     """Grows with every start of the peer: sessions do not outlive it."""
     protocol_version: int = 0
@@ -83,13 +89,17 @@ class PeerRecord:
         _check_count("DHT addresses", self.dht_maddrs, MAX_ADDRESSES)
         for maddr in self.dht_maddrs:
             _check(len(maddr) <= 256 and _MADDR.fullmatch(maddr), "a DHT address is a multiaddress")
+        where = (*self.addresses, *(relay.address for relay in self.relays), *self.dht_maddrs)
+        _check(sum(map(len, where)) <= MAX_REACH_BYTES, f"all addresses together have at most {MAX_REACH_BYTES} bytes")
         _check(0 <= self.incarnation < 2**64, "the incarnation is an unsigned 64-bit number")
         _check(0 <= self.protocol_version < 2**32, "the protocol version is an unsigned 32-bit number")
         _check(_TOKEN.fullmatch(self.software_version), "the software version has 1 to 32 plain characters")
-        _check(
-            len(self.public_name) <= MAX_PUBLIC_NAME_CHARS and (not self.public_name or self.public_name.isprintable()),
-            f"the public name has at most {MAX_PUBLIC_NAME_CHARS} printable characters",
-        )
+        check_public_name(self.public_name)
+
+
+def in_single_precision(coordinate: Coordinate) -> Coordinate:
+    """A coordinate as a record states it: its numbers have 24 bits, which is far more than is known of a round trip."""
+    return _coordinate_from_message(_coordinate_to_message(coordinate))
 
 
 _STATES = {
@@ -105,7 +115,7 @@ def encode_peer_record(record: PeerRecord) -> bytes:
     """The payload of a record, not sealed."""
     spec = record.spec
     message = pb.PeerRecordMessage(
-        model_digest=record.model_digest,
+        model_digest=bytes.fromhex(record.model_digest),
         state=_STATES[spec.state],
         first_block=spec.blocks.start if spec.blocks else 0,
         stop_block=spec.blocks.stop if spec.blocks else 0,
@@ -121,7 +131,8 @@ def encode_peer_record(record: PeerRecord) -> bytes:
         memory_bytes=spec.memory_bytes,
         kv_tokens_total=spec.kv_tokens_total,
         kv_tokens_free=spec.kv_tokens_free,
-        releases=[pb.ReleaseMessage(at_seconds=release.at_seconds, tokens=release.tokens) for release in spec.releases],
+        release_seconds=[release.at_seconds for release in spec.releases],
+        release_tokens=[release.tokens for release in spec.releases],
         client_centroids=[_coordinate_to_message(centroid) for centroid in spec.client_centroids],
         concurrency=spec.concurrency,
         max_blocks=spec.max_blocks or 0,
@@ -172,7 +183,7 @@ def decode_peer_record(peer_id: PeerId, payload: bytes) -> PeerRecord:
             size_fixed=message.size_fixed,
             kv_tokens_total=message.kv_tokens_total,
             kv_tokens_free=message.kv_tokens_free,
-            releases=tuple(KvRelease(release.at_seconds, release.tokens) for release in message.releases),
+            releases=_decode_releases(message.release_seconds, message.release_tokens),
             coordinate=_coordinate_from_message(message.coordinate) if message.HasField("coordinate") else None,
             client_centroids=tuple(_coordinate_from_message(centroid) for centroid in message.client_centroids),
             concurrency=message.concurrency,
@@ -184,7 +195,7 @@ def decode_peer_record(peer_id: PeerId, payload: bytes) -> PeerRecord:
             issued_seconds=message.issued_seconds,
         )
         return PeerRecord(
-            model_digest=message.model_digest,
+            model_digest=message.model_digest.hex(),
             spec=spec,
             addresses=tuple(message.addresses),
             relays=tuple(Relay(PeerId(relay.peer_id), relay.address) for relay in message.relays),
@@ -281,12 +292,12 @@ def _check_spec(spec: PeerSpec) -> None:
     sizes = (spec.block_bytes, spec.kv_bytes_per_token)
     _check(all(size == 0 or 1 <= size <= 1e15 for size in sizes), "a block and a token's cache have 1 to 1e15 bytes")
     _check(0 <= spec.load_seconds <= 1e6, "a block is loaded within 1e6 s")
-    _check(0 <= spec.kv_tokens_free <= spec.kv_tokens_total <= _MAX_COUNT, "0 <= free <= total KV tokens")
+    _check(0 <= spec.kv_tokens_free <= spec.kv_tokens_total <= MAX_KV_TOKENS, "0 <= free <= total KV tokens")
     _check_count("releases", spec.releases, MAX_RELEASES)
     moments = [release.at_seconds for release in spec.releases]
     _check(all(0 <= moment <= _MAX_UNIX_TIME for moment in moments), "a release has a time")
     _check(moments == sorted(moments), "releases are in order of time")
-    _check(all(0 <= release.tokens <= _MAX_COUNT for release in spec.releases), "a release frees tokens")
+    _check(all(0 <= release.tokens <= MAX_KV_TOKENS for release in spec.releases), "a release frees tokens")
     if spec.coordinate is not None:
         _check_coordinate(spec.coordinate)
     _check_count("client centroids", spec.client_centroids, MAX_CENTROIDS)
@@ -295,6 +306,20 @@ def _check_spec(spec: PeerSpec) -> None:
     _check(0 <= spec.concurrency <= 1e6, "the concurrency is between 0 and 1e6")
     _check(spec.max_blocks is None or 0 < spec.max_blocks < 2**32, "the limit on blocks is positive")
     _check(_TOKEN.fullmatch(spec.numeric_format), "the numeric format has 1 to 32 plain characters")
+
+
+def check_public_name(name: str) -> None:
+    """Raises ValueError."""
+    fits = len(name) <= MAX_PUBLIC_NAME_CHARS and len(name.encode(errors="replace")) <= MAX_PUBLIC_NAME_BYTES
+    _check(
+        fits and (not name or name.isprintable()),
+        f"a name has at most {MAX_PUBLIC_NAME_CHARS} printable characters and {MAX_PUBLIC_NAME_BYTES} bytes",
+    )
+
+
+def _decode_releases(moments: Sequence[float], tokens: Sequence[int]) -> tuple[KvRelease, ...]:
+    _check(len(moments) == len(tokens), "every release has a time and a number of tokens")
+    return tuple(KvRelease(at_seconds, count) for at_seconds, count in zip(moments, tokens, strict=True))
 
 
 def _decode_blocks(first_block: int, stop_block: int) -> BlockRange | None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from ..releases import MAX_RELEASES, Room
 from ..swarm import KvRelease, PeerId
+from ..timing import MAX_FORECAST_SECONDS
 from .forecast import Average, Demand, Pace, TimeAverage, serve_in_order
 from .queue import AdmissionQueue, Ticket
 
@@ -310,9 +311,15 @@ class SessionTable:
         demands = [Demand(reservation.room, reservation.kv_tokens * token_seconds) for reservation in waiting]
         places = self._max_sessions - len(self._held)
         schedule = serve_in_order(now, self.kv_token_blocks_free, places, ends, demands, MAX_RELEASES)
-        return QueueForecast(now, dict(zip(order, schedule.starts, strict=True)), schedule.rest)
+        return QueueForecast(now, dict(zip(order, schedule.starts, strict=True)), _within_reason(schedule.rest, now))
 
     def _count_sessions(self, now: float) -> None:
         if self._concurrency is None:
             self._concurrency = TimeAverage(CONCURRENCY_SECONDS, now)
         self._concurrency = self._concurrency.after(len(self._held), now)
+
+
+def _within_reason(room: Room, now: float) -> Room:
+    """Paces that were measured on tiny sessions may put the end of a long one past all records' bounds."""
+    latest = now + MAX_FORECAST_SECONDS
+    return Room(room.free, tuple(KvRelease(min(at, latest), tokens) for at, tokens in room.releases))

@@ -87,6 +87,12 @@ def check_refused(result: Any, code: int, *words: str) -> None:
         (("--new-swarm", "--device", "cuda:"), "cuda:1"),
         (("--new-swarm", "--device", "cuda:999"), "--device cpu" if not torch.cuda.is_available() else "cuda:0"),
         (("--new-swarm", "--kv-tokens", "0"), "--kv-tokens"),
+        (("--new-swarm", "--kv-tokens", "1000000000000"), "--kv-tokens"),
+        (("--new-swarm", "--blocks", "1000"), "--blocks"),
+        (("--new-swarm", "--blocks", "0:1000000"), "--blocks"),
+        (("--new-swarm", "--name", "x" * 65), "--name"),
+        (("--new-swarm", "--name", "two\nlines"), "--name"),
+        (("--new-swarm", *(part for i in range(9) for part in ("--announce", f"host:{i + 1}"))), "--announce"),
         (("--new-swarm", "--threads", "0"), "--threads"),
         (("--new-swarm", "--announce", "nowhere"), "HOST:PORT"),
         (("--new-swarm", "--swarm-key", "/nonexistent/key"), "/nonexistent/key"),
@@ -223,7 +229,7 @@ def test_a_port_that_is_taken(first: PeerProcess, folder: Path, tmp_path: Path, 
 
 @pytest.mark.swarm
 def test_more_memory_than_there_is(folder: Path, tmp_path: Path) -> None:
-    check_refused(run(tmp_path, folder, "--new-swarm", "--kv-tokens", 10**12), 1, "free memory", "--kv-tokens")
+    check_refused(run(tmp_path, folder, "--new-swarm", "--kv-tokens", 10**10), 1, "free memory", "--kv-tokens")
 
 
 # --- decisions ---

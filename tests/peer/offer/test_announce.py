@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -115,6 +116,25 @@ def test_a_peer_that_reaches_nobody_still_answers_with_what_it_knows() -> None:
         peer.now += 31
         assert await peer.lookups.lookup(NAME) == [directory.announced[1].encode()]
         assert peer.lookups.last_records == (other,)
+        await peer.lookups.close()
+
+    asyncio.run(scenario())
+
+
+def test_nobody_is_crowded_out_of_answers_by_the_choice_of_an_id() -> None:
+    """Answers are cut at 3 MB; in ascending order of ids an attacker with small ones had them for itself."""
+
+    async def scenario() -> None:
+        peer = Peer()
+        await peer.announcer.change(PeerState.SERVING)
+        peer.directory.found = tuple(peer.others_record() for _ in range(30))
+        places = Counter[bytes]()
+        for _ in range(200):
+            answer = await peer.lookups.lookup(NAME)
+            assert answer[0] == peer.directory.announced[0].encode()
+            assert len(answer) == 31
+            places.update(answer[:16])
+        assert min(places[record.encode()] for record in peer.directory.found) > 50  # 100 on average
         await peer.lookups.close()
 
     asyncio.run(scenario())

@@ -20,6 +20,7 @@ from blockswarm.peer.offer.record import (
 )
 from blockswarm.proto.directory.records import PeerRecord, Relay, open_peer_record, sign_peer_record
 from blockswarm.proto.directory.signed import SignedRecord, next_expiry, verify_record
+from blockswarm.proto.errors import LocalProtocolError
 from blockswarm.proto.identity import Identity
 from blockswarm.routing.place.moves import ReplanPolicy, after_move
 from blockswarm.routing.place.rule import decide
@@ -132,6 +133,21 @@ def test_every_field_travels() -> None:
     nothing = PeerSpec(PeerId(""), None, ComputeCost(0.0))
     unset = [f.name for f in fields(PeerSpec) if getattr(spec, f.name) == getattr(nothing, f.name)]
     assert unset == ["blocks_fixed"], "a fact that the record does not state"
+
+
+def test_a_fact_beyond_the_bounds_is_no_record_and_no_crash() -> None:
+    """The announcer logs what it cannot announce and tries again; anything but a SwarmError would end the peer."""
+    late = RoomFacts(1000, 400, (KvRelease(1e13, 100),))
+    with pytest.raises(LocalProtocolError, match="a release has a time"):
+        record_of(facts_of(SMALL, Identity.generate(), "8", "8:16", room=late))
+
+
+def test_the_addresses_of_the_dht_are_those_that_fit() -> None:
+    visible = [f"/ip4/192.0.2.{i}/tcp/4001/p2p/12D3KooWme" for i in range(100)]
+    reach = ReachFacts.of(("peer.example.org:4000",), visible)
+    assert reach.dht_maddrs == tuple(f"/ip4/192.0.2.{i}/tcp/4001" for i in range(8))
+    long = ReachFacts.of(("x" * 300 + ":4000",), visible)
+    assert len(long.dht_maddrs) == 3
 
 
 def test_what_the_operator_asked_for() -> None:

@@ -34,6 +34,7 @@ from blockswarm.proto.wire.timing import (
     ROOT_LIFETIME_SECONDS,
     UNUSED_ROOM_SECONDS,
 )
+from blockswarm.routing.timing import MAX_FORECAST_SECONDS
 
 LONGEST_REFRESH_SECONDS = RECORD_REFRESH_SECONDS * (1 + RECORD_REFRESH_JITTER)
 
@@ -59,6 +60,10 @@ def test_a_peer_that_may_open_sessions_stays_visible_whatever_its_clock():
 def test_a_renewed_record_is_accepted_after_a_restart():
     """The new record ends later than one that was issued a moment ago, and still within bounds."""
     assert RECORD_LIFETIME_SECONDS < MAX_RECORD_LIFETIME_SECONDS
+
+
+def test_no_session_lasts_longer_than_room_is_forecast():
+    assert MAX_FORECAST_SECONDS >= MAX_CAPABILITY_SECONDS
 
 
 def test_planning_remembers_a_peer_longer_than_its_record_lives():

@@ -11,7 +11,7 @@ import pytest
 from blockswarm.routing.admit.queue import MAX_REMEMBERED, AdmissionQueue, Ticket
 from blockswarm.routing.admit.table import AlreadyOpen, NeverFits, NoRoomNow, Reservation, SessionTable
 from blockswarm.routing.swarm import PeerId
-from blockswarm.routing.timing import RANK_MEMORY_SECONDS
+from blockswarm.routing.timing import MAX_FORECAST_SECONDS, RANK_MEMORY_SECONDS
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -54,6 +54,21 @@ def test_nobody_overtakes_the_head() -> None:
         reservation(2, 40).session_id,
         reservation(3, 1).session_id,
     )
+
+
+def test_eight_hours_of_tiny_sessions_do_not_put_the_future_out_of_reach() -> None:
+    """A session of one token that lasts half an hour says that a token does; a record has no dates as late as that."""
+    table, now = SessionTable(10**9, max_sessions=1), 1.7e9
+    for session in range(16):
+        table.admit(reservation(session, 1, 1), now)
+        now += 1800.0
+        table.release(reservation(session, 1).session_id, now)
+    table.admit(reservation(100, 10**9, 1), now)
+    for session in range(101, 150):
+        table.join(reservation(session, 10**9, 1, client=str(session)), now)
+    moments = [release.at_seconds for release in table.releases(now)]
+    assert moments == sorted(moments)
+    assert moments[-1] == now + MAX_FORECAST_SECONDS
 
 
 def test_leaving_the_head_lets_the_others_go_on() -> None:
