@@ -103,6 +103,15 @@ def peer_records(draw: st.DrawFn) -> PeerRecord:
     )
 
 
+def test_only_a_peer_that_joins_may_announce_blocks_without_hashes() -> None:
+    """One without hashes contradicts nobody, so it could never be left out."""
+    joining = PeerSpec(ALICE.peer_id, BlockRange(0, 4), ComputeCost(0.01), PeerState.JOINING)
+    assert PeerRecord(DIGEST, joining).spec.block_hashes == ()
+    for state in (PeerState.SERVING, PeerState.DRAINING, PeerState.LEAVING):
+        with pytest.raises(ValueError, match="0 block hashes for 4 blocks"):
+            PeerRecord(DIGEST, dataclasses.replace(joining, state=state))
+
+
 def a_record(**changes: object) -> PeerRecord:
     spec = PeerSpec(id=ALICE.peer_id, blocks=BlockRange(0, 4), cost=ComputeCost(0.01), block_hashes=(b"12345678",) * 4)
     record = PeerRecord(model_digest=DIGEST, spec=spec, addresses=("192.0.2.1:4000",))
