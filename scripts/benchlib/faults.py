@@ -368,6 +368,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the peers are ended
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
