@@ -285,8 +285,9 @@ def _check_spec(spec: PeerSpec) -> None:
     _check(spec.claim is None or 0 <= spec.claim.at_seconds <= _MAX_UNIX_TIME, "a claim has a time")
     _check(0 <= spec.issued_seconds <= _MAX_UNIX_TIME, "a record has a time of issue")
     hosted = len(spec.blocks) if spec.blocks is not None else 0
-    announced = 0 if spec.state is PeerState.JOINING and not spec.block_hashes else hosted  # nothing is loaded yet
-    _check(len(spec.block_hashes) == announced, f"{len(spec.block_hashes)} block hashes for {hosted} blocks")
+    loading = spec.state in (PeerState.JOINING, PeerState.LEAVING)  # a peer may leave before its blocks are there
+    hashes = len(spec.block_hashes)
+    _check(hashes == hosted or (loading and not hashes), f"{hashes} block hashes for {hosted} blocks")
     _check(all(len(block_hash) == BLOCK_HASH_BYTES for block_hash in spec.block_hashes), "a block hash has eight bytes")
     _check(all(0 <= getattr(spec.cost, name) <= 1e6 for name in ComputeCost.__slots__), "costs are below 1e6 s")
     _check(0 <= spec.memory_bytes <= 1e18, "the memory is below 1e18 bytes")

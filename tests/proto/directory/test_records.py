@@ -103,13 +103,14 @@ def peer_records(draw: st.DrawFn) -> PeerRecord:
     )
 
 
-def test_only_a_peer_that_joins_may_announce_blocks_without_hashes() -> None:
-    """One without hashes contradicts nobody, so it could never be left out."""
-    joining = PeerSpec(ALICE.peer_id, BlockRange(0, 4), ComputeCost(0.01), PeerState.JOINING)
-    assert PeerRecord(DIGEST, joining).spec.block_hashes == ()
-    for state in (PeerState.SERVING, PeerState.DRAINING, PeerState.LEAVING):
+def test_a_peer_that_serves_announces_a_hash_for_each_block() -> None:
+    """One without hashes contradicts nobody, so it could never be left out. Until its blocks are loaded it has none."""
+    spec = PeerSpec(ALICE.peer_id, BlockRange(0, 4), ComputeCost(0.01))
+    for state in (PeerState.JOINING, PeerState.LEAVING):
+        assert PeerRecord(DIGEST, dataclasses.replace(spec, state=state)).spec.block_hashes == ()
+    for state in (PeerState.SERVING, PeerState.DRAINING):
         with pytest.raises(ValueError, match="0 block hashes for 4 blocks"):
-            PeerRecord(DIGEST, dataclasses.replace(joining, state=state))
+            PeerRecord(DIGEST, dataclasses.replace(spec, state=state))
 
 
 def a_record(**changes: object) -> PeerRecord:
