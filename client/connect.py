@@ -73,7 +73,7 @@ def connect(
         return SessionConfig(
             identity=identity,
             dialer=dialer,
-            router=ViewRouter(view, checkpoint.num_blocks, push, timing),
+            router=ViewRouter(view, timing),
             model_digest=model_digest,
             num_blocks=checkpoint.num_blocks,
             wire_format=wire.name,
@@ -89,8 +89,8 @@ def connect(
         )
 
     def view(dialer: Dialer) -> SwarmView:
-        proven = checkpoint.proven_hashes()
-        return SwarmView(identity, dialer, addresses, model_digest, key, timing=timing, proven=proven)
+        blocks, proven = checkpoint.num_blocks, checkpoint.proven_hashes()
+        return SwarmView(identity, dialer, addresses, model_digest, blocks, key, push, timing=timing, proven=proven)
 
     return SwarmConnection(background_loop(), view, config, wire, timing)
 

@@ -37,3 +37,13 @@ class ChainReport:
     """The whole step, as the client saw it."""
     steps: int = 0
     """The number of steps that the means are of."""
+    gap_seconds: float = 0.0
+    """How much sooner the request may have been done on another chain, as predicted when this one was chosen.
+
+    0: it was proven to be the best. More: the search for it ended with its budget; infinite if nothing is known.
+    """
+
+    @property
+    def exact(self) -> bool:
+        """Whether the chain was proven to be the best."""
+        return self.gap_seconds == 0.0

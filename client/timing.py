@@ -112,6 +112,13 @@ class ClientTiming:
     min_retry_seconds: float = 1.0
     """Shortest pause before full peers are asked again, whatever they announce."""
 
+    # --- routing ---
+
+    route_seconds: float = 0.5
+    """Time for the proof that a chain is the best; without it, half of that again for a good one."""
+    route_on_loop_seconds: float = 0.005
+    """The longest search on the network loop; a longer one goes on in a thread."""
+
     # --- a session's chain ---
 
     chain: ChainTiming = field(default_factory=ChainTiming)

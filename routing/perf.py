@@ -25,6 +25,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 PeerBytes = float | FloatArray
 """One number for all peers, or (n,) where peers hold blocks and caches in different formats."""
+BoolArray = NDArray[np.bool_]
 
 Segment = tuple[int, BlockRange]
 """One hop of a chain in array terms: the peer's index and the blocks computed there."""

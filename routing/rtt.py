@@ -2,51 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from .perf import FloatArray
-from .swarm import PeerId, PeerSpec, Swarm
+from .swarm import Coordinate, PeerId, Swarm
 
 
 class RttTable:
-    """Round trips between peers as a matrix: measured where known, else predicted from coordinates.
+    """Round trips between the peers of a snapshot, as a matrix of those that are asked for.
 
-    It can be called like any `peer_rtt_seconds`; the router reads the matrix at once instead of calling it per pair.
+    Measured where the snapshot has a measurement, in either direction, else predicted from coordinates.  Where those
+    cannot tell, the larger of the two round trips of a client that measured them (the way between two peers is no
+    shorter than the difference of those, and no longer than the sum), and `unknown_seconds` without such a client.
     """
 
-    def __init__(self, swarm: Swarm, *, unknown_seconds: float = 0.3) -> None:
-        self.ids = tuple(peer.id for peer in swarm.peers)
-        self._row = {peer: row for row, peer in enumerate(self.ids)}
-        self.seconds = _predicted_rtts(swarm.peers, unknown_seconds)
-        for (a, b), rtt in swarm.rtt_seconds.items():
-            if a in self._row and b in self._row:
-                self.seconds[self._row[a], self._row[b]] = rtt
-                if (b, a) not in swarm.rtt_seconds:
-                    self.seconds[self._row[b], self._row[a]] = rtt
-        np.fill_diagonal(self.seconds, 0.0)
+    def __init__(
+        self,
+        swarm: Swarm,
+        *,
+        client_rtt_seconds: Mapping[PeerId, float] | None = None,
+        unknown_seconds: float = 0.3,
+    ) -> None:
+        client = client_rtt_seconds or {}
+        self._row = {peer.id: row for row, peer in enumerate(swarm.peers)}
+        self._coordinates = [peer.coordinate for peer in swarm.peers]
+        self._client = np.array([client.get(peer.id, unknown_seconds) for peer in swarm.peers], dtype=np.float64)
+        self._measured = dict(swarm.rtt_seconds)
 
     def __call__(self, a: PeerId, b: PeerId) -> float:
-        return float(self.seconds[self._row[a], self._row[b]])
+        return float(self.matrix([a, b])[0, 1]) if a != b else 0.0
 
     def matrix(self, ids: Sequence[PeerId]) -> FloatArray:
         """(len(ids), len(ids)) round trips in seconds. Raises KeyError for a peer the snapshot did not have."""
-        rows = np.array([self._row[peer] for peer in ids], dtype=np.int64)
-        return self.seconds[np.ix_(rows, rows)]
+        rows = [self._row[peer] for peer in ids]
+        client = self._client[rows]
+        seconds = np.maximum(client[:, None], client)
+        _predict([self._coordinates[row] for row in rows], seconds)
+        place = {peer: index for index, peer in enumerate(ids)}
+        for (a, b), rtt in self._measured.items():
+            if a in place and b in place:
+                seconds[place[a], place[b]] = rtt
+                if (b, a) not in self._measured:
+                    seconds[place[b], place[a]] = rtt
+        np.fill_diagonal(seconds, 0.0)
+        return seconds
 
 
-def _predicted_rtts(peers: Sequence[PeerSpec], unknown_seconds: float) -> FloatArray:
-    n = len(peers)
-    seconds = np.full((n, n), unknown_seconds)
-    dimensions = {len(peer.coordinate.vector) for peer in peers if peer.coordinate is not None}
-    for size in dimensions:  # coordinates of different dimensions cannot be compared
-        members = [
-            j for j, peer in enumerate(peers) if peer.coordinate is not None and len(peer.coordinate.vector) == size
-        ]
-        vectors = np.array([peers[j].coordinate.vector for j in members])  # type: ignore[union-attr]
-        heights = np.array([peers[j].coordinate.height for j in members])  # type: ignore[union-attr]
+def _predict(coordinates: Sequence[Coordinate | None], seconds: FloatArray) -> None:
+    """Fill in what coordinates tell; those of different dimensions cannot be compared."""
+    known = [(j, coordinate) for j, coordinate in enumerate(coordinates) if coordinate is not None]
+    for size in {len(coordinate.vector) for _, coordinate in known}:
+        alike = [(j, coordinate) for j, coordinate in known if len(coordinate.vector) == size]
+        members = [j for j, _ in alike]
+        vectors = np.array([coordinate.vector for _, coordinate in alike])
+        heights = np.array([coordinate.height for _, coordinate in alike])
         squares = (vectors**2).sum(axis=1)
         squared = np.maximum(squares[:, None] + squares - 2 * vectors @ vectors.T, 0.0)
         seconds[np.ix_(members, members)] = np.sqrt(squared) + heights[:, None] + heights
-    return seconds

@@ -247,6 +247,8 @@ class Hop:
 
     peer: PeerId
     blocks: BlockRange
+    wait_seconds: float = 0.0
+    """Predicted wait until the peer has room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +260,8 @@ class Route:
     """Predicted time of the request without waiting."""
     wait_seconds: float = 0.0
     """Predicted wait until every hop has room: the largest of the hops' waits."""
+    gap_seconds: float = 0.0
+    """No other chain is done sooner by more than this; 0: this one is proven to be the best."""
 
     @property
     def total_seconds(self) -> float:

@@ -91,7 +91,8 @@ class ChainSession:
     def report(self, since: int = 0) -> ChainReport:
         """Where the time of the last steps went, per hop, without the first `since` answers; from any thread."""
         choices = self._last_used or self._machine.choices  # read once: the chain may change meanwhile
-        return self._timings.report(choices, self._config.router.clock_offset_seconds, since)
+        report = self._timings.report(choices, self._config.router.clock_offset_seconds, since)
+        return replace(report, gap_seconds=ev.gap_of(choices))
 
     async def run(self, plan: StepPlan, data: bytes) -> bytes:
         """Apply one operation: `data` holds `plan.tokens` packed tokens; returns `plan.answers` packed tokens.

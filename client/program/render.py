@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -26,14 +27,32 @@ def describe_chain(chain: PredictedChain) -> str:
     rows.append(("client", "", "", milliseconds(chain.return_seconds), "", "", ""))
     step = chain.step_seconds
     speed = f"{milliseconds(step)} ms per token, {1 / step:.1f} tokens/s" if step > 0 else "no time per token"
-    return (
-        f"{table(('peer', 'name', 'blocks', 'way ms', 'compute ms', 'weights', 'address'), rows)}\npredicted: {speed}"
-    )
+    header = ("peer", "name", "blocks", "way ms", "compute ms", "weights", "address")
+    return "\n".join([table(header, rows), f"predicted: {speed}", *_unproven(chain.gap_seconds)])
 
 
 def chain_as_json(chain: PredictedChain) -> dict[str, object]:
     hops = [{**asdict(hop), "blocks": [hop.blocks.start, hop.blocks.stop]} for hop in chain.hops]
-    return {"hops": hops, "return_seconds": chain.return_seconds, "step_seconds": chain.step_seconds}
+    return {
+        "hops": hops,
+        "return_seconds": chain.return_seconds,
+        "step_seconds": chain.step_seconds,
+        "exact": chain.gap_seconds == 0,
+        "gap_seconds": _finite(chain.gap_seconds),
+    }
+
+
+def _finite(seconds: float) -> float | None:
+    """JSON has no infinity."""
+    return seconds if math.isfinite(seconds) else None
+
+
+def _unproven(gap_seconds: float) -> list[str]:
+    """A line that says so if a chain is not proven to be the best."""
+    if gap_seconds == 0:
+        return []
+    sooner = f"up to {gap_seconds:.2f} s sooner" if math.isfinite(gap_seconds) else "sooner"
+    return [f"not proven to be the best chain: another one may be done {sooner}"]
 
 
 def describe_peers(num_blocks: int, lines: Sequence[PeerLine]) -> str:
@@ -138,6 +157,7 @@ def describe_account(account: Account) -> str:
         rows.append(("client", "", "", milliseconds(chain.return_seconds), "", "", ""))
         lines.append(table(("chain", "name", "blocks", "way ms", "queue ms", "compute ms", "weights"), rows))
         lines.append(f"{milliseconds(chain.step_seconds)} ms per step, mean of the last {chain.steps}")
+    lines += _unproven(chain.gap_seconds)
     lines.append(f"steps passed on: {account.steps.pushed} pushed, {account.steps.relayed} relayed through clients")
     lines += [f"peers held {event.detail} of the prompt already" for event in account.events if event.kind == "adopted"]
     lines += [f"repair: {event.kind} {event.detail}".rstrip() for event in account.repairs] or ["no repairs"]
@@ -168,6 +188,8 @@ def account_as_json(account: Account) -> dict[str, object]:
         ],
         "return_seconds": chain.return_seconds,
         "step_seconds": chain.step_seconds,
+        "exact": chain.exact,
+        "gap_seconds": _finite(chain.gap_seconds),
         "steps_pushed": account.steps.pushed,
         "steps_relayed": account.steps.relayed,
         "events": [{"kind": event.kind, "peer_id": event.peer, "detail": event.detail} for event in account.events],

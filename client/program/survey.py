@@ -20,8 +20,9 @@ from ...proto.wire.messages.calls import PingReply
 from ...proto.wire.timing import RECORD_LIFETIME_SECONDS
 from ...routing.route.predict import predict_step
 from ...routing.swarm import BlockRange, PeerId, RequestSpec
-from ..chain.machine.events import HopChoice
+from ..chain.machine.events import HopChoice, gap_of
 from ..swarm.router import ViewRouter
+from ..swarm.snapshot import PreparedSwarm
 from ..swarm.view import KnownPeer, SwarmView, printable
 from ..timing import ClientTiming
 from .options import SwarmOptions
@@ -82,6 +83,8 @@ class PredictedChain:
 
     hops: tuple[PredictedHop, ...]
     return_seconds: float
+    gap_seconds: float = 0.0
+    """How much sooner the request may be done on another chain; 0: this one is proven to be the best."""
 
     @property
     def step_seconds(self) -> float:
@@ -126,7 +129,10 @@ async def survey_view(model: ModelName, options: SwarmOptions) -> AsyncIterator[
     """The view of a model's swarm after one look. Raises SwarmError."""
     identity = Identity.load_or_create(options.identity) if options.identity else Identity.generate()
     dialer = Dialer()
-    view = SwarmView(identity, dialer, options.initial_peers, model.digest, options.swarm_key, proven=model.proven)
+    view = SwarmView(
+        identity, dialer, options.initial_peers, model.digest, model.num_blocks, options.swarm_key, options.push,
+        proven=model.proven,
+    )  # fmt: skip
     try:
         await view.start()
         yield view
@@ -176,24 +182,24 @@ def _answering(known: KnownPeer, now: float, weights: str) -> PeerLine:
 async def predicted_chain(model: ModelName, options: SwarmOptions, request: RequestSpec) -> PredictedChain:
     """The chain that the request would get now. Raises NoChainError and other SwarmErrors."""
     async with survey_view(model, options) as view:
-        router = ViewRouter(view, model.num_blocks, options.push)
-        chain = await router.choose(BlockRange(0, model.num_blocks), frozenset(), request)
-        return predict(chain, view, router, options.push)
+        swarm = view.current().prepared
+        chain = await ViewRouter(view).choose(BlockRange(0, model.num_blocks), frozenset(), request)
+        return predict(chain, swarm, options.push)
 
 
-def predict(chain: Sequence[HopChoice], view: SwarmView, router: ViewRouter, push: bool) -> PredictedChain:
+def predict(chain: Sequence[HopChoice], swarm: PreparedSwarm, push: bool) -> PredictedChain:
     """Times of a decode step of one row with an empty context, from announced costs and measured round trips."""
-    records = {hop.address.peer: view.peers[hop.address.peer].record for hop in chain}
+    known = {hop.peer: swarm.known[hop.peer] for hop in chain}
     times = predict_step(
-        [(records[hop.address.peer].spec, hop.blocks) for hop in chain],
+        [(known[hop.peer].record.spec, hop.blocks) for hop in chain],
         tokens=1,
-        client_rtt_seconds={peer: view.peers[peer].rtt_seconds for peer in records},
-        peer_rtt_seconds=router.peer_rtt_seconds if push else None,
+        client_rtt_seconds={peer: hop.rtt_seconds for peer, hop in known.items()},
+        peer_rtt_seconds=swarm.rtts if push else None,
     )
     hops = (
         PredictedHop(
             hop_times.peer,
-            records[hop_times.peer].public_name,
+            known[hop_times.peer].record.public_name,
             hop.address.target,
             hop.blocks,
             hop_times.way_seconds,
@@ -202,7 +208,7 @@ def predict(chain: Sequence[HopChoice], view: SwarmView, router: ViewRouter, pus
         )
         for hop, hop_times in zip(chain, times.hops, strict=True)
     )
-    return PredictedChain(tuple(hops), times.return_seconds)
+    return PredictedChain(tuple(hops), times.return_seconds, gap_of(chain))
 
 
 async def take_pulses(addresses: Sequence[Reach]) -> tuple[Pulse, ...]:

@@ -52,6 +52,10 @@ class Bans:
         forgotten_at = now + seconds + self._timing.forget_failures_seconds
         self._failures[run] = _Failures(count, now + seconds, forgotten_at, silent, old is not None and old.excused)
 
+    def runs(self) -> frozenset[Run]:
+        """The runs of which anything is remembered."""
+        return frozenset((*self._failures, *self._full_until))
+
     def is_banned(self, run: Run) -> bool:
         failures = self._failures.get(run)
         return failures is not None and failures.banned_until > self._clock()

@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import replace
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
 
-from ...proto.errors import DeadlineExceeded, NoChainError, PeerBusy, SwarmError, describe_blocks
-from ...proto.wire.precision import at_least
+from ...proto.errors import DeadlineExceeded, NoChainError, SwarmError
 from ...routing.place.windows import leaves
-from ...routing.releases import wait_for_room
+from ...routing.route.budget import Meter, OverBudgetError, SearchBudget
 from ...routing.route.predict import predict_step
-from ...routing.route.repair import Repair
-from ...routing.route.router import NoRouteError, cheapest_route
-from ...routing.swarm import BlockRange, Hop, ModelSpec, PeerId, PeerSpec, RequestSpec, Swarm
-from ..chain.machine.events import HopChoice, Layout
+from ...routing.swarm import BlockRange, PeerId, RequestSpec
+from ..chain.machine.events import HopChoice, Layout, gap_of
 from ..timing import ClientTiming
-from .view import KnownPeer, SwarmView
+from .snapshot import MOST_BYTES, CurrentSwarm
+from .view import SwarmView
+
+logger = logging.getLogger(__name__)
 
 MOST_CANDIDATES = 8
+WORK_ON_LOOP = 250_000
+"""A search over a larger lattice (`RouteFinder.work`) begins in a thread: it could hold up the network."""
+
+
+class _Decide(Protocol):
+    def __call__(self, *, meter: Meter, settle: bool) -> tuple[HopChoice, ...]: ...
 
 
 class ViewRouter:
     """Routes on a `SwarmView`."""
 
-    def __init__(self, view: SwarmView, num_blocks: int, push: bool = True, timing: ClientTiming | None = None) -> None:
+    def __init__(
+        self,
+        view: SwarmView,
+        timing: ClientTiming | None = None,
+        clock: Callable[[], float] = time.thread_time,
+    ) -> None:
+        """`clock` measures the time that a search takes in its thread; by default without what others take from it."""
         self._view = view
-        self._num_blocks = num_blocks
-        self._push = push
         self._timing = timing or ClientTiming()
+        self._clock = clock
+        self._searching = asyncio.Lock()
+        """Threads share the interpreter: two searches at once would take twice the memory, and as long."""
 
     async def choose(
         self,
@@ -39,31 +55,14 @@ class ViewRouter:
     ) -> tuple[HopChoice, ...]:
         """The chain over `blocks` without the excluded peers that is soonest done, with the wait for room counted.
 
-        With `min_precision` only of peers that compute at least as precisely.
+        With `min_precision` only of peers that compute at least as precisely. A search that takes longer than its
+        budget gives a good chain instead, whose choices say by how much another one may be better.
 
         Raises NoChainError; PeerBusy if every block has a host and only room is wanting, and nobody announces when
-        there will be some.
+        there will be some, or if no chain was found within the budget.
         """
-        part = part_of(self._view.snapshot(self._num_blocks), blocks)
-        precise = part if min_precision is None else precise_part(part, min_precision)
-        try:
-            if not precise.peers:
-                raise NoRouteError(tuple(range(len(blocks))))
-            route = cheapest_route(
-                precise,
-                request=request,
-                client_rtt_seconds={peer: self._distance_seconds(known) for peer, known in self._view.peers.items()},
-                peer_rtt_seconds=self.peer_rtt_seconds,
-                push=self._push,
-                excluded=excluded,
-            )
-        except NoRouteError as error:
-            usable = [peer for peer in part.peers if peer.id not in excluded]
-            doubted = [self._view.peers[peer].record.spec for peer in self._view.trust.doubted]
-            raise _unroutable(
-                error, blocks.start, usable, doubted, min_precision, self._timing.min_retry_seconds
-            ) from None
-        return tuple(self._choice(part, hop, blocks.start, request) for hop in route.hops)
+        current = self._view.current()
+        return await self._decided(current, partial(current.choose, blocks, excluded, request, min_precision))
 
     async def fill(
         self,
@@ -109,13 +108,30 @@ class ViewRouter:
     async def _fill(
         self, kept: Layout, excluded: frozenset[PeerId], request: RequestSpec, min_precision: str | None
     ) -> tuple[HopChoice, ...]:
-        choices: list[HopChoice] = []
-        repair = Repair(BlockRange(0, self._num_blocks), kept)
-        while repair.gap is not None:
-            found = await self.choose(repair.gap, repair.peers | excluded, request, min_precision)
-            repair = repair.filled((choice.peer, choice.blocks) for choice in found)
-            choices += found
-        return tuple(choices)
+        current = self._view.current()
+        return await self._decided(current, partial(current.fill, kept, excluded, request, min_precision))
+
+    async def _decided(self, current: CurrentSwarm, decide: _Decide) -> tuple[HopChoice, ...]:
+        """Decide at once if that is quick, else in a thread; when cancelled the thread stops by itself."""
+        timing = self._timing
+        choices = None
+        if current.prepared.finder.work <= WORK_ON_LOOP:
+            quick = Meter(SearchBudget(timing.route_on_loop_seconds, MOST_BYTES), self._clock)
+            try:
+                choices = decide(meter=quick, settle=False)
+            except OverBudgetError:
+                logger.debug("routing goes on beside the network")
+        if choices is None:
+            meter = Meter(SearchBudget(timing.route_seconds, MOST_BYTES), self._clock)
+            async with self._searching:
+                try:
+                    choices = await asyncio.to_thread(decide, meter=meter, settle=True)
+                finally:
+                    meter.stop()
+        gap_seconds = gap_of(choices)
+        if gap_seconds > 0:
+            logger.info("the chain is not proven to be the best: another one may be done %.2f s sooner", gap_seconds)
+        return choices
 
     def _hosts(self, ranges: Sequence[BlockRange], excluded: frozenset[PeerId]) -> list[PeerId]:
         """The nearest usable peers that host blocks of these ranges, at most `MOST_CANDIDATES`."""
@@ -169,89 +185,3 @@ class ViewRouter:
         """The peer's clock minus ours; 0 if it is not known."""
         known = self._view.peers.get(peer)
         return known.clock_offset_seconds if known is not None else 0.0
-
-    def _choice(self, part: Swarm, hop: Hop, first_block: int, request: RequestSpec) -> HopChoice:
-        known, spec = self._view.peers[hop.peer], part.peer(hop.peer)
-        wait = wait_seconds(spec, len(hop.blocks) * request.kv_tokens_per_block, part.now_seconds)
-        blocks = shifted(hop.blocks, first_block)
-        weights = self._view.trust.believed[hop.peer]
-        return HopChoice(known.address, blocks, known.encoded, wait, spec.numeric_format, weights)
-
-    def _distance_seconds(self, known: KnownPeer) -> float:
-        """The round trip, and more for a peer that has failed lately: others are preferred."""
-        return known.rtt_seconds + self._timing.doubt_seconds * self._view.bans.failures(known.run)
-
-    def peer_rtt_seconds(self, first: PeerId, second: PeerId) -> float:
-        """Predicted from coordinates; without them, no shorter than the difference and no longer than the sum."""
-        a, b = self._view.peers[first], self._view.peers[second]
-        if a.record.spec.coordinate is not None and b.record.spec.coordinate is not None:
-            return a.record.spec.coordinate.rtt_seconds(b.record.spec.coordinate)
-        return max(a.rtt_seconds, b.rtt_seconds)
-
-
-def wait_seconds(peer: PeerSpec, kv_tokens: int, now_seconds: float) -> float:
-    """Seconds until the peer is expected to have room for `kv_tokens` tokens x blocks; infinite if it never says."""
-    return wait_for_room(kv_tokens, peer.kv_tokens_free, peer.releases, now_seconds)
-
-
-def precise_part(swarm: Swarm, min_precision: str) -> Swarm:
-    """The peers that compute at least as precisely."""
-    return replace(swarm, peers=tuple(peer for peer in swarm.peers if at_least(peer.numeric_format, min_precision)))
-
-
-def _unroutable(
-    error: NoRouteError,
-    first_block: int,
-    usable: Sequence[PeerSpec],
-    doubted: Sequence[PeerSpec],
-    min_precision: str | None,
-    min_retry_seconds: float,
-) -> SwarmError:
-    missing, full = (
-        tuple(block + first_block for block in blocks) for blocks in (error.missing_blocks, error.full_blocks)
-    )
-    if missing:
-        hosted = {block for peer in usable for block in peer.blocks or ()}
-        if min_precision is not None and hosted.issuperset(error.missing_blocks):
-            return NoChainError(
-                missing,
-                f"no peer serves {describe_blocks(missing)} in {min_precision} or more precisely",
-                hint="Ask for less precision, or have a peer serve these blocks in that format.",
-            )
-        others = sum(any(block in missing for block in peer.blocks or ()) for peer in doubted)
-        if others:
-            return NoChainError(
-                missing,
-                f"no peer serves {describe_blocks(missing)} with weights that are believed; {others} announce others",
-                hint="`swarm-client peers` shows who is doubted; the whole files in a local folder prove who is right.",
-            )
-        return NoChainError(missing)
-    where = f"every host of {describe_blocks(full)}" if full else "every chain of peers"
-    if math.isinf(error.retry_seconds):
-        return NoChainError((), f"{where} is too small for the request: shorten it")
-    retry_after_seconds = max(error.retry_seconds, min_retry_seconds)
-    return PeerBusy(retry_after_seconds, f"{where} is full, come back in {retry_after_seconds:.1f} s")
-
-
-def shifted(blocks: BlockRange, by: int) -> BlockRange:
-    """The range moved by `by` blocks."""
-    return BlockRange(blocks.start + by, blocks.stop + by)
-
-
-def part_of(swarm: Swarm, blocks: BlockRange) -> Swarm:
-    """The snapshot as if `blocks` were the whole model, counted from 0."""
-    if blocks == BlockRange(0, swarm.model.num_blocks):
-        return swarm
-    peers = tuple(part for peer in swarm.peers if (part := _part_of_peer(peer, blocks)) is not None)
-    model = ModelSpec(len(blocks), swarm.model.block_bytes, swarm.model.kv_bytes_per_token)
-    return replace(swarm, model=model, peers=peers)
-
-
-def _part_of_peer(peer: PeerSpec, blocks: BlockRange) -> PeerSpec | None:
-    if peer.blocks is None:
-        return None
-    start, stop = max(peer.blocks.start, blocks.start), min(peer.blocks.stop, blocks.stop)
-    if start >= stop:
-        return None
-    hashes = peer.block_hashes[start - peer.blocks.start : stop - peer.blocks.start] if peer.block_hashes else ()
-    return replace(peer, blocks=BlockRange(start - blocks.start, stop - blocks.start), block_hashes=hashes)

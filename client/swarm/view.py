@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ...proto.directory.directory import LookupCall, LookupDirectory
 from ...proto.directory.records import PeerRecord, open_peer_record
@@ -31,12 +31,12 @@ from ...proto.network.transport import Dialer, ping
 from ...proto.wire.handshake import SESSION_ID_BYTES, sign_hello
 from ...proto.wire.messages.calls import LookupRequest, PingReply
 from ...proto.wire.timing import HELLO_CLOCK_SKEW_SECONDS
-from ...routing.place.windows import without_leaving_blocks
-from ...routing.swarm import KvRelease, ModelSpec, PeerId, PeerSpec, PeerState, Swarm
+from ...routing.swarm import PeerId, PeerState
 from ...routing.trust import Trust
 from ..peer_errors import blamed_on
 from ..timing import ClientTiming
 from .bans import Bans, Run
+from .snapshot import CurrentSwarm, PreparedSwarm, prepare
 from .weights import WeightTrust
 
 logger = logging.getLogger(__name__)
@@ -74,25 +74,32 @@ class SwarmView:
         dialer: Dialer,
         initial_peers: Sequence[PeerAddress],
         model_digest: str,
+        num_blocks: int,
         swarm_key: SwarmKey | None,
+        push: bool = True,
         clock: Callable[[], float] = time.time,
         timing: ClientTiming | None = None,
         proven: Mapping[int, bytes] | None = None,
     ) -> None:
-        """`proven`: the hashes of blocks that this machine's own files prove."""
+        """`num_blocks` of the model, and whether its peers `push` to each other, are for the snapshots for routing.
+
+        `proven`: the hashes of blocks that this machine's own files prove.
+        """
         self.timing = timing or ClientTiming()
-        self.peers: dict[PeerId, KnownPeer] = {}
+        self.peers: Mapping[PeerId, KnownPeer] = {}
         self.silent: dict[PeerId, PeerRecord] = {}
         """Peers whose record holds, but who answer at none of their addresses."""
         self._identity = identity
         self._dialer = dialer
         self._initial_peers = tuple(initial_peers)
         self._model_digest = model_digest
+        self._num_blocks, self._push = num_blocks, push
         self._name = swarm_key_name(model_digest, swarm_key)
         self._swarm_key = swarm_key
         self._clock = clock
         self.bans = Bans(clock, self.timing)
         self._weights = WeightTrust(proven or {})
+        self._prepared = PreparedSwarm.of({}, num_blocks, push, self._weights)
         self._lookups: dict[str, LookupCall] = {}
         self._directory = LookupDirectory(self._lookups, clock, self.timing.lookup_seconds)
         self._refreshing: asyncio.Task[None] | None = None
@@ -220,22 +227,35 @@ class SwarmView:
     @property
     def trust(self) -> Trust:
         """Whose weights are believed, among all peers that answered the last look."""
-        return self._weights.among(self.peers)
+        return self._prepared.trust
 
-    def snapshot(self, num_blocks: int) -> Swarm:
-        """The usable peers, as routing sees them, with their room and releases on this client's clock.
-
-        Blocks that a peer is about to drop are left out where others serve them.
+    def current(self) -> CurrentSwarm:
+        """The last look, prepared for routing, with the failures and the refusals since.
 
         Raises LocalProtocolError if looking has failed.
         """
-        specs = [
-            with_room_seen(known.record.spec, known.clock_offset_seconds, self.bans.full_until(known.run))
-            for known in self.usable()
-        ]
-        fitting = tuple(spec for spec in specs if spec.blocks is not None and spec.blocks.stop <= num_blocks)
-        staying = without_leaving_blocks(fitting, num_blocks, self.timing.claim_stands_seconds)
-        return Swarm(ModelSpec(num_blocks), staying, now_seconds=self._clock())
+        self._check()
+        troubled = [peer for peer, incarnation in self.bans.runs() if self._runs(peer, incarnation)]
+        runs = {peer: self.peers[peer].run for peer in troubled}
+        return CurrentSwarm(
+            self._prepared,
+            self._clock(),
+            frozenset(peer for peer, run in runs.items() if self.bans.is_banned(run)),
+            {peer: until for peer, run in runs.items() if (until := self.bans.full_until(run)) is not None},
+            {peer: self.timing.doubt_seconds * self.bans.failures(run) for peer, run in runs.items()},
+            self.timing.min_retry_seconds,
+            self.timing.claim_stands_seconds,
+        )
+
+    def _runs(self, peer: PeerId, incarnation: int) -> bool:
+        """Whether that run of a peer is the one that is known."""
+        known = self.peers.get(peer)
+        return known is not None and known.record.incarnation == incarnation
+
+    async def see(self, peers: Mapping[PeerId, KnownPeer]) -> None:
+        """Take these for the peers of the swarm from now on."""
+        self._prepared = await prepare(peers, self._num_blocks, self._push, self._weights)
+        self.peers = peers
 
     async def _keep_fresh(self) -> None:
         while True:
@@ -269,7 +289,7 @@ class SwarmView:
                 logger.debug("a record is ignored: %s", error)
         limit = asyncio.Semaphore(MAX_PINGS_AT_ONCE)
         met = await asyncio.gather(*(self._meet(limit, record, signed) for record, signed in opened.values()))
-        self.peers = {known.record.spec.id: known for known in met if known is not None}
+        await self.see({known.record.spec.id: known for known in met if known is not None})
         self.silent = {peer: record for peer, (record, _) in opened.items() if peer not in self.peers}
 
     async def _explain_absence(self) -> None:
@@ -345,20 +365,6 @@ class SwarmView:
                 return (await stub.lookup(LookupRequest(name, hello), self.timing.lookup_seconds)).records
 
         return call
-
-
-def with_room_seen(spec: PeerSpec, clock_offset_seconds: float, full_until: float | None) -> PeerSpec:
-    """The room that a peer announces, with times on this client's clock.
-
-    A peer that refused a session has no room until the time that it gave, whatever an older record says. It said that
-    there would be room then, so that is what is expected.
-    """
-    if full_until is not None:
-        return replace(spec, kv_tokens_free=0, releases=(KvRelease(full_until, spec.kv_tokens_total),))
-    if not spec.releases:
-        return spec
-    shifted = (KvRelease(release.at_seconds - clock_offset_seconds, release.tokens) for release in spec.releases)
-    return replace(spec, releases=tuple(shifted))
 
 
 def model_mismatch(status: PingReply, model_digest: str) -> ModelMismatch:

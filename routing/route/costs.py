@@ -44,11 +44,14 @@ class PushCosts:
     lattice: Lattice
     """Compiled from the spans and `between`."""
     trips: float
+    visit: FloatArray | None = None
+    """(n,): seconds that a hop costs beside all this; None: nothing."""
 
     def chain_seconds(self, chain: Sequence[Segment]) -> float:
         """Cost of a chain, seconds."""
         peers = [j for j, _ in chain]
         terms = [float(self.per_block[j] * len(blocks)) for j, blocks in chain]
+        terms += [float(self.visit[j]) for j in peers] if self.visit is not None else []
         terms += [self.trips * float(self.between[i, j]) for i, j in itertools.pairwise(peers)]
         return math.fsum([*terms, float(self.enter[peers[0]]), float(self.leave[peers[-1]])])
 

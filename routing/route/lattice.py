@@ -8,13 +8,16 @@ a request, and is compiled once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from ..perf import FloatArray, IntArray, Segment
 from ..swarm import BlockRange
+
+_ARRAYS_OF_SEGMENTS = 16
+"""While a lattice is compiled: its own arrays and those that are sorted for it."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,32 @@ class Spans:
     def lattice(self) -> Lattice:
         """For hub costs; compiled once."""
         return Lattice.of(self, None)
+
+    def within(self, blocks: BlockRange) -> Spans:
+        """The ranges as far as they lie in a part of the model, with blocks counted from its first."""
+        start, stop = (np.clip(ends, blocks.start, blocks.stop) - blocks.start for ends in (self.start, self.stop))
+        return Spans(len(blocks), start, stop)
+
+    def hosts(self, which: IntArray) -> IntArray:
+        """(L,): how many of these peers host each block."""
+        begin, end = (np.bincount(ends[which], minlength=self.num_blocks + 1) for ends in (self.start, self.stop))
+        return np.cumsum(begin - end)[:-1]
+
+    def lattice_bytes(self, which: IntArray, *, linked: bool) -> int:
+        """The memory, about, that it takes to compile the lattice of these peers; with or without their links."""
+        lengths = (self.stop - self.start)[which]
+        segments, hosts = int((lengths * (lengths + 1) // 2).sum()), self.hosts(which)
+        return 8 * (_ARRAYS_OF_SEGMENTS * segments + (int(hosts[1:] @ hosts[:-1]) if linked else 0))
+
+    def cheapest_hosts(self, seconds: FloatArray, few: int) -> IntArray:
+        """The peers that are among the `few` with the least finite `seconds` (n,) for any block; ascending."""
+        hosts = np.zeros(self.num_blocks, dtype=np.int64)
+        chosen = []
+        for j in np.argsort(seconds, kind="stable")[: np.isfinite(seconds).sum()].tolist():
+            if (hosts[self.start[j] : self.stop[j]] < few).any():
+                hosts[self.start[j] : self.stop[j]] += 1
+                chosen.append(j)
+        return np.sort(np.array(chosen, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -112,8 +141,9 @@ class Lattice:
         kept_sources[source] = kept_targets[target] = True
         links = list(self.links)
         for step in self.steps:
-            if step.link is not None:
-                links[step.boundary] = step.link[kept_sources[step.sources]][:, kept_targets[step.targets]]
+            after, before = kept_sources[step.sources], kept_targets[step.targets]
+            if step.link is not None and not (after.all() and before.all()):
+                links[step.boundary] = step.link[after][:, before]
         return Lattice(
             self.num_blocks,
             self.peer[which],
@@ -122,6 +152,25 @@ class Lattice:
             (np.cumsum(kept_sources) - 1)[source],
             (np.cumsum(kept_targets) - 1)[target],
             tuple(links),
+        )
+
+    def inside(self, spans: Spans) -> Lattice:
+        """The segments that lie inside these ranges, which may be smaller than those that it was compiled from."""
+        fits = (self.entry >= spans.start[self.peer]) & (self.exit <= spans.stop[self.peer])
+        return self.only(np.flatnonzero(fits))
+
+    def within(self, blocks: BlockRange) -> Lattice:
+        """The segments inside a part of the model, with blocks counted from its first.
+
+        All links inside it stay as they are: every peer that can be entered or left there still can.
+        """
+        part = self.only(np.flatnonzero((self.entry >= blocks.start) & (self.exit <= blocks.stop)))
+        return replace(
+            part,
+            num_blocks=len(blocks),
+            entry=part.entry - blocks.start,
+            exit=part.exit - blocks.start,
+            links=part.links[blocks.start : blocks.stop],
         )
 
     def segment(self, index: int) -> Segment:
@@ -180,6 +229,11 @@ class Lattice:
     def inner_steps(self) -> tuple[Step, ...]:
         """The boundaries within the model where a walk can change peers, in order."""
         return tuple(step for step in self.steps[1:-1] if len(step.heads) and len(step.tails))
+
+    @cached_property
+    def widest_step(self) -> int:
+        """The most segments that begin at one boundary, or targets that end there."""
+        return max(int(max(step.segments.stop - step.segments.start, len(step.tails))) for step in self.steps)
 
     @cached_property
     def work(self) -> int:

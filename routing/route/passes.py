@@ -6,34 +6,43 @@ Res. Lett. 2006), so that no walk uses one twice.  Critical peers whose ranges d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..perf import FloatArray, IntArray
+from .budget import UNLIMITED, Meter
 from .lattice import Lattice, Step
+
+SUMS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
-class _Memory:
+class Memory:
     """Critical peers: a mask of `2 ** bits` values remembers which of them a walk has used."""
 
-    following: IntArray
-    """(masks, A): masks after the segment x (targets + 1) + its target; the place after the targets where forbidden."""
+    lattice: Lattice
+    bits: int
+    """The most critical peers with a common block."""
+    kept: IntArray
+    """(A,): the bits that a segment passes on..."""
+    own: IntArray
+    """...the bit of its peer..."""
+    used: IntArray
+    """...and the same if the peer could be entered again behind the segment."""
 
     @classmethod
-    def of(cls, lattice: Lattice, critical: Sequence[int]) -> _Memory:
-        """O(critical * A + 2 ** (most critical peers with a common block) * A)."""
+    def of(cls, lattice: Lattice, critical: Collection[int]) -> Memory:
+        """O(critical * A)."""
+        nothing = np.zeros(0, dtype=np.int64)
+        if not critical:
+            return cls(lattice, 0, nothing, nothing, nothing)
+        kept, own, used = np.zeros((3, len(lattice.peer)), dtype=np.int64)
         present = [j for j in critical if (lattice.peer == j).any()]
-        if not present:
-            return cls(lattice.target[None])
         start = {j: int(lattice.entry[lattice.peer == j].min()) for j in present}
         stop = {j: int(lattice.exit[lattice.peer == j].max()) for j in present}
         taken: list[int] = []  # per bit, where it is free again
-        kept = np.zeros(len(lattice.peer), dtype=np.int64)
-        own = np.zeros(len(lattice.peer), dtype=np.int64)
-        used = np.zeros(len(lattice.peer), dtype=np.int64)
         for j in sorted(present, key=lambda j: (start[j], j)):
             bit = next((b for b, free_at in enumerate(taken) if free_at <= start[j]), len(taken))
             taken[bit : bit + 1] = [stop[j]]
@@ -42,9 +51,30 @@ class _Memory:
             mine = lattice.peer == j
             own |= mine.astype(np.int64) << bit
             used |= (mine & remembered).astype(np.int64) << bit
-        masks = np.arange(1 << len(taken))[:, None]
-        following = ((masks & kept) | used) * (lattice.num_targets + 1) + lattice.target
-        return cls(np.where(masks & own, lattice.num_targets, following))
+        return cls(lattice, len(taken), kept, own, used)
+
+    @property
+    def masks(self) -> int:
+        return 1 << self.bits
+
+    def following(self, mask: IntArray, segments: slice) -> IntArray:
+        """Mask after each segment x (targets + 1) + its target; the place after the targets where it is forbidden."""
+        if not self.bits:
+            return self.lattice.target[segments].reshape(*mask.shape[:-1], -1)
+        nowhere = self.lattice.num_targets
+        following = mask & self.kept[segments]
+        following |= self.used[segments]
+        following *= nowhere + 1
+        following += self.lattice.target[segments]
+        following[(mask & self.own[segments]) != 0] = nowhere
+        return following
+
+    @property
+    def bytes_per_limit(self) -> int:
+        """The memory that a pass with these masks takes for one limit of the wait, about."""
+        lattice = self.lattice
+        states = lattice.num_sources + lattice.num_targets + 3 * lattice.widest_step
+        return 8 * (3 * len(lattice.peer) + self.masks * states)
 
 
 @dataclass(frozen=True)
@@ -58,23 +88,22 @@ class Ends:
 class Pass:
     """The cheapest way on from everywhere, for T limits of the wait: `cost` is (T, A), infinite where not allowed.
 
-    O(T * masks * (A + targets x sources at every boundary)).
+    O(T * masks * (A + targets x sources at every boundary)).  Raises OverBudgetError when the time is over.
     """
 
-    def __init__(self, lattice: Lattice, cost: FloatArray, ends: Ends, critical: Sequence[int] = ()) -> None:
-        self.lattice, self.ends = lattice, ends
-        self._cost = cost
-        self._following = _Memory.of(lattice, critical).following
-        limits, masks = len(cost), len(self._following)
-        self._ahead = np.full((limits, masks, lattice.num_sources), np.inf)
-        self._onward = np.full((limits, masks, lattice.num_targets + 1), np.inf)
+    def __init__(self, memory: Memory, cost: FloatArray, ends: Ends, meter: Meter = UNLIMITED) -> None:
+        self.lattice = lattice = memory.lattice
+        self._memory, self._cost, self.ends = memory, cost, ends
+        self._masks = np.arange(memory.masks)[:, None]
+        limits = len(cost)
+        self._ahead = np.full((limits, memory.masks, lattice.num_sources), np.inf)
+        self._onward = np.full((limits, memory.masks, lattice.num_targets + 1), np.inf)
         begin, *_, final = lattice.steps
         self._onward[:, :, final.targets] = ends.leave[lattice.peer[lattice.by_target[final.ending][final.tails]]]
         for step in reversed(lattice.inner_steps):
+            meter.check()
             ahead = self._ahead[:, :, step.sources] = self._before(step)
-            if step.link is not None:
-                ahead = (ahead[..., None] + step.link).min(axis=2)
-            self._onward[:, :, step.targets] = ahead
+            self._onward[:, :, step.targets] = ahead if step.link is None else cheapest_links(ahead, step.link)
         self._begin = np.full((limits, 1), np.inf)
         """(T, sources of the first block)"""
         if len(begin.heads):
@@ -85,15 +114,14 @@ class Pass:
     def _before(self, step: Step) -> FloatArray:
         """(T, masks, sources): the least cost from each source of a boundary."""
         flat = self._onward.reshape(len(self._cost), -1)
-        values = np.take(flat, self._following[:, step.segments], axis=1)
+        values = flat.take(self._memory.following(self._masks, step.segments), axis=1)
         values += self._cost[:, None, step.segments]
         ahead: FloatArray = np.minimum.reduceat(values, step.heads, axis=2)
         return ahead
 
     def onward(self, limit: int) -> FloatArray:
-        """(A,): the least cost from each segment's end to the end of the walk."""
-        onward: FloatArray = self._onward[limit, 0][self.lattice.target]
-        return onward
+        """(targets,): the least cost from each target to the end of the walk."""
+        return self._onward[limit, 0, :-1].copy()  # not a view, which would keep the whole pass
 
     def walk(self, limit: int) -> list[int]:
         """The segments, by index, of the cheapest walk under that limit, of which there must be one."""
@@ -102,7 +130,7 @@ class Pass:
         source, mask = int(np.argmin(self._begin[limit])), 0
         while True:
             first, end = lattice.heads[source], lattice.heads[source + 1]
-            following = self._following[mask, first:end]
+            following = self._memory.following(np.array(mask), slice(first, end))
             chosen = int(np.argmin(self._cost[limit, first:end] + onward[following]))
             mask, target = divmod(int(following[chosen]), lattice.num_targets + 1)
             walk.append(int(first) + chosen)
@@ -113,6 +141,19 @@ class Pass:
             if step.link is not None:
                 ahead = ahead + step.link[:, target - step.targets.start]
             source = int(step.sources.start + np.argmin(ahead))
+
+
+def cheapest_links(ahead: FloatArray, link: FloatArray) -> FloatArray:
+    """(T, masks, sources) and (sources, targets) -> (T, masks, targets): the cheapest way on over a link.
+
+    A few rows at a time, so that their sums stay in the processor's cache.
+    """
+    rows = ahead.reshape(-1, len(link), 1)
+    cheapest = np.empty((len(rows), link.shape[1]))
+    few = max(1, SUMS_AT_ONCE // link.size)
+    for begin in range(0, len(rows), few):
+        np.min(rows[begin : begin + few] + link, axis=1, out=cheapest[begin : begin + few])
+    return cheapest.reshape(*ahead.shape[:2], -1)
 
 
 def before_segments(lattice: Lattice, cost: FloatArray, ends: Ends) -> FloatArray:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..perf import FloatArray, IntArray
-from ..swarm import PeerSpec, Swarm
+from ..perf import BoolArray, FloatArray, IntArray
+from ..swarm import PeerSpec
 
 _INFINITY = float("inf")
-BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,8 @@ class Releases:
     """When the peers' reserved KV tokens become free, by peer and then by time; parallel arrays."""
 
     owner: IntArray
-    delay: FloatArray
-    """Seconds from the snapshot's time, >= 0."""
+    at_seconds: FloatArray
+    """On the snapshot's clock."""
     tokens: IntArray
     freed: IntArray
     """Tokens that this release and the owner's earlier ones make free together."""
@@ -29,21 +28,38 @@ class Releases:
     """(n + 1,): peer j's releases are first[j] to first[j + 1]."""
 
     @classmethod
-    def of(cls, swarm: Swarm, peers: Sequence[PeerSpec]) -> Releases:
-        rows = sorted(
-            (j, max(r.at_seconds - swarm.now_seconds, 0.0), r.tokens) for j, p in enumerate(peers) for r in p.releases
-        )
-        owner = np.array([row[0] for row in rows], dtype=np.int64)
-        tokens = np.array([row[2] for row in rows], dtype=np.int64)
-        first = np.searchsorted(owner, np.arange(len(peers) + 1))
+    def of(cls, peers: Sequence[PeerSpec]) -> Releases:
+        owner = np.repeat(np.arange(len(peers)), [len(peer.releases) for peer in peers])
+        rows = [release for peer in peers for release in peer.releases]
+        at_seconds = np.array([row.at_seconds for row in rows], dtype=np.float64)
+        return cls.sorted(len(peers), owner, at_seconds, np.array([row.tokens for row in rows], dtype=np.int64))
+
+    @classmethod
+    def sorted(cls, num_peers: int, owner: IntArray, at_seconds: FloatArray, tokens: IntArray) -> Releases:
+        """From releases in any order."""
+        order = np.lexsort((tokens, at_seconds, owner))
+        owner, at_seconds, tokens = owner[order], at_seconds[order], tokens[order]
+        first = np.searchsorted(owner, np.arange(num_peers + 1))
         total = np.concatenate(([0], np.cumsum(tokens)))
-        delay = np.array([row[1] for row in rows], dtype=np.float64)
-        return cls(owner, delay, tokens, total[1:] - total[first[owner]], first)
+        return cls(owner, at_seconds, tokens, total[1:] - total[first[owner]], first)
+
+    def replaced(self, only: Mapping[int, tuple[float, int]]) -> Releases:
+        """The same with a single release for each of some peers: its moment and its tokens."""
+        if not only:
+            return self
+        others = ~np.isin(self.owner, list(only))
+        at_seconds, tokens = zip(*only.values(), strict=True)
+        return Releases.sorted(
+            len(self.first) - 1,
+            np.append(self.owner[others], np.array(list(only), dtype=np.int64)),
+            np.append(self.at_seconds[others], at_seconds),
+            np.append(self.tokens[others], np.array(tokens, dtype=np.int64)),
+        )
 
 
 @dataclass(frozen=True)
 class SnapshotRooms:
-    """The announced room of a snapshot's peers, for a request of `need` KV tokens per block.
+    """The announced room of a snapshot's peers at one moment, for a request of `need` KV tokens per block.
 
     The `TabulatedRooms` of the search: for each peer the answers of `releases.Room`, in arrays.
     """
@@ -53,9 +69,15 @@ class SnapshotRooms:
     """(n,); 0 for a peer that may not be used."""
     usable: BoolArray
     releases: Releases
+    now_seconds: float
+
+    @cached_property
+    def delay(self) -> FloatArray:
+        """Per release: seconds from now, >= 0."""
+        return np.maximum(self.releases.at_seconds - self.now_seconds, 0.0)
 
     def blocks_within(self, wait_seconds: float) -> IntArray:
-        freed = self.releases.tokens * (self.releases.delay <= wait_seconds)
+        freed = self.releases.tokens * (self.delay <= wait_seconds)
         available = self.free + np.bincount(self.releases.owner, weights=freed, minlength=len(self.free))
         blocks: IntArray = np.where(self.usable, np.maximum(available, 0), 0).astype(np.int64) // self.need
         return blocks
@@ -66,14 +88,14 @@ class SnapshotRooms:
             return 0.0
         mine = slice(self.releases.first[peer], self.releases.first[peer + 1])
         index = int(np.searchsorted(self.releases.freed[mine], missing))
-        delays = self.releases.delay[mine]
+        delays = self.delay[mine]
         return float(delays[index]) if index < len(delays) and self.usable[peer] else _INFINITY
 
     def waits(self, longest: int) -> FloatArray:
         """Each row is a run of zeros, of every release's delay in order of time, and of infinities."""
         peers, releases = np.arange(len(self.free)), self.releases
         owner = np.concatenate((peers, releases.owner, peers))
-        delay = np.concatenate((np.zeros(len(peers)), releases.delay, np.full(len(peers), np.inf)))
+        delay = np.concatenate((np.zeros(len(peers)), self.delay, np.full(len(peers), np.inf)))
         available = np.concatenate((self.free, self.free[releases.owner] + releases.freed))
         room = np.concatenate((np.clip(available // self.need, 0, longest), np.full(len(peers), longest)))
         order = np.argsort(owner, kind="stable")

@@ -17,7 +17,9 @@ several limits at once.
   so no walk uses it twice.  Peers whose ranges do not meet share one bit.
 
 Every round closes a limit or adds a critical peer, and nothing optimal is ever dropped (tests compare with brute
-force).  Time and memory grow with 2 to the number of critical peers that share a block: a handful where room is scarce.
+force).  Time and memory grow with 2 to the number of critical peers that share a block: a handful where room is scarce,
+but a swarm can be made up where they are many.  So a search has a budget (`budget.py`).  When that ends first, good
+chains are looked for (`beam.py`), and the best one is returned with its gap to the least bound of an open limit.
 """
 
 from __future__ import annotations
@@ -29,9 +31,11 @@ from functools import cached_property
 import numpy as np
 
 from ..perf import FloatArray, IntArray, Segment
+from .beam import promising_chain
+from .budget import UNLIMITED, Meter, OverBudgetError
 from .costs import HubCosts, PeerRooms, PushCosts, tabulated_waits
 from .lattice import Lattice, Spans
-from .passes import Ends, Pass, before_segments
+from .passes import Ends, Memory, Pass, before_segments
 
 _INFINITY = float("inf")
 
@@ -43,6 +47,8 @@ class FoundChain:
     chain: tuple[Segment, ...]
     cost_seconds: float
     wait_seconds: float
+    gap_seconds: float = 0.0
+    """No chain is better by more than this; 0: it is proven to be the best."""
 
     @property
     def total_seconds(self) -> float:
@@ -67,11 +73,12 @@ class _Opening:
 class ChainSearch:
     """Cheapest chains over fixed spans and costs, for any state of the peers' memory."""
 
-    def __init__(self, spans: Spans, costs: HubCosts | PushCosts) -> None:
+    def __init__(self, spans: Spans, costs: HubCosts | PushCosts, lattice: Lattice | None = None) -> None:
+        """`lattice`: where it was compiled from the spans before, for hub costs."""
         self._spans, self._costs = spans, costs
         if isinstance(costs, HubCosts):
             nothing = np.zeros(len(spans.start))
-            self._lattice, self._ends, self._trips = spans.lattice, Ends(nothing, nothing), 1.0
+            self._lattice, self._ends, self._trips = lattice or spans.lattice, Ends(nothing, nothing), 1.0
         else:
             self._lattice, self._trips = costs.lattice, costs.trips
             self._ends = Ends(costs.enter / costs.trips, costs.leave / costs.trips)
@@ -82,28 +89,35 @@ class ChainSearch:
         """(A,) trips."""
         lattice, costs = self._lattice, self._costs
         cost: FloatArray = (costs.per_block / self._trips)[lattice.peer] * lattice.length
-        return cost + costs.visit[lattice.peer] if isinstance(costs, HubCosts) else cost
+        return cost if costs.visit is None else cost + (costs.visit / self._trips)[lattice.peer]
 
-    def cheapest(self, rooms: PeerRooms) -> FoundChain | None:
-        """The chain that minimises sum of costs + largest wait, or None if there is none."""
-        opening = self._open(rooms.blocks_within(_INFINITY))
+    def cheapest(self, rooms: PeerRooms, meter: Meter = UNLIMITED, settle: bool = True) -> FoundChain | None:
+        """The chain that minimises sum of costs + largest wait, or None if there is none.
+
+        When the budget ends first, a good one that is looked for in half that time again; raises OverBudgetError if
+        none is found, or at once if it may not `settle` for less than the best.
+        """
+        opening = self._open(rooms.blocks_within(_INFINITY), meter)
         if opening.ahead.total[0] == _INFINITY:
             return None
         chain = tuple(self._lattice.segment(index) for index in opening.ahead.walk(0))
-        wait = 0.0
+        wait = gap = 0.0
         if _recurring([j for j, _ in chain]) or any(rooms.wait_seconds(j, len(blocks)) for j, blocks in chain):
             waits = tabulated_waits(rooms, opening.room, self._spans.stop - self._spans.start)
-            found = _Sweep(self._lattice, self._ends, self._trips, opening, waits).run()
+            sweep = _Sweep(self._lattice, self._ends, self._trips, opening, waits, meter)
+            found = sweep.run(settle)
             if found is None:
                 return None
-            chain, wait = found
-        return FoundChain(chain, self._costs.chain_seconds(chain), wait)
+            (chain, wait), gap = found, sweep.gap_seconds
+        return FoundChain(chain, self._costs.chain_seconds(chain), wait, gap)
 
-    def _open(self, room: IntArray) -> _Opening:
+    def _open(self, room: IntArray, meter: Meter) -> _Opening:
         if self._opened is None or not np.array_equal(self._opened.room, room):
             lattice = self._lattice
             cost = np.where(lattice.length <= room[lattice.peer], self._segment_cost, np.inf)
-            self._opened = _Opening(room, cost, Pass(lattice, cost[None], self._ends))
+            memory = Memory.of(lattice, ())
+            meter.check_bytes(memory.bytes_per_limit)
+            self._opened = _Opening(room, cost, Pass(memory, cost[None], self._ends, meter))
         return self._opened
 
 
@@ -116,13 +130,18 @@ FIRST_LIMITS = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4)
 WORK_PER_ROUND = 4_000_000
 """Additions that a later round may take, see `Lattice.work`: the smaller the graph has become, the more limits."""
 MOST_LIMITS = 32
+SETTLED_LIMITS = 6
+"""Limits under which a good chain is looked for when the budget has ended."""
 
 
 class _Sweep:
     """The rounds of the module's docstring, for one request."""
 
-    def __init__(self, lattice: Lattice, ends: Ends, trips: float, opening: _Opening, waits: FloatArray) -> None:
+    def __init__(
+        self, lattice: Lattice, ends: Ends, trips: float, opening: _Opening, waits: FloatArray, meter: Meter
+    ) -> None:
         self._lattice, self._ends, self._trips, self._opening = lattice, ends, trips, opening
+        self._meter = meter
         self._cost = opening.cost
         """(A,) trips."""
         waits = np.maximum(waits, _least_wait(lattice, waits[:, 0]))
@@ -139,22 +158,60 @@ class _Sweep:
         self._culprits: set[int] = set()
         """The peers that the best walk uses twice."""
         self._critical: set[int] = set()
-        self._broken: tuple[list[int], FloatArray] | None = None
-        """The best walk, if it is no chain, and the segments' costs that it was found for."""
+        self._broken: tuple[list[int], float] | None = None
+        """The best walk, if it is no chain, and the limit that it was found for."""
         self._offer(opening.ahead.walk(0), float(self._bounds[0]))
 
-    def run(self) -> tuple[tuple[Segment, ...], float] | None:
-        """The best chain and its wait."""
+    def run(self, settle: bool) -> tuple[tuple[Segment, ...], float] | None:
+        """The best chain and its wait, or None if there is none. Raises OverBudgetError, see `ChainSearch.cheapest`."""
+        try:
+            self._search()
+        except OverBudgetError:
+            if not settle:
+                raise
+            self._settle()
+            if self._best is None:
+                raise
+        return self._best
+
+    def _settle(self) -> None:
+        """Offer good chains under a few limits, those with the best bounds first."""
+        bounds = self._close()
+        few = np.unique(np.linspace(0, len(bounds) - 1, SETTLED_LIMITS).astype(np.int64))
+        limits = self._open[few[np.argsort(bounds[few], kind="stable")]].tolist()
+        try:
+            if self._best is None:
+                self._meter.extend(_INFINITY)
+                self._look_for_chain(float(self._open[-1]))
+            self._meter.extend(1 / 2)
+            for limit in limits:
+                self._look_for_chain(limit)
+        except OverBudgetError:
+            return
+
+    def _look_for_chain(self, limit: float) -> None:
+        cost, memory = self._within(limit), Memory.of(self._lattice, ())
+        onward = Pass(memory, cost[None], self._ends, self._meter).onward(0)
+        found = promising_chain(self._lattice, cost, onward, self._ends, self._meter)
+        if found is not None:
+            self._offer(found.segments, self._trips * found.cost)
+
+    @property
+    def gap_seconds(self) -> float:
+        """How much better than the best chain another one may be: the limits that are open have not been proven."""
+        return self._ceiling - min(self._close().tolist(), default=self._ceiling)
+
+    def _search(self) -> None:
         low, unlimited = float(self._open[0]), float(self._bounds[0])
         columns = self._evaluate(low, self._open[:1])
         if self._ceiling - low < (1 + FIRST_LIMITS[2]) * unlimited:
-            self._prune([_Column(low, unlimited, self._opening.cost, self._opening.ahead, 0)], self._opening.behind)
+            first = _Column(low, _INFINITY, unlimited, self._opening.ahead.onward(0))
+            self._prune([first], self._opening.behind)
         else:
             limits = low + unlimited * np.array(FIRST_LIMITS)
             self._round(self._open[np.unique(np.searchsorted(self._open, limits, side="right") - 1)], columns)
         while len(limits := self._next_limits()):
             self._round(limits, [])
-        return self._best
 
     def _close(self) -> FloatArray:
         """Close the limits whose bounds reach the best chain; the bounds of the others."""
@@ -186,23 +243,41 @@ class _Sweep:
             columns += self._evaluate(float(limits[-1]), self._open[-1:])
         columns = [column for column in columns if column.low + column.bound < self._ceiling]
         if columns:
-            self._prune(columns, before_segments(self._lattice, columns[-1].cost, self._ends))
+            cost = self._within(columns[-1].limit)
+            self._prune(columns, before_segments(self._lattice, cost, self._ends))
+
+    def _within(self, limits: FloatArray | float) -> FloatArray:
+        """(A,) or (T, A) trips: the segments' costs, infinite for those that wait longer."""
+        return np.where(self._wait <= limits, self._cost, np.inf)
 
     def _evaluate(self, low: float, limits: FloatArray) -> list[_Column]:
-        cost = np.where(self._wait <= limits[:, None], self._cost, np.inf)
-        ahead = Pass(self._lattice, cost, self._ends, sorted(self._critical))
+        """The columns of these limits, as many in one pass as the memory allows."""
+        memory = Memory.of(self._lattice, self._critical)
+        self._meter.check_bytes(memory.bytes_per_limit)
+        at_once = int(min(self._meter.budget.nbytes / memory.bytes_per_limit, len(limits)))
+        columns: list[_Column] = []
+        for begin in range(0, len(limits), at_once):
+            columns += self._pass(memory, low, limits[begin : begin + at_once])
+            low = columns[-1].limit
+        return columns
+
+    def _pass(self, memory: Memory, low: float, limits: FloatArray) -> list[_Column]:
+        cost = self._within(limits[:, None])
+        ahead = Pass(memory, cost, self._ends, self._meter)
         bounds = self._trips * ahead.total
         lows = np.concatenate(([low], limits[:-1]))
         for column in np.argsort(limits + bounds, kind="stable").tolist():
             if bounds[column] + lows[column] < self._ceiling:
                 walk = ahead.walk(column)
                 if self._offer(walk, float(bounds[column])):
-                    self._broken = walk, cost[column]
+                    self._broken = walk, float(limits[column])
+        pairs = zip(lows.tolist(), limits.tolist(), bounds.tolist(), strict=True)
+        columns = [_Column(*numbers, ahead.onward(i)) for i, numbers in enumerate(pairs)]
         limits, seconds = np.concatenate((self._limits, limits)), np.concatenate((self._bounds, bounds))
         order = np.argsort(limits, kind="stable")
         self._limits = limits[order]
         self._bounds = np.maximum.accumulate(seconds[order][::-1])[::-1]
-        return [_Column(float(lows[i]), float(bounds[i]), cost[i], ahead, i) for i in range(len(lows))]
+        return columns
 
     def _offer(self, walk: list[int], cost_seconds: float) -> bool:
         """Take note of a walk; whether it is the best so far, but no chain."""
@@ -216,17 +291,17 @@ class _Sweep:
             self._best = tuple(self._lattice.segment(index) for index in walk), wait
         return best and bool(culprits)
 
-    def _repair(self, walk: list[int], cost: FloatArray) -> None:
+    def _repair(self, walk: list[int], limit: float) -> None:
         """Offer a good chain in place of a walk: a peer that recurs keeps only the segments that hold one block."""
         self._broken = None
-        lattice, cost, seconds = self._lattice, cost.copy(), _INFINITY
+        lattice, cost, seconds = self._lattice, self._within(limit), _INFINITY
         while culprits := _recurring(lattice.peer[walk].tolist()):
             for index in walk:
                 if lattice.peer[index] in culprits:
                     block = lattice.entry[index]
                     away = (lattice.entry > block) | (lattice.exit <= block)
                     cost[away & (lattice.peer == lattice.peer[index])] = np.inf
-            ahead = Pass(lattice, cost[None], self._ends)
+            ahead = Pass(Memory.of(lattice, ()), cost[None], self._ends, self._meter)
             seconds = self._trips * float(ahead.total[0])
             if seconds >= self._ceiling:
                 return
@@ -237,8 +312,8 @@ class _Sweep:
         """Drop the segments through which no open limit has a walk below the best chain; `behind` at the last limit."""
         keep = np.zeros(len(behind), dtype=bool)
         for column in columns:
-            through = behind + column.cost
-            through += column.ahead.onward(column.index)
+            through = behind + self._within(column.limit)
+            through += column.onward[self._lattice.target]
             through *= self._trips
             through += np.maximum(self._wait, column.low)
             keep |= through < self._ceiling
@@ -253,11 +328,10 @@ class _Column:
     """One evaluated limit: the chains that wait more than `low`, at most the limit, cost at least `bound` seconds."""
 
     low: float
+    limit: float
     bound: float
-    cost: FloatArray
-    """(A,) trips, infinite for what waits longer than the limit."""
-    ahead: Pass
-    index: int
+    onward: FloatArray
+    """(targets,): the least cost from each target to the end of the walk."""
 
 
 def _least_wait(lattice: Lattice, first_block: FloatArray) -> float:

@@ -1,7 +1,7 @@
 """Figures of routing and placement: decision times, simulation speed, policies compared, the gap to the optimum.
 
-Sections: decisions, simulation, policies, optimum.  Everything from fixed seeds.  Times are CPU times of one core where
-the key says ms or cpu.
+Sections: routes (on the client's own path, see `routes.py`), placement, simulation, policies, optimum.  Everything from
+fixed seeds.  Times are CPU times of one core where the key says ms or cpu.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from blockswarm.routing.papers.milp import NoSolutionError, solve_bprr
 from blockswarm.routing.perf import PerfModel
 from blockswarm.routing.place import cgbp
 from blockswarm.routing.place import rule as replan
-from blockswarm.routing.route.router import RouteFinder
-from blockswarm.routing.rtt import RttTable
 from blockswarm.routing.sim.runs.policies import prepare
 from blockswarm.routing.sim.runs.published import no_progress
 from blockswarm.routing.sim.studies.compare import run_policy
@@ -33,13 +31,14 @@ from blockswarm.routing.swarm import (
     BlockRange,
     ComputeCost,
     Coordinate,
-    KvRelease,
     ModelSpec,
     PeerId,
     PeerSpec,
     RequestSpec,
     Swarm,
 )
+
+from .routes import routes
 
 PEERS, BLOCKS, PER_PEER = 1000, 80, 8
 
@@ -55,18 +54,15 @@ def timed(action: Callable[[int], object], repeats: int) -> dict[str, float]:
     return {"p50_ms": float(np.median(times)), "p99_ms": float(np.quantile(times, 0.99)), "runs": repeats}
 
 
-# --- decisions --------------------------------------------------------------------------------------------------
+# --- placement ---------------------------------------------------------------------------------------------------
 
 
-def random_swarm(rng: np.random.Generator, crowded: float) -> Swarm:
-    """1,000 peers, on average 100 per block; of a fraction `crowded` almost all KV room is taken for a while."""
+def random_swarm(rng: np.random.Generator) -> Swarm:
+    """1,000 peers, on average 100 per block."""
     peers = []
     for number in range(PEERS):
         size = int(rng.integers(PER_PEER // 2, PER_PEER * 3 // 2 + 1))
         start = int(rng.integers(0, BLOCKS - size + 1))
-        busy = rng.random() < crowded
-        due = sorted(rng.uniform(1, 60, 8).tolist())
-        releases = [KvRelease(at, 1000) for at in due] if busy else []
         peers.append(
             PeerSpec(
                 id=PeerId(f"peer{number:04d}"),
@@ -74,8 +70,7 @@ def random_swarm(rng: np.random.Generator, crowded: float) -> Swarm:
                 cost=ComputeCost(float(rng.uniform(0.001, 0.02)), prefill_fixed=0.01, prefill_per_token=1e-4),
                 memory_bytes=float(rng.uniform(6e9, 24e9)),
                 kv_tokens_total=12_000,
-                kv_tokens_free=int(rng.integers(0, 3)) * 200 if busy else 12_000,
-                releases=tuple(releases),
+                kv_tokens_free=12_000,
                 coordinate=Coordinate(tuple(rng.normal(0, 0.03, 3).tolist()), float(rng.uniform(0, 0.01)), 0.1),
                 client_centroids=(Coordinate((0.0, 0.0, 0.0), 0.005, 0.1),),
                 concurrency=2.0,
@@ -84,53 +79,22 @@ def random_swarm(rng: np.random.Generator, crowded: float) -> Swarm:
     return Swarm(ModelSpec(BLOCKS, 0.5e9, 4096.0), tuple(peers))
 
 
-def decisions(repeats: int) -> dict[str, Any]:
-    """One route, one placement, one re-planning decision for 1,000 peers x 80 blocks."""
+def placement() -> dict[str, Any]:
+    """One placement from scratch (CG-BP) and one re-planning decision, for 1,000 peers x 80 blocks."""
     rng = np.random.default_rng(7)
-    report: dict[str, Any] = {}
-    for name, crowded in (("free", 0.0), ("half_crowded", 0.5), ("crowded", 0.95)):
-        swarm = random_swarm(rng, crowded)
-        clients = [client_rtts(swarm, rng) for _ in range(16)]
-        few = repeats if crowded == 0 else max(repeats // 5, 5)
-        report |= {f"{key}_{name}": value for key, value in route_times(swarm, clients, few).items()}
-        if crowded == 0:
-            report |= placement_times(swarm, clients[:4])
-    return report
-
-
-def client_rtts(swarm: Swarm, rng: np.random.Generator) -> dict[PeerId, float]:
-    """A client at a random place."""
-    here = Coordinate(tuple(rng.normal(0, 0.03, 3).tolist()), 0.005)
-    return {peer.id: here.rtt_seconds(peer.coordinate) for peer in swarm.peers if peer.coordinate is not None}
-
-
-def route_times(swarm: Swarm, clients: list[dict[PeerId, float]], repeats: int) -> dict[str, Any]:
-    """Routes on a compiled snapshot, and compiling it."""
-    finder, table = RouteFinder(swarm), RttTable(swarm)
-
-    def route(number: int, push: bool) -> None:
-        finder.cheapest_route(
-            request=RequestSpec(20 + 7 * (number % 30), 64),
-            client_rtt_seconds=clients[number % len(clients)],
-            peer_rtt_seconds=table,
-            push=push,
-        )
-
-    return {
-        "route_hub": timed(lambda number: route(number, False), repeats),
-        "route_push": timed(lambda number: route(number, True), repeats),
-        "compile_snapshot": timed(lambda _: RouteFinder(swarm), 10),
-    }
-
-
-def placement_times(swarm: Swarm, clients: list[dict[PeerId, float]]) -> dict[str, Any]:
-    """CG-BP from scratch, and one re-planning decision."""
-    rtt = np.array([[client[peer.id] for peer in swarm.peers] for client in clients])
+    swarm = random_swarm(rng)
+    rtt = np.array([client_rtts(swarm, rng) for _ in range(4)])
     model = PerfModel.of_swarm(swarm, request=RequestSpec(128, 128), client_rtt_seconds=rtt)
     return {
         "cgbp": timed(lambda _: cgbp.place(model, 20), 20),
         "replan": timed(lambda _: replan.decide(swarm), 10),
     }
+
+
+def client_rtts(swarm: Swarm, rng: np.random.Generator) -> list[float]:
+    """A client at a random place."""
+    here = Coordinate(tuple(rng.normal(0, 0.03, 3).tolist()), 0.005)
+    return [here.rtt_seconds(peer.coordinate) for peer in swarm.peers if peer.coordinate is not None]
 
 
 # --- simulation speed -------------------------------------------------------------------------------------------
@@ -289,13 +253,14 @@ def main() -> None:
         prog="bench_routing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--only", choices=["decisions", "simulation", "policies", "optimum"], action="append")
+    parser.add_argument("--only", choices=["routes", "placement", "simulation", "policies", "optimum"], action="append")
     parser.add_argument("--requests", type=int, default=1_000_000, help="length of the long simulation")
     parser.add_argument("--instances", type=int, default=100, help="small instances for the gap to the optimum")
-    parser.add_argument("--repeats", type=int, default=200, help="decisions that are timed")
+    parser.add_argument("--repeats", type=int, default=200, help="requests that are timed on each snapshot")
     chosen = parser.parse_args()
     sections: dict[str, Callable[[], dict[str, Any]]] = {
-        "decisions": lambda: decisions(chosen.repeats),
+        "routes": lambda: routes(chosen.repeats),
+        "placement": placement,
         "simulation": lambda: simulation(chosen.requests),
         "policies": policies,
         "optimum": lambda: optimum(chosen.instances),

@@ -212,11 +212,13 @@ class PlacedSwarm:
         identity, dialer = Identity.generate(), Dialer()
         self.dialers.append(dialer)
         addresses = [peer.ready.result().address for peer in self.peers if peer.ready.done()]
-        view = SwarmView(identity, dialer, addresses, self.digest, None, timing=CLIENT_TIMING)
+        view = SwarmView(
+            identity, dialer, addresses, self.digest, self.checkpoint.num_blocks, None, timing=CLIENT_TIMING
+        )
         self.views.append(view)
         await view.start()
         return SessionConfig(
-            identity=identity, dialer=dialer, router=ViewRouter(view, self.checkpoint.num_blocks, True),
+            identity=identity, dialer=dialer, router=ViewRouter(view),
             model_digest=self.digest, num_blocks=self.checkpoint.num_blocks, wire_format="float32",
             token_bytes=4 * self.checkpoint.config.hidden_size, swarm_key=None, relay_always=False,
             on_event=on_event, timing=CLIENT_TIMING,

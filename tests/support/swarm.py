@@ -150,14 +150,17 @@ class LocalSwarm:
         identity, dialer = Identity.generate(), Dialer()
         self.dialers.append(dialer)
         addresses = initial if initial is not None else [peer.address for peer in self.peers[:2]]
-        view = SwarmView(identity, dialer, addresses, self.digest, swarm_key or self.swarm_key, proven=proven)
+        view = SwarmView(
+            identity, dialer, addresses, self.digest, self.checkpoint.num_blocks, swarm_key or self.swarm_key, push,
+            proven=proven,
+        )  # fmt: skip
         self.views.append(view)
         await view.start()
         size = hidden_size or self.checkpoint.config.hidden_size
         return SessionConfig(
             identity=identity,
             dialer=dialer,
-            router=ViewRouter(view, self.checkpoint.num_blocks, push),
+            router=ViewRouter(view),
             model_digest=self.digest,
             num_blocks=self.checkpoint.num_blocks,
             wire_format="float32",

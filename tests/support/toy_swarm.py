@@ -86,13 +86,14 @@ class View(SwarmView):
     """The client's view, fed from what the peers of this test announced last."""
 
     def __init__(self, world: World) -> None:
-        super().__init__(Identity.generate(), world.net.dialer(PeerId("viewer")), (), DIGEST, None, world.clock)  # type: ignore[arg-type]
+        dialer = world.net.dialer(PeerId("viewer"))
+        super().__init__(Identity.generate(), dialer, (), DIGEST, NUM_BLOCKS, None, clock=world.clock)  # type: ignore[arg-type]
         self._world = world
         self.seen_at = -ClientTiming().refresh_seconds
 
     async def refresh(self) -> None:
         await asyncio.sleep(0.1)
-        self.peers = dict(self._world.announced)
+        await self.see(dict(self._world.announced))
         self.seen_at = self._world.loop.time()
 
 
@@ -139,7 +140,7 @@ class World:
         return SessionConfig(
             identity=identity,
             dialer=self.net.dialer(name),
-            router=ViewRouter(view, NUM_BLOCKS),
+            router=ViewRouter(view, clock=self.clock),
             model_digest=DIGEST,
             num_blocks=NUM_BLOCKS,
             wire_format="float32",

@@ -6,6 +6,7 @@ and time against the machine, and a log of them explains every decision.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NewType
 
@@ -38,10 +39,20 @@ class HopChoice:
     """The format in which it computes, as it announces."""
     weights: Evidence = Evidence.UNOPPOSED
     """Why the weights that it announces are believed."""
+    gap_seconds: float = 0.0
+    """How much sooner the request may be done on another chain than the one that it was chosen for.
+
+    0: that is proven to be the best. More: the search ended with its budget; infinite if nothing is known of others.
+    """
 
     @property
     def peer(self) -> PeerId:
         return self.address.peer
+
+
+def gap_of(choices: Sequence[HopChoice]) -> float:
+    """The `gap_seconds` of a chain, which may have been chosen in several parts."""
+    return max((choice.gap_seconds for choice in choices), default=0.0)
 
 
 # --- events: what the caller wants ---

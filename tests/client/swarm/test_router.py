@@ -1,32 +1,37 @@
-"""No chain exists: no host of a block, no room, or a request too large; and the client says which."""
+"""The router on a view: it says why there is no chain, and keeps the loop free and its budget in made-up swarms."""
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import logging
+import sys
+import threading
+import time
+import tracemalloc
 from dataclasses import replace
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 from blockswarm.client.chain.machine.events import HopChoice
-from blockswarm.client.swarm.bans import Bans
 from blockswarm.client.swarm.router import ViewRouter
 from blockswarm.client.swarm.view import KnownPeer, SwarmView
 from blockswarm.client.timing import ClientTiming
 from blockswarm.proto.errors import NoChainError, PeerBusy, PeerUnavailable, SwarmError
 from blockswarm.proto.identity import Identity
-from blockswarm.proto.network.address import PeerAddress
-from blockswarm.proto.wire.messages.calls import PingReply
+from blockswarm.routing.route.budget import Meter, SearchBudget
 from blockswarm.routing.swarm import (
     BlockRange,
     ComputeCost,
     KvRelease,
-    ModelSpec,
     PeerId,
     PeerSpec,
     RequestSpec,
-    Swarm,
 )
-from blockswarm.routing.trust import weigh
+from support.known_peers import known_peer
+from support.loop_watchdog import watched_loops
 
 
 def peer(name: str, start: int, stop: int, free: int, *releases: KvRelease, total: int = 1000) -> PeerSpec:
@@ -43,25 +48,25 @@ def peer(name: str, start: int, stop: int, free: int, *releases: KvRelease, tota
 WHOLE = BlockRange(0, 4)
 
 
+class Clock:
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def view_of(*peers: PeerSpec | KnownPeer, clock: Clock | None = None, num_blocks: int = 4) -> SwarmView:
+    """The view of a client that has seen these peers."""
+    view = SwarmView(Identity.generate(), None, (), "ab" * 32, num_blocks, None, clock=clock or Clock())  # type: ignore[arg-type]
+    seen = [peer if isinstance(peer, KnownPeer) else known_peer(peer) for peer in peers]
+    asyncio.run(view.see({peer.record.spec.id: peer for peer in seen}))
+    return view
+
+
 def choose(*peers: PeerSpec, blocks: BlockRange = WHOLE, min_precision: str | None = None) -> tuple[HopChoice, ...]:
     """The choice of the router of a swarm of four blocks at time 0."""
-    known = {
-        p.id: SimpleNamespace(
-            rtt_seconds=0.05,
-            record=SimpleNamespace(spec=p),
-            address=PeerAddress(p.id, "h:1"),
-            encoded=b"",
-            run=(p.id, 0),
-        )
-        for p in peers
-    }
-    view = SimpleNamespace(
-        snapshot=lambda num_blocks: Swarm(ModelSpec(num_blocks, 0.0, 0.0), peers),
-        peers=known,
-        bans=Bans(lambda: 0.0, ClientTiming()),
-        trust=weigh(peers, {}, {}),
-    )
-    router = ViewRouter(view, 4)  # type: ignore[arg-type]
+    router = ViewRouter(view_of(*peers), clock=Clock())
     return asyncio.run(router.choose(blocks, frozenset(), RequestSpec(10, 10), min_precision))
 
 
@@ -120,36 +125,129 @@ def test_blocks_that_are_only_served_with_less_precision_are_named_with_it() -> 
     assert complaint(coarse, min_precision="bfloat16", blocks=BlockRange(2, 4)).missing_blocks == (2, 3)  # type: ignore[attr-defined]
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def known(spec: PeerSpec, offset_seconds: float = 0.0) -> KnownPeer:
-    record = SimpleNamespace(spec=spec, incarnation=1)
-    return KnownPeer(record, b"", PeerAddress(spec.id, "h:1"), 0.05, offset_seconds, PingReply())  # type: ignore[arg-type]
+def rooms(view: SwarmView, *needs: int) -> list[float]:
+    """When a request that needs that room of the only peer would be admitted, on the view's clock."""
+    current = view.current()
+    meter = Meter(SearchBudget(), lambda: 0.0)
+    waits = []
+    for need in needs:
+        (choice,) = current.choose(WHOLE, frozenset(), RequestSpec(1, 1, kv_tokens=need), None, meter, settle=True)
+        waits.append(current.now_seconds + choice.wait_seconds)
+    return waits
 
 
 def test_a_peer_that_refused_is_full_until_it_said_and_then_as_announced() -> None:
     """Its blocks are not missing meanwhile: the router counts on the room that it promised."""
-    clock = Clock()
-    view = SwarmView(Identity.generate(), None, (), "ab" * 32, None, clock)  # type: ignore[arg-type]
+    clock = Clock(1000.0)
     spec = peer("a", 0, 4, 500, KvRelease(1100.0, 500))
-    view.peers = {spec.id: known(spec)}
+    view = view_of(spec, clock=clock)
+    assert rooms(view, 125, 126) == [1000.0, 1100.0]
     view.ban(spec.id, PeerBusy(20.0))
-    (full,) = view.snapshot(4).peers
-    assert (full.kv_tokens_free, full.releases) == (0, (KvRelease(1020.0, 1000),))
+    assert rooms(view, 1, 250) == [1020.0, 1020.0]
     clock.now = 1020.0
-    assert view.snapshot(4).peers == (spec,)
+    assert rooms(view, 125, 126) == [1020.0, 1100.0]
     view.ban(spec.id, PeerUnavailable("gone"))
-    assert view.snapshot(4).peers == ()
+    with pytest.raises(NoChainError) as caught:
+        rooms(view, 1)
+    assert caught.value.missing_blocks == (0, 1, 2, 3)
 
 
 def test_announced_releases_are_seen_on_this_clock() -> None:
-    view = SwarmView(Identity.generate(), None, (), "ab" * 32, None, Clock())  # type: ignore[arg-type]
-    spec = peer("a", 0, 4, 0, KvRelease(1100.0, 500))
-    view.peers = {spec.id: known(spec, offset_seconds=25.0)}
-    assert view.snapshot(4).peers[0].releases == (KvRelease(1075.0, 500),)
+    ahead = known_peer(peer("a", 0, 4, 0, KvRelease(1100.0, 500)), clock_offset_seconds=25.0)
+    assert rooms(view_of(ahead, clock=Clock(1000.0)), 1) == [1075.0]
+
+
+# --- a swarm that is made up to keep clients busy ---
+
+ROUTES = Path(__file__).resolve().parents[3] / "scripts" / "benchlib" / "routes.py"
+BUDGET = ClientTiming(route_seconds=0.3)
+
+
+@pytest.fixture(scope="module")
+def benchmark_of_routes() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_of_routes", ROUTES)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def made_up(benchmark_of_routes: ModuleType) -> SwarmView:
+    """30 peers; the exact search takes a minute and gigabytes."""
+    rng = np.random.default_rng(7)
+    specs = [benchmark_of_routes.made_up_peer(rng, number) for number in range(benchmark_of_routes.MADE_UP_PEERS)]
+    view = SwarmView(
+        Identity.generate(),
+        None,
+        (),
+        "ab" * 32,
+        40,
+        None,
+        clock=Clock(benchmark_of_routes.NOW),  # type: ignore[arg-type]
+    )
+    asyncio.run(view.see({spec.id: benchmark_of_routes.known_of(spec) for spec in specs}))
+    return view
+
+
+ALL = BlockRange(0, 40)
+GREEDY = RequestSpec(100, 64, kv_tokens=500)
+
+
+def test_a_made_up_swarm_takes_no_more_than_the_budget_and_the_loop_goes_on(
+    made_up: SwarmView, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def route() -> tuple[HopChoice, ...]:
+        return await ViewRouter(made_up, BUDGET).choose(ALL, frozenset(), GREEDY)
+
+    with caplog.at_level(logging.INFO), watched_loops() as watch:
+        began = time.process_time()
+        choices = asyncio.run(route())
+        seconds = time.process_time() - began
+    assert [choice.blocks.start for choice in choices] == [0, *(choice.blocks.stop for choice in choices[:-1])]
+    assert choices[-1].blocks.stop == 40
+    assert len({choice.peer for choice in choices}) == len(choices)
+    assert seconds < 4 * BUDGET.route_seconds  # the proof, half of that again, and a last step
+    assert watch.longest_seconds < 0.1, watch.longest
+    gap_seconds = choices[0].gap_seconds
+    assert gap_seconds > 0
+    assert f"not proven to be the best: another one may be done {gap_seconds:.2f} s sooner" in caplog.text
+
+
+def test_a_made_up_swarm_takes_no_more_memory_than_the_budget(made_up: SwarmView) -> None:
+    meter = Meter(SearchBudget(seconds=0.6, nbytes=8 << 20), time.thread_time)
+    tracemalloc.start()
+    try:
+        made_up.current().choose(ALL, frozenset(), GREEDY, None, meter, settle=True)
+        assert tracemalloc.get_traced_memory()[1] < 12 << 20  # what is estimated, and what is Python's own
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_cancelled_choice_ends_its_thread_and_the_next_one_is_answered(made_up: SwarmView) -> None:
+    async def play() -> tuple[HopChoice, ...]:
+        loop, searching = asyncio.get_running_loop(), asyncio.Event()
+
+        def clock() -> float:
+            if threading.current_thread() is not threading.main_thread():
+                loop.call_soon_threadsafe(searching.set)
+            return time.thread_time()
+
+        router = ViewRouter(made_up, ClientTiming(route_seconds=60.0), clock)
+        choosing = asyncio.create_task(router.choose(ALL, frozenset(), GREEDY))
+        await searching.wait()
+        choosing.cancel()
+        await asyncio.gather(choosing, return_exceptions=True)
+        assert choosing.cancelled()
+        return await router.choose(ALL, frozenset(), RequestSpec(10, 10, kv_tokens=1))
+
+    began = time.process_time()
+    assert len(asyncio.run(play())) >= 1  # which waits for its threads to end
+    assert time.process_time() - began < 10.0
+
+
+def test_a_small_swarm_is_routed_without_a_thread() -> None:
+    before = threading.active_count()
+    assert [hop.peer for hop in choose(peer("a", 0, 2, 1000), peer("b", 2, 4, 1000))] == ["a", "b"]
+    assert threading.active_count() == before

@@ -106,7 +106,7 @@ def in_view(scenario: Callable[[SwarmView, Net], Awaitable[None]], count: int = 
 
     async def play() -> None:
         addresses = [peer.address for peer in net.peers.values()]
-        view = SwarmView(Identity.generate(), net, addresses, DIGEST, None, net.clock, TIMING)  # type: ignore[arg-type]
+        view = SwarmView(Identity.generate(), net, addresses, DIGEST, 4, None, True, net.clock, TIMING)  # type: ignore[arg-type]
         await view.start()
         assert len(view.usable()) == count
         await scenario(view, net)
@@ -186,7 +186,7 @@ def test_a_view_that_cannot_look_any_more_tells_its_users_why(caplog: pytest.Log
     async def scenario(view: SwarmView, net: Net) -> None:
         net.closed = True
         await next_look()
-        for use in (view.usable, lambda: view.snapshot(4)):
+        for use in (view.usable, view.current):
             with pytest.raises(LocalProtocolError, match="the dialer is closed"):
                 use()
         with pytest.raises(LocalProtocolError, match="the dialer is closed"):
@@ -231,7 +231,9 @@ def test_an_old_swarm_is_told_from_an_empty_one() -> None:
     async def scenario(view: SwarmView, net: Net) -> None:
         for peer in net.peers.values():
             peer.lookup, peer.ping = LookupReply, lambda: PingReply(protocol=2)
-        lonely = SwarmView(Identity.generate(), net, [p.address for p in net.peers.values()], DIGEST, None, net.clock)  # type: ignore[arg-type]
+        lonely = SwarmView(
+            Identity.generate(), net, [p.address for p in net.peers.values()], DIGEST, 4, None, clock=net.clock
+        )  # type: ignore[arg-type]
         with pytest.raises(WrongSwarm, match=rf"protocol {PROTOCOL_VERSION} .* 2\b"):
             await lonely.start()
 
@@ -273,7 +275,7 @@ def test_candidates_are_asked_side_by_side_and_only_the_needed_are_waited_for() 
 
 def test_a_repair_avoids_what_does_not_answer_unless_nobody_does() -> None:
     async def scenario(view: SwarmView, net: Net) -> None:
-        router, request = ViewRouter(view, 4), RequestSpec(10, 10)
+        router, request = ViewRouter(view, clock=net.clock), RequestSpec(10, 10)
         (preferred,) = await router.fill((), frozenset(), request)
         net.peers[preferred.peer].ping = raise_value_error
         (other,) = await router.fill((), frozenset(), request, check=True)
@@ -287,7 +289,7 @@ def test_a_repair_avoids_what_does_not_answer_unless_nobody_does() -> None:
 
 def test_a_peer_that_failed_lately_is_not_preferred_when_its_ban_is_over() -> None:
     async def scenario(view: SwarmView, net: Net) -> None:
-        router, request = ViewRouter(view, 4), RequestSpec(10, 10)
+        router, request = ViewRouter(view, clock=net.clock), RequestSpec(10, 10)
         (preferred,) = await router.fill((), frozenset(), request)
         view.ban(preferred.peer, PeerUnavailable("gone"))
         await asyncio.sleep(TIMING.ban_seconds + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from types import SimpleNamespace
 
@@ -62,8 +63,8 @@ def test_a_peer_is_reported_when_it_is_first_doubted(caplog: pytest.LogCaptureFi
 
 
 def test_doubted_peers_are_not_usable() -> None:
-    view = SwarmView(Identity.generate(), None, (), "ab" * 32, None)  # type: ignore[arg-type]
+    view = SwarmView(Identity.generate(), None, (), "ab" * 32, 2, None)  # type: ignore[arg-type]
     liar = known("liar", BAD, "9.9.9.9:1")
-    view.peers = {**HONEST, **by_id(liar)}
+    asyncio.run(view.see({**HONEST, **by_id(liar)}))
     assert [usable.record.spec.id for usable in view.usable()] == sorted(HONEST)
-    assert [spec.id for spec in view.snapshot(2).peers] == sorted(HONEST)
+    assert [spec.id for spec in view.current().prepared.finder.peers] == sorted(HONEST)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from blockswarm.routing.releases import Room
 from blockswarm.routing.route.predict import predict_step
-from blockswarm.routing.route.router import cheapest_route
 from blockswarm.routing.swarm import (
     BlockRange,
     ComputeCost,
@@ -18,6 +17,7 @@ from blockswarm.routing.swarm import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from support.routes import cheapest_route
 
 NOW = 50.0
 COSTS = st.builds(ComputeCost, *(st.integers(0, 20).map(lambda n: n / 100) for _ in range(5)))

@@ -6,7 +6,7 @@ import numpy as np
 from blockswarm.routing.releases import Room
 from blockswarm.routing.route.rooms import Releases, SnapshotRooms
 from blockswarm.routing.route.wsrr import Ledger
-from blockswarm.routing.swarm import BlockRange, ComputeCost, KvRelease, ModelSpec, PeerId, PeerSpec, Swarm
+from blockswarm.routing.swarm import BlockRange, ComputeCost, KvRelease, PeerId, PeerSpec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,10 +23,9 @@ def test_every_way_to_ask_gives_the_same_wait(need: int, peers: list[tuple[int, 
         PeerSpec(PeerId(f"p{j}"), BlockRange(0, 4), ComputeCost(0.01), kv_tokens_free=r.free, releases=r.releases)
         for j, r in enumerate(rooms)
     )
-    swarm = Swarm(ModelSpec(4, 1.0, 1.0), specs, now_seconds=NOW)
     usable = np.ones(len(rooms), dtype=bool)
     free = np.array([room.free for room in rooms], dtype=np.int64)
-    snapshot = SnapshotRooms(need, free, usable, Releases.of(swarm, specs))
+    snapshot = SnapshotRooms(need, free, usable, Releases.of(specs), NOW)
     table = snapshot.waits(4)
     for j, room in enumerate(rooms):
         for blocks in range(1, 5):

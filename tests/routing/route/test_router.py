@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from types import ModuleType
 
+import numpy as np
 import pytest
-from blockswarm.routing.route.router import NoRouteError, cheapest_route
+from blockswarm.routing.route.budget import Meter, OverBudgetError, SearchBudget
+from blockswarm.routing.route.lattice import Lattice, Spans
+from blockswarm.routing.route.router import NoRouteError, RouteFinder, RouteQuery
 from blockswarm.routing.rtt import RttTable
 from blockswarm.routing.swarm import (
     BlockRange,
@@ -23,8 +28,10 @@ from blockswarm.routing.swarm import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.routes import cheapest_route, query_of
 
 NOW = 100.0
+DOUBT_SECONDS = 0.35
 
 
 @st.composite
@@ -70,6 +77,7 @@ def brute_force(
     client_rtt: dict[PeerId, float],
     peer_rtt: dict[tuple[str, str], float],
     push: bool,
+    doubted: frozenset[PeerId] = frozenset(),
 ) -> float:
     """The least sum of costs + largest wait over all chains; infinite if none has room."""
 
@@ -80,7 +88,7 @@ def brute_force(
         for release in peer.releases:
             available += release.tokens
             if available >= need:
-                return release.at_seconds - swarm.now_seconds
+                return max(0.0, release.at_seconds - swarm.now_seconds)
         return float("inf")
 
     def cost(chain: list[tuple[PeerSpec, BlockRange]]) -> float:
@@ -89,6 +97,7 @@ def brute_force(
             len(blocks) * (peer.cost.prefill_fixed + (trips - 1) * peer.cost.decode_fixed) for peer, blocks in chain
         )
         ids = [peer.id for peer, _ in chain]
+        compute += trips * sum(DOUBT_SECONDS for peer in ids if peer in doubted)
         if not push:
             return compute + trips * sum(client_rtt[i] for i in ids)
         between = sum(peer_rtt[i, j] for i, j in itertools.pairwise(ids))
@@ -125,6 +134,138 @@ def test_the_route_is_the_best_of_all_chains(
     route = cheapest_route(swarm, **ask)
     validators.validate_route(route, swarm, request)
     assert route.total_seconds == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.long
+@settings(max_examples=250, deadline=None)
+@given(swarm=swarms(), push=st.booleans(), data=st.data())
+def test_a_query_of_a_prepared_finder_is_answered_as_if_its_swarm_were_the_whole(
+    swarm: Swarm, push: bool, data: st.DataObject, validators: ModuleType
+) -> None:
+    """A part of the blocks, later than the snapshot, with peers that are excluded, doubted, full, or about to leave."""
+    request = RequestSpec(prompt_tokens=6, new_tokens=4)
+    numbers = st.integers(0, 12).map(lambda tenths: tenths / 10)
+    client_rtt = {peer.id: data.draw(numbers) for peer in swarm.peers}
+    peer_rtt = {(a.id, b.id): data.draw(numbers) for a in swarm.peers for b in swarm.peers}
+    finder = RouteFinder(swarm, client_rtt, (lambda a, b: peer_rtt[a, b]) if push else None)
+    start = data.draw(st.integers(0, swarm.model.num_blocks - 1))
+    part = BlockRange(start, data.draw(st.integers(start + 1, swarm.model.num_blocks)))
+    fates = {
+        peer.id: data.draw(st.sampled_from(["used", "used", "excluded", "full", "doubted", "shrinking"]))
+        for peer in swarm.peers
+    }
+    now = NOW + data.draw(st.integers(0, 20))
+    query = RouteQuery(
+        request,
+        part,
+        np.array([fates[peer.id] != "excluded" for peer in finder.peers]),
+        now,
+        {peer: now + 7.0 for peer, fate in fates.items() if fate == "full"},
+        {peer: DOUBT_SECONDS for peer, fate in fates.items() if fate == "doubted"},
+        {peer.id: first_half(peer.blocks) for peer in swarm.peers if fates[peer.id] == "shrinking"},
+    )
+    seen = [peer for p in swarm.peers if (peer := as_seen(p, fates[p.id], part, now)) is not None]
+    rest = Swarm(ModelSpec(len(part), 1.0, 1.0), tuple(seen), now_seconds=now)
+    doubted = frozenset(peer for peer, fate in fates.items() if fate == "doubted")
+    expected = brute_force(rest, request, client_rtt, peer_rtt, push, doubted)
+    if expected == float("inf"):
+        with pytest.raises(NoRouteError):
+            finder.cheapest_route(query)
+        return
+    route = finder.cheapest_route(query)
+    hops = tuple(replace(h, blocks=BlockRange(h.blocks.start - start, h.blocks.stop - start)) for h in route.hops)
+    validators.validate_route(replace(route, hops=hops), rest, request)
+    assert route.total_seconds == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert max(hop.wait_seconds for hop in route.hops) == route.wait_seconds
+
+
+def first_half(blocks: BlockRange | None) -> BlockRange:
+    assert blocks is not None
+    return BlockRange(blocks.start, blocks.start + (len(blocks) + 1) // 2)
+
+
+def as_seen(peer: PeerSpec, fate: str, part: BlockRange, now: float) -> PeerSpec | None:
+    """The peer with nothing but the part of its range, if it may be used."""
+    assert peer.blocks is not None
+    hosted = first_half(peer.blocks) if fate == "shrinking" else peer.blocks
+    start, stop = max(hosted.start, part.start), min(hosted.stop, part.stop)
+    if fate == "excluded" or start >= stop:
+        return None
+    if fate == "full":
+        peer = replace(peer, kv_tokens_free=0, releases=(KvRelease(now + 7.0, peer.kv_tokens_total),))
+    return replace(peer, blocks=BlockRange(start - part.start, stop - part.start))
+
+
+def test_a_part_of_the_lattice_is_what_the_part_of_the_ranges_compiles_to() -> None:
+    rng = np.random.default_rng(3)
+    starts = rng.integers(0, 9, 12)
+    spans = Spans.of(12, [BlockRange(int(s), int(rng.integers(s + 1, 13))) for s in starts])
+    between = rng.uniform(0, 1, (12, 12))
+    for links in (None, between):
+        for part in (BlockRange(0, 5), BlockRange(3, 9), BlockRange(11, 12), BlockRange(0, 12)):
+            ours, fresh = Lattice.of(spans, links).within(part), Lattice.of(spans.within(part), links)
+            for name in ("peer", "entry", "exit", "source", "target"):
+                assert np.array_equal(getattr(ours, name), getattr(fresh, name))
+            for mine, theirs in zip(ours.links[1:], fresh.links[1:], strict=True):
+                assert (mine is theirs is None) or np.array_equal(mine, theirs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("push", [False, True])
+def test_of_too_many_peers_the_cheapest_for_each_block_are_searched_without_a_proof(push: bool) -> None:
+    """The memory is bounded before anything is compiled; the chain is a good one, and says that it is not proven."""
+    rng = np.random.default_rng(2)
+    peers = []
+    for number in range(60):
+        start = int(rng.integers(0, 12))
+        stop = int(rng.integers(start + 1, 25))
+        peers.append(peer(f"p{number:02d}", start, stop, cost=ComputeCost(float(rng.uniform(0.01, 0.1)))))
+    swarm = swarm_of(*peers, peer("q", 10, 24), num_blocks=24)
+    rtts = {p.id: float(rng.uniform(0.01, 0.2)) for p in swarm.peers}
+    table = RttTable(swarm, client_rtt_seconds=rtts) if push else None
+    whole = RouteFinder(swarm, rtts, table)
+    best = whole.cheapest_route(query_of(whole, RequestSpec(10, 10)))
+    assert (best.gap_seconds, np.isfinite(whole.work)) == (0.0, True)
+    tracemalloc.start()
+    small = RouteFinder(swarm, rtts, table, most_bytes=200_000)
+    query = query_of(small, RequestSpec(10, 10))
+    route = small.cheapest_route(query)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000  # with what is Python's own
+    assert route.gap_seconds == float("inf")
+    assert best.total_seconds <= route.total_seconds <= 1.2 * best.total_seconds
+    with pytest.raises(OverBudgetError):
+        small.cheapest_route(query, settle=False)
+    with pytest.raises(NoRouteError, match="no usable peer hosts blocks 23") as caught:
+        small.cheapest_route(replace(query, usable=np.array([p.blocks.stop < 24 for p in small.peers])))  # type: ignore[union-attr]
+    assert caught.value.missing_blocks == (23,)
+
+
+def test_compiling_takes_no_more_memory_than_was_estimated() -> None:
+    rng = np.random.default_rng(4)
+    peers = [
+        peer(f"p{number:03d}", int(start), int(start) + 20) for number, start in enumerate(rng.integers(0, 21, 150))
+    ]
+    swarm = swarm_of(*peers, num_blocks=40)
+    rtts = {p.id: 0.05 for p in peers}
+    spans = Spans.of(40, [p.blocks for p in peers])
+    estimate = spans.lattice_bytes(np.arange(150), linked=True) + 32 * 150**2
+    tracemalloc.start()
+    RouteFinder(swarm, rtts, RttTable(swarm, client_rtt_seconds=rtts))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.3 * estimate < peak < estimate
+
+
+def test_where_the_budget_ends_before_any_chain_is_found_nobody_says_that_there_is_none() -> None:
+    swarm = swarm_of(peer("a", 0, 4, kv_tokens_free=40), peer("b", 0, 4, kv_tokens_free=40))
+    stopped = Meter(SearchBudget(), lambda: 0.0)
+    stopped.stop()
+    with pytest.raises(NoRouteError, match="there may be one") as caught:
+        route_of(swarm, meter=stopped)
+    assert not caught.value.proven
+    assert (caught.value.missing_blocks, caught.value.full_blocks) == ((), ())
+    assert route_of(swarm) in (["a", "b"], ["b", "a"])
 
 
 def peer(name: str, start: int, stop: int, **fields: object) -> PeerSpec:

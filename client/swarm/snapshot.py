@@ -1,0 +1,213 @@
+"""The swarm as the client last saw it, prepared for routing: once per look, and then only masks for every request.
+
+Everything here is immutable and decides without I/O, so a request may be routed in a thread while the view looks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...proto.errors import NoChainError, PeerBusy, SwarmError, describe_blocks
+from ...proto.wire.precision import at_least
+from ...routing.perf import BoolArray
+from ...routing.place.windows import without_leaving_blocks
+from ...routing.route.budget import Meter
+from ...routing.route.repair import Repair
+from ...routing.route.router import NoRouteError, RouteFinder, RouteQuery
+from ...routing.rtt import RttTable
+from ...routing.swarm import BlockRange, Hop, KvRelease, ModelSpec, PeerId, PeerSpec, RequestSpec, Swarm
+from ...routing.trust import Trust
+from ..chain.machine.events import HopChoice, Layout
+
+if TYPE_CHECKING:
+    from .view import KnownPeer
+    from .weights import WeightTrust
+
+MOST_BYTES = 256 << 20
+"""Memory of a prepared snapshot, and again of one search."""
+PREPARED_ON_LOOP = 40
+"""Snapshots of more peers are prepared in a thread: that takes longer than the network should wait."""
+
+
+@dataclass(frozen=True)
+class PreparedSwarm:
+    """The peers that answered the last look, and the router over them."""
+
+    known: Mapping[PeerId, KnownPeer]
+    finder: RouteFinder
+    rtts: RttTable
+    """Round trips between peers: from coordinates where both have them, else the larger one to this client."""
+    trust: Trust
+    """Whose weights are believed; the router has no others."""
+
+    @classmethod
+    def of(cls, known: Mapping[PeerId, KnownPeer], num_blocks: int, push: bool, weights: WeightTrust) -> PreparedSwarm:
+        """O(peers ** 2); a peer that announces blocks beyond the model is left out."""
+        trust = weights.among(known)
+        fitting = [peer for _, peer in sorted(known.items()) if _fits(peer.record.spec, num_blocks, trust)]
+        specs = tuple(on_our_clock(peer.record.spec, peer.clock_offset_seconds) for peer in fitting)
+        swarm = Swarm(ModelSpec(num_blocks), specs)
+        client_rtts = {peer.record.spec.id: peer.rtt_seconds for peer in fitting}
+        rtts = RttTable(swarm, client_rtt_seconds=client_rtts)
+        finder = RouteFinder(swarm, client_rtts, rtts if push else None, most_bytes=MOST_BYTES)
+        return cls(known, finder, rtts, trust)
+
+
+async def prepare(
+    known: Mapping[PeerId, KnownPeer], num_blocks: int, push: bool, weights: WeightTrust
+) -> PreparedSwarm:
+    """`PreparedSwarm.of`, off the loop where it takes long."""
+    if len(known) <= PREPARED_ON_LOOP:
+        return PreparedSwarm.of(known, num_blocks, push, weights)
+    return await asyncio.to_thread(PreparedSwarm.of, known, num_blocks, push, weights)
+
+
+def _fits(spec: PeerSpec, num_blocks: int, trust: Trust) -> bool:
+    return spec.id in trust.believed and (spec.blocks is None or spec.blocks.stop <= num_blocks)
+
+
+def on_our_clock(spec: PeerSpec, clock_offset_seconds: float) -> PeerSpec:
+    """A peer's announcement with its releases on this client's clock."""
+    releases = (KvRelease(release.at_seconds - clock_offset_seconds, release.tokens) for release in spec.releases)
+    return replace(spec, releases=tuple(releases)) if spec.releases else spec
+
+
+@dataclass(frozen=True)
+class CurrentSwarm:
+    """A prepared swarm with what has happened since: the answer to every question of a session about its chain."""
+
+    prepared: PreparedSwarm
+    now_seconds: float
+    banned: Collection[PeerId]
+    full_until: Mapping[PeerId, float]
+    """Peers that refused a session have no room until the time that they gave, whatever an older record says. They said
+    that there would be room then, so that is what is expected."""
+    doubt_seconds: Mapping[PeerId, float]
+    """Peers that have failed lately count as farther away by that: others are preferred."""
+    min_retry_seconds: float
+    """Shortest pause before full peers are asked again, whatever they announce."""
+    claim_stands_seconds: float
+    """A peer's claim to other blocks counts once it has stood for this time: it then counts as leaving."""
+
+    def choose(
+        self,
+        blocks: BlockRange,
+        excluded: frozenset[PeerId],
+        request: RequestSpec,
+        min_precision: str | None,
+        meter: Meter,
+        *,
+        settle: bool,
+    ) -> tuple[HopChoice, ...]:
+        """The chain over `blocks` without the excluded peers that is soonest done, with the wait for room counted.
+
+        With `min_precision` only of peers that compute at least as precisely.
+
+        Raises NoChainError; PeerBusy if every block has a host and only room is wanting, and nobody announces when
+        there will be some, or if no chain was found in time; OverBudgetError where `settle` is false.
+        """
+        query = self._query(request, blocks, excluded, min_precision)
+        meter.extend(1.0)
+        try:
+            route = self.prepared.finder.cheapest_route(query, meter, settle=settle)
+        except NoRouteError as error:
+            raise self._unroutable(error, excluded, min_precision) from None
+        return tuple(self._choice(hop, route.gap_seconds) for hop in route.hops)
+
+    def _choice(self, hop: Hop, gap_seconds: float) -> HopChoice:
+        known = self.prepared.known[hop.peer]
+        return HopChoice(
+            known.address,
+            hop.blocks,
+            known.encoded,
+            hop.wait_seconds,
+            known.record.spec.numeric_format,
+            self.prepared.trust.believed[hop.peer],
+            gap_seconds,
+        )
+
+    def fill(
+        self,
+        kept: Layout,
+        excluded: frozenset[PeerId],
+        request: RequestSpec,
+        min_precision: str | None,
+        meter: Meter,
+        *,
+        settle: bool,
+    ) -> tuple[HopChoice, ...]:
+        """The peers that fill what `kept` leaves of the model, without those in `excluded` and `kept`, in order.
+
+        Every gap has the whole budget. Raises as `choose`.
+        """
+        choices: list[HopChoice] = []
+        repair = Repair(BlockRange(0, self.prepared.finder.swarm.model.num_blocks), kept)
+        while repair.gap is not None:
+            found = self.choose(repair.gap, repair.peers | excluded, request, min_precision, meter, settle=settle)
+            repair = repair.filled((choice.peer, choice.blocks) for choice in found)
+            choices += found
+        return tuple(choices)
+
+    def _query(
+        self, request: RequestSpec, blocks: BlockRange, excluded: frozenset[PeerId], min_precision: str | None
+    ) -> RouteQuery:
+        finder = self.prepared.finder
+        usable = np.ones(len(finder.peers), dtype=bool)
+        usable[[finder.index[peer] for peer in self.banned if peer in finder.index]] = False
+        kept = self._kept_blocks(usable)
+        leaving = [peer for peer, rest in kept.items() if rest is None]
+        usable[[finder.index[peer] for peer in (*excluded, *leaving) if peer in finder.index]] = False
+        if min_precision is not None:
+            usable &= np.array([at_least(peer.numeric_format, min_precision) for peer in finder.peers], dtype=bool)
+        staying = {peer: rest for peer, rest in kept.items() if rest is not None}
+        return RouteQuery(request, blocks, usable, self.now_seconds, self.full_until, self.doubt_seconds, staying)
+
+    def _kept_blocks(self, usable: BoolArray) -> dict[PeerId, BlockRange | None]:
+        """Peers that are about to drop blocks which other usable ones serve: the blocks that each will keep."""
+        finder = self.prepared.finder
+        if all(peer.claim is None for peer in finder.peers):
+            return {}
+        peers = [peer for peer, is_usable in zip(finder.peers, usable, strict=True) if is_usable]
+        staying = without_leaving_blocks(peers, finder.swarm.model.num_blocks, self.claim_stands_seconds)
+        kept = {peer.id: peer.blocks for peer in staying}
+        return {peer.id: kept.get(peer.id) for peer in peers if kept.get(peer.id) != peer.blocks}
+
+    def _unroutable(self, error: NoRouteError, excluded: frozenset[PeerId], min_precision: str | None) -> SwarmError:
+        missing, full = error.missing_blocks, error.full_blocks
+        if missing:
+            return self._nobody_serves(missing, excluded, min_precision)
+        where = f"every host of {describe_blocks(full)}" if full else "every chain of peers"
+        retry_seconds = max(error.retry_seconds, self.min_retry_seconds)
+        if not error.proven and not full:
+            return PeerBusy(retry_seconds, "no chain with room for the request was found in the time for it")
+        if math.isinf(retry_seconds):
+            return NoChainError((), f"{where} is too small for the request: shorten it")
+        return PeerBusy(retry_seconds, f"{where} is full, come back in {retry_seconds:.1f} s")
+
+    def _nobody_serves(
+        self, missing: tuple[int, ...], excluded: frozenset[PeerId], min_precision: str | None
+    ) -> NoChainError:
+        unusable = {*excluded, *self.banned}
+        usable = (peer for peer in self.prepared.finder.peers if peer.id not in unusable)
+        hosted = {block for peer in usable for block in peer.blocks or ()}
+        if min_precision is not None and hosted.issuperset(missing):
+            return NoChainError(
+                missing,
+                f"no peer serves {describe_blocks(missing)} in {min_precision} or more precisely",
+                hint="Ask for less precision, or have a peer serve these blocks in that format.",
+            )
+        doubted = (self.prepared.known[peer].record.spec for peer in self.prepared.trust.doubted)
+        others = sum(any(block in missing for block in peer.blocks or ()) for peer in doubted)
+        if others:
+            return NoChainError(
+                missing,
+                f"no peer serves {describe_blocks(missing)} with weights that are believed; {others} announce others",
+                hint="`swarm-client peers` shows who is doubted; the whole files in a local folder prove who is right.",
+            )
+        return NoChainError(missing)
