@@ -17,8 +17,9 @@ ME = PeerSpec(OWN, BlockRange(0, 2), ComputeCost(1.0))
 
 
 def record(peer: str = OTHER, issued: float = NOW, blocks: str = "0:4", **changes: object) -> PeerRecord:
-    spec = PeerSpec(peer, BlockRange.parse(blocks), ComputeCost(1.0), issued_seconds=issued)
-    return PeerRecord("ab" * 32, replace(spec, **changes), ("127.0.0.1:1",))
+    spec = replace(PeerSpec(peer, BlockRange.parse(blocks), ComputeCost(1.0), issued_seconds=issued), **changes)
+    hashes = (b"8" * 8,) * len(spec.blocks or ())
+    return PeerRecord("ab" * 32, replace(spec, block_hashes=hashes), ("127.0.0.1:1",))
 
 
 def known(*records: PeerRecord, now: float = NOW) -> SwarmKnowledge:
