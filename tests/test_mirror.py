@@ -22,6 +22,7 @@ TESTED_BY = {
     "client/config.py": "tests/swarm/test_session_machine.py",
     "client/peer_errors.py": "tests/client/chain/test_hop.py",
     "client/program/arguments.py": "tests/client/program/test_cli.py",
+    "client/program/edge.py": "tests/client/program/test_cli.py",
     "client/program/options.py": "tests/client/program/test_cli.py",
     "client/program/render.py": "tests/client/program/test_cli.py",
     "client/program/survey.py": "tests/client/program/test_cli.py",

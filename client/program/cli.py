@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sys
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -36,6 +33,7 @@ from .arguments import (
     Verbose,
     WireFormat,
 )
+from .edge import given_prompt, reported_errors, run, survey, swarm_options, write
 
 if TYPE_CHECKING:
     from .options import GenerateOptions, SwarmOptions
@@ -89,7 +87,7 @@ def generate(
 
     The likeliest token is taken each time, unless one of --temperature, --top-p, --top-k and --min-p is given.
     """
-    with _reported_errors(verbose):
+    with reported_errors(verbose):
         from .options import GenerateOptions
 
         wish = GenerateOptions(
@@ -97,11 +95,11 @@ def generate(
             repetition_penalty=repetition_penalty, seed=seed, num_beams=num_beams, prompt_lookup=prompt_lookup,
             stop=tuple(stop or ()),
         )  # fmt: skip
-        options = _options(
+        options = swarm_options(
             initial_peers, swarm_key, identity, no_push, revision, wire_format=wire_format,
             min_precision=min_precision, patience_seconds=patience, prefix_cache=not no_prefix_cache,
         )  # fmt: skip
-        text = _prompt(prompt)
+        text = given_prompt(prompt)
         _generate(model, options, text, wish, report, as_json)
 
 
@@ -117,7 +115,7 @@ def _generate(
         def write(piece: str) -> None:
             turning.stop()
             if not as_json:
-                _write(piece)
+                write(piece)
 
         with talk.open_talker(model, options, turning, turning.change) as talker:
             before = talk.step_counts(talker.swarm)
@@ -161,7 +159,7 @@ def chat(
 
     /reset begins a new conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer.
     """
-    with _reported_errors(verbose):
+    with reported_errors(verbose):
         from ...proto.errors import UsageError
         from .options import GenerateOptions
 
@@ -171,7 +169,7 @@ def chat(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
             repetition_penalty=repetition_penalty, seed=seed, prompt_lookup=prompt_lookup, stop=tuple(stop or ()),
         )  # fmt: skip
-        options = _options(
+        options = swarm_options(
             initial_peers, swarm_key, identity, no_push, revision, wire_format=wire_format,
             min_precision=min_precision, patience_seconds=patience, prefix_cache=not no_prefix_cache,
         )  # fmt: skip
@@ -195,7 +193,7 @@ def _chat(talker: Talker, wish: GenerateOptions, max_length: int) -> None:
         _tell("the model has no chat template: your lines are continued as they are")
     _tell("/reset begins a new conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer")
     prompt = "> " if sys.stdin.isatty() else ""
-    talk.chat(talker, wish, max_length, lambda: input(prompt), _write, _tell)
+    talk.chat(talker, wish, max_length, lambda: input(prompt), write, _tell)
 
 
 def _tell(text: str) -> None:
@@ -216,17 +214,14 @@ def route(
     verbose: Verbose = False,
 ) -> None:
     """Show the chain of peers that a request would get now, with the predicted times."""
-    with _reported_errors(verbose):
-        options = _options(initial_peers, swarm_key, identity, no_push, revision)
+    with reported_errors(verbose):
+        options = swarm_options(initial_peers, swarm_key, identity, no_push, revision)
         from ...routing.swarm import RequestSpec
         from .render import chain_as_json, describe_chain
-        from .survey import model_name, predicted_chain
-        from .terminal import spinner
+        from .survey import predicted_chain
 
-        with spinner("opening the model") as turning:
-            named = model_name(model, revision, turning.share("hashing the model"))
-            turning.say("looking at the swarm")
-            chain = _run(predicted_chain(named, options, RequestSpec(prompt_tokens, new_tokens)))
+        request = RequestSpec(prompt_tokens, new_tokens)
+        _, chain = survey(model, revision, lambda named: predicted_chain(named, options, request))
         print(json.dumps(chain_as_json(chain)) if as_json else describe_chain(chain))
 
 
@@ -241,20 +236,36 @@ def peers(
     verbose: Verbose = False,
 ) -> None:
     """List the peers of a model and the blocks they host."""
-    with _reported_errors(verbose):
-        options = _options(initial_peers, swarm_key, identity, False, revision)
+    with reported_errors(verbose):
+        options = swarm_options(initial_peers, swarm_key, identity, False, revision)
         from .render import describe_peers, peers_as_json
-        from .survey import list_peers, model_name
-        from .terminal import spinner
+        from .survey import list_peers
 
-        with spinner("opening the model") as turning:
-            named = model_name(model, revision, turning.share("hashing the model"))
-            turning.say("looking at the swarm")
-            lines = _run(list_peers(named, options))
+        named, lines = survey(model, revision, lambda named: list_peers(named, options))
         if as_json:
             print(json.dumps(peers_as_json(named.num_blocks, lines)))
         else:
             print(describe_peers(named.num_blocks, lines))
+
+
+@app.command()
+def status(
+    model: Model,
+    initial_peers: InitialPeers = None,
+    as_json: AsJson = False,
+    swarm_key: SwarmKeyFile = None,
+    identity: IdentityFile = None,
+    revision: Revision = None,
+    verbose: Verbose = False,
+) -> None:
+    """Show what the swarm promises: R, the guaranteed time per token, the weakest block, moves that are claimed."""
+    with reported_errors(verbose):
+        options = swarm_options(initial_peers, swarm_key, identity, False, revision)
+        from .render import describe_outlook, outlook_as_json
+        from .survey import swarm_outlook
+
+        _, outlook = survey(model, revision, lambda named: swarm_outlook(named, options))
+        print(json.dumps(outlook_as_json(outlook)) if as_json else describe_outlook(outlook))
 
 
 @app.command()
@@ -268,7 +279,7 @@ def ping(
     verbose: Verbose = False,
 ) -> None:
     """Measure round trips and clocks, and show what peers have done since they started."""
-    with _reported_errors(verbose):
+    with reported_errors(verbose):
         from ...proto.network.address import PeerAddress, Reach
         from .render import describe_pulses, pulse_as_json
         from .survey import model_name, peer_addresses, take_pulses
@@ -278,105 +289,23 @@ def ping(
             if "@" in target and not Path(target).is_dir():
                 addresses: tuple[Reach, ...] = (PeerAddress.parse(target),)
             else:
-                options = _options(initial_peers, swarm_key, identity, False, revision)
+                options = swarm_options(initial_peers, swarm_key, identity, False, revision)
                 turning.say("opening the model")
                 named = model_name(target, revision, turning.share("hashing the model"))
                 turning.say("looking at the swarm")
-                addresses = _run(peer_addresses(named, options))
-            pulses = _run(take_pulses(addresses))
+                addresses = run(peer_addresses(named, options))
+            pulses = run(take_pulses(addresses))
         print(json.dumps([pulse_as_json(pulse) for pulse in pulses]) if as_json else describe_pulses(pulses))
 
 
 @app.command("new-key")
 def new_key(file: Annotated[Path, typer.Argument(help="The file to write; it must not exist yet.")]) -> None:
     """Make the key of a new private swarm. Give it only to its members."""
-    with _reported_errors(False):
+    with reported_errors(False):
         from ...proto.directory.swarm_key import SwarmKey
 
         SwarmKey.generate().save(file)
         print(f"{file} is the key of a new private swarm: start its peers and clients with --swarm-key {file}")
-
-
-# --- the edge ---
-
-
-@contextmanager
-def _reported_errors(verbose: bool) -> Iterator[None]:
-    """Expected errors become one line and a hint, and set the exit code."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.ERROR, format="%(levelname)s %(message)s", stream=sys.stderr
-    )
-    for noisy in ("asyncio", "httpx", "httpcore", "transformers", "urllib3", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from ...proto.errors import SwarmError, UsageError, one_line
-
-    try:
-        yield
-    except SwarmError as error:
-        typer.echo(f"swarm-client: {one_line(str(error))}\n  {error.hint}", err=True)
-        raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-
-
-def _options(
-    initial_peers: list[str] | None,
-    swarm_key: Path | None,
-    identity: Path | None,
-    no_push: bool,
-    revision: str | None,
-    **session: Any,
-) -> SwarmOptions:
-    """`session`: the fields of SwarmOptions that are about sessions."""
-    from ...proto.directory.swarm_key import SwarmKey
-    from ...proto.errors import UsageError
-    from ...proto.network.address import PeerAddress
-    from .options import SwarmOptions
-
-    if not initial_peers:
-        raise UsageError(
-            "no initial peers are given",
-            hint="Name a peer of the swarm with --initial-peers ID@HOST:PORT, as it prints it when it starts.",
-        )
-    return SwarmOptions(
-        initial_peers=tuple(PeerAddress.parse(text) for text in initial_peers),
-        swarm_key=SwarmKey.load(swarm_key) if swarm_key else None,
-        identity=identity,
-        push=not no_push,
-        revision=revision,
-        **session,
-    )
-
-
-def _prompt(prompt: str | None) -> str:
-    """The prompt of the command line, or all of standard input."""
-    from ...proto.errors import UsageError
-
-    if prompt is None:
-        if sys.stdin.isatty():
-            raise UsageError("there is no prompt", hint="Give one with --prompt TEXT, or on standard input.")
-        try:
-            prompt = sys.stdin.read()
-        except UnicodeDecodeError:
-            raise UsageError("standard input is not text", hint="Give the prompt as UTF-8.") from None
-    if not prompt:
-        raise UsageError("the prompt is empty", hint="Give one with --prompt TEXT, or on standard input.")
-    return prompt
-
-
-def _write(text: str) -> None:
-    """Print a piece of a model's text; on a terminal without what that would obey."""
-    from .terminal import harmless
-
-    print(harmless(text) if sys.stdout.isatty() else text, end="", flush=True)
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    import asyncio
-
-    return asyncio.run(work)
 
 
 def main() -> None:

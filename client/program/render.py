@@ -11,6 +11,7 @@ from ...routing.swarm import BlockRange, PeerId
 from .terminal import block_map, milliseconds, missing_blocks, short_id, table
 
 if TYPE_CHECKING:
+    from ...routing.outlook import Outlook
     from .survey import PeerLine, PredictedChain, Pulse
     from .talk import Account
 
@@ -96,6 +97,56 @@ def peers_as_json(num_blocks: int, lines: Sequence[PeerLine]) -> dict[str, objec
     ]
     missing = missing_blocks(num_blocks, [blocks for _, blocks in _serving(lines, str)])
     return {"num_blocks": num_blocks, "missing_blocks": missing, "peers": described}
+
+
+def describe_outlook(outlook: Outlook) -> str:
+    """The promises of the swarm and what it lacks, a line for each figure."""
+    claims = [f"  {peer[-8:]} from {before} to {after}" for peer, before, after in outlook.moves]
+    uncovered = f"blocks without a server: {', '.join(map(str, outlook.uncovered))}"
+    weakest = f"weakest block: {outlook.weakest_block}, with {_times(outlook.weakest_servers, 'server')}"
+    return "\n".join(
+        [
+            f"planned for {_times(outlook.concurrency, 'session')} at once (R)",
+            f"a token takes {_duration(outlook.token_seconds)} now",
+            f"promised with at most R sessions at once: no wait, and a token within {_duration(outlook.bound_seconds)}"
+            " (Theorem 2)",
+            f"placed from scratch the peers could promise {_duration(outlook.scratch_bound_seconds)}",
+            f"a request takes {_duration(outlook.request_seconds)} among others",
+            uncovered if outlook.uncovered else weakest,
+            f"claimed moves: {len(claims) or 'none'}",
+            *claims,
+        ]
+    )
+
+
+def outlook_as_json(outlook: Outlook) -> dict[str, object]:
+    """Times in seconds; null where there is none."""
+
+    def finite(seconds: float) -> float | None:
+        return seconds if math.isfinite(seconds) else None
+
+    return {
+        "R": outlook.concurrency,
+        "theorem2_bound_per_token_seconds": finite(outlook.bound_seconds),
+        "theorem2_bound_from_scratch_seconds": finite(outlook.scratch_bound_seconds),
+        "token_seconds": finite(outlook.token_seconds),
+        "request_seconds": finite(outlook.request_seconds),
+        "weakest_block": outlook.weakest_block,
+        "weakest_block_servers": outlook.weakest_servers,
+        "missing_blocks": list(outlook.uncovered),
+        "moves": [
+            {"peer": peer, "from": str(before) if before else None, "to": str(after)}
+            for peer, before, after in outlook.moves
+        ],
+    }
+
+
+def _duration(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms" if math.isfinite(seconds) else "for ever: no chain is complete"
+
+
+def _times(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def describe_pulses(pulses: Sequence[Pulse]) -> str:

@@ -13,13 +13,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from ...proto.directory.signed import SignedRecord
+from ...proto.errors import PeerUnavailable
 from ...proto.identity import Identity
 from ...proto.network.address import Reach
 from ...proto.network.transport import Dialer, ping
 from ...proto.wire.messages.calls import PingReply
 from ...proto.wire.timing import RECORD_LIFETIME_SECONDS
+from ...routing.outlook import Outlook, outlook_of
 from ...routing.route.predict import predict_step
-from ...routing.swarm import BlockRange, PeerId, RequestSpec
+from ...routing.swarm import BlockRange, ModelSpec, PeerId, PeerSpec, PeerState, RequestSpec, Swarm
 from ..chain.machine.events import HopChoice, gap_of
 from ..swarm.router import ViewRouter
 from ..swarm.snapshot import PreparedSwarm
@@ -158,6 +160,24 @@ async def list_peers(model: ModelName, options: SwarmOptions) -> tuple[PeerLine,
             for peer, record in view.silent.items()
         ]  # fmt: skip
     return tuple(sorted(lines, key=lambda line: (line.blocks or BlockRange(0, 1), line.peer)))
+
+
+async def swarm_outlook(model: ModelName, options: SwarmOptions) -> Outlook:
+    """The figures of the peers that answer and of those that join. Raises PeerUnavailable if nobody stays."""
+    async with survey_view(model, options) as view:
+        answering = [known.record.spec for known in view.peers.values()]
+        joining = [r.spec for r in view.silent.values() if r.spec.state is PeerState.JOINING]
+    peers = [spec for spec in (*answering, *joining) if _fits(spec, model.num_blocks)]
+    swarm = Swarm(ModelSpec(model.num_blocks), tuple(sorted(peers, key=lambda spec: spec.id)), time.time())
+    outlook = await asyncio.to_thread(outlook_of, swarm)
+    if outlook is None:
+        raise PeerUnavailable("all peers of this model are about to leave")
+    return outlook
+
+
+def _fits(spec: PeerSpec, num_blocks: int) -> bool:
+    claimed = spec.claim.blocks if spec.claim is not None else None
+    return all(blocks is None or blocks.stop <= num_blocks for blocks in (spec.blocks, claimed))
 
 
 def _answering(known: KnownPeer, now: float, weights: str) -> PeerLine:

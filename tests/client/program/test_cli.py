@@ -261,6 +261,19 @@ def test_a_chain_that_is_not_proven_to_be_the_best_says_so() -> None:
         assert (as_json["exact"], as_json["gap_seconds"]) == (False, told)
 
 
+def test_status_tells_what_the_swarm_promises(serving: SwarmThread, folder: Path) -> None:
+    """These peers do not say how large their blocks are, so that nothing can be promised; but all blocks are served."""
+    result = run("status", folder, *serving.initial)
+    assert result.exit_code == 0, result.output
+    assert "weakest block: 0, with 1 server\n" in result.stdout
+    assert "claimed moves: none" in result.stdout
+    told = json.loads(run("status", folder, *serving.initial, "--json").stdout)
+    assert told["R"] == 1
+    assert told["theorem2_bound_per_token_seconds"] is None
+    assert told["token_seconds"] >= 6e-3, "six blocks of 1 ms"
+    assert (told["missing_blocks"], told["moves"]) == ([], [])
+
+
 def test_ping_an_address_and_a_model(serving: SwarmThread, folder: Path) -> None:
     address = serving.swarm.peers[1].address
     result = run("ping", address)
@@ -311,7 +324,7 @@ def test_a_folder_that_is_no_model(folder: Path, tmp_path: Path, make: Any, word
     check_refused(run("route", make(folder, tmp_path), "--initial-peers", NOBODY), 2, words)
 
 
-@pytest.mark.parametrize("name", ["generate", "chat", "route", "peers", "ping"])
+@pytest.mark.parametrize("name", ["generate", "chat", "route", "peers", "status", "ping"])
 def test_without_initial_peers(folder: Path, name: str) -> None:
     check_refused(run(name, folder, text="x"), 2, "--initial-peers ID@HOST:PORT")
 
