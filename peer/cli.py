@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from ..routing.outlook import Outlook
     from .config import PeerConfig
+    from .node import PeerPlan
     from .serving import ReadyPeer
 
 app = typer.Typer(
@@ -23,6 +28,10 @@ app = typer.Typer(
 )
 
 DEFAULT_FOLDER = Path("~/.local/share/blockswarm")
+
+
+plan_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+"""`swarm-peer plan`, beside the command that has no name."""
 
 
 @app.command()
@@ -120,19 +129,11 @@ def peer(
 
     Ctrl-C takes no new sessions, lets the open ones end and leaves; a second Ctrl-C leaves at once.
     """
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
-    for noisy in ("asyncio", "httpx", "httpcore", "transformers", "urllib3", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from ..proto.errors import SwarmError, UsageError, one_line
-    from ..proto.network.address import PeerAddress
-    from .config import BlockRequest, PeerConfig
+    with reported_errors(verbose):
+        from ..proto.errors import UsageError
+        from ..proto.network.address import PeerAddress
+        from .config import BlockRequest, PeerConfig
 
-    try:
         if new_swarm == bool(initial_peers):
             raise UsageError(
                 "say which swarm to join, and only one",
@@ -164,11 +165,121 @@ def peer(
             revision=revision,
         )
         _run(config, as_json)
+
+
+@contextmanager
+def reported_errors(verbose: bool) -> Iterator[None]:
+    """Expected errors become one line and a hint, and set the exit code."""
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    for noisy in ("asyncio", "httpx", "httpcore", "transformers", "urllib3", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from ..proto.errors import SwarmError, UsageError, one_line
+
+    try:
+        yield
     except SwarmError as error:
         typer.echo(f"swarm-peer: {one_line(str(error))}\n  {error.hint}", err=True)
         raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+@plan_app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="A local folder with a safetensors checkpoint, or a Hugging Face id.")],
+    initial_peers: Annotated[
+        list[str],
+        typer.Option("--initial-peers", help="A peer of the swarm, ID@HOST:PORT; may be given several times."),
+    ],
+    blocks: Annotated[str, typer.Option(help="As for swarm-peer: a range A:B, a number N, or auto.")] = "auto",
+    kv_tokens: Annotated[int, typer.Option(help="Tokens of attention cache to offer in each block.")] = 16384,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")] = "auto",
+    quantize: Annotated[str, typer.Option(help="Format of the weights in memory, as for swarm-peer.")] = "auto",
+    swarm_key: Annotated[Path | None, typer.Option(help="Key file of a private swarm.")] = None,
+    data: Annotated[Path, typer.Option(help="Folder with the measurements of earlier runs.")] = DEFAULT_FOLDER,
+    revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face model.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+) -> None:
+    """Say what this machine would host, what that would bring, and what it would download. Nothing is downloaded."""
+    import asyncio
+    from tempfile import TemporaryDirectory
+
+    with reported_errors(verbose), TemporaryDirectory() as scratch:
+        from ..proto.network.address import PeerAddress
+        from .config import BlockRequest, PeerConfig
+
+        config = PeerConfig(
+            model=model, blocks=BlockRequest.parse(blocks),
+            initial_peers=tuple(PeerAddress.parse(text) for text in initial_peers),
+            identity_path=Path(scratch) / "plan.key", data_folder=data.expanduser(), host="0.0.0.0", port=0,
+            announce=(), dht_port=0, swarm_key_path=swarm_key, allowed_peers=frozenset(), kv_tokens=kv_tokens,
+            replay_bytes=256 << 20, prefix_cache_bytes=0, device=device, dtype="auto", quantize=quantize, threads=None,
+            nice=False, metrics_host="127.0.0.1", metrics_port=None, name="", revision=revision,
+        )  # fmt: skip
+        from .node import plan_peer
+
+        found = asyncio.run(plan_peer(config, lambda what, done, total: None))
+        print(json.dumps(plan_as_json(found)) if as_json else describe_plan(model, found))
+
+
+def describe_plan(model: str, plan: PeerPlan) -> str:
+    """The plan for people."""
+    if plan.blocks is None:
+        return "this machine would host nothing: the swarm has no place for it now"
+    lines = [
+        f"would host blocks {plan.blocks} of {plan.num_blocks} in {plan.numeric_format}, and offer"
+        f" {plan.memory_bytes / 2**30:.2f} GiB for weights and attention caches",
+        f"would fetch {plan.checkpoint_bytes / 2**20:.0f} MiB at most, from {model}",
+    ]
+    for when, outlook in (("now", plan.before), ("then", plan.after)):
+        if outlook is not None:
+            lines.append(
+                f"{when:>4}: a token takes {_milliseconds(outlook.token_seconds)}, no longer than"
+                f" {_milliseconds(outlook.bound_seconds)} with {outlook.concurrency} sessions at once;"
+                f" the weakest block is {outlook.weakest_block}, with {outlook.weakest_servers} servers"
+            )
+    return "\n".join(lines)
+
+
+def plan_as_json(plan: PeerPlan) -> dict[str, object]:
+    """Times in seconds, null where no chain is complete."""
+
+    def figures(outlook: Outlook | None) -> dict[str, object] | None:
+        if outlook is None:
+            return None
+        return {
+            "R": outlook.concurrency,
+            "token_seconds": _finite(outlook.token_seconds),
+            "theorem2_bound_per_token_seconds": _finite(outlook.bound_seconds),
+            "weakest_block": outlook.weakest_block,
+            "weakest_block_servers": outlook.weakest_servers,
+            "missing_blocks": list(outlook.uncovered),
+        }
+
+    return {
+        "blocks": [plan.blocks.start, plan.blocks.stop] if plan.blocks else None,
+        "num_blocks": plan.num_blocks,
+        "numeric_format": plan.numeric_format,
+        "checkpoint_bytes": plan.checkpoint_bytes,
+        "memory_bytes": plan.memory_bytes,
+        "decode_seconds_per_block": plan.decode_seconds_per_block,
+        "now": figures(plan.before),
+        "then": figures(plan.after),
+    }
+
+
+def _finite(seconds: float) -> float | None:
+    return seconds if math.isfinite(seconds) else None
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms" if math.isfinite(seconds) else "for ever (no chain is complete)"
 
 
 def _run(config: PeerConfig, as_json: bool) -> None:
@@ -221,6 +332,8 @@ def print_ready(model: str, peer: ReadyPeer) -> None:
 
 def main() -> None:
     """The console script."""
+    if sys.argv[1:2] == ["plan"]:
+        plan_app(sys.argv[2:], prog_name="swarm-peer plan")
     app(prog_name="swarm-peer")
 
 

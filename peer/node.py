@@ -12,8 +12,9 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,10 @@ from ..proto.directory.swarm_key import SwarmKey, swarm_key_name
 from ..proto.identity import Identity
 from ..proto.model.checkpoint import Checkpoint, open_checkpoint
 from ..proto.network.transport import Dialer
+from ..routing.outlook import Outlook, outlook_of, with_peer_at
 from ..routing.place.moves import ReplanPolicy
-from ..routing.swarm import BlockRange, ComputeCost, PeerState
+from ..routing.place.rule import upcoming
+from ..routing.swarm import BlockRange, ComputeCost, MoveClaim, PeerState, Swarm
 from .config import BlockRequest, PeerConfig
 from .hosting import BlockSource, Hosted
 from .join import join_swarm
@@ -64,16 +67,16 @@ async def _run(
 ) -> None:
     identity = Identity.load_or_create(config.identity_path)
     with exclusive_key(config.identity_path):
-        await _run_as(identity, config, on_ready, progress, stop)
+        async with _in_swarm(identity, config, progress) as setup:
+            try:
+                await serve_until(setup, await first_blocks(setup), on_ready, stop)
+            finally:
+                await setup.announcer.say_goodbye()
 
 
-async def _run_as(
-    identity: Identity,
-    config: PeerConfig,
-    on_ready: Callable[[ReadyPeer], None],
-    progress: Progress,
-    stop: StopRequest,
-) -> None:
+@asynccontextmanager
+async def _in_swarm(identity: Identity, config: PeerConfig, progress: Progress) -> AsyncIterator[PeerSetup]:
+    """The setup of a peer that has examined the model and joined the swarm, and has announced nothing yet."""
     swarm_key = SwarmKey.load(config.swarm_key_path) if config.swarm_key_path else None
     checkpoint = await asyncio.to_thread(open_checkpoint, config.model, revision=config.revision)
     if config.blocks.blocks is not None or config.blocks.count is not None:
@@ -97,15 +100,11 @@ async def _run_as(
                 identity.peer_id, checkpoint.num_blocks, look, swarm_key, dialer, time.time, rng, timing,
                 lambda: directory.isolated,
             )  # fmt: skip
-            setup = PeerSetup(
+            yield PeerSetup(
                 replace(config, blocks=asked), identity, swarm_key, checkpoint, digest, dialer, directory, lookups,
                 examined, offer, _source(checkpoint, examined, progress), announcer, watch,
                 tuple(await directory.visible_maddrs()), incarnation, free_bytes=_free_bytes(examined),
             )  # fmt: skip
-            try:
-                await serve_until(setup, await first_blocks(setup), on_ready, stop)
-            finally:
-                await announcer.say_goodbye()
     finally:
         await run_to_end(cancel_all([examining]))
         await dialer.close()
@@ -190,24 +189,9 @@ async def first_blocks(setup: PeerSetup) -> Hosted:
     await setup.watch.look()
     host = _FirstBlocks(setup)
     cost = await _cost_before_blocks(setup)
-    agent = setup.agent_for(host, lambda: record(PeerState.JOINING, setup.clock()).spec)
-
-    def record(state: PeerState, issued_seconds: float) -> PeerRecord:
-        facts = RecordFacts(
-            state=state,
-            issued_seconds=issued_seconds,
-            identity=setup.identity_facts,
-            hosting=setup.hosting_facts(chosen, ()),
-            cost=cost,
-            room=RoomFacts(0, 0, ()),
-            reach=ReachFacts.of((), setup.maddrs),
-            clients=ClientFacts(0.0),
-            coordinate=setup.watch.coordinate.value,
-            claim=agent.claim,
-        )
-        return record_of(facts)
-
-    announcer.make_record = record
+    agent = setup.agent_for(host, lambda: _joining_record(setup, cost, agent.claim, setup.clock()).spec)
+    claimed = MoveClaim(setup.clock(), chosen) if chosen is not None else None
+    announcer.make_record = lambda state, issued: _joining_record(setup, cost, claimed or agent.claim, issued, state)
     work = {"announcing the peer": announcer.run(), "the node of the DHT": setup.directory.until_closed()}
     async with vital_tasks(work):
         await announcer.renew()
@@ -215,6 +199,78 @@ async def first_blocks(setup: PeerSetup) -> Hosted:
             return await host.load(chosen)
         await agent.join()
     return host.hosted
+
+
+def _joining_record(
+    setup: PeerSetup,
+    cost: ComputeCost,
+    claim: MoveClaim | None,
+    issued_seconds: float,
+    state: PeerState = PeerState.JOINING,
+) -> PeerRecord:
+    """The record of a peer that serves nothing yet."""
+    facts = RecordFacts(
+        state=state,
+        issued_seconds=issued_seconds,
+        identity=setup.identity_facts,
+        hosting=setup.hosting_facts(None, ()),
+        cost=cost,
+        room=RoomFacts(0, 0, ()),
+        reach=ReachFacts.of((), setup.maddrs),
+        clients=ClientFacts(0.0),
+        coordinate=setup.watch.coordinate.value,
+        claim=claim,
+    )
+    return record_of(facts)
+
+
+# --- a plan ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PeerPlan:
+    """The blocks that this machine would host, and their gain; nothing was downloaded or announced."""
+
+    blocks: BlockRange | None
+    """None: there is nothing for it to do now."""
+    num_blocks: int
+    numeric_format: str
+    checkpoint_bytes: int
+    """The size of these blocks where the model comes from; a download has no more."""
+    memory_bytes: int
+    """To be offered for weights and attention caches."""
+    decode_seconds_per_block: float
+    before: Outlook | None
+    """None: nobody is there yet."""
+    after: Outlook | None
+
+
+async def plan_peer(config: PeerConfig, progress: Progress) -> PeerPlan:
+    """Find out what a peer with this configuration would do. Raises SwarmError."""
+    identity = Identity.load_or_create(config.identity_path)
+    async with _in_swarm(identity, config, progress) as setup:
+        cost = await _cost_before_blocks(setup)
+        swarm = await setup.watch.snapshot(lambda: _joining_record(setup, cost, None, setup.clock()).spec)
+        return await asyncio.to_thread(_plan, setup, cost, swarm)
+
+
+def _plan(setup: PeerSetup, cost: ComputeCost, swarm: Swarm) -> PeerPlan:
+    own, checkpoint = setup.identity.peer_id, setup.checkpoint
+    planned = (move.after for move in upcoming(swarm, limit=len(swarm.peers)) if move.peer == own)
+    blocks = setup.config.blocks.blocks or next(planned, None)
+    others = replace(swarm, peers=tuple(peer for peer in swarm.peers if peer.id != own))
+    before = outlook_of(others) if others.peers else None
+    after = outlook_of(with_peer_at(swarm, own, blocks)) if blocks is not None else before
+    return PeerPlan(
+        blocks=blocks,
+        num_blocks=checkpoint.num_blocks,
+        numeric_format=setup.examined.numeric_format,
+        checkpoint_bytes=sum(checkpoint.block_bytes(block) for block in blocks or ()),
+        memory_bytes=setup.offer.total_bytes,
+        decode_seconds_per_block=cost.decode_seconds(),
+        before=before,
+        after=after,
+    )
 
 
 class _FirstBlocks:

@@ -67,6 +67,15 @@ def outlook_of(swarm: Swarm, policy: ReplanPolicy | None = None) -> Outlook | No
     )
 
 
+def with_peer_at(swarm: Swarm, peer_id: PeerId, blocks: BlockRange) -> Swarm:
+    """The snapshot in which the peer serves these blocks and claims none."""
+    moved = (
+        replace(p, blocks=blocks, block_hashes=(), state=PeerState.SERVING, claim=None) if p.id == peer_id else p
+        for p in swarm.peers
+    )
+    return replace(swarm, peers=tuple(moved))
+
+
 def _bound(view: PlanningView, ranges: IntArray) -> float:
     """The cheapest walk of the farthest client over the peers with room for R sessions at all their blocks: memory
     binds nobody there.  It is no longer than the walk that Theorem 2 adds up for CG-BP's placement."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from ...routing.outlook import outlook_of
+from ...routing.outlook import outlook_of, with_peer_at
 from ...routing.place.moves import ReplanPolicy
-from ...routing.swarm import BlockRange, PeerId, PeerState, Swarm
+from ...routing.swarm import BlockRange, PeerId, Swarm
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,7 @@ class Forecast:
 
 def forecast_of(swarm: Swarm, peer: PeerId, blocks: BlockRange, policy: ReplanPolicy) -> Forecast:
     """The forecast if the peer serves these blocks instead of its present ones, and nothing else changes."""
-    moved = tuple(
-        replace(p, blocks=blocks, block_hashes=(), state=PeerState.SERVING, claim=None) if p.id == peer else p
-        for p in swarm.peers
-    )
-    before, after = outlook_of(swarm, policy), outlook_of(replace(swarm, peers=moved), policy)
+    before, after = outlook_of(swarm, policy), outlook_of(with_peer_at(swarm, peer, blocks), policy)
     return Forecast(
         at_seconds=swarm.now_seconds,
         blocks=blocks,

@@ -23,7 +23,7 @@ from blockswarm.proto.errors import OutOfMemory, UsageError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.proto.network.address import PeerAddress
-from support.processes import PeerProcess, PeerProcesses, peer_processes
+from support.processes import PeerProcess, PeerProcesses, peer_processes, run_program
 from support.swarm_thread import SwarmThread, swarm_thread
 from support.tiny_models import write_tiny_checkpoint
 from transformers import AutoModelForCausalLM
@@ -197,6 +197,25 @@ def test_a_private_swarm_of_real_peers_gives_the_models_own_tokens(
         os.killpg(second.process.pid, 0)
     assert "Traceback" not in second.log.read_text()
     assert first.process.poll() is None
+
+
+@pytest.mark.swarm
+def test_a_plan_says_what_would_be_hosted_and_what_that_brings(
+    first: PeerProcess, folder: Path, swarm_key: Path, tmp_path: Path
+) -> None:
+    """And leaves no trace in the swarm."""
+    joining = ("--initial-peers", first.address, "--swarm-key", swarm_key, "--json")
+    told = run_program("swarm-peer", "plan", folder, *joining, "--blocks", 3, "--data", tmp_path)
+    assert told.returncode == 0, told.stderr
+    plan = json.loads(told.stdout)
+    assert plan["blocks"] == [3, 6]
+    checkpoint = open_checkpoint(folder)
+    assert plan["checkpoint_bytes"] == sum(checkpoint.block_bytes(block) for block in range(3, 6))
+    assert (plan["now"]["missing_blocks"], plan["now"]["token_seconds"]) == ([3, 4, 5], None)
+    assert (plan["then"]["missing_blocks"], plan["then"]["weakest_block_servers"]) == ([], 1)
+    assert plan["then"]["token_seconds"] > 0
+    seen = run_program("swarm-client", "peers", folder, *joining)
+    assert len(json.loads(seen.stdout)["peers"]) == 1
 
 
 @pytest.mark.swarm
