@@ -98,7 +98,7 @@ async def _in_swarm(identity: Identity, config: PeerConfig, progress: Progress) 
             look = partial(directory.lookup, swarm_key_name(digest, swarm_key))
             watch = SwarmWatch(
                 identity.peer_id, checkpoint.num_blocks, look, swarm_key, dialer, time.time, rng, timing,
-                lambda: directory.isolated,
+                lambda: directory.isolated, checkpoint.proven_hashes(),
             )  # fmt: skip
             yield PeerSetup(
                 replace(config, blocks=asked), identity, swarm_key, checkpoint, digest, dialer, directory, lookups,

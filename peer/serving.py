@@ -231,13 +231,13 @@ class _Serving:
         }
 
     async def _keep_placed(self) -> None:
-        """Move when that is worth it; a peer whose blocks the operator chose only keeps its coordinate."""
+        """Move when that is worth it; a peer whose blocks the operator chose only looks at the others."""
         if self._agent is not None:
             await self._agent.run()
         while True:
             await asyncio.sleep(self._timing.record_refresh_seconds)
             with suppress(SwarmError):
-                await self._setup.watch.look()
+                await self._setup.watch.snapshot(lambda: self._record(PeerState.SERVING).spec)
 
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[int]:

@@ -50,13 +50,19 @@ _Announced = Mapping[PeerId, Mapping[int, bytes]]
 """Peer -> block -> hash."""
 
 
+def contradicted(first: PeerSpec, second: PeerSpec) -> tuple[int, ...]:
+    """The blocks for which the two announce different hashes."""
+    mine, theirs = _announced_by(first), _announced_by(second)
+    return tuple(block for block, found in mine.items() if theirs.get(block, found) != found)
+
+
 def weigh(peers: Sequence[PeerSpec], networks: Mapping[PeerId, str], proven: Mapping[int, bytes]) -> Trust:
     """Whom to believe, by the rule above; a peer without hashes contradicts nobody.
 
     `networks`: where each peer was reached; peers that it lacks count as one network. `proven`: block -> hash, as far
     as this node's files prove it. O(announced hashes), and where blocks are disputed times the peers / 64.
     """
-    announced = {peer.id: dict(zip(peer.blocks or (), peer.block_hashes, strict=False)) for peer in peers}
+    announced = {peer.id: _announced_by(peer) for peer in peers}
     wrong = {
         peer: tuple(block for block, found in hashes.items() if proven.get(block, found) != found)
         for peer, hashes in announced.items()
@@ -83,6 +89,11 @@ def weigh(peers: Sequence[PeerSpec], networks: Mapping[PeerId, str], proven: Map
         else:
             believed[peer] = Evidence.MAJORITY if ranking.leads(peer) else Evidence.UNDECIDED
     return Trust(believed, doubted)
+
+
+def _announced_by(peer: PeerSpec) -> dict[int, bytes]:
+    """Block -> hash; empty for a peer without hashes."""
+    return dict(zip(peer.blocks or (), peer.block_hashes, strict=False))
 
 
 class _Ranking:

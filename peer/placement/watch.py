@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from ...proto.directory.records import PeerRecord, open_peer_record
 from ...proto.directory.signed import SignedRecord
@@ -17,6 +17,7 @@ from ...routing.swarm import PeerId, PeerSpec, Swarm
 from ..timing import PeerTiming
 from .coordinates import PINGS_A_REFRESH, PINGS_AT_START, OwnCoordinate
 from .knowledge import SwarmKnowledge
+from .weights import WeightsCheck
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +38,12 @@ class SwarmWatch:
         rng: random.Random,
         timing: PeerTiming,
         isolated: Callable[[], bool] = lambda: False,
+        proven: Mapping[int, bytes] | None = None,
     ) -> None:
         """`records` looks them up and raises SwarmError; `clock` gives Unix seconds.
 
-        `isolated`: whether no other node answers, so that the records are those that this one has itself.
+        `isolated`: whether no other node answers, so that the records are those that this one has itself. `proven`: the
+        hashes of blocks that this machine's own files prove.
         """
         self.knowledge = SwarmKnowledge(own, num_blocks, timing.claims)
         self.coordinate = OwnCoordinate(self._ping, rng)
@@ -50,6 +53,7 @@ class SwarmWatch:
         self._clock = clock
         self._timing = timing
         self._isolated = isolated
+        self._weights = WeightsCheck(proven or {})
 
     async def look(self) -> None:
         """Read the records, and find out which peers are gone. Raises SwarmError if nothing can be read.
@@ -74,7 +78,10 @@ class SwarmWatch:
     async def snapshot(self, own: Callable[[], PeerSpec]) -> Swarm:
         """The swarm after a look; `own` tells this peer as it is then. Raises SwarmError."""
         await self.look()
-        return self.knowledge.snapshot(own(), self._clock())
+        mine = own()
+        snapshot = self.knowledge.snapshot(mine, self._clock())
+        self._weights.note(mine, snapshot.peers)
+        return snapshot
 
     async def _examine(self, limit: asyncio.Semaphore, record: PeerRecord) -> None:
         if not record.addresses and not record.relays:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Sequence
 
@@ -47,3 +48,24 @@ def test_a_peer_that_is_cut_off_does_not_plan_as_if_the_others_were_gone() -> No
         await dialer.close()
 
     asyncio.run(scenario())
+
+
+def test_a_peer_hears_of_others_with_other_weights(caplog: pytest.LogCaptureFixture) -> None:
+    other, own = Identity.generate(), Identity.generate().peer_id
+    spec = PeerSpec(
+        other.peer_id, BlockRange(0, 2), ComputeCost(1e-3), block_hashes=(b"8" * 8,) * 2, issued_seconds=NOW
+    )
+    mine = PeerSpec(own, BlockRange(1, 3), ComputeCost(1e-3), block_hashes=(b"9" * 8,) * 2, issued_seconds=NOW)
+
+    async def records() -> Sequence[SignedRecord]:
+        return [sign_peer_record(other, PeerRecord(DIGEST, spec), None, NOW + 60)]
+
+    async def scenario() -> None:
+        dialer = Dialer()
+        watch = SwarmWatch(own, 4, records, None, dialer, lambda: NOW, random.Random(1), PeerTiming())
+        await watch.snapshot(lambda: mine)
+        await dialer.close()
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(scenario())
+    assert f"peer {other.peer_id} announces other weights for blocks 1:2" in caplog.text

@@ -1,0 +1,42 @@
+"""Other weights: tells the operator of peers that announce other hashes for blocks that this one hosts.
+
+It never stops this peer: a stranger's record costs nothing, and twenty of them would keep every honest peer from
+serving.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from ...proto.errors import describe_blocks
+from ...routing.swarm import PeerId, PeerSpec
+from ...routing.trust import contradicted
+
+logger = logging.getLogger(__name__)
+
+
+class WeightsCheck:
+    """Compares this peer with the others of each look, and says so once for each that contradicts it."""
+
+    def __init__(self, proven: Mapping[int, bytes]) -> None:
+        """`proven`: the hashes of blocks that this machine's own files prove."""
+        self._proven = proven
+        self._told: set[PeerId] = set()
+
+    def note(self, own: PeerSpec, peers: Sequence[PeerSpec]) -> None:
+        """Take in a look at the swarm; `peers` may have this one among them."""
+        others = {peer.id: blocks for peer in peers if (blocks := contradicted(own, peer))}
+        for peer, blocks in others.items():
+            if peer in self._told:
+                continue
+            if all(block in self._proven for block in blocks):
+                reason = "whose files prove them"
+            else:
+                reason = (
+                    "which fetched them in parts and cannot prove them: clients believe the side with more networks"
+                )
+            logger.warning(
+                "peer %s announces other weights for %s than this one, %s", peer, describe_blocks(blocks), reason
+            )
+        self._told = set(others)
