@@ -33,7 +33,7 @@ from .folder import (
     parse_header,
     parse_json_object,
 )
-from .hashes import FileHashes, HashMemory, add_part, describe, hash_held, hash_of_block
+from .hashes import FileHashes, HashMemory, add_part, describe, hash_held, hash_of_tensors
 
 BLOCK_HASH_BYTES = 8
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
@@ -118,8 +118,13 @@ class Checkpoint:
         return state
 
     def ends_state(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Tensor name -> lazy slice for everything outside the blocks. Fetches what is missing: see `progress`."""
-        return _open_slices(self._source.hold("ends", self._outside, progress))
+        """Tensor name -> lazy slice for everything outside the blocks, whose bytes are checked as those of blocks are.
+
+        Fetches what is missing: see `progress`. Raises UsageError.
+        """
+        held = self._source.hold("ends", self._outside, progress)
+        self._checked_hash("what is outside the blocks", self._outside, held)
+        return _open_slices(held)
 
     def model_digest(self, progress: Progress | None = None) -> bytes:
         """32 bytes that name these weights, wherever they lie.
@@ -145,7 +150,8 @@ class Checkpoint:
         done = 0
         for block in blocks:
             if block not in self._checked:
-                self._checked[block] = self._checked_hash(block)
+                tensors, held = self._by_block[block], self._hold_block(block)
+                self._checked[block] = self._checked_hash(f"block {block}", tensors, held)[:BLOCK_HASH_BYTES]
             done += self.block_bytes(block)
             if progress is not None:
                 progress(done, total)
@@ -153,25 +159,25 @@ class Checkpoint:
 
     def proven_hashes(self) -> Mapping[int, bytes]:
         """Block -> hash that the model's digest proves, for blocks of which this machine has read the whole files."""
-        return {block: proven for block in range(self.num_blocks) if (proven := self._proven_hash(block)) is not None}
+        found = {block: self._proven_hash(self._by_block[block]) for block in range(self.num_blocks)}
+        return {block: proven[:BLOCK_HASH_BYTES] for block, proven in found.items() if proven is not None}
 
-    def _checked_hash(self, block: int) -> bytes:
-        tensors, held = self._by_block[block], self._hold_block(block)
+    def _checked_hash(self, what: str, tensors: Sequence[TensorInfo], held: Mapping[str, HeldTensor]) -> bytes:
+        """The hash of tensors by the bytes that are there now. Raises UsageError if whole files prove another one."""
         hashes = {name: tensor.sha256 for name, tensor in held.items() if tensor.sha256 is not None}
-        found = hash_of_block(tensors, hashes or hash_held(held, tensors))[:BLOCK_HASH_BYTES]
-        if self._proven_hash(block) not in (None, found):
+        found = hash_of_tensors(tensors, hashes or hash_held(held, tensors))
+        if self._proven_hash(tensors) not in (None, found):
             raise UsageError(
-                f"block {block} in {self.folder} is no longer what its file held, though nothing has written to it",
+                f"{what} in {self.folder} has changed since its file was hashed, though nothing has written to it",
                 hint="Check the disk, and download the model again.",
             )
         return found
 
-    def _proven_hash(self, block: int) -> bytes | None:
-        tensors, files = self._by_block[block], self._hashes_of_files()
+    def _proven_hash(self, tensors: Sequence[TensorInfo]) -> bytes | None:
+        files = self._hashes_of_files()
         if not all(tensor.name in files[tensor.file].tensors for tensor in tensors):
             return None
-        hashes = {tensor.name: files[tensor.file].tensors[tensor.name] for tensor in tensors}
-        return hash_of_block(tensors, hashes)[:BLOCK_HASH_BYTES]
+        return hash_of_tensors(tensors, {tensor.name: files[tensor.file].tensors[tensor.name] for tensor in tensors})
 
     def _hashes_of_files(self, progress: Progress | None = None) -> Mapping[str, FileHashes]:
         if not self._files:

@@ -75,8 +75,8 @@ def hash_held(held: Mapping[str, HeldTensor], tensors: Sequence[TensorInfo]) -> 
         return dict(zip((tensor.name for tensor in tensors), pool.map(hashed, tensors), strict=True))
 
 
-def hash_of_block(tensors: Sequence[TensorInfo], hashes: Mapping[str, bytes]) -> bytes:
-    """SHA-256 over the name, dtype, shape and bytes of each tensor of a block; `hashes` are those of their bytes."""
+def hash_of_tensors(tensors: Sequence[TensorInfo], hashes: Mapping[str, bytes]) -> bytes:
+    """SHA-256 over the name, dtype, shape and bytes of each tensor; `hashes` are those of their bytes."""
     digest = hashlib.sha256()
     for tensor in sorted(tensors, key=lambda tensor: tensor.name):
         add_part(digest, describe(tensor))

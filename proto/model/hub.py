@@ -44,7 +44,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # they are in
 
 from ..errors import RetryElsewhere, SwarmError, UsageError
 from .folder import CONFIG_FILE, MAX_SMALL_FILE_BYTES, HeldTensor, Progress, TensorInfo, cache_root, parse_header
-from .hashes import FileHashes, hash_file, hash_held, hash_of_block
+from .hashes import FileHashes, hash_file, hash_held, hash_of_tensors
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -362,7 +362,7 @@ def _held_in(path: Path, tensors: Sequence[TensorInfo]) -> Mapping[str, HeldTens
 
 
 def _hash_of(tensors: Sequence[TensorInfo], held: Mapping[str, HeldTensor]) -> bytes:
-    return hash_of_block(tensors, {name: tensor.sha256 or b"" for name, tensor in held.items()})
+    return hash_of_tensors(tensors, {name: tensor.sha256 or b"" for name, tensor in held.items()})
 
 
 def _intact(path: Path, tensors: Sequence[TensorInfo]) -> Mapping[str, HeldTensor] | None:

@@ -195,6 +195,17 @@ def test_a_restart_knows_the_digest_and_still_checks_what_it_hosts(folder: Path)
     assert "disk" in caught.value.hint
 
 
+def test_the_part_of_a_client_is_checked_as_well(folder: Path) -> None:
+    open_remembered(folder).model_digest()
+    assert "lm_head.weight" in open_remembered(folder).ends_state()
+    (entry,) = (folder.parent / "memory").glob("*.json")
+    content = json.loads(entry.read_text())
+    content["tensors"]["lm_head.weight"] = "0" * 64
+    entry.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match="outside the blocks"):
+        open_remembered(folder).ends_state()
+
+
 def flip_bit(path: Path, place: int) -> None:
     with path.open("r+b") as file:
         file.seek(place)
