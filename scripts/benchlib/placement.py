@@ -123,7 +123,9 @@ class Watcher:
     async def servers(self) -> list[int]:
         """By block, how many peers serve it and answer."""
         if self._view is None:
-            self._view = SwarmView(Identity.generate(), self._dialer, self._swarm.addresses(), self._digest, None)
+            self._view = SwarmView(
+                Identity.generate(), self._dialer, self._swarm.addresses(), self._digest, self.num_blocks, None
+            )
         try:
             await self._view.refresh()
         except SwarmError:
