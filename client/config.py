@@ -15,7 +15,7 @@ from .timing import PATIENCE_SECONDS, ClientTiming
 
 if TYPE_CHECKING:
     from ..proto.network.transport import Dialer
-    from ..proto.wire.frames import WireStep
+    from .chain.formats import LinkCodec
     from .chain.machine.events import HopChoice, Layout
     from .chain.prefixes import PageNames
 
@@ -92,10 +92,6 @@ def _ignore(event: SessionEvent) -> None:
     pass
 
 
-def _accept(step: WireStep) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class SessionConfig:
     """Shared by the sessions of one model."""
@@ -106,7 +102,8 @@ class SessionConfig:
     model_digest: str
     num_blocks: int
     wire_format: str
-    token_bytes: int
+    """That of all links; AUTO: each in the format of the stream that is sent."""
+    codec: LinkCodec
     swarm_key: SwarmKeyProof | None = None
     relay_always: bool = False
     """Hub-and-spoke: every output comes back through the client."""
@@ -120,5 +117,3 @@ class SessionConfig:
     clock: Callable[[], float] = time.time
     """Unix seconds."""
     timing: ClientTiming = field(default_factory=ClientTiming)
-    check_values: Callable[[WireStep], None] = _accept
-    """Raises RemoteProtocolError for an answer that cannot be one: values that are not finite."""

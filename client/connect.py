@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..proto.directory.swarm_key import SwarmKey
-from ..proto.errors import RemoteProtocolError, SessionLost, UsageError
+from ..proto.errors import SessionLost, UsageError
 from ..proto.identity import Identity
 from ..proto.model.checkpoint import Checkpoint
 from ..proto.network.address import PeerAddress
 from ..proto.network.transport import Dialer
-from ..proto.wire.frames import WireStep
 from ..proto.wire.precision import at_least
 from ..proto.wire.steps import StepPlan
 from ..proto.wire.tensors import WireFormat
 from .background import BackgroundLoop, background_loop
+from .chain.formats import AUTO, check_wire_format
 from .chain.prefixes import PageNames
 from .chain.session import ChainSession
+from .codec import FloatCodec
 from .config import SessionConfig, SessionEvent
 from .report import ChainReport
 from .swarm.router import ViewRouter
@@ -39,7 +40,7 @@ def connect(
     checkpoint: Checkpoint,
     initial_peers: Sequence[str],
     swarm_key: str | Path | SwarmKey | None = None,
-    wire_format: str | None = None,
+    wire_format: str = AUTO,
     identity_path: str | Path | None = None,
     push: bool = True,
     prefix_cache: bool = True,
@@ -51,7 +52,8 @@ def connect(
     """Connect to the swarm that serves this checkpoint.
 
     `initial_peers` are addresses "ID@host:port" of any of its peers; `swarm_key` is the key (or its file) of a private
-    swarm; `identity_path` a key file, made if there is none (default: a new identity that nobody keeps). `push=False`
+    swarm; `wire_format` that of what travels ("auto": each peer sends the dtype of its stream, which changes no value);
+    `identity_path` a key file, made if there is none (default: a new identity that nobody keeps). `push=False`
     has every output come back through this client. With `prefix_cache` peers are asked to keep the attention caches of
     ended sessions for a while, and later sessions of the same identity begin with what they hold. With `min_precision`
     ("float32") only peers that compute in that numeric format or a more precise one are used. Where all peers are full
@@ -64,10 +66,11 @@ def connect(
     addresses = _parsed(initial_peers)
     if min_precision is not None:
         at_least("float32", min_precision)  # refuses what is no format
+    check_wire_format(wire_format)
     identity = Identity.load_or_create(identity_path) if identity_path else Identity.generate()
-    wire = WireFormat.named(wire_format or "float32", checkpoint.config.get_text_config(decoder=True).hidden_size)
+    codec = FloatCodec(checkpoint.config.get_text_config(decoder=True).hidden_size)
     model_digest = checkpoint.model_digest().hex()
-    page_names = PageNames(identity, model_digest, wire.name, wire.token_bytes) if prefix_cache else None
+    page_names = PageNames(identity, model_digest, wire_format, codec.token_bytes) if prefix_cache else None
 
     def config(dialer: Dialer, view: SwarmView) -> SessionConfig:
         return SessionConfig(
@@ -76,8 +79,8 @@ def connect(
             router=ViewRouter(view, timing),
             model_digest=model_digest,
             num_blocks=checkpoint.num_blocks,
-            wire_format=wire.name,
-            token_bytes=wire.token_bytes,
+            wire_format=wire_format,
+            codec=codec,
             swarm_key=key,
             relay_always=not push,
             page_names=page_names,
@@ -85,20 +88,13 @@ def connect(
             patience_seconds=patience_seconds,
             on_event=on_event or (lambda event: None),
             timing=timing,
-            check_values=lambda step: _check_finite(wire, step),
         )
 
     def view(dialer: Dialer) -> SwarmView:
         blocks, proven = checkpoint.num_blocks, checkpoint.proven_hashes()
         return SwarmView(identity, dialer, addresses, model_digest, blocks, key, push, timing=timing, proven=proven)
 
-    return SwarmConnection(background_loop(), view, config, wire, timing)
-
-
-def _check_finite(wire: WireFormat, step: WireStep) -> None:
-    """Tokens chosen from what is no number would be wrong without a word."""
-    if not wire.is_finite(step.data):
-        raise RemoteProtocolError("the peer sent values that are not finite")
+    return SwarmConnection(background_loop(), view, config, codec.own, timing)
 
 
 def _parsed(initial_peers: Sequence[str]) -> list[PeerAddress]:

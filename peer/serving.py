@@ -88,6 +88,7 @@ class PeerSetup:
             blocks=blocks,
             block_hashes=block_hashes,
             numeric_format=self.examined.numeric_format,
+            stream_format=self.examined.dtype,
             memory_bytes=offer.total_bytes,
             block_bytes=offer.block_bytes,
             kv_bytes_per_token=offer.kv_bytes_per_token,

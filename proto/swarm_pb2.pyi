@@ -33,7 +33,7 @@ class Hello(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., session_id: _Optional[bytes] = ..., issued_at: _Optional[float] = ..., nonce: _Optional[bytes] = ..., protocol: _Optional[int] = ..., swarm_proof: _Optional[bytes] = ...) -> None: ...
 
 class Capability(_message.Message):
-    __slots__ = ("session_id", "epoch", "peer_id", "first_block", "stop_block", "kv_tokens", "max_rows", "predecessor", "successor", "wire_format", "expires_at", "model_digest")
+    __slots__ = ("session_id", "epoch", "peer_id", "first_block", "stop_block", "kv_tokens", "max_rows", "predecessor", "successor", "wire_format", "expires_at", "model_digest", "input_format")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class Capability(_message.Message):
     WIRE_FORMAT_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FORMAT_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     epoch: int
     peer_id: str
@@ -58,7 +59,8 @@ class Capability(_message.Message):
     wire_format: str
     expires_at: float
     model_digest: str
-    def __init__(self, session_id: _Optional[bytes] = ..., epoch: _Optional[int] = ..., peer_id: _Optional[str] = ..., first_block: _Optional[int] = ..., stop_block: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., max_rows: _Optional[int] = ..., predecessor: _Optional[str] = ..., successor: _Optional[str] = ..., wire_format: _Optional[str] = ..., expires_at: _Optional[float] = ..., model_digest: _Optional[str] = ...) -> None: ...
+    input_format: str
+    def __init__(self, session_id: _Optional[bytes] = ..., epoch: _Optional[int] = ..., peer_id: _Optional[str] = ..., first_block: _Optional[int] = ..., stop_block: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., max_rows: _Optional[int] = ..., predecessor: _Optional[str] = ..., successor: _Optional[str] = ..., wire_format: _Optional[str] = ..., expires_at: _Optional[float] = ..., model_digest: _Optional[str] = ..., input_format: _Optional[str] = ...) -> None: ...
 
 class Open(_message.Message):
     __slots__ = ("hello", "capability", "successor_record", "relay", "wait", "wait_seconds", "prefixes")
@@ -175,14 +177,16 @@ class Chunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class Reroute(_message.Message):
-    __slots__ = ("capability", "successor_record", "relay")
+    __slots__ = ("capability", "successor_record", "relay", "forget_prefixes")
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     SUCCESSOR_RECORD_FIELD_NUMBER: _ClassVar[int]
     RELAY_FIELD_NUMBER: _ClassVar[int]
+    FORGET_PREFIXES_FIELD_NUMBER: _ClassVar[int]
     capability: Signed
     successor_record: bytes
     relay: bool
-    def __init__(self, capability: _Optional[_Union[Signed, _Mapping]] = ..., successor_record: _Optional[bytes] = ..., relay: _Optional[bool] = ...) -> None: ...
+    forget_prefixes: bool
+    def __init__(self, capability: _Optional[_Union[Signed, _Mapping]] = ..., successor_record: _Optional[bytes] = ..., relay: _Optional[bool] = ..., forget_prefixes: _Optional[bool] = ...) -> None: ...
 
 class Rerouted(_message.Message):
     __slots__ = ("epoch", "applied_seq", "buffer_complete")

@@ -170,6 +170,8 @@ class PeerSpec:
     block_hashes: tuple[bytes, ...] = ()
     """First eight bytes of the digest of each hosted block's weights, in block order."""
     numeric_format: str = "float32"
+    stream_format: str = "float32"
+    """The dtype of the hidden states between its blocks: weights in int8 may go with float32 or bfloat16."""
     max_blocks: int | None = None
     """An upper limit on hosted blocks that the operator or the hardware sets."""
     size_fixed: bool = False

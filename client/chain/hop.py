@@ -46,14 +46,17 @@ class HopStream:
         choice: ev.HopChoice,
         reader: StepReader,
         tell: Callable[[ev.Event], None],
-        check: Callable[[WireStep], None],
+        take: Callable[[WireStep], WireStep],
     ) -> None:
-        """`reader` puts the peer's steps together, `check` refuses one (SwarmError); `tell` takes the events."""
+        """`reader` puts the peer's steps together, `take` converts one or refuses it (SwarmError).
+
+        `tell` takes the events.
+        """
         self.id = hop
         self.choice = choice
         self._reader = reader
         self._tell = tell
-        self._check = check
+        self._take = take
         self._outbox: asyncio.Queue[Iterable[ClientFrame]] = asyncio.Queue()
         self._passage: _KvPassage | None = None
         self._kv_missing_bytes = 0
@@ -162,8 +165,7 @@ class HopStream:
     def _answered(self, step: WireStep | None) -> ev.Event | None:
         if step is None:
             return None
-        self._check(step)
-        return ev.Answered(self.id, step)
+        return ev.Answered(self.id, self._take(step))
 
     async def _begin_passing(self, state: KvStateFrame) -> None:
         passage = self._passage

@@ -25,7 +25,7 @@ class Operation:
     first_seq: int
     steps: tuple[StepPlan, ...]
     data: tuple[bytes, ...]
-    """The packed tokens of each step, in wire format."""
+    """The packed tokens of each step, as the client keeps them."""
     before: tuple[int, ...]
     """Row lengths before the permutation of the first step..."""
     permuted: tuple[int, ...]

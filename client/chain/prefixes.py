@@ -5,7 +5,9 @@ given by the caller and changed embedding tables have names of their own. The ha
 owner of the client's identity can derive: a peer behind the first one sees hidden states and names, and must not be
 able to test guesses of the text against the names (the first one can read the text anyway).
 
-What a peer has cached also depends on the numeric formats of the peers before it, so they are part of its names.
+What a peer has cached also depends on the peers before it: which blocks they compute, in which numeric format, and in
+which format their outputs reach the next one. That is the format of their stream, or the one that the user has chosen
+for all links, so both are part of the names.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ _SECRET_TAG = b"blockswarm-prefix-secret-1\0"
 
 
 class PageNames:
-    """The names that one client gives to pages of one model's inputs in one wire format."""
+    """The names that one client gives to pages of one model's inputs, by how it has links formatted."""
 
     def __init__(self, identity: Identity, model_digest: str, wire_format: str, token_bytes: int) -> None:
         # Ed25519 signatures are deterministic, so this one is a secret that can be had again, and is told to nobody.
@@ -29,7 +31,10 @@ class PageNames:
         self._page_bytes = PAGE_TOKENS * token_bytes
 
     def chain(self, row: bytes | memoryview) -> Digests:
-        """For each whole page of a row's inputs, in wire format, a digest of all inputs up to its end. 2 ms per MB."""
+        """For each whole page of a row's inputs, as the client keeps them, a digest of all inputs up to its end.
+
+        2 ms per MB.
+        """
         digests: list[bytes] = []
         view = memoryview(row)
         for start in range(0, len(row) - self._page_bytes + 1, self._page_bytes):
@@ -39,6 +44,6 @@ class PageNames:
         return tuple(digests)
 
     def at_peer(self, chain: Digests, formats_before: Sequence[str]) -> Digests:
-        """The names of those pages at a peer; `formats_before` are the numeric formats of the peers before it."""
-        salt = " ".join(formats_before).encode()
+        """The names of those pages at a peer; `formats_before` is `HopChoice.arithmetic` of the peers before it."""
+        salt = ", ".join(formats_before).encode()
         return tuple(blake2b(digest + salt, digest_size=DIGEST_BYTES, key=self._key).digest() for digest in chain)

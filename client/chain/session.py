@@ -24,10 +24,11 @@ from ...proto.wire.messages.streams import ClientFrame
 from ...proto.wire.prefixes import MAX_PREFIX_TOKENS, PAGE_TOKENS, Digests, pack_digests
 from ...proto.wire.replay import ReplayBuffer
 from ...proto.wire.steps import RowSlice, RowTable, StepPlan, split_plan
-from ...routing.swarm import BlockRange, PeerId, RequestSpec
+from ...routing.swarm import RequestSpec
 from ..config import SessionConfig, SessionEvent
 from ..report import ChainReport
 from ..tasks import OwnedTasks
+from .formats import Links
 from .hop import HopStream
 from .machine import events as ev
 from .machine.machine import ChainMachine
@@ -54,6 +55,7 @@ class ChainSession:
         )
         timing = replace(config.timing.chain, patience_seconds=config.patience_seconds)
         self._machine = ChainMachine(config.router, config.num_blocks, timing, relay_always=config.relay_always)
+        self._links = Links(config.wire_format, config.codec)
         self._streams: dict[ev.HopId, HopStream] = {}
         self._background = OwnedTasks()
         """Questions to the view, and streams that are being closed."""
@@ -65,7 +67,7 @@ class ChainSession:
         self._next_seq = 1
         self._table = RowTable()
         """The rows after all operations that have begun."""
-        self._inputs = ReplayBuffer(config.token_bytes)
+        self._inputs = ReplayBuffer(config.codec.token_bytes)
         """Tokens that were fed to block 0 by the operations that are over."""
         self._plans: dict[int, tuple[StepPlan, bytes]] = {}
         self._opening_prefixes: tuple[Digests, ...] = ()
@@ -106,7 +108,7 @@ class ChainSession:
                 if self._next_seq == 1 and self._config.page_names is not None:
                     plan, data = await self._begin_with_held(self._config.page_names, plan, data)
                 parts = split_plan(plan, OPERATION_TOKENS)
-                pieces = split_bytes(data, [part.tokens * self._config.token_bytes for part in parts])
+                pieces = split_bytes(data, [part.tokens * self._config.codec.token_bytes for part in parts])
                 answers = [await self.begin(part, piece) for part, piece in zip(parts, pieces, strict=True)]
             except asyncio.CancelledError:
                 self._feed(ev.Close())
@@ -128,7 +130,7 @@ class ChainSession:
         """Begin an operation after those that have begun; its answers come when it is over. Raises as `run`."""
         if self._failure is not None:
             raise self._failure
-        operation = Operation.of(plan, data, self._table, self._next_seq, self._config.token_bytes)
+        operation = Operation.of(plan, data, self._table, self._next_seq, self._config.codec.token_bytes)
         self._table = self._table.after(plan)
         self._next_seq = operation.stop_seq
         self._plans[operation.first_seq] = plan, data
@@ -171,13 +173,14 @@ class ChainSession:
             case ev.Send(hop, step):
                 if hop == self._machine.hop_ids[0]:
                     self._sent_at[step.seq] = self._config.clock()
+                    step = self._links.to_first(self._streams[hop].choice, step)
                 self._streams[hop].post(*cut_step(step))
             case ev.Open():
                 self._open(action)
-            case ev.Reroute(hop, peer, blocks, neighbours):
-                capability = self._capability(peer, blocks, neighbours)
+            case ev.Reroute(hop, neighbours, forget_prefixes):
+                capability = self._capability(self._streams[hop].choice, neighbours)
                 record, relay = neighbours.successor_record, neighbours.relay
-                self._streams[hop].post(RerouteFrame(capability, record, relay))
+                self._streams[hop].post(RerouteFrame(capability, record, relay, forget_prefixes))
             case ev.Replay():
                 self._replay(action)
             case ev.Probe(hop, nonce):
@@ -266,31 +269,32 @@ class ChainSession:
         hello = sign_hello(config.identity, choice.peer, self._id, config.clock(), config.swarm_key)
         opening = OpenFrame(
             hello=hello,
-            capability=self._capability(choice.peer, choice.blocks, neighbours),
+            capability=self._capability(choice, neighbours),
             successor_record=neighbours.successor_record,
             relay=neighbours.relay,
             wait_seconds=action.wait_seconds,
             prefixes=pack_digests(self._named(action.formats_before, self._opening_prefixes)),
         )
         last = choice.blocks.stop == config.num_blocks
-        reader = StepReader(config.token_bytes, answers=last)
-        stream = HopStream(action.hop, choice, reader, self._heard, config.check_values)
+        reader = StepReader(config.codec.link_bytes(self._links.format_from(choice)), answers=last)
+        stream = HopStream(action.hop, choice, reader, self._heard, self._links.taking_from(choice, last))
         self._streams[action.hop] = stream
         stream.open(config.dialer.stub(choice.address), opening)
 
-    def _capability(self, peer: PeerId, blocks: BlockRange, neighbours: ev.Neighbours) -> Signed:
+    def _capability(self, choice: ev.HopChoice, neighbours: ev.Neighbours) -> Signed:
         config = self._config
         grant = Grant(
             session_id=self._id,
             epoch=neighbours.epoch,
             client=config.identity.peer_id,
-            peer=peer,
-            blocks=blocks,
+            peer=choice.peer,
+            blocks=choice.blocks,
             kv_tokens=self._kv_tokens,
             max_rows=self._max_rows,
             predecessor=neighbours.predecessor,
             successor=neighbours.successor,
-            wire_format=config.wire_format,
+            wire_format=self._links.format_from(choice),
+            input_format=self._links.format_to(choice, neighbours.stream_before),
             expires_at_seconds=config.clock() + config.timing.chain.capability_seconds,
             model_digest=config.model_digest,
         )
@@ -301,13 +305,14 @@ class ChainSession:
             wish = ReplayFrame(action.epoch, action.lengths, action.mark, action.timeout_seconds)
             self._streams[action.source].post(wish)
             return
+        first = self._streams[action.target].choice
         steps = replay_steps(self._inputs, action.epoch, action.lengths, action.mark, action.timeout_seconds)
 
         def frames() -> Iterator[ClientFrame]:
             for step in steps:
                 if self._machine.epoch != action.epoch:
                     return  # the chain has changed again
-                yield from cut_step(step)
+                yield from cut_step(self._links.to_first(first, step))
 
         self._streams[action.target].post_lazily(frames())
 
@@ -328,7 +333,7 @@ class ChainSession:
         """
         if plan.source_rows is not None or not PAGE_TOKENS <= plan.tokens <= MAX_PREFIX_TOKENS:
             return plan, data
-        token_bytes = self._config.token_bytes
+        token_bytes = self._config.codec.token_bytes
         rows = split_bytes(data, [piece.count * token_bytes for piece in plan.rows])
         self._pages = self._opening_prefixes = await _named(lambda: tuple(map(names.chain, rows)), len(data))
         if not any(self._pages):
@@ -358,16 +363,18 @@ class ChainSession:
         """The pages of all rows, if there are more than those that peers have kept already."""
         lengths = self._table.lengths
         known = {pages[-1] for pages in self._pages if pages}
+        if self._machine.mixed:
+            return ()
         if not self.chain or sum(lengths) > MAX_PREFIX_TOKENS or max(lengths, default=0) < PAGE_TOKENS:
             return ()
         rows = [RowSlice(row, 0, length, 0) for row, length in enumerate(lengths)]
-        nbytes = sum(lengths) * self._config.token_bytes
+        nbytes = sum(lengths) * self._config.codec.token_bytes
         pages = await _named(lambda: tuple(names.chain(self._inputs.read([row])) for row in rows), nbytes)
         return pages if any(page[-1] not in known for page in pages if page) else ()
 
     async def _have_remembered(self, prefixes: Sequence[Digests]) -> None:
         """Have the peers keep the beginnings of their rows for later sessions; the session ends there."""
-        formats = self._machine.numeric_formats
+        formats = [choice.arithmetic for choice in self._machine.choices]
         streams = [self._streams[hop] for hop in self._machine.hop_ids]
         for index, stream in enumerate(streams):
             stream.post(RememberFrame(pack_digests(self._named(formats[:index], prefixes))))

@@ -31,7 +31,6 @@ class AutoSwarmModelForCausalLM:
         initial_peers: Sequence[str],
         swarm_key: str | Path | SwarmKey | None = None,
         dtype: torch.dtype = torch.float32,
-        wire_format: str | None = None,
         revision: str | None = None,
         **connect_options: Any,
     ) -> Any:
@@ -48,7 +47,6 @@ class AutoSwarmModelForCausalLM:
             checkpoint=checkpoint,
             initial_peers=initial_peers,
             swarm_key=swarm_key,
-            wire_format=wire_format,
             **connect_options,
         )
         return attach(model, factory)

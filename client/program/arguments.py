@@ -21,7 +21,12 @@ NoPush = Annotated[
     bool, typer.Option("--no-push", help="Have every output come back through this client, peers send nothing on.")
 ]
 WireFormat = Annotated[
-    str, typer.Option("--wire-format", help="float32 changes no value; bfloat16, float16 and int8 send less.")
+    str,
+    typer.Option(
+        "--wire-format",
+        help="auto sends what each peer computes in, and changes no value, nor does float32;"
+        " bfloat16, float16 and int8 may send less.",
+    ),
 ]
 MinPrecision = Annotated[
     str | None,

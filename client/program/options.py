@@ -25,7 +25,8 @@ class SwarmOptions:
     push: bool = True
     prefix_cache: bool = True
     """Have peers keep the attention caches of ended sessions for later ones of the same identity."""
-    wire_format: str = "float32"
+    wire_format: str = "auto"
+    """The format of what travels between nodes; "auto": each peer sends the dtype of its stream."""
     min_precision: str | None = None
     """The least precise numeric format that a peer may compute in."""
     patience_seconds: float = PATIENCE_SECONDS

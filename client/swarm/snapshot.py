@@ -130,6 +130,7 @@ class CurrentSwarm:
             known.record.spec.numeric_format,
             self.prepared.trust.believed[hop.peer],
             gap_seconds,
+            known.record.spec.stream_format,
         )
 
     def fill(

@@ -119,8 +119,12 @@ class Engine:
 
     # On the loop.
 
-    async def step(self, kv: SessionKv, plan: StepPlan, data: bytes) -> StepOutput:
+    async def step(
+        self, kv: SessionKv, plan: StepPlan, data: bytes, input_format: WireFormat | None = None
+    ) -> StepOutput:
         """Compute a step together with those of other sessions; one step of a session at a time.
+
+        `input_format` is that of `data`; None: that of the outputs.
 
         Raises as `SessionKv.step` does, and PeerUnavailable when the engine is closed. The rows have the lengths that
         the step began with after an error. A cancelled step is undone unless it is complete already; whatever is asked
@@ -130,7 +134,7 @@ class Engine:
         if latest is not None and not latest.done():
             raise RuntimeError("a session has one step at a time in the engine")
         future: asyncio.Future[StepOutput] = asyncio.get_running_loop().create_future()
-        self._put(StepJob(kv, plan, data, future, time.monotonic()))
+        self._put(StepJob(kv, plan, data, input_format or kv.wire_format, future, time.monotonic()))
         self._latest[kv] = future
         return await future
 
@@ -253,7 +257,7 @@ class Engine:
     def _begin(self, job: StepJob) -> StepOutput | None:
         """The output of a step that is over at once."""
         now = time.time()
-        progress = job.kv.begin(job.plan, job.data)
+        progress = job.kv.begin(job.plan, job.data, job.input_format)
         if progress.remaining:
             self._jobs[job] = progress
             return None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ...proto.wire.steps import StepPlan
+from ...proto.wire.tensors import WireFormat
 from .batch import Share
 from .cache.session import SessionKv, StepOutput
 from .scheduler import Take
@@ -27,6 +28,8 @@ class StepJob:
     kv: SessionKv
     plan: StepPlan
     data: bytes
+    input_format: WireFormat
+    """The format of `data`."""
     future: asyncio.Future[StepOutput]
     arrived_at: float
     """Monotonic seconds."""

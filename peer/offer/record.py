@@ -45,6 +45,8 @@ class HostingFacts:
     blocks: BlockRange | None
     block_hashes: tuple[bytes, ...]
     numeric_format: str
+    stream_format: str
+    """The dtype of the hidden states between the blocks."""
     memory_bytes: int
     """Offered for weights and attention caches together; does not depend on what is hosted now."""
     block_bytes: int
@@ -148,6 +150,7 @@ def _record_of(facts: RecordFacts) -> PeerRecord:
         concurrency=clients.concurrency,
         block_hashes=hosting.block_hashes,
         numeric_format=hosting.numeric_format,
+        stream_format=hosting.stream_format,
         max_blocks=hosting.max_blocks,
         blocks_fixed=hosting.blocks_fixed,
         claim=facts.claim,

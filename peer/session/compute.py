@@ -25,11 +25,12 @@ class EngineCompute:
         self._on_step = on_step
         self._pages_at_once = max(1, COPY_BYTES // kv.page_bytes)
 
-    async def step(self, plan: StepPlan, data: bytes) -> StepOutput:
+    async def step(self, plan: StepPlan, data: bytes, input_format: str) -> StepOutput:
         """Begin with held prefixes, permute, truncate, compute. Raises SwarmError."""
         if plan.adopted:
             await self._adopt(plan)
-        output = await self._engine.step(self._kv, replace(plan, adopted=()), data)
+        wire = self._engine.wire_format(input_format)
+        output = await self._engine.step(self._kv, replace(plan, adopted=()), data, wire)
         self._on_step()
         return output
 

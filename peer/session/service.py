@@ -262,11 +262,12 @@ class PeerService:
     ) -> None:
         """Say that the session is open, and work for it until its client closes it. Raises SwarmError."""
         parts, grant = self._parts, worker.grant
+        steps = StepReader(self._input_bytes(grant))
         reader = SessionReader(
             worker,
             outlet,
-            StepReader(worker.token_bytes),
-            lambda message: self._reroute(worker, message, outlet),
+            steps,
+            lambda message: self._reroute(worker, message, outlet, steps),
             parts.transfers,
             kv.largest_import,
             parts.timing,
@@ -291,19 +292,26 @@ class PeerService:
         lengths = kv.table.lengths
         self._parts.sessions.note_step(grant.key, sum(lengths), len(lengths), self._parts.clock())
 
-    async def _reroute(self, worker: SessionWorker, message: RerouteFrame, outlet: ClientOutlet) -> None:
-        """Give a session new neighbours."""
+    async def _reroute(
+        self, worker: SessionWorker, message: RerouteFrame, outlet: ClientOutlet, steps: StepReader
+    ) -> None:
+        """Give a session new neighbours; what the next `steps` come in follows the predecessor."""
         old = worker.grant
         grant = self._check_grant(message.capability, old.client, old.session_id)
         same = (grant.blocks, grant.kv_tokens, grant.max_rows, grant.wire_format, grant.successor is None)
         if same != (old.blocks, old.kv_tokens, old.max_rows, old.wire_format, old.successor is None):
-            raise RemoteProtocolError("a reroute changes neighbours only")
+            raise RemoteProtocolError("a reroute changes neighbours and the format of inputs only")
 
         def make_link() -> PushLink | None:
             return self._make_link(grant, message.successor_record, message.relay, outlet)
 
-        await worker.put_reroute(grant, message.relay, make_link)
+        await worker.put_reroute(grant, message.relay, make_link, message.forget_prefixes)
+        steps.token_bytes = self._input_bytes(grant)
         self._changes.notify()
+
+    def _input_bytes(self, grant: Grant) -> int:
+        """Bytes of a token in the steps that come."""
+        return self._parts.engine.wire_format(grant.input_format).token_bytes
 
     def _make_link(self, grant: Grant, successor_record: bytes, relay: bool, outlet: ClientOutlet) -> PushLink | None:
         """The way to the successor; None where outputs go back to the client. Raises SwarmError."""
@@ -363,13 +371,13 @@ class PeerService:
         self, stream: Stream[PushFrame, PushReply], session: _OpenSession, pusher: PeerId, key: bytes
     ) -> None:
         worker = session.worker
-        token_bytes = self._parts.engine.wire_format(worker.grant.wire_format).token_bytes
-        reader = StepReader(token_bytes)
+        reader = StepReader(self._input_bytes(worker.grant))
         while (frame := await stream.read()) is not None:
             if self._open.get(key) is not session:
                 raise SessionLost("the session has ended")
             if worker.grant.predecessor != pusher:
                 raise AuthenticationError("the session has another predecessor now")
+            reader.token_bytes = self._input_bytes(worker.grant)
             step = take_step(reader, frame)
             if step is not None:
                 session.reader.touch()

@@ -38,7 +38,7 @@ class StepOutputLike(Protocol):
 class SessionCompute(Protocol):
     """The rows of a session, behind the engine's thread."""
 
-    async def step(self, plan: StepPlan, data: bytes) -> StepOutputLike: ...
+    async def step(self, plan: StepPlan, data: bytes, input_format: str) -> StepOutputLike: ...
     async def reset(self) -> None: ...
     async def export(self) -> bytes: ...
     async def import_(self, lengths: tuple[int, ...], data: bytes) -> None: ...
@@ -79,6 +79,7 @@ class Counters:
 @dataclass(frozen=True, slots=True)
 class _Arrival:
     step: WireStep
+    input_format: str
     received_at: float
     deadline: float
 
@@ -120,6 +121,7 @@ class SessionParts:
     transfers: asyncio.Semaphore
     """Held while an attention cache moves: one at a time on this peer."""
     token_bytes: int
+    """Bytes of a token in the outputs."""
     lengths: Callable[[], tuple[int, ...]] = field(repr=False)
     """The rows' present lengths."""
     prefixes: tuple[Digests, ...] = ()
@@ -150,11 +152,6 @@ class SessionWorker:
             parts.replay.begin(grant.key, parts.token_bytes)
 
     @property
-    def token_bytes(self) -> int:
-        """Bytes of one token on the wire."""
-        return self._parts.token_bytes
-
-    @property
     def applied_seq(self) -> int:
         return self._gate.applied_seq
 
@@ -173,17 +170,22 @@ class SessionWorker:
         self._tokens_waiting += step.plan.tokens
         if self._tokens_waiting > 2 * self.grant.kv_tokens:
             raise RemoteProtocolError(f"more tokens are under way than the {self.grant.kv_tokens} that are reserved")
-        await self._inbox.put(_Arrival(step, self._parts.clock(), deadline))
+        await self._inbox.put(_Arrival(step, self.grant.input_format, self._parts.clock(), deadline))
 
-    async def put_reroute(self, grant: Grant, relay: bool, make_link: Callable[[], SuccessorLink | None]) -> None:
+    async def put_reroute(
+        self, grant: Grant, relay: bool, make_link: Callable[[], SuccessorLink | None], forget_prefixes: bool = False
+    ) -> None:
         """Take new neighbours; with `relay` outputs go through the client, also where there is a link already.
 
-        Steps of older epochs are dropped from now on. Raises RemoteProtocolError.
+        Steps of older epochs are dropped from now on. With `forget_prefixes` nothing is kept of what was declared at
+        the opening. Raises RemoteProtocolError.
         """
         if grant.epoch <= self._latest_epoch:
             raise RemoteProtocolError(f"epoch {grant.epoch} is not newer than {self._latest_epoch}")
         self._latest_epoch = grant.epoch
         self.received_seq = 0
+        if forget_prefixes:
+            self._declared = ()
         old = self._newest_link
         keep = not relay and old is not None and old.usable and grant.successor == self.grant.successor
         self.grant = grant
@@ -269,7 +271,7 @@ class SessionWorker:
         if any(plan.adopted):
             # Nobody computed those tokens in this session, so nobody can replay them but the client.
             self._parts.replay.end(self.grant.key)
-        output = await self._parts.compute.step(plan, step.data)
+        output = await self._parts.compute.step(plan, step.data, arrival.input_format)
         self._parts.counters.prefix_hit_tokens += sum(plan.adopted)
         timing = HopTiming(self.grant.peer, arrival.received_at, output.started_at, output.finished_at)
         if self.grant.successor is not None:
@@ -286,7 +288,7 @@ class SessionWorker:
             await parts.compute.reset()
             if self.grant.successor is not None:
                 parts.replay.begin(self.grant.key, parts.token_bytes)
-        output = await parts.compute.step(step.plan, step.data)
+        output = await parts.compute.step(step.plan, step.data, arrival.input_format)
         parts.counters.rebuilt_tokens += step.plan.tokens
         if self.grant.successor is not None:
             parts.replay.append(self.grant.key, step.plan, output.data)

@@ -18,6 +18,7 @@ from .. import record_pb2 as pb
 from ..errors import AuthenticationError, LocalProtocolError, RemoteProtocolError, UsageError
 from ..identity import Identity, public_key_of
 from ..network.address import HostPort
+from ..wire.precision import STREAM_FORMATS
 from .signed import SignedRecord, sign_record
 from .swarm_key import SwarmKey, dht_id, swarm_key_name
 
@@ -121,6 +122,7 @@ def encode_peer_record(record: PeerRecord) -> bytes:
         stop_block=spec.blocks.stop if spec.blocks else 0,
         block_hashes=b"".join(spec.block_hashes),
         numeric_format=spec.numeric_format,
+        stream_format=spec.stream_format,
         cost=pb.CostMessage(
             decode_fixed=spec.cost.decode_fixed,
             decode_per_row=spec.cost.decode_per_row,
@@ -189,6 +191,7 @@ def decode_peer_record(peer_id: PeerId, payload: bytes) -> PeerRecord:
             concurrency=message.concurrency,
             block_hashes=tuple(hashes[i : i + BLOCK_HASH_BYTES] for i in range(0, len(hashes), BLOCK_HASH_BYTES)),
             numeric_format=message.numeric_format,
+            stream_format=message.stream_format or "float32",
             max_blocks=message.max_blocks or None,
             blocks_fixed=message.blocks_fixed,
             claim=_decode_claim(message.claim) if message.HasField("claim") else None,
@@ -308,6 +311,7 @@ def _check_spec(spec: PeerSpec) -> None:
     _check(0 <= spec.concurrency <= 1e6, "the concurrency is between 0 and 1e6")
     _check(spec.max_blocks is None or 0 < spec.max_blocks < 2**32, "the limit on blocks is positive")
     _check(_TOKEN.fullmatch(spec.numeric_format), "the numeric format has 1 to 32 plain characters")
+    _check(spec.stream_format in STREAM_FORMATS, f"the stream has one of the formats {', '.join(STREAM_FORMATS)}")
 
 
 def check_public_name(name: str) -> None:

@@ -132,7 +132,8 @@ class StepReader:
 
     def __init__(self, token_bytes: int, answers: bool = False) -> None:
         """`answers`: the tensors are answers of `plan.answers` tokens, not inputs of `plan.tokens`."""
-        self._token_bytes = token_bytes
+        self.token_bytes = token_bytes
+        """Bytes of a token in the steps that begin from now on."""
         self._answers = answers
         self._begun: tuple[WireStep, Assembly] | None = None
 
@@ -142,7 +143,7 @@ class StepReader:
         if self._begun is not None:
             raise RemoteProtocolError("a step begins inside another one")
         tokens = step.plan.answers if self._answers and step.rebuild is None else step.plan.tokens
-        if head.total_bytes != tokens * self._token_bytes:
+        if head.total_bytes != tokens * self.token_bytes:
             raise RemoteProtocolError(f"a step of {tokens} tokens has {head.total_bytes} bytes")
         self._begun = step, Assembly(head.total_bytes)
         return self._take(step.data)

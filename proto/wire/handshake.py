@@ -24,6 +24,7 @@ from ..errors import AuthenticationError, ClockSkew, ModelMismatch, RemoteProtoc
 from ..identity import Identity, public_key_of, verify
 from .messages.codec import parse
 from .messages.opening import Signed
+from .precision import WIRE_FORMATS
 from .timing import HELLO_CLOCK_SKEW_SECONDS, MAX_CAPABILITY_SECONDS
 
 PROTOCOL_VERSION = 3
@@ -58,6 +59,9 @@ class Grant:
     successor: PeerId | None
     """None: the outputs go to the client."""
     wire_format: str
+    """The format of the outputs, for the whole session."""
+    input_format: str
+    """The format of the steps that come in this epoch."""
     expires_at_seconds: float
     model_digest: str
 
@@ -172,6 +176,7 @@ def sign_capability(identity: Identity, grant: Grant) -> Signed:
         predecessor=grant.predecessor or "",
         successor=grant.successor or "",
         wire_format=grant.wire_format,
+        input_format=grant.input_format,
         expires_at=grant.expires_at_seconds,
         model_digest=grant.model_digest,
     ).SerializeToString()
@@ -210,7 +215,8 @@ def check_capability(
         max_rows=capability.max_rows,
         predecessor=_neighbour(capability.predecessor),
         successor=_neighbour(capability.successor),
-        wire_format=capability.wire_format,
+        wire_format=_format_in(capability.wire_format),
+        input_format=_format_in(capability.input_format),
         expires_at_seconds=expires_at,
         model_digest=capability.model_digest,
     )
@@ -228,6 +234,12 @@ def _neighbour(peer_id: str) -> PeerId | None:
         return None
     public_key_of(peer_id)
     return PeerId(peer_id)
+
+
+def _format_in(name: str) -> str:
+    if name not in WIRE_FORMATS:
+        raise RemoteProtocolError(f"wire format {name!r} is not known")
+    return name
 
 
 def _check_length(name: str, value: bytes, length: int) -> None:

@@ -1,4 +1,4 @@
-"""Numeric formats of a peer's weights, and which of them a client may call precise enough.
+"""Numeric formats: of a peer's weights, and which of them a client may call precise enough; of what travels.
 
 A format is a name in the peer's record.  What is measured of each (relative error of a linear layer against float32)
 is in docs/benchmarks.md; here is only their order.  No torch: the client's router asks for every peer it looks at.
@@ -21,6 +21,12 @@ _RANKS: Mapping[str, int] = {
 
 FORMATS = tuple(_RANKS)
 """The formats that a peer may announce, the most precise first."""
+
+STREAM_FORMATS = ("float32", "bfloat16", "float16")
+"""The dtypes that a peer's hidden states between blocks may have."""
+
+WIRE_FORMATS = (*STREAM_FORMATS, "int8")
+"""The formats in which hidden states may travel."""
 
 QUANTIZATIONS = ("auto", "none", "int8", "int4", "nf4")
 """The choices of a peer's operator: a format, "none" for that of the weights as loaded, or "auto"."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import RemoteProtocolError, UsageError
+from .precision import STREAM_FORMATS, WIRE_FORMATS
 
 MAX_DIMENSIONS = 8
 INT8_GROUP = 64
@@ -105,8 +106,8 @@ class WireFormat:
                 _quantize_int8,
                 lambda packed: _dequantize_int8(packed, groups),
             )
-        if name not in ("float32", "bfloat16", "float16"):
-            raise UsageError(f"wire format {name[:32]!r} is not known", hint="Use float32, bfloat16, float16 or int8.")
+        if name not in STREAM_FORMATS:
+            raise UsageError(f"wire format {name[:32]!r} is not known", hint=f"Use {', '.join(WIRE_FORMATS)}.")
         dtype = DTYPES[name]
         return cls(
             name,
@@ -144,7 +145,8 @@ def _saturating_cast(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     limits = torch.finfo(dtype)
     if limits.max >= torch.finfo(values.dtype).max:
         return values.to(dtype)
-    return values.clamp(limits.min, limits.max).to(dtype)
+    finite = values.clamp(limits.min, limits.max)
+    return torch.where(values.isinf(), values, finite).to(dtype)  # what is no number has to be seen at the other end
 
 
 def _quantize_int8(hidden: torch.Tensor) -> torch.Tensor:

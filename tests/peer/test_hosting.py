@@ -130,7 +130,7 @@ class Session:
         self.world = world
         self.grant = Grant(
             number.to_bytes(16, "big"), 1, world.client.peer_id, world.identity.peer_id, blocks, kv_tokens, 1, None,
-            None, "float32", time.time() + 100, DIGEST,
+            None, "float32", "float32", time.time() + 100, DIGEST,
         )  # fmt: skip
         truth = world.truth
         self._truth: SessionKv = truth.open(blocks, truth.wire_format("float32"), kv_tokens, 1)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from blockswarm.client.codec import FloatCodec
 from blockswarm.client.config import SessionConfig, SessionEvent
 from blockswarm.client.swarm.router import ViewRouter
 from blockswarm.client.swarm.view import SwarmView
@@ -219,8 +220,8 @@ class PlacedSwarm:
         await view.start()
         return SessionConfig(
             identity=identity, dialer=dialer, router=ViewRouter(view),
-            model_digest=self.digest, num_blocks=self.checkpoint.num_blocks, wire_format="float32",
-            token_bytes=4 * self.checkpoint.config.hidden_size, swarm_key=None, relay_always=False,
+            model_digest=self.digest, num_blocks=self.checkpoint.num_blocks, wire_format="auto",
+            codec=FloatCodec(self.checkpoint.config.hidden_size), swarm_key=None, relay_always=False,
             on_event=on_event, timing=CLIENT_TIMING,
         )  # fmt: skip
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import torch
+from blockswarm.client.chain.formats import AUTO
+from blockswarm.client.chain.prefixes import PageNames
 from blockswarm.client.chain.session import ChainSession
+from blockswarm.client.codec import FloatCodec
 from blockswarm.client.config import SessionConfig, SessionEvent
 from blockswarm.client.swarm.router import ViewRouter
 from blockswarm.client.swarm.view import SwarmView
@@ -25,12 +30,32 @@ from blockswarm.proto.directory.swarm_key import SwarmKey
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
 from blockswarm.proto.network.address import PeerAddress
-from blockswarm.proto.network.transport import Dialer, serve
+from blockswarm.proto.network.transport import Dialer, Handlers, serve
+from blockswarm.proto.wire.frames import ChunkFrame, StepFrame
 from blockswarm.proto.wire.handshake import HelloChecker
 from blockswarm.routing.admit.table import SessionTable
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState
 
 USUAL_COST = ComputeCost(1e-3, prefill_per_token=1e-4)
+
+
+@dataclass
+class CountedStream:
+    """A stream that a peer serves, and the bytes of tensors that come and go on it."""
+
+    stream: Any
+    count: Callable[[int], None]
+
+    async def read(self) -> Any:
+        return self._counted(await self.stream.read())
+
+    async def write(self, frame: Any) -> None:
+        await self.stream.write(self._counted(frame))
+
+    def _counted(self, frame: Any) -> Any:
+        if isinstance(frame, StepFrame | ChunkFrame):
+            self.count(len(frame.step.data if isinstance(frame, StepFrame) else frame.data))
+        return frame
 
 
 @dataclass
@@ -65,6 +90,8 @@ class LocalSwarm:
     """The time-outs of all peers."""
     prefix_bytes: int = 0
     """The limit on attention caches of earlier sessions, on every peer."""
+    tensor_bytes: int = 0
+    """Bytes of activations in the frames that all peers have read from streams, or answered on them."""
     store: MemoryStore = field(default_factory=MemoryStore)
     peers: list[LocalPeer] = field(default_factory=list)
     dialers: list[Dialer] = field(default_factory=list)
@@ -84,11 +111,12 @@ class LocalSwarm:
         checkpoint: Checkpoint | None = None,
         host: str = "127.0.0.1",
         cost: ComputeCost = USUAL_COST,
+        dtype: torch.dtype = torch.float32,
     ) -> LocalPeer:
         """`checkpoint`: where its weights come from, if not from that of the swarm."""
         identity, checkpoint = identity or Identity.generate(), checkpoint or self.checkpoint
         directory = MemoryDirectory(self.store, time.time)
-        stage = load_stage(checkpoint, blocks)
+        stage = load_stage(checkpoint, blocks, dtype)
         engine = Engine(stage, KvPool(kv_tokens * len(blocks) * stage.kv_bytes_per_token, self.prefix_bytes))
         sessions = SessionTable(kv_tokens * len(blocks))
 
@@ -113,12 +141,22 @@ class LocalSwarm:
             timing=self.timing,
         )
         service = PeerService(parts)
-        server, port = await serve(identity, service.handlers, host, 0)
+        server, port = await serve(identity, self._counting(service.handlers), host, 0)
         hashes = checkpoint.block_hashes(blocks)
         peer = LocalPeer(identity, service, parts, server, f"{host}:{port}", blocks, hashes, cost)
         self.peers.append(peer)
         await self._announce(peer, PeerState.SERVING)
         return peer
+
+    def _counting(self, handlers: Handlers) -> Handlers:
+        def note(nbytes: int) -> None:
+            self.tensor_bytes += nbytes
+
+        return replace(
+            handlers,
+            session=lambda stream: handlers.session(CountedStream(stream, note)),
+            push=lambda stream: handlers.push(CountedStream(stream, note)),
+        )
 
     async def drain(self, peer: LocalPeer) -> None:
         """The peer is about to leave, and the clients have seen that."""
@@ -137,6 +175,7 @@ class LocalSwarm:
             kv_tokens_total=sessions.kv_token_blocks_total,
             kv_tokens_free=sessions.kv_token_blocks_free,
             block_hashes=peer.block_hashes,
+            stream_format=peer.parts.engine.stage.stream_format,
         )
         record = PeerRecord(self.digest, spec, addresses=(peer.target,), incarnation=time.time_ns())
         signed = sign_peer_record(peer.identity, record, self.swarm_key, time.time() + 100)
@@ -146,6 +185,7 @@ class LocalSwarm:
         self, *, initial: Sequence[PeerAddress] | None = None, swarm_key: SwarmKey | None = None, push: bool = True,
         events: list[SessionEvent] | None = None, hidden_size: int | None = None, timing: ClientTiming | None = None,
         proven: Mapping[int, bytes] | None = None,
+        wire_format: str = AUTO, prefix_cache: bool = False,
     ) -> SessionConfig:  # fmt: skip
         identity, dialer = Identity.generate(), Dialer()
         self.dialers.append(dialer)
@@ -163,8 +203,9 @@ class LocalSwarm:
             router=ViewRouter(view),
             model_digest=self.digest,
             num_blocks=self.checkpoint.num_blocks,
-            wire_format="float32",
-            token_bytes=4 * size,
+            wire_format=wire_format,
+            codec=FloatCodec(size),
+            page_names=PageNames(identity, self.digest, wire_format, 4 * size) if prefix_cache else None,
             swarm_key=swarm_key or self.swarm_key,
             relay_always=not push,
             on_event=(events.append if events is not None else lambda event: None),

@@ -1,12 +1,12 @@
 """An engine without tensors: a token is one number, and a block folds all tokens of a row so far into the next one.
 
 Every output depends on every input before it in its row and on the blocks passed, so a wrong row, position, order or
-block shows at once.
+block shows at once.  In "float32" a number has 64 bits; in "bfloat16", rounding is to drop all but the last 32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -19,20 +19,53 @@ from blockswarm.routing.swarm import BlockRange, PeerId
 T = TypeVar("T")
 
 TOKEN_BYTES = 8
-_MASK = (1 << 64) - 1
+_SIZES = {"float32": TOKEN_BYTES, "bfloat16": TOKEN_BYTES // 2}
+
+
+def rounded(token: int, name: str) -> int:
+    return token & ((1 << 8 * _SIZES[name]) - 1)
 
 
 @dataclass(frozen=True)
 class ToyFormat:
-    token_bytes: int = TOKEN_BYTES
+    name: str = "float32"
+
+    @property
+    def token_bytes(self) -> int:
+        return _SIZES[self.name]
+
+    def encode(self, tokens: Sequence[int]) -> bytes:
+        return b"".join(rounded(token, self.name).to_bytes(self.token_bytes, "little") for token in tokens)
+
+    def decode(self, data: bytes) -> list[int]:
+        size = self.token_bytes
+        return [int.from_bytes(data[i : i + size], "little") for i in range(0, len(data), size)]
+
+
+class ToyCodec:
+    """Does for numbers what `FloatCodec` does for real activations."""
+
+    token_bytes = TOKEN_BYTES
+
+    def link_bytes(self, wire_format: str) -> int:
+        return ToyFormat(wire_format).token_bytes
+
+    def encode(self, data: bytes, wire_format: str) -> bytes:
+        return ToyFormat(wire_format).encode(unpack(data))
+
+    def decode(self, data: bytes, wire_format: str) -> bytes:
+        return pack(ToyFormat(wire_format).decode(data))
+
+    def check(self, data: bytes, wire_format: str) -> None:
+        pass
 
 
 def pack(tokens: Sequence[int]) -> bytes:
-    return b"".join(token.to_bytes(TOKEN_BYTES, "little") for token in tokens)
+    return ToyFormat().encode(tokens)
 
 
 def unpack(data: bytes) -> list[int]:
-    return [int.from_bytes(data[i : i + TOKEN_BYTES], "little") for i in range(0, len(data), TOKEN_BYTES)]
+    return ToyFormat().decode(data)
 
 
 ToyPages = dict[tuple[PeerId | None, bytes], dict[int, list[int]]]
@@ -52,6 +85,9 @@ class ToyKv:
     pages: ToyPages = field(default_factory=dict)
     """Shared with the other sessions of the peer."""
     page_bytes: int = 1
+    streams: Mapping[int, str] = field(default_factory=dict)
+    """Block -> the format of its outputs and of the inputs that it takes in; float32 for those that are not here."""
+    wire_format: ToyFormat = ToyFormat()
 
     @property
     def held_tokens(self) -> tuple[int, ...]:
@@ -85,14 +121,17 @@ class ToyKv:
     def table(self) -> RowTable:
         return RowTable(tuple(len(row[0]) for row in self.rows))
 
-    def step(self, plan: StepPlan, data: bytes) -> StepOutput:
+    def step(self, plan: StepPlan, data: bytes, input_format: ToyFormat | None = None) -> StepOutput:
         assert not plan.adopted
         after = self.table.after(plan)
         if after.tokens > self.kv_tokens or len(after.lengths) > self.max_rows:
             raise RemoteProtocolError("more than reserved")
         if plan.source_rows is not None:
             self.rows = [[list(states) for states in self.rows[source]] for source in plan.source_rows]
-        tokens = iter(unpack(data))
+        packed = (input_format or self.wire_format).decode(data)
+        if len(packed) != plan.tokens:
+            raise RemoteProtocolError("not in the format of the inputs")
+        tokens = iter(packed)
         outputs = []
         for piece in plan.rows:
             if piece.row == len(self.rows):
@@ -101,12 +140,14 @@ class ToyKv:
             for states in row:
                 del states[piece.start :]
             outputs += [self._through_blocks(row, next(tokens)) for _ in range(piece.count)]
-        return StepOutput(pack(outputs), 0.0, 0.0)
+        return StepOutput(self.wire_format.encode(outputs), 0.0, 0.0)
 
     def _through_blocks(self, row: list[list[int]], token: int) -> int:
         for block, states in zip(self.blocks, row, strict=True):
             before = states[-1] if states else block + 1
-            token = (before * 6364136223846793005 + token * 1442695040888963407 + block) & _MASK
+            stream = self.streams.get(block, "float32")
+            token = before * 6364136223846793005 + rounded(token, stream) * 1442695040888963407 + block
+            token = rounded(token, stream)
             states.append(token)
         return token
 
@@ -132,12 +173,13 @@ class ToyKv:
 class ToyEngine:
     """Computes at once, in the caller."""
 
-    def __init__(self, blocks: BlockRange) -> None:
+    def __init__(self, blocks: BlockRange, streams: Mapping[int, str] | None = None) -> None:
         self.blocks = blocks
+        self.streams = streams or {}
         self.pages: ToyPages = {}
 
     def wire_format(self, name: str) -> ToyFormat:
-        return ToyFormat()
+        return ToyFormat(name)
 
     def open(
         self,
@@ -148,10 +190,12 @@ class ToyEngine:
         client: PeerId,
         prefixes: Sequence[Digests],
     ) -> ToyKv:
-        return ToyKv(blocks, kv_tokens, max_rows, [], client, prefixes, self.pages)
+        return ToyKv(
+            blocks, kv_tokens, max_rows, [], client, prefixes, self.pages, streams=self.streams, wire_format=wire_format
+        )
 
-    async def step(self, kv: ToyKv, plan: StepPlan, data: bytes) -> StepOutput:
-        return kv.step(plan, data)
+    async def step(self, kv: ToyKv, plan: StepPlan, data: bytes, input_format: ToyFormat) -> StepOutput:
+        return kv.step(plan, data, input_format)
 
     async def release(self, kv: ToyKv) -> None:
         kv.close()

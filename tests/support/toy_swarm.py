@@ -28,7 +28,7 @@ from blockswarm.routing.admit.queue import MAX_WAITING, AdmissionQueue
 from blockswarm.routing.admit.table import SessionTable
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec
 from support.memory_net import MemoryNet
-from support.toy_engine import TOKEN_BYTES, ToyEngine, ToyKv, pack, unpack
+from support.toy_engine import ToyCodec, ToyEngine, ToyKv, pack, unpack
 from support.virtual_time import VirtualTimeLoop
 
 NUM_BLOCKS = 6
@@ -144,7 +144,7 @@ class World:
             model_digest=DIGEST,
             num_blocks=NUM_BLOCKS,
             wire_format="float32",
-            token_bytes=TOKEN_BYTES,
+            codec=ToyCodec(),
             on_event=visit.events.append,
             clock=self.clock,
             patience_seconds=self.patience_seconds,

@@ -35,8 +35,8 @@ def make_worker(link: FakeLink) -> SessionWorker:
     """A worker in the middle of a chain whose successor is reached by `link`; it computes nothing."""
     grant = Grant(
         session_id=bytes(16), epoch=1, client=PeerId("client"), peer=PeerId("me"), blocks=BlockRange(0, 1), kv_tokens=8,
-        max_rows=1, predecessor=None, successor=PeerId("next"), wire_format="float32", expires_at_seconds=0.0,
-        model_digest="",
+        max_rows=1, predecessor=None, successor=PeerId("next"), wire_format="float32", input_format="float32",
+        expires_at_seconds=0.0, model_digest="",
     )  # fmt: skip
     nothing: Any = SimpleNamespace()
     parts = SessionParts(

@@ -82,6 +82,7 @@ class Stranger:
             predecessor=None,
             successor=None,
             wire_format="float32",
+            input_format="float32",
             expires_at_seconds=time.time() + 60,
             model_digest=self.swarm.digest,
         )
@@ -327,7 +328,9 @@ BAD_OPENINGS = {
     "absurd rows": (granting(max_rows=1 << 20), LocalProtocolError),
     "no rows": (granting(max_rows=0), LocalProtocolError),
     "a neighbour that is no peer": (granting(predecessor="nobody"), AuthenticationError),
-    "an unknown wire format": (granting(wire_format="float1"), SwarmError),
+    "an unknown wire format": (granting(wire_format="float1"), LocalProtocolError),
+    "an unknown format of inputs": (granting(input_format="float64"), LocalProtocolError),
+    "no format of inputs": (granting(input_format=""), LocalProtocolError),
     "hello for another peer": (hello_for_another, AuthenticationError),
     "hello of another session": (hello_of_another_session, AuthenticationError),
     "hello from the past": (hello_at(-60), ClockSkew),

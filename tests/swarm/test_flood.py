@@ -72,7 +72,7 @@ class Attacker:
         grant = Grant(
             session_id=session_id, epoch=1, client=self.identity.peer_id, peer=self.victim.peer, blocks=BLOCKS,
             kv_tokens=kv_tokens, max_rows=4, predecessor=None, successor=None, wire_format="float32",
-            expires_at_seconds=now + 600, model_digest=self.model_digest,
+            input_format="float32", expires_at_seconds=now + 600, model_digest=self.model_digest,
         )  # fmt: skip
         hello = sign_hello(self.identity, self.victim.peer, session_id, now, None)
         capability = signed_message(sign_capability(self.identity, grant))

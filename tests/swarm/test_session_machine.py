@@ -36,7 +36,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from support.memory_net import CLIENT, MemoryNet
-from support.toy_engine import TOKEN_BYTES, ToyEngine, ToyKv, pack, unpack
+from support.toy_engine import TOKEN_BYTES, ToyCodec, ToyEngine, ToyKv, pack, unpack
 from support.virtual_time import VirtualTimeLoop
 
 NUM_BLOCKS = 6
@@ -64,7 +64,7 @@ class Peer:
 
     def start(self) -> None:
         machine = self._machine
-        engine = ToyEngine(self.blocks)
+        engine = ToyEngine(self.blocks, machine.streams)
         self.parts = PeerParts(
             identity=self.identity,
             engine=engine,
@@ -95,7 +95,8 @@ class Peer:
         return sign_peer_record(self.identity, record, None, self._machine.clock() + 60).encode()
 
     def choice(self, blocks: BlockRange) -> HopChoice:
-        return HopChoice(PeerAddress(self.id, "10.0.0.1:1"), blocks, self.record())
+        stream = self._machine.streams[blocks.start]
+        return HopChoice(PeerAddress(self.id, "10.0.0.1:1"), blocks, self.record(), stream_format=stream)
 
 
 class Router:
@@ -166,7 +167,8 @@ class SessionMachine(RuleBasedStateMachine):
         self.loop.set_exception_handler(lambda loop, context: self.errors.append(context))
         self.net = MemoryNet()
         self.events: list[SessionEvent] = []
-        self.truth = ToyKv(BlockRange(0, NUM_BLOCKS), KV_TOKENS, MAX_ROWS)
+        self.streams: dict[int, str] = {}
+        """Block -> the stream of all peers that have it: a replacement computes as its predecessor did."""
         self.told: list[list[int]] = []
         self.next_token = 1
 
@@ -177,8 +179,19 @@ class SessionMachine(RuleBasedStateMachine):
         """Whether the client's own network is away."""
         return self.loop.time() < self.net.link(CLIENT, CLIENT).held_until
 
-    @initialize(small_buffers=st.sets(st.integers(0, 5)), prefixes=st.booleans())
-    def begin(self, small_buffers: set[int], prefixes: bool) -> None:
+    def whole(self) -> ToyKv:
+        return ToyKv(BlockRange(0, NUM_BLOCKS), KV_TOKENS, MAX_ROWS, streams=self.streams)
+
+    @initialize(
+        small_buffers=st.sets(st.integers(0, 5)),
+        prefixes=st.booleans(),
+        streams=st.tuples(*[st.sampled_from(["float32", "bfloat16"])] * 3),
+        wire_format=st.sampled_from(["auto", "float32"]),
+    )
+    def begin(self, small_buffers: set[int], prefixes: bool, streams: Sequence[str], wire_format: str) -> None:
+        self.streams = {block: stream for blocks, stream in zip(RANGES, streams, strict=True) for block in blocks}
+        self.truth = self.whole()
+
         async def start() -> None:
             self.peers = [
                 Peer(self, RANGES[index % 3], 40 * TOKEN_BYTES if index in small_buffers else 1 << 20)
@@ -191,9 +204,9 @@ class SessionMachine(RuleBasedStateMachine):
                 router=Router(self),
                 model_digest=DIGEST,
                 num_blocks=NUM_BLOCKS,
-                wire_format="float32",
-                token_bytes=TOKEN_BYTES,
-                page_names=PageNames(identity, DIGEST, "float32", TOKEN_BYTES) if prefixes else None,
+                wire_format=wire_format,
+                codec=ToyCodec(),
+                page_names=PageNames(identity, DIGEST, wire_format, TOKEN_BYTES) if prefixes else None,
                 on_event=self.events.append,
                 clock=self.clock,
             )
@@ -258,7 +271,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.next_token += more
         self.loop.run(self.session.close())
         self.session = ChainSession(self.config, KV_TOKENS, MAX_ROWS)
-        self.truth, self.told = ToyKv(BlockRange(0, NUM_BLOCKS), KV_TOKENS, MAX_ROWS), []
+        self.truth, self.told = self.whole(), []
         if not tokens:
             return
         plan = StepPlan((RowSlice(0, 0, len(tokens), data.draw(st.integers(0, min(3, len(tokens))))),))

@@ -44,10 +44,17 @@ class HopChoice:
 
     0: that is proven to be the best. More: the search ended with its budget; infinite if nothing is known of others.
     """
+    stream_format: str = "float32"
+    """The dtype of its hidden states between blocks, likewise."""
 
     @property
     def peer(self) -> PeerId:
         return self.address.peer
+
+    @property
+    def arithmetic(self) -> str:
+        """Everything about the peer, beside the model, that decides which outputs follow from its inputs."""
+        return f"{self.blocks} {self.numeric_format} {self.stream_format}"
 
 
 def gap_of(choices: Sequence[HopChoice]) -> float:
@@ -239,6 +246,8 @@ class Neighbours:
     successor_record: bytes
     relay: bool
     """Outputs come back here instead of going to the successor."""
+    stream_before: str | None = None
+    """The format of the predecessor's stream; None: there is none but this client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +260,7 @@ class Open:
     wait_seconds: float
     """How long the session may wait for room; 0: it is refused where there is none."""
     formats_before: tuple[str, ...] = ()
-    """The numeric formats of the peers before it, on which the names of its prefix pages depend."""
+    """`HopChoice.arithmetic` of the peers before it, on which the names of its prefix pages depend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,9 +268,9 @@ class Reroute:
     """Give a peer new neighbours."""
 
     hop: HopId
-    peer: PeerId
-    blocks: BlockRange
     neighbours: Neighbours
+    forget_prefixes: bool = False
+    """The pages that it computes do not deserve the names that were given to them at the opening."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,9 +70,9 @@ class ChainMachine(Watching):
         return tuple(hop.choice for hop in self._roster.hops)
 
     @property
-    def numeric_formats(self) -> tuple[str, ...]:
-        """The format in which each peer in use computes."""
-        return tuple(choice.numeric_format for choice in self.choices)
+    def mixed(self) -> bool:
+        """Whether a peer in use was fed by peers of other formats before than those before it now."""
+        return self._roster.mixed
 
     @property
     def wake_at(self) -> float:
@@ -289,7 +289,8 @@ class ChainMachine(Watching):
         if self._roster.is_broken():
             return self._repair()
         if self._preparing is not None and all(hop.opened for hop in self._roster.hops):
-            self._emit(ev.Ready(adoptable(self._roster.hops, self._preparing)))
+            hops = () if self._roster.mixed else self._roster.hops  # what one holds is not what it would be fed
+            self._emit(ev.Ready(adoptable(hops, self._preparing)))
             self._preparing = None
         self._finish_operations()
         if not self._has_work:

@@ -42,7 +42,7 @@ class Moving(Repairing):
         if wait > timing.handover_wait_seconds or (move.slow and not self._is_faster(chain)):
             return self._end_move()
         move.waits = wait > 0
-        if len(choices) > 1:
+        if len(choices) > 1 or choices[0].stream_format != move.old.choice.stream_format:  # caches have that dtype too
             return self._reserve(chain, timing.handover_wait_seconds) if move.waits else self._connect(chain)
         self._roster.next_epoch()
         hops = self._roster.hops_of(chain)
@@ -75,6 +75,8 @@ class Moving(Repairing):
         move.new.built = move.new.rebuilt_epoch == roster.epoch
         if move.new.built or self._is_late or not move.old.alive:
             self._emit(ev.StopExport(move.old.id))
+            # The old peer's cache in a peer that computes otherwise: there is no name for it.
+            roster.mixed |= move.new.built and move.new.choice.arithmetic != move.old.choice.arithmetic
             return self._connect(roster.replaced(move.old, [move.new]))
         if not move.exporting and (move.new.opened or not move.waits):
             move.exporting = True

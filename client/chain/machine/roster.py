@@ -31,6 +31,9 @@ class Roster:
     epoch: int = 0
     relayed: set[tuple[PeerId, PeerId]] = field(default_factory=set)
     """Pairs of neighbours that cannot push: what one says to the other goes through the client."""
+    mixed: bool = False
+    """A peer that stayed has had peers of other formats before it than it has now: no name says what it was fed."""
+    _formats_before: dict[ev.HopId, tuple[str, ...]] = field(default_factory=dict)
     _last_id: int = 0
 
     def find(self, hop: ev.HopId) -> HopFacts | None:
@@ -84,12 +87,15 @@ class Roster:
             if hop not in hops:
                 self.emit(ev.Leave(hop.id))
         self.hops, self.beside = hops, []
+        before = {hop.id: _formats_before(hops, index) for index, hop in enumerate(hops)}
+        self.mixed |= any(self._formats_before.get(hop, formats) != formats for hop, formats in before.items())
+        self._formats_before = before
         for index, hop in enumerate(hops):
             after = hops[index + 1] if index + 1 < len(hops) else None
             relay = self.relay_always or (after is not None and (hop.peer, after.peer) in self.relayed)
             neighbours = self._neighbours(hops, index, relay)
             if hop in opened:
-                self.emit(ev.Reroute(hop.id, hop.peer, hop.blocks, neighbours))
+                self.emit(ev.Reroute(hop.id, neighbours, self.mixed))
             else:
                 self._open(hop, hops, index, neighbours, 0.0)
         kind = "rerouted" if changes else "opened"
@@ -130,14 +136,24 @@ class Roster:
     def _open(
         self, hop: HopFacts, chain: Sequence[HopFacts], index: int, neighbours: ev.Neighbours, wait_seconds: float
     ) -> None:
-        formats = tuple(before.choice.numeric_format for before in chain[:index])
-        self.emit(ev.Open(hop.id, hop.choice, neighbours, wait_seconds, formats))
+        self.emit(ev.Open(hop.id, hop.choice, neighbours, wait_seconds, _formats_before(chain, index)))
 
     def _neighbours(self, chain: Sequence[HopFacts], index: int, relay: bool) -> ev.Neighbours:
         before = chain[index - 1] if index else None
         after = chain[index + 1] if index + 1 < len(chain) else None
         record = (self.record_of(after.peer) or after.choice.record) if after is not None else b""
-        return ev.Neighbours(self.epoch, before.peer if before else None, after.peer if after else None, record, relay)
+        return ev.Neighbours(
+            self.epoch,
+            before.peer if before else None,
+            after.peer if after else None,
+            record,
+            relay,
+            before.choice.stream_format if before else None,
+        )
+
+
+def _formats_before(chain: Sequence[HopFacts], index: int) -> tuple[str, ...]:
+    return tuple(before.choice.arithmetic for before in chain[:index])
 
 
 def describe(layout: Sequence[tuple[PeerId, BlockRange]]) -> str:

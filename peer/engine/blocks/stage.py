@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ....proto.errors import UsageError
+from ....proto.wire.tensors import dtype_name
 from ....routing.swarm import BlockRange
 from ..weights.quantize import held_bytes
 from .rows import RowOutOfMemory, RowSpan
@@ -116,6 +117,11 @@ class Stage:
     def dtype(self) -> torch.dtype:
         """That of the residual stream."""
         return self._parameter.dtype
+
+    @property
+    def stream_format(self) -> str:
+        """The name of that dtype on the wire."""
+        return dtype_name(self.dtype)
 
     @property
     def device(self) -> torch.device:

@@ -107,6 +107,7 @@ class SessionKv:
         memory: SessionMemory,
     ) -> None:
         self.wire_format = wire_format
+        """The format of the outputs."""
         self.held_tokens = memory.held_tokens
         """For each row, from row 0 on, how many tokens it may begin with (`adopt`)."""
         self.view = view
@@ -144,15 +145,15 @@ class SessionKv:
             progress.store(takes, output)
         return StepOutput(progress.finish(), started_at, time.time())
 
-    def begin(self, plan: StepPlan, data: bytes) -> StepProgress:
-        """Permute and truncate; what remains is to compute.
+    def begin(self, plan: StepPlan, data: bytes, input_format: WireFormat | None = None) -> StepProgress:
+        """Permute and truncate; what remains is to compute. `input_format` is that of `data`; None: of the outputs.
 
         Raises RemoteProtocolError for a plan that does not fit the rows or the reservation, for data of another size
         than the plan's; BadActivations for values that are not finite; OutOfMemory. The rows are as they were then.
         """
         self._expect_no_step()
         self._check(plan)
-        hidden = self._decode(plan, data)
+        hidden = self._checked(plan, (input_format or self.wire_format).decode(data))
         self._memory.reserve()
         self._memory.unpin()
         if plan.source_rows is not None:
@@ -251,9 +252,8 @@ class SessionKv:
         if table.tokens > self._kv_tokens:
             raise RemoteProtocolError(f"the session reserved {self._kv_tokens} tokens, this step needs {table.tokens}")
 
-    def _decode(self, plan: StepPlan, data: bytes) -> torch.Tensor:
+    def _checked(self, plan: StepPlan, hidden: torch.Tensor) -> torch.Tensor:
         """The plan's tokens, (T, H) in the stage's dtype, on the CPU."""
-        hidden = self.wire_format.decode(data)
         if hidden.shape[0] != plan.tokens:
             raise RemoteProtocolError(f"a step of {plan.tokens} tokens came with {hidden.shape[0]}")
         hidden = hidden.to(self.view.dtype)

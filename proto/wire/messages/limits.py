@@ -84,7 +84,7 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
     },
     "Capability": {
         "session_id": Size(16), "peer_id": _PEER_ID, "predecessor": _PEER_ID, "successor": _PEER_ID,
-        "wire_format": Size(32), "expires_at": _MOMENT, "model_digest": Size(64),
+        "wire_format": Size(32), "input_format": Size(32), "expires_at": _MOMENT, "model_digest": Size(64),
     },
     "Open": {"successor_record": _RECORD, "wait_seconds": _DURATION, "prefixes": Count(MAX_ROWS)},
     "Prefix": {"digests": Size(MAX_PREFIX_BYTES)},

@@ -17,6 +17,8 @@ class RerouteFrame:
     capability: Signed
     successor_record: bytes = b""
     relay: bool = False
+    forget_prefixes: bool = False
+    """Keep none of the prefixes that were named at the opening: the rows are what their names say no more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ def test_an_error_of_any_class_fails_the_hop(said: Any, reason: type[SwarmError]
             told.set()
 
         choice = ev.HopChoice(PeerAddress(Identity.generate().peer_id, "h:1"), BlockRange(0, 4), b"")
-        stream = HopStream(ev.HopId(7), choice, StepReader(4, answers=True), tell, lambda step: None)
+        stream = HopStream(ev.HopId(7), choice, StepReader(4, answers=True), tell, lambda step: step)
         call = Call(said)
         stream.open(SimpleNamespace(session=lambda: call), OpenFrame(Signed(), Signed()))  # type: ignore[arg-type]
         async with asyncio.timeout(10):

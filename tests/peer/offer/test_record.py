@@ -77,6 +77,7 @@ def facts_of(
             blocks=hosted,
             block_hashes=tuple(block.to_bytes(8, "big") for block in hosted),
             numeric_format="float16",
+            stream_format="float16",
             memory_bytes=offer.total_bytes,
             block_bytes=offer.block_bytes,
             kv_bytes_per_token=offer.kv_bytes_per_token,

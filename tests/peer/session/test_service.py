@@ -78,7 +78,7 @@ class World:
         me, client = self.identity.peer_id, self.client
         grant = Grant(
             number.to_bytes(16, "big"), epoch, client.peer_id, me, BLOCKS, ROOM_TOKENS, 1, None, None, "float32",
-            time.time() + 100, DIGEST,
+            "float32", time.time() + 100, DIGEST,
         )  # fmt: skip
         hello = sign_hello(client, me, grant.session_id, time.time(), None)
         capability = sign_capability(client, grant)

@@ -26,7 +26,7 @@ from support.virtual_time import VirtualTimeLoop
 def grant(session: int, kv_tokens: int, client: str = "") -> Grant:
     client_id = PeerId(client or f"client {session}")
     session_id, me, blocks = session.to_bytes(16, "big"), PeerId("p"), BlockRange(0, 1)
-    return Grant(session_id, 1, client_id, me, blocks, kv_tokens, 1, None, None, "float32", 0, "")
+    return Grant(session_id, 1, client_id, me, blocks, kv_tokens, 1, None, None, "float32", "float32", 0, "")
 
 
 TIMING = PeerTiming()

@@ -37,6 +37,7 @@ from blockswarm.proto.errors import (
     WrongKey,
 )
 from blockswarm.proto.identity import Identity
+from blockswarm.proto.wire.precision import STREAM_FORMATS
 from blockswarm.routing.releases import MAX_RELEASES
 from blockswarm.routing.swarm import BlockRange, ComputeCost, Coordinate, KvRelease, MoveClaim, PeerSpec, PeerState
 from hypothesis import given, settings
@@ -85,6 +86,7 @@ def peer_records(draw: st.DrawFn) -> PeerRecord:
         concurrency=draw(st.floats(0, 1e6)),
         block_hashes=tuple(hashlib.sha256(b"%d" % i).digest()[:8] for i in range(hosted)),
         numeric_format=draw(plain),
+        stream_format=draw(st.sampled_from(STREAM_FORMATS)),
         max_blocks=draw(st.none() | st.integers(1, 1000)),
         blocks_fixed=draw(st.booleans()),
         claim=draw(st.none() | st.builds(MoveClaim, st.floats(0, 1e12), st.just(BlockRange(3, 9)))),
@@ -132,6 +134,12 @@ def test_what_is_announced_is_what_is_read(record: PeerRecord) -> None:
     assert decode_peer_record(ALICE.peer_id, encode_peer_record(record)) == record
 
 
+def test_a_peer_that_says_nothing_of_its_stream_has_float32() -> None:
+    message = pb.PeerRecordMessage.FromString(encode_peer_record(a_record()))
+    message.ClearField("stream_format")
+    assert decode_peer_record(ALICE.peer_id, message.SerializeToString()).spec.stream_format == "float32"
+
+
 @pytest.mark.parametrize("holder", [PeerSpec, PeerRecord])
 def test_no_field_is_forgotten(holder: type) -> None:
     """A field that is added to the vocabulary has to be announced, too: here every field differs from its default."""
@@ -153,6 +161,7 @@ def test_no_field_is_forgotten(holder: type) -> None:
         concurrency=1.5,
         block_hashes=(b"12345678",),
         numeric_format="int8",
+        stream_format="bfloat16",
         max_blocks=3,
         blocks_fixed=True,
         claim=MoveClaim(4.0, BlockRange(5, 6)),
@@ -284,6 +293,8 @@ def mutate(**fields: object) -> bytes:
         {"block_hashes": b"1" * 40},
         {"numeric_format": ""},
         {"numeric_format": "int8\n"},
+        {"stream_format": "int8"},
+        {"stream_format": "auto"},
         {"cost__decode_fixed": math.nan},
         {"cost__decode_fixed": -1.0},
         {"cost__prefill_per_token": math.inf},

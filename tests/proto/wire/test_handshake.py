@@ -104,8 +104,8 @@ def test_nonces_are_forgotten_when_the_hello_could_not_be_used_anyway() -> None:
 
 GRANT = Grant(
     session_id=SESSION, epoch=3, client=CLIENT.peer_id, peer=PEER.peer_id, blocks=BlockRange(2, 5), kv_tokens=100,
-    max_rows=4, predecessor=None, successor=OTHER.peer_id, wire_format="float32", expires_at_seconds=NOW + 60,
-    model_digest="aa",
+    max_rows=4, predecessor=None, successor=OTHER.peer_id, wire_format="bfloat16", input_format="float32",
+    expires_at_seconds=NOW + 60, model_digest="aa",
 )  # fmt: skip
 
 
@@ -133,6 +133,9 @@ def test_a_capability_says_exactly_what_the_client_granted() -> None:
         ({"max_rows": 0}, RemoteProtocolError),
         ({"max_rows": 17}, RemoteProtocolError),
         ({"successor": "nobody"}, AuthenticationError),
+        ({"wire_format": "auto"}, RemoteProtocolError),
+        ({"input_format": ""}, RemoteProtocolError),
+        ({"input_format": "float64"}, RemoteProtocolError),
     ],
 )
 def test_what_a_capability_must_not_say(changes: dict[str, object], error: type[SwarmError]) -> None:

@@ -428,6 +428,21 @@ def test_room_is_taken_in_the_order_of_ids_and_given_back_with_the_lease() -> No
     assert {leave.hop for leave in all_of(actions, ev.Leave)} == {chain.opened["a"], chain.opened["b"]}
 
 
+@pytest.mark.parametrize(("stream", "held"), [("float32", 64), ("bfloat16", 0)])
+def test_what_peers_hold_behind_a_peer_of_another_stream_is_not_begun_with(stream: str, held: int) -> None:
+    chain = Chain()
+    chain.choose(chain.feed(ev.Prepare(1)), *map(choice, "abc", THIRDS))
+    for name in "bc":
+        chain.feed(ev.Opened(chain.opened[name], 8, (64,)))
+    actions = chain.choose(lose(chain, "a"), replace(choice("d", THIRDS[0]), stream_format=stream))
+    reroutes = all_of(actions, ev.Reroute)
+    assert [reroute.neighbours.stream_before for reroute in reroutes] == [stream, "float32"]
+    assert [reroute.forget_prefixes for reroute in reroutes] == [held == 0] * 2
+    chain.confirm(actions, 0)
+    chain.feed(ev.Opened(chain.opened["d"], 8, (64,)))
+    assert last(chain.log, ev.Ready).held_tokens == (held,)
+
+
 def test_a_session_that_failed_still_frees_its_peers_when_it_is_closed() -> None:
     chain = running()
     chain.begin()
