@@ -15,7 +15,7 @@ from ..perf import FloatArray, IntArray
 from .budget import UNLIMITED, Meter
 from .lattice import Lattice, Step
 
-SUMS_AT_ONCE = 1 << 16
+SUMS_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,14 @@ def cheapest_links(ahead: FloatArray, link: FloatArray) -> FloatArray:
 
     A few rows at a time, so that their sums stay in the processor's cache.
     """
+    if ahead.size * link.shape[1] <= SUMS_AT_ONCE:
+        few_sums: FloatArray = np.minimum.reduce(ahead[..., None] + link, axis=2)
+        return few_sums
     rows = ahead.reshape(-1, len(link), 1)
     cheapest = np.empty((len(rows), link.shape[1]))
     few = max(1, SUMS_AT_ONCE // link.size)
     for begin in range(0, len(rows), few):
-        np.min(rows[begin : begin + few] + link, axis=1, out=cheapest[begin : begin + few])
+        np.minimum.reduce(rows[begin : begin + few] + link, axis=1, out=cheapest[begin : begin + few])
     return cheapest.reshape(*ahead.shape[:2], -1)
 
 
