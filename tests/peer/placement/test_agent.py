@@ -92,9 +92,10 @@ async def running(world: World, meanwhile: Callable[[], object]) -> None:
 def test_a_move_is_announced_loaded_and_made(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         world = World()
-        await running(world, lambda: world.blocks == HOLE and len(world.announced) == 2)
+        await running(world, lambda: world.blocks == HOLE and len(world.announced) == 3)
         assert world.loads == [HOLE]
-        claimed, moved = world.announced
+        claimed, loading, moved = world.announced
+        assert loading.claim == claimed.claim, "clients hear that the claim stands"
         assert claimed.claim is not None
         assert (claimed.claim.blocks, claimed.blocks) == (HOLE, BlockRange(4, 8))
         assert (moved.claim, moved.blocks) == (None, HOLE)
@@ -144,8 +145,9 @@ def test_a_failed_load_is_withdrawn_and_tried_again_after_a_pause(error: Excepti
         world.fails = error
         await running(world, lambda: world.agent.counts.failed_loads == 2)
         assert world.blocks == BlockRange(4, 8)
-        first, failed = world.announced[:2]
+        first, loading, failed = world.announced[:3]
         assert first.claim is not None
+        assert loading.claim == first.claim
         assert (failed.claim, failed.blocks_fixed) == (None, True)
         world.fails = None
         await running(world, lambda: world.blocks == HOLE)
