@@ -15,8 +15,7 @@ logger = logging.getLogger(__name__)
 def blamed_on(peer: object) -> Iterator[None]:
     """Make RemoteProtocolError, with a line in the log, of an error that is not expected in reading what `peer` said.
 
-    gRPC gives None for a reply that it cannot parse, for example, and the first use of it raises AttributeError.
-    `peer` is named by its `str`.
+    The codecs refuse what they can tell is wrong; this is for the rest. `peer` is named by its `str`.
     """
     try:
         yield

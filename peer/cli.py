@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..routing.admit.table import CLIENT_SHARE
+
 if TYPE_CHECKING:
     from ..routing.outlook import Outlook
     from .config import PeerConfig
@@ -70,6 +72,9 @@ def peer(
         typer.Option(help="In a private swarm, the id of a client that needs no key; may be given several times."),
     ] = None,
     kv_tokens: Annotated[int, typer.Option(help="Tokens of attention cache to offer in each block.")] = 16384,
+    client_share: Annotated[
+        float, typer.Option(help="Part of the room that one client may hold while others wait for room.")
+    ] = CLIENT_SHARE,
     replay_memory: Annotated[
         int, typer.Option(help="MiB for replay buffers, from which clients recover when another peer fails.")
     ] = 256,
@@ -152,6 +157,7 @@ def peer(
             swarm_key_path=swarm_key,
             allowed_peers=frozenset(allow or []),
             kv_tokens=kv_tokens,
+            client_share=client_share,
             replay_bytes=replay_memory << 20,
             prefix_cache_bytes=prefix_cache << 20,
             device=device,

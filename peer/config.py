@@ -17,6 +17,7 @@ from ..proto.directory.records import (
 from ..proto.errors import UsageError
 from ..proto.network.address import HostPort, PeerAddress
 from ..proto.wire.precision import QUANTIZATIONS
+from ..routing.admit.table import CLIENT_SHARE
 from ..routing.swarm import BlockRange
 from .timing import PeerTiming
 
@@ -88,6 +89,8 @@ class PeerConfig:
     """None: no metrics are served."""
     name: str
     revision: str | None
+    client_share: float = CLIENT_SHARE
+    """The part of the room that one client may hold while others wait."""
     timing: PeerTiming = field(default_factory=PeerTiming)
 
     def __post_init__(self) -> None:
@@ -109,6 +112,8 @@ class PeerConfig:
             raise UsageError(f"--blocks: a peer hosts at most {MAX_BLOCKS} blocks", hint="Start several peers.")
         if not 1 <= self.kv_tokens <= MAX_KV_TOKENS // MAX_BLOCKS:
             raise UsageError(f"--kv-tokens must be between 1 and {MAX_KV_TOKENS // MAX_BLOCKS}")
+        if not 0 < self.client_share <= 1:
+            raise UsageError("--client-share must be above 0 and at most 1")
         if self.replay_bytes < 0:
             raise UsageError("--replay-memory must not be negative")
         if self.prefix_cache_bytes < 0:

@@ -172,7 +172,8 @@ class _Serving:
         self._engine = engine = Engine(hosted.stage, pool, policy, [self._observe])
         self._hosting = hosting = Hosting(engine, hosted, setup.offer, setup.source, self._note_swap, setup.free_bytes)
         self._swapped = asyncio.Event()
-        self._sessions = SessionTable(hosted.room, token_seconds=cost.decode_seconds() * len(hosted.blocks))
+        token_seconds = cost.decode_seconds() * len(hosted.blocks)
+        self._sessions = SessionTable(hosted.room, token_seconds=token_seconds, client_share=config.client_share)
         self._replay = ReplayStore(config.replay_bytes)
         self._metrics = PeerMetrics() if config.metrics_port is not None else None
         self._counters = Counters()

@@ -15,6 +15,7 @@ from ..proto.wire.timing import (
     PUSH_CONNECT_SECONDS,
     RECORD_REFRESH_JITTER,
     RECORD_REFRESH_SECONDS,
+    UNFED_ROOM_SECONDS,
     UNUSED_ROOM_SECONDS,
 )
 from ..routing.place.moves import ClaimTiming
@@ -72,11 +73,19 @@ class PeerTiming:
     previous_stream_seconds: float = PREVIOUS_STREAM_SECONDS
     """Wait of a new stream for the previous stream of the same session to close."""
     unused_room_seconds: float = UNUSED_ROOM_SECONDS
-    """Time after which a session that did nothing with its room ends."""
+    """Time in which a session has to compute its first step; also for one that crowds others out, between two steps."""
+    unfed_room_seconds: float = UNFED_ROOM_SECONDS
+    """The same for a session whose steps come from a predecessor."""
     idle_seconds: float = 1800.0
-    """Time after which a session that was used and fell silent ends."""
+    """Time after which a session that was used and computes nothing more ends."""
     frame_seconds: float = 0.5
     """Wait for a frame that is being written, before its writer is cancelled."""
+    write_seconds: float = 60.0
+    """Wait for the other side of a stream to take a frame; its session ends, or the push is given up."""
+    transfer_hold_seconds: float = 30.0
+    """Longest time for which one attention cache moves while others wait for their turn."""
+    refusals_seconds: float = 10.0
+    """Time between two lines of the log about sessions that were refused or ended."""
     push_connect_seconds: float = PUSH_CONNECT_SECONDS
     """Wait for the successor to accept a push stream."""
 

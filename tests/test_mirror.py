@@ -45,7 +45,6 @@ TESTED_BY = {
     "peer/session/compute.py": "tests/swarm/test_session.py",
     "peer/session/outlet.py": "tests/peer/session/test_service.py",
     "peer/session/reader.py": "tests/swarm/test_bad_input.py",
-    "peer/session/transfer.py": "tests/swarm/test_session.py",
     "peer/session/worker.py": "tests/swarm/test_session_machine.py",
     "peer/terminal.py": "tests/peer/test_cli.py",
     "proto/directory/hivemind/control.py": "tests/proto/directory/hivemind/test_contacts.py",

@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
-from ...proto.errors import SwarmError
+from ...proto.errors import SessionLost, SwarmError
 from ...proto.network.streams import Stream
 from ...proto.wire.frames import CHUNK_BYTES, WireStep, chunks_after_first, cut_step
 from ...proto.wire.messages.opening import QueuedFrame
@@ -16,6 +16,7 @@ from ...proto.wire.messages.session import FailureFrame, KvStateFrame, ReroutedF
 from ...proto.wire.messages.steps import RebuiltFrame
 from ...proto.wire.messages.streams import ClientFrame, PeerFrame
 from ..tasks import cancel_all
+from ..timing import PeerTiming
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +24,10 @@ logger = logging.getLogger(__name__)
 class ClientOutlet:
     """Writes frames to a client; the chunks of one tensor stay together."""
 
-    def __init__(self, stream: Stream[ClientFrame, PeerFrame], frame_seconds: float) -> None:
-        """`frame_seconds`: the wait of `between_frames` for a frame that is being written."""
+    def __init__(self, stream: Stream[ClientFrame, PeerFrame], timing: PeerTiming) -> None:
         self._stream = stream
-        self._frame_seconds = frame_seconds
+        self._timing = timing
+        self._stuck = False
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -37,7 +38,7 @@ class ClientOutlet:
         After a write that was cancelled on its way grpc can neither send the reason nor end the stream.
         """
         try:
-            async with asyncio.timeout(self._frame_seconds):
+            async with asyncio.timeout(self._timing.frame_seconds):
                 await self._lock.acquire()
         except TimeoutError:
             yield
@@ -48,13 +49,24 @@ class ClientOutlet:
             self._lock.release()
 
     async def write(self, frame: PeerFrame) -> None:
-        """Send a frame that stands alone."""
+        """Send a frame that stands alone. Raises SessionLost if the client takes no frames."""
         await self._write_all([frame])
 
     async def _write_all(self, frames: Iterable[PeerFrame]) -> None:
         async with self._lock:
             for frame in frames:
-                await self._stream.write(frame)
+                await self._write_in_time(frame)
+
+    async def _write_in_time(self, frame: PeerFrame) -> None:
+        """A client that takes nothing may hold what is its own, but not for ever: its session ends."""
+        if not self._stuck:
+            try:
+                async with asyncio.timeout(self._timing.write_seconds):
+                    await self._stream.write(frame)
+                return
+            except TimeoutError:
+                self._stuck = True
+        raise SessionLost("the client takes no frames")
 
     async def step(self, step: WireStep) -> None:
         await self._write_all(cut_step(step))

@@ -14,6 +14,7 @@ from ...proto.wire.messages.opening import PushOpenFrame, Signed
 from ...proto.wire.messages.session import FailureFrame
 from ...proto.wire.messages.streams import PushFrame, PushReply
 from ..tasks import cancel_all, run_to_end
+from ..timing import PeerTiming
 
 
 class PushLink:
@@ -25,10 +26,10 @@ class PushLink:
         addresses: Sequence[Reach],
         sign_hello: Callable[[], Signed],
         on_broken: Callable[[PushFailed], None],
-        connect_seconds: float,
+        timing: PeerTiming,
     ) -> None:
-        """`on_broken` is called once when a link that was ready breaks, or is not ready within `connect_seconds`."""
-        self._connect_seconds = connect_seconds
+        """`on_broken` is called once when a link that was ready breaks, or is not ready in time."""
+        self._timing = timing
         self._dialer = dialer
         self._addresses = addresses
         self._sign_hello = sign_hello
@@ -51,7 +52,8 @@ class PushLink:
                 if self._broken is None:
                     assert self._stream is not None
                     for frame in cut_step(step):
-                        await self._stream.write(frame)
+                        async with asyncio.timeout(self._timing.write_seconds):
+                            await self._stream.write(frame)
                     return
         except TimeoutError:
             self._fail(PushFailed("the successor takes no data"), tell=False)
@@ -73,7 +75,7 @@ class PushLink:
 
     async def _run(self) -> None:
         try:
-            async with asyncio.timeout(self._connect_seconds):
+            async with asyncio.timeout(self._timing.push_connect_seconds):
                 await self._connect()
             self._ready.set_result(None)
             await self._watch()

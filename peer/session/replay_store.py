@@ -1,11 +1,12 @@
-"""The replay buffers of all sessions of a peer, in bounded host memory; the least recently used one is evicted."""
+"""The replay buffers of all sessions of a peer, in bounded host memory: the client that holds most loses first."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 from ...proto.wire.replay import ReplayBuffer
 from ...proto.wire.steps import StepPlan
+from ...routing.swarm import PeerId
 
 DEFAULT_LIMIT_BYTES = 256 << 20
 
@@ -16,6 +17,8 @@ class ReplayStore:
     def __init__(self, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
         self._limit_bytes = limit_bytes
         self._buffers: OrderedDict[bytes, ReplayBuffer] = OrderedDict()
+        """The least recently used one comes first."""
+        self._clients: dict[bytes, PeerId] = {}
         self._used_bytes = 0
         """An upper bound: truncation and shared rows only show when it is counted again."""
 
@@ -27,9 +30,10 @@ class ReplayStore:
     def nbytes(self) -> int:
         return self._used_bytes
 
-    def begin(self, session_id: bytes, token_bytes: int) -> None:
+    def begin(self, session_id: bytes, client: PeerId, token_bytes: int) -> None:
         """Start an empty buffer for a session, in place of the one it may have had."""
         self._buffers[session_id] = ReplayBuffer(token_bytes)
+        self._clients[session_id] = client
         self._buffers.move_to_end(session_id)
 
     def append(self, session_id: bytes, plan: StepPlan, data: bytes) -> None:
@@ -49,14 +53,25 @@ class ReplayStore:
 
     def end(self, session_id: bytes) -> None:
         """Forget a session."""
-        if self._buffers.pop(session_id, None) is not None:
-            self._used_bytes = self._count()
+        if session_id in self._buffers:
+            self._drop(session_id)
+            self._used_bytes = sum(self._sizes().values())
+
+    def _drop(self, session_id: bytes) -> None:
+        del self._buffers[session_id], self._clients[session_id]
 
     def _evict(self) -> None:
-        self._used_bytes = self._count()
-        while self._used_bytes > self._limit_bytes and self._buffers:
-            self._buffers.popitem(last=False)
-            self._used_bytes = self._count()
+        """Take from the client that holds most its least recently used buffer, until all fit."""
+        sizes = self._sizes()
+        used = Counter[PeerId]()
+        for session_id, size in sizes.items():
+            used[self._clients[session_id]] += size
+        while (total := used.total()) > self._limit_bytes:
+            largest = max(used.values())
+            victim = next(s for s in self._buffers if sizes[s] and used[self._clients[s]] == largest)
+            used[self._clients[victim]] -= sizes[victim]
+            self._drop(victim)
+        self._used_bytes = total
 
-    def _count(self) -> int:
-        return sum(buffer.nbytes for buffer in self._buffers.values())
+    def _sizes(self) -> dict[bytes, int]:
+        return {session_id: buffer.nbytes for session_id, buffer in self._buffers.items()}

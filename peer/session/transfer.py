@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from ...proto.errors import DeadlineExceeded, RemoteProtocolError
 from ...proto.wire.frames import Assembly, ChunkFrame
 from ...proto.wire.messages.session import KvStateFrame
 from ...proto.wire.messages.streams import ClientFrame
+from ...routing.swarm import PeerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +24,66 @@ class KvImport:
     data: bytes
 
 
-@asynccontextmanager
-async def one_transfer(turn: asyncio.Semaphore, timeout_seconds: float) -> AsyncIterator[None]:
-    """Wait for the turn and hold it, both for at most `timeout_seconds`. Raises DeadlineExceeded."""
-    try:
-        async with asyncio.timeout(timeout_seconds), turn:
-            yield
-    except TimeoutError:
-        raise DeadlineExceeded(f"an attention cache did not move within {timeout_seconds:.0f} s") from None
+class Transfers:
+    """Attention caches move to and from this peer one at a time; clients take turns, however many sessions each has."""
+
+    def __init__(self, hold_seconds: float) -> None:
+        """A cache may move for at most `hold_seconds`."""
+        self._hold_seconds = hold_seconds
+        self._busy = False
+        self._waiting: dict[PeerId, deque[asyncio.Future[None]]] = {}
+        """By client; the first one is next."""
+
+    @asynccontextmanager
+    async def turn(self, client: PeerId, timeout_seconds: float) -> AsyncIterator[None]:
+        """Wait for the turn and hold it, both for at most `timeout_seconds`. Raises DeadlineExceeded."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout_seconds) as limit:
+                await self._take(client)
+                try:
+                    held_until = loop.time() + self._hold_seconds
+                    limit.reschedule(min(held_until, limit.when() or held_until))
+                    yield
+                finally:
+                    self._pass_on()
+        except TimeoutError:
+            raise DeadlineExceeded("an attention cache did not move in time") from None
+
+    async def _take(self, client: PeerId) -> None:
+        if not self._busy:
+            self._busy = True
+            return
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(client, deque()).append(mine)
+        try:
+            await mine
+        except asyncio.CancelledError:
+            if mine.cancelled():
+                self._leave(client, mine)
+            else:  # the turn had come at the same moment
+                self._pass_on()
+            raise
+
+    def _pass_on(self) -> None:
+        """Give the turn to the first session of the client that is next, which is last then."""
+        while self._waiting:
+            client = next(iter(self._waiting))
+            queue = self._waiting.pop(client)
+            first = queue.popleft()
+            if queue:
+                self._waiting[client] = queue
+            if not first.done():
+                first.set_result(None)
+                return
+        self._busy = False
+
+    def _leave(self, client: PeerId, mine: asyncio.Future[None]) -> None:
+        queue = self._waiting.get(client, deque())
+        if mine in queue:
+            queue.remove(mine)
+        if not queue:
+            self._waiting.pop(client, None)
 
 
 async def receive_kv(

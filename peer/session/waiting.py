@@ -92,6 +92,12 @@ class Admission:
             if where(waiter.grant):
                 waiter.refuse(error)
 
+    def refuse(self, key: bytes, error: SwarmError) -> None:
+        """Send one session away, if it waits."""
+        waiter = self._waiters.get(key)
+        if waiter is not None:
+            waiter.refuse(error)
+
     def resize(self, kv_token_blocks: int) -> None:
         """Offer another amount of room: admit the waiting sessions that fit now, refuse those that never will."""
         self._wake(self._table.resize(kv_token_blocks, self._clock()))

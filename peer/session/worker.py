@@ -14,12 +14,13 @@ from typing import Protocol
 from ...proto.errors import DeadlineExceeded, PushFailed, RemoteProtocolError, SwarmError
 from ...proto.wire.frames import CREDITS, HopTiming, Rebuild, WireStep, replay_steps
 from ...proto.wire.handshake import Grant
+from ...proto.wire.messages.session import KvExportFrame
 from ...proto.wire.messages.steps import ReplayFrame
 from ...proto.wire.prefixes import PAGE_TOKENS, Digests
 from ...proto.wire.steps import StepPlan
 from .gate import Compute, Repeat, StepGate
 from .replay_store import ReplayStore
-from .transfer import KvImport, one_transfer
+from .transfer import KvImport, Transfers
 
 _INBOX_SIZE = 2 * CREDITS
 
@@ -91,11 +92,6 @@ class _Reroute:
 
 
 @dataclass(frozen=True, slots=True)
-class _Export:
-    timeout_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
 class _Import:
     epoch: int
     kv: KvImport
@@ -118,8 +114,7 @@ class SessionParts:
     counters: Counters
     clock: Callable[[], float]
     """Unix seconds, for timings."""
-    transfers: asyncio.Semaphore
-    """Held while an attention cache moves: one at a time on this peer."""
+    transfers: Transfers
     token_bytes: int
     """Bytes of a token in the outputs."""
     lengths: Callable[[], tuple[int, ...]] = field(repr=False)
@@ -143,13 +138,18 @@ class SessionWorker:
         # What a client has under way is never more than its reservation; nor is what it has not acknowledged yet.
         self._gate = StepGate(grant.epoch, CREDITS, max_tokens=2 * grant.kv_tokens)
         self._tokens_waiting = 0
-        self._inbox: asyncio.Queue[_Arrival | _Reroute | ReplayFrame | _Export | _Import | _Remember] = asyncio.Queue(
-            _INBOX_SIZE
+        self._inbox: asyncio.Queue[_Arrival | _Reroute | ReplayFrame | KvExportFrame | _Import | _Remember] = (
+            asyncio.Queue(_INBOX_SIZE)
         )
         self._declared = parts.prefixes
         self._latest_epoch = grant.epoch
         if grant.successor is not None:
-            parts.replay.begin(grant.key, parts.token_bytes)
+            parts.replay.begin(grant.key, grant.client, parts.token_bytes)
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a step is being computed or waits for it."""
+        return self._tokens_waiting > 0
 
     @property
     def applied_seq(self) -> int:
@@ -167,10 +167,14 @@ class SessionWorker:
             return
         self.received_seq = max(self.received_seq, step.seq)
         deadline = asyncio.get_running_loop().time() + step.timeout_seconds
-        self._tokens_waiting += step.plan.tokens
-        if self._tokens_waiting > 2 * self.grant.kv_tokens:
+        if self._tokens_waiting + step.plan.tokens > 2 * self.grant.kv_tokens:
             raise RemoteProtocolError(f"more tokens are under way than the {self.grant.kv_tokens} that are reserved")
-        await self._inbox.put(_Arrival(step, self.grant.input_format, self._parts.clock(), deadline))
+        self._tokens_waiting += step.plan.tokens
+        try:
+            await self._inbox.put(_Arrival(step, self.grant.input_format, self._parts.clock(), deadline))
+        except BaseException:  # the stream that it came on has ended
+            self._tokens_waiting -= step.plan.tokens
+            raise
 
     async def put_reroute(
         self, grant: Grant, relay: bool, make_link: Callable[[], SuccessorLink | None], forget_prefixes: bool = False
@@ -200,9 +204,9 @@ class SessionWorker:
         """Take the client's wish that the replay buffer is sent to the successor."""
         await self._inbox.put(replay)
 
-    async def put_export(self, timeout_seconds: float) -> None:
+    async def put_export(self, export: KvExportFrame) -> None:
         """Take the client's wish to have the attention cache as it is after the steps that came before."""
-        await self._inbox.put(_Export(timeout_seconds))
+        await self._inbox.put(export)
 
     async def put_import(self, kv: KvImport) -> None:
         """Take an attention cache in place of the present one; returns when it is loaded."""
@@ -229,7 +233,7 @@ class SessionWorker:
                 await self._on_reroute(item)
             elif isinstance(item, ReplayFrame):
                 await self._on_replay(item)
-            elif isinstance(item, _Export):
+            elif isinstance(item, KvExportFrame):
                 await self._on_export(item)
             elif isinstance(item, _Import):
                 await self._on_import(item)
@@ -287,7 +291,7 @@ class SessionWorker:
             self._declared = ()
             await parts.compute.reset()
             if self.grant.successor is not None:
-                parts.replay.begin(self.grant.key, parts.token_bytes)
+                parts.replay.begin(self.grant.key, self.grant.client, parts.token_bytes)
         output = await parts.compute.step(step.plan, step.data, arrival.input_format)
         parts.counters.rebuilt_tokens += step.plan.tokens
         if self.grant.successor is not None:
@@ -321,9 +325,9 @@ class SessionWorker:
                 return
             await self._emit(step, deadline)
 
-    async def _on_export(self, item: _Export) -> None:
+    async def _on_export(self, item: KvExportFrame) -> None:
         parts = self._parts
-        async with one_transfer(parts.transfers, item.timeout_seconds):
+        async with parts.transfers.turn(self.grant.client, item.timeout_seconds):
             await parts.outlet.kv_state(self._gate.applied_seq, parts.lengths(), await parts.compute.export())
 
     async def _on_import(self, item: _Import) -> None:

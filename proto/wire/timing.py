@@ -48,6 +48,7 @@ __all__ = [
     "RECORD_REFRESH_JITTER",
     "RECORD_REFRESH_SECONDS",
     "ROOT_LIFETIME_SECONDS",
+    "UNFED_ROOM_SECONDS",
     "UNUSED_ROOM_SECONDS",
 ]
 
@@ -95,7 +96,9 @@ HANDSHAKE_SECONDS = 15.0
 MAX_WAIT_SECONDS = 3600.0
 """Longest wait for room that a session may ask for."""
 UNUSED_ROOM_SECONDS = 60.0
-"""Time after which a peer ends a session that did nothing with its room."""
+"""Time after which a peer ends a session that has computed nothing with its room."""
+UNFED_ROOM_SECONDS = 300.0
+"""The same for a session whose steps come from a predecessor: all peers before it compute the first step first."""
 MAX_RETRY_AFTER_SECONDS = 3600.0
 """Longest pause that a busy peer may ask for."""
 

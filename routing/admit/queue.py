@@ -98,10 +98,14 @@ class AdmissionQueue:
     def admit_head(self) -> Ticket:
         """Take the head out of the queue: it gets its room."""
         ticket = self.head
+        self.admit(ticket)
+        return ticket
+
+    def admit(self, ticket: Ticket) -> None:
+        """Take a session out of the queue: it gets its room, perhaps before others whose clients have their share."""
         self._remove(ticket)
         self._drop(ticket)
         self._round = max(self._round, ticket.round)
-        return ticket
 
     def leave(self, ticket: Ticket, now: float) -> None:
         """Take a session out of the queue; its rank is remembered. O(waiting)."""

@@ -2,8 +2,9 @@
 
 The cache is counted in tokens x blocks and reserved when a session opens, for its declared maximum: a session that was
 admitted never runs out half-way.  Where there is no room a session is refused, or waits in a queue that is served
-strictly in order (queue.py); no session overtakes the head.  No I/O here: time comes in as Unix seconds, and the caller
-wakes the sessions that a method says are admitted.
+strictly in order (queue.py); no session overtakes the head.  But while others wait a client gets no more than its share
+of the room: its further sessions come after theirs, however early they joined.  A single session may be larger.  No I/O
+here: time comes in as Unix seconds, and the caller wakes the sessions that a method says are admitted.
 
     AdmissionError      the session gets no room
       NoRoomNow         not now; `retry_after_seconds` says when to come back
@@ -14,6 +15,7 @@ wakes the sessions that a method says are admitted.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,6 +26,8 @@ from .forecast import Average, Demand, Pace, TimeAverage, serve_in_order
 from .queue import AdmissionQueue, Ticket
 
 MAX_SESSIONS = 256
+CLIENT_SHARE = 0.5
+"""The part of a peer's room, and of its sessions, that one client may hold while others wait."""
 MIN_RETRY_SECONDS = 1.0
 FORECAST_SECONDS = 1.0
 """How long a forecast is reused, so that thousands of refusals cost no more than a few."""
@@ -97,6 +101,7 @@ class SessionTable:
         max_sessions: int = MAX_SESSIONS,
         token_seconds: float = UNKNOWN_TOKEN_SECONDS,
         queue: AdmissionQueue | None = None,
+        client_share: float = CLIENT_SHARE,
     ) -> None:
         """`token_seconds`: time of one token on this peer, until sessions show how long it takes on their chains."""
         if kv_token_blocks < 1 or max_sessions < 1:
@@ -111,7 +116,11 @@ class SessionTable:
         """How often the queue was played ahead."""
         self._max_sessions = max_sessions
         self._queue = AdmissionQueue() if queue is None else queue
+        self._client_share = client_share
         self._held: dict[bytes, _Held] = {}
+        self._room_of: Counter[PeerId] = Counter()
+        """The room that each client holds."""
+        self._sessions_of: Counter[PeerId] = Counter()
         self._waiting: dict[bytes, tuple[Ticket, Reservation]] = {}
         self._token_seconds = Average(token_seconds)
         """How long a session holds a token of its reservation, from those that have ended."""
@@ -175,7 +184,7 @@ class SessionTable:
     def release(self, session_id: bytes, now: float) -> tuple[bytes, ...]:
         """Give a session's reservation back. Returns the sessions admitted in its place, in order."""
         held = self._held.pop(session_id)
-        self.kv_token_blocks_free += held.reservation.room
+        self._book(held.reservation, -1)
         self._count_sessions(now)
         if held.used:
             held_seconds = max(0.0, now - held.since)
@@ -228,22 +237,66 @@ class SessionTable:
     def _hold(self, reservation: Reservation, ticket: Ticket | None, now: float) -> None:
         pace = Pace(Average(self._token_seconds.value), now)
         self._held[reservation.session_id] = _Held(reservation, now, pace, ticket)
-        self.kv_token_blocks_free -= reservation.room
+        self._book(reservation, 1)
         self.admissions += 1
         self._count_sessions(now)
+
+    def _book(self, reservation: Reservation, sessions: int) -> None:
+        """Take the room of a session (1), or give it back (-1)."""
+        client, room = reservation.client, sessions * reservation.room
+        self.kv_token_blocks_free -= room
+        self._room_of[client] += room
+        self._sessions_of[client] += sessions
+        if not self._sessions_of[client]:
+            del self._room_of[client], self._sessions_of[client]
 
     def _admit_waiting(self, now: float) -> tuple[bytes, ...]:
         admitted = []
         while self._queue:
-            session_id = self._queue.head.session_id
-            ticket, reservation = self._waiting[session_id]
+            ticket = self._in_turn()[0]
+            reservation = self._waiting[ticket.session_id][1]
             if not self._fits(reservation):
                 break
-            del self._waiting[session_id]
-            self._queue.admit_head()
+            del self._waiting[ticket.session_id]
+            self._queue.admit(ticket)
             self._hold(reservation, ticket, now)
-            admitted.append(session_id)
+            admitted.append(ticket.session_id)
         return tuple(admitted)
+
+    # --- the share of a client ---
+
+    def crowds(self, client: PeerId) -> bool:
+        """Whether the client holds more than its share, with several sessions, while another one waits."""
+        room, sessions = self._room_of[client], self._sessions_of[client]
+        if sessions < 2 or not self._exceeds(room, sessions):
+            return False
+        return any(ticket.client != client for ticket in self._queue)
+
+    def _exceeds(self, room: int, sessions: int) -> bool:
+        """Whether that is more than one client's share."""
+        share = self._client_share
+        return share < 1 and (room > share * self.kv_token_blocks_total or sessions > share * self._max_sessions)
+
+    def _in_turn(self) -> list[Ticket]:
+        """The waiting sessions in the order in which they are served: first those within their client's share.
+
+        O(waiting).
+        """
+        tickets = list(self._queue)
+        if len({ticket.client for ticket in tickets}) < 2:
+            return tickets
+        room, sessions = Counter(self._room_of), Counter(self._sessions_of)
+        within: list[Ticket] = []
+        beyond: list[Ticket] = []
+        full: set[PeerId] = set()
+        for ticket in tickets:
+            client = ticket.client
+            room[client] += self._waiting[ticket.session_id][1].room
+            sessions[client] += 1
+            if sessions[client] > 1 and self._exceeds(room[client], sessions[client]):
+                full.add(client)  # also for its later sessions, however small: they do not pass each other
+            (beyond if client in full else within).append(ticket)
+        return within + beyond
 
     # --- looking ahead ---
 
@@ -279,7 +332,7 @@ class SessionTable:
 
     def places(self) -> dict[bytes, int]:
         """Each waiting session's place; 1 is the next one."""
-        return {ticket.session_id: place for place, ticket in enumerate(self._queue, start=1)}
+        return {ticket.session_id: place for place, ticket in enumerate(self._in_turn(), start=1)}
 
     def start_seconds(self, session_id: bytes, now: float) -> float:
         """Seconds until a waiting session is expected to be admitted."""
@@ -305,7 +358,7 @@ class SessionTable:
     def _look_ahead(self, now: float) -> QueueForecast:
         self.forecasts_made += 1
         ends = [KvRelease(self.end_seconds(key, now), held.reservation.room) for key, held in self._held.items()]
-        order = [ticket.session_id for ticket in self._queue]
+        order = [ticket.session_id for ticket in self._in_turn()]
         waiting = [self._waiting[session_id][1] for session_id in order]
         token_seconds = self._token_seconds.value
         demands = [Demand(reservation.room, reservation.kv_tokens * token_seconds) for reservation in waiting]

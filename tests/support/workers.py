@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 from blockswarm.peer.session.replay_store import ReplayStore
+from blockswarm.peer.session.transfer import Transfers
 from blockswarm.peer.session.worker import Counters, SessionParts, SessionWorker
 from blockswarm.proto.wire.frames import WireStep
 from blockswarm.proto.wire.handshake import Grant
@@ -41,6 +41,6 @@ def make_worker(link: FakeLink) -> SessionWorker:
     nothing: Any = SimpleNamespace()
     parts = SessionParts(
         compute=nothing, replay=ReplayStore(), outlet=nothing, counters=Counters(), clock=lambda: 0.0,
-        transfers=asyncio.Semaphore(1), token_bytes=4, lengths=tuple,
+        transfers=Transfers(30.0), token_bytes=4, lengths=tuple,
     )  # fmt: skip
     return SessionWorker(grant, link, parts)

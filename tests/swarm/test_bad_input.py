@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 import random
@@ -45,6 +46,7 @@ from blockswarm.proto.wire.frames import CREDITS, WireStep
 from blockswarm.proto.wire.handshake import Grant, sign_capability, sign_hello
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.swarm import BlockRange
+from support.directories import until
 from support.raw_peer import RawStub, signed_message, step_message
 from support.swarm import LocalPeer, LocalSwarm, local_swarm
 from support.tiny_models import write_tiny_checkpoint
@@ -223,8 +225,8 @@ def world(folder: Path) -> Iterator[World]:
 
 @pytest.fixture
 def impatient_world(folder: Path) -> Iterator[World]:
-    """Peers that give a stream little time to say what it wants."""
-    made = World(folder, PeerTiming(handshake_seconds=1.0))
+    """Peers that give a stream little time to say what it wants, and to take what is said."""
+    made = World(folder, PeerTiming(handshake_seconds=1.0, write_seconds=1.0))
     yield made
     made.close()
 
@@ -592,6 +594,30 @@ def test_a_step_after_the_close(world: World) -> None:
             assert answer.WhichOneof("kind") == "failure"
 
     world.survive(attack)
+
+
+def test_a_client_that_takes_no_answers_loses_its_room(impatient_world: World) -> None:
+    """It has megabytes computed and reads nothing: gRPC takes no more for it, and the session ends."""
+
+    async def attack(stranger: Stranger) -> None:
+        table, counters = stranger.victim.parts.sessions, stranger.victim.parts.counters
+        call, before = await stranger.opened(), counters.steps_answered
+
+        async def ask() -> None:
+            for seq in itertools.count(1):
+                await call.write(frame(seq, ((0, 0, 64, 64),), data=tokens(64), acked_seq=seq - 1))
+                await until(lambda seq=seq: counters.steps_answered - before == seq)
+
+        asking = asyncio.create_task(ask())
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await until(lambda: table.sessions == 1)
+        assert (counters.steps_answered - before) * 64 * TOKEN_BYTES > 1 << 19, "it ended for another reason"
+        assert not asking.done()
+        call.cancel()
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+    impatient_world.survive(attack)
 
 
 def test_too_many_hops(world: World) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from blockswarm.peer.session.replay_store import ReplayStore
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
+from blockswarm.routing.swarm import PeerId
 
 TOKEN_BYTES = 10
+ME = PeerId("me")
 
 
 def append(store: ReplayStore, session: bytes, start: int, count: int) -> None:
@@ -14,7 +16,7 @@ def append(store: ReplayStore, session: bytes, start: int, count: int) -> None:
 
 def test_what_was_sent_is_kept_until_the_session_ends() -> None:
     store = ReplayStore(1000)
-    store.begin(b"a", TOKEN_BYTES)
+    store.begin(b"a", ME, TOKEN_BYTES)
     append(store, b"a", 0, 4)
     append(store, b"a", 4, 1)
     assert len(store) == 1
@@ -29,10 +31,10 @@ def test_what_was_sent_is_kept_until_the_session_ends() -> None:
 def test_the_least_recently_used_buffer_is_evicted() -> None:
     store = ReplayStore(100)
     for session in (b"a", b"b"):
-        store.begin(session, TOKEN_BYTES)
+        store.begin(session, ME, TOKEN_BYTES)
         append(store, session, 0, 4)
     append(store, b"a", 4, 1)
-    store.begin(b"c", TOKEN_BYTES)
+    store.begin(b"c", ME, TOKEN_BYTES)
     append(store, b"c", 0, 4)
     assert store.get(b"b") is None
     assert store.get(b"a") is not None
@@ -42,7 +44,7 @@ def test_the_least_recently_used_buffer_is_evicted() -> None:
 def test_an_evicted_session_stays_without_a_buffer() -> None:
     """A buffer that lacks its beginning could rebuild nothing."""
     store = ReplayStore(100)
-    store.begin(b"a", TOKEN_BYTES)
+    store.begin(b"a", ME, TOKEN_BYTES)
     append(store, b"a", 0, 11)
     assert (store.get(b"a"), store.nbytes) == (None, 0)
     append(store, b"a", 11, 1)
@@ -53,10 +55,25 @@ def test_what_was_truncated_does_not_evict_anybody() -> None:
     """The bound that is kept up with every step is too high after a rollback; it is counted again before eviction."""
     store = ReplayStore(100)
     for session in (b"a", b"b"):
-        store.begin(session, TOKEN_BYTES)
+        store.begin(session, ME, TOKEN_BYTES)
     append(store, b"a", 0, 4)
     for _ in range(5):
         append(store, b"b", 0, 4)
     assert store.get(b"a") is not None
     assert store.get(b"b") is not None
     assert store.nbytes <= 100
+
+
+def test_the_client_that_holds_most_loses_first() -> None:
+    """Many buffers of one client do not push out that of another, however long it rests."""
+    store, other = ReplayStore(100), PeerId("other")
+    store.begin(b"honest", other, TOKEN_BYTES)
+    append(store, b"honest", 0, 4)
+    for number in range(50):
+        session = b"greedy %d" % number
+        store.begin(session, ME, TOKEN_BYTES)
+        append(store, session, 0, 3)
+        assert store.get(b"honest") is not None
+        assert store.nbytes <= 100
+    assert store.get(b"greedy 49") is not None
+    assert store.get(b"greedy 47") is None

@@ -32,6 +32,7 @@ from blockswarm.proto.wire.timing import (
     RECORD_REFRESH_JITTER,
     RECORD_REFRESH_SECONDS,
     ROOT_LIFETIME_SECONDS,
+    UNFED_ROOM_SECONDS,
     UNUSED_ROOM_SECONDS,
 )
 from blockswarm.routing.timing import MAX_FORECAST_SECONDS
@@ -111,6 +112,11 @@ def test_the_dialling_side_gives_up_before_the_listening_one(dialler_seconds: fl
 def test_a_lease_ends_before_the_peer_takes_the_room_back():
     """The last peer's answer may take its time, and the first step has to cross the network."""
     assert LEASE_SECONDS + ANSWER_SECONDS < UNUSED_ROOM_SECONDS
+
+
+def test_a_session_that_is_fed_by_a_peer_has_time_for_the_peers_before_it():
+    """All of them compute the first step first, and its client may have held a lease before it began."""
+    assert LEASE_SECONDS + 2 * UNUSED_ROOM_SECONDS < UNFED_ROOM_SECONDS
 
 
 def test_a_session_keeps_its_rank_over_the_end_of_a_lease():

@@ -155,7 +155,7 @@ def test_ranks_are_remembered_within_bounds() -> None:
 
 def test_a_session_that_got_room_at_once_counts_no_longer_as_waiting() -> None:
     """Its client's next session would wait one round longer for it, and later sessions of others would pass it."""
-    table = SessionTable(100)
+    table = SessionTable(100, client_share=1.0)
     first = reservation(0, 5, client="c")
     table.join(first, 0.0)
     table.release(first.session_id, 1.0)  # unused: its rank is remembered
@@ -185,10 +185,12 @@ class Visitor:
 class AdmissionMachine(RuleBasedStateMachine):
     """Random clients come, wait, leave, use room or not, come again; every promise is checked by other means."""
 
+    SHARE = 1.0
+
     @initialize()
     def begin(self) -> None:
         self.queue = AdmissionQueue(MAX_WAITING, PER_CLIENT)
-        self.table = SessionTable(TOTAL, MAX_SESSIONS, queue=self.queue)
+        self.table = SessionTable(TOTAL, MAX_SESSIONS, queue=self.queue, client_share=self.SHARE)
         self.now = 1000.0
         self.numbers = itertools.count()
         self.first: dict[bytes, tuple[int, int]] = {}
@@ -290,17 +292,24 @@ class AdmissionMachine(RuleBasedStateMachine):
                 if session in self.rounds.get(asked.client, {}):
                     self.rounds[asked.client][session] = -math.inf
             self.forget()
+            self.check_turn(asked, arrived)
             self.held[session] = asked
-            number = self.first.get(session, (None, 0))[0]
-            for visitor in self.waiting.values():
-                if visitor.reservation.client != asked.client and (number is None or number > visitor.number):
-                    passed = visitor.passed_by.setdefault(asked.client, set())
-                    passed.add(session)
-                    assert len(passed) <= visitor.ahead, "more passed than the rules allow"
-                if visitor.reservation.client != asked.client and session not in self.came_again:
-                    visitor.waited_for[asked.client] += 1
-                    # One in each round up to its own, and one that was left of the round served when it came.
-                    assert visitor.waited_for[asked.client] <= visitor.ahead + 2, "one client holds back another"
+            self.check_promises(session, asked)
+
+    def check_promises(self, session: bytes, asked: Reservation) -> None:
+        number = self.first.get(session, (None, 0))[0]
+        for visitor in self.waiting.values():
+            if visitor.reservation.client != asked.client and (number is None or number > visitor.number):
+                passed = visitor.passed_by.setdefault(asked.client, set())
+                passed.add(session)
+                assert len(passed) <= visitor.ahead, "more passed than the rules allow"
+            if visitor.reservation.client != asked.client and session not in self.came_again:
+                visitor.waited_for[asked.client] += 1
+                # One in each round up to its own, and one that was left of the round served when it came.
+                assert visitor.waited_for[asked.client] <= visitor.ahead + 2, "one client holds back another"
+
+    def check_turn(self, asked: Reservation, arrived: Reservation | None) -> None:
+        """Nothing more is promised where nobody has a share."""
 
     @precondition(lambda self: self.held)
     @rule(index=st.integers(0, 100), use=st.booleans())
@@ -367,11 +376,63 @@ class AdmissionMachine(RuleBasedStateMachine):
         assert self.queue.num_ranks() == 1, "everybody else is forgotten"
 
 
+class SharingMachine(AdmissionMachine):
+    """The same with a share for each client: it changes who is next, and nothing else."""
+
+    SHARE = 0.5
+
+    def check_promises(self, session: bytes, asked: Reservation) -> None:
+        """Those beyond their share are passed; what is promised instead is in `check_turn`."""
+
+    def check_turn(self, asked: Reservation, arrived: Reservation | None) -> None:
+        """A client gets beyond its share only if every other one that waits would exceed its own with some session."""
+        if arrived is not None and not self.waiting:
+            return
+        if self.beyond(asked):
+            beyond = {v.reservation.client: False for v in self.waiting.values()}
+            for visitor in self.waiting.values():
+                beyond[visitor.reservation.client] |= self.beyond(visitor.reservation)
+            beyond.pop(asked.client, None)
+            assert all(beyond.values()), "a client got more than its share while others waited"
+
+    def beyond(self, asked: Reservation) -> bool:
+        own = [held.room for held in self.held.values() if held.client == asked.client]
+        room, sessions = sum(own) + asked.room, len(own) + 1
+        return bool(own) and (room > self.SHARE * TOTAL or sessions > self.SHARE * MAX_SESSIONS)
+
+
 @pytest.mark.long
-def test_the_queue_keeps_its_promises() -> None:
-    run_state_machine_as_test(
-        AdmissionMachine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None)
-    )
+@pytest.mark.parametrize("machine", [AdmissionMachine, SharingMachine])
+def test_the_queue_keeps_its_promises(machine: type[AdmissionMachine]) -> None:
+    run_state_machine_as_test(machine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None))
+
+
+def test_while_others_wait_a_client_gets_no_more_than_its_share() -> None:
+    """However early its sessions came; a single session may be larger, and where nobody waits everything is free."""
+    table = SessionTable(100)
+    for number in range(2):
+        table.admit(reservation(number, 20, client="many"), 0.0)
+    for number in range(2, 5):
+        assert not table.join(reservation(number, 20, client="many"), 1.0)
+    assert not table.crowds(PeerId("many")), "nobody else waits"
+    assert not table.join(reservation(5, 30, client="late"), 2.0)
+    assert table.crowds(PeerId("many"))
+    assert list(table.places()) == [reservation(n, 20).session_id for n in (5, 2, 3, 4)]
+    assert table.release(reservation(0, 20).session_id, 3.0) == (reservation(5, 30).session_id,)
+    assert not table.crowds(PeerId("many"))
+    assert not table.crowds(PeerId("late")), "a single session may be larger than the share"
+    assert table.release(reservation(1, 20).session_id, 4.0) == (reservation(2, 20).session_id,)
+    assert table.release(reservation(5, 30).session_id, 5.0) == (reservation(3, 20).session_id,)
+
+
+def test_places_are_shared_like_room() -> None:
+    table = SessionTable(1000, max_sessions=4)
+    for number in range(4):
+        table.admit(reservation(number, 1, client="many"), 0.0)
+    table.join(reservation(4, 1, client="many"), 1.0)
+    table.join(reservation(5, 1, client="late"), 2.0)
+    assert table.crowds(PeerId("many"))
+    assert table.release(reservation(0, 1).session_id, 3.0) == (reservation(5, 1).session_id,)
 
 
 @pytest.mark.long

@@ -1,0 +1,47 @@
+"""The streams that have not proved yet what they want: a bounded number of them, each for a bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from ....proto.errors import DeadlineExceeded, RemoteProtocolError, UsageError
+
+MAX_HANDSHAKES = 256
+
+
+class Handshakes:
+    """Gives every stream a while to say what it wants; if there are too many, the oldest one makes room.
+
+    An honest stream says so within a round trip, and is rarely the oldest.
+    """
+
+    def __init__(self, seconds: float, most: int = MAX_HANDSHAKES) -> None:
+        self._seconds = seconds
+        self._most = most
+        self._limits: dict[asyncio.Timeout, None] = {}
+
+    @property
+    def count(self) -> int:
+        """Streams in their handshake, but for those that have to go."""
+        return len(self._limits)
+
+    @asynccontextmanager
+    async def handshake(self) -> AsyncIterator[None]:
+        """The time in which a stream has to say what it wants. Raises DeadlineExceeded when it is over."""
+        if len(self._limits) >= self._most:
+            oldest = next(iter(self._limits))
+            del self._limits[oldest]
+            oldest.reschedule(asyncio.get_running_loop().time())
+        limit = asyncio.timeout(self._seconds)
+        try:
+            async with limit:
+                self._limits[limit] = None
+                yield
+        except TimeoutError:
+            raise DeadlineExceeded(f"the stream was not opened within {self._seconds:.0f} s") from None
+        except UsageError as error:
+            raise RemoteProtocolError(str(error)) from None
+        finally:
+            self._limits.pop(limit, None)
