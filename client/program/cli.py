@@ -112,7 +112,7 @@ def _generate(
     with spinner("starting torch") as turning:
         from . import talk  # the heavy part: after all that a bad command line could say
 
-        def write(piece: str) -> None:
+        def write_piece(piece: str) -> None:
             turning.stop()
             if not as_json:
                 write(piece)
@@ -120,8 +120,8 @@ def _generate(
         with talk.open_talker(model, options, turning, turning.change) as talker:
             before = talk.step_counts(talker.swarm)
             turning.say("waiting for the first token")
-            reply = talk.generate(talker, prompt, wish, write)
-            write("\n")
+            reply = talk.generate(talker, prompt, wish, write_piece)
+            write_piece("\n")
             talk.warn_of_doubt(reply, _tell)
             if report or as_json:
                 account = talk.account_for(talker, reply, before)
