@@ -52,7 +52,6 @@ TESTED_BY = {
     "proto/directory/hivemind/guard.py": "tests/proto/directory/hivemind/test_private.py",
     "proto/directory/hivemind/maddrs.py": "tests/proto/directory/hivemind/test_node.py",
     "proto/directory/hivemind/shim.py": "tests/proto/directory/hivemind/test_node.py",
-    "proto/directory/hivemind/storage.py": "tests/proto/directory/hivemind/test_node.py",
     "proto/model/ends.py": "tests/proto/model/test_family.py",
     "proto/model/tiny.py": "tests/proto/model/test_family.py",
     "proto/wire/messages/calls.py": "tests/proto/wire/messages/test_codec.py",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ...proto.errors import AuthenticationError, WrongSwarm
 from ...proto.wire.handshake import PROTOCOL_VERSION, check_protocol, check_protocol_of
 from ...proto.wire.messages.calls import LookupReply, LookupRequest, PingReply, PingRequest
+from ...proto.wire.messages.limits import MAX_RECORDS_PER_KEY
 
 if TYPE_CHECKING:
     from .service import PeerParts
@@ -28,11 +29,12 @@ class UnaryCalls:
             self._parts.hellos.check(request.hello)
         else:
             check_protocol_of(request.hello)
-        records, size = [], 0
+        records: list[bytes] = []
+        size = 0
         for record in await self._parts.lookup(request.key):
             size += len(record)
-            if size > MAX_LOOKUP_BYTES:
-                break
+            if size > MAX_LOOKUP_BYTES or len(records) == MAX_RECORDS_PER_KEY:
+                break  # one more, and the whole answer would be refused
             records.append(record)
         return LookupReply(tuple(records))
 

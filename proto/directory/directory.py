@@ -11,6 +11,7 @@ A directory gives hints, not facts: a record says what its owner promised less t
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
@@ -22,6 +23,9 @@ from .signed import SignatureCache, SignedRecord, newest_per_peer, verify_record
 from .swarm_key import dht_id
 
 log = logging.getLogger(__name__)
+
+
+RECORDS_AT_ONCE = 8
 
 
 class Directory(Protocol):
@@ -61,12 +65,17 @@ def superseded(record: SignedRecord) -> LocalProtocolError:
     )
 
 
-def verified_records(
+async def verified_records(
     key: bytes, encoded: Iterable[bytes], now: float, cache: SignatureCache
 ) -> tuple[SignedRecord, ...]:
-    """The records among the first 900 of `encoded` that hold (key, signature, time): the newest of each peer."""
+    """The records among the first 900 of `encoded` that hold (key, signature, time): the newest of each peer.
+
+    Other work of the event loop gets its turn every eight records, about a millisecond.
+    """
     records = []
-    for data in list(encoded)[:MAX_RECORDS_PER_KEY]:
+    for count, data in enumerate(itertools.islice(encoded, MAX_RECORDS_PER_KEY), start=1):
+        if count % RECORDS_AT_ONCE == 0:
+            await asyncio.sleep(0)
         try:
             record = SignedRecord.decode(data)
             verify_record(record, now, cache=cache)
@@ -103,7 +112,7 @@ class MemoryDirectory:
         encoded = record.encode()
         previous = kept.get(record.peer_id)
         if previous not in (None, encoded):
-            known = verified_records(record.key, [previous], self._clock(), self._cache)
+            known = await verified_records(record.key, [previous], self._clock(), self._cache)
             if known and known[0].expires_at_seconds >= record.expires_at_seconds:
                 raise superseded(record)
         kept[record.peer_id] = encoded
@@ -111,7 +120,7 @@ class MemoryDirectory:
     async def lookup(self, name: str) -> tuple[SignedRecord, ...]:
         key = dht_id(name)
         kept = self._store.records.get(key, {})
-        return verified_records(key, kept.values(), self._clock(), self._cache)
+        return await verified_records(key, list(kept.values()), self._clock(), self._cache)
 
     async def close(self) -> None:
         pass
@@ -155,9 +164,8 @@ class LookupDirectory:
             raise _no_answer(list(self._lookups), failures)
         key = dht_id(name)
         now = self._clock()
-        return newest_per_peer(
-            [record for answer in answers for record in verified_records(key, answer, now, self._cache)]
-        )
+        found = [await verified_records(key, answer, now, self._cache) for answer in answers]
+        return newest_per_peer([record for records in found for record in records])
 
     async def close(self) -> None:
         pass

@@ -132,7 +132,7 @@ def verify_record(
     """
     if record.expires_at_seconds <= now:
         raise RemoteProtocolError(f"the record of {record.peer_id} is over")
-    if not within_lifetime(record, now):
+    if lives_too_long(record.expires_at_seconds, now):
         raise RemoteProtocolError(f"the record of {record.peer_id} claims to live too long")
     if cache is not None:
         cache.check(record)
@@ -140,9 +140,9 @@ def verify_record(
         verify_signature(record)
 
 
-def within_lifetime(record: SignedRecord, now: float) -> bool:
-    """Whether the record ends soon enough that it may be stored."""
-    return record.expires_at_seconds <= now + MAX_RECORD_LIFETIME_SECONDS + CLOCK_TOLERANCE_SECONDS
+def lives_too_long(expires_at_seconds: float, now: float) -> bool:
+    """Whether a record ends too late to be stored; written so that NaN does."""
+    return not expires_at_seconds <= now + MAX_RECORD_LIFETIME_SECONDS + CLOCK_TOLERANCE_SECONDS
 
 
 def next_expiry(previous: float | None, now: float, lifetime_seconds: float = RECORD_LIFETIME_SECONDS) -> float:

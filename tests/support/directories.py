@@ -38,6 +38,8 @@ class DirectorySwarm:
         self.clock = AdjustableClock()
         self.announcers: Sequence[Any] = ()
         self.readers: Sequence[Any] = ()
+        self.identities: Sequence[Identity] = ()
+        """Those of the announcers, where they are nodes."""
         self._runner = asyncio.Runner()
 
     def run(self, coroutine: Coroutine[Any, Any, _Result], timeout_seconds: float = 120.0) -> _Result:
@@ -99,6 +101,7 @@ def hivemind_swarm(folder: Path, num_nodes: int, swarm_key: SwarmKey | None = No
         return nodes
 
     swarm.announcers = swarm.readers = swarm.run(start())
+    swarm.identities = [Identity.load_or_create(folder / f"identity-{index}") for index in range(num_nodes)]
     return swarm
 
 

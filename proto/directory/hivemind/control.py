@@ -41,6 +41,12 @@ async def addresses_of(p2p: Any, peer_id: Any, seconds: float) -> tuple[str, ...
     return tuple(f"{Multiaddr(maddr)}/p2p/{peer_id.to_base58()}" for maddr in response.dht.peer.addrs)
 
 
+async def connections(p2p: Any, seconds: float) -> dict[str, str]:
+    """The nodes that are connected, and the address at the other end of a connection. Raises PeerUnavailable."""
+    response = await _call(p2p, p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS), seconds)
+    return {PeerID(peer.id).to_base58(): str(Multiaddr(peer.addrs[0])) for peer in response.peers if peer.addrs}
+
+
 async def _call(p2p: Any, request: Any, seconds: float) -> Any:
     response = p2pd_pb2.Response()
     try:

@@ -21,9 +21,10 @@ from ...errors import PeerUnavailable, SwarmError, UsageError
 from ..signed import SignatureCache
 from ..swarm_key import SwarmKey
 from . import control
-from .guard import CallGuard, RecordGuard
+from .guard import CallGuard
+from .places import Places
+from .servicer import Reached, Servicer, node_id_of, take_over
 from .shim import P2P, DHTNode, P2PDaemonError
-from .storage import BoundedStorage, NoCache, StorageLimits
 
 REPLICAS = 5
 HIVEMIND_FAILURES = (P2PDaemonError, RuntimeError, OSError)
@@ -54,6 +55,16 @@ class HivemindTiming:
     """Pause after the first attempt to reach other nodes that failed; every further one is twice as long."""
     max_contact_seconds: float = 8.0
     """Longest such pause."""
+    silent_seconds: float = 5.0
+    """Time for which a node that did not answer is left out of searches; twice as long each further time."""
+    max_silent_seconds: float = 60.0
+    """Longest such time."""
+    ban_seconds: float = 600.0
+    """Time for which a node that sent a forged record is not listened to."""
+    connections_seconds: float = 1.0
+    """Time between two questions to the daemon who is connected."""
+    connection_memory_seconds: float = 120.0
+    """Time for which the network of a node is known after its connection is gone."""
     note_seconds: float = 5.0
     """Time between two looks at which nodes are there, to remember them."""
     patrol_seconds: float = 60.0
@@ -143,12 +154,13 @@ class NodeSettings:
     client_mode: bool
     cache: SignatureCache
     timing: HivemindTiming
-    limits: StorageLimits
+    places: Places
 
 
 async def start_node(settings: NodeSettings, listen_maddrs: Sequence[str]) -> RunningNode:
     """A node that knows no other one yet. Raises UsageError or PeerUnavailable."""
     made: list[P2P] = []
+    timing = settings.timing
 
     class Daemon(P2P):
         """P2P.create, if it fails or is cancelled, would leave its daemon to the garbage collector."""
@@ -163,19 +175,20 @@ async def start_node(settings: NodeSettings, listen_maddrs: Sequence[str]) -> Ru
             host_maddrs=list(listen_maddrs),
             identity_path=settings.identity_path,
             dht_mode="client" if settings.client_mode else "server",
-            startup_timeout=settings.timing.startup_seconds,
+            startup_timeout=timing.startup_seconds,
             auto_nat=False,
             check_if_identity_free=False,  # would start a second daemon; two owners of a key show in their records
             nat_port_map=False,  # no router is asked for a port unasked
             use_relay=False,  # or every node is an open relay
         )
+        authorizer = None if settings.swarm_key is None else CallGuard(settings.swarm_key, settings.clock)
         dht = await DHTNode.create(
             p2p=p2p,
+            node_id=node_id_of(settings.peer_id),
             num_replicas=REPLICAS,
-            wait_timeout=settings.timing.call_seconds,
+            wait_timeout=timing.call_seconds,
             client_mode=settings.client_mode,
-            record_validator=RecordGuard(settings.clock, settings.cache),
-            authorizer=None if settings.swarm_key is None else CallGuard(settings.swarm_key, settings.clock),
+            authorizer=authorizer,
             # Caches would answer with records that are up to a life old, and any node may write to them.
             cache_locally=False,
             cache_nearest=0,
@@ -183,16 +196,19 @@ async def start_node(settings: NodeSettings, listen_maddrs: Sequence[str]) -> Ru
             cache_refresh_before_expiry=0,
             reuse_get_requests=False,
         )
-        maddrs = await control.identify(p2p, settings.timing.call_seconds)
+        take_over(dht, timing.silent_seconds, timing.max_silent_seconds)
+        if not settings.client_mode:
+            reached = Reached(p2p, timing.call_seconds, timing.connections_seconds, timing.connection_memory_seconds)
+            servicer = Servicer(p2p, dht.protocol, settings.places, settings.cache, reached, timing.ban_seconds)
+            await servicer.install(authorizer)
+        maddrs = await control.identify(p2p, timing.call_seconds)
     except BaseException as error:
         for p2p in made:
-            await _stop_daemon(p2p, settings.timing)
+            await _stop_daemon(p2p, timing)
         if isinstance(error, HIVEMIND_FAILURES):
             raise _translate(error) from error
         raise
-    dht.protocol.storage = BoundedStorage.holding(dht.protocol.storage, settings.limits)
-    dht.protocol.cache = NoCache()
-    return RunningNode(p2p, dht, maddrs, settings.timing)
+    return RunningNode(p2p, dht, maddrs, timing)
 
 
 async def _stop_daemon(p2p: Any, timing: HivemindTiming) -> None:

@@ -2,9 +2,9 @@
 
 The promises of hivemind are not taken on trust:
 
-* Records carry their own signature; every node refuses, when storing and when reading, what does not verify
-  (`guard.py`).  What a node keeps is bounded, and an old record of a peer cannot shorten the life of its newer one
-  (`storage.py`).
+* Records carry their own signature; every node refuses, when storing and when reading, what does not verify.  What
+  others may ask of a node is bounded (`servicer.py`), and so is what it keeps: places are shared between networks, so
+  that free identities cannot take them all (`places.py`).
 * A store counts only when another node has been asked and has the record.
 * hivemind talks to a daemon, p2pd (`daemon.py`).  When it dies or hangs, or the connection to it breaks, hivemind goes
   on answering "stored"; so all three are watched, and daemon and node are started again with the same key and port, and
@@ -19,26 +19,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ....routing.swarm import PeerId
 from ...errors import PeerUnavailable, RetryElsewhere, SwarmError, UsageError
 from ...identity import Identity
-from ..directory import check_announcement, superseded, verified_records
+from ..directory import check_announcement, verified_records
 from ..signed import SignatureCache, SignedRecord
 from ..swarm_key import SwarmKey, dht_id
 from . import control
 from .contacts import Contacts, MoreMaddrs, backoff, note_present, reach_any, seek
-from .daemon import REPLICAS, HivemindTiming, NodeSettings, RunningNode, start_node, sweep_stale_sockets
+from .daemon import HivemindTiming, NodeSettings, RunningNode, start_node, sweep_stale_sockets
+from .entries import Entry, encoded_in, entries_of, value_of
+from .exchange import ask, ask_all, check_kept, give, in_turns, nearest_nodes
 from .maddrs import check_maddr, pin_ports, usable_maddrs, with_known_ports
-from .shim import DHTID, MSGPackSerializer, use_hivemind_log_handler
-from .storage import StorageLimits
+from .places import Places, StorageLimits
+from .shim import use_hivemind_log_handler
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class HivemindDirectory:
         self._timing = settings.timing
         self._announced: dict[bytes, SignedRecord] = {}
         self._isolated = asyncio.Event()
+        self._rng = random.Random()
         self._node: RunningNode | None = None
         self._up = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
@@ -104,7 +106,7 @@ class HivemindDirectory:
             client_mode=client_mode,
             cache=SignatureCache(),
             timing=timing or HivemindTiming(),
-            limits=limits or StorageLimits(),
+            places=Places(identity.peer_id, limits or StorageLimits(), clock, time.monotonic),
         )
         initial, remembered = usable_maddrs(initial_maddrs), usable_maddrs(remembered_maddrs)
         contacts = Contacts(identity.peer_id, initial, remembered, more_maddrs)
@@ -153,10 +155,8 @@ class HivemindDirectory:
 
     def kept_records(self, name: str) -> tuple[SignedRecord, ...]:
         """The records under `name` that this node keeps itself, for others and of its own."""
-        if self._node is None or not (found := self._node.dht.protocol.storage.get(DHTID.from_bytes(dht_id(name)))):
-            return ()
-        values = [MSGPackSerializer.loads(value) for _, (value, _) in found.value.items()]
-        return self._verified(dht_id(name), values)
+        kept = self._settings.places.under(dht_id(name))
+        return tuple(SignedRecord.decode(encoded_in(kept[owner].value) or b"") for owner in sorted(kept))
 
     async def announce(self, record: SignedRecord) -> None:
         check_announcement(record, self._settings.clock(), self._cache)
@@ -170,19 +170,14 @@ class HivemindDirectory:
         key = dht_id(name)
         node = await self._running()
         self._expect_others(node)
-        key_id = DHTID.from_bytes(key)
-        # An infinite "sufficient" expiry asks all replicas and takes the union of what they have.
-        search = node.dht.get_many_by_id([key_id], sufficient_expiration_time=math.inf)
-        found = (await self._in_time(search))[key_id]
+        others, _ = await self._in_time(nearest_nodes(node, key, with_self=not self._settings.client_mode))
+        answers = await self._in_time(ask_all(node, others, key))
         self._check_alive(node)
         if not node.others:
             self._note_isolation()
-        if found is None or not isinstance(found.value, dict):
-            return ()
-        return self._verified(key, [entry.value for entry in found.value.values()])
-
-    def _verified(self, key: bytes, encoded: Sequence[bytes]) -> tuple[SignedRecord, ...]:
-        return verified_records(key, encoded, self._settings.clock(), self._cache)
+        own = entries_of(self._settings.places.under(key))
+        encoded = (encoded for entry in in_turns([own, *answers], self._rng) if (encoded := encoded_in(entry.value)))
+        return await verified_records(key, encoded, self._settings.clock(), self._cache)
 
     async def until_closed(self) -> None:
         """Wait until `close` is called; for the owner's task group.
@@ -236,49 +231,30 @@ class HivemindDirectory:
             raise PeerUnavailable("the DHT daemon died during the call", hint="It is being started again; try again.")
 
     async def _store(self, node: RunningNode, record: SignedRecord) -> None:
-        """Store the record at the nodes nearest to its key, and read it back from one of them."""
-        protocol, key_id = node.dht.protocol, DHTID.from_bytes(record.key)
-        value = MSGPackSerializer.dumps(record.encode())
-        arguments = ([key_id], [value], [float(record.expires_at_seconds)])
+        """Have the nodes nearest to its key keep the record, and read it back from one of them."""
+        places, client_mode = self._settings.places, self._settings.client_mode
+        if not client_mode:  # one's own record is always there for those who ask here
+            places.keep(record.key, record.peer_id, value_of(record), record.expires_at_seconds, None)
         self._expect_others(node)
         for _ in range(2):  # nodes that do not answer are forgotten, so a second round finds better ones
-            nearest = await self._in_time(
-                node.dht.find_nearest_nodes([key_id], k_nearest=REPLICAS, exclude_self=self._settings.client_mode)
-            )
-            others = [peer for node_id, peer in nearest[key_id].items() if node_id != node.dht.node_id]
-            if len(others) < len(nearest[key_id]):
-                protocol.storage.store_subkey(key_id, record.peer_id, value, record.expires_at_seconds)
-            async with asyncio.TaskGroup() as group:
-                stores = {
-                    peer: group.create_task(protocol.call_store(peer, *arguments, subkeys=[record.peer_id]))
-                    for peer in others
-                }
-            answered = [peer for peer, store in stores.items() if store.result()]
+            others, _ = await self._in_time(nearest_nodes(node, record.key, with_self=not client_mode))
+            given = await asyncio.gather(*(give(node, peer, record) for peer in others))
+            answered = [peer for peer, kept in zip(others, given, strict=True) if kept is not None]
             self._check_alive(node)
             if answered or not others:
                 break
         if not answered:
             self._note_isolation()
-            if self.isolated or self._settings.client_mode:
+            if self.isolated or client_mode:
                 raise PeerUnavailable("no other node of the DHT answers", hint="It is tried again; check the network.")
-            return self._check_kept(record, value, [_entry(protocol.storage.get(key_id), record.peer_id)])
+            return check_kept(record, entries_of(places.under(record.key)))
         self._isolated.clear()
-        seen = []
+        seen: list[Entry] = []
         for peer in answered:
-            reply = await protocol.call_find(peer, [key_id])
-            seen.append(_entry(reply[key_id][0], record.peer_id) if reply else None)
-            if seen[-1] is not None and seen[-1].value == value:
+            seen += await ask(node, peer, record.key) or []
+            if any(entry.value == value_of(record) for entry in seen):
                 break
-        return self._check_kept(record, value, seen)
-
-    def _check_kept(self, record: SignedRecord, value: bytes, seen: Sequence[Any]) -> None:
-        """Check what other nodes (or this one, if it is alone) have of this peer after the store: `seen`."""
-        kept = [entry for entry in seen if entry is not None]
-        if any(entry.value == value for entry in kept):
-            return
-        if any(entry.expiration_time >= record.expires_at_seconds for entry in kept):
-            raise superseded(record)
-        raise PeerUnavailable("no node of the DHT kept the record", hint="It is announced again soon; check the net.")
+        return check_kept(record, seen)
 
     def _expect_others(self, node: RunningNode) -> None:
         """Before others are asked: hivemind forgets those that are silent."""
@@ -392,8 +368,3 @@ class HivemindDirectory:
         self._node = node
         self._pinned_listen_maddrs = pin_ports(self._settings.listen_maddrs, node.maddrs)
         self._up.set()
-
-
-def _entry(found: Any, peer_id: str) -> Any:
-    """The entry of one peer in what a node has under a key, or None."""
-    return None if found is None or isinstance(found.value, bytes) else found.value.get(peer_id)

@@ -11,16 +11,20 @@ import sys
 __all__ = [
     "DHTID",
     "P2P",
+    "AuthRPCWrapper",
+    "AuthRole",
     "AuthorizerBase",
     "DHTLocalStorage",
     "DHTNode",
-    "DHTRecord",
+    "DictionaryDHTValue",
     "MSGPackSerializer",
     "Multiaddr",
     "P2PDaemonError",
+    "P2PHandlerError",
     "PeerID",
-    "RecordValidatorBase",
     "ValidationError",
+    "ValueWithExpiration",
+    "dht_pb2",
     "p2pd_pb2",
     "read_pbmsg_safe",
     "use_hivemind_log_handler",
@@ -64,12 +68,12 @@ import_hivemind_lightly()
 from hivemind.dht.node import DHTNode  # noqa: E402
 from hivemind.dht.protocol import ValidationError  # noqa: E402
 from hivemind.dht.routing import DHTID  # noqa: E402
-from hivemind.dht.storage import DHTLocalStorage  # noqa: E402
-from hivemind.dht.validation import DHTRecord, RecordValidatorBase  # noqa: E402
-from hivemind.p2p import P2P, P2PDaemonError, PeerID  # noqa: E402
+from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue  # noqa: E402
+from hivemind.p2p import P2P, P2PDaemonError, P2PHandlerError, PeerID  # noqa: E402
 from hivemind.p2p.p2p_daemon_bindings.utils import read_pbmsg_safe, write_pbmsg  # noqa: E402
-from hivemind.proto import p2pd_pb2  # noqa: E402
-from hivemind.utils.auth import AuthorizerBase  # noqa: E402
+from hivemind.proto import dht_pb2, p2pd_pb2  # noqa: E402
+from hivemind.utils.auth import AuthorizerBase, AuthRole, AuthRPCWrapper  # noqa: E402
 from hivemind.utils.logging import use_hivemind_log_handler  # noqa: E402
 from hivemind.utils.multiaddr import Multiaddr  # noqa: E402
 from hivemind.utils.serializer import MSGPackSerializer  # noqa: E402
+from hivemind.utils.timed_storage import ValueWithExpiration  # noqa: E402

@@ -26,8 +26,8 @@ MAX_FRAME_BYTES = 1 << 20
 """Largest frame of a stream, as it travels."""
 MAX_REPLY_BYTES = 4 << 20
 """Largest answer to a call: gRPC's own limit."""
-MAX_RECORD_BYTES = 4096
-"""Largest size of an encoded record, signature included."""
+MAX_RECORD_BYTES = 3072
+"""Largest size of an encoded record, signature included: every announcement within its bounds fits."""
 MAX_RECORDS_PER_KEY = 900
 """The number of records of the largest size that fit into one answer, and that one look-up verifies."""
 MAX_PREFIX_BYTES = MAX_PREFIX_TOKENS // PAGE_TOKENS * DIGEST_BYTES

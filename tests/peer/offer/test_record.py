@@ -147,7 +147,7 @@ def test_the_addresses_of_the_dht_are_those_that_fit() -> None:
     visible = [f"/ip4/192.0.2.{i}/tcp/4001/p2p/12D3KooWme" for i in range(100)]
     reach = ReachFacts.of(("peer.example.org:4000",), visible)
     assert reach.dht_maddrs == tuple(f"/ip4/192.0.2.{i}/tcp/4001" for i in range(8))
-    long = ReachFacts.of(("x" * 300 + ":4000",), visible)
+    long = ReachFacts.of(("x" * 240 + ":4000",), visible)
     assert len(long.dht_maddrs) == 3
 
 

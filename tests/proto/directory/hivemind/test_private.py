@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blockswarm.proto.directory.hivemind.control import addresses_of
 from blockswarm.proto.directory.hivemind.guard import CallGuard
 from blockswarm.proto.directory.hivemind.node import HivemindDirectory
 from blockswarm.proto.directory.hivemind.shim import DHTID, P2P, DHTNode, MSGPackSerializer, PeerID
@@ -100,6 +101,23 @@ def test_a_stranger_who_knows_ports_and_names_reads_and_stores_nothing(
     swarm.run(scenario())
 
 
+def test_a_stranger_does_learn_who_the_members_are(swarm: DirectorySwarm) -> None:
+    """Through libp2p's own DHT, which has no key; docs/security.md says so. If this fails, it has to say less."""
+
+    async def scenario() -> None:
+        first, second = swarm.announcers
+        stranger = await P2P.create(
+            list(await first.visible_maddrs()), nat_port_map=False, auto_nat=False, use_relay=False
+        )
+        try:
+            told = await addresses_of(stranger, PeerID.from_base58(second.peer_id), 20.0)
+            assert set(told) == set(await second.visible_maddrs())
+        finally:
+            await stranger.shutdown()
+
+    swarm.run(scenario())
+
+
 # --- the authorizer ------------------------------------------------------------------------------------------------
 
 
@@ -108,8 +126,9 @@ class AuthorizedCalls:
 
     def __init__(self) -> None:
         self.now = 1.7e9
+        self.elapsed = 0.0
         self.client = CallGuard(KEY, lambda: self.now)
-        self.servicer = CallGuard(KEY, lambda: self.now)
+        self.servicer = CallGuard(KEY, lambda: self.now, lambda: self.elapsed)
 
     def request(self, authorizer: CallGuard | None = None) -> Any:
         from hivemind.proto import dht_pb2
@@ -162,7 +181,8 @@ def test_an_answer_belongs_to_its_request() -> None:
 
 def test_remembered_requests_are_bounded() -> None:
     calls = AuthorizedCalls()
-    for _ in range(300):
+    for second in range(300):
         assert calls.accepts(calls.request())
-        calls.now += 1.0
+        calls.now += 1.0 if second != 150 else -3600.0  # the clock is set back
+        calls.elapsed += 1.0
     assert calls.servicer.remembered_calls <= 2 * DHT_CALL_AGE_SECONDS + 2
