@@ -42,7 +42,7 @@ def a_dictionary(items: object) -> bytes:
 
 
 def test_the_form_is_that_of_hivemind() -> None:
-    """What its own code packs is read, and it reads what is packed here."""
+    """Its own code reads what is packed here, and the other way round."""
     theirs = DictionaryDHTValue()
     theirs.store(RECORD.peer_id, ENTRY.value, ENTRY.expires_at_seconds)
     assert unpack_dictionary(MSGPackSerializer.dumps(theirs)) == [ENTRY]
