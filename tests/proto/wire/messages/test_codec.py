@@ -270,7 +270,7 @@ def test_floods_of_every_field(frame: str) -> None:
         assert most < DECODE_BYTES, f"{name}: {most >> 20} MiB"
 
 
-@pytest.mark.parametrize("frame", set(FRAMES) - {"LookupReply"})
+@pytest.mark.parametrize("frame", sorted({*FRAMES} - {"LookupReply"}))
 def test_a_frame_that_is_too_large_is_not_even_parsed(frame: str) -> None:
     with pytest.raises(RemoteProtocolError, match="at most"):
         FRAMES[frame].decode(bytes(MAX_FRAME_BYTES + 1))
