@@ -16,6 +16,7 @@ from blockswarm.peer.offer.capacity import (
 from blockswarm.peer.session.replay_store import ReplayStore
 from blockswarm.proto.errors import OutOfMemory, UsageError
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
+from blockswarm.routing.swarm import PeerId
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 def test_the_least_recently_used_replay_buffer_goes_first_and_stays_gone() -> None:
     store = ReplayStore(limit_bytes=100)
     for session in (b"a", b"b"):
-        store.begin(session, token_bytes=10)
+        store.begin(session, PeerId("client"), token_bytes=10)
         store.append(session, StepPlan((RowSlice(0, 0, 4, 0),)), bytes(40))
     store.append(b"a", StepPlan((RowSlice(0, 4, 3, 0),)), bytes(30))
     assert store.get(b"b") is None
