@@ -11,12 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.directory.signed import SignedRecord
 from blockswarm.proto.directory.swarm_key import swarm_key_name
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.transport import Dialer, translated_grpc_errors
 from blockswarm.proto.wire.handshake import SESSION_ID_BYTES, sign_hello
+from blockswarm.proto.wire.messages.calls import LookupRequest
 from support.cables import free_port
 from support.processes import PeerProcess, PeerProcesses, peer_processes
 
@@ -50,7 +50,7 @@ def seen_by(peer: PeerProcess) -> set[str]:
         hello = sign_hello(Identity.generate(), address.peer, bytes(SESSION_ID_BYTES), time.time(), None)
         try:
             with translated_grpc_errors(str(address)):
-                reply = await dialer.stub(address).lookup(pb.LookupRequest(key=name, hello=hello), timeout=20.0)
+                reply = await dialer.stub(address).lookup(LookupRequest(name, hello), 20.0)
             return {SignedRecord.decode(record).peer_id for record in reply.records}
         finally:
             await dialer.close()
