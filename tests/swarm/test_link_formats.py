@@ -49,6 +49,9 @@ STORY = [
     plan((0, 290, 5), (1, 302, 1)),
     plan((0, 295, 2), source=(1,)),
 ]
+UNTRUNCATED = 1
+"""A step that drops nothing: caches are rebuilt to the same lengths, and so in the same pieces and to the same bits,
+whether the peers before the one that is gone had applied the step by then or not."""
 CALM = ClientTiming(chain=ChainTiming(late_seconds=30.0, open_seconds=30.0, reroute_seconds=30.0))
 """Nothing here is to be found out by its lateness: a repair more would compute the same in other batches."""
 TOKENS = sum(step.tokens for step in STORY)
@@ -109,10 +112,6 @@ async def tell(run: Run, at: int = -1, index: int = 0, dtype: torch.dtype = F32,
     return answers
 
 
-def values(answer: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(answer), dtype=F32)
-
-
 def size(dtype: torch.dtype) -> int:
     return dtype.itemsize * HIDDEN
 
@@ -156,15 +155,13 @@ def test_a_peer_is_replaced_by_one_of_another_stream(
 
     async def told(wire_format: str) -> tuple[list[bytes], list[str]]:
         async with asyncio.timeout(60), Run(folder, dtypes, push=way != "hub", wire_format=wire_format) as run:
-            return await tell(run, 3, index, new, drain=way == "drain"), run.kinds()
+            return await tell(run, UNTRUNCATED, index, new, drain=way == "drain"), run.kinds()
 
     answers, kinds = asyncio.run(told("auto"))
     in_float32, _ = asyncio.run(told("float32"))
-    for answer, expected in zip(answers, in_float32, strict=True):
-        # A rebuild may be computed in other pieces, whose last bits differ; bfloat16 has eight of them.
-        torch.testing.assert_close(values(answer), values(expected), rtol=0.03, atol=0.03)
+    assert answers == in_float32
     # A cache has the dtype of its stream, so it cannot be handed over.
-    assert set(kinds) == ({"replay", "handed-over"} if way == "drain" else {"hop-lost", "replay"})
+    assert kinds == (["replay", "handed-over"] if way == "drain" else ["hop-lost", "replay"])
 
 
 PROMPT = StepPlan((RowSlice(0, 0, 130, 2),))
