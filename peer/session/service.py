@@ -41,7 +41,7 @@ from ..tasks import Changes, run_to_end, run_until_first
 from ..timing import PeerTiming
 from .compute import EngineCompute
 from .edge.handshakes import Handshakes
-from .edge.opening import Neighbourhood, Opening, OpeningCheck
+from .edge.opening import NameBudget, Neighbourhood, Opening, OpeningCheck
 from .edge.read_ahead import ReadAhead
 from .edge.refusals import Refusals
 from .edge.room_use import RoomUse
@@ -87,6 +87,7 @@ class PeerParts:
     on_admitted: Callable[[float], None] = lambda wait_seconds: None
     """Is told how long each admitted session has waited for room."""
     record_signatures: SignatureCache = field(default_factory=SignatureCache)
+    names: NameBudget = field(default_factory=NameBudget)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,18 +154,18 @@ class PeerService:
         """One client's session, from its hello to its last frame."""
         outlet = ClientOutlet(stream, self._parts.timing)
         ahead = ReadAhead(stream)
+        opening = None
         try:
             async with self._handshakes.handshake():
                 opening = self._check_open(await stream.read())
                 await self._previous_ended(opening.grant)
-            try:
-                await self._admit(opening, ahead, outlet)
-            finally:
-                self._check.names.give_back(opening.grant.client, opening.prefixes)
+            await self._admit(opening, ahead, outlet)
         except SwarmError as error:
             self._refusals.note(error)
             await outlet.failure(error, 0, 0)
         finally:
+            if opening is not None:
+                self._parts.names.give_back(opening.grant.client, opening.prefixes)
             self._changes.notify()
             await run_to_end(self._close(ahead, outlet))
 

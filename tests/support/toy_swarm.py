@@ -221,6 +221,7 @@ class World:
             assert not peer.service.open_ids
             assert peer.service.waiting_sessions == 0
             assert peer.parts.replay.nbytes == 0
+            assert peer.parts.names.nbytes == 0
         left = [task for task in asyncio.all_tasks(self.loop) if not task.done()]
         assert not left, left
         self.loop.close()

@@ -85,7 +85,6 @@ class OpeningCheck:
 
     def __init__(self, parts: PeerParts) -> None:
         self._parts = parts
-        self.names = NameBudget()
 
     def opening(self, frame: OpenFrame) -> Opening:
         """The wish in a session's first frame; give its names back at the end. Raises SwarmError."""
@@ -95,7 +94,7 @@ class OpeningCheck:
         check_prefixes(frame.prefixes, grant.kv_tokens, grant.max_rows)
         self._parts.engine.wire_format(grant.wire_format)
         neighbourhood = self._neighbourhood(grant, frame.relay, frame.successor_record)
-        return Opening(neighbourhood, frame.wait_seconds, self.names.take(client, frame.prefixes))
+        return Opening(neighbourhood, frame.wait_seconds, self._parts.names.take(client, frame.prefixes))
 
     def reroute(self, frame: RerouteFrame, old: Grant) -> Neighbourhood:
         """The new neighbours of an open session. Raises SwarmError."""

@@ -96,6 +96,23 @@ def test_names_are_held_within_a_budget_of_each_client_and_of_all() -> None:
     assert budget.nbytes == 64
 
 
+def test_a_session_that_is_open_already_leaves_no_names_behind() -> None:
+    """Else a client could use up the names of all others by opening one session again and again."""
+    world = full_world()
+
+    async def scenario() -> None:
+        client = ToyClient(world, world.peers[0])
+        grant = client.grant(kv_tokens=PAGE_TOKENS)
+        call = await client.open(grant)
+        again = await client.send_opening(grant, prefixes=(bytes(DIGEST_BYTES),))
+        frame = await again.read()
+        assert isinstance(frame, FailureFrame)
+        assert "open on this peer already" in frame.message
+        call.cancel()
+
+    run(scenario(), world)
+
+
 def test_a_session_without_its_names_computes_all() -> None:
     """Its client is told that nothing is held, for every row that it named."""
     world = full_world()
