@@ -79,6 +79,7 @@ def test_nothing_imports_a_folder_as_a_top_level_package():
     assert not wrong, listing(wrong)
 
 
+@pytest.mark.long
 def test_imports_inside_the_package_are_relative():
     wrong = [found for found in package_imports() if found.top == "blockswarm" and not found.is_relative]
     assert not wrong, listing(wrong)

@@ -45,6 +45,7 @@ def test_wheel_has_one_top_level_package(wheel: zipfile.ZipFile):
     assert "blockswarm/__init__.py" not in wheel.namelist()
 
 
+@pytest.mark.long
 def test_wheel_has_every_file_of_the_four_folders(wheel: zipfile.ZipFile):
     """Also py.typed, templates, protocol sources and data, which a build forgets silently."""
     here = {

@@ -39,6 +39,7 @@ def model(folder: Path, serving: SwarmThread) -> Iterator[Any]:
     model.session_factory.close()
 
 
+@pytest.mark.long
 def test_two_threads_that_generate_at_once_get_the_reports_of_their_own_chains(
     model: Any, serving: SwarmThread
 ) -> None:

@@ -132,10 +132,12 @@ def serving(folder: Path) -> Iterator[SwarmThread]:
         yield thread
 
 
+@pytest.mark.long
 def test_unreachable_initial_peers(folder: Path, tmp_path: Path) -> None:
     check_refused(run(tmp_path, folder, "--initial-peers", NOBODY), 1, NOBODY, "--new-swarm")
 
 
+@pytest.mark.long
 def test_an_initial_peer_that_is_somebody_else(serving: SwarmThread, folder: Path, tmp_path: Path) -> None:
     address = PeerAddress(Identity.generate().peer_id, serving.swarm.peers[0].address.target)
     check_refused(run(tmp_path, folder, "--initial-peers", address), 1, "not the node that it claims to be")

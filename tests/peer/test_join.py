@@ -84,6 +84,7 @@ def test_a_swarm_of_another_protocol_is_not_joined(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.long
 def test_without_an_announced_host_the_dht_names_its_own(tmp_path: Path) -> None:
     (visible,) = asyncio.run(visible_maddrs(a_config(tmp_path, ())))
     assert visible.startswith("/ip4/127.0.0.1/tcp/")

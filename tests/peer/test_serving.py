@@ -166,6 +166,7 @@ def test_a_peer_announces_itself_until_it_is_stopped(
     asyncio.run(scenario())
 
 
+@pytest.mark.long
 def test_an_announcer_that_fails_ends_the_peer_with_its_reason(
     tmp_path: Path, checkpoint: Checkpoint, examined: Examined
 ) -> None:
@@ -238,6 +239,7 @@ def test_the_end_of_the_dht_node_is_the_end_of_the_peer(
     asyncio.run(scenario())
 
 
+@pytest.mark.long
 def test_a_start_that_fails_half_way_leaves_nothing_open(
     tmp_path: Path, checkpoint: Checkpoint, examined: Examined
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from blockswarm.routing.releases import Room, merge_releases
 from blockswarm.routing.swarm import KvRelease
 from hypothesis import given
@@ -19,6 +20,7 @@ def test_an_overdue_release_counts_as_due_now() -> None:
     assert Room(0, (KvRelease(90.0, 5),)).wait_seconds(5, 100.0) == 0.0
 
 
+@pytest.mark.long
 @given(
     steps=st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 1000)), max_size=200),
     max_count=st.integers(2, 40),

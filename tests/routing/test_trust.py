@@ -159,11 +159,13 @@ def by_the_rule(networks: Mapping[str, Sequence[PeerSpec]]) -> set[PeerId]:
     return set(taken)
 
 
+@pytest.mark.long
 @given(networks=swarms())
 def test_those_are_believed_whom_the_rule_believes_word_by_word(networks: dict[str, list[PeerSpec]]) -> None:
     assert set(trust(networks).believed) == by_the_rule(networks)
 
 
+@pytest.mark.long
 @given(networks=swarms())
 def test_no_two_that_are_believed_disagree(
     networks: dict[str, list[PeerSpec]],

@@ -255,6 +255,7 @@ def test_a_session_waits_a_little_for_room_at_the_replacement_of_a_leaving_peer(
     scene.run(scenario())
 
 
+@pytest.mark.long
 def test_patience_is_kept_also_where_every_queue_is_full() -> None:
     scene = Scene(max_waiting=0)
 

@@ -107,6 +107,7 @@ def test_a_model_without_a_swarm_has_no_generations(full: PreTrainedModel) -> No
     assert last_generation(full) is None
 
 
+@pytest.mark.long
 def test_a_generation_keeps_neither_the_inputs_nor_the_model(model: Any, chain: LocalChain) -> None:
     """A replay buffer holds the hidden states of the whole text; a report must not keep it alive."""
     model.generate(**prompt(6), **call(2))

@@ -25,6 +25,7 @@ def test_a_model_without_a_swarm_says_so(full: PreTrainedModel, tmp_path: Path):
         model.generate(torch.tensor([[5, 6]]), **GREEDY)
 
 
+@pytest.mark.long
 def test_ends_of_a_checkpoint(full: PreTrainedModel, model: Any, chain: LocalChain, tmp_path: Path):
     """The way that from_pretrained takes: only the tensors outside the blocks are read, generation defaults count."""
     full.save_pretrained(tmp_path, max_shard_size="50KB")

@@ -12,6 +12,7 @@ from support.prompts import GREEDY, appended, prompt
 from transformers import PreTrainedModel
 
 
+@pytest.mark.long
 def test_a_session_continues_over_several_calls(full: PreTrainedModel, model: Any, chain: LocalChain):
     """Only new tokens travel: the last generated one, and what was appended."""
     with model.session(max_length=100) as session:

@@ -111,6 +111,7 @@ def test_generate_writes_what_the_model_alone_says(
     serving.wait_idle()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("push", [True, False], ids=["push", "hub"])
 def test_json_and_report_tell_the_chain_and_how_steps_were_passed_on(
     serving: SwarmThread, full_model: Any, folder: Path, push: bool
@@ -168,6 +169,7 @@ def test_an_interrupt_ends_the_program_and_its_sessions(serving: SwarmThread, fo
 # --- chat ---
 
 
+@pytest.mark.long
 def test_chat_continues_one_text_until_it_is_reset(serving: SwarmThread, full_model: Any, folder: Path) -> None:
     result = run("chat", folder, *serving.initial, "-n", 6, text="one\n\ntwo\n/reset\none\n/quit\nnever read\n")
     assert result.exit_code == 0, result.output
@@ -414,6 +416,7 @@ def test_clocks_that_disagree(serving: SwarmThread, folder: Path, monkeypatch: p
 # --- what is written ---
 
 
+@pytest.mark.long
 @given(st.text(max_size=40), st.integers(1, 5))
 def test_a_stream_writes_all_of_the_text_and_no_half_characters(text: str, step: int) -> None:
     tokenizer = byte_tokenizer()

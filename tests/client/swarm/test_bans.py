@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from blockswarm.client.swarm.bans import MOST_RUNS, Bans
 from blockswarm.client.timing import ClientTiming
 from blockswarm.proto.errors import DeadlineExceeded, PeerBusy, PeerUnavailable, RemoteProtocolError
@@ -96,6 +97,7 @@ def test_the_innocent_are_pardoned_as_if_nothing_had_been() -> None:
     assert bans.is_banned((PeerId("b"), 1))
 
 
+@pytest.mark.long
 def test_what_is_remembered_is_bounded() -> None:
     bans = bans_at(Clock())
     for incarnation in range(MOST_RUNS + 10):

@@ -195,6 +195,7 @@ ALL = BlockRange(0, 40)
 GREEDY = RequestSpec(100, 64, kv_tokens=500)
 
 
+@pytest.mark.long
 def test_a_made_up_swarm_takes_no_more_than_the_budget_and_the_loop_goes_on(
     made_up: SwarmView, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -215,6 +216,7 @@ def test_a_made_up_swarm_takes_no_more_than_the_budget_and_the_loop_goes_on(
     assert f"not proven to be the best: another one may be done {gap_seconds:.2f} s sooner" in caplog.text
 
 
+@pytest.mark.long
 def test_a_made_up_swarm_takes_no_more_memory_than_the_budget(made_up: SwarmView) -> None:
     meter = Meter(SearchBudget(seconds=0.6, nbytes=8 << 20), time.thread_time)
     tracemalloc.start()

@@ -45,6 +45,7 @@ def prompt_and_two_tokens(view: StageView) -> torch.Tensor:
     return torch.cat([view.forward(part, [RowSpan(row, row.length, len(part))]) for part in hidden.split(counts)])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SEVERAL_KINDS)
 def test_a_stage_loaded_block_by_block_equals_one_loaded_at_once(name: str, tmp_path: Path) -> None:
     """Also a part of it: what surrounds the blocks must know which they are."""
@@ -124,6 +125,7 @@ def test_blocks_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None
         load_stage(open_checkpoint(tmp_path), BlockRange(4, 7), torch.float32, None, BatchingRoute.SINGLE, Packing.INT8)
 
 
+@pytest.mark.long
 def test_bytes_that_are_not_those_of_the_digest_end_the_load(tmp_path: Path) -> None:
     """As if the disk had changed a block since its file was hashed: no peer serves it, whatever else it hosts."""
     folder = write_tiny_checkpoint("llama", tmp_path / "model")

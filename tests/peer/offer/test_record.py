@@ -198,6 +198,7 @@ def test_a_resting_swarm_of_real_records_stays_as_it_is(name: str) -> None:
         assert size >= len(peer.blocks), "the peer would be shrunk"
 
 
+@pytest.mark.long
 def test_peers_that_take_what_fits_come_to_rest_in_any_mixture_of_formats() -> None:
     formats = (EIGHT_BILLION, EIGHT_BILLION_INT8, EIGHT_BILLION_FLOAT32)
     for first, second, third in itertools.product(formats, repeat=3):

@@ -138,6 +138,7 @@ def test_a_joining_peer_gives_up_its_load_for_a_hole_and_goes_elsewhere() -> Non
     asyncio.run(scenario())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("error", [RetryElsewhere("the hub does not answer"), OSError("the disk"), MemoryError()])
 def test_a_failed_load_is_withdrawn_and_tried_again_after_a_pause(error: Exception) -> None:
     async def scenario() -> None:

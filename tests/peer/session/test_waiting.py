@@ -186,6 +186,7 @@ def test_a_client_that_takes_no_frames_holds_nobody_up() -> None:
     assert door.started[2] < 12
 
 
+@pytest.mark.long
 def test_hundreds_in_the_queue_are_all_told_and_all_served() -> None:
     """At most one look at the queue per second, whatever happens in it."""
     door = Door()

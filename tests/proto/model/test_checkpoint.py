@@ -162,6 +162,7 @@ class TestDigests:
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["llama", "gemma3", "mixtral"])
 def test_the_keys_without_meaning_change_no_number(name: str) -> None:
     """Whole models with such a key changed compute the same bits; a control shows that another key would be seen."""

@@ -48,6 +48,7 @@ def test_the_papers_53_and_4_blocks() -> None:
     assert petals_throughput(spec, sizes)[0] == pytest.approx(20829 / 27)
 
 
+@pytest.mark.long
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_every_server_joins_at_the_weakest_window(data: st.DataObject) -> None:

@@ -91,6 +91,7 @@ def test_a_feasible_placement_keeps_its_promises(model: PerfModel, concurrency: 
         assert chain.cost <= plan.bound_seconds * (1 + 1e-9) + 1e-9
 
 
+@pytest.mark.long
 @given(model=models())
 @settings(max_examples=100, deadline=None)
 def test_r_max_is_where_feasibility_ends(model: PerfModel) -> None:
@@ -99,6 +100,7 @@ def test_r_max_is_where_feasibility_ends(model: PerfModel) -> None:
     assert not cgbp.is_feasible(model, most + 1)
 
 
+@pytest.mark.long
 @given(model=models())
 @settings(max_examples=100, deadline=None)
 def test_distinct_concurrencies_cover_every_placement(model: PerfModel) -> None:

@@ -110,6 +110,7 @@ def test_a_joining_peer_gives_up_only_where_it_would_leave_a_hole() -> None:
         judge_join(swarm(first), first.id)
 
 
+@pytest.mark.long
 @given(st.lists(st.tuples(st.sampled_from([0, 4, 8]), st.floats(0.0, 3.0)), min_size=2, max_size=6))
 def test_peers_that_join_together_leave_no_hole_that_they_could_fill(joiners: list[tuple[int, float]]) -> None:
     """All claim windows of four blocks without having read of each other; once they have, those that give up claim

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from blockswarm.routing.place.windows import (
     added_blocks,
     hosts_per_block,
@@ -30,6 +31,7 @@ def test_the_least_served_window_has_the_smallest_ascending_vector(service: list
     assert least_served_window(service, size) == min(starts, key=lambda a: (sorted(service[a : a + size]), a))
 
 
+@pytest.mark.long
 @given(st.lists(st.booleans(), min_size=1, max_size=12), st.data())
 def test_the_most_uncovered_window_is_the_first_of_the_best(uncovered: list[bool], data: st.DataObject) -> None:
     size = data.draw(st.integers(1, len(uncovered)))
@@ -42,6 +44,7 @@ def test_the_most_uncovered_window_is_the_first_of_the_best(uncovered: list[bool
 RANGES = st.tuples(st.integers(0, 9), st.integers(1, 6)).map(lambda pair: BlockRange(pair[0], pair[0] + pair[1]))
 
 
+@pytest.mark.long
 @given(st.lists(RANGES | st.none(), max_size=6), st.integers(1, 12))
 def test_hosts_are_counted_block_by_block(ranges: list[BlockRange | None], num_blocks: int) -> None:
     """Also where a record names blocks that the model does not have."""

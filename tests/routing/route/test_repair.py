@@ -65,6 +65,7 @@ def every_chain(spans: Spans, gap: BlockRange, excluded: frozenset[int]) -> Iter
     return extend((), gap.start)
 
 
+@pytest.mark.long
 @given(broken_chains())
 def test_a_repaired_chain_keeps_its_hops_and_computes_every_block_once(
     case: tuple[Spans, HubCosts, tuple[Segment, ...]],
@@ -80,6 +81,7 @@ def test_a_repaired_chain_keeps_its_hops_and_computes_every_block_once(
     assert found.cost_seconds == pytest.approx(costs.chain_seconds([hop for hop in found.chain if hop not in kept]))
 
 
+@pytest.mark.long
 @given(broken_chains())
 def test_a_gap_is_filled_at_the_least_cost(case: tuple[Spans, HubCosts, tuple[Segment, ...]]) -> None:
     spans, costs, kept = case

@@ -84,6 +84,7 @@ def test_the_optimal_route_is_the_best_limit_on_the_wait(
     assert (optimal.path_cost_seconds if optimal else None) == (pytest.approx(min(found)) if found else None)
 
 
+@pytest.mark.long
 @given(
     units=st.integers(0, 30),
     sessions=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 6)), max_size=8),

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 
+@pytest.mark.long
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(-2, 2))))
 def test_events_run_by_time_then_priority_then_order(planned: list[tuple[int, int]]) -> None:
     kernel = Kernel()

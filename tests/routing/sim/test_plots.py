@@ -23,6 +23,7 @@ def test_equal_data_give_equal_svg(tmp_path):
     assert "dc:date" not in text
 
 
+@pytest.mark.long
 def test_png(tmp_path):
     draw(tmp_path / "plot.png", [CDF], "")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -18,6 +18,7 @@ FAMILIES = ("llama", "mistral", "gemma3", "deepseek_v3", "mixtral", "gpt_oss", "
 """Grouped heads, windows, latent attention, experts, one head for all, fused projections, no rotary positions."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_measure_is_what_the_loaded_stage_takes(name: str, dtype: str, tmp_path: Path) -> None:

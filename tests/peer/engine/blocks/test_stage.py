@@ -42,6 +42,7 @@ class Chain(nn.Module):
         return hidden[None]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SERVED_MODELS)
 def test_three_chained_stages_equal_the_full_model(name: str, tmp_path: Path) -> None:
     """From a sharded checkpoint: a prompt, a second chunk behind it, and cached decoding."""
@@ -89,6 +90,7 @@ def feed(view: StageView, row: RowKV, hidden: torch.Tensor) -> torch.Tensor:
     return view.forward(hidden, [RowSpan(row, row.length, hidden.shape[0])])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cuts", [(0, 1, 6), (0, 3, 4, 6), (0, 1, 2, 3, 4, 5, 6)])
 def test_views_of_any_part_chain_to_the_whole_stage(
     mixed_windows: tuple[PreTrainedModel, Checkpoint, Stage], cuts: tuple[int, ...]

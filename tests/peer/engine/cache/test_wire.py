@@ -48,6 +48,7 @@ def prepare(kv: SessionKv, dtype: torch.dtype = torch.float32) -> SessionKv:
     return kv
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_next_steps_are_the_same_bit_for_bit(name: str, tmp_path: Path) -> None:
     folder = write_tiny_checkpoint(name, tmp_path)
@@ -95,6 +96,7 @@ def changed(data: bytes, **changes: torch.Tensor | None) -> bytes:
     return save(tensors)
 
 
+@pytest.mark.long
 def test_what_does_not_fit_is_refused_and_nothing_changes(tmp_path: Path) -> None:
     folder = write_tiny_checkpoint("llama", tmp_path)
     old, new, untouched = (prepare(open_session(folder)) for _ in range(3))

@@ -54,6 +54,7 @@ def test_the_form_is_that_of_hivemind() -> None:
     assert read_record(RECORD.key, ENTRY) == RECORD
 
 
+@pytest.mark.long
 @given(data=some_bytes | msgpack_values.map(a_dictionary))
 def test_any_bytes_are_entries_or_refused(data: bytes) -> None:
     for read in (unpack_dictionary, lambda data: [unpack_single(data, data, NOW)]):

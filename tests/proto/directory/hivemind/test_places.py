@@ -117,6 +117,7 @@ def test_records_are_over_by_the_clock_that_nobody_sets() -> None:
 networks = st.sampled_from([ATTACKER, HONEST, OTHER, None])
 
 
+@pytest.mark.long
 @settings(max_examples=200)
 @given(arrivals=st.lists(st.tuples(st.integers(0, 40), networks), max_size=120), limit=st.integers(1, 12))
 def test_places_are_bounded_and_shared(arrivals: list[tuple[int, Network | None]], limit: int) -> None:

@@ -171,6 +171,7 @@ def test_every_kind_of_frame_is_among_the_values() -> None:
     assert len(kinds) == len([codec for codec, _ in VALUES.values() if codec in list(FRAMES.values())[:4]])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", VALUES)
 @settings(max_examples=30)
 @given(data=st.data())

@@ -87,6 +87,7 @@ def test_any_chains_and_arrivals_finish_and_release(data: st.DataObject) -> None
     swarm.check(len(arrivals))
 
 
+@pytest.mark.long
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 40).map(float), st.integers(0, 1)), max_size=25))
 def test_at_one_peer_nobody_is_overtaken(arrivals: list[tuple[float, int]]) -> None:

@@ -122,6 +122,7 @@ def test_every_request_of_a_free_swarm_takes_the_cheapest_chain_there_is(tmp_pat
         assert result.total_seconds <= through_client.total_seconds + 1e-9
 
 
+@pytest.mark.long
 def test_raw_round_trips_are_needed_and_checked() -> None:
     instance = load_instance(REFERENCE / "abvt_C9_lam0.5_l64.json")
     assert instance.petals is not None

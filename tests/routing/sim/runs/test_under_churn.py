@@ -152,6 +152,7 @@ def test_zero_rates_change_no_byte(tmp_path: Path) -> None:
     assert outputs[0] == outputs[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [Kind.CRASH, Kind.LEAVE, Kind.SLOW])
 def test_what_happens_to_an_unused_peer_changes_nothing(tmp_path: Path, kind: Kind) -> None:
     setup = Setup(tmp_path, MAP.format(rate=0.1))
@@ -362,6 +363,7 @@ server = 2
 """
 
 
+@pytest.mark.long
 def test_the_report_says_what_churn_did(tmp_path: Path) -> None:
     """Server 2 hosts most of the first blocks alone; the newcomer takes over from it."""
     load(tmp_path, MAP.format(rate=1.0) + REPLACED)
