@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..proto.errors import RemoteProtocolError, SwarmError
+from ..proto.errors import DeadlineExceeded, PeerUnavailable, RemoteProtocolError, SessionLost, SwarmError
 
 logger = logging.getLogger(__name__)
 
@@ -24,3 +24,8 @@ def blamed_on(peer: object) -> Iterator[None]:
     except Exception as error:
         logger.warning("%s: its answer cannot be used", peer, exc_info=True)
         raise RemoteProtocolError(f"{peer}: its answer cannot be used ({error!r})") from error
+
+
+def is_silence(error: SwarmError) -> bool:
+    """Whether a peer was lost in a way that a dead connection, or this machine's own network, explains as well."""
+    return type(error) in (PeerUnavailable, DeadlineExceeded, SessionLost)

@@ -7,15 +7,17 @@ that follows doubles the time, and a peer that has not failed for long enough be
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ...proto.errors import DeadlineExceeded, PeerBusy, PeerUnavailable, SessionLost, SwarmError
+from ...proto.errors import PeerBusy, SwarmError
 from ...routing.swarm import PeerId
+from ..peer_errors import is_silence
 from ..timing import ClientTiming
 
 Run = tuple[PeerId, int]
 """A peer and its incarnation."""
-MOST_RUNS = 10_000
+MOST_RUNS = 1000
+"""More than a key of the directory has records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,27 +32,28 @@ class _Failures:
 
 
 class Bans:
-    """The failures of all peers as this client saw them. Times are the given clock's, in seconds."""
+    """The failures of all peers as this client saw them."""
 
-    def __init__(self, clock: Callable[[], float], timing: ClientTiming) -> None:
+    def __init__(self, clock: Callable[[], float], monotonic: Callable[[], float], timing: ClientTiming) -> None:
+        """`clock` gives Unix seconds, in which peers promise room; `monotonic` those of a clock that nobody sets."""
         self._clock = clock
+        self._monotonic = monotonic
         self._timing = timing
         self._failures: dict[Run, _Failures] = {}
         self._full_until: dict[Run, float] = {}
 
     def note(self, run: Run, error: SwarmError) -> None:
         """A failure of a run; after PeerBusy it has no room until the time that it gave."""
-        now = self._clock()
-        self._forget(now)
+        self._forget()
         if isinstance(error, PeerBusy):
-            self._full_until[run] = now + error.retry_after_seconds
+            self._full_until[run] = self._clock() + error.retry_after_seconds
             return
-        old = self._failures.get(run)
+        now, old = self._monotonic(), self._failures.get(run)
         count = old.count + 1 if old is not None else 1
         seconds = min(self._timing.ban_seconds * 2.0 ** min(count - 1, 60), self._timing.max_ban_seconds)
-        silent = type(error) in (PeerUnavailable, DeadlineExceeded, SessionLost)
         forgotten_at = now + seconds + self._timing.forget_failures_seconds
-        self._failures[run] = _Failures(count, now + seconds, forgotten_at, silent, old is not None and old.excused)
+        excused = old is not None and old.excused
+        self._failures[run] = _Failures(count, now + seconds, forgotten_at, is_silence(error), excused)
 
     def runs(self) -> frozenset[Run]:
         """The runs of which anything is remembered."""
@@ -58,7 +61,7 @@ class Bans:
 
     def is_banned(self, run: Run) -> bool:
         failures = self._failures.get(run)
-        return failures is not None and failures.banned_until > self._clock()
+        return failures is not None and failures.banned_until > self._monotonic()
 
     def full_until(self, run: Run) -> float | None:
         """When the run said that it will have room; None if it said nothing, or the time has passed."""
@@ -68,7 +71,7 @@ class Bans:
     def failures(self, run: Run) -> int:
         """The failures that are remembered; others are preferred."""
         failures = self._failures.get(run)
-        return failures.count if failures is not None and failures.forgotten_at > self._clock() else 0
+        return failures.count if failures is not None and failures.forgotten_at > self._monotonic() else 0
 
     def pardon(self, peers: Iterable[PeerId]) -> None:
         """Forget the failures of those peers: the fault was not theirs."""
@@ -77,19 +80,19 @@ class Bans:
 
     def excusable(self) -> frozenset[Run]:
         """The banned runs that were only silent, and were not excused before."""
-        return frozenset(
-            run for run, failures in self._failures.items() if failures.silent and not failures.excused
-            if self.is_banned(run)
-        )  # fmt: skip
+        excusable = (run for run, failures in self._failures.items() if failures.silent and not failures.excused)
+        return frozenset(filter(self.is_banned, excusable))
 
     def excuse(self, run: Run) -> None:
         """Lift a ban, once: the peer answers over a new connection. Its failures stay remembered."""
-        old = self._failures[run]
-        self._failures[run] = _Failures(old.count, self._clock(), old.forgotten_at, old.silent, excused=True)
+        if failures := self._failures.get(run):  # it may have been pardoned meanwhile
+            self._failures[run] = replace(failures, banned_until=self._monotonic(), excused=True)
 
-    def _forget(self, now: float) -> None:
+    def _forget(self) -> None:
+        """Drop what is over, and the oldest of what is too much."""
+        now, unix = self._monotonic(), self._clock()
         self._failures = {run: failures for run, failures in self._failures.items() if failures.forgotten_at > now}
-        self._full_until = {run: until for run, until in self._full_until.items() if until > now}
+        self._full_until = {run: until for run, until in self._full_until.items() if until > unix}
         for entries in (self._failures, self._full_until):
             while len(entries) >= MOST_RUNS:
                 del entries[next(iter(entries))]

@@ -80,6 +80,7 @@ class SwarmView:
         clock: Callable[[], float] = time.time,
         timing: ClientTiming | None = None,
         proven: Mapping[int, bytes] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`num_blocks` of the model, and whether its peers `push` to each other, are for the snapshots for routing.
 
@@ -97,7 +98,7 @@ class SwarmView:
         self._name = swarm_key_name(model_digest, swarm_key)
         self._swarm_key = swarm_key
         self._clock = clock
-        self.bans = Bans(clock, self.timing)
+        self.bans = Bans(clock, monotonic, self.timing)
         self._weights = WeightTrust(proven or {})
         self._prepared = PreparedSwarm.of({}, num_blocks, push, self._weights)
         self._lookups: dict[str, LookupCall] = {}

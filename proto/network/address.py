@@ -132,8 +132,12 @@ def network_of(target: str) -> str:
     except ValueError:
         return "names"
     address = getattr(address, "ipv4_mapped", None) or address
-    if not address.is_global:
-        return str(address)
+    return prefix_of(address) if address.is_global else str(address)
+
+
+def prefix_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """The /24 of an IPv4 address, the /48 of an IPv6 one: about what one customer is given at once."""
+    address = getattr(address, "ipv4_mapped", None) or address
     return str(ipaddress.ip_network((address, 24 if address.version == 4 else 48), strict=False))
 
 

@@ -10,13 +10,13 @@ from ....proto.errors import (
     NoChainError,
     PeerBusy,
     PeerUnavailable,
-    SessionLost,
     SwarmError,
     UsageError,
 )
 from ....proto.wire.frames import Rebuild
 from ....routing.swarm import PeerId
 from ...config import SessionEvent
+from ...peer_errors import is_silence
 from . import events as ev
 from .facts import HopFacts, layout_of, next_rebuild, only_full, wait_seconds
 from .pace import StepPace
@@ -273,4 +273,4 @@ class Repairing(ChainState):
 
 def _is_silent(hop: HopFacts) -> bool:
     """Whether a hop was lost in a way that this machine's own network could explain."""
-    return hop.to_blame and type(hop.error) in (PeerUnavailable, DeadlineExceeded, SessionLost)
+    return hop.to_blame and hop.error is not None and is_silence(hop.error)

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ...network.address import prefix_of
 from ...wire.messages.limits import MAX_RECORDS_PER_KEY
 from ..signed import lives_too_long
 
@@ -136,15 +137,12 @@ class Places:
         return max(members, key=lambda owner: (kept[owner].since, owner))
 
 
-def network_of(maddr: str) -> Network | None:
+def network_of_maddr(maddr: str) -> Network | None:
     """The network of a multiaddress with an IP address."""
     match = _HOST.match(maddr + "/")
     if match is None:
         return None
     try:
-        address = ipaddress.ip_address(match[2])
+        return prefix_of(ipaddress.ip_address(match[2]))
     except ValueError:
         return None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return str(ipaddress.ip_network((address, 24 if address.version == 4 else 48), strict=False))

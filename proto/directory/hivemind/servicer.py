@@ -15,7 +15,7 @@ from typing import Any
 from ...errors import AuthenticationError, PeerUnavailable, RemoteProtocolError
 from ..signed import SignatureCache
 from . import control, entries
-from .places import Network, Places, network_of
+from .places import Network, Places, network_of_maddr
 from .shim import (
     DHTID,
     AuthRole,
@@ -65,7 +65,7 @@ class Reached:
         except PeerUnavailable as error:
             log.debug("the DHT daemon does not tell its connections: %s", error)
             return
-        fresh = {node: (network, now) for node, maddr in connected.items() if (network := network_of(maddr))}
+        fresh = {node: (network, now) for node, maddr in connected.items() if (network := network_of_maddr(maddr))}
         recent = {node: seen for node, seen in self._networks.items() if now - seen[1] < self._memory_seconds}
         self._networks = {**recent, **fresh}
 

@@ -9,6 +9,7 @@ from blockswarm.proto.errors import DeadlineExceeded, PeerBusy, PeerUnavailable,
 from blockswarm.routing.swarm import PeerId
 
 TIMING = ClientTiming(ban_seconds=10.0, max_ban_seconds=60.0, forget_failures_seconds=100.0)
+UNIX = 1_800_000_000.0
 RUN = PeerId("a"), 1
 
 
@@ -21,7 +22,7 @@ class Clock:
 
 
 def bans_at(clock: Clock) -> Bans:
-    return Bans(clock, TIMING)
+    return Bans(lambda: UNIX + clock.now, clock, TIMING)
 
 
 def banned_seconds(bans: Bans, clock: Clock) -> float:
@@ -65,7 +66,7 @@ def test_a_full_peer_has_not_failed() -> None:
     clock = Clock()
     bans = bans_at(clock)
     bans.note(RUN, PeerBusy(5.0))
-    assert bans.full_until(RUN) == 1005.0
+    assert bans.full_until(RUN) == UNIX + 1005.0
     assert not bans.is_banned(RUN)
     assert bans.failures(RUN) == 0
     clock.now += 5.0
@@ -85,6 +86,24 @@ def test_silence_is_excused_once_and_other_failures_are_not() -> None:
     bans.note(RUN, DeadlineExceeded("silent"))
     assert bans.is_banned(RUN)
     assert not bans.excusable()
+
+
+def test_a_run_that_was_pardoned_while_it_was_asked_needs_no_excuse() -> None:
+    bans = bans_at(Clock())
+    bans.note(RUN, DeadlineExceeded("silent"))
+    (run,) = bans.excusable()
+    bans.pardon([RUN[0]])
+    bans.excuse(run)
+    assert bans.failures(RUN) == 0
+
+
+def test_a_clock_that_is_set_back_keeps_nobody_banned() -> None:
+    unix, clock = Clock(), Clock()
+    bans = Bans(unix, clock, TIMING)
+    bans.note(RUN, PeerUnavailable("gone"))
+    unix.now -= 3600.0
+    clock.now += 11.0
+    assert not bans.is_banned(RUN)
 
 
 def test_the_innocent_are_pardoned_as_if_nothing_had_been() -> None:

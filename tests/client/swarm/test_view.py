@@ -106,7 +106,9 @@ def in_view(scenario: Callable[[SwarmView, Net], Awaitable[None]], count: int = 
 
     async def play() -> None:
         addresses = [peer.address for peer in net.peers.values()]
-        view = SwarmView(Identity.generate(), net, addresses, DIGEST, 4, None, True, net.clock, TIMING)  # type: ignore[arg-type]
+        view = SwarmView(
+            Identity.generate(), net, addresses, DIGEST, 4, None, True, net.clock, TIMING, monotonic=loop.time
+        )  # type: ignore[arg-type]
         await view.start()
         assert len(view.usable()) == count
         await scenario(view, net)
@@ -212,7 +214,7 @@ def test_one_look_serves_all_that_ask_meanwhile_also_if_the_first_goes_away() ->
 
 
 @pytest.mark.parametrize("answer", [unreadable, raise_value_error])
-def test_somebody_is_reached_while_any_peer_answers_whoever_uses_it(answer: Callable[[], None]) -> None:
+def test_somebody_is_reached_while_any_peer_answers_also_those_of_the_chain(answer: Callable[[], None]) -> None:
     """In a small swarm all peers are those of the chain that fell silent: one that answers tells of the network."""
 
     async def scenario(view: SwarmView, net: Net) -> None:

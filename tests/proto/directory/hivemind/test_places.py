@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from blockswarm.proto.directory.hivemind.places import Network, Places, StorageLimits, network_of
+from blockswarm.proto.directory.hivemind.places import Network, Places, StorageLimits, network_of_maddr
 from blockswarm.proto.wire.timing import MAX_RECORD_LIFETIME_SECONDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -164,4 +164,4 @@ def test_many_machines_of_one_attacker_against_a_hundred_volunteers() -> None:
     ],
 )
 def test_the_network_of_an_address(maddr: str, network: Network | None) -> None:
-    assert network_of(maddr) == network
+    assert network_of_maddr(maddr) == network
