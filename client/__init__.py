@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..proto.errors import GiveUp, PeerBusy, RetryElsewhere, SwarmError, UsageError
     from .model.load import AutoSwarmModelForCausalLM
 
-__all__ = ["AutoSwarmModelForCausalLM"]
+__all__ = ["AutoSwarmModelForCausalLM", "GiveUp", "PeerBusy", "RetryElsewhere", "SwarmError", "UsageError"]
 
 
 def __getattr__(name: str) -> Any:
     """torch and transformers are imported on first use: the command line's --help must not pay for them."""
-    if name == "AutoSwarmModelForCausalLM":
-        from .model.load import AutoSwarmModelForCausalLM
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = ".model.load" if name == "AutoSwarmModelForCausalLM" else "..proto.errors"
+    return getattr(import_module(home, __name__), name)
 
-        return AutoSwarmModelForCausalLM
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

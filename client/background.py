@@ -13,15 +13,19 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from ..proto.errors import DeadlineExceeded
+from ..proto.errors import DeadlineExceeded, UsageError
 
 T = TypeVar("T")
+
+# gRPC would prepare each child of a fork for using it, and crashes there if it is busy. Here no child does.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 class BackgroundLoop:
     """A loop that runs until its process ends. Use `background_loop()`: there is one per process."""
 
     def __init__(self) -> None:
+        self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="blockswarm-network", daemon=True)
         self._thread.start()
@@ -30,7 +34,8 @@ class BackgroundLoop:
         """Run `work` on the loop and wait for its result.
 
         If the wait ends early, by its deadline or by an interrupt, `work` is cancelled. Raises DeadlineExceeded, what
-        `work` raises, and RuntimeError when called on the loop itself, which would wait for itself.
+        `work` raises, UsageError in a forked child, and RuntimeError when called on the loop itself, which would wait
+        for itself.
         """
         if threading.current_thread() is self._thread:
             work.close()
@@ -46,32 +51,61 @@ class BackgroundLoop:
             future.cancel()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Start `work` on the loop and do not wait; cancelling the future cancels the work."""
+        """Start `work` on the loop and do not wait; cancelling the future cancels the work.
+
+        Raises UsageError in a forked child.
+        """
+        if self.lost:
+            work.close()
+            raise _forked()
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def call_soon(self, action: Callable[[], object]) -> None:
-        """Call a function on the loop, from any thread, without waiting for it."""
+        """Call a function on the loop, from any thread, without waiting for it. Raises UsageError in a forked child."""
+        self.check()
         self._loop.call_soon_threadsafe(action)
+
+    @property
+    def lost(self) -> bool:
+        """Whether this process is a fork of the one that has the loop: the thread is not here, its work never ends."""
+        return self._process != os.getpid()
+
+    def check(self) -> None:
+        """Raises UsageError in a forked child, at once: what it waits for would never come."""
+        if self.lost:
+            raise _forked()
+
+
+def _forked() -> UsageError:
+    return UsageError(
+        "this process was forked from one that is connected to a swarm, and a connection does not survive that",
+        hint="Connect in each process itself, and only there: in a worker's start-up hook, or in processes of "
+        "multiprocessing.get_context('spawn').",
+    )
 
 
 _lock = threading.Lock()
-_current: tuple[int, BackgroundLoop] | None = None
+_current: BackgroundLoop | None = None
 
 
 def background_loop() -> BackgroundLoop:
-    """The process's loop, started on first use. A forked child gets its own: threads do not survive a fork."""
+    """The process's loop, started on first use.
+
+    Raises UsageError in a child forked from a process that had one: gRPC, which that used, crashes there.
+    """
     global _current
     with _lock:
-        if _current is None or _current[0] != os.getpid():
-            _current = (os.getpid(), BackgroundLoop())
-        return _current[1]
+        if _current is None:
+            _current = BackgroundLoop()
+        _current.check()
+        return _current
 
 
-def _forget_after_fork() -> None:
+def _unlock_after_fork() -> None:
     """The child may have been forked while another thread held the lock."""
-    global _lock, _current
-    _lock, _current = threading.Lock(), None
+    global _lock
+    _lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
+    os.register_at_fork(after_in_child=_unlock_after_fork)

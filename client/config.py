@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..proto.errors import SwarmError
 from ..proto.identity import Identity
 from ..proto.wire.handshake import SwarmKeyProof
-from ..routing.swarm import BlockRange, PeerId, RequestSpec
+from ..routing.swarm import BlockRange, Coordinate, PeerId, RequestSpec
 from .timing import PATIENCE_SECONDS, ClientTiming
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ class SessionEvent:
     """Something worth knowing about a session, as it happens.
 
     `kind` is one of "opened", "refused" (a peer is full), "queued" (`peer` has the session wait for room; `detail` is
-    its place and the estimate), "adopted" (all peers held a part of the prompt), "hop-lost", "rerouted", "relayed",
+    its place and the estimate), "waiting" (nobody has some of the blocks; `detail` says which, and for how long it
+    waits), "adopted" (all peers held a part of the prompt), "hop-lost", "rerouted", "relayed",
     "stalled", "replay" (`peer` is the source of the tokens, None: this client), "rebuilt" and "handed-over" (`peer` is
     the one that was left).
     """
@@ -88,8 +90,16 @@ class SessionEvent:
     detail: str = ""
 
 
+def _nowhere() -> None:
+    return None
+
+
 def _ignore(event: SessionEvent) -> None:
     pass
+
+
+OnEvent = Callable[[SessionEvent], None]
+"""Hears of events; called in any thread."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,26 @@ class SessionConfig:
     patience_seconds: float = PATIENCE_SECONDS
     """How long a session waits for room, and a running one for peers that are gone to be replaced."""
     on_event: Callable[[SessionEvent], None] = _ignore
+    place: Callable[[], Coordinate | None] = _nowhere
+    """Where this client is, as peers may know it."""
     clock: Callable[[], float] = time.time
     """Unix seconds."""
     timing: ClientTiming = field(default_factory=ClientTiming)
+
+
+class Hears(Protocol):
+    """Hears the events of a session."""
+
+    def hear(self, event: SessionEvent) -> None: ...
+
+
+def heard_by(cache: Hears) -> Callable[[SessionEvent], None]:
+    """Tells a cache of events without keeping it: its session would never end otherwise when nobody refers to it."""
+    known = weakref.ref(cache)
+
+    def hear(event: SessionEvent) -> None:
+        heard = known()
+        if heard is not None:
+            heard.hear(event)
+
+    return hear

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+import logging
+import time
+import weakref
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..proto.directory.swarm_key import SwarmKey
-from ..proto.errors import SessionLost, UsageError
+from ..proto.errors import DeadlineExceeded, LocalProtocolError, SessionLost, UsageError
 from ..proto.identity import Identity
 from ..proto.model.checkpoint import Checkpoint
-from ..proto.network.address import PeerAddress
-from ..proto.network.transport import Dialer
+from ..proto.network.address import PeerAddress, peer_ids
+from ..proto.network.dialling import rule_for
+from ..proto.network.transport import Dialer, introduction
 from ..proto.wire.precision import at_least
 from ..proto.wire.steps import StepPlan
 from ..proto.wire.tensors import WireFormat
+from ..routing.swarm import BlockRange, PeerId, RequestSpec
 from .background import BackgroundLoop, background_loop
 from .chain.formats import AUTO, check_wire_format
 from .chain.prefixes import PageNames
 from .chain.session import ChainSession
 from .codec import FloatCodec
 from .config import SessionConfig, SessionEvent
-from .report import ChainReport
+from .quotes import Quote, QuoteHistory, SessionTimes
+from .report import ChainReport, Trip
 from .swarm.router import ViewRouter
 from .swarm.view import SwarmView
 from .timing import PATIENCE_SECONDS, ClientTiming
@@ -32,19 +39,23 @@ from .timing import PATIENCE_SECONDS, ClientTiming
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 
 def connect(
     *,
     checkpoint: Checkpoint,
-    initial_peers: Sequence[str],
+    initial_peers: str | Sequence[str],
     swarm_key: str | Path | SwarmKey | None = None,
     wire_format: str = AUTO,
     identity_path: str | Path | None = None,
+    lan: bool = False,
     push: bool = True,
     prefix_cache: bool = True,
     min_precision: str | None = None,
+    allow_peers: Collection[str] | None = None,
     patience_seconds: float = PATIENCE_SECONDS,
     on_event: Callable[[SessionEvent], None] | None = None,
     timing: ClientTiming | None = None,  # for tests
@@ -53,54 +64,68 @@ def connect(
 
     `initial_peers` are addresses "ID@host:port" of any of its peers; `swarm_key` is the key (or its file) of a private
     swarm; `wire_format` that of what travels ("auto": each peer sends the dtype of its stream, which changes no value);
-    `identity_path` a key file, made if there is none (default: a new identity that nobody keeps). `push=False`
-    has every output come back through this client. With `prefix_cache` peers are asked to keep the attention caches of
-    ended sessions for a while, and later sessions of the same identity begin with what they hold. With `min_precision`
-    ("float32") only peers that compute in that numeric format or a more precise one are used. Where all peers are full
-    a session waits for room for `patience_seconds`. `on_event` hears of repairs and of waiting, in the network thread.
+    `identity_path` a key file, made if there is none (default: a new identity that nobody keeps). With `lan` private
+    addresses in records are dialled, too. `push=False` has every output come back through this client. With
+    `prefix_cache` peers are asked to keep the caches of ended sessions for a while, and later sessions of the identity
+    begin with what they hold. `min_precision` ("float32") leaves out peers that compute less precisely, and
+    `allow_peers` all but those ids. A session waits for room for `patience_seconds`. `on_event` hears of repairs and
+    of waiting, in the network thread.
 
     Raises UsageError for a bad address, PeerUnavailable if no peer answers, WrongKey in a private swarm.
     """
     timing = timing or ClientTiming()
     key = SwarmKey.load(swarm_key) if isinstance(swarm_key, (str, Path)) else swarm_key
-    addresses = _parsed(initial_peers)
-    if min_precision is not None:
-        at_least("float32", min_precision)  # refuses what is no format
-    check_wire_format(wire_format)
+    addresses = parsed_peers(initial_peers)
+    _check_formats(wire_format, min_precision)
+    allowed = None if allow_peers is None else peer_ids(allow_peers)
     identity = Identity.load_or_create(identity_path) if identity_path else Identity.generate()
-    codec = FloatCodec(checkpoint.config.get_text_config(decoder=True).hidden_size)
+    codec, blocks = FloatCodec(checkpoint.config.get_text_config(decoder=True).hidden_size), checkpoint.num_blocks
     model_digest = checkpoint.model_digest().hex()
-    page_names = PageNames(identity, model_digest, wire_format, codec.token_bytes) if prefix_cache else None
+    proven = checkpoint.proven_hashes()
+    names = PageNames(identity, model_digest, wire_format, codec.token_bytes) if prefix_cache else None
 
     def config(dialer: Dialer, view: SwarmView) -> SessionConfig:
         return SessionConfig(
-            identity=identity,
-            dialer=dialer,
-            router=ViewRouter(view, timing),
-            model_digest=model_digest,
-            num_blocks=checkpoint.num_blocks,
-            wire_format=wire_format,
-            codec=codec,
-            swarm_key=key,
-            relay_always=not push,
-            page_names=page_names,
-            min_precision=min_precision,
-            patience_seconds=patience_seconds,
-            on_event=on_event or (lambda event: None),
-            timing=timing,
-        )
+            identity=identity, dialer=dialer, router=ViewRouter(view, timing), model_digest=model_digest,
+            num_blocks=blocks, wire_format=wire_format, codec=codec, swarm_key=key, relay_always=not push,
+            page_names=names, min_precision=min_precision, patience_seconds=patience_seconds,
+            on_event=on_event or _warn_of_waiting, place=lambda: view.rough_place, timing=timing,
+        )  # fmt: skip
 
     def view(dialer: Dialer) -> SwarmView:
-        blocks, proven = checkpoint.num_blocks, checkpoint.proven_hashes()
-        return SwarmView(identity, dialer, addresses, model_digest, blocks, key, push, timing=timing, proven=proven)
+        return SwarmView(
+            identity, dialer, addresses, model_digest, blocks, key, push, timing=timing, proven=proven, allowed=allowed
+        )
 
-    return SwarmConnection(background_loop(), view, config, codec.own, timing)
+    dialer = partial(_dialer, addresses, identity, key, lan)
+    return SwarmConnection(background_loop(), dialer, view, config, codec.own, timing)
 
 
-def _parsed(initial_peers: Sequence[str]) -> list[PeerAddress]:
+def _dialer(addresses: Sequence[PeerAddress], identity: Identity, key: SwarmKey | None, lan: bool) -> Dialer:
+    rule = rule_for(private=key is not None, lan=lan)
+    return Dialer(rule=rule, named=addresses, introduce=introduction(identity, key))
+
+
+def _check_formats(wire_format: str, min_precision: str | None) -> None:
+    """Raises UsageError for what is no format."""
+    if min_precision is not None:
+        at_least("float32", min_precision)
+    check_wire_format(wire_format)
+
+
+def parsed_peers(initial_peers: str | Sequence[str]) -> list[PeerAddress]:
+    """The addresses in a sequence, or in one text with commas or spaces between them. Raises UsageError."""
+    if isinstance(initial_peers, str):
+        initial_peers = initial_peers.replace(",", " ").split()
     if not initial_peers:
         raise UsageError("no initial peers are given", hint="Name at least one peer: ID@HOST:PORT.")
     return [PeerAddress.parse(text) for text in initial_peers]
+
+
+def _warn_of_waiting(event: SessionEvent) -> None:
+    """The one event that users want to know of who have not asked: nothing happens for a while."""
+    if event.kind == "waiting":
+        logger.warning("%s", event.detail)
 
 
 def _both(
@@ -119,6 +144,7 @@ class SwarmConnection:
     def __init__(
         self,
         loop: BackgroundLoop,
+        make_dialer: Callable[[], Dialer],
         make_view: Callable[[Dialer], SwarmView],
         make_config: Callable[[Dialer, SwarmView], SessionConfig],
         wire_format: WireFormat,
@@ -130,9 +156,11 @@ class SwarmConnection:
         self._wire_format = wire_format
         self._leaving: set[Future[None]] = set()
         """Sessions that have ended here, and not yet at their peers."""
+        self._open: weakref.WeakSet[SwarmSession] = weakref.WeakSet()
+        self._closed = False
 
         async def start() -> tuple[SwarmView, Dialer, SessionConfig]:
-            dialer = Dialer()
+            dialer = make_dialer()
             view = make_view(dialer)
             try:
                 await view.start()
@@ -142,23 +170,68 @@ class SwarmConnection:
             return view, dialer, make_config(dialer, view)
 
         self.view, self._dialer, self._config = loop.run(start(), timing.connect_seconds)
+        self._router = ViewRouter(self.view, timing)
+        self._history = QuoteHistory()
+
+    def check_open(self) -> None:
+        """Raises UsageError if the connection is closed, or was made by the process from which this one was forked."""
+        self._loop.check()
+        if self._closed:
+            raise UsageError("the connection to the swarm is closed", hint="Connect again with from_pretrained.")
 
     def open_session(
-        self, max_tokens: int, max_rows: int, on_event: Callable[[SessionEvent], None] | None = None
+        self,
+        max_tokens: int,
+        max_rows: int,
+        on_event: Callable[[SessionEvent], None] | None = None,
+        blocks: BlockRange | None = None,
     ) -> SwarmSession:
         """A session that reserves `max_tokens` tokens over all rows; its chain is opened with its first step.
 
+        `blocks`: a part of the model, for hidden states of any origin; peers remember nothing of them. None: all of it.
         `on_event` hears of this session what the connection's own `on_event` hears of all, in the network thread.
+        Raises UsageError as `check_open`.
         """
+        self.check_open()
         config = self._config
         if on_event is not None:
             config = replace(config, on_event=_both(on_event, config.on_event))
+        if blocks is not None:
+            router = ViewRouter(self.view, self.timing, only=blocks)
+            config = replace(config, router=router, num_blocks=blocks.stop, page_names=None)
         session = ChainSession(config, max_tokens, max_rows)
-        return SwarmSession(self._loop, session, self._wire_format, self.timing.operation_seconds, self._leave)
+        opened = SwarmSession(
+            self._loop, session, self._wire_format, self.timing.operation_seconds, self._leave, self._note_times
+        )
+        self._open.add(opened)
+        return opened
 
-    def _leave(self, session: ChainSession) -> None:
-        """End a session at its peers, without waiting for it."""
-        leaving = self._loop.submit(session.close())
+    def quote(self, prompt_tokens: int, new_tokens: int) -> Quote:
+        """The times that a request of one row would take now; an interval comes with the sessions that have ended.
+
+        Raises UsageError as `check_open`; NoChainError, PeerBusy and other SwarmErrors if there is no chain now.
+        """
+        self.check_open()
+        request = RequestSpec(prompt_tokens, new_tokens)
+        chain, times = self.run(self._router.quote(request, self._config.min_precision))
+        return self._history.quote(chain, times)
+
+    def _note_times(self, took: SessionTimes, chain: Sequence[tuple[PeerId, BlockRange]]) -> None:
+        """Compare a session that has ended with what is predicted for its chain."""
+        if self._closed or not took.trips or not chain:
+            return
+        request = RequestSpec(took.prompt_tokens, took.trips + 1)
+        try:
+            predicted = self._router.predict_request(chain, request)
+        except LocalProtocolError:
+            return  # the view has failed, and says so to those who ask it
+        self._history.add(predicted, took.first_seconds, took.trip_seconds)
+
+    def _leave(self, session: ChainSession, confirmed: Sequence[int]) -> None:
+        """End a session at its peers, without waiting for it. In a forked child it is the parent's, and stays."""
+        if self._loop.lost:
+            return
+        leaving = self._loop.submit(session.close(confirmed))
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
 
@@ -167,22 +240,71 @@ class SwarmConnection:
         return self._loop.run(work, self.timing.connect_seconds if timeout_seconds is None else timeout_seconds)
 
     def close(self) -> None:
-        """Close the connections; sessions that are open are lost, and those that have ended get a moment to leave."""
+        """Close the connections; sessions that are open are lost, and those that have ended get a moment to leave.
 
-        async def stop() -> None:
-            leaving = [asyncio.wrap_future(future) for future in tuple(self._leaving)]
-            if leaving:
-                await asyncio.wait(leaving, timeout=self.timing.leave_seconds)
-            await self.view.close()
-            await self._dialer.close()
+        Idempotent. In a forked child the connections are the parent's, and stay.
+        """
+        if self._begin_closing():
+            self._loop.run(self._stop(), self.timing.close_seconds)
 
-        self._loop.run(stop(), self.timing.close_seconds)
+    def forget(self) -> None:
+        """`close` without waiting, from any thread: for an owner that nobody refers to any more."""
+        if self._begin_closing():
+            self._loop.submit(self._stop())
+
+    def _begin_closing(self) -> bool:
+        """Whether there is something to close."""
+        if self._closed or self._loop.lost:
+            return False
+        self._closed = True
+        for session in tuple(self._open):
+            session.abort(())
+        return True
+
+    async def _stop(self) -> None:
+        leaving = [asyncio.wrap_future(future) for future in tuple(self._leaving)]
+        if leaving:
+            await asyncio.wait(leaving, timeout=self.timing.leave_seconds)
+        await self.view.close()
+        await self._dialer.close()
 
     def __enter__(self) -> SwarmConnection:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+class PendingStep:
+    """The answers to a step that is under way."""
+
+    def __init__(self, future: Future[bytes], take: Callable[[bytes], torch.Tensor]) -> None:
+        """`take` is called once, in the thread that wants them."""
+        self._future = future
+        self._take = take
+        self._answers: torch.Tensor | None = None
+
+    def done(self) -> bool:
+        """Whether `result` returns, or raises, at once."""
+        return self._future.done()
+
+    def call_when_done(self, wake: Callable[[], object]) -> None:
+        """Have `wake` called, in any thread; now if they are here."""
+        self._future.add_done_callback(lambda _: wake())
+
+    def result(self) -> torch.Tensor:
+        """(plan.answers, H), packed in the order of `plan.rows`; blocks, and an interrupt cancels the step.
+
+        Raises SwarmError.
+        """
+        if self._answers is None:
+            try:
+                self._answers = self._take(self._future.result())
+            except CancelledError:
+                raise SessionLost("the session was closed") from None
+            finally:
+                self._future.cancel()
+        return self._answers
 
 
 class SwarmSession:
@@ -194,36 +316,60 @@ class SwarmSession:
         session: ChainSession,
         wire_format: WireFormat,
         timeout_seconds: float,
-        leave: Callable[[ChainSession], None],
+        leave: Callable[[ChainSession, Sequence[int]], None],
+        on_end: Callable[[SessionTimes, Sequence[tuple[PeerId, BlockRange]]], None] = lambda took, chain: None,
     ) -> None:
-        """`timeout_seconds` is for each `run`; `leave` ends the session at its peers."""
+        """`timeout_seconds` is for each step; `leave` ends the session at its peers, and `on_end` hears its times."""
         self._loop = loop
         self._leave = leave
         self._session = session
         self._format = wire_format
         self._timeout_seconds = timeout_seconds
-        self._pending: Future[bytes] | None = None
+        self._pending: set[Future[bytes]] = set()
         self._aborted = False
         self._closed = False
+        self._on_end = on_end
+        self._times = SessionTimes()
 
     def run(self, plan: StepPlan, hidden: torch.Tensor) -> torch.Tensor:
         """(plan.tokens, H) -> (plan.answers, H), packed in the order of `plan.rows`. Raises SwarmError."""
-        self._pending = self._loop.submit(self._session.run(plan, self._format.encode(hidden)))
-        if self._aborted:
-            self._pending.cancel()
-        try:
-            return self._format.decode(self._pending.result(self._timeout_seconds)).to(hidden.dtype)
-        except CancelledError:
-            raise SessionLost("the session was closed") from None
-        finally:
-            self._pending.cancel()
+        return self.begin(plan, hidden).result()
 
-    def abort(self) -> None:
-        """Make the pending `run` and all later ones raise SessionLost, and free the peers at once."""
+    def begin(self, plan: StepPlan, hidden: torch.Tensor, *, guessed: bool = False) -> PendingStep:
+        """Send a step behind those under way; see `run`. `guessed`: it has no token of the text."""
+        began_at = time.monotonic()
+        future = self._loop.submit(self._in_time(self._session.run(plan, self._format.encode(hidden), guessed=guessed)))
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        if self._aborted:
+            future.cancel()
+
+        def take(data: bytes) -> torch.Tensor:
+            self._times = self._times.after(plan, began_at, time.monotonic(), guessed=guessed)
+            return self._format.decode(data).to(hidden.dtype)
+
+        return PendingStep(future, take)
+
+    async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                return await work
+        except TimeoutError:
+            raise DeadlineExceeded(f"no answer within {self._timeout_seconds:.0f} s") from None
+
+    def last_trip(self) -> Trip | None:
+        """The times of the last step that came back whole; None if they are not known."""
+        return self._session.last_trip
+
+    def abort(self, confirmed: Sequence[int]) -> None:
+        """Make the pending `run` and all later ones raise SessionLost, and free the peers at once.
+
+        Of a row only the tokens up to its length in `confirmed` may be remembered.
+        """
         self._aborted = True
-        if self._pending is not None:
-            self._pending.cancel()
-        self._leave(self._session)
+        for future in tuple(self._pending):
+            future.cancel()
+        self.close(confirmed)
 
     @property
     def answered_steps(self) -> int:
@@ -234,9 +380,10 @@ class SwarmSession:
         """Where the time of the last steps went, per hop, without the first `since` answers; also when closed."""
         return self._session.report(since)
 
-    def close(self) -> None:
-        """Free what the peers hold. Never raises; idempotent."""
+    def close(self, confirmed: Sequence[int]) -> None:
+        """Free what the peers hold, as `abort` does. Never raises; idempotent."""
         if self._closed:
             return
         self._closed = True
-        self._leave(self._session)
+        self._on_end(self._times, self._session.chain)
+        self._leave(self._session, confirmed)

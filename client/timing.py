@@ -36,8 +36,15 @@ class ChainTiming:
     """A chain is slow when it has lost this much time against what was announced."""
     slow_slack_seconds: float = 0.1
     """A step that is slower than announced by less than this loses nothing."""
+    slow_steps: int = 20
+    """A hop is slow, too, when it takes twice what was announced for this many steps on end; for twice as many after
+    each slow hop that the session has left, because moving does not help where all are slow."""
+    slow_hop_slack_seconds: float = 0.02
+    """The time that a hop may take beyond that."""
     slow_gain: float = 0.67
     """A slow hop is left for another one if the chain then takes at most this share of what it takes now."""
+    better_seconds: float = 60.0
+    """Time between two looks of a long session for a chain that takes at most that share of what this one should."""
     open_seconds: float = 4.0
     """How long a replacement has to say that it has room, where the session may not wait."""
     reroute_seconds: float = 5.0
@@ -46,8 +53,17 @@ class ChainTiming:
     """How long a rebuild may take at least..."""
     rebuild_factor: float = 10.0
     """...and as a multiple of what the measured speed predicts."""
-    handover_seconds: float = 20.0
-    """An attention cache that takes longer to move is replaced by a replay, which moves less and computes more."""
+    handover_seconds: float = 60.0
+    """An attention cache that takes longer to copy, while steps go on, is replaced by a replay, which moves less and
+    computes more."""
+    part_seconds: float = 0.05
+    """How long a part of an attention cache should take, which may hold a step up, beside the way..."""
+    link_share: float = 0.5
+    """...at which share of the time parts are under way..."""
+    last_part_seconds: float = 2.0
+    """...and how long steps wait for the last ones; then the cache is replayed."""
+    noticed_seconds: float = 0.2
+    """A replay that should be over sooner than a part by this is preferred: nobody notices less."""
     transfer_slack_seconds: float = 10.0
     """A peer gives a transfer up this much later than the client, which has other ways and keeps the session."""
     handover_wait_seconds: float = 10.0
@@ -68,6 +84,16 @@ class ChainTiming:
     """How long a session may last."""
     patience_seconds: float = PATIENCE_SECONDS
     """How long a session waits for room, and a running one for peers that are gone to be replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuessTiming:
+    """When guessing ahead pays, in seconds."""
+
+    least_network_seconds: float = 0.010
+    """A trip that spends less than this on the network (this machine, a LAN) is not worth a peer's rows."""
+    idle_queue_seconds: float = 0.005
+    """A step that waits at the peers for longer than it is computed, by more than this, says that they are busy."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +119,14 @@ class ClientTiming:
     """A peer's claim to other blocks counts once it has stood for this time."""
     refresh_seconds: float = 15.0
     """Pause between two looks at the swarm."""
+    look_seconds: float = 4.0
+    """Time in which a look begins to ask peers; the last of them have `ping_seconds` to answer."""
+    first_looks_seconds: float = 12.0
+    """Time for further looks at the start, while blocks are missing and there are peers that were not asked."""
+    silent_seconds: float = 10.0
+    """Time for which a peer that answers at none of its addresses is not asked again; it doubles each time..."""
+    max_silent_seconds: float = 300.0
+    """...up to this."""
     lookup_seconds: float = 5.0
     """Wait for a peer to answer a look-up."""
     ping_seconds: float = 3.0
@@ -118,6 +152,10 @@ class ClientTiming:
     """Time for the proof that a chain is the best; without it, half of that again for a good one."""
     route_on_loop_seconds: float = 0.005
     """The longest search on the network loop; a longer one goes on in a thread."""
+
+    # --- guessing ahead ---
+
+    guess: GuessTiming = field(default_factory=GuessTiming)
 
     # --- a session's chain ---
 

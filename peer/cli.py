@@ -4,40 +4,50 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..proto.logs import log_to_standard_error, print_whatever_comes
+from ..proto.service_manager import READY, tell_service_manager
+from ..proto.settings import ConfigFile, PrintConfig, Version, arguments_or_exit, as_file, settings_of
 from ..routing.admit.table import CLIENT_SHARE
+from .config import DEFAULT_KV_TOKENS
+from .session.replay_store import DEFAULT_LIMIT_BYTES
 
 if TYPE_CHECKING:
-    from ..routing.outlook import Outlook
     from .config import PeerConfig
-    from .node import PeerPlan
     from .serving import ReadyPeer
 
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "SWARM_PEER"},
 )
+
+logger = logging.getLogger("blockswarm.peer")  # not __name__: this may be the main module
 
 DEFAULT_FOLDER = Path("~/.local/share/blockswarm")
 
+KvTokens = Annotated[int, typer.Option(help="Tokens of attention cache to offer in each block.")]
 
 plan_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 """`swarm-peer plan`, beside the command that has no name."""
 
 
+doctor_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+"""`swarm-peer doctor`, likewise."""
+
+
 @app.command()
 def peer(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A local folder with a safetensors checkpoint, or a Hugging Face id.")],
     new_swarm: Annotated[bool, typer.Option("--new-swarm", help="Begin a new swarm.")] = False,
     initial_peers: Annotated[
@@ -59,6 +69,25 @@ def peer(
         list[str] | None,
         typer.Option(help="HOST:PORT under which others reach this peer, where that differs (port forwarding)."),
     ] = None,
+    reach: Annotated[
+        str,
+        typer.Option(
+            help="How others reach this peer. auto: other peers dial it back; where that fails, it is reached through"
+            " peers that offer --relay. direct: announce the address unchecked. relay: through relays only."
+        ),
+    ] = "auto",
+    relay: Annotated[
+        bool,
+        typer.Option(
+            "--relay", help="Let peers without an open port be reached through this one. It sees only encrypted bytes."
+        ),
+    ] = False,
+    relay_peers: Annotated[int, typer.Option(help="With --relay: for how many peers at once.")] = 8,
+    relay_connections: Annotated[int, typer.Option(help="With --relay: connections of all these peers at once.")] = 64,
+    relay_rate: Annotated[
+        float,
+        typer.Option(help="With --relay: MiB per second for all of them, both directions; each has at most half."),
+    ] = 16.0,
     identity: Annotated[
         Path | None,
         typer.Option(help="Key file of this peer; created if it does not exist.  [default: peer.key in --data]"),
@@ -71,13 +100,21 @@ def peer(
         list[str] | None,
         typer.Option(help="In a private swarm, the id of a client that needs no key; may be given several times."),
     ] = None,
-    kv_tokens: Annotated[int, typer.Option(help="Tokens of attention cache to offer in each block.")] = 16384,
+    lan: Annotated[
+        bool,
+        typer.Option(
+            "--lan",
+            help="The swarm is on your own network: connect to private addresses, too, when a record has them."
+            " Not needed where an initial peer is at such an address.",
+        ),
+    ] = False,
+    kv_tokens: KvTokens = DEFAULT_KV_TOKENS,
     client_share: Annotated[
         float, typer.Option(help="Part of the room that one client may hold while others wait for room.")
     ] = CLIENT_SHARE,
     replay_memory: Annotated[
         int, typer.Option(help="MiB for replay buffers, from which clients recover when another peer fails.")
-    ] = 256,
+    ] = DEFAULT_LIMIT_BYTES >> 20,
     prefix_cache: Annotated[
         int,
         typer.Option(
@@ -121,10 +158,20 @@ def peer(
     metrics_host: Annotated[str, typer.Option(help="Address to serve metrics on.")] = "127.0.0.1",
     name: Annotated[str, typer.Option(help="A name for the public map of the swarm.")] = "",
     revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face model.")] = None,
+    cache_limit: Annotated[
+        float | None,
+        typer.Option(
+            help="GiB for fetched blocks in the cache folder: beyond that, those that no peer uses are deleted, the"
+            " least recently used first.  [default: no limit]"
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="When ready, print one line of JSON to standard output.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    config_file: ConfigFile = None,
+    print_config: PrintConfig = False,
+    version: Version = False,
 ) -> None:
     """Host a contiguous range of a model's transformer blocks and announce it in the swarm.
 
@@ -133,11 +180,13 @@ def peer(
     swarm-peer ./model --initial-peers ID@HOST:PORT --blocks 8:16   # another one
 
     Ctrl-C takes no new sessions, lets the open ones end and leaves; a second Ctrl-C leaves at once.
+
+    Every option is also read from the environment: --kv-tokens from SWARM_PEER_KV_TOKENS.
     """
     with reported_errors(verbose):
         from ..proto.errors import UsageError
         from ..proto.network.address import PeerAddress
-        from .config import BlockRequest, PeerConfig
+        from .config import BlockRequest, PeerConfig, RelayQuota, listening_host, reach_mode
 
         if new_swarm == bool(initial_peers):
             raise UsageError(
@@ -150,14 +199,17 @@ def peer(
             initial_peers=tuple(PeerAddress.parse(text) for text in initial_peers or []),
             identity_path=(identity or data / "peer.key").expanduser(),
             data_folder=data.expanduser(),
-            host=host,
+            host=listening_host(host),
             port=port,
             announce=tuple(announce or []),
+            reach=reach_mode(reach),
+            relay=RelayQuota(relay_peers, relay_connections, bytes_per_second=relay_rate * 2**20) if relay else None,
             dht_port=dht_port,
             swarm_key_path=swarm_key,
             allowed_peers=frozenset(allow or []),
             kv_tokens=kv_tokens,
             client_share=client_share,
+            lan=lan,
             replay_bytes=replay_memory << 20,
             prefix_cache_bytes=prefix_cache << 20,
             device=device,
@@ -169,21 +221,19 @@ def peer(
             metrics_port=metrics_port,
             name=name,
             revision=revision,
+            cache_limit_bytes=None if cache_limit is None else int(cache_limit * 2**30),
         )
-        _run(config, as_json)
+        if print_config:
+            print(as_file(settings_of(context)), end="")
+        else:
+            _run(config, as_json, context.obj)
 
 
 @contextmanager
 def reported_errors(verbose: bool) -> Iterator[None]:
     """Expected errors become one line and a hint, and set the exit code."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
-    for noisy in ("asyncio", "httpx", "httpcore", "transformers", "urllib3", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    print_whatever_comes()
+    log_to_standard_error(logging.INFO, verbose, "%(asctime)s %(levelname)s %(message)s")
     from ..proto.errors import SwarmError, UsageError, one_line
 
     try:
@@ -203,10 +253,11 @@ def plan(
         typer.Option("--initial-peers", help="A peer of the swarm, ID@HOST:PORT; may be given several times."),
     ],
     blocks: Annotated[str, typer.Option(help="As for swarm-peer: a range A:B, a number N, or auto.")] = "auto",
-    kv_tokens: Annotated[int, typer.Option(help="Tokens of attention cache to offer in each block.")] = 16384,
+    kv_tokens: KvTokens = DEFAULT_KV_TOKENS,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")] = "auto",
     quantize: Annotated[str, typer.Option(help="Format of the weights in memory, as for swarm-peer.")] = "auto",
     swarm_key: Annotated[Path | None, typer.Option(help="Key file of a private swarm.")] = None,
+    lan: Annotated[bool, typer.Option("--lan", help="Connect to private addresses, too, as for swarm-peer.")] = False,
     data: Annotated[Path, typer.Option(help="Folder with the measurements of earlier runs.")] = DEFAULT_FOLDER,
     revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face model.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
@@ -218,129 +269,108 @@ def plan(
 
     with reported_errors(verbose), TemporaryDirectory() as scratch:
         from ..proto.network.address import PeerAddress
-        from .config import BlockRequest, PeerConfig
+        from .config import BlockRequest, PeerConfig, ReachMode
 
         config = PeerConfig(
             model=model, blocks=BlockRequest.parse(blocks),
             initial_peers=tuple(PeerAddress.parse(text) for text in initial_peers),
             identity_path=Path(scratch) / "plan.key", data_folder=data.expanduser(), host="0.0.0.0", port=0,
             announce=(), dht_port=0, swarm_key_path=swarm_key, allowed_peers=frozenset(), kv_tokens=kv_tokens,
-            replay_bytes=256 << 20, prefix_cache_bytes=0, device=device, dtype="auto", quantize=quantize, threads=None,
-            nice=False, metrics_host="127.0.0.1", metrics_port=None, name="", revision=revision,
+            replay_bytes=DEFAULT_LIMIT_BYTES, prefix_cache_bytes=0, device=device, dtype="auto", quantize=quantize,
+            threads=None, nice=False, metrics_host="127.0.0.1", metrics_port=None, name="", revision=revision,
+            lan=lan,
+            reach=ReachMode.DIRECT,
         )  # fmt: skip
         from .node import plan_peer
+        from .program.plan import describe_plan, plan_as_json
 
         found = asyncio.run(plan_peer(config, lambda what, done, total: None))
         print(json.dumps(plan_as_json(found)) if as_json else describe_plan(model, found))
 
 
-def describe_plan(model: str, plan: PeerPlan) -> str:
-    """The plan for people."""
-    if plan.blocks is None:
-        return "this machine would host nothing: the swarm has no place for it now"
-    lines = [
-        f"would host blocks {plan.blocks} of {plan.num_blocks} in {plan.numeric_format}, and offer"
-        f" {plan.memory_bytes / 2**30:.2f} GiB for weights and attention caches",
-        f"would fetch {plan.checkpoint_bytes / 2**20:.0f} MiB at most, from {model}",
-    ]
-    for when, outlook in (("now", plan.before), ("then", plan.after)):
-        if outlook is not None:
-            lines.append(
-                f"{when:>4}: a token takes {_milliseconds(outlook.token_seconds)}, no longer than"
-                f" {_milliseconds(outlook.bound_seconds)} with {outlook.concurrency} sessions at once;"
-                f" the weakest block is {outlook.weakest_block}, with {outlook.weakest_servers} servers"
-            )
-    return "\n".join(lines)
+@doctor_app.command()
+def doctor(
+    initial_peers: Annotated[
+        list[str] | None,
+        typer.Option("--initial-peers", help="A peer that can be asked, ID@HOST:PORT; may be given several times."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="As for swarm-peer.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(help="As for swarm-peer; 0 for any free port.")] = 0,
+    announce: Annotated[str | None, typer.Option(help="HOST:PORT of a forwarded port, as for swarm-peer.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")] = "auto",
+    swarm_key: Annotated[Path | None, typer.Option(help="Key file of a private swarm.")] = None,
+    lan: Annotated[bool, typer.Option("--lan", help="Connect to private addresses, too, as for swarm-peer.")] = False,
+    data: Annotated[Path, typer.Option(help="Folder for the peer's own files.")] = DEFAULT_FOLDER,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log more; the log may have addresses in it.")
+    ] = False,
+) -> None:
+    """Say what would keep this machine from serving, and what to do about it.
 
-
-def plan_as_json(plan: PeerPlan) -> dict[str, object]:
-    """Times in seconds, null where no chain is complete."""
-
-    def figures(outlook: Outlook | None) -> dict[str, object] | None:
-        if outlook is None:
-            return None
-        return {
-            "R": outlook.concurrency,
-            "token_seconds": _finite(outlook.token_seconds),
-            "theorem2_bound_per_token_seconds": _finite(outlook.bound_seconds),
-            "weakest_block": outlook.weakest_block,
-            "weakest_block_servers": outlook.weakest_servers,
-            "missing_blocks": list(outlook.uncovered),
-        }
-
-    return {
-        "blocks": [plan.blocks.start, plan.blocks.stop] if plan.blocks else None,
-        "num_blocks": plan.num_blocks,
-        "numeric_format": plan.numeric_format,
-        "checkpoint_bytes": plan.checkpoint_bytes,
-        "memory_bytes": plan.memory_bytes,
-        "decode_seconds_per_block": plan.decode_seconds_per_block,
-        "now": figures(plan.before),
-        "then": figures(plan.after),
-    }
-
-
-def _finite(seconds: float) -> float | None:
-    return seconds if math.isfinite(seconds) else None
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:.1f} ms" if math.isfinite(seconds) else "for ever (no chain is complete)"
-
-
-def _run(config: PeerConfig, as_json: bool) -> None:
+    The output has no keys, addresses or names of files in it: it may be pasted anywhere. The status is 1 if anything is
+    bad.
+    """
     import asyncio
 
+    with reported_errors(verbose):
+        from ..proto.directory.swarm_key import SwarmKey
+        from ..proto.network.address import HostPort, PeerAddress
+        from .config import listening_host
+        from .program import doctor as examination
+        from .timing import PeerTiming
+
+        patient = examination.Patient(
+            tuple(PeerAddress.parse(text) for text in initial_peers or []), listening_host(host), port,
+            HostPort.parse(announce).port if announce else None, data.expanduser(), device,
+            SwarmKey.load(swarm_key) if swarm_key else None, lan,
+        )  # fmt: skip
+        findings = asyncio.run(examination.examine(patient, PeerTiming(), examination.device_finding))
+    print(json.dumps(examination.as_json(findings)) if as_json else examination.describe(findings))
+    if any(finding.health is examination.Health.BAD for finding in findings):
+        raise typer.Exit(1)
+
+
+def _run(config: PeerConfig, as_json: bool, leave: Callable[[], object] | None) -> None:
+    import asyncio
+
+    logger.info("opening %s", config.model)
     from .node import run_peer  # the heavy part: after all that a bad command line could say
-    from .terminal import LoadingBars
+    from .program.ready import describe, print_ready, spare_collector
+    from .program.terminal import LoadingBars
 
     with LoadingBars() as bars:
 
         def ready(peer: ReadyPeer) -> None:
             bars.stop()
+            spare_collector()
             if as_json:
                 print(json.dumps(describe(peer)), flush=True)
             else:
                 print_ready(config.model, peer)
+            tell_service_manager(READY)
 
-        asyncio.run(run_peer(config, ready, bars.update))
-
-
-def describe(peer: ReadyPeer) -> dict[str, object]:
-    """The object that `--json` prints."""
-    return {
-        "address": str(peer.address),
-        "peer_id": peer.address.peer,
-        "blocks": [peer.blocks.start, peer.blocks.stop],
-        "num_blocks": peer.num_blocks,
-        "kv_tokens": peer.kv_tokens,
-        "model_digest": peer.model_digest,
-        "decode_seconds_per_block": peer.cost.decode_seconds(),
-        "numeric_format": peer.numeric_format,
-        "device": peer.device,
-        "threads": peer.threads,
-        "metrics_port": peer.metrics_port,
-        "pid": os.getpid(),
-    }
+        asyncio.run(run_peer(config, ready, bars.update, leave))
 
 
-def print_ready(model: str, peer: ReadyPeer) -> None:
-    """Tell a person that the peer is ready."""
-    milliseconds = 1000 * peer.cost.decode_seconds() * len(peer.blocks)
-    where = f"{peer.threads} threads" if peer.device == "cpu" else peer.device
-    print(
-        f"serving blocks {peer.blocks} of {peer.num_blocks} in {peer.numeric_format},"
-        f" {milliseconds:.1f} ms per token with {where}"
-    )
-    print(f"others join with:    swarm-peer {model} --initial-peers {peer.address}")
-    print(f"generate text with:  swarm-client generate {model} --initial-peers {peer.address}", flush=True)
+def leave_process() -> None:
+    """End this process and those that it started, whatever their threads do."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            child.kill()
+    sys.stdout.flush()
+    os._exit(0)  # as a peer that was stopped before it served ends anyway
 
 
 def main() -> None:
     """The console script."""
     if sys.argv[1:2] == ["plan"]:
         plan_app(sys.argv[2:], prog_name="swarm-peer plan")
-    app(prog_name="swarm-peer")
+    if sys.argv[1:2] == ["doctor"]:
+        doctor_app(sys.argv[2:], prog_name="swarm-peer doctor")
+    app(arguments_or_exit("swarm-peer", sys.argv[1:]), prog_name="swarm-peer", obj=leave_process)
 
 
 if __name__ == "__main__":

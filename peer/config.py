@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import enum
+import itertools
 import re
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..proto.directory.records import (
     MAX_ADDRESSES,
     MAX_BLOCKS,
-    MAX_KV_TOKENS,
+    MAX_KV_TOKEN_BLOCKS,
     MAX_REACH_BYTES,
+    MAX_RELAY_PLACES,
     check_public_name,
 )
 from ..proto.errors import UsageError
 from ..proto.network.address import HostPort, PeerAddress
+from ..proto.network.dialling import DialRule, rule_for
 from ..proto.wire.precision import QUANTIZATIONS
 from ..routing.admit.table import CLIENT_SHARE
 from ..routing.swarm import BlockRange
@@ -24,6 +30,7 @@ from .timing import PeerTiming
 DEFAULT_KV_TOKENS = 16_384
 MAX_ANNOUNCED_CHARS = MAX_REACH_BYTES * 2 // 3
 """Characters of all --announce together: the record also has the addresses of the DHT, at the same hosts."""
+MAX_RELAY_CONNECTIONS = 4096
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
@@ -48,6 +55,78 @@ class BlockRequest:
                 f"--blocks {text!r} is not a choice of blocks",
                 hint="Write auto, a number of blocks (8), or a half-open range counted from 0 (8:16).",
             ) from None
+
+
+def listening_host(text: str, resolve: Callable[..., Any] = socket.getaddrinfo) -> str:
+    """The address behind the value of `--host`, without brackets; the DHT listens on addresses only.
+
+    Raises UsageError for what is neither an address nor a name of this machine.
+    """
+    host = HostPort.of(text, 0).host
+    try:
+        found = resolve(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror or error if isinstance(error, OSError) else "a part is empty or too long"
+        raise UsageError(
+            f"--host {text[:80]!r} is no address: {reason}",
+            hint="Give an address of this machine, or 0.0.0.0 for all of them.",
+        ) from None
+    addresses = [str(entry[4][0]) for entry in found]
+    return next((address for address in addresses if ":" not in address), addresses[0])
+
+
+def check_listeners(ports: Sequence[tuple[str, str, int]]) -> None:
+    """Whether all can listen beside each other: option, host and port of each. Raises UsageError."""
+    for (first, host, port), (second, other_host, other_port) in itertools.combinations(ports, 2):
+        if port and port == other_port and (host == other_host or not _EVERY_HOST.isdisjoint((host, other_host))):
+            raise UsageError(f"{second} {port} is the port of {first}", hint="Choose another one, or 0 for any.")
+
+
+_EVERY_HOST = frozenset({"0.0.0.0", "::", "[::]"})
+
+
+class ReachMode(enum.StrEnum):
+    """The value of `--reach`."""
+
+    AUTO = "auto"
+    DIRECT = "direct"
+    RELAY = "relay"
+
+
+def reach_mode(text: str) -> ReachMode:
+    """Read the value of `--reach`. Raises UsageError."""
+    try:
+        return ReachMode(text)
+    except ValueError:
+        raise UsageError(
+            f"--reach {text[:40]!r} is not known", hint=f"Use one of {', '.join(mode.value for mode in ReachMode)}."
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class RelayQuota:
+    """The most that a relay does for others."""
+
+    peers: int = 8
+    """Reservations; a network has at most half of them."""
+    connections: int = 64
+    connections_per_peer: int = 16
+    bytes_per_second: float = float(16 << 20)
+    """For all peers together."""
+    peer_share: float = 0.5
+    """The part of it that one peer may have."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.peers <= MAX_RELAY_PLACES:
+            raise UsageError(f"--relay-peers must be between 1 and {MAX_RELAY_PLACES}")
+        if not (1 <= self.connections <= MAX_RELAY_CONNECTIONS and self.connections_per_peer >= 1):
+            raise UsageError(f"--relay-connections must be between 1 and {MAX_RELAY_CONNECTIONS}")
+        if not (1 << 16 <= self.bytes_per_second <= 1 << 40 and 0 < self.peer_share <= 1):
+            raise UsageError("--relay-rate must be between 0.0625 and 1048576 MiB/s")
+
+    @property
+    def bytes_per_second_per_peer(self) -> float:
+        return self.bytes_per_second * self.peer_share
 
 
 @dataclass(frozen=True)
@@ -89,8 +168,15 @@ class PeerConfig:
     """None: no metrics are served."""
     name: str
     revision: str | None
+    cache_limit_bytes: int | None = None
+    """For the files of blocks that were fetched; None: they stay."""
     client_share: float = CLIENT_SHARE
     """The part of the room that one client may hold while others wait."""
+    lan: bool = False
+    """Dial private addresses, too: the swarm is on this machine's own network."""
+    reach: ReachMode = ReachMode.AUTO
+    relay: RelayQuota | None = None
+    """The most that this peer relays for others; None: it does not."""
     timing: PeerTiming = field(default_factory=PeerTiming)
 
     def __post_init__(self) -> None:
@@ -100,22 +186,31 @@ class PeerConfig:
             raise UsageError(
                 f"--announce is given too often: {MAX_ADDRESSES} addresses and {MAX_ANNOUNCED_CHARS} characters fit"
             )
+        if self.reach is ReachMode.RELAY and (self.relay is not None or self.announce):
+            raise UsageError(
+                "--reach relay does not go with --relay and --announce",
+                hint="A peer that is reached through a relay has no address of its own, and relays for nobody.",
+            )
+        if self.reach is ReachMode.RELAY and not self.initial_peers:
+            raise UsageError("--reach relay does not go with --new-swarm", hint="There is nobody who could relay.")
         try:
             check_public_name(self.name)
         except ValueError as error:
             raise UsageError(f"--name {self.name[:80]!r}: {error}") from None
-        ports = (("--port", self.port), ("--dht-port", self.dht_port), ("--metrics-port", self.metrics_port or 0))
-        for name, port in ports:
+        for name, _, port in self.ports:
             if not 0 <= port < 65536:
                 raise UsageError(f"{name} {port} is not a port")
+        check_listeners(self.ports)
         if (self.blocks.count or len(self.blocks.blocks or ())) > MAX_BLOCKS:
             raise UsageError(f"--blocks: a peer hosts at most {MAX_BLOCKS} blocks", hint="Start several peers.")
-        if not 1 <= self.kv_tokens <= MAX_KV_TOKENS // MAX_BLOCKS:
-            raise UsageError(f"--kv-tokens must be between 1 and {MAX_KV_TOKENS // MAX_BLOCKS}")
+        if not 1 <= self.kv_tokens <= MAX_KV_TOKEN_BLOCKS // MAX_BLOCKS:
+            raise UsageError(f"--kv-tokens must be between 1 and {MAX_KV_TOKEN_BLOCKS // MAX_BLOCKS}")
         if not 0 < self.client_share <= 1:
             raise UsageError("--client-share must be above 0 and at most 1")
         if self.replay_bytes < 0:
             raise UsageError("--replay-memory must not be negative")
+        if self.cache_limit_bytes is not None and self.cache_limit_bytes < 0:
+            raise UsageError("--cache-limit must not be negative")
         if self.prefix_cache_bytes < 0:
             raise UsageError("--prefix-cache must not be negative")
         if self.quantize not in QUANTIZATIONS:
@@ -135,6 +230,18 @@ class PeerConfig:
         path = Path(self.model)
         return path.resolve().name if path.exists() else self.model
 
+    @property
+    def ports(self) -> Sequence[tuple[str, str, int]]:
+        """Option, host and port of everything that this peer listens on; 0: any free port."""
+        metrics = [("--metrics-port", self.metrics_host, self.metrics_port)] if self.metrics_port is not None else []
+        return [("--port", self.host, self.port), ("--dht-port", self.host, self.dht_port), *metrics]
+
+    def dial_rule(self, private: bool) -> DialRule:
+        """Where this peer dials because a record says so; `private`: the swarm has a key."""
+        begins = not self.initial_peers
+        announced = [HostPort.parse(target).host for target in self.announce] or announced_hosts(self.host)
+        return rule_for(private=private, lan=self.lan, begun_at=announced if begins else ())
+
     def addresses(self, port: int) -> tuple[str, ...]:
         """The host:port strings to announce when the peer listens on `port`."""
         if self.announce:
@@ -144,10 +251,8 @@ class PeerConfig:
 
 def announced_hosts(host: str) -> Sequence[str]:
     """The hosts to announce for a host to listen on: itself, or the machine's own addresses for "any"."""
-    if host not in ("0.0.0.0", "::", "[::]"):
+    if host not in _EVERY_HOST:
         return [host]
-    import socket
-
     # No packet is sent: connecting a UDP socket only asks the routing table for the local address.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:

@@ -12,21 +12,33 @@ import logging
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..proto.directory.records import open_peer_record
 from ..proto.directory.signed import SignedRecord
 from ..proto.directory.swarm_key import SwarmKey, dht_id, swarm_key_name
-from ..proto.errors import AuthenticationError, ModelMismatch, PeerUnavailable, SwarmError, WrongKey, WrongSwarm
+from ..proto.errors import (
+    AuthenticationError,
+    ClockSkew,
+    ModelMismatch,
+    PeerUnavailable,
+    SwarmError,
+    WrongKey,
+    WrongSwarm,
+)
 from ..proto.network.address import HostPort, PeerAddress
+from ..proto.network.dialling import AddressRefused
 from ..proto.network.transport import Dialer, ping
 from ..proto.wire.messages.calls import PingReply
 from ..routing.swarm import PeerState
 from .config import PeerConfig
 from .offer.lookups import RecentLookups
+from .tasks import cancel_all
 from .timing import PeerTiming
 
 if TYPE_CHECKING:
@@ -74,28 +86,52 @@ class RememberedPeers:
             logger.warning("the peers that were met cannot be remembered: %s", error)
 
 
+@dataclass(frozen=True, slots=True)
+class FirstContacts:
+    """The addresses of the DHT through which a peer joins."""
+
+    maddrs: tuple[str, ...]
+    """None for a peer that begins a swarm."""
+    remembered: tuple[str, ...]
+    """Those of an earlier run."""
+    met_before: bool
+    """No initial peer answers: `maddrs` are those of an earlier run."""
+
+
+async def first_contacts(config: PeerConfig, dialer: Dialer, digest: str, swarm_key: SwarmKey | None) -> FirstContacts:
+    """Ask the initial peers whether they are the right ones. Raises what `_initial_maddrs` raises."""
+    remembered = await asyncio.to_thread(RememberedPeers(config.data_folder, digest, swarm_key).load)
+    if not config.initial_peers:
+        return FirstContacts((), remembered, False)
+    try:
+        return FirstContacts(
+            tuple(await _initial_maddrs(config, dialer, digest, swarm_key is not None)), remembered, False
+        )
+    except PeerUnavailable as error:
+        if not remembered:
+            raise
+        logger.warning("%s; trying the peers that were met in an earlier run", error)
+        return FirstContacts(remembered, remembered, True)
+
+
 @asynccontextmanager
 async def join_swarm(
-    config: PeerConfig, dialer: Dialer, digest: str, swarm_key: SwarmKey | None
+    config: PeerConfig,
+    dialer: Dialer,
+    digest: str,
+    swarm_key: SwarmKey | None,
+    contacts: FirstContacts,
+    reached: bool = True,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[tuple[HivemindDirectory, RecentLookups]]:
-    """A node of the DHT for the time of the block: of a new one, or of that of the initial peers."""
-    from ..proto.directory.hivemind.node import HivemindDirectory
+    """A node of the DHT for the time of the block: of a new one, or of that of the first contacts.
 
-    remembered = await asyncio.to_thread(RememberedPeers(config.data_folder, digest, swarm_key).load)
-    initial: Sequence[str] = ()
-    if config.initial_peers:
-        try:
-            initial = await _initial_maddrs(config, dialer, digest, swarm_key is not None)
-        except PeerUnavailable as error:
-            if not remembered:
-                raise
-            logger.warning("%s; trying the peers that were met in an earlier run", error)
-            initial = remembered
-
+    Where this peer is not `reached` from outside, its node keeps nothing for others: they could not ask it.
+    """
     lookups: RecentLookups | None = None
 
     async def more_maddrs() -> Sequence[str]:
-        announced = _maddrs_of(lookups.last_records, swarm_key) if lookups is not None else []
+        announced = await _dialled(dialer, _maddrs_of(lookups.last_records, swarm_key)) if lookups is not None else []
         if not config.initial_peers:
             return announced
         try:
@@ -104,29 +140,45 @@ async def join_swarm(
             logger.debug("the initial peers do not help: %s", error)
             return announced
 
-    directory = await HivemindDirectory.start(
-        config.identity_path,
-        initial,
-        [HostPort.of(config.host, config.dht_port).multiaddress],
-        swarm_key,
-        announce_maddrs=[
-            HostPort(HostPort.parse(target).host, config.dht_port).multiaddress for target in config.announce
-        ],
-        remembered_maddrs=remembered,
-        more_maddrs=more_maddrs,
-        join_timeout_seconds=config.timing.join_seconds if initial else config.timing.join_remembered_seconds,
-    )
+    directory = await _start_directory(config, swarm_key, contacts, more_maddrs, reached, clock)
     if directory.isolated:
         logger.warning(
             "none of the peers that were met in an earlier run answers: the swarm begins anew, and is one with theirs"
             " when they return"
         )
-    lookups = RecentLookups(directory, digest, swarm_key, time.time, config.timing)
+    elif contacts.met_before:
+        dialer.known_at(filter(None, map(HostPort.of_multiaddress, contacts.remembered)))
+    lookups = RecentLookups(directory, digest, swarm_key, clock, config.timing)
     try:
         yield directory, lookups
     finally:
-        await lookups.close()
-        await directory.close()
+        try:
+            await lookups.close()
+        finally:
+            await directory.close()
+
+
+async def _start_directory(
+    config: PeerConfig, swarm_key: SwarmKey | None, contacts: FirstContacts,
+    more_maddrs: Callable[[], Awaitable[Sequence[str]]], reached: bool, clock: Callable[[], float],
+) -> HivemindDirectory:  # fmt: skip
+    """A node that others can ask; a client of the DHT where they cannot."""
+    from ..proto.directory.hivemind.node import HivemindDirectory
+
+    return await HivemindDirectory.start(
+        config.identity_path,
+        contacts.maddrs,
+        [HostPort.of(config.host, config.dht_port).multiaddress],
+        swarm_key,
+        clock,
+        announce_maddrs=[
+            HostPort(HostPort.parse(target).host, config.dht_port).multiaddress for target in config.announce
+        ],
+        client_mode=not reached,
+        remembered_maddrs=contacts.remembered,
+        more_maddrs=more_maddrs,
+        join_timeout_seconds=config.timing.join_seconds if contacts.maddrs else config.timing.join_remembered_seconds,
+    )
 
 
 async def remember_swarm(
@@ -170,6 +222,24 @@ def _maddrs_of(records: Sequence[SignedRecord], swarm_key: SwarmKey | None) -> l
     return maddrs
 
 
+async def _dialled(dialer: Dialer, maddrs: Sequence[str]) -> list[str]:
+    """The addresses to which this peer connects because others have named them; names are resolved here."""
+
+    async def checked(maddr: str) -> list[str]:
+        target = HostPort.of_multiaddress(maddr)
+        if target is None or "/p2p/" not in maddr:
+            return []
+        try:
+            found = await dialer.addresses(target)
+        except PeerUnavailable as error:
+            logger.debug("an address of the DHT is left out: %s", error)
+            return []
+        node = maddr.partition("/p2p/")[2]
+        return [f"{HostPort(str(address), target.port).multiaddress}/p2p/{node}" for address in found]
+
+    return list(chain.from_iterable(await asyncio.gather(*map(checked, maddrs))))
+
+
 def _bounded(maddrs: Sequence[object], limit: int) -> tuple[str, ...]:
     """The first of those that may be addresses."""
     return tuple(maddr for maddr in maddrs[:limit] if isinstance(maddr, str) and len(maddr) <= _MAX_MADDR_CHARS)
@@ -191,11 +261,11 @@ async def _initial_maddrs(config: PeerConfig, dialer: Dialer, digest: str, priva
             return error
         return reply
 
-    answers = await asyncio.gather(*(ask(address) for address in peers))
+    answers = await _answers([ask(address) for address in peers], config.timing)
     replies = [answer for answer in answers if isinstance(answer, PingReply)]
     if not replies:
         for answer in answers:
-            if isinstance(answer, AuthenticationError | WrongSwarm):
+            if isinstance(answer, AuthenticationError | WrongSwarm | ClockSkew):
                 raise answer
         raise PeerUnavailable(
             f"none of the initial peers answers: {', '.join(map(str, peers))}",
@@ -208,10 +278,38 @@ async def _initial_maddrs(config: PeerConfig, dialer: Dialer, digest: str, priva
             f"the initial peers serve {others[0].model_name} ({others[0].model_digest[:12]}), not this model"
             f" ({digest[:12]})"
         )
-    maddrs = [maddr for reply in replies for maddr in _bounded(reply.dht_addresses, MAX_MADDRS_OF_A_PEER)]
+    told = [maddr for reply in replies for maddr in _bounded(reply.dht_addresses, MAX_MADDRS_OF_A_PEER)]
+    maddrs = await _dialled(dialer, told)
+    if told and not maddrs:
+        raise PeerUnavailable(
+            f"the nodes of the initial peers' DHT are at addresses that are not dialled: {', '.join(told)}",
+            hint=AddressRefused.default_hint,
+        )
     if not maddrs:  # without any, this peer would begin a swarm of its own
         raise PeerUnavailable(f"the initial peers are in no DHT yet: {', '.join(map(str, peers))}")
     return maddrs
+
+
+async def _answers(
+    questions: Sequence[Coroutine[Any, Any, PingReply | SwarmError]], timing: PeerTiming
+) -> list[PingReply | SwarmError]:
+    """The answers to questions that are asked side by side.
+
+    All of them, or those that have come when a first good one is there and the patience is over.
+    """
+    tasks = [asyncio.create_task(question) for question in questions]
+    try:
+        done, waiting = await asyncio.wait(tasks, timeout=timing.join_patience_seconds)
+        while waiting and not any(isinstance(task.result(), PingReply) for task in done):
+            logger.info(
+                "%d of %d initial peers do not answer yet, waiting up to %.0f s",
+                len(waiting), len(tasks), timing.join_ping_seconds,
+            )  # fmt: skip
+            more, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            done |= more
+        return [task.result() for task in tasks if task in done]
+    finally:
+        await cancel_all(tasks)
 
 
 def _check_privacy(replies: Sequence[PingReply], private: bool) -> None:

@@ -7,10 +7,16 @@ the server has a thread of its own and touches nothing else of the peer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..proto.errors import UsageError
+from ..proto.errors import WIRE_CLASSES, UsageError
+from ..routing.admit.table import SessionTable
+from ..routing.swarm import ComputeCost, PeerState
 from .engine.step_record import StepRecord
+from .session.work.seams import Counters
+
+if TYPE_CHECKING:
+    from .engine.cache.pool import KvPool
 
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
@@ -18,14 +24,18 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
 GAUGES: Mapping[str, str] = {
     "sessions": "Sessions that hold a reservation",
     "queued_sessions": "Sessions that wait for room",
-    "kv_token_blocks_total": "Room for the attention cache, tokens x blocks",
-    "kv_token_blocks_reserved": "Of this, reserved by sessions",
-    "kv_bytes_used": "Attention cache of sessions in memory, bytes",
+    "kv_capacity_token_blocks": "Room for the attention cache, tokens x blocks",
+    "kv_reserved_token_blocks": "Of this, reserved by sessions",
+    "kv_used_bytes": "Attention cache of sessions in memory, bytes",
     "prefix_cache_bytes": "Attention cache of earlier prompts in memory, bytes",
     "replay_bytes": "Replay buffers in memory, bytes",
-    "seconds_since_announced": "Time since another node took this peer's record, seconds",
+    "announced_age_seconds": "Time since another node took this peer's record, seconds",
     "isolated": "1 while no other node of the DHT answers",
-    "decode_seconds_per_block": "Announced time of a decode step of one row, seconds per block",
+    "decode_block_seconds": "Announced time of a decode step of one row in one block, seconds",
+    "reached_directly": "1 while the peer announces an address of its own",
+    "relays_in_use": "Relays through which the peer is reached",
+    "relayed_peers": "Peers that are reached through this one",
+    "relayed_connections": "Connections to such peers",
 }
 COUNTERS: Mapping[str, str] = {
     "steps_pushed": "Steps whose output went to the successor directly",
@@ -35,23 +45,73 @@ COUNTERS: Mapping[str, str] = {
     "admissions": "Sessions that were given room",
     "refusals": "Sessions that were refused for want of room",
     "prefix_hit_tokens": "Prompt tokens whose attention cache was held already",
+    "guessed_tokens": "Tokens computed that clients had only guessed",
+    "crowded_steps": "Steps whose client was told that there is no time for guesses",
     "prefix_evicted_pages": "Pages of earlier prompts that made room for others",
+    "relayed_bytes": "Bytes that were moved for peers that are reached through this one, both directions counted",
 }
 
 Readings = Mapping[str, float]
 """A value for each of `GAUGES` and `COUNTERS` that the peer has."""
 
 
+def readings_of(
+    sessions: SessionTable,
+    counters: Counters,
+    pool: KvPool,
+    replay_bytes: int,
+    cost: ComputeCost,
+    seconds_since_announced: float,
+    isolated: bool,
+) -> Readings:
+    """The readings of this moment; `cost` is the announced one."""
+    return {
+        "sessions": sessions.sessions,
+        "queued_sessions": sessions.waiting,
+        "kv_capacity_token_blocks": sessions.kv_token_blocks_total,
+        "kv_reserved_token_blocks": sessions.kv_token_blocks_total - sessions.kv_token_blocks_free,
+        "kv_used_bytes": pool.used_bytes,
+        "prefix_cache_bytes": pool.prefixes.nbytes,
+        "replay_bytes": replay_bytes,
+        "announced_age_seconds": seconds_since_announced,
+        "isolated": float(isolated),
+        "decode_block_seconds": cost.decode_seconds(),
+        "steps_pushed": counters.steps_pushed,
+        "steps_relayed": counters.steps_relayed,
+        "steps_answered": counters.steps_answered,
+        "rebuilt_tokens": counters.rebuilt_tokens,
+        "admissions": sessions.admissions,
+        "refusals": sessions.refusals,
+        "prefix_hit_tokens": counters.prefix_hit_tokens,
+        "guessed_tokens": counters.guessed_tokens,
+        "crowded_steps": counters.crowded_steps,
+        "prefix_evicted_pages": pool.prefixes.evicted_pages,
+    }
+
+
 class PeerMetrics:
     """The metrics of one peer."""
 
     def __init__(self) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Histogram
+        from prometheus_client import CollectorRegistry, Counter, Enum, Histogram, Info, ProcessCollector
 
         self.readings: Readings = {}
         """The newest readings; the loop puts them here."""
         self.registry = CollectorRegistry()
         self.registry.register(_Collector(lambda: self.readings))
+        ProcessCollector(registry=self.registry)
+        self._info = Info("blockswarm_peer", "The peer: its version, model, blocks and device", registry=self.registry)
+        self._state = Enum(
+            "blockswarm_state",
+            "The state that it announces",
+            states=[state.value for state in PeerState],
+            registry=self.registry,
+        )
+        self._failures = Counter(
+            "blockswarm_failures", "Sessions that were refused or ended, by error", ["code"], registry=self.registry
+        )
+        for error_class in WIRE_CLASSES.values():
+            self._failures.labels(error_class.code)  # a rate needs the zero before the first
 
         def histogram(name: str, text: str, buckets: Iterable[float]) -> Any:
             return Histogram(f"blockswarm_{name}", text, buckets=tuple(buckets), registry=self.registry)
@@ -62,9 +122,20 @@ class PeerMetrics:
         self._tokens = Counter(
             "blockswarm_tokens", "Tokens computed, by kind of step", ["kind"], registry=self.registry
         )
+        for kind in ("decode", "prefill"):
+            self._tokens.labels(kind)
         self._queue_waits = histogram(
             "admission_wait_seconds", "Time from the opening of a session to its admission", _SECONDS
         )
+
+    def describe(self, state: PeerState, facts: Mapping[str, str]) -> None:
+        """Tell the state of now, and what else there is to know of the peer, in words."""
+        self._state.state(state.value)
+        self._info.info(dict(facts))
+
+    def observe_failure(self, code: str) -> None:
+        """Count a session that was refused, or ended with an error."""
+        self._failures.labels(code).inc()
 
     def observe(self, step: StepRecord) -> None:
         """Count a step; from any thread."""

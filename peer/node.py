@@ -12,50 +12,74 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..proto.clock import SteadyClock
 from ..proto.directory.records import MAX_BLOCKS, PeerRecord
 from ..proto.directory.swarm_key import SwarmKey, swarm_key_name
 from ..proto.identity import Identity
 from ..proto.model.checkpoint import Checkpoint, open_checkpoint
-from ..proto.network.transport import Dialer
+from ..proto.network.address import LOOPBACK, HostPort, PeerAddress
+from ..proto.network.crowding import raise_descriptor_limit
+from ..proto.network.transport import Dialer, introduction
+from ..proto.service_manager import STOPPING, tell_service_manager
 from ..routing.outlook import Outlook, outlook_of, with_peer_at
 from ..routing.place.moves import ReplanPolicy
 from ..routing.place.rule import upcoming
 from ..routing.swarm import BlockRange, ComputeCost, MoveClaim, PeerState, Swarm
-from .config import BlockRequest, PeerConfig
+from .config import BlockRequest, PeerConfig, ReachMode
+from .engine.driver import check_device
+from .engine.machine.kept import FORMS_FILE_NAME, KeptMeasurements
 from .hosting import BlockSource, Hosted
-from .join import join_swarm
+from .join import first_contacts, join_swarm
 from .key_lock import exclusive_key
 from .offer.announce import Announcer
-from .offer.calibrate import calibrate
-from .offer.capacity import MemoryOffer, check_blocks, count_that_fits, explain, free_memory_bytes, need_and_free
+from .offer.capacity import (
+    MemoryOffer,
+    check_blocks,
+    check_space,
+    count_that_fits,
+    explain,
+    free_memory_bytes,
+    need_and_free,
+)
 from .offer.cost_store import CostStore
 from .offer.record import ClientFacts, ReachFacts, RecordFacts, RoomFacts, record_of
 from .owner.governor import NICENESS
 from .placement.watch import SwarmWatch
-from .serving import PeerSetup, ReadyPeer, serve_until
+from .reach.ask import ReachAsker
+from .reach.first import first_verdict
+from .reach.ports import RememberedPorts, check_port, port_of, usable_port
+from .reach.verdict import UNCHECKED, ReachStatus, ReachVerdict
+from .setup import PeerSetup
 from .tasks import StopRequest, cancel_all, run_to_end, until_stopped, vital_tasks
 
 if TYPE_CHECKING:
     from .engine.blocks.stage import Stage
     from .engine.load import Examined
+    from .serving import ReadyPeer
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-"""(what, bytes done, bytes in all)"""
+"""(what, bytes done, bytes in all); the last is 0 for work of which nobody knows how long it takes"""
 
 
-async def run_peer(config: PeerConfig, on_ready: Callable[[ReadyPeer], None], progress: Progress) -> None:
-    """Run a peer until SIGINT or SIGTERM. Raises SwarmError if it cannot start."""
+async def run_peer(
+    config: PeerConfig,
+    on_ready: Callable[[ReadyPeer], None],
+    progress: Progress,
+    leave: Callable[[], object] | None = None,
+) -> None:
+    """Run a peer until SIGINT or SIGTERM; `leave` is that of StopRequest. Raises SwarmError if it cannot start."""
     if config.nice:
         os.nice(NICENESS)  # of this thread, and of all that are started from now on
-    stop = StopRequest()
+    raise_descriptor_limit()
+    stop = StopRequest(lambda: tell_service_manager(STOPPING), leave, config.timing.cleanup_seconds)
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signal_number, stop)
@@ -67,7 +91,11 @@ async def _run(
 ) -> None:
     identity = Identity.load_or_create(config.identity_path)
     with exclusive_key(config.identity_path):
+        for option, host, port in config.ports:
+            check_port(option, host, port)
         async with _in_swarm(identity, config, progress) as setup:
+            from .serving import serve_until  # brings torch
+
             try:
                 await serve_until(setup, await first_blocks(setup), on_ready, stop)
             finally:
@@ -78,51 +106,94 @@ async def _run(
 async def _in_swarm(identity: Identity, config: PeerConfig, progress: Progress) -> AsyncIterator[PeerSetup]:
     """The setup of a peer that has examined the model and joined the swarm, and has announced nothing yet."""
     swarm_key = SwarmKey.load(config.swarm_key_path) if config.swarm_key_path else None
-    checkpoint = await asyncio.to_thread(open_checkpoint, config.model, revision=config.revision)
-    if config.blocks.blocks is not None or config.blocks.count is not None:
-        check_blocks(config.blocks, checkpoint.num_blocks)
+    check_device(config.device)
+    checkpoint = await asyncio.to_thread(_open, config)
     digest = (
         await asyncio.to_thread(checkpoint.model_digest, lambda done, total: progress("hashing", done, total))
     ).hex()
-    dialer = Dialer()
-    # Joining waits for the network and the DHT daemon; the processor has something to do meanwhile.
-    examining = asyncio.create_task(_examine(config, checkpoint), name="examine the model")
+    rule = config.dial_rule(swarm_key is not None)
+    clock = SteadyClock()
+    dialer = Dialer(rule=rule, named=config.initial_peers, introduce=introduction(identity, swarm_key))
+    examining: asyncio.Task[Examined] | None = None
     try:
-        async with join_swarm(config, dialer, digest, swarm_key) as (directory, lookups):
+        contacts = await first_contacts(config, dialer, digest, swarm_key)
+        # Joining waits for the network and the DHT daemon; the processor has something to do meanwhile.
+        examining = asyncio.create_task(_examine(config, checkpoint, progress), name="examine the model")
+        config, verdict = await _reach(config, identity, dialer, swarm_key)
+        reached = verdict.reached is not ReachStatus.NO and config.reach is not ReachMode.RELAY
+        async with join_swarm(config, dialer, digest, swarm_key, contacts, reached, clock) as (directory, lookups):
             examined = await examining
             offer, asked = _offer(config, checkpoint, examined)
             incarnation = time.time_ns()
             rng, timing = random.Random(incarnation), config.timing
-            announcer = Announcer(directory, identity, swarm_key, time.time, rng, lookups.announced, timing)
+            announcer = Announcer(directory, identity, swarm_key, clock, rng, lookups.announced, timing)
             # Not from the looks kept for clients: these must not age because the peer itself has looked.
             look = partial(directory.lookup, swarm_key_name(digest, swarm_key))
             watch = SwarmWatch(
-                identity.peer_id, checkpoint.num_blocks, look, swarm_key, dialer, time.time, rng, timing,
+                identity.peer_id, checkpoint.num_blocks, look, swarm_key, dialer, clock, rng, timing,
                 lambda: directory.isolated, checkpoint.proven_hashes(),
             )  # fmt: skip
+            maddrs = tuple(await directory.visible_maddrs())
             yield PeerSetup(
                 replace(config, blocks=asked), identity, swarm_key, checkpoint, digest, dialer, directory, lookups,
                 examined, offer, _source(checkpoint, examined, progress), announcer, watch,
-                tuple(await directory.visible_maddrs()), incarnation, free_bytes=_free_bytes(examined),
+                () if directory.client_mode else maddrs, incarnation, clock, free_bytes=_free_bytes(examined),
+                first_verdict=verdict, dht_port=port_of(maddrs),
             )  # fmt: skip
     finally:
-        await run_to_end(cancel_all([examining]))
+        await run_to_end(cancel_all([examining] if examining is not None else []))
         await dialer.close()
 
 
-async def _examine(config: PeerConfig, checkpoint: Checkpoint) -> Examined:
-    """Whether the model may be served, and how. Raises UnsupportedModel, UsageError."""
-    from .engine.load import examine_model  # brings torch
-
-    return await asyncio.to_thread(
-        examine_model,
-        checkpoint,
-        config.device,
-        config.dtype,
-        config.quantize,
-        config.threads,
-        time.perf_counter,
+async def _reach(
+    config: PeerConfig, identity: Identity, dialer: Dialer, swarm_key: SwarmKey | None
+) -> tuple[PeerConfig, ReachVerdict]:
+    """The configuration with the ports to use, and whether the initial peers reach this one at them."""
+    if config.reach is ReachMode.RELAY:
+        config = replace(config, host=LOOPBACK)
+    known = await asyncio.to_thread(RememberedPorts(config.data_folder, identity.peer_id).load)
+    config = replace(
+        config,
+        port=usable_port(config.host, config.port, known.data),
+        dht_port=usable_port(config.host, config.dht_port, known.dht),
     )
+    if config.reach is not ReachMode.AUTO or not config.initial_peers:
+        return config, UNCHECKED
+
+    async def initial_peers() -> Sequence[PeerAddress]:
+        return config.initial_peers
+
+    asker = ReachAsker(initial_peers, dialer, introduction(identity, swarm_key), random.Random(), config.timing)
+    named = HostPort.parse(config.announce[0]).port if config.announce else None
+    verdict, port = await first_verdict(identity, config.host, config.port, asker, time.time, named)
+    return replace(config, port=port), verdict
+
+
+def _open(config: PeerConfig) -> Checkpoint:
+    """The checkpoint, if it has the blocks that are asked for and the disk room for them.
+
+    Raises as `open_checkpoint`.
+    """
+    checkpoint = open_checkpoint(config.model, revision=config.revision, cache_limit_bytes=config.cache_limit_bytes)
+    check_blocks(config.blocks, checkpoint.num_blocks)
+    check_space(config.blocks, checkpoint.num_blocks, checkpoint.check_space)
+    return checkpoint
+
+
+async def _examine(config: PeerConfig, checkpoint: Checkpoint, progress: Progress) -> Examined:
+    """Whether the model may be served, and how. Raises UnsupportedModel, UsageError."""
+
+    def examine() -> Examined:
+        progress("importing torch", 0, 0)
+        from .engine.load import examine_model  # brings torch
+
+        progress("examining the model", 0, 0)
+        kept = KeptMeasurements(config.data_folder / FORMS_FILE_NAME)
+        return examine_model(
+            checkpoint, config.device, config.dtype, config.quantize, config.threads, time.perf_counter, kept=kept
+        )
+
+    return await asyncio.to_thread(examine)
 
 
 def _offer(config: PeerConfig, checkpoint: Checkpoint, examined: Examined) -> tuple[MemoryOffer, BlockRequest]:
@@ -303,7 +374,9 @@ async def _cost_before_blocks(setup: PeerSetup) -> ComputeCost:
         return known
 
     def measure() -> ComputeCost:
+        logger.info("measuring a block with random weights")
         from .engine.load import sample_stage  # brings torch
+        from .offer.calibrate import calibrate
 
         return calibrate(sample_stage(setup.checkpoint.config, setup.examined), time.perf_counter)
 

@@ -13,111 +13,52 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..proto.directory.records import PeerRecord
-from ..proto.directory.swarm_key import SwarmKey
 from ..proto.errors import RetryElsewhere, SwarmError
-from ..proto.identity import Identity
-from ..proto.model.checkpoint import Checkpoint
-from ..proto.network.address import PeerAddress
-from ..proto.network.transport import Dialer, serve
+from ..proto.network.address import Reach
+from ..proto.network.crowding import PortRoom, connections_within, descriptor_limit
+from ..proto.network.options import PortLimits
+from ..proto.network.transport import introduction, serve
 from ..proto.wire.handshake import HelloChecker
 from ..routing.admit.table import SessionTable
-from ..routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState
-from .config import PeerConfig
+from ..routing.swarm import BlockRange, ComputeCost, PeerState, Swarm
 from .engine.scheduler import EnginePolicy, chunk_tokens_within
-from .hosting import BlockSource, Hosted, Hosting
+from .hosting import Hosted, Hosting
 from .join import RememberedPeers, remember_swarm
-from .metrics import PeerMetrics, Readings
+from .metrics import PeerMetrics, Readings, readings_of
 from .offer.announce import Announcer
 from .offer.calibrate import calibrate, still_holds
-from .offer.capacity import MemoryOffer, free_memory_bytes
+from .offer.client_places import ClientPlaces
 from .offer.cost_estimate import CostEstimate, has_changed
-from .offer.cost_store import CostStore, Measured
-from .offer.lookups import RecentLookups
-from .offer.record import ClientFacts, HostingFacts, IdentityFacts, ReachFacts, RecordFacts, RoomFacts, record_of
+from .offer.cost_store import CostStore
+from .offer.record import ClientFacts, ReachFacts, RecordFacts, RoomFacts, record_of
 from .owner.governor import OwnerLoad, read_cpu
-from .placement.agent import Host, PlacementAgent
-from .placement.watch import SwarmWatch
+from .placement.leaving import until_replaced
+from .reach.parts import PeerReach, ReachNeeds
+from .reach.ports import Ports, RememberedPorts
+from .reach.reach import Listening, through_relay
+from .reach.verdict import ReachStatus
+from .session.edge.handshakes import Handshakes
+from .session.parts import PeerParts
 from .session.replay_store import ReplayStore
-from .session.service import PeerParts, PeerService
-from .session.worker import Counters
+from .session.service import PeerService
+from .session.work.seams import Counters
+from .setup import PeerSetup
 from .tasks import StopRequest, run_to_end, vital_tasks
 
 if TYPE_CHECKING:
-    from ..proto.directory.hivemind.node import HivemindDirectory
     from .engine.blocks.stage import Stage
-    from .engine.load import Examined
     from .engine.step_record import StepRecord
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class PeerSetup:
-    """Everything about a peer that is settled before it serves."""
-
-    config: PeerConfig
-    identity: Identity
-    swarm_key: SwarmKey | None
-    checkpoint: Checkpoint
-    model_digest: str
-    dialer: Dialer
-    directory: HivemindDirectory
-    lookups: RecentLookups
-    examined: Examined
-    offer: MemoryOffer
-    source: BlockSource
-    announcer: Announcer
-    watch: SwarmWatch
-    maddrs: tuple[str, ...]
-    """Addresses of this peer's node of the DHT."""
-    incarnation: int
-    clock: Callable[[], float] = time.time
-    free_bytes: Callable[[], int] = free_memory_bytes
-    """Free memory where the blocks are."""
-
-    @property
-    def identity_facts(self) -> IdentityFacts:
-        return IdentityFacts(self.identity.peer_id, self.model_digest, self.incarnation, self.config.name)
-
-    def hosting_facts(
-        self, blocks: BlockRange | None, block_hashes: tuple[bytes, ...], load_seconds: float = 0.0, rests: bool = False
-    ) -> HostingFacts:
-        """`rests`: the peer stays where it is for a while, though the operator chose no blocks."""
-        offer, asked = self.offer, self.config.blocks
-        return HostingFacts(
-            blocks=blocks,
-            block_hashes=block_hashes,
-            numeric_format=self.examined.numeric_format,
-            stream_format=self.examined.dtype,
-            memory_bytes=offer.total_bytes,
-            block_bytes=offer.block_bytes,
-            kv_bytes_per_token=offer.kv_bytes_per_token,
-            max_blocks=asked.count,
-            blocks_fixed=asked.blocks is not None or rests,
-            size_fixed=asked.count is not None,
-            load_seconds=load_seconds,
-        )
-
-    @property
-    def measured(self) -> Measured:
-        """The conditions under which costs are measured."""
-        examined = self.examined
-        form = f"{examined.dtype} {examined.packing.value}"
-        return Measured(self.model_digest, form, examined.device_description, examined.threads)
-
-    def agent_for(self, host: Host[Hosted], own: Callable[[], PeerSpec]) -> PlacementAgent[Hosted]:
-        """The placement agent of this peer, whose blocks are those of `host`; `own` tells the peer as it is now."""
-        return PlacementAgent(
-            self.identity.peer_id, host, lambda: self.watch.snapshot(own), self.announcer.renew, self.config.timing,
-            self.clock, random.Random(self.incarnation),
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
 class ReadyPeer:
     """A peer that serves, as the program describes it."""
 
-    address: PeerAddress
+    address: Reach
+    checked: bool
+    """Others have reached it at an address of its own."""
     blocks: BlockRange
     num_blocks: int
     cost: ComputeCost
@@ -134,21 +75,29 @@ async def serve_until(
     setup: PeerSetup, hosted: Hosted, on_ready: Callable[[ReadyPeer], None], stop: StopRequest
 ) -> None:
     """Serve and announce until `stop`, then drain and say goodbye. Raises VitalTaskEnded if a part of it ends."""
-    serving = _Serving(setup, hosted, await _known_cost(setup, hosted.stage))
+    cost = await _known_cost(setup, hosted.stage)
+    serving = _Serving(setup, hosted, cost)
     del hosted  # when the peer moves, nobody may hold the first blocks
     try:
         await serving.run(on_ready, stop)
+        seen = replace(cost, visit=serving.visit_seconds)
+        await asyncio.to_thread(CostStore(setup.config.data_folder).save, setup.measured, seen)
     finally:
         serving.close()
 
 
 async def _known_cost(setup: PeerSetup, stage: Stage) -> ComputeCost:
-    """The start-up measurement: an earlier one, if it was made under the same conditions and still holds."""
+    """The start-up measurement: an earlier one, if it was made under the same conditions and still holds.
+
+    What a visit costs is known from serving alone: as an earlier run has left it.
+    """
     store = CostStore(setup.config.data_folder)
     known = store.load(setup.measured)
     if known is not None and await asyncio.to_thread(still_holds, stage, known, time.perf_counter):
         return known
+    logger.info("measuring the blocks")
     cost = await asyncio.to_thread(calibrate, stage, time.perf_counter)
+    cost = replace(cost, visit=known.visit if known is not None else 0.0)
     await asyncio.to_thread(store.save, setup.measured, cost)
     return cost
 
@@ -170,14 +119,18 @@ class _Serving:
         pool = KvPool(hosted.room_bytes, config.prefix_cache_bytes)
         policy = self._policy(len(hosted.blocks))
         self._engine = engine = Engine(hosted.stage, pool, policy, [self._observe])
-        self._hosting = hosting = Hosting(engine, hosted, setup.offer, setup.source, self._note_swap, setup.free_bytes)
+        self._hosting = hosting = Hosting(
+            engine, hosted, setup.offer, setup.source, self._note_swap, setup.free_bytes, config.timing
+        )
         self._swapped = asyncio.Event()
         token_seconds = cost.decode_seconds() * len(hosted.blocks)
         self._sessions = SessionTable(hosted.room, token_seconds=token_seconds, client_share=config.client_share)
         self._replay = ReplayStore(config.replay_bytes)
+        hellos = HelloChecker(setup.identity.peer_id, setup.clock, setup.swarm_key, config.allowed_peers)
+        self._reach = PeerReach(self._reach_needs(hellos), self._swapped.set)
         self._metrics = PeerMetrics() if config.metrics_port is not None else None
         self._counters = Counters()
-        self._port = 0
+        self._clients = ClientPlaces()
         moves = config.blocks.blocks is None
         self._agent = setup.agent_for(hosting, lambda: self._record(PeerState.SERVING).spec) if moves else None
         self._service = PeerService(
@@ -187,7 +140,7 @@ class _Serving:
                 hosting=hosting,
                 sessions=self._sessions,
                 replay=self._replay,
-                hellos=HelloChecker(setup.identity.peer_id, setup.clock, setup.swarm_key, config.allowed_peers),
+                hellos=hellos,
                 dialer=setup.dialer,
                 model_digest=setup.model_digest,
                 model_name=config.model_name,
@@ -197,9 +150,36 @@ class _Serving:
                 clock=setup.clock,
                 timing=config.timing,
                 counters=self._counters,
-                on_admitted=self._note_admission,
+                on_client=lambda client, place: self._clients.note(client, place, time.monotonic()),
+                on_visit=lambda seconds: self._estimate.observe_visit(seconds, time.monotonic()),
+                on_admitted=self._metrics.observe_admission if self._metrics is not None else lambda wait_seconds: None,
+                on_failure=self._metrics.observe_failure if self._metrics is not None else lambda code: None,
+                relay_addresses=setup.lookups.addresses_of,
             )
         )
+
+    def _reach_needs(self, hellos: HelloChecker) -> ReachNeeds:
+        setup, config = self._setup, self._setup.config
+        return ReachNeeds(
+            own=setup.identity.peer_id,
+            listening=Listening(config.reach, config.host, config.addresses, bool(config.announce)),
+            quota=config.relay,
+            initial_peers=config.initial_peers,
+            others=setup.others,
+            dialer=setup.dialer,
+            introduce=introduction(setup.identity, setup.swarm_key, setup.clock),
+            hellos=hellos,
+            handshake=Handshakes(config.timing.handshake_seconds).handshake,
+            clock=time.monotonic,
+            rng=random.Random(setup.incarnation),
+            timing=config.timing,
+            first=setup.first_verdict,
+        )
+
+    @property
+    def visit_seconds(self) -> float:
+        """The cost of a visit, as it is known now."""
+        return self._estimate.cost.visit
 
     def close(self) -> None:
         """Stop computing."""
@@ -209,16 +189,19 @@ class _Serving:
         """Serve until `stop`. Whatever was begun is ended, however this ends."""
         announcer = self._setup.announcer
         async with self._listening() as port:
-            self._port = port
+            await self._reach.ways.start(port)
             announcer.make_record = self._record
-            async with self._announced(announcer), vital_tasks(self._vital_work(announcer)):
+            async with self._leaving(announcer), vital_tasks(self._vital_work(announcer, port)):
+                await self._reach.ways.until_reachable()
+                await self._announce(announcer)
                 with self._served_metrics() as metrics_port:
                     stop.serving = True
-                    on_ready(self._ready(port, metrics_port))
+                    on_ready(self._ready(metrics_port))
                     await stop.gently.wait()
                     await self._drain(announcer)
+                    logger.info("%s", self._service.usage.summary)
 
-    def _vital_work(self, announcer: Announcer) -> Mapping[str, Coroutine[Any, Any, None]]:
+    def _vital_work(self, announcer: Announcer, port: int) -> Mapping[str, Coroutine[Any, Any, None]]:
         """The parts that the peer cannot do without, by their names for people."""
         setup, config = self._setup, self._setup.config
         remembered = RememberedPeers(config.data_folder, setup.model_digest, setup.swarm_key)
@@ -230,6 +213,8 @@ class _Serving:
                 setup.directory, setup.lookups, remembered, setup.swarm_key, self._timing
             ),
             "placing the peer": self._keep_placed(),
+            "keeping the peer reachable": self._reach.run(),
+            "counting connections": PortRoom(port, connections_within(descriptor_limit()) * 3 // 4).keep(),
         }
 
     async def _keep_placed(self) -> None:
@@ -239,35 +224,50 @@ class _Serving:
         while True:
             await asyncio.sleep(self._timing.record_refresh_seconds)
             with suppress(SwarmError):
-                await self._setup.watch.snapshot(lambda: self._record(PeerState.SERVING).spec)
+                await self._look(PeerState.SERVING)
+
+    async def _look(self, state: PeerState) -> Swarm:
+        """The swarm with this peer in that state. Raises SwarmError."""
+        return await self._setup.watch.snapshot(lambda: self._record(state).spec)
 
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[int]:
         """The port on which streams are served."""
         config = self._setup.config
-        server, port = await serve(self._setup.identity, self._service.handlers, config.host, config.port)
+        handlers = self._reach.serving(self._service.handlers)
+        limits = PortLimits(connections_within(descriptor_limit()))
+        server, port = await serve(self._setup.identity, handlers, config.host, config.port, limits=limits)
+        remembered = RememberedPorts(config.data_folder, self._setup.identity.peer_id)
+        await asyncio.to_thread(remembered.save, Ports(port, self._setup.dht_port))
         try:
             yield port
         finally:
             await run_to_end(server.stop(grace=0))
 
-    @asynccontextmanager
-    async def _announced(self, announcer: Announcer) -> AsyncIterator[None]:
-        """In the directory, until the goodbye; a peer whose record nobody takes serves all the same, and tries on."""
+    async def _announce(self, announcer: Announcer) -> None:
+        """Say that the peer serves; one whose record nobody takes serves all the same, and tries on."""
         try:
-            try:
-                await announcer.change(PeerState.SERVING)
-            except RetryElsewhere as error:
-                again = self._timing.record_refresh_seconds
-                logger.warning("announcing failed (%s), trying again in about %.0f s", error, again)
+            await announcer.change(PeerState.SERVING)
+        except RetryElsewhere as error:
+            again = self._timing.record_refresh_seconds
+            logger.warning("announcing failed (%s), trying again in about %.0f s", error, again)
+
+    @staticmethod
+    @asynccontextmanager
+    async def _leaving(announcer: Announcer) -> AsyncIterator[None]:
+        """Say goodbye in the directory at the end of the block."""
+        try:
             yield
         finally:
             await announcer.say_goodbye()
 
-    def _ready(self, port: int, metrics_port: int | None) -> ReadyPeer:
+    def _ready(self, metrics_port: int | None) -> ReadyPeer:
         setup, config = self._setup, self._setup.config
+        address = self._reach.address
+        assert address is not None, "there is a way to a peer that says that it serves"
         return ReadyPeer(
-            address=PeerAddress(setup.identity.peer_id, config.addresses(port)[0]),
+            address=address,
+            checked=self._reach.ways.verdict.reached is ReachStatus.YES,
             blocks=self._hosting.blocks,
             num_blocks=setup.checkpoint.num_blocks,
             cost=self._cost,
@@ -280,13 +280,15 @@ class _Serving:
         )
 
     async def _drain(self, announcer: Announcer) -> None:
-        """Let the open sessions end or be handed over."""
-        self._service.drain()
+        """Let others take over what only this peer serves, then let the open sessions end or be handed over."""
         if self._agent is not None:
             await self._agent.stop()
+        await announcer.say_goodbye(PeerState.DRAINING)
+        await until_replaced(self._setup.identity.peer_id, lambda: self._look(PeerState.DRAINING), self._timing)
+        self._service.drain()
+        await announcer.say_goodbye(PeerState.DRAINING)  # without room now
         if self._service.open_sessions:
             logger.info("stopping: %d sessions end first; a second signal stops at once", self._service.open_sessions)
-        await announcer.say_goodbye(PeerState.DRAINING)
         try:
             await asyncio.wait_for(self._service.wait_idle(), self._timing.drain_seconds)
         except TimeoutError:
@@ -305,6 +307,7 @@ class _Serving:
 
     def _note_swap(self, hosted: Hosted) -> None:
         self._service.rehost(hosted.room)
+        self._setup.checkpoint.keep(hosted.blocks)
         self._take_cost()
         self._swapped.set()
 
@@ -316,10 +319,6 @@ class _Serving:
             step = self._owner.observe(step)  # what is announced is what sessions see
         self._estimate.observe(step, time.monotonic())
 
-    def _note_admission(self, wait_seconds: float) -> None:
-        if self._metrics is not None:
-            self._metrics.observe_admission(wait_seconds)
-
     @contextmanager
     def _served_metrics(self) -> Iterator[int | None]:
         """The port on which they are served, if they are."""
@@ -327,7 +326,7 @@ class _Serving:
         if self._metrics is None or config.metrics_port is None:
             yield None
             return
-        self._metrics.readings = self._readings()
+        self._take_readings()
         server = self._metrics.serve(config.metrics_host, config.metrics_port)
         logger.info("metrics are served on http://%s:%d/metrics", config.metrics_host, server.port)
         try:
@@ -343,8 +342,7 @@ class _Serving:
             with suppress(TimeoutError):
                 async with asyncio.timeout(timing.watch_seconds):
                     await self._swapped.wait()
-            if self._metrics is not None:
-                self._metrics.readings = self._readings()
+            self._take_readings()
             age = loop.time() - taken_at
             changed = age >= timing.min_announce_seconds and has_changed(self._cost, self._estimate.cost)
             if changed or age >= timing.record_refresh_seconds:
@@ -354,34 +352,25 @@ class _Serving:
                 self._swapped.clear()
                 await announcer.renew()
 
+    def _take_readings(self) -> None:
+        if self._metrics is not None:
+            self._metrics.readings = {**self._readings(), **self._reach.readings}
+            self._metrics.describe(self._setup.announcer.state, self._setup.described(self._hosting.blocks))
+
     def _readings(self) -> Readings:
-        sessions, counters, pool = self._sessions, self._counters, self._engine.pool
-        return {
-            "sessions": sessions.sessions,
-            "queued_sessions": sessions.waiting,
-            "kv_token_blocks_total": sessions.kv_token_blocks_total,
-            "kv_token_blocks_reserved": sessions.kv_token_blocks_total - sessions.kv_token_blocks_free,
-            "kv_bytes_used": pool.used_bytes,
-            "prefix_cache_bytes": pool.prefixes.nbytes,
-            "replay_bytes": self._replay.nbytes,
-            "seconds_since_announced": self._setup.announcer.seconds_since_announced,
-            "isolated": float(self._setup.directory.isolated),
-            "decode_seconds_per_block": self._cost.decode_seconds(),
-            "steps_pushed": counters.steps_pushed,
-            "steps_relayed": counters.steps_relayed,
-            "steps_answered": counters.steps_answered,
-            "rebuilt_tokens": counters.rebuilt_tokens,
-            "admissions": sessions.admissions,
-            "refusals": sessions.refusals,
-            "prefix_hit_tokens": counters.prefix_hit_tokens,
-            "prefix_evicted_pages": pool.prefixes.evicted_pages,
-        }
+        return readings_of(
+            self._sessions, self._counters, self._engine.pool, self._replay.nbytes, self._cost,
+            self._setup.announcer.seconds_since_announced, self._setup.directory.isolated,
+        )  # fmt: skip
 
     # --- what the record says ---
 
     def _record(self, state: PeerState, issued_seconds: float | None = None) -> PeerRecord:
         setup, hosted, agent, sessions = self._setup, self._hosting.now, self._agent, self._sessions
+        ways = self._reach.ways
         now = setup.clock() if issued_seconds is None else issued_seconds
+        if state is PeerState.SERVING and not ways.reachable:
+            state = PeerState.JOINING  # nobody may count on it
         rests = agent is not None and agent.rests
         facts = RecordFacts(
             state=state,
@@ -389,10 +378,12 @@ class _Serving:
             identity=setup.identity_facts,
             hosting=setup.hosting_facts(hosted.blocks, hosted.block_hashes, hosted.load_seconds, rests),
             cost=self._cost,
-            room=RoomFacts(sessions.kv_token_blocks_total, sessions.kv_token_blocks_open, sessions.releases(now)),
-            reach=ReachFacts.of(setup.config.addresses(self._port), setup.maddrs),
-            clients=ClientFacts(sessions.concurrency(now)),
-            coordinate=setup.watch.coordinate.value,
+            room=RoomFacts(0, 0, ())
+            if self._service.draining
+            else RoomFacts(sessions.kv_token_blocks_total, sessions.kv_token_blocks_open, sessions.releases(now)),
+            reach=ReachFacts.of(ways.addresses, setup.maddrs, ways.relays, self._reach.relay_places),
+            clients=ClientFacts(sessions.concurrency(now), self._clients.centroids(time.monotonic())),
+            coordinate=through_relay(setup.watch.coordinate.value, ways.detour_seconds),
             claim=agent.claim if agent is not None else None,
         )
         return record_of(facts)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, TypeVar
@@ -115,15 +116,39 @@ async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 class StopRequest:
-    """Stops a peer: the first time gently, the second time, or before it serves, at once."""
+    """Stops a peer: the first time gently, the second time, or before it serves, at once.
 
-    def __init__(self) -> None:
+    A download or a load runs in a thread that nobody can end, so the process is left: after a short time for what the
+    peer has to clean up, and with the next signal at once.  What is written is written whole or not at all.
+    """
+
+    def __init__(
+        self,
+        on_stop: Callable[[], object] = lambda: None,
+        leave: Callable[[], object] | None = None,
+        cleanup_seconds: float = 0.0,
+    ) -> None:
+        """`leave` ends the process, whatever runs in it; None: nobody may. Called in any thread."""
+        self._on_stop = on_stop
+        self._leave = leave
+        self._cleanup_seconds = cleanup_seconds
         self.serving = False
         self.gently = asyncio.Event()
         self.now = asyncio.Event()
 
     def __call__(self) -> None:
-        (self.gently if self.serving and not self.gently.is_set() else self.now).set()
+        self._on_stop()
+        if self.serving and not self.gently.is_set():
+            self.gently.set()
+            return
+        if self._leave is not None:
+            if self.now.is_set():
+                self._leave()
+            elif not self.serving:
+                timer = threading.Timer(self._cleanup_seconds, self._leave)
+                timer.daemon = True
+                timer.start()
+        self.now.set()
 
 
 async def until_stopped(work: Coroutine[Any, Any, None], stop: StopRequest) -> None:

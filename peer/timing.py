@@ -15,6 +15,8 @@ from ..proto.wire.timing import (
     PUSH_CONNECT_SECONDS,
     RECORD_REFRESH_JITTER,
     RECORD_REFRESH_SECONDS,
+    RELAY_ACCEPT_SECONDS,
+    RELAY_IDLE_SECONDS,
     UNFED_ROOM_SECONDS,
     UNUSED_ROOM_SECONDS,
 )
@@ -28,12 +30,18 @@ class PeerTiming:
     # Joining and leaving.
     join_ping_seconds: float = 10.0
     """Wait for each initial peer to answer."""
+    join_patience_seconds: float = 2.0
+    """Time after which a peer that joins says that it waits, or goes on with the initial peers that have answered."""
     join_seconds: float = 60.0
     """Time for which the DHT of the initial peers is tried."""
     join_remembered_seconds: float = 30.0
     """Time for which a peer that begins a swarm tries those that it met in an earlier run."""
+    replaced_seconds: float = 120.0
+    """Longest wait of a peer that stops for others to serve the blocks that only it has: two refreshes, and a load."""
     drain_seconds: float = DRAIN_SECONDS
-    """Wait of a peer that stops for its open sessions to end."""
+    """Wait of a peer that stops for its open sessions to end, after that."""
+    cleanup_seconds: float = 0.7
+    """Time for a peer that is stopped before it serves to clean up; then its process is left, whatever runs in it."""
     goodbye_seconds: float = 3.0
     """Wait for the directory to take the last records; without them the old one runs out by itself."""
 
@@ -57,9 +65,11 @@ class PeerTiming:
     claims: ClaimTiming = field(default_factory=ClaimTiming)
     """By which claims and records are judged; its refresh is `record_refresh_seconds`."""
     join_turn_seconds: float = 2.0
-    """Time between two looks of a peer that joins, at what others claim."""
+    """Time between two looks of a peer that joins, or that waits for a successor, at what others claim."""
+    release_seconds: float = 120.0
+    """Wait for sessions to leave blocks that are dropped so that others can be loaded."""
     overdue_ping_seconds: float = 5.0
-    """Wait for the answer of a peer whose record is overdue."""
+    """Wait for the answer of a peer that is pinged, at all its addresses together."""
     failed_move_seconds: float = 60.0
     """Rest after a load that failed; every further one in turn doubles it."""
     max_failed_move_seconds: float = 3600.0
@@ -83,11 +93,46 @@ class PeerTiming:
     write_seconds: float = 60.0
     """Wait for the other side of a stream to take a frame; its session ends, or the push is given up."""
     transfer_hold_seconds: float = 30.0
-    """Longest time for which one attention cache moves while others wait for their turn."""
+    """Longest time for which a part of an attention cache may move, whether others wait for their turn or not."""
+    transfer_link_share: float = 0.5
+    """Parts of attention caches move for at most this share of the time: the rest of it belongs to steps."""
+    usage_seconds: float = 600.0
+    """Time between two lines of the log about the use of the peer, once one session has had its own."""
     refusals_seconds: float = 10.0
     """Time between two lines of the log about sessions that were refused or ended."""
     push_connect_seconds: float = PUSH_CONNECT_SECONDS
     """Wait for the successor to accept a push stream."""
+
+    # Relays.
+    relay_accept_seconds: float = RELAY_ACCEPT_SECONDS
+    """Wait of a relay for the peer to accept a connection."""
+    relay_idle_seconds: float = RELAY_IDLE_SECONDS
+    """Time without a byte after which a relay ends a connection."""
+    relay_answer_seconds: float = 10.0
+    """Wait for a relay to say whether it has a place, and for the answer to a ping through it."""
+
+    relay_retry_seconds: float = 5.0
+    """Pause of a peer that has too few relays, before it looks for another one."""
+    relay_proof_seconds: float = 30.0
+    """Time between two tries of a peer to reach itself through a relay."""
+    relay_shun_seconds: float = 60.0
+    """Time for which a relay that has failed is not tried again."""
+    relay_linger_seconds: float = 600.0
+    """Time for which a peer that is reached directly again keeps its relays, for the sessions that use them."""
+
+    # The check of an address.
+    reach_dial_seconds: float = 5.0
+    """Wait of a peer that dials another one back for its answer."""
+    reach_answer_seconds: float = 12.0
+    """Wait for such a peer to say what came of it."""
+    reach_pause_seconds: float = 5.0
+    """Shortest time between two dials for the same network."""
+    reach_warning_seconds: float = 60.0
+    """Time between two warnings of a peer to which there is no way."""
+    reach_again_seconds: float = 120.0
+    """Time between two checks of a peer that is not reached."""
+    reach_recheck_seconds: float = 600.0
+    """The same for a peer that is; one that finds itself not reached asks once more before it believes it."""
 
     # Waiting for room.
     max_wait_seconds: float = MAX_WAIT_SECONDS

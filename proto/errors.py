@@ -32,7 +32,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from .wire.timing import MAX_RETRY_AFTER_SECONDS
+from .wire.timing import LEAF_LIFETIME_SECONDS, MAX_RETRY_AFTER_SECONDS
 
 MAX_WIRE_MESSAGE_CHARS = 1000
 """A text on the wire is cut to this length, by the sender and by the receiver."""
@@ -50,6 +50,7 @@ class SwarmError(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint or self.default_hint
+        self.add_note(f"hint: {self.hint}")  # tracebacks show it
 
 
 class UsageError(SwarmError):
@@ -136,7 +137,10 @@ class ModelMismatch(GiveUp):
 
 class ClockSkew(GiveUp):
     code = "clock-skew"
-    default_hint = "Synchronise this machine's clock (NTP, for example `timedatectl set-ntp true`) and start again."
+    default_hint = (
+        "One of the two clocks is wrong. If it is this machine's, synchronise it (NTP, for example `timedatectl set-ntp"
+        " true`) and start again; else use other peers."
+    )
 
 
 class UnsupportedModel(GiveUp):
@@ -259,6 +263,9 @@ def from_grpc_status(code_name: str, details: str) -> SwarmError:
     """The error behind a failed call, from the name of grpc's status code ("UNAVAILABLE") and its details."""
     text = one_line(details) or f"the call failed ({one_line(code_name)})"
     shouted = details.upper()
+    if code_name == "UNAVAILABLE" and "CERTIFICATE HAS EXPIRED" in shouted:
+        days = LEAF_LIFETIME_SECONDS / 2 / 86400
+        return ClockSkew(f"the peer's clock is {days:.0f} days or more behind this machine's: {text}")
     if code_name == "UNAVAILABLE" and any(sign in shouted for sign in _TLS_FAILURES):
         return AuthenticationError(text)
     if code_name == "RESOURCE_EXHAUSTED" and "LARGER THAN MAX" in shouted:
@@ -278,6 +285,17 @@ def describe_blocks(blocks: Sequence[int]) -> str:
         else:
             ranges.append((block, block + 1))
     return "blocks " + ", ".join(f"{start}:{stop}" for start, stop in ranges)
+
+
+def describe_clocks(first: str, second: str, ahead_seconds: float) -> str:
+    """For people: "the client's clock is 27.0 h (97200 s) behind the peer's"; `first` is ahead by that time."""
+    seconds = abs(ahead_seconds)
+    exact = f"{seconds:.0f} s"
+    if seconds > 2 * 86400 - 1:
+        exact = f"{seconds / 86400:.1f} days ({exact})"
+    elif seconds > 3600 - 1:
+        exact = f"{seconds / 3600:.1f} h ({exact})"
+    return f"{first} is {exact} {'behind' if ahead_seconds < 0 else 'ahead of'} {second}"
 
 
 def one_line(text: str) -> str:

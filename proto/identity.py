@@ -31,9 +31,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from ..routing.swarm import PeerId
 from .base58 import base58_decode, base58_encode
 from .errors import AuthenticationError, UsageError
-from .wire.timing import LEAF_BACKDATED_SECONDS, LEAF_LIFETIME_SECONDS, ROOT_LIFETIME_SECONDS
+from .wire.timing import LEAF_LIFETIME_SECONDS, ROOT_LIFETIME_SECONDS
 
 SIGNATURE_BYTES = 64
+
+_ALWAYS = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+"""The begin of every certificate: a clock that is behind is no reason to doubt an identity, and then it is told."""
 
 _PRIVATE_PREFIX = b"\x08\x01\x12\x40"  # protobuf: field 1 (type) = Ed25519, field 2 (data) of 64 bytes
 _PUBLIC_PREFIX = b"\x00\x24\x08\x01\x12\x20"  # identity multihash of 36 bytes: type = Ed25519, data of 32 bytes
@@ -126,7 +129,7 @@ class LeafRenewer:
         self._issue(clock())
 
     def leaf(self) -> TlsLeaf:
-        """The current leaf: a fresh one if half of the old one's life is over or the clock was set far back."""
+        """The current leaf: a fresh one if half of the old one's life is over, or the clock was set by as much."""
         self.renew_if_due()
         return self._leaf
 
@@ -134,7 +137,7 @@ class LeafRenewer:
         """A fresh leaf if one was due, else None (as `grpc.dynamic_ssl_server_credentials` wants it)."""
         now = self._clock()
         with self._lock:
-            if abs(now - self._issued_at_seconds) < LEAF_LIFETIME_SECONDS / 2 and now > self._valid_from_seconds:
+            if abs(now - self._issued_at_seconds) < LEAF_LIFETIME_SECONDS / 2:
                 return None
             self._issue(now)
             return self._leaf
@@ -142,7 +145,6 @@ class LeafRenewer:
     def _issue(self, now: float) -> None:
         self._leaf = self._identity.tls_leaf(now)
         self._issued_at_seconds = now
-        self._valid_from_seconds = now - LEAF_BACKDATED_SECONDS
 
 
 def public_key_of(peer_id: str) -> Ed25519PublicKey:
@@ -189,7 +191,10 @@ def create_secret_file(path: Path, content: bytes) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise UsageError(f"cannot create {path}: {error.strerror}", hint="Name a file in a folder of yours.") from error
+        raise UsageError(
+            f"cannot create {path}: {error.strerror}",
+            hint="Name a file in a folder of yours; a peer takes the folder with --data.",
+        ) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -236,15 +241,12 @@ def _certificate(
     def name(common_name: str) -> x509.Name:
         return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
-    def moment(seconds: float) -> datetime.datetime:
-        return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-
     return (
         x509.CertificateBuilder()
         .subject_name(name(subject))
         .issuer_name(name(issuer))
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(moment(now - LEAF_BACKDATED_SECONDS))
-        .not_valid_after(moment(now + lifetime))
+        .not_valid_before(_ALWAYS)
+        .not_valid_after(datetime.datetime.fromtimestamp(now + lifetime, datetime.UTC))
     )

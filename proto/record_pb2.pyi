@@ -35,7 +35,7 @@ class SignedRecordMessage(_message.Message):
     def __init__(self, key: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., payload: _Optional[bytes] = ..., expires_at_seconds: _Optional[float] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class PeerRecordMessage(_message.Message):
-    __slots__ = ("model_digest", "state", "first_block", "stop_block", "block_hashes", "numeric_format", "cost", "memory_bytes", "kv_tokens_total", "kv_tokens_free", "release_seconds", "coordinate", "client_centroids", "concurrency", "max_blocks", "addresses", "relays", "dht_maddrs", "incarnation", "protocol_version", "software_version", "public_name", "blocks_fixed", "claim", "issued_seconds", "block_bytes", "kv_bytes_per_token", "load_seconds", "size_fixed", "release_tokens", "stream_format")
+    __slots__ = ("model_digest", "state", "first_block", "stop_block", "block_hashes", "numeric_format", "cost", "memory_bytes", "kv_tokens_total", "kv_tokens_free", "release_seconds", "coordinate", "client_centroids", "concurrency", "max_blocks", "addresses", "relays", "dht_maddrs", "incarnation", "protocol_version", "software_version", "public_name", "blocks_fixed", "claim", "issued_seconds", "block_bytes", "kv_bytes_per_token", "load_seconds", "size_fixed", "release_tokens", "relay_places", "stream_format")
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class PeerRecordMessage(_message.Message):
     LOAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIXED_FIELD_NUMBER: _ClassVar[int]
     RELEASE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RELAY_PLACES_FIELD_NUMBER: _ClassVar[int]
     STREAM_FORMAT_FIELD_NUMBER: _ClassVar[int]
     model_digest: bytes
     state: StateMessage
@@ -83,7 +84,7 @@ class PeerRecordMessage(_message.Message):
     concurrency: float
     max_blocks: int
     addresses: _containers.RepeatedScalarFieldContainer[str]
-    relays: _containers.RepeatedCompositeFieldContainer[RelayMessage]
+    relays: _containers.RepeatedScalarFieldContainer[str]
     dht_maddrs: _containers.RepeatedScalarFieldContainer[str]
     incarnation: int
     protocol_version: int
@@ -97,22 +98,25 @@ class PeerRecordMessage(_message.Message):
     load_seconds: float
     size_fixed: bool
     release_tokens: _containers.RepeatedScalarFieldContainer[int]
+    relay_places: int
     stream_format: str
-    def __init__(self, model_digest: _Optional[bytes] = ..., state: _Optional[_Union[StateMessage, str]] = ..., first_block: _Optional[int] = ..., stop_block: _Optional[int] = ..., block_hashes: _Optional[bytes] = ..., numeric_format: _Optional[str] = ..., cost: _Optional[_Union[CostMessage, _Mapping]] = ..., memory_bytes: _Optional[float] = ..., kv_tokens_total: _Optional[int] = ..., kv_tokens_free: _Optional[int] = ..., release_seconds: _Optional[_Iterable[float]] = ..., coordinate: _Optional[_Union[CoordinateMessage, _Mapping]] = ..., client_centroids: _Optional[_Iterable[_Union[CoordinateMessage, _Mapping]]] = ..., concurrency: _Optional[float] = ..., max_blocks: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., relays: _Optional[_Iterable[_Union[RelayMessage, _Mapping]]] = ..., dht_maddrs: _Optional[_Iterable[str]] = ..., incarnation: _Optional[int] = ..., protocol_version: _Optional[int] = ..., software_version: _Optional[str] = ..., public_name: _Optional[str] = ..., blocks_fixed: _Optional[bool] = ..., claim: _Optional[_Union[ClaimMessage, _Mapping]] = ..., issued_seconds: _Optional[float] = ..., block_bytes: _Optional[float] = ..., kv_bytes_per_token: _Optional[float] = ..., load_seconds: _Optional[float] = ..., size_fixed: _Optional[bool] = ..., release_tokens: _Optional[_Iterable[int]] = ..., stream_format: _Optional[str] = ...) -> None: ...
+    def __init__(self, model_digest: _Optional[bytes] = ..., state: _Optional[_Union[StateMessage, str]] = ..., first_block: _Optional[int] = ..., stop_block: _Optional[int] = ..., block_hashes: _Optional[bytes] = ..., numeric_format: _Optional[str] = ..., cost: _Optional[_Union[CostMessage, _Mapping]] = ..., memory_bytes: _Optional[float] = ..., kv_tokens_total: _Optional[int] = ..., kv_tokens_free: _Optional[int] = ..., release_seconds: _Optional[_Iterable[float]] = ..., coordinate: _Optional[_Union[CoordinateMessage, _Mapping]] = ..., client_centroids: _Optional[_Iterable[_Union[CoordinateMessage, _Mapping]]] = ..., concurrency: _Optional[float] = ..., max_blocks: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., relays: _Optional[_Iterable[str]] = ..., dht_maddrs: _Optional[_Iterable[str]] = ..., incarnation: _Optional[int] = ..., protocol_version: _Optional[int] = ..., software_version: _Optional[str] = ..., public_name: _Optional[str] = ..., blocks_fixed: _Optional[bool] = ..., claim: _Optional[_Union[ClaimMessage, _Mapping]] = ..., issued_seconds: _Optional[float] = ..., block_bytes: _Optional[float] = ..., kv_bytes_per_token: _Optional[float] = ..., load_seconds: _Optional[float] = ..., size_fixed: _Optional[bool] = ..., release_tokens: _Optional[_Iterable[int]] = ..., relay_places: _Optional[int] = ..., stream_format: _Optional[str] = ...) -> None: ...
 
 class CostMessage(_message.Message):
-    __slots__ = ("decode_fixed", "decode_per_row", "decode_per_context_token", "prefill_fixed", "prefill_per_token")
+    __slots__ = ("decode_fixed", "decode_per_row", "decode_per_context_token", "prefill_fixed", "prefill_per_token", "visit")
     DECODE_FIXED_FIELD_NUMBER: _ClassVar[int]
     DECODE_PER_ROW_FIELD_NUMBER: _ClassVar[int]
     DECODE_PER_CONTEXT_TOKEN_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIXED_FIELD_NUMBER: _ClassVar[int]
     PREFILL_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VISIT_FIELD_NUMBER: _ClassVar[int]
     decode_fixed: float
     decode_per_row: float
     decode_per_context_token: float
     prefill_fixed: float
     prefill_per_token: float
-    def __init__(self, decode_fixed: _Optional[float] = ..., decode_per_row: _Optional[float] = ..., decode_per_context_token: _Optional[float] = ..., prefill_fixed: _Optional[float] = ..., prefill_per_token: _Optional[float] = ...) -> None: ...
+    visit: float
+    def __init__(self, decode_fixed: _Optional[float] = ..., decode_per_row: _Optional[float] = ..., decode_per_context_token: _Optional[float] = ..., prefill_fixed: _Optional[float] = ..., prefill_per_token: _Optional[float] = ..., visit: _Optional[float] = ...) -> None: ...
 
 class ClaimMessage(_message.Message):
     __slots__ = ("at_seconds", "first_block", "stop_block")
@@ -133,11 +137,3 @@ class CoordinateMessage(_message.Message):
     height: float
     error: float
     def __init__(self, vector: _Optional[_Iterable[float]] = ..., height: _Optional[float] = ..., error: _Optional[float] = ...) -> None: ...
-
-class RelayMessage(_message.Message):
-    __slots__ = ("peer_id", "address")
-    PEER_ID_FIELD_NUMBER: _ClassVar[int]
-    ADDRESS_FIELD_NUMBER: _ClassVar[int]
-    peer_id: str
-    address: str
-    def __init__(self, peer_id: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...

@@ -63,7 +63,7 @@ class Capability(_message.Message):
     def __init__(self, session_id: _Optional[bytes] = ..., epoch: _Optional[int] = ..., peer_id: _Optional[str] = ..., first_block: _Optional[int] = ..., stop_block: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., max_rows: _Optional[int] = ..., predecessor: _Optional[str] = ..., successor: _Optional[str] = ..., wire_format: _Optional[str] = ..., expires_at: _Optional[float] = ..., model_digest: _Optional[str] = ..., input_format: _Optional[str] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("hello", "capability", "successor_record", "relay", "wait", "wait_seconds", "prefixes")
+    __slots__ = ("hello", "capability", "successor_record", "relay", "wait", "wait_seconds", "prefixes", "place")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     SUCCESSOR_RECORD_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class Open(_message.Message):
     WAIT_FIELD_NUMBER: _ClassVar[int]
     WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PREFIXES_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
     hello: Signed
     capability: Signed
     successor_record: bytes
@@ -78,7 +79,8 @@ class Open(_message.Message):
     wait: bool
     wait_seconds: float
     prefixes: _containers.RepeatedCompositeFieldContainer[Prefix]
-    def __init__(self, hello: _Optional[_Union[Signed, _Mapping]] = ..., capability: _Optional[_Union[Signed, _Mapping]] = ..., successor_record: _Optional[bytes] = ..., relay: _Optional[bool] = ..., wait: _Optional[bool] = ..., wait_seconds: _Optional[float] = ..., prefixes: _Optional[_Iterable[_Union[Prefix, _Mapping]]] = ...) -> None: ...
+    place: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, hello: _Optional[_Union[Signed, _Mapping]] = ..., capability: _Optional[_Union[Signed, _Mapping]] = ..., successor_record: _Optional[bytes] = ..., relay: _Optional[bool] = ..., wait: _Optional[bool] = ..., wait_seconds: _Optional[float] = ..., prefixes: _Optional[_Iterable[_Union[Prefix, _Mapping]]] = ..., place: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Prefix(_message.Message):
     __slots__ = ("digests",)
@@ -117,16 +119,18 @@ class RowSlice(_message.Message):
     def __init__(self, row: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., answers: _Optional[int] = ...) -> None: ...
 
 class HopTiming(_message.Message):
-    __slots__ = ("peer_id", "received_at", "started_at", "finished_at")
+    __slots__ = ("peer_id", "received_at", "started_at", "finished_at", "crowded")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_AT_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
     FINISHED_AT_FIELD_NUMBER: _ClassVar[int]
+    CROWDED_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     received_at: float
     started_at: float
     finished_at: float
-    def __init__(self, peer_id: _Optional[str] = ..., received_at: _Optional[float] = ..., started_at: _Optional[float] = ..., finished_at: _Optional[float] = ...) -> None: ...
+    crowded: bool
+    def __init__(self, peer_id: _Optional[str] = ..., received_at: _Optional[float] = ..., started_at: _Optional[float] = ..., finished_at: _Optional[float] = ..., crowded: _Optional[bool] = ...) -> None: ...
 
 class Rebuild(_message.Message):
     __slots__ = ("last_peer", "next_seq", "permuted", "first", "last")
@@ -143,7 +147,7 @@ class Rebuild(_message.Message):
     def __init__(self, last_peer: _Optional[str] = ..., next_seq: _Optional[int] = ..., permuted: _Optional[bool] = ..., first: _Optional[bool] = ..., last: _Optional[bool] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("epoch", "seq", "rows", "permutes", "source_rows", "acked_seq", "timeout_seconds", "total_bytes", "data", "timings", "rebuild", "adopted_tokens")
+    __slots__ = ("epoch", "seq", "rows", "permutes", "source_rows", "acked_seq", "timeout_seconds", "total_bytes", "data", "timings", "rebuild", "adopted_tokens", "guessed_tokens")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +160,7 @@ class Step(_message.Message):
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     REBUILD_FIELD_NUMBER: _ClassVar[int]
     ADOPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GUESSED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     seq: int
     rows: _containers.RepeatedCompositeFieldContainer[RowSlice]
@@ -168,7 +173,8 @@ class Step(_message.Message):
     timings: _containers.RepeatedCompositeFieldContainer[HopTiming]
     rebuild: Rebuild
     adopted_tokens: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, epoch: _Optional[int] = ..., seq: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[RowSlice, _Mapping]]] = ..., permutes: _Optional[bool] = ..., source_rows: _Optional[_Iterable[int]] = ..., acked_seq: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., total_bytes: _Optional[int] = ..., data: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., rebuild: _Optional[_Union[Rebuild, _Mapping]] = ..., adopted_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+    guessed_tokens: int
+    def __init__(self, epoch: _Optional[int] = ..., seq: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[RowSlice, _Mapping]]] = ..., permutes: _Optional[bool] = ..., source_rows: _Optional[_Iterable[int]] = ..., acked_seq: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., total_bytes: _Optional[int] = ..., data: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., rebuild: _Optional[_Union[Rebuild, _Mapping]] = ..., adopted_tokens: _Optional[_Iterable[int]] = ..., guessed_tokens: _Optional[int] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("data",)
@@ -249,24 +255,34 @@ class Failure(_message.Message):
     def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ...) -> None: ...
 
 class KvExport(_message.Message):
-    __slots__ = ("timeout_seconds",)
+    __slots__ = ("timeout_seconds", "round", "starts", "max_tokens")
     TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    STARTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     timeout_seconds: float
-    def __init__(self, timeout_seconds: _Optional[float] = ...) -> None: ...
+    round: int
+    starts: _containers.RepeatedScalarFieldContainer[int]
+    max_tokens: int
+    def __init__(self, timeout_seconds: _Optional[float] = ..., round: _Optional[int] = ..., starts: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ...) -> None: ...
 
 class KvState(_message.Message):
-    __slots__ = ("applied_seq", "lengths", "total_bytes", "data", "timeout_seconds")
+    __slots__ = ("applied_seq", "lengths", "total_bytes", "data", "timeout_seconds", "round", "starts")
     APPLIED_SEQ_FIELD_NUMBER: _ClassVar[int]
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    STARTS_FIELD_NUMBER: _ClassVar[int]
     applied_seq: int
     lengths: _containers.RepeatedScalarFieldContainer[int]
     total_bytes: int
     data: bytes
     timeout_seconds: float
-    def __init__(self, applied_seq: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., total_bytes: _Optional[int] = ..., data: _Optional[bytes] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...
+    round: int
+    starts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, applied_seq: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., total_bytes: _Optional[int] = ..., data: _Optional[bytes] = ..., timeout_seconds: _Optional[float] = ..., round: _Optional[int] = ..., starts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Remember(_message.Message):
     __slots__ = ("prefixes",)

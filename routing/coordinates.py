@@ -1,91 +1,247 @@
 """Network coordinates: the round trip of any two nodes from a few numbers per node.
 
-Vivaldi, F. Dabek, R. Cox, F. Kaashoek, R. Morris, "Vivaldi: A Decentralized Network Coordinate System",
-SIGCOMM 2004, with the adaptive timestep of section 3 (figure 3) and the height vectors of section 5.4.
+The model is Vivaldi's: F. Dabek, R. Cox, F. Kaashoek, R. Morris, "Vivaldi: A Decentralized Network Coordinate System",
+SIGCOMM 2004.  A node is a point with a height (section 5.4) and an estimated error; the round trip of two nodes is the
+distance of the points plus both heights, and every node moves by itself towards where its own round trips are right.
 
-    symbol of the paper     here
-    x_i, h_i                Coordinate.vector, Coordinate.height (seconds)
-    e_i                     Coordinate.error
-    rtt                     rtt_seconds
-    c_c, c_e                TIMESTEP_GAIN, ERROR_GAIN
+We deviate in how it moves.  The paper's node makes one small step per sample and forgets it; here it keeps its latest
+samples (`Samples`), whose coordinates arrive anew with every record anyway, and takes the place that fits them best:
 
-A node starts at `ORIGIN` and calls `updated` after each round trip that it measures to a node whose coordinate it
-knows; nothing else is exchanged.  Everything is a pure function; randomness comes in as `rng`.
+* A few samples are enough, so a client knows its place after its first look at a swarm, and a peer after eight pings.
+* The fit is robust: the loss of a sample is the Cauchy loss of the logarithm, base 2, of predicted over measured.
+  A sample that contradicts the others by 2x has half the weight, one that contradicts by 30x a thirtieth of it, so a
+  minority of nodes that lie about where they are, or answer late, moves nobody far.  (J. Ledlie et al., "Network
+  Coordinates in the Wild", NSDI 2007, on outliers, and on the next point.)
+* A node announces another place only where that is clearly better (`MIN_GAIN`).  Since all fit to what is announced, a
+  swarm comes to rest, and does not drift or turn.
+
+Everything is a pure function but for `Samples`; randomness comes in as `rng`.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .swarm import Coordinate
+from .swarm import Coordinate, PeerId
+
+FloatArray = NDArray[np.float64]
 
 DIMENSIONS = 3
 """Dimensions of the Euclidean part; the height comes on top."""
-TIMESTEP_GAIN = 0.25
-ERROR_GAIN = 0.25
-MIN_HEIGHT_SECONDS = 1e-4
-"""Heights stay positive (section 5.4): a height of zero would have no direction in which to grow."""
+MIN_HEIGHT = 1e-4
+"""Heights stay positive (section 5.4 of the paper); seconds, as all lengths here."""
 MAX_RTT_SECONDS = 30.0
-"""A longer round trip, or a coordinate farther out than this, is an error or an attack, not a network."""
+"""A longer round trip is an error or an attack, not a network."""
+MAX_PLACE = 2.0
+"""The largest number on an axis, and the largest height; what lies farther out is an error or an attack likewise."""
+MIN_GAIN = 0.02
+"""The loss by which another place must be better than the announced one: the mean over the samples, in which a sample
+that is wrong by 2x counts for 0.7, one that is wrong by 10 % for 0.02."""
+MIN_ERROR_CHANGE = 0.1
+"""The change of the estimated error that is announced."""
+PASSES = 12
+MAX_STEP = 0.1
+"""The longest way of a node in one pass of the fit."""
+PRIOR_SAMPLES = 2
+"""The error of a new node is 1; this many samples count as if they had shown it."""
 
-ORIGIN = Coordinate(vector=(0.0,) * DIMENSIONS, height=MIN_HEIGHT_SECONDS, error=1.0)
-"""Where a node that has measured nothing yet believes it is."""
+ORIGIN = Coordinate(vector=(0.0,) * DIMENSIONS, height=MIN_HEIGHT, error=1.0)
+"""The place of the first node of a swarm, from which the others measure."""
 
 
 def validate(coordinate: Coordinate) -> None:
     """Raise ValueError unless the coordinate has our dimensions and finite values of a plausible size."""
     if len(coordinate.vector) != DIMENSIONS:
         raise ValueError(f"a coordinate has {DIMENSIONS} dimensions, not {len(coordinate.vector)}")
-    if not all(math.isfinite(x) and abs(x) <= MAX_RTT_SECONDS for x in coordinate.vector):
-        raise ValueError(f"a coordinate lies within {MAX_RTT_SECONDS} s of the origin, not at {coordinate.vector}")
-    if not 0.0 <= coordinate.height <= MAX_RTT_SECONDS:
-        raise ValueError(f"the height of a coordinate is 0 to {MAX_RTT_SECONDS} s, not {coordinate.height}")
+    if not all(abs(x) <= MAX_PLACE for x in coordinate.vector):
+        raise ValueError(f"a coordinate lies within {MAX_PLACE} s of the origin, not at {coordinate.vector}")
+    if not 0.0 <= coordinate.height <= MAX_PLACE:
+        raise ValueError(f"the height of a coordinate is 0 to {MAX_PLACE} s, not {coordinate.height}")
     if not 0.0 <= coordinate.error <= 1.0:
         raise ValueError(f"the error of a coordinate is 0 to 1, not {coordinate.error}")
 
 
-def updated(local: Coordinate, remote: Coordinate, rtt_seconds: float, rng: random.Random) -> Coordinate:
-    """The local node's coordinate after it measured `rtt_seconds` to a node at `remote`.
+def is_plausible(coordinate: Coordinate) -> bool:
+    """Whether `validate` lets it pass."""
+    try:
+        validate(coordinate)
+    except ValueError:
+        return False
+    return True
 
-    `rng` is used only while the two vectors coincide and a direction has to be made up.
-    Raises ValueError for a round trip that is not in (0, MAX_RTT_SECONDS] or a remote coordinate that `validate`
-    refuses, so that a hostile node can displace us by a bounded amount only.
+
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A round trip that a node has measured, and where the other node says that it is."""
+
+    coordinate: Coordinate
+    rtt_seconds: float
+
+    def __post_init__(self) -> None:
+        validate(self.coordinate)
+        if not 0.0 < self.rtt_seconds <= MAX_RTT_SECONDS:
+            raise ValueError(f"a round trip takes more than 0 and at most {MAX_RTT_SECONDS} s, not {self.rtt_seconds}")
+
+
+MAX_NEIGHBOURS = 32
+"""Nodes whose round trips are kept (the paper's number, section 5.1)."""
+MAX_ROUND_TRIPS = 4
+"""Round trips that are kept of each; the shortest counts, since noise only makes them longer."""
+SAMPLE_AGE = 1800.0
+"""The age at which a round trip no longer counts."""
+
+
+class Samples:
+    """The latest round trips to other nodes, bounded; those that were measured last are kept."""
+
+    def __init__(self) -> None:
+        self._round_trips: dict[PeerId, list[tuple[float, float]]] = {}
+        """(when, seconds), of each node; the node that was measured last comes last."""
+
+    def add(self, peer: PeerId, rtt_seconds: float, now_seconds: float) -> None:
+        """Take a measured round trip; an absurd one is left out."""
+        if not 0.0 < rtt_seconds <= MAX_RTT_SECONDS:
+            return
+        kept = self._round_trips.pop(peer, [])[1 - MAX_ROUND_TRIPS :]
+        self._round_trips[peer] = [*kept, (now_seconds, rtt_seconds)]
+        if len(self._round_trips) > MAX_NEIGHBOURS:
+            del self._round_trips[next(iter(self._round_trips))]
+
+    def rtt_seconds(self, now_seconds: float) -> dict[PeerId, float]:
+        """The shortest round trip to each node."""
+        oldest = now_seconds - SAMPLE_AGE
+        self._round_trips = {
+            peer: recent
+            for peer, kept in self._round_trips.items()
+            if (recent := [each for each in kept if each[0] > oldest])
+        }
+        return {peer: min(seconds for _, seconds in kept) for peer, kept in self._round_trips.items()}
+
+    def with_places(self, places: Mapping[PeerId, Coordinate | None], now_seconds: float) -> tuple[Sample, ...]:
+        """The samples to nodes that say where they are, without those that say something impossible."""
+        known = ((places.get(peer), seconds) for peer, seconds in self.rtt_seconds(now_seconds).items())
+        return tuple(Sample(place, seconds) for place, seconds in known if place is not None and is_plausible(place))
+
+
+# --- the own place ---------------------------------------------------------------------------------------------------
+
+
+def placed(before: Coordinate | None, samples: Sequence[Sample], rng: random.Random) -> Coordinate | None:
+    """The coordinate to announce after these samples: `before`, unless they show that another place is clearly better.
+
+    None where there is neither.  O(PASSES * samples).
     """
-    if not 0.0 < rtt_seconds <= MAX_RTT_SECONDS:
-        raise ValueError(f"a round trip takes more than 0 and at most {MAX_RTT_SECONDS} s, not {rtt_seconds}")
-    validate(remote)
-    # (1) Weight of the sample: the balance of local and remote error.
-    total_error = local.error + remote.error
-    weight = local.error / total_error if total_error > 0.0 else 0.5
-    # (2), (3) Relative error of the sample, and the moving average of our own.
-    predicted = local.rtt_seconds(remote)
-    sample_error = abs(predicted - rtt_seconds) / rtt_seconds
-    gain = ERROR_GAIN * weight
-    error = min(1.0, sample_error * gain + local.error * (1.0 - gain))
-    # (4) Move along the unit vector away from (or towards) the remote node by the adaptive timestep.
-    step = TIMESTEP_GAIN * weight * (rtt_seconds - predicted)
-    direction, up = _unit_difference(local, remote, rng)
-    vector = tuple(x + step * u for x, u in zip(local.vector, direction, strict=True))
-    return Coordinate(vector=vector, height=max(MIN_HEIGHT_SECONDS, local.height + step * up), error=error)
+    if not samples:
+        return before
+    fit = _Fit.of(samples)
+    found = fit.best([*([before] if before is not None else []), *_starts(samples)], rng)
+    if before is not None and fit.loss(_point(before)) - fit.loss(_point(found)) < MIN_GAIN:
+        found = Coordinate(before.vector, before.height, fit.error(_point(before)))
+        if abs(found.error - before.error) < MIN_ERROR_CHANGE:
+            return before
+    return found
 
 
-def _unit_difference(local: Coordinate, remote: Coordinate, rng: random.Random) -> tuple[tuple[float, ...], float]:
-    """u(x_i - x_j) of height vectors: differences of the vectors and sum of the heights, over the norm."""
-    difference = [a - b for a, b in zip(local.vector, remote.vector, strict=True)]
-    distance = math.hypot(*difference)
-    heights = local.height + remote.height
-    if distance < 1e-9:  # Two nodes at one place: any direction will do, but it must be one.
-        difference = [rng.gauss(0.0, 1.0) for _ in difference]
-        distance = math.hypot(*difference)
-        return tuple(x / distance for x in difference), min(1.0, heights)
-    norm = distance + heights
-    return tuple(x / norm for x in difference), heights / norm
+def _starts(samples: Sequence[Sample]) -> list[Coordinate]:
+    """Places from which to look besides the present one, where a node may be caught that was misled before.
+
+    The nearest node, and the median of all on every axis, which a minority cannot move far.
+    """
+    nearest = min(samples, key=lambda sample: sample.rtt_seconds).coordinate
+    axes = np.median([sample.coordinate.vector for sample in samples], axis=0)
+    return [nearest, Coordinate(tuple(map(float, axes)), MIN_HEIGHT)]
+
+
+def _point(coordinate: Coordinate) -> FloatArray:
+    """(1, DIMENSIONS + 1): the vector and the height."""
+    return np.array([[*coordinate.vector, coordinate.height]])
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The loss of places, given m samples. Points are (n, DIMENSIONS + 1), the height last."""
+
+    vectors: FloatArray
+    """(m, DIMENSIONS)"""
+    heights: FloatArray
+    """(m,)"""
+    rtt_seconds: FloatArray
+    """(m,)"""
+    confidence: FloatArray
+    """(m,), between 0 and 1: how sure the other nodes are of their places."""
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> _Fit:
+        return cls(
+            np.array([sample.coordinate.vector for sample in samples]),
+            np.array([sample.coordinate.height for sample in samples]),
+            np.array([sample.rtt_seconds for sample in samples]),
+            np.array([1.0 - 0.75 * sample.coordinate.error for sample in samples]),
+        )
+
+    def best(self, starts: Iterable[Coordinate], rng: random.Random) -> Coordinate:
+        """The best place that is found from any of the starts."""
+        points = np.concatenate([_point(start) for start in starts])
+        # Nodes at one place would have no direction in which to part.
+        points[:, :-1] += [[rng.gauss(0.0, 1e-4) for _ in range(DIMENSIONS)] for _ in points]
+        for _ in range(PASSES):
+            step = self._step(points)
+            points = _within_bounds(points + step)
+            if np.abs(step).max() < 1e-5:
+                break
+        point = points[np.argmin(self.loss(points))][None]
+        return Coordinate(tuple(map(float, point[0, :-1])), float(point[0, -1]), self.error(point))
+
+    def loss(self, points: FloatArray) -> FloatArray:
+        """(n,): the mean Cauchy loss of log2(predicted / measured)."""
+        octaves = np.log2(self._predicted(points) / self.rtt_seconds)
+        return np.log1p(octaves**2) @ self.confidence / self.confidence.sum()  # type: ignore[no-any-return]
+
+    def error(self, point: FloatArray) -> float:
+        """The estimated relative error of predictions from a place: the median over the samples and the prior."""
+        errors = np.abs(self._predicted(point)[0] - self.rtt_seconds) / self.rtt_seconds
+        samples = len(errors)
+        return min(1.0, (float(np.median(errors)) * samples + PRIOR_SAMPLES) / (samples + PRIOR_SAMPLES))
+
+    def _predicted(self, points: FloatArray) -> FloatArray:
+        """(n, m) seconds."""
+        distances = np.linalg.norm(points[:, None, :-1] - self.vectors, axis=2)
+        return np.asarray(distances + points[:, -1:] + self.heights)
+
+    def _step(self, points: FloatArray) -> FloatArray:
+        """One damped Gauss-Newton pass over the reweighted squares of relative errors; (n, DIMENSIONS + 1)."""
+        difference = points[:, None, :-1] - self.vectors
+        distance = np.linalg.norm(difference, axis=2)
+        predicted = distance + points[:, -1:] + self.heights
+        octaves = np.log2(predicted / self.rtt_seconds)
+        scale = self.confidence / (1.0 + octaves**2) / np.maximum(self.rtt_seconds, predicted) ** 2
+        directions = difference / np.maximum(distance, 1e-9)[..., None]
+        slope = np.concatenate([directions, np.ones((*distance.shape, 1))], axis=2)
+        weighted = slope * scale[..., None]
+        matrix = np.swapaxes(weighted, 1, 2) @ slope
+        matrix += 0.01 * np.trace(matrix, axis1=1, axis2=2)[:, None, None] * np.eye(DIMENSIONS + 1)
+        force = (weighted * (self.rtt_seconds - predicted)[..., None]).sum(axis=1)
+        step = np.linalg.solve(matrix, force[..., None])[..., 0] * 0.7
+        length = np.linalg.norm(step, axis=1, keepdims=True)
+        return np.asarray(step * np.minimum(1.0, MAX_STEP / np.maximum(length, 1e-12)))
+
+
+def _within_bounds(points: FloatArray) -> FloatArray:
+    points[:, :-1] = np.clip(points[:, :-1], -MAX_PLACE, MAX_PLACE)
+    points[:, -1] = np.clip(points[:, -1], MIN_HEIGHT, MAX_PLACE)
+    return points
+
+
+# --- many places ------------------------------------------------------------------------------------------------------
 
 
 def centroids(coordinates: Sequence[Coordinate], limit: int = 4) -> tuple[Coordinate, ...]:
@@ -122,24 +278,6 @@ def _mean(group: Sequence[Coordinate]) -> Coordinate:
         height=math.fsum(node.height for node in group) / count,
         error=math.fsum(node.error for node in group) / count,
     )
-
-
-def embed(
-    rtt_seconds: NDArray[np.float64], rng: random.Random, rounds: int = 200, neighbours: int = 32
-) -> tuple[Coordinate, ...]:
-    """Coordinates of nodes whose round trips are the (n, n) matrix, as the nodes themselves would find them.
-
-    Every node measures `neighbours` others chosen at random, one per round (section 5.1 of the paper uses 32, half of
-    them near; random ones suffice with heights).  O(rounds * n).
-    """
-    n = len(rtt_seconds)
-    coordinates = [ORIGIN] * n
-    others = [rng.sample([j for j in range(n) if j != i], min(neighbours, n - 1)) for i in range(n)]
-    for _ in range(rounds if n > 1 else 0):
-        for i in rng.sample(range(n), n):
-            j = rng.choice(others[i])
-            coordinates[i] = updated(coordinates[i], coordinates[j], float(rtt_seconds[i, j]), rng)
-    return tuple(coordinates)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ class PerfModel:
     decode_seconds: FloatArray
     prefill_seconds: FloatArray
     rtt_seconds: FloatArray
-    """Client-peer round trip of one decoded token, serialisation included; (C, n)."""
+    """Client-peer round trip of one decoded token, with what a visit to the peer costs beside computing; (C, n)."""
     prefill_rtt_seconds: FloatArray
     """The same for the whole prompt; (C, n)."""
 
@@ -97,13 +97,15 @@ class PerfModel:
     def of_swarm(cls, swarm: Swarm, *, request: RequestSpec, client_rtt_seconds: FloatArray) -> PerfModel:
         """The model of a snapshot's peers, in the snapshot's order, for requests like `request`.
 
-        `client_rtt_seconds`: (C, n), round trip of every client to every peer.  Bytes that a peer does not announce are
-        the model's; where nobody knows them, no memory of the peer is counted, so that nothing is planned on it.
+        `client_rtt_seconds`: (C, n), round trip of every client to every peer; visits are added.  Bytes that a peer
+        does not announce are the model's; where nobody knows them, no memory of the peer is counted, so that nothing is
+        planned on it.
         """
         blocks = np.array([peer.block_bytes or swarm.model.block_bytes for peer in swarm.peers])
         kv = np.array([peer.kv_bytes_per_token or swarm.model.kv_bytes_per_token for peer in swarm.peers])
         known = (blocks > 0) & (kv > 0)
         rtt = np.atleast_2d(np.asarray(client_rtt_seconds, dtype=np.float64))
+        visited = rtt + np.array([peer.cost.visit for peer in swarm.peers])
         limit = swarm.model.num_blocks
         return cls(
             num_blocks=limit,
@@ -121,8 +123,8 @@ class PerfModel:
             prefill_seconds=np.array(
                 [peer.cost.prefill_seconds(request.rows * request.prompt_tokens) for peer in swarm.peers]
             ),
-            rtt_seconds=rtt,
-            prefill_rtt_seconds=rtt,
+            rtt_seconds=visited,
+            prefill_rtt_seconds=visited,
         )
 
     def without_block_limits(self) -> PerfModel:

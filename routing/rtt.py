@@ -9,13 +9,22 @@ import numpy as np
 from .perf import FloatArray
 from .swarm import Coordinate, PeerId, Swarm
 
+MOST_ERROR = 0.5
+"""The estimated error of a client's own coordinate up to which it judges others by it."""
+SLACK = 0.01
+"""Seconds by which a prediction may be wrong in any case."""
+
 
 class RttTable:
     """Round trips between the peers of a snapshot, as a matrix of those that are asked for.
 
     Measured where the snapshot has a measurement, in either direction, else predicted from coordinates.  Where those
-    cannot tell, the larger of the two round trips of a client that measured them (the way between two peers is no
-    shorter than the difference of those, and no longer than the sum), and `unknown_seconds` without such a client.
+    cannot tell, the larger of the two round trips of a client that measured them, and `unknown_seconds` without such a
+    client.
+
+    Coordinates are claims, and a client's own measurements override them: a prediction is no shorter than the
+    difference of its round trips to the two peers and no longer than their sum, and the coordinate of a peer that
+    predicts the round trip to the client itself wrong by 2x does not count.
     """
 
     def __init__(
@@ -23,12 +32,18 @@ class RttTable:
         swarm: Swarm,
         *,
         client_rtt_seconds: Mapping[PeerId, float] | None = None,
+        client: Coordinate | None = None,
         unknown_seconds: float = 0.3,
     ) -> None:
-        client = client_rtt_seconds or {}
+        """`client`: where the client is."""
+        measured = client_rtt_seconds or {}
         self._row = {peer.id: row for row, peer in enumerate(swarm.peers)}
-        self._coordinates = [peer.coordinate for peer in swarm.peers]
-        self._client = np.array([client.get(peer.id, unknown_seconds) for peer in swarm.peers], dtype=np.float64)
+        self._coordinates = [
+            None if contradicts(peer.coordinate, client, measured.get(peer.id)) else peer.coordinate
+            for peer in swarm.peers
+        ]
+        self._client = np.array([measured.get(peer.id, unknown_seconds) for peer in swarm.peers], dtype=np.float64)
+        self._bounded = np.array([peer.id in measured for peer in swarm.peers], dtype=bool)
         self._measured = dict(swarm.rtt_seconds)
 
     def __call__(self, a: PeerId, b: PeerId) -> float:
@@ -40,6 +55,9 @@ class RttTable:
         client = self._client[rows]
         seconds = np.maximum(client[:, None], client)
         _predict([self._coordinates[row] for row in rows], seconds)
+        bounded = np.ix_(self._bounded[rows], self._bounded[rows])
+        near = client[self._bounded[rows]]
+        seconds[bounded] = np.clip(seconds[bounded], np.abs(near[:, None] - near), near[:, None] + near)
         place = {peer: index for index, peer in enumerate(ids)}
         for (a, b), rtt in self._measured.items():
             if a in place and b in place:
@@ -48,6 +66,20 @@ class RttTable:
                     seconds[place[b], place[a]] = rtt
         np.fill_diagonal(seconds, 0.0)
         return seconds
+
+
+def contradicts(peer: Coordinate | None, client: Coordinate | None, rtt_seconds: float | None) -> bool:
+    """Whether a measured round trip tells that a peer is not where it says.
+
+    A client that does not know where it is itself cannot tell, and a few milliseconds matter to nobody.
+    """
+    if peer is None or client is None or rtt_seconds is None or client.error > MOST_ERROR:
+        return False
+    if len(peer.vector) != len(client.vector):
+        return True
+    predicted = client.rtt_seconds(peer)
+    apart = abs(predicted - rtt_seconds)
+    return apart > SLACK and max(predicted, rtt_seconds) > 2 * min(predicted, rtt_seconds)
 
 
 def _predict(coordinates: Sequence[Coordinate | None], seconds: FloatArray) -> None:

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, NewType
 
 PeerId = NewType("PeerId", str)
 """The base58 libp2p id of a node ("12D3KooW..."); it contains the node's public key."""
+
+
+def short_id(peer: PeerId) -> str:
+    """Enough of a peer's id for people to tell it from others; all ids begin alike."""
+    return f"..{peer[-6:]}"
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -73,11 +79,12 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class ComputeCost:
-    """Measured time of one block on one peer, in seconds.
+    """Measured times of one peer, in seconds: of one block, and of a visit.
 
-    A decode step of B rows whose contexts sum to C tokens takes
+    In one block a decode step of B rows whose contexts sum to C tokens takes
     `decode_fixed + decode_per_row * B + decode_per_context_token * C`;
     a prefill of n tokens takes `prefill_fixed + prefill_per_token * n`.
+    Every step also takes `visit` once, however many blocks it uses.
     """
 
     decode_fixed: float
@@ -85,6 +92,9 @@ class ComputeCost:
     decode_per_context_token: float = 0.0
     prefill_fixed: float = 0.0
     prefill_per_token: float = 0.0
+    visit: float = 0.0
+    """From the arrival of a step to the departure of its output, without computing and without waiting for the steps of
+    other sessions: handing over between threads, waking up, packing and encrypting; 0: not measured."""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -102,7 +112,7 @@ class ComputeCost:
 
 
 class PeerState(enum.Enum):
-    """Where a peer is in its life; only SERVING peers are given new sessions."""
+    """Where a peer is in its life; new sessions go to SERVING peers, to DRAINING ones only for blocks without any."""
 
     JOINING = "joining"
     SERVING = "serving"
@@ -206,6 +216,23 @@ class Swarm:
         for peer in self.peers:
             if peer.blocks is not None and peer.blocks.stop > self.model.num_blocks:
                 raise ValueError(f"peer {peer.id} announces blocks {peer.blocks} of a model of {self.model.num_blocks}")
+
+    @classmethod
+    def of_announced(cls, model: ModelSpec, peers: Iterable[PeerSpec], now_seconds: float = 0.0) -> Swarm:
+        """The snapshot of what peers announce, in any order.
+
+        A peer that has not measured its visit yet is taken with the median of those that have: counted as nothing, a
+        newcomer would look faster than every peer that is known.
+        """
+        announced = sorted(peers, key=lambda peer: peer.id)
+        measured = [peer.cost.visit for peer in announced if peer.cost.visit > 0]
+        if measured:
+            usual = statistics.median(measured)
+            announced = [
+                peer if peer.cost.visit > 0 else replace(peer, cost=replace(peer.cost, visit=usual))
+                for peer in announced
+            ]
+        return cls(model, tuple(announced), now_seconds)
 
     def peer(self, peer_id: PeerId) -> PeerSpec:
         """The peer of that id. Raises KeyError if the snapshot has none. O(n)."""

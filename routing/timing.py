@@ -18,8 +18,6 @@ PEER_MEMORY_SECONDS = 120.0
 valid record at almost any moment: a plan that takes it for gone is made for another swarm, and never rests."""
 CLAIM_LIFETIME_SECONDS = 180.0
 """Age at which a claim that could not be confirmed is withdrawn."""
-RANK_MEMORY_SECONDS = 180.0
-"""Time that a peer remembers the rank of a session that left its queue."""
 DRAIN_SECONDS = 120.0
 """Time that a peer which is asked to stop leaves its sessions to end."""
 

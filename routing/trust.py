@@ -46,6 +46,16 @@ class Trust:
     doubted: Mapping[PeerId, tuple[int, ...]]
 
 
+def disputed(peers: Sequence[PeerSpec]) -> frozenset[PeerId]:
+    """The peers that announce a hash of a block of which another one announces another hash. O(announced hashes)."""
+    found: dict[int, set[bytes]] = {}
+    for peer in peers:
+        for block, block_hash in _announced_by(peer).items():
+            found.setdefault(block, set()).add(block_hash)
+    several = {block for block, hashes in found.items() if len(hashes) > 1}
+    return frozenset(peer.id for peer in peers if several.intersection(_announced_by(peer)))
+
+
 _Announced = Mapping[PeerId, Mapping[int, bytes]]
 """Peer -> block -> hash."""
 

@@ -10,6 +10,11 @@ model can use its whole context.
 writes the folder scripts/demo_model: config, tokenizer, weights (float32 safetensors) and TRAINING.json, which says
 what was reached and how.  Two idle cores need about eight minutes (float32: about twelve); the seconds recorded there
 were taken on one busy core.
+
+    python scripts/train_demo_model.py --draft --threads 1 --precision bfloat16
+
+writes scripts/demo_draft, which guesses what that model will write: a quarter of its size, two blocks, the same
+tokenizer.  It learns from the demo model's probabilities instead of from the text itself.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ import platform
 import sys
 import sysconfig
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,10 +38,13 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+FOLDER = Path(__file__).parent
 BYTES = 256
 BOS, EOS, PAD = BYTES, BYTES + 1, BYTES + 2
 SPECIAL_TOKENS = {BOS: "<s>", EOS: "</s>", PAD: "<pad>"}
 
+MODEL_BLOCKS = 8
+DRAFT_BLOCKS = 2
 CONTEXT_TOKENS = 1024
 HELD_OUT_ONE_IN = 20
 HELD_OUT_TOKENS = 131_072
@@ -108,13 +117,13 @@ def sample_windows(corpus: Corpus, phase: Phase, rng: np.random.Generator) -> to
     return torch.from_numpy(np.pad(text.astype(np.int64), ((0, 0), (1, 0)), constant_values=BOS))
 
 
-def build_model() -> transformers.LlamaForCausalLM:
-    """An untrained model of the demo's shape: 8 blocks, 1.5 million parameters, 6 MB in float32."""
+def build_model(blocks: int = MODEL_BLOCKS) -> transformers.LlamaForCausalLM:
+    """An untrained model of the demo's shape, 6 MB in float32 with all its 8 blocks, 1.7 MB with the draft's 2."""
     config = transformers.LlamaConfig(
         vocab_size=BYTES + len(SPECIAL_TOKENS),
         hidden_size=128,
         intermediate_size=352,
-        num_hidden_layers=8,
+        num_hidden_layers=blocks,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT_TOKENS,
@@ -172,10 +181,25 @@ def loss_of(model: torch.nn.Module, windows: torch.Tensor, precision: torch.dtyp
         return model(input_ids=windows, labels=windows).loss
 
 
+def loss_from(
+    teacher: torch.nn.Module, model: torch.nn.Module, windows: torch.Tensor, precision: torch.dtype
+) -> torch.Tensor:
+    """Mean cross-entropy of `model` against the teacher's probabilities of each next token, nats per byte."""
+    with torch.autocast("cpu", precision, enabled=precision is not torch.float32):
+        with torch.no_grad():
+            wanted = teacher(input_ids=windows).logits.float().softmax(dim=-1)
+        guessed = model(input_ids=windows).logits.float()
+    return torch.nn.functional.cross_entropy(guessed.flatten(0, 1), wanted.flatten(0, 1))
+
+
 def train(
-    model: torch.nn.Module, corpus: Corpus, phases: list[Phase], rng: np.random.Generator, precision: torch.dtype
+    model: torch.nn.Module,
+    corpus: Corpus,
+    phases: list[Phase],
+    rng: np.random.Generator,
+    loss_on: Callable[[torch.Tensor], torch.Tensor],
 ) -> float:
-    """Train in place; returns the mean loss of the last fifty steps, nats per byte."""
+    """Train in place to make `loss_on` windows small; returns its mean over the last fifty steps, nats per byte."""
     optimizers = build_optimizers(model)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     plan = [phase for phase in phases for _ in range(phase.steps)]
@@ -192,7 +216,7 @@ def train(
             for optimizer, base_rates in zip(optimizers, rates, strict=True):
                 for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                     group["lr"] = rate * factor
-            loss = loss_of(model, sample_windows(corpus, phase, rng), precision)
+            loss = loss_on(sample_windows(corpus, phase, rng))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
@@ -205,16 +229,31 @@ def train(
     return float(np.mean(losses[-50:]))
 
 
-@torch.inference_mode()
-def held_out_loss(model: torch.nn.Module, corpus: Corpus, window_tokens: int) -> float:
-    """Mean loss in float32 over windows spread evenly over files the model has not seen, nats per byte."""
+def held_out_windows(corpus: Corpus, window_tokens: int) -> tuple[torch.Tensor, ...]:
+    """Batches (rows, window_tokens) of windows that are spread evenly over files the model has not seen."""
     text_tokens = window_tokens - 1
     starts = np.linspace(0, len(corpus.held_out) - text_tokens, HELD_OUT_TOKENS // text_tokens).astype(int)
     text = np.stack([corpus.held_out[start : start + text_tokens] for start in starts]).astype(np.int64)
     windows = torch.nn.functional.pad(torch.from_numpy(text), (1, 0), value=BOS)
-    batches = windows.split(max(1, 4096 // window_tokens))
+    return windows.split(max(1, 4096 // window_tokens))
+
+
+@torch.inference_mode()
+def held_out_loss(model: torch.nn.Module, corpus: Corpus, window_tokens: int) -> float:
+    """Mean loss in float32 over held-out windows, nats per byte."""
+    batches = held_out_windows(corpus, window_tokens)
     losses = [loss_of(model, batch, torch.float32).item() for batch in batches]
     return float(np.average(losses, weights=[len(batch) for batch in batches]))
+
+
+@torch.inference_mode()
+def agreement(teacher: torch.nn.Module, model: torch.nn.Module, corpus: Corpus, window_tokens: int) -> float:
+    """The share of held-out places where both find the same token likeliest."""
+    same = [
+        (teacher(input_ids=batch).logits.argmax(-1) == model(input_ids=batch).logits.argmax(-1)).float().mean().item()
+        for batch in held_out_windows(corpus, window_tokens)
+    ]
+    return float(np.mean(same))
 
 
 def save(folder: Path, model: transformers.LlamaForCausalLM, training: dict[str, object]) -> None:
@@ -227,7 +266,8 @@ def save(folder: Path, model: transformers.LlamaForCausalLM, training: dict[str,
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the demo model on the standard library's sources.")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "demo_model")
+    parser.add_argument("--draft", action="store_true", help="train the draft model of the demo model that is there")
+    parser.add_argument("--output", type=Path, help="[default: demo_model or demo_draft beside this file]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1000, help="optimiser steps of 4096 tokens")
     parser.add_argument("--threads", type=int, default=2, help="one is faster where other programs use the processor")
@@ -237,7 +277,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         default="float32",
         help="of the matrix products in training; bfloat16 is twice as fast on processors that have it",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.output = options.output or FOLDER / ("demo_draft" if options.draft else "demo_model")
+    return options
 
 
 def main(arguments: list[str]) -> None:
@@ -250,9 +292,14 @@ def main(arguments: list[str]) -> None:
 
     corpus = load_corpus(rng)
     print(f"{len(corpus.train):,} bytes to learn from, {len(corpus.held_out):,} held out")
-    model = build_model()
+    precision = getattr(torch, options.precision)
+    model = build_model(DRAFT_BLOCKS if options.draft else MODEL_BLOCKS)
+    teacher = transformers.LlamaForCausalLM.from_pretrained(FOLDER / "demo_model").eval() if options.draft else None
     started = time.perf_counter()
-    train_loss = train(model, corpus, phases, rng, getattr(torch, options.precision))
+    if teacher is not None:
+        train_loss = train(model, corpus, phases, rng, lambda windows: loss_from(teacher, model, windows, precision))
+    else:
+        train_loss = train(model, corpus, phases, rng, lambda windows: loss_of(model, windows, precision))
     seconds = time.perf_counter() - started
     model.eval()
     held_out = {str(window): round(held_out_loss(model, corpus, window), 4) for window in (256, CONTEXT_TOKENS)}
@@ -260,6 +307,7 @@ def main(arguments: list[str]) -> None:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_loss_nats_per_byte": round(train_loss, 4),
         "held_out_loss_nats_per_byte_by_window": held_out,
+        **({} if teacher is None else {"agreement_with_the_model": round(agreement(teacher, model, corpus, 256), 4)}),
         "seed": options.seed,
         "phases": [asdict(phase) for phase in phases],
         "precision": options.precision,

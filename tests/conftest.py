@@ -31,6 +31,14 @@ USUAL_FAMILIES = {"llama", "gemma3", "mixtral"}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     skip_what_needs_a_gpu(items)
     mark_rare_families(items)
+    put_long_files_first(items)
+
+
+def put_long_files_first(items: list[pytest.Item]) -> None:
+    """Files whose tests wait for real processes, then the others: a long one that begins last is waited for alone."""
+    longest = {item.path for item in items if item.get_closest_marker("slow")}
+    long = {item.path for item in items if item.get_closest_marker("swarm")}
+    items.sort(key=lambda item: (item.path not in longest, item.path not in long))
 
 
 def skip_what_needs_a_gpu(items: list[pytest.Item]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -31,7 +32,9 @@ TOP_LEVEL = {*FOLDERS, "tests", "scripts", "docs", "examples"} | {
 PRESENTATION = {"routing/sim/cli.py", "routing/sim/plots.py"}
 """The two modules of routing/ that face a person: they may use a terminal, a clock and plots."""
 TORCH_ALLOWED = re.compile(
-    r"peer/engine/.*|client/model/(load|model|remote|stream|text_session)\.py|proto/wire/tensors\.py|proto/model/(cache|checkpoint|ends|family|tiny)\.py"
+    r"peer/engine/.*|client/model/(growing|load|model|remote|slices|stream|text_session|batch/(history|packing|padding)|guess/(draft_model|forwards|front|guesser))\.py"
+    r"|client/api/run/(call|grammar|sampling|texts)\.py|client/dashboard/probe/program\.py"
+    r"|proto/wire/tensors\.py|proto/model/(cache|ends|family|tiny)\.py"
 )
 UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
@@ -191,6 +194,7 @@ print("loaded:", *(name for name in heavy if name in sys.modules))
     [
         ("swarm-peer", "blockswarm.peer.cli"),
         ("swarm-client", "blockswarm.client.program.cli"),
+        ("swarm-dashboard", "blockswarm.client.dashboard.cli"),
         ("swarm-sim", "blockswarm.routing.sim.cli"),
     ],
 )
@@ -212,3 +216,16 @@ def test_importing_a_folder_is_cheap(module: str):
     program = f"import sys, {module}; print(*({{'torch', 'hivemind', 'scipy', 'matplotlib'}} & sys.modules.keys()))"
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert not finished.stdout.split()
+
+
+@pytest.mark.long
+def test_help_of_scripts_makes_no_environment(tmp_path: Path):
+    """It downloads gigabytes, and answers a question with an hour."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("demo_*"))
+    names = sorted(path.name for path in (tmp_path / "scripts").glob("bench_*"))
+    for name in (*names, "check", "demo", "faults", "map", "reproduce_paper", "test"):
+        program = [sys.executable, "-E", "-S", tmp_path / "scripts" / name, "--help"]
+        finished = subprocess.run(program, capture_output=True, text=True, check=False, timeout=60)
+        assert (finished.returncode, finished.stderr) == (0, ""), name
+        assert len(finished.stdout) > 100, name
+    assert [path.name for path in tmp_path.iterdir()] == ["scripts"], "an environment"

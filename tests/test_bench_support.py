@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import math
 import random
@@ -11,26 +10,17 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from types import ModuleType
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.benchlib import SCRIPTS, benchlib
 
-PROXY = Path(__file__).resolve().parent.parent / "scripts" / "benchlib" / "delay_proxy.py"
+PROXY = SCRIPTS / "benchlib" / "delay_proxy.py"
 DELAY_SECONDS = 0.02
 
 
-def load_proxy_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("delay_proxy", PROXY)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-delay_proxy = load_proxy_module()
+delay_proxy = benchlib("delay_proxy")
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=4))), st.floats(0, 2), st.floats(0, 2))
@@ -50,16 +40,19 @@ def test_everything_arrives_in_order_when_it_is_due(
 
 
 @asynccontextmanager
-async def proxied(port: int) -> AsyncIterator[int]:
+async def proxied(port: int | None) -> AsyncIterator[int]:
     """A proxy in a process of its own, as the benchmarks use it; yields the port to connect to."""
-    arguments = [str(PROXY), str(DELAY_SECONDS), str(port)]
+    arguments = [str(PROXY), str(DELAY_SECONDS)]
     process = await asyncio.create_subprocess_exec(
         sys.executable, *arguments, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
     assert process.stdin is not None
     try:
-        (listening,) = json.loads(await process.stdout.readline())
+        listening = json.loads(await process.stdout.readline())["port"]
+        if port is not None:
+            process.stdin.write(json.dumps({"leads_to": port}).encode() + b"\n")
+            assert json.loads(await process.stdout.readline()) == {}
         yield listening
     finally:
         process.stdin.close()
@@ -105,12 +98,15 @@ def test_a_connection_takes_a_round_trip_to_set_up() -> None:
     asyncio.run(main())
 
 
-def test_a_port_that_nobody_listens_on_closes_the_connection() -> None:
+@pytest.mark.parametrize("told", [True, False])
+def test_a_line_that_leads_nowhere_closes_the_connection(told: bool) -> None:
+    """To a port where nobody listens, or before it is told where it leads."""
+
     async def main() -> None:
         server = await asyncio.start_server(echo, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         server.close()
-        async with asyncio.timeout(60), proxied(port) as listening:
+        async with asyncio.timeout(60), proxied(port if told else None) as listening:
             reader, writer = await asyncio.open_connection("127.0.0.1", listening)
             try:
                 received = await reader.read()

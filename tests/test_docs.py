@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import click
 import pytest
 import typer.main
+from blockswarm.client.dashboard.cli import app as dashboard_app
 from blockswarm.client.program.cli import app as client_app
 from blockswarm.peer.cli import app as peer_app
 from blockswarm.peer.engine.step_record import StepRecord
@@ -38,6 +40,7 @@ GUIDES = {"README.md", "docs/protocol.md", "docs/failures.md"} | {
 PROGRAMS: dict[str, click.Command] = {
     "swarm-peer": typer.main.get_command(peer_app),
     "swarm-client": typer.main.get_command(client_app),
+    "swarm-dashboard": typer.main.get_command(dashboard_app),
     "swarm-sim": typer.main.get_command(sim_app),
 }
 
@@ -54,7 +57,7 @@ def fenced(language: str) -> list[tuple[str, str]]:
 def command_lines() -> list[tuple[str, str]]:
     """The commands that a reader types: lines after "$ ", and programs in `code` that are followed by arguments."""
     typed = [(name, line[2:]) for name, block in fenced("console") for line in block.splitlines() if line[:2] == "$ "]
-    quoted = each(r"`((?:swarm-peer|swarm-client|swarm-sim|scripts/(?:test|check|map|demo)) [^`]+)`")
+    quoted = each(r"`((?:swarm-peer|swarm-client|swarm-dashboard|swarm-sim|scripts/(?:test|check|map|demo)) [^`]+)`")
     return sorted({*typed, *quoted})
 
 
@@ -164,6 +167,9 @@ def test_the_map_replaces_whatever_stands_in_its_place() -> None:
 def test_commands_have_the_options_that_are_named(document: str, line: str) -> None:
     """The programs themselves parse the line; they say what they do not know."""
     program, *arguments = shlex.split(line)
+    if program == "pip":
+        check_installation(arguments)
+        return
     if program not in PROGRAMS:
         check_script(program, arguments)
         return
@@ -175,6 +181,16 @@ def test_commands_have_the_options_that_are_named(document: str, line: str) -> N
         assert arguments[0] in command.commands
         command = command.commands[arguments[0]]
         assert set(options) <= all_options(command)
+
+
+def check_installation(arguments: list[str]) -> None:
+    """The first thing that a reader does: it takes the small build of torch, and extras that there are."""
+    *options, what = arguments
+    assert options == ["install", "--extra-index-url", "https://download.pytorch.org/whl/cpu"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    match = re.fullmatch(r"\.(?:\[([a-z]+)\])?", what)
+    assert match is not None
+    assert match[1] is None or match[1] in extras
 
 
 def check_script(program: str, arguments: list[str]) -> None:
@@ -211,7 +227,7 @@ def test_python_snippets_compile_and_import_what_is_there(document: str, source:
 
 def test_the_demo_says_what_the_readme_shows() -> None:
     """The peer's first lines, when it is ready, begin as in the quick start."""
-    source = (ROOT / "peer" / "cli.py").read_text(encoding="utf-8")
+    source = (ROOT / "peer" / "program" / "ready.py").read_text(encoding="utf-8")
     for line in ("serving blocks ", "others join with:    swarm-peer "):
         assert line in source
         assert line in TEXTS["README.md"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,16 +26,26 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         setuptools_major = 0
     if setuptools_major < 77:
         pytest.skip(f"building needs setuptools 77 or newer in the environment, here is {setuptools_major or 'none'}")
-    source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, source / folder, ignore=NOT_SOURCE)
+    source, output = copied_sources(tmp_path_factory.mktemp("source")), tmp_path_factory.mktemp("wheel")
+    build("wheel", source, output)
+    return zipfile.ZipFile(next(output.glob("*.whl")))
+
+
+def copied_sources(folder: Path) -> Path:
+    """All that a build takes, in a folder of its own: a build in place leaves files behind."""
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, folder / name, ignore=NOT_SOURCE)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
-    command = [sys.executable, "-c", build, output]
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def build(kind: str, source: Path, output: Path) -> None:
+    """Build the sources' "wheel" or "sdist", without a download."""
+    code = f"import sys; from setuptools.build_meta import build_{kind}; build_{kind}(sys.argv[1])"
+    command = [sys.executable, "-c", code, output]
     built = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False, timeout=120)
     assert built.returncode == 0, built.stdout + built.stderr
-    return zipfile.ZipFile(next(output.glob("*.whl")))
 
 
 @pytest.mark.long
@@ -64,7 +75,45 @@ def test_wheel_names_the_programs_and_the_licence(wheel: zipfile.ZipFile):
     entry_points = wheel.read(information["entry_points.txt"]).decode()
     assert "swarm-peer = blockswarm.peer.cli:main" in entry_points
     assert "swarm-client = blockswarm.client.program.cli:main" in entry_points
+    assert "swarm-dashboard = blockswarm.client.dashboard.cli:main" in entry_points
     assert "swarm-sim = blockswarm.routing.sim.cli:main" in entry_points
     metadata = wheel.read(information["METADATA"]).decode()
     assert "License-Expression: Apache-2.0" in metadata
     assert "LICENSE" in information
+
+
+@pytest.mark.long
+def test_the_source_archive_gives_the_same_wheel(wheel: zipfile.ZipFile, tmp_path: Path):
+    (tmp_path / "source").mkdir()
+    build("sdist", copied_sources(tmp_path / "source"), tmp_path)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (source,) = (tmp_path / "unpacked").iterdir()
+    build("wheel", source, tmp_path)
+    again = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
+    assert sorted(again.namelist()) == sorted(wheel.namelist())
+
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+import blockswarm
+assert list(blockswarm.__path__) == [sys.argv[1] + "/blockswarm"], blockswarm.__path__
+for module in pkgutil.walk_packages(blockswarm.__path__, "blockswarm."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+print(sum(name.startswith("blockswarm.") for name in sys.modules))
+"""
+
+
+@pytest.mark.long
+def test_all_modules_of_the_wheel_can_be_imported_without_the_clone(wheel: zipfile.ZipFile, tmp_path: Path):
+    """Beside the dependencies alone; `scripts/try_install` does it with pip, in empty environments."""
+    installed = tmp_path / "installed"
+    wheel.extractall(installed)
+    dependencies = Path(pytest.__file__).parents[1]
+    code = f"import sys; sys.path[:0] = [{str(installed)!r}, {str(dependencies)!r}]" + IMPORT_ALL
+    command = [sys.executable, "-S", "-c", code, installed]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    modules = {name for name in wheel.namelist() if name.startswith("blockswarm/") and name.endswith(".py")}
+    assert int(done.stdout.split()[-1]) >= len([name for name in modules if "__main__" not in name]) - 1

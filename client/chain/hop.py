@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from ...proto.errors import LocalProtocolError, PushFailed, RemoteProtocolError, SessionLost, SwarmError
+from ...proto.errors import LocalProtocolError, PushFailed, SessionLost, SwarmError
 from ...proto.network.streams import DialedStream
-from ...proto.network.transport import PeerStub
+from ...proto.network.stub import PeerStub
 from ...proto.wire.frames import CREDITS, ChunkFrame, StepFrame, StepReader, WireStep
 from ...proto.wire.messages.opening import OpenedFrame, OpenFrame, QueuedFrame
 from ...proto.wire.messages.session import FailureFrame, KvExportFrame, KvStateFrame, ReroutedFrame, StatusFrame
@@ -27,11 +27,10 @@ BACKLOG_FRAMES = 8
 
 @dataclass
 class _KvPassage:
-    """The attention cache of a hop on its way to another one, of the state that the client knows."""
+    """A part of the attention cache of a hop on its way to another one."""
 
     target: HopStream
-    applied_seq: int
-    lengths: tuple[int, ...]
+    round: int
     deadline: float
     """In the loop's time."""
     slack_seconds: float
@@ -62,6 +61,8 @@ class HopStream:
         self._kv_missing_bytes = 0
         """Bytes still to come of the cache that the peer sends just now."""
         self._room = asyncio.Event()
+        self._writes = True
+        """Frames that are posted go out; they do not any more when the stream has ended."""
         self._task: asyncio.Task[None] | None = None
 
     def open(self, stub: PeerStub, opening: OpenFrame) -> None:
@@ -78,16 +79,17 @@ class HopStream:
         self._outbox.put_nowait(frames)
 
     def pass_cache_on(self, target: HopStream, export: ev.Export, slack_seconds: float) -> None:
-        """Have the peer's attention cache sent to `target`, frame by frame: it is never in memory here as a whole.
+        """Have a part of the peer's attention cache sent to `target`, frame by frame.
 
         The peers may take `slack_seconds` longer than the client waits.
         """
         deadline = asyncio.get_running_loop().time() + export.timeout_seconds
-        self._passage = _KvPassage(target, export.applied_seq, export.lengths, deadline, slack_seconds)
-        self.post(KvExportFrame(export.timeout_seconds + slack_seconds))
+        self._passage = _KvPassage(target, export.round, deadline, slack_seconds)
+        timeout_seconds = export.timeout_seconds + slack_seconds
+        self.post(KvExportFrame(timeout_seconds, export.round, export.starts, export.max_tokens))
 
     def stop_passing(self) -> None:
-        """Pass nothing on any more; the target drops what it has of a cache with the next frame that it gets."""
+        """Pass nothing on any more; the target drops what it has of a part with the next frame that it gets."""
         self._passage = None
 
     async def ended(self) -> None:
@@ -134,12 +136,15 @@ class HopStream:
         except Exception as error:  # a frame that cannot be made is a defect of ours, and what follows it is lost
             self._tell(ev.Lost(self.id, LocalProtocolError(f"{self.choice.address}: cannot send: {error!r}")))
             raise
+        finally:
+            self._writes = False
+            self._room.set()
 
     async def _event_in(self, frame: PeerFrame) -> ev.Event | None:
         """The event that a frame brings; None if there is more to come. Raises SwarmError."""
         match frame:
             case KvStateFrame():
-                await self._begin_passing(frame)
+                return await self._begin_passing(frame)
             case ChunkFrame() if self._kv_missing_bytes > 0:
                 self._kv_missing_bytes -= len(frame.data)
                 if self._passage is not None:
@@ -167,20 +172,25 @@ class HopStream:
             return None
         return ev.Answered(self.id, self._take(step))
 
-    async def _begin_passing(self, state: KvStateFrame) -> None:
+    async def _begin_passing(self, state: KvStateFrame) -> ev.Event | None:
         passage = self._passage
         self._kv_missing_bytes = state.total_bytes - len(state.data)
-        if passage is not None:
-            if (state.applied_seq, state.lengths) != (passage.applied_seq, passage.lengths):
-                raise RemoteProtocolError(f"{self.choice.address}: the attention cache is of another state")
-            left = max(0.001, passage.deadline - asyncio.get_running_loop().time())
-            await passage.target._post_with_room(replace(state, timeout_seconds=left + passage.slack_seconds))
+        if passage is None:
+            return None
+        if state.round != passage.round:  # one that was given up
+            self._passage = None
+            return None
+        left = max(0.001, passage.deadline - asyncio.get_running_loop().time())
+        await passage.target._post_with_room(replace(state, timeout_seconds=left + passage.slack_seconds))
+        return ev.Exported(self.id, state.round, state.applied_seq, state.starts, state.lengths)
 
     async def _post_with_room(self, frame: ClientFrame) -> None:
-        while self._outbox.qsize() >= BACKLOG_FRAMES and self._task is not None and not self._task.done():
+        """Send a frame when few others wait to be sent; drop it where nothing is sent any more."""
+        while self._writes and self._outbox.qsize() >= BACKLOG_FRAMES:
             self._room.clear()
             await self._room.wait()
-        self.post(frame)
+        if self._writes:
+            self.post(frame)
 
     def _failed(self, failure: FailureFrame) -> ev.Event:
         error = failure.error

@@ -45,6 +45,14 @@ class Operation:
         return self.first_seq + len(self.steps)
 
     @property
+    def after(self) -> tuple[int, ...]:
+        """Row lengths after all of its steps."""
+        table = RowTable(self.permuted)
+        for step in self.steps:
+            table = table.extended(step.rows)
+        return table.lengths
+
+    @property
     def is_first(self) -> bool:
         return self.first_seq == 1
 

@@ -12,12 +12,14 @@ for all links, so both are part of the names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
 from ...proto.identity import Identity
 from ...proto.wire.prefixes import DIGEST_BYTES, PAGE_TOKENS, Digests
 
+NAMED_AT_ONCE_BYTES = 1 << 19
 _SECRET_TAG = b"blockswarm-prefix-secret-1\0"
 
 
@@ -47,3 +49,8 @@ class PageNames:
         """The names of those pages at a peer; `formats_before` is `HopChoice.arithmetic` of the peers before it."""
         salt = ", ".join(formats_before).encode()
         return tuple(blake2b(digest + salt, digest_size=DIGEST_BYTES, key=self._key).digest() for digest in chain)
+
+
+async def named(name: Callable[[], tuple[Digests, ...]], nbytes: int) -> tuple[Digests, ...]:
+    """The names that `name` makes by hashing `nbytes` bytes: beside the loop, if that takes long."""
+    return name() if nbytes <= NAMED_AT_ONCE_BYTES else await asyncio.to_thread(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -26,17 +26,15 @@ from ...proto.wire.replay import ReplayBuffer
 from ...proto.wire.steps import RowSlice, RowTable, StepPlan, split_plan
 from ...routing.swarm import RequestSpec
 from ..config import SessionConfig, SessionEvent
-from ..report import ChainReport
+from ..report import ChainReport, Trip
 from ..tasks import OwnedTasks
 from .formats import Links
 from .hop import HopStream
 from .machine import events as ev
 from .machine.machine import ChainMachine
 from .operation import OPERATION_TOKENS, Operation, split_bytes
-from .prefixes import PageNames
+from .prefixes import PageNames, named
 from .timing_log import TimingLog
-
-NAMED_AT_ONCE_BYTES = 1 << 19
 
 
 class ChainSession:
@@ -74,7 +72,8 @@ class ChainSession:
         """The pages of the rows that the first operation computes, until that has begun."""
         self._pages: tuple[Digests, ...] = ()
         """The pages of the first operation's rows; peers keep them without being told."""
-        self._sent_at: dict[int, float] = {}
+        self._guessed: set[int] = set()
+        """Steps of operations under way that have no token of the text."""
         self._timings = TimingLog()
         self._last_used: tuple[ev.HopChoice, ...] = ()
         """The chain when the session was closed."""
@@ -96,24 +95,34 @@ class ChainSession:
         report = self._timings.report(choices, self._config.router.clock_offset_seconds, since)
         return replace(report, gap_seconds=ev.gap_of(choices))
 
-    async def run(self, plan: StepPlan, data: bytes) -> bytes:
+    @property
+    def last_trip(self) -> Trip | None:
+        """The times of the last answered step of the text, and what a further row costs; from any thread."""
+        return self._timings.last_trip(lambda tokens: self._config.router.predict_seconds(self.chain, tokens))
+
+    async def run(self, plan: StepPlan, data: bytes, *, guessed: bool = False) -> bytes:
         """Apply one operation: `data` holds `plan.tokens` packed tokens; returns `plan.answers` packed tokens.
 
+        Operations follow each other in the order of the calls. `guessed`: it has no token of the text, only guesses.
         The first one, and one that has to replace a peer, may wait for room (`ChainTiming.patience_seconds`); to
         cancel it leaves every queue at once. Raises NoChainError, PeerBusy with a time to come back if the swarm stays
         full, or another SwarmError that no repair can help; the session is of no more use then.
         """
-        async with self._lock:
-            try:
+        try:
+            async with self._lock:
                 if self._next_seq == 1 and self._config.page_names is not None:
                     plan, data = await self._begin_with_held(self._config.page_names, plan, data)
-                parts = split_plan(plan, OPERATION_TOKENS)
-                pieces = split_bytes(data, [part.tokens * self._config.codec.token_bytes for part in parts])
+                *parts, last = split_plan(plan, OPERATION_TOKENS)
+                *pieces, last_piece = split_bytes(
+                    data, [p.tokens * self._config.codec.token_bytes for p in (*parts, last)]
+                )
                 answers = [await self.begin(part, piece) for part, piece in zip(parts, pieces, strict=True)]
-            except asyncio.CancelledError:
-                self._feed(ev.Close())
-                raise
-            return answers[0] if len(answers) == 1 else b"".join(answers)
+                under_way = self.begin(last, last_piece, guessed=guessed)
+            answers.append(await under_way)
+        except asyncio.CancelledError:
+            self._feed(ev.Close())
+            raise
+        return answers[0] if len(answers) == 1 else b"".join(answers)
 
     async def prepare(self, rows: int) -> tuple[int, ...]:
         """Open the chain before there is anything to compute; per row, how many of its first tokens all peers hold.
@@ -126,7 +135,7 @@ class ChainSession:
         self._feed(ev.Prepare(rows))
         return await self._ready
 
-    def begin(self, plan: StepPlan, data: bytes) -> asyncio.Future[bytes]:
+    def begin(self, plan: StepPlan, data: bytes, *, guessed: bool = False) -> asyncio.Future[bytes]:
         """Begin an operation after those that have begun; its answers come when it is over. Raises as `run`."""
         if self._failure is not None:
             raise self._failure
@@ -134,16 +143,18 @@ class ChainSession:
         self._table = self._table.after(plan)
         self._next_seq = operation.stop_seq
         self._plans[operation.first_seq] = plan, data
+        if guessed:
+            self._guessed.update(range(operation.first_seq, operation.stop_seq))
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._done[operation.first_seq] = future
         self._feed(ev.Begin(operation))
         return future
 
-    async def close(self) -> None:
-        """End the session on every peer; their memory is free at once, but for what they are asked to remember."""
+    async def close(self, confirmed: Sequence[int] | None = None) -> None:
+        """End the session on every peer; what they are asked to remember is of no row more than `confirmed` tokens."""
         self._last_used = self._last_used or self._machine.choices
-        if not self._done and self._failure is None and self._config.page_names is not None:
-            prefixes = await self._worth_remembering(self._config.page_names)
+        if self._done.keys() <= self._guessed and self._failure is None and self._config.page_names is not None:
+            prefixes = await self._worth_remembering(self._config.page_names, confirmed)
             if prefixes:
                 await self._have_remembered(prefixes)
         self._feed(ev.Close())
@@ -172,7 +183,7 @@ class ChainSession:
         match action:
             case ev.Send(hop, step):
                 if hop == self._machine.hop_ids[0]:
-                    self._sent_at[step.seq] = self._config.clock()
+                    self._timings.sent(step.seq, self._config.clock())
                     step = self._links.to_first(self._streams[hop].choice, step)
                 self._streams[hop].post(*cut_step(step))
             case ev.Open():
@@ -223,6 +234,7 @@ class ChainSession:
 
     def _finish(self, operation: Operation, answers: Sequence[bytes]) -> None:
         self._inputs.apply(*self._plans.pop(operation.first_seq))
+        self._guessed.difference_update(range(operation.first_seq, operation.stop_seq))
         future = self._done.pop(operation.first_seq)
         if not future.done():
             future.set_result(answers[0] if len(answers) == 1 else b"".join(answers))
@@ -266,14 +278,14 @@ class ChainSession:
 
     def _open(self, action: ev.Open) -> None:
         config, choice, neighbours = self._config, action.choice, action.neighbours
-        hello = sign_hello(config.identity, choice.peer, self._id, config.clock(), config.swarm_key)
         opening = OpenFrame(
-            hello=hello,
+            hello=sign_hello(config.identity, choice.peer, self._id, config.clock(), config.swarm_key),
             capability=self._capability(choice, neighbours),
             successor_record=neighbours.successor_record,
             relay=neighbours.relay,
             wait_seconds=action.wait_seconds,
             prefixes=pack_digests(self._named(action.formats_before, self._opening_prefixes)),
+            place=config.place(),
         )
         last = choice.blocks.stop == config.num_blocks
         reader = StepReader(config.codec.link_bytes(self._links.format_from(choice)), answers=last)
@@ -319,9 +331,7 @@ class ChainSession:
     def _heard(self, event: ev.Event) -> None:
         """Take in what a peer said; the clock readings of an answer are noted."""
         if isinstance(event, ev.Answered) and event.hop == (self._machine.hop_ids or (None,))[-1]:
-            sent_at = self._sent_at.pop(event.step.seq, None)
-            if sent_at is not None:
-                self._timings.add(sent_at, self._config.clock(), event.step.timings)
+            self._timings.answered(event.step, self._config.clock(), guessed=event.step.seq in self._guessed)
         self._feed(event)
 
     # --- what peers hold from earlier sessions, and keep for later ones ---
@@ -335,7 +345,7 @@ class ChainSession:
             return plan, data
         token_bytes = self._config.codec.token_bytes
         rows = split_bytes(data, [piece.count * token_bytes for piece in plan.rows])
-        self._pages = self._opening_prefixes = await _named(lambda: tuple(map(names.chain, rows)), len(data))
+        self._pages = self._opening_prefixes = await named(lambda: tuple(map(names.chain, rows)), len(data))
         if not any(self._pages):
             return plan, data
         held = await self.prepare(len(self._pages))
@@ -359,9 +369,10 @@ class ChainSession:
         new = [row[tokens * token_bytes :] for row, tokens in zip(rows, adopted, strict=True)]
         return StepPlan(rest, adopted=adopted), b"".join(new)
 
-    async def _worth_remembering(self, names: PageNames) -> tuple[Digests, ...]:
+    async def _worth_remembering(self, names: PageNames, confirmed: Sequence[int] | None) -> tuple[Digests, ...]:
         """The pages of all rows, if there are more than those that peers have kept already."""
-        lengths = self._table.lengths
+        lengths = self._inputs.lengths
+        lengths = lengths if confirmed is None else tuple(map(min, lengths, confirmed))
         known = {pages[-1] for pages in self._pages if pages}
         if self._machine.mixed:
             return ()
@@ -369,7 +380,7 @@ class ChainSession:
             return ()
         rows = [RowSlice(row, 0, length, 0) for row, length in enumerate(lengths)]
         nbytes = sum(lengths) * self._config.codec.token_bytes
-        pages = await _named(lambda: tuple(names.chain(self._inputs.read([row])) for row in rows), nbytes)
+        pages = await named(lambda: tuple(names.chain(self._inputs.read([row])) for row in rows), nbytes)
         return pages if any(page[-1] not in known for page in pages if page) else ()
 
     async def _have_remembered(self, prefixes: Sequence[Digests]) -> None:
@@ -386,8 +397,3 @@ class ChainSession:
         """The prefixes by the names that they have at the peer behind peers of those formats."""
         names = self._config.page_names
         return [names.at_peer(pages, formats_before) for pages in prefixes] if names is not None else []
-
-
-async def _named(name: Callable[[], tuple[Digests, ...]], nbytes: int) -> tuple[Digests, ...]:
-    """The names that `name` makes by hashing `nbytes` bytes: beside the loop, if that takes long."""
-    return name() if nbytes <= NAMED_AT_ONCE_BYTES else await asyncio.to_thread(name)

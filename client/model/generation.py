@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..config import SessionEvent
-from ..report import ChainReport
+from ..report import ChainReport, GuessReport
+from .batch.padding import RowEnds
 from .remote import SwarmCache
 
 
@@ -24,12 +25,12 @@ class Cancellation:
     def __init__(self) -> None:
         self.requested = threading.Event()
         self._lock = threading.Lock()
-        self._caches: list[SwarmCache] = []
+        self._caches: weakref.WeakSet[SwarmCache] = weakref.WeakSet()
 
     def add(self, cache: SwarmCache) -> None:
         """Have `cache` aborted by a request, or now if there was one."""
         with self._lock:
-            self._caches.append(cache)
+            self._caches.add(cache)
             requested = self.requested.is_set()
         if requested:
             cache.abort()
@@ -48,16 +49,22 @@ class Generation:
 
     def __init__(self, cancellation: Cancellation | None = None) -> None:
         """A call within another one (of an assistant model, say) is cancelled together with it."""
-        outer = current_generation()
-        inherited = outer.cancellation if outer is not None else None
+        self.outer: Generation | None = current_generation()
+        """The call within which this one runs."""
+        inherited = self.outer.cancellation if self.outer is not None else None
         self.cancellation: Cancellation | None = cancellation or inherited
         self.assisted = False
         """Whether an assistant model, or a prompt look-up, guesses tokens ahead."""
+        self.longest = 0
+        """Most tokens that a row of the call may have."""
         self.finished = False
         self._events: list[SessionEvent] = []
         self._cache: SwarmCache | None = None
-        self._own_caches: list[SwarmCache] = []
+        self._own_caches: weakref.WeakSet[SwarmCache] = weakref.WeakSet()
         self._report = ChainReport()
+        self.row_ends: RowEnds | None = None
+        """Where the rows of the batch ended, once it is being generated; also afterwards."""
+        self._guesses = GuessReport()
 
     @property
     def events(self) -> tuple[SessionEvent, ...]:
@@ -70,12 +77,29 @@ class Generation:
         cache = self._cache
         return cache.report() if cache is not None else self._report
 
-    def use(self, cache: SwarmCache, *, own: bool) -> None:
-        """Compute with `cache` from now on; an `own` one is closed at the end of the call."""
+    @property
+    def guesses(self) -> GuessReport:
+        """The trips of this call, and what guessing ahead brought."""
+        cache = self._cache
+        guesses = cache.guesses if cache is not None else None
+        return guesses.guesser.report() if guesses is not None else self._guesses
+
+    def use(self, cache: SwarmCache, longest: int) -> None:
+        """Compute with `cache` from now on, rows of at most `longest` tokens."""
         cache.begin_use(self._events.append)
+        if cache.guesses is not None:
+            cache.guesses.guesser.begin_use()
         self._cache = cache
-        if own:
-            self._own_caches.append(cache)
+        self.longest = longest
+        if self.cancellation is not None:
+            self.cancellation.add(cache)
+
+    def own(self, cache: SwarmCache) -> None:
+        """Release `cache` at the end of the call; of a call within another one, at the end of that."""
+        if self.outer is not None:
+            self.outer.own(cache)
+            return
+        self._own_caches.add(cache)
         if self.cancellation is not None:
             self.cancellation.add(cache)
 
@@ -96,10 +120,12 @@ class Generation:
         cache = self._cache
         if cache is not None:
             self._report = cache.report()
+            self._guesses = self.guesses
             self._cache = None
-        while self._own_caches:
-            self._own_caches.pop().close()
-        self.cancellation = None
+        for cache in tuple(self._own_caches):
+            cache.release()
+        self._own_caches.clear()
+        self.cancellation = self.outer = None
         self.finished = True
 
 

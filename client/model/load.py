@@ -5,20 +5,31 @@ Only the tensors outside the blocks are read, and from a hub only those are fetc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import logging
+import weakref
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from ...proto.errors import UsageError
 from ...proto.model.checkpoint import Checkpoint, open_checkpoint
 from ...proto.model.family import load_model
+from ..background import background_loop
+from .guess.draft_model import DraftModel
+from .guess.open_draft import open_draft
+from .guess.policy import AUTO, checked_setting
+from .guess.suffix import SuffixDrafter
 from .model import SwarmModel, swarm_class
 from .remote import SessionFactory
 
 if TYPE_CHECKING:
     from ...proto.directory.swarm_key import SwarmKey
+
+logger = logging.getLogger(__name__)
 
 
 class AutoSwarmModelForCausalLM:
@@ -28,20 +39,31 @@ class AutoSwarmModelForCausalLM:
     def from_pretrained(
         model_name_or_path: str | Path,
         *,
-        initial_peers: Sequence[str],
+        initial_peers: str | Sequence[str],
         swarm_key: str | Path | SwarmKey | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
         revision: str | None = None,
+        guess: str | int = AUTO,
+        draft: str | Path | PreTrainedModel | None = None,
         **connect_options: Any,
-    ) -> Any:
+    ) -> SwarmModel:
         """The model of a local folder or a hub's "owner/name", computed by the swarm that `initial_peers` belong to.
 
         Reads, and from a hub fetches, only the tensors outside the blocks. `dtype` is that of this machine's part.
+        `guess`: how many tokens are guessed ahead, "auto", "off" or a number (`SwarmModel.guess`). `draft`: a small
+        model with the same tokenizer that runs on this machine and guesses, too: a folder, a hub's name, or loaded.
         The other options are those of `blockswarm.client.connect.connect`. Raises SwarmError.
         """
-        from ..connect import connect  # brings grpc and the directory
+        from ..connect import connect, parsed_peers  # brings grpc and the directory
 
+        # Whatever can be refused is refused before anything is read, and in a forked child.
+        background_loop()
+        guess = checked_setting(guess)
+        parsed_peers(initial_peers)
+        dtype = _dtype(connect_options.pop("torch_dtype", dtype))
+        _refuse_foreign(connect_options, inspect.signature(connect).parameters)
         checkpoint = open_checkpoint(model_name_or_path, revision=revision)
+        drafting = open_draft(draft, model_name_or_path, revision) if draft is not None else None
         model = load_ends(checkpoint, dtype)
         factory = connect(
             checkpoint=checkpoint,
@@ -49,7 +71,40 @@ class AutoSwarmModelForCausalLM:
             swarm_key=swarm_key,
             **connect_options,
         )
-        return attach(model, factory)
+        connected: SwarmModel = attach(model, factory, guess, drafting)
+        return connected
+
+
+_IGNORED = {"device_map", "low_cpu_mem_usage", "attn_implementation", "use_safetensors", "use_cache"}
+_FORMATS = "The operators of the peers choose the format of the weights; min_precision sets a limit."
+_HINTS = {
+    "trust_remote_code": "Code of a model is never run; its family has to be one of transformers.",
+    "token": "Set HF_TOKEN, or log in with `hf auth login`.",
+    "cache_dir": "Set XDG_CACHE_HOME.",
+    "quantization_config": _FORMATS,
+    "load_in_8bit": _FORMATS,
+    "load_in_4bit": _FORMATS,
+}
+"""Arguments of transformers' from_pretrained, and what to do instead."""
+
+
+def _refuse_foreign(options: dict[str, Any], known: Container[str]) -> None:
+    """Drop the arguments that mean nothing here, with a word in the log. Raises UsageError for others."""
+    for name in [name for name in options if name not in known]:
+        value = options.pop(name)
+        if name in _IGNORED:
+            logger.warning("from_pretrained(%s=...) is ignored: the blocks are at the peers", name)
+        elif value is not None and value is not False:
+            hint = _HINTS.get(name, "See docs/python.md for the arguments that there are.")
+            raise UsageError(f"from_pretrained takes no {name!r} here", hint=hint)
+
+
+def _dtype(given: torch.dtype | str) -> torch.dtype:
+    """A dtype, or its name ("bfloat16", "auto": float32). Raises UsageError."""
+    found = torch.float32 if given == "auto" else getattr(torch, given, None) if isinstance(given, str) else given
+    if not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise UsageError(f"{given!r} is no dtype for the embedding and the head", hint="Use torch.float32.")
+    return found
 
 
 def load_ends(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -57,10 +112,23 @@ def load_ends(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Pre
 
     Raises UnsupportedModel, ModelMismatch, and what reading the checkpoint raises.
     """
-    model = load_model(swarm_class(checkpoint.config), checkpoint.config, checkpoint.ends_state(), dtype)
+    model = load_model(
+        swarm_class(checkpoint.config), checkpoint.config, checkpoint.ends_state(), dtype, check_size=True
+    )
     if (checkpoint.folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+        model.generation_config = _generation_config(checkpoint)
     return prepare(model)
+
+
+def _generation_config(checkpoint: Checkpoint) -> GenerationConfig:
+    """Raises UsageError."""
+    try:
+        return GenerationConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+    except Exception as error:  # transformers reads a file that anybody may have written
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(
+            f"generation_config.json cannot be used: {reason}", hint="Mend it, or remove it: it holds only defaults."
+        ) from None
 
 
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
@@ -72,8 +140,17 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
     return model.eval()
 
 
-def attach(model: PreTrainedModel, factory: SessionFactory) -> Any:
-    """Connect a model made by `load_ends` to a swarm; returns the model."""
+def attach(
+    model: PreTrainedModel, factory: SessionFactory, guess: str | int = AUTO, drafting: DraftModel | None = None
+) -> Any:
+    """Connect a model made by `load_ends` to a swarm, and have `drafting` guess for it, too; returns the model.
+
+    A model that nobody refers to any more leaves the swarm by itself.
+    """
     assert isinstance(model, SwarmModel)
     model.session_factory = factory
+    weakref.finalize(model, factory.forget).atexit = False
+    model.guess = guess
+    if drafting is not None:
+        model.make_drafters = lambda: [SuffixDrafter(), drafting.drafter()]
     return model

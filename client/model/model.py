@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -29,9 +29,21 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, Pr
 from transformers.generation.configuration_utils import GenerationMode
 
 from ...proto.errors import UsageError
-from ...proto.model.ends import ends_class
+from ...proto.model.ends import ends_class, position_limit
+from ..quotes import Quote
+from .batch.packing import ForwardInputs
+from .batch.padding import RowEnds, least_padding, refuse_empty_rows
 from .generation import Cancellation, Generation, current_generation, last_generation, note_last
-from .remote import ForwardInputs, RemoteBlocks, SessionFactory, SwarmCache
+from .growing import GrowingCache
+from .guess.drafter import Drafter
+from .guess.forwards import GuessedForwards
+from .guess.guesser import Guesser
+from .guess.panel import KnownKinds
+from .guess.policy import AUTO, checked_setting
+from .guess.suffix import SuffixDrafter
+from .refusals import WithoutBlocks, refuse_long_texts, refuse_unknown_tokens
+from .remote import RemoteBlocks, SessionFactory, SwarmCache
+from .slices import BlockSlices
 from .stream import stream_tokens
 from .text_session import TextSession, entered_session
 
@@ -68,7 +80,7 @@ def _without_held_inputs(family_method: Callable[..., Any]) -> Callable[..., Any
 _Family: Any = object  # what it is mixed into is a PreTrainedModel
 
 
-class SwarmModel(_Family):
+class SwarmModel(WithoutBlocks, _Family):
     """Mixed into the family's class, in front of it.
 
     `generate` is transformers' own; inside `with model.session(...)` it computes only what the session does not hold.
@@ -76,11 +88,17 @@ class SwarmModel(_Family):
     """
 
     session_factory: SessionFactory | None = None
+    guess: str | int = AUTO
+    """How many tokens are guessed ahead: "auto", "off", or a number per trip; for calls that begin from now on."""
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.generation_listeners: list[Callable[[Generation], object]] = []
         """Called with every new generation before its first step, in its thread; an error of theirs ends it."""
+        self.make_drafters: Callable[[], Sequence[Drafter]] = lambda: [SuffixDrafter()]
+        """Makes what guesses the tokens of a new session's text: any object of the protocol `Drafter`."""
+        self._known_kinds: KnownKinds = {}
+        """How often guesses were right in the texts so far."""
         signature = inspect.signature(self.forward)
 
         def before_forward(
@@ -89,6 +107,7 @@ class SwarmModel(_Family):
             return (), _checked_inputs(model, signature.bind_partial(*args).arguments | kwargs if args else kwargs)
 
         self.register_forward_pre_hook(before_forward, with_kwargs=True)
+        self.register_forward_hook(_without_unwanted_cache, with_kwargs=True)
 
     @functools.wraps(GenerationMixin.generate)
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -96,13 +115,36 @@ class SwarmModel(_Family):
 
     def generate_as(self, generation: Generation, /, *args: Any, **kwargs: Any) -> Any:
         """`generate` as the call that `generation` stands for, a new one."""
-        session = entered_session(self)
-        if session is not None and kwargs.get("past_key_values") is None:
+        self.connected()
+        session = entered_session(self) if kwargs.get("past_key_values") is None else None
+        if session is not None:
             return session.continue_text(generation, *args, **kwargs)
         with generation.running(self):
             for listener in self.generation_listeners:
                 listener(generation)
             return super().generate(*args, **kwargs)
+
+    @property
+    def blocks(self) -> BlockSlices:
+        """The blocks at the peers, as functions: `model.blocks[3:7](hidden)`, see `BlockSlices`."""
+        return BlockSlices(self, self.config.num_hidden_layers)
+
+    @functools.cached_property
+    def position_limit(self) -> int | None:
+        """How many tokens a text may have, prompt and new ones; None: any number. Found by trying, the first time."""
+        return position_limit(self.config)
+
+    def quote(self, prompt_tokens: int, new_tokens: int) -> Quote:
+        """The wait, the time to the first token and the speed that one text would get now.
+
+        It chooses a chain as a session would and reserves nothing.  After some sessions it knows how far predictions
+        are off, and the intervals say so.  Raises UsageError, NoChainError, PeerBusy.
+        """
+        for name, number in (("prompt_tokens", prompt_tokens), ("new_tokens", new_tokens)):
+            if number < 1:
+                raise UsageError(f"{name} must be at least 1, not {number}")
+        refuse_long_texts(prompt_tokens + new_tokens, self.position_limit)
+        return self.connected().quote(prompt_tokens, new_tokens)
 
     @property
     def last_generation(self) -> Generation | None:
@@ -142,25 +184,76 @@ class SwarmModel(_Family):
         copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         rows = batch_size * copies
         # Prompt look-up does not cap its guesses at the maximum length.
-        longest = max_cache_length + 1 + (generation_config.prompt_lookup_num_tokens or 0)
+        guessed = generation_config.prompt_lookup_num_tokens or 0
+        longest, padding = max_cache_length + 1 + guessed, 0
+        if (mask := model_kwargs.get("attention_mask")) is not None:
+            refuse_empty_rows(mask)
+            padding = least_padding(mask)
+        refuse_long_texts(max_cache_length + guessed - padding, self.position_limit)
         cache = model_kwargs.get("past_key_values")
         generation = current_generation()
         assert generation is not None, "generate is called through SwarmModel.generate"
         generation.assisted = generation_mode == GenerationMode.ASSISTED_GENERATION
         if cache is None:
-            cache = model_kwargs["past_key_values"] = SwarmCache(self.connected(), rows * longest, rows)
-            generation.use(cache, own=True)
-            return
-        if not isinstance(cache, SwarmCache):
+            cache = model_kwargs["past_key_values"] = self._new_cache(generation, rows, longest, generation_config)
+        elif not isinstance(cache, SwarmCache):
             raise _foreign_cache(cache)
-        _check_room(cache, rows, longest)
+        cache.check_room(rows, longest)
+        if isinstance(cache, GrowingCache):
+            generation.own(cache)
         cache.batch_repeat_interleave(copies)
-        generation.use(cache, own=False)
+        self._guess_ahead(cache, max_cache_length)
+        generation.use(cache, longest)
+
+    def _new_cache(self, generation: Generation, rows: int, longest: int, settings: GenerationConfig) -> SwarmCache:
+        """The cache of a call of `generate`; one that is handed out may come back."""
+        factory, outer = self.connected(), generation.outer
+        if outer is not None:  # an assistant's call: the next one continues it, up to the end of the outer text
+            cache: SwarmCache = GrowingCache(factory, rows * max(longest, outer.longest), rows)
+        elif settings.return_dict_in_generate:
+            cache = GrowingCache(factory, rows * longest, rows)
+        else:
+            cache = SwarmCache(factory, rows * longest, rows)
+            generation.own(cache)
+        return cache
+
+    def _get_stopping_criteria(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
+        """Note which rows end before others. Private to transformers: a test guards it."""
+        criteria = super()._get_stopping_criteria(generation_config, *args, **kwargs)
+        generation = current_generation()
+        if generation is None:
+            return criteria
+        generation.row_ends = RowEnds(criteria, generation_config.num_beams or 1)
+        return generation.row_ends
+
+    def _guess_ahead(self, cache: SwarmCache, most_columns: int) -> None:
+        """Have `cache` guess as the model says; of one that has guessed before what it learnt is kept.
+
+        One that may begin another session in the middle of a text does not guess.
+        """
+        if isinstance(cache, GrowingCache):
+            return
+        known = cache.guesses.guesser if cache.guesses is not None else None
+        if known is None or known.setting != checked_setting(self.guess):
+            known = Guesser(self.guess, self.make_drafters(), self.connected().timing.guess, self._known_kinds)
+        cache.guesses = GuessedForwards(known, self, most_columns)
+
+    def close(self) -> None:
+        """Close the connections to the swarm, and end calls that run; a `with` block does it at its end. Idempotent."""
+        if self.session_factory is not None:
+            self.session_factory.close()
+
+    def __enter__(self) -> SwarmModel:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     def connected(self) -> SessionFactory:
-        """The swarm that computes the blocks. Raises UsageError if there is none."""
+        """The swarm that computes the blocks. Raises UsageError if there is none, or if it is closed."""
         if self.session_factory is None:
             raise UsageError("the model is not connected to a swarm", hint="Use from_pretrained with initial_peers.")
+        self.session_factory.check_open()
         return self.session_factory
 
 
@@ -168,35 +261,45 @@ def _checked_inputs(model: SwarmModel, kwargs: dict[str, Any]) -> dict[str, Any]
     """Refuse what a swarm cannot do, and tell the cache what the remote blocks will not see. Raises UsageError."""
     if model.training:
         raise UsageError("a swarm does not train", hint="Call model.eval().")
-    for wish in ("output_hidden_states", "output_attentions"):
+    for wish in ("output_hidden_states", "output_attentions", "output_router_logits"):
         if kwargs.get(wish) or getattr(model.config, wish, False):
             raise UsageError(f"{wish} is not possible: the blocks are at the peers")
     ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
     if (ids is None) == (embeds is None):
         raise UsageError("exactly one of input_ids and inputs_embeds is needed")
     batch, count = (embeds if ids is None else ids).shape[:2]  # type: ignore[union-attr]
+    factory = model.connected()
     cache = kwargs.get("past_key_values")
     if cache is None:
-        cache = SwarmCache(model.connected(), batch * count, batch, single_use=True)
+        generation = current_generation()
+        later = batch * (count + generation.longest) if generation is not None else 0
+        wanted = kwargs.get("use_cache") is not False
+        cache = GrowingCache(factory, batch * count, batch, briefly=True, later_tokens=later, wanted=wanted)
+        if generation is not None:
+            generation.own(cache)
     elif not isinstance(cache, SwarmCache):
         raise _foreign_cache(cache)
     keep = kwargs.get("logits_to_keep", 0)
     mask = kwargs.get("attention_mask")
     if mask is not None and not (isinstance(mask, torch.Tensor) and mask.dim() == 2):
         raise UsageError("the attention mask must have two dimensions: one number per token")
+    if batch * count > 1 or cache.columns == 0:  # a single new token is one that generate has chosen
+        if ids is not None:
+            refuse_unknown_tokens(ids, len(model.get_input_embeddings().weight))
+        refuse_long_texts(cache.columns + count - least_padding(mask), model.position_limit)
     cache.expect(ForwardInputs(ids, mask, kwargs.get("position_ids"), keep if isinstance(keep, int) else 0))
     return kwargs | {"past_key_values": cache, "use_cache": True}
 
 
-def _check_room(cache: SwarmCache, rows: int, longest: int) -> None:
-    """Refuse now rather than in the middle of a text. Raises UsageError, and SessionLost if the session is gone."""
-    cache.check_usable()
-    if rows * longest > cache.max_tokens or rows > cache.max_rows:
-        raise UsageError(
-            f"up to {longest} tokens in {rows} rows do not fit into a session for {cache.max_tokens} tokens in "
-            f"{cache.max_rows} rows",
-            hint="Open the session with a larger max_length or max_rows, or generate fewer tokens.",
-        )
+def _without_unwanted_cache(model: SwarmModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """Leave out of the result the cache of a forward that was asked for none."""
+    cache = kwargs["past_key_values"]
+    if cache.wanted:
+        return output
+    if isinstance(output, tuple):
+        return tuple(value for value in output if value is not cache)
+    output.past_key_values = None
+    return output
 
 
 def _foreign_cache(cache: object) -> UsageError:

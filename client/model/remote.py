@@ -1,16 +1,16 @@
 """The module in the place of a model's blocks: it sends the hidden states to the peers and waits for the answer.
 
 The cache that `generate` carries from forward to forward is a `SwarmCache`.  It holds no keys and values: the peers do.
-It holds the session with them and the bookkeeping of `cache.py`, and turns each forward into one step.
+It holds the session with them and the bookkeeping of `batch/steps.py`, and turns each forward into one step.
 
 The network side is behind two protocols, `SessionFactory` and `StepRunner`; nothing here knows of it.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,15 +18,24 @@ from torch import nn
 
 from ...proto.errors import SessionLost, UsageError
 from ...proto.model.cache import LayerlessCache
-from ...proto.wire.steps import StepPlan
-from ..config import SessionEvent
+from ...proto.wire.steps import RowTable, StepPlan
+from ...routing.swarm import BlockRange
+from ..config import OnEvent, SessionEvent, heard_by
+from ..quotes import Quoting
 from ..report import ChainReport
 from ..timing import ClientTiming
-from .cache import BatchRows, BatchStep
+from .batch.history import History
+from .batch.packing import ForwardInputs, bytes_of_rows, pack, unpack
+from .batch.padding import common_beginnings
+from .batch.steps import BatchRows, BatchStep
+from .guess.forwards import GuessedForwards
+from .guess.front import FrontCache
+from .guess.guesser import TripRunner
+from .refusals import NotCopied
 
 
-class StepRunner(Protocol):
-    """One session with a chain of peers. `run` is called by one thread at a time, the rest by any."""
+class StepRunner(TripRunner, Protocol):
+    """One session with a chain of peers. `run` and `begin` are called by one thread at a time, the rest by any."""
 
     def run(self, plan: StepPlan, hidden: torch.Tensor) -> torch.Tensor:
         """(plan.tokens, H) packed in the order of `plan.rows` -> (plan.answers, H), packed likewise; blocks.
@@ -41,57 +50,56 @@ class StepRunner(Protocol):
     def report(self, since: int = 0) -> ChainReport:
         """Where the time of the last steps went, without the first `since` answers."""
 
-    def abort(self) -> None:
-        """Make the pending `run` and all later ones raise SessionLost, at once and without waiting. Idempotent."""
+    def abort(self, confirmed: Sequence[int]) -> None:
+        """Make all steps under way and all later ones raise SessionLost, at once and without waiting. Idempotent.
 
-    def close(self) -> None:
-        """Free what the peers hold for the session. Never raises; idempotent."""
+        `confirmed` are the lengths of the rows: the tokens that peers hold behind these were only guessed.
+        """
+
+    def close(self, confirmed: Sequence[int]) -> None:
+        """Free what the peers hold for the session; `confirmed` as for `abort`. Never raises; idempotent."""
 
 
-class SessionFactory(Protocol):
+class SessionFactory(Quoting, Protocol):
     """The swarm, as a model sees it."""
 
     timing: ClientTiming
 
+    def check_open(self) -> None:
+        """Raises UsageError if no session can be opened any more, or not in this process."""
+
+    def close(self) -> None: ...
+
+    def forget(self) -> None:
+        """`close` without waiting."""
+
     def open_session(
-        self, max_tokens: int, max_rows: int, on_event: Callable[[SessionEvent], None] | None = None
+        self, max_tokens: int, max_rows: int, on_event: OnEvent | None = None, blocks: BlockRange | None = None
     ) -> StepRunner:
-        """A session for at most `max_tokens` tokens over all rows and at most `max_rows` rows. Raises SwarmError.
-
-        `on_event` hears, in any thread, how the session finds and repairs its chain.
-        """
+        """A session of `max_rows` rows and `max_tokens` tokens over all, through `blocks` (None: all of them)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardInputs:
-    """The arguments of a forward, beside the hidden states that reach the blocks."""
-
-    input_ids: torch.Tensor | None
-    """(B, T)"""
-    attention_mask: torch.Tensor | None
-    """(B, columns so far + T), None: no padding"""
-    position_ids: torch.Tensor | None
-    """(B or 1, T)"""
-    answers: int
-    """How many of the last columns are needed behind the blocks; 0: all."""
-
-
-class SwarmCache(LayerlessCache):
+class SwarmCache(NotCopied, LayerlessCache):
     """The cache of a batch whose keys and values are at the peers.
 
-    The session is opened by the first step, for `max_tokens` tokens over all rows and `max_rows` rows.  With
-    `single_use` it is closed by the same step.  After an error in a step the cache is unusable (`usable`).
+    The session is opened by the first step, for `max_tokens` tokens over all rows and `max_rows` rows.  After an error
+    in a step the cache is unusable (`usable`).  A cache that nobody refers to any more ends its session.
     """
 
-    def __init__(self, factory: SessionFactory, max_tokens: int, max_rows: int, *, single_use: bool = False) -> None:
+    wanted = True
+    """Whether it is a part of the result of a forward."""
+
+    def __init__(self, factory: SessionFactory, max_tokens: int, max_rows: int) -> None:
         super().__init__()
         self.max_tokens = max_tokens
         self.max_rows = max_rows
         self._factory = factory
-        self._single_use = single_use
         self._rows = BatchRows()
         self._inputs: ForwardInputs | None = None
-        self._ids = _TokenHistory()
+        self._ids = History()
+        self._histories = [self._ids]
+        self.guesses: GuessedForwards | None = None
+        """Guesses ahead for this cache, where there is any."""
         self._lock = threading.Lock()  # guards the two below: abort and close come from other threads
         self._runner: StepRunner | None = None
         self._gone: str | None = None
@@ -136,15 +144,28 @@ class SwarmCache(LayerlessCache):
 
         Raises UsageError for inputs that cannot be computed, and what the session raises.
         """
-        inputs, self._inputs = self._inputs, None
-        if inputs is None:
-            raise UsageError("the blocks were called without their model", hint="Call the model, not its forward.")
+        inputs = self._expected()
         step = self._plan(inputs, hidden)
-        output = self._run(step, hidden) if step.plan is not None else torch.zeros_like(hidden)
-        self._rows = step.after
-        if not self._single_use:
-            self._ids.append(inputs.input_ids, hidden)
+        if not self._fits(step.after.table):
+            held = step.after.table
+            raise UsageError(
+                f"{held.tokens} tokens in {len(held.lengths)} rows do not fit into a session for {self.max_tokens} "
+                f"tokens in {self.max_rows} rows",
+                hint="Open the session with a larger max_length or max_rows.",
+            )
+        output = self._run(step, hidden, inputs) if step.plan is not None else torch.zeros_like(hidden)
+        self._advance(step, inputs, hidden)
         return output
+
+    def check_room(self, rows: int, longest: int) -> None:
+        """Refuse now rather than in the middle of a text. Raises UsageError, and SessionLost if the session is gone."""
+        self.check_usable()
+        if rows * longest > self.max_tokens or rows > self.max_rows:
+            raise UsageError(
+                f"up to {longest} tokens in {rows} rows do not fit into a session for {self.max_tokens} tokens in "
+                f"{self.max_rows} rows",
+                hint="Open the session with a larger max_length or max_rows, or generate fewer tokens.",
+            )
 
     def begin_use(self, on_event: Callable[[SessionEvent], None]) -> None:
         """From now on the session's events go to `on_event`, and `report` leaves out the steps so far."""
@@ -163,18 +184,35 @@ class SwarmCache(LayerlessCache):
             self._gone = self._gone or "it was cancelled"
             runner = self._runner
         if runner is not None:
-            runner.abort()
+            runner.abort(self._rows.table.lengths)
 
     def close(self) -> None:
         """End the session. Idempotent."""
         with self._lock:
             self._gone = self._gone or "it has ended"
-            runner = self._runner
+        self._end_session()
+
+    def release(self) -> None:
+        """End the session behind a call of `generate` that opened it. Idempotent."""
+        self.close()
+
+    def hear(self, event: SessionEvent) -> None:
+        """Tell the present use of the cache of an event of its session."""
+        self._on_event(event)
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            self._end_session()
+
+    def _end_session(self) -> None:
+        """Free the room at the peers; whether another session may follow is another question."""
+        with self._lock:
+            runner, self._runner = self._runner, None
             if runner is not None:
                 self._report = runner.report(self._first_step)
-                self._runner = None
+                self._first_step = 0
         if runner is not None:
-            runner.close()
+            runner.close(self._rows.table.lengths)
 
     def _plan(self, inputs: ForwardInputs, hidden: torch.Tensor) -> BatchStep:
         batch, count = hidden.shape[:2]
@@ -182,15 +220,22 @@ class SwarmCache(LayerlessCache):
         paddings = self._paddings(inputs.attention_mask, batch, count)
         _check_positions(inputs.position_ids, paddings, columns, count)
         ids = hidden if inputs.input_ids is None else inputs.input_ids
-        step = self._rows.step(paddings, count, inputs.answers or count, lambda: _bytes_of_rows(ids))
-        held = step.after.table
-        if held.tokens > self.max_tokens or len(held.lengths) > self.max_rows:
-            raise UsageError(
-                f"{held.tokens} tokens in {len(held.lengths)} rows do not fit into a session for {self.max_tokens} "
-                f"tokens in {self.max_rows} rows",
-                hint="Open the session with a larger max_length or max_rows.",
-            )
-        return step
+        return self._rows.step(paddings, count, inputs.answers or count, lambda: bytes_of_rows(ids))
+
+    def _fits(self, held: RowTable) -> bool:
+        return held.tokens <= self.max_tokens and len(held.lengths) <= self.max_rows
+
+    def _expected(self) -> ForwardInputs:
+        """The forward that was announced. Raises UsageError if none was."""
+        inputs, self._inputs = self._inputs, None
+        if inputs is None:
+            raise UsageError("the blocks were called without their model", hint="Call the model, not its forward.")
+        return inputs
+
+    def _advance(self, step: BatchStep, inputs: ForwardInputs, hidden: torch.Tensor) -> None:
+        """Take over a step that was done."""
+        self._rows = step.after
+        self._ids.append(torch.full(hidden.shape[:2], -1) if inputs.input_ids is None else inputs.input_ids)
 
     def _paddings(self, mask: torch.Tensor | None, batch: int, count: int) -> Sequence[int]:
         width = self._rows.columns + count
@@ -212,33 +257,50 @@ class SwarmCache(LayerlessCache):
         paddings: list[int] = leading.tolist()
         return paddings
 
-    def _run(self, step: BatchStep, hidden: torch.Tensor) -> torch.Tensor:
+    def _run(self, step: BatchStep, hidden: torch.Tensor, inputs: ForwardInputs) -> torch.Tensor:
         assert step.plan is not None
-        packed = _pack(hidden, step)
+        packed = pack(hidden, step)
         try:
-            answers = self._session().run(step.plan, packed)
+            if self.guesses is not None:
+                room = self.max_tokens - step.after.table.tokens
+                answers = self.guesses.compute(self._session(), step, packed, inputs, room)
+            else:
+                answers = self._session().run(step.plan, packed)
         except BaseException:
             # How far the peers came is unknown, so nothing can be built on their rows.
             with self._lock:
                 self._gone = self._gone or "a step of it failed"
             self.close()
             raise
-        if self._single_use:
-            self.close()
-        return _unpack(answers.to(hidden.device, hidden.dtype), step, hidden)
+        return unpack(answers.to(hidden.device, hidden.dtype), step, hidden)
 
     def _session(self) -> StepRunner:
         runner = self._runner
         if runner is None and self._gone is None:
-            runner = self._factory.open_session(self.max_tokens, self.max_rows, lambda event: self._on_event(event))
+            runner = self._factory.open_session(self.max_tokens, self.max_rows, heard_by(self))
             with self._lock:
                 if self._gone is None:
                     self._runner = runner
             if self._gone is not None:
-                runner.close()
+                runner.close(())
         self.check_usable()
         assert runner is not None
         return runner
+
+    def keep_beginning(self, ids: torch.Tensor, visible: torch.Tensor) -> None:
+        """Become the cache of the columns with which the batch `ids` (B, S) begins, and of which the peers hold all.
+
+        `visible` (B, S) is 0 in the leading columns that are padding, at least the last column is not. Rows may have
+        other padding than before, what counts are their tokens; at least the last column is left to compute. Costs
+        nothing: the next step carries it.
+        """
+        ids, paddings = ids.cpu(), (visible == 0).sum(dim=1).cpu()
+        rows, shared = common_beginnings(
+            self._ids.joined(), torch.tensor(self.paddings, dtype=torch.long), ids, paddings
+        )
+        columns = min(int((paddings + shared).min()), ids.shape[1] - 1)
+        self._rows = self._rows.begun(columns, paddings.tolist(), rows.tolist())
+        self._ids.replace(ids[:, : self._rows.columns])
 
     # What transformers asks of a cache.
 
@@ -251,7 +313,8 @@ class SwarmCache(LayerlessCache):
             raise ValueError(f"crop takes minus the number of tokens to remove, not {tokens_to_remove}")
         if tokens_to_remove:
             self._rows = self._rows.cropped(-tokens_to_remove)
-            self._ids.crop(self._rows.columns)
+            for history in self._histories:
+                history.crop(self._rows.columns)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         self._select(beam_idx)
@@ -265,7 +328,8 @@ class SwarmCache(LayerlessCache):
     def _select(self, batch_rows: torch.Tensor) -> None:
         if self._rows.columns:
             self._rows = self._rows.selected(batch_rows.tolist())
-            self._ids.select(batch_rows)
+            for history in self._histories:
+                history.select(batch_rows)
 
     def reset(self) -> None:
         self.crop(-self._rows.columns)
@@ -301,30 +365,9 @@ class RemoteBlocks(nn.Module):
         if hidden_states.requires_grad and torch.is_grad_enabled():
             raise UsageError("gradients do not pass through the swarm", hint="Call the model under torch.no_grad().")
         for value in (*kwargs.values(), *args):
-            if isinstance(value, SwarmCache):
+            if isinstance(value, (SwarmCache, FrontCache)):
                 return value.compute(hidden_states)
         raise UsageError("the blocks were called without their model", hint="Call the model, not its forward.")
-
-
-class _TokenHistory:
-    """The token ids that were computed, appended per forward and joined only when somebody looks."""
-
-    def __init__(self) -> None:
-        self._parts: list[torch.Tensor] = []
-
-    def append(self, input_ids: torch.Tensor | None, hidden: torch.Tensor) -> None:
-        self._parts.append(torch.full(hidden.shape[:2], -1) if input_ids is None else input_ids)
-
-    def joined(self) -> torch.Tensor:
-        if len(self._parts) > 1:
-            self._parts = [torch.cat([part.cpu() for part in self._parts], dim=1)]
-        return self._parts[0] if self._parts else torch.empty((0, 0), dtype=torch.long)
-
-    def crop(self, columns: int) -> None:
-        self._parts = [self.joined()[:, :columns]] if columns else []
-
-    def select(self, batch_rows: torch.Tensor) -> None:
-        self._parts = [self.joined()[batch_rows.cpu()]]
 
 
 def _check_positions(position_ids: torch.Tensor | None, paddings: Sequence[int], columns: int, count: int) -> None:
@@ -345,38 +388,3 @@ def _check_positions(position_ids: torch.Tensor | None, paddings: Sequence[int],
         "position_ids other than 0, 1, 2, ... from the first token of each row on are not possible",
         hint="Leave position_ids out: they follow from the attention mask.",
     )
-
-
-def _bytes_of_rows(tensor: torch.Tensor) -> list[bytes]:
-    """Each row's content, comparable; as bytes, because numpy has no bfloat16."""
-    rows = tensor.detach().cpu().contiguous().view(len(tensor), -1).view(torch.uint8).numpy()
-    return [row.tobytes() for row in rows]
-
-
-def _pack(hidden: torch.Tensor, step: BatchStep) -> torch.Tensor:
-    """(B, T, H) -> (plan.tokens, H): the tokens of each sender, which are in its last columns."""
-    assert step.plan is not None
-    batch, count, size = hidden.shape
-    hidden = hidden.detach()
-    if step.plan.tokens == len(step.senders) * count:  # nothing of it is padding
-        every = len(step.senders) == batch
-        return (hidden if every else hidden[list(step.senders)]).reshape(-1, size)
-    rows = zip(step.senders, step.plan.rows, strict=True)
-    return torch.cat([hidden[sender, count - piece.count :] for sender, piece in rows])
-
-
-def _unpack(answers: torch.Tensor, step: BatchStep, hidden: torch.Tensor) -> torch.Tensor:
-    """(plan.answers, H) -> (B, T, H): each batch row gets its row's answers in its last columns."""
-    assert step.plan is not None
-    batch, count, size = hidden.shape
-    rows = len(step.senders)
-    assert answers.shape == (step.plan.answers, size), (answers.shape, step.plan.answers)
-    if step.plan.answers == rows * count:  # everything is wanted
-        answers = answers.view(rows, count, size)
-        return answers if rows == batch else answers[list(step.receivers)]
-    parts = answers.split([piece.answers for piece in step.plan.rows])
-    output = torch.zeros_like(hidden)
-    for row, receiver in enumerate(step.receivers):
-        part = parts[receiver]
-        output[row, count - part.shape[0] :] = part
-    return output

@@ -1,4 +1,4 @@
-"""`generate` as an asynchronous iterator of token ids: it runs in a thread of its own and can be left at any time."""
+"""`generate` as an asynchronous iterator: it runs in a thread of its own and can be left at any time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import contextvars
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
@@ -16,6 +16,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from ...proto.errors import UsageError
 from .generation import Cancellation
+
+T = TypeVar("T")
 
 
 async def stream_tokens(
@@ -26,24 +28,43 @@ async def stream_tokens(
     Leaving the iteration early requests `cancellation` and waits for the thread, at most `end_seconds`. Raises what
     generate raises.
     """
-    loop = asyncio.get_running_loop()
-    stream: asyncio.Queue[int | _StreamEnd] = asyncio.Queue()
     criteria = StoppingCriteriaList(kwargs.pop("stopping_criteria", None) or [])
-    kwargs["streamer"] = _TokenStreamer(lambda token: loop.call_soon_threadsafe(stream.put_nowait, token))
     kwargs["stopping_criteria"] = StoppingCriteriaList([*criteria, _StopOn(cancellation.requested)])
+
+    def work(emit: Callable[[int], object]) -> None:
+        generate(**kwargs, streamer=_TokenStreamer(emit))
+
+    async with contextlib.aclosing(stream_from_thread(work, cancellation, end_seconds)) as tokens:  # type: ignore[type-var]
+        async for token in tokens:
+            yield token
+
+
+async def stream_from_thread(
+    work: Callable[[Callable[[T], object]], object], cancellation: Cancellation, end_seconds: float
+) -> AsyncIterator[T]:
+    """Call `work(emit)` in a thread of its own and yield what it emits.
+
+    Leaving the iteration early requests `cancellation` and waits for the thread, at most `end_seconds`. Raises what
+    `work` raises.
+    """
+    loop = asyncio.get_running_loop()
+    stream: asyncio.Queue[T | _StreamEnd] = asyncio.Queue()
     finished = asyncio.Event()
 
-    def work() -> None:
+    def emit(item: T) -> None:
+        loop.call_soon_threadsafe(stream.put_nowait, item)
+
+    def run() -> None:
         error: BaseException | None = None
         try:
-            generate(**kwargs)
+            work(emit)
         except BaseException as raised:
             error = raised
         loop.call_soon_threadsafe(stream.put_nowait, _StreamEnd(error))
         loop.call_soon_threadsafe(finished.set)
 
     context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(work,), name="blockswarm-stream", daemon=True).start()
+    threading.Thread(target=context.run, args=(run,), name="blockswarm-stream", daemon=True).start()
     try:
         while not isinstance(item := await stream.get(), _StreamEnd):
             yield item

@@ -36,11 +36,42 @@ MinPrecision = Annotated[
         " bfloat16, float16, int8, int4, nf4.  [default: any]",
     ),
 ]
+AllowPeer = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-peer",
+        help="Use only the peers with these ids; may be given several times. See docs/security.md.  [default: all]",
+    ),
+]
 Patience = Annotated[
     float, typer.Option("--patience", help="Seconds to wait for room where all peers are full; your place is shown.")
 ]
 NoPrefixCache = Annotated[
     bool, typer.Option("--no-prefix-cache", help="Compute the whole prompt, whatever the peers hold of an earlier one.")
+]
+Lan = Annotated[
+    bool,
+    typer.Option(
+        "--lan",
+        help="The swarm is on your own network: connect to private addresses, too."
+        " Not needed where an initial peer is at such an address.",
+    ),
+]
+GuessAhead = Annotated[
+    str,
+    typer.Option(
+        "--guess",
+        help="Guess tokens ahead, for fewer trips to the peers and the same text: auto (where it pays), off,"
+        " or a number, the most of them.",
+    ),
+]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        help="A folder or a Hugging Face id of a small model with the same tokenizer: it runs here and guesses, too.",
+        show_default=False,
+    ),
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Revision of a Hugging Face model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

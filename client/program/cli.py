@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...proto.settings import Version, arguments_or_exit
 from .arguments import (
+    AllowPeer,
     AsJson,
+    Draft,
+    GuessAhead,
     IdentityFile,
     InitialPeers,
+    Lan,
     MaxNewTokens,
     MinP,
     MinPrecision,
@@ -33,22 +39,26 @@ from .arguments import (
     Verbose,
     WireFormat,
 )
-from .edge import given_prompt, reported_errors, run, survey, swarm_options, write
+from .edge import allowed_peers, given_prompt, reported_errors, run, survey, swarm_options, write
+from .serve import new_api_key, serve
 
 if TYPE_CHECKING:
     from .options import GenerateOptions, SwarmOptions
     from .talk import Talker
-
-T = TypeVar("T")
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "SWARM_CLIENT"},
     help="Generate text with a swarm of peers that share a large language model, and look at such a swarm.",
 )
+
+
+@app.callback()
+def every_command(version: Version = False) -> None:
+    """Generate text with a swarm of peers that share a large language model, and look at such a swarm."""
 
 
 @app.command()
@@ -72,11 +82,15 @@ def generate(
     as_json: AsJson = False,
     swarm_key: SwarmKeyFile = None,
     identity: IdentityFile = None,
+    lan: Lan = False,
     no_push: NoPush = False,
     wire_format: WireFormat = "auto",
     min_precision: MinPrecision = None,
+    allow_peer: AllowPeer = None,
     patience: Patience = 30.0,
     no_prefix_cache: NoPrefixCache = False,
+    guess: GuessAhead = "auto",
+    draft: Draft = None,
     revision: Revision = None,
     verbose: Verbose = False,
 ) -> None:
@@ -96,8 +110,9 @@ def generate(
             stop=tuple(stop or ()),
         )  # fmt: skip
         options = swarm_options(
-            initial_peers, swarm_key, identity, no_push, revision, wire_format=wire_format,
-            min_precision=min_precision, patience_seconds=patience, prefix_cache=not no_prefix_cache,
+            initial_peers, swarm_key, identity, lan, no_push, revision, wire_format=wire_format,
+            min_precision=min_precision, allow_peers=allowed_peers(allow_peer), patience_seconds=patience,
+            prefix_cache=not no_prefix_cache, guess=guess, draft=draft,
         )  # fmt: skip
         text = given_prompt(prompt)
         _generate(model, options, text, wish, report, as_json)
@@ -147,17 +162,21 @@ def chat(
     stop: Stop = None,
     swarm_key: SwarmKeyFile = None,
     identity: IdentityFile = None,
+    lan: Lan = False,
     no_push: NoPush = False,
     wire_format: WireFormat = "auto",
     min_precision: MinPrecision = None,
+    allow_peer: AllowPeer = None,
     patience: Patience = 30.0,
     no_prefix_cache: NoPrefixCache = False,
+    guess: GuessAhead = "auto",
+    draft: Draft = None,
     revision: Revision = None,
     verbose: Verbose = False,
 ) -> None:
     """Talk with a model; the peers keep what was said between the turns.
 
-    /reset begins a new conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer.
+    /reset begins a new conversation, /help shows this, /quit or Ctrl-D ends, Ctrl-C stops an answer.
     """
     with reported_errors(verbose):
         from ...proto.errors import UsageError
@@ -170,8 +189,9 @@ def chat(
             repetition_penalty=repetition_penalty, seed=seed, prompt_lookup=prompt_lookup, stop=tuple(stop or ()),
         )  # fmt: skip
         options = swarm_options(
-            initial_peers, swarm_key, identity, no_push, revision, wire_format=wire_format,
-            min_precision=min_precision, patience_seconds=patience, prefix_cache=not no_prefix_cache,
+            initial_peers, swarm_key, identity, lan, no_push, revision, wire_format=wire_format,
+            min_precision=min_precision, allow_peers=allowed_peers(allow_peer), patience_seconds=patience,
+            prefix_cache=not no_prefix_cache, guess=guess, draft=draft,
         )  # fmt: skip
         from .terminal import spinner
 
@@ -191,7 +211,7 @@ def _chat(talker: Talker, wish: GenerateOptions, max_length: int) -> None:
 
     if not talk.Conversation(talker.tokenizer).has_template:
         _tell("the model has no chat template: your lines are continued as they are")
-    _tell("/reset begins a new conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer")
+    _tell(talk.CHAT_HELP)
     prompt = "> " if sys.stdin.isatty() else ""
     talk.chat(talker, wish, max_length, lambda: input(prompt), write, _tell)
 
@@ -206,21 +226,32 @@ def route(
     initial_peers: InitialPeers = None,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt to plan for.")] = 128,
     new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer to plan for.")] = 128,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show the best other chain too, and why each unused peer is not used.")
+    ] = False,
     as_json: AsJson = False,
     swarm_key: SwarmKeyFile = None,
     identity: IdentityFile = None,
+    lan: Lan = False,
     no_push: NoPush = False,
     revision: Revision = None,
     verbose: Verbose = False,
 ) -> None:
     """Show the chain of peers that a request would get now, with the predicted times."""
     with reported_errors(verbose):
-        options = swarm_options(initial_peers, swarm_key, identity, no_push, revision)
+        options = swarm_options(initial_peers, swarm_key, identity, lan, no_push, revision)
         from ...routing.swarm import RequestSpec
         from .render import chain_as_json, describe_chain
         from .survey import predicted_chain
 
         request = RequestSpec(prompt_tokens, new_tokens)
+        if explain:
+            from .explain import explained_chain
+            from .render import describe_explanation, explanation_as_json
+
+            _, told = survey(model, revision, lambda named: explained_chain(named, options, request))
+            print(json.dumps(explanation_as_json(told)) if as_json else describe_explanation(told))
+            return
         _, chain = survey(model, revision, lambda named: predicted_chain(named, options, request))
         print(json.dumps(chain_as_json(chain)) if as_json else describe_chain(chain))
 
@@ -230,17 +261,25 @@ def peers(
     model: Model,
     initial_peers: InitialPeers = None,
     as_json: AsJson = False,
+    snapshot: Annotated[
+        bool, typer.Option("--snapshot", help="Print the swarm as a file for `swarm-sim plan`, in place of a table.")
+    ] = False,
     swarm_key: SwarmKeyFile = None,
     identity: IdentityFile = None,
+    lan: Lan = False,
     revision: Revision = None,
     verbose: Verbose = False,
 ) -> None:
     """List the peers of a model and the blocks they host."""
     with reported_errors(verbose):
-        options = swarm_options(initial_peers, swarm_key, identity, False, revision)
-        from .render import describe_peers, peers_as_json
-        from .survey import list_peers
+        options = swarm_options(initial_peers, swarm_key, identity, lan, False, revision)
+        from .render import describe_peers, peers_as_json, snapshot_as_json
+        from .survey import list_peers, live_snapshot
 
+        if snapshot:
+            named, found = survey(model, revision, lambda named: live_snapshot(named, options))
+            print(json.dumps(snapshot_as_json(named.num_blocks, found), indent=2))
+            return
         named, lines = survey(model, revision, lambda named: list_peers(named, options))
         if as_json:
             print(json.dumps(peers_as_json(named.num_blocks, lines)))
@@ -255,12 +294,13 @@ def status(
     as_json: AsJson = False,
     swarm_key: SwarmKeyFile = None,
     identity: IdentityFile = None,
+    lan: Lan = False,
     revision: Revision = None,
     verbose: Verbose = False,
 ) -> None:
     """Show what the swarm promises: R, the guaranteed time per token, the weakest block, moves that are claimed."""
     with reported_errors(verbose):
-        options = swarm_options(initial_peers, swarm_key, identity, False, revision)
+        options = swarm_options(initial_peers, swarm_key, identity, lan, False, revision)
         from .render import describe_outlook, outlook_as_json
         from .survey import swarm_outlook
 
@@ -275,27 +315,31 @@ def ping(
     as_json: AsJson = False,
     swarm_key: SwarmKeyFile = None,
     identity: IdentityFile = None,
+    lan: Lan = False,
     revision: Revision = None,
     verbose: Verbose = False,
 ) -> None:
     """Measure round trips and clocks, and show what peers have done since they started."""
     with reported_errors(verbose):
-        from ...proto.network.address import PeerAddress, Reach
+        from ...proto.network.address import PeerAddress
         from .render import describe_pulses, pulse_as_json
-        from .survey import model_name, peer_addresses, take_pulses
+        from .survey import model_name, pulses_of_model, take_pulses
         from .terminal import spinner
 
         with spinner("pinging") as turning:
             if "@" in target and not Path(target).is_dir():
-                addresses: tuple[Reach, ...] = (PeerAddress.parse(target),)
+                pulses = run(take_pulses((PeerAddress.parse(target),)))
             else:
-                options = swarm_options(initial_peers, swarm_key, identity, False, revision)
+                options = swarm_options(initial_peers, swarm_key, identity, lan, False, revision)
                 turning.say("opening the model")
                 named = model_name(target, revision, turning.share("hashing the model"))
                 turning.say("looking at the swarm")
-                addresses = run(peer_addresses(named, options))
-            pulses = run(take_pulses(addresses))
+                pulses = run(pulses_of_model(named, options))
         print(json.dumps([pulse_as_json(pulse) for pulse in pulses]) if as_json else describe_pulses(pulses))
+
+
+app.command()(serve)
+app.command("new-api-key")(new_api_key)
 
 
 @app.command("new-key")
@@ -305,12 +349,15 @@ def new_key(file: Annotated[Path, typer.Argument(help="The file to write; it mus
         from ...proto.directory.swarm_key import SwarmKey
 
         SwarmKey.generate().save(file)
-        print(f"{file} is the key of a new private swarm: start its peers and clients with --swarm-key {file}")
+        print(
+            f"{file} is the key of a new private swarm: start its peers and clients with"
+            f" --swarm-key {shlex.quote(str(file))}"
+        )
 
 
 def main() -> None:
     """The console script."""
-    app(prog_name="swarm-client")
+    app(arguments_or_exit("swarm-client", sys.argv[1:], words=1), prog_name="swarm-client")
 
 
 if __name__ == "__main__":

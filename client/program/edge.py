@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
+from ...proto.logs import log_to_standard_error
+
 if TYPE_CHECKING:
+    from ...routing.swarm import PeerId
     from .options import SwarmOptions
     from .survey import ModelName
 
@@ -20,30 +25,60 @@ T = TypeVar("T")
 
 
 @contextmanager
-def reported_errors(verbose: bool) -> Iterator[None]:
+def reported_errors(verbose: bool, program: str = "swarm-client") -> Iterator[None]:
     """Expected errors become one line and a hint, and set the exit code."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.ERROR, format="%(levelname)s %(message)s", stream=sys.stderr
-    )
-    for noisy in ("asyncio", "httpx", "httpcore", "transformers", "urllib3", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    log_to_standard_error(logging.ERROR, verbose, "%(levelname)s %(message)s")
+    use_utf8()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from ...proto.errors import SwarmError, UsageError, one_line
+    from ...proto.network.crowding import raise_descriptor_limit
 
+    raise_descriptor_limit()
     try:
         yield
     except SwarmError as error:
-        typer.echo(f"swarm-client: {one_line(str(error))}\n  {error.hint}", err=True)
+        typer.echo(f"{program}: {one_line(str(error))}\n  {error.hint}", err=True)
         raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except BrokenPipeError:  # the program that read the output is gone, as it may be
+        raise typer.Exit(1) from None
+    except Exception as error:  # a defect, here or in a library; the traceback is for those that ask for it
+        logging.getLogger(__name__).debug("unexpected", exc_info=error)
+        typer.echo(
+            f"{program}: unexpected: {type(error).__name__}: {one_line(str(error))}\n  "
+            "Run it again with --verbose for the traceback, and report it.",
+            err=True,
+        )
+        raise typer.Exit(1) from None
+
+
+def check_installed(what: str, packages: Sequence[str], extra: str) -> None:
+    """Raises UsageError if `what` needs a package that is missing, because a client alone does not need it."""
+    from ...proto.errors import UsageError
+
+    missing = [package for package in packages if not _is_installed(package)]
+    if missing:
+        raise UsageError(
+            f"{what} needs packages that are not installed: {', '.join(missing)}",
+            hint=f"Install them with: pip install 'blockswarm[{extra}]'",
+        )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # it is known, and known not to be there
+        return False
 
 
 def swarm_options(
     initial_peers: list[str] | None,
     swarm_key: Path | None,
     identity: Path | None,
+    lan: bool,
     no_push: bool,
     revision: str | None,
     **session: Any,
@@ -63,10 +98,18 @@ def swarm_options(
         initial_peers=tuple(PeerAddress.parse(text) for text in initial_peers),
         swarm_key=SwarmKey.load(swarm_key) if swarm_key else None,
         identity=identity,
+        lan=lan,
         push=not no_push,
         revision=revision,
         **session,
     )
+
+
+def allowed_peers(ids: list[str] | None) -> frozenset[PeerId] | None:
+    """The peers that --allow-peer names; None without it. Raises UsageError."""
+    from ...proto.network.address import peer_ids
+
+    return peer_ids(ids) if ids else None
 
 
 def given_prompt(prompt: str | None) -> str:
@@ -76,13 +119,29 @@ def given_prompt(prompt: str | None) -> str:
     if prompt is None:
         if sys.stdin.isatty():
             raise UsageError("there is no prompt", hint="Give one with --prompt TEXT, or on standard input.")
-        try:
-            prompt = sys.stdin.read()
-        except UnicodeDecodeError:
-            raise UsageError("standard input is not text", hint="Give the prompt as UTF-8.") from None
+        prompt = sys.stdin.read()
     if not prompt:
         raise UsageError("the prompt is empty", hint="Give one with --prompt TEXT, or on standard input.")
-    return prompt
+    return checked_text(prompt, "the prompt")
+
+
+def use_utf8() -> None:
+    """Read standard input as UTF-8 whatever the locale is, and print what a terminal cannot show as a question mark."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def checked_text(text: str, what: str) -> str:
+    """`text`, if it is text. Raises UsageError if its bytes were not UTF-8: Python keeps them as surrogates."""
+    from ...proto.errors import UsageError
+
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} is not UTF-8", hint="Convert it to UTF-8.") from None
+    return text
 
 
 def write(text: str) -> None:

@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from ...proto.errors import UsageError
 from ...proto.wire.precision import at_least
+from ..model.guess.policy import AUTO, OFF, checked_setting
 from ..timing import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from ...proto.directory.swarm_key import SwarmKey
     from ...proto.network.address import PeerAddress
+    from ...routing.swarm import PeerId
+
+
+LEAST_TEMPERATURE = 1e-5
+"""Logits divided by less may be infinite; the likeliest token is all but certain long before."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,8 @@ class SwarmOptions:
     initial_peers: tuple[PeerAddress, ...]
     swarm_key: SwarmKey | None = None
     identity: Path | None = None
+    lan: bool = False
+    """Dial private addresses, too: the swarm is on this machine's own network."""
     push: bool = True
     prefix_cache: bool = True
     """Have peers keep the attention caches of ended sessions for later ones of the same identity."""
@@ -29,15 +37,23 @@ class SwarmOptions:
     """The format of what travels between nodes; "auto": each peer sends the dtype of its stream."""
     min_precision: str | None = None
     """The least precise numeric format that a peer may compute in."""
+    allow_peers: frozenset[PeerId] | None = None
+    """The only peers that may be used; None: all."""
     patience_seconds: float = PATIENCE_SECONDS
     """Wait of a session for room."""
     revision: str | None = None
+    guess: str | int = AUTO
+    """Tokens that are guessed ahead: "auto", "off", or the most of them."""
+    draft: str | None = None
+    """The folder or the hub's name of a small model that guesses, too."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.patience_seconds <= 86400:
             raise UsageError(f"--patience must be between 0 and 86400 seconds, not {self.patience_seconds}")
         if self.min_precision is not None:
             at_least("float32", self.min_precision)  # refuses what is no format
+        if checked_setting(self.guess) == OFF and self.draft is not None:
+            raise UsageError("a draft model guesses nothing with --guess off", hint="Leave out --draft or --guess.")
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,7 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         for name, value, low, high in (
             ("--max-new-tokens", self.max_new_tokens, 1, 1 << 20),
-            ("--temperature", self.temperature, 0, 100),
+            ("--temperature", self.temperature or LEAST_TEMPERATURE, LEAST_TEMPERATURE, 100),
             ("--top-p", self.top_p, 0, 1),
             ("--top-k", self.top_k, 1, 1 << 20),
             ("--min-p", self.min_p, 0, 1),
@@ -68,7 +84,8 @@ class GenerateOptions:
             ("--prompt-lookup", self.prompt_lookup, 1, 256),
         ):
             if value is not None and not low <= value <= high:
-                raise UsageError(f"{name} must be between {low} and {high}, not {value}")
+                or_zero = "0 or " if low == LEAST_TEMPERATURE else ""
+                raise UsageError(f"{name} must be {or_zero}between {low} and {high}, not {value}")
         if self.prompt_lookup is not None and self.num_beams > 1:
             raise UsageError("--prompt-lookup and --num-beams cannot be combined", hint="Leave one of them out.")
 
@@ -88,6 +105,13 @@ class GenerateOptions:
             "repetition_penalty": self.repetition_penalty,
             "prompt_lookup_num_tokens": self.prompt_lookup,
             "stop_strings": list(self.stop) or None,
+            # A model's own settings may want several texts, or an object in place of one.
+            "num_return_sequences": 1,
+            "return_dict_in_generate": False,
+            "output_scores": False,
+            "output_logits": False,
+            "output_attentions": False,
+            "output_hidden_states": False,
         }
         if self.samples:
             chosen |= {

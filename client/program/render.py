@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ...routing.swarm import BlockRange, PeerId
-from .terminal import block_map, milliseconds, missing_blocks, short_id, table
+from ...routing.swarm import BlockRange, PeerId, PeerSpec, PeerState, short_id
+from .terminal import block_map, milliseconds, missing_blocks, table
 
 if TYPE_CHECKING:
     from ...routing.outlook import Outlook
+    from ..report import GuessReport
+    from .explain import Explanation, UnusedPeer, WhyUnused
     from .survey import PeerLine, PredictedChain, Pulse
     from .talk import Account
 
@@ -21,14 +23,14 @@ def describe_chain(chain: PredictedChain) -> str:
     rows = [
         (
             short_id(hop.peer), hop.name, str(hop.blocks), milliseconds(hop.way_seconds),
-            milliseconds(hop.compute_seconds), hop.weights, hop.address,
+            milliseconds(hop.visit_seconds), milliseconds(hop.compute_seconds), hop.weights, hop.address,
         )
         for hop in chain.hops
     ]  # fmt: skip
-    rows.append(("client", "", "", milliseconds(chain.return_seconds), "", "", ""))
+    rows.append(("client", "", "", milliseconds(chain.return_seconds), "", "", "", ""))
     step = chain.step_seconds
     speed = f"{milliseconds(step)} ms per token, {1 / step:.1f} tokens/s" if step > 0 else "no time per token"
-    header = ("peer", "name", "blocks", "way ms", "compute ms", "weights", "address")
+    header = ("peer", "name", "blocks", "way ms", "visit ms", "compute ms", "weights", "address")
     return "\n".join([table(header, rows), f"predicted: {speed}", *_unproven(chain.gap_seconds)])
 
 
@@ -40,6 +42,67 @@ def chain_as_json(chain: PredictedChain) -> dict[str, object]:
         "step_seconds": chain.step_seconds,
         "exact": chain.gap_seconds == 0,
         "gap_seconds": _finite(chain.gap_seconds),
+    }
+
+
+def describe_explanation(told: Explanation) -> str:
+    """The chain with the waits for room, the best other one, and the peers that are not used."""
+    lines = [describe_chain(told.chain)]
+    waits = [
+        f"{short_id(hop.peer)} {wait:.1f} s"
+        for hop, wait in zip(told.chain.hops, told.wait_seconds, strict=True)
+        if wait > 0
+    ]
+    lines.append("waits for room: " + (", ".join(waits) or "none"))
+    other = told.runner_up
+    if other is None:
+        lines.append("runner-up: none, there is no chain without these peers")
+    else:
+        more = milliseconds(other.step_seconds - told.chain.step_seconds)
+        way = " -> ".join(f"{short_id(hop.peer)} {hop.blocks}" for hop in other.hops)
+        lines.append(f"runner-up: {milliseconds(other.step_seconds)} ms per token ({more} ms more): {way}")
+    if told.unused:
+        rows = [
+            (short_id(peer.peer), peer.name, str(peer.blocks or ""), peer.reason.value, *_more(peer))
+            for peer in told.unused
+        ]
+        header = ("not used", "name", "blocks", "why", "network ms more", "compute ms more")
+        lines += ["", table(header, rows)]
+        hidden = sum(told.counts.values()) - len(rows)
+        if hidden:
+            lines.append(f"and {hidden} more; all: {_counted(told.counts)}")
+    return "\n".join(lines)
+
+
+def _more(peer: UnusedPeer) -> tuple[str, str]:
+    if peer.network_seconds is None or peer.compute_seconds is None:
+        return "", ""
+    return milliseconds(peer.network_seconds), milliseconds(peer.compute_seconds)
+
+
+def _counted(counts: Mapping[WhyUnused, int]) -> str:
+    return "; ".join(f"{number} {reason.value}" for reason, number in counts.items())
+
+
+def explanation_as_json(told: Explanation) -> dict[str, object]:
+    chain = chain_as_json(told.chain)
+    hops = zip(chain.pop("hops"), told.wait_seconds, strict=True)  # type: ignore[call-overload]
+    return {
+        **chain,
+        "hops": [{**hop, "wait_seconds": wait} for hop, wait in hops],
+        "runner_up": chain_as_json(told.runner_up) if told.runner_up is not None else None,
+        "not_used": [
+            {
+                "peer": peer.peer,
+                "name": peer.name,
+                "blocks": [peer.blocks.start, peer.blocks.stop] if peer.blocks is not None else None,
+                "reason": peer.reason.name.lower(),
+                "network_seconds_more": peer.network_seconds,
+                "compute_seconds_more": peer.compute_seconds,
+            }
+            for peer in told.unused
+        ],
+        "not_used_counts": {reason.name.lower(): number for reason, number in told.counts.items()},
     }
 
 
@@ -57,37 +120,55 @@ def _unproven(gap_seconds: float) -> list[str]:
 
 
 def describe_peers(num_blocks: int, lines: Sequence[PeerLine]) -> str:
-    """A table of the peers, and a map of the blocks that they serve."""
-    header = (
-        "peer", "name", "blocks", "state", "format", "weights", "ms/block", "KV free", "KV total", "sessions", "RTT ms",
-        "age s", "address",
-    )  # fmt: skip
-    rows = [
+    """The peers in two tables, of their work (80 columns) and of how they are reached, and a map of their blocks."""
+    header = ("peer", "blocks", "state", "format", "ms/block", "KV free", "KV total", "sessions")
+    work = [
         (
             short_id(line.peer),
-            line.name,
             str(line.blocks or ""),
-            line.state if line.rtt_seconds is not None else "silent",
+            _state(line),
             line.numeric_format,
-            line.weights,
             f"{1000 * line.decode_seconds_per_block:.2f}",
-            str(line.kv_tokens_free),
-            str(line.kv_tokens_total),
+            str(_per_block(line, line.kv_tokens_free)),
+            str(_per_block(line, line.kv_tokens_total)),
             str(line.sessions),
-            milliseconds(line.rtt_seconds) if line.rtt_seconds is not None else "",
-            f"{line.age_seconds:.0f}" if line.age_seconds is not None else "",
-            line.address,
         )
         for line in lines
     ]
-    return f"{table(header, rows)}\n\n{block_map(num_blocks, _serving(lines, short_id))}"
+    ways = [
+        (
+            short_id(line.peer),
+            line.weights,
+            milliseconds(line.rtt_seconds) if line.rtt_seconds is not None else "",
+            f"{line.age_seconds:.0f}" if line.age_seconds is not None else "",
+            line.address,
+            line.name,
+        )
+        for line in lines
+    ]
+    parts = [
+        table(header, work) + "\n(KV: tokens of attention cache in each of the peer's blocks)",
+        table(("peer", "weights", "RTT ms", "record age s", "address", "name"), ways),
+        block_map(num_blocks, _serving(lines, short_id)),
+    ]
+    return "\n\n".join(parts)
+
+
+def _state(line: PeerLine) -> str:
+    """The state that a peer announces; but one that should answer and does not is silent."""
+    expected = line.state not in (PeerState.LEAVING.value, PeerState.JOINING.value)
+    return "silent" if line.rtt_seconds is None and expected else line.state
+
+
+def _per_block(line: PeerLine, token_blocks: int) -> int:
+    return token_blocks // len(line.blocks or (0,))
 
 
 def _serving(lines: Sequence[PeerLine], label: Callable[[PeerId], str]) -> list[tuple[str, BlockRange]]:
     return [
         (label(line.peer), line.blocks)
         for line in lines
-        if line.blocks is not None and line.state == "serving" and line.weights not in ("", "doubted")
+        if line.blocks is not None and line.state == PeerState.SERVING.value and line.weights not in ("", "doubted")
     ]
 
 
@@ -99,19 +180,52 @@ def peers_as_json(num_blocks: int, lines: Sequence[PeerLine]) -> dict[str, objec
     return {"num_blocks": num_blocks, "missing_blocks": missing, "peers": described}
 
 
+def snapshot_as_json(
+    num_blocks: int, peers: Mapping[PeerId, tuple[PeerSpec, float]], prompt_tokens: int = 128, new_tokens: int = 128
+) -> dict[str, object]:
+    """The swarm as a file for `swarm-sim plan`: this client's requests, one at a time, of that length.
+
+    The file has one size of a block: that of the peer with the largest.
+    """
+    specs = [spec for spec, _ in peers.values()]
+    return {
+        "model": {
+            "num_blocks": num_blocks,
+            "block_bytes": max(spec.block_bytes for spec in specs),
+            "kv_bytes_per_token": max(spec.kv_bytes_per_token for spec in specs),
+        },
+        "request": {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens},
+        "concurrency": max(1, round(sum(spec.concurrency for spec in specs))),
+        "peers": [
+            {
+                "id": spec.id,
+                "memory_bytes": spec.memory_bytes,
+                "decode_seconds": spec.cost.decode_seconds(),
+                "prefill_seconds_per_token": spec.cost.prefill_seconds(prompt_tokens) / prompt_tokens,
+                "client_rtt_seconds": [rtt_seconds],
+                **({"blocks": str(spec.blocks)} if spec.blocks is not None else {}),
+                **({"max_blocks": spec.max_blocks} if spec.max_blocks is not None else {}),
+            }
+            for spec, rtt_seconds in peers.values()
+        ],
+    }
+
+
 def describe_outlook(outlook: Outlook) -> str:
     """The promises of the swarm and what it lacks, a line for each figure."""
-    claims = [f"  {peer[-8:]} from {before} to {after}" for peer, before, after in outlook.moves]
+    claims = [f"  {short_id(peer)} from {before or 'no blocks'} to {after}" for peer, before, after in outlook.moves]
     uncovered = f"blocks without a server: {', '.join(map(str, outlook.uncovered))}"
     weakest = f"weakest block: {outlook.weakest_block}, with {_times(outlook.weakest_servers, 'server')}"
+    promised = _times(outlook.concurrency, "session")
+    bound = f"no wait, and a token within {milliseconds(outlook.bound_seconds)} ms (Theorem 2)"
+    nothing = "nothing: the peers with room for that many do not have all blocks between them"
     return "\n".join(
         [
-            f"planned for {_times(outlook.concurrency, 'session')} at once (R)",
-            f"a token takes {_duration(outlook.token_seconds)} now",
-            f"promised with at most R sessions at once: no wait, and a token within {_duration(outlook.bound_seconds)}"
-            " (Theorem 2)",
-            f"placed from scratch the peers could promise {_duration(outlook.scratch_bound_seconds)}",
-            f"a request takes {_duration(outlook.request_seconds)} among others",
+            f"planned for {promised} at once (R)",
+            f"time of a token now: {_duration(outlook.token_seconds)}",
+            f"promised with at most {promised} at once: {bound if math.isfinite(outlook.bound_seconds) else nothing}",
+            f"the bound if the same peers were placed from scratch: {_duration(outlook.scratch_bound_seconds)}",
+            f"time of a request among others: {_duration(outlook.request_seconds)}",
             uncovered if outlook.uncovered else weakest,
             f"claimed moves: {len(claims) or 'none'}",
             *claims,
@@ -121,16 +235,12 @@ def describe_outlook(outlook: Outlook) -> str:
 
 def outlook_as_json(outlook: Outlook) -> dict[str, object]:
     """Times in seconds; null where there is none."""
-
-    def finite(seconds: float) -> float | None:
-        return seconds if math.isfinite(seconds) else None
-
     return {
         "R": outlook.concurrency,
-        "theorem2_bound_per_token_seconds": finite(outlook.bound_seconds),
-        "theorem2_bound_from_scratch_seconds": finite(outlook.scratch_bound_seconds),
-        "token_seconds": finite(outlook.token_seconds),
-        "request_seconds": finite(outlook.request_seconds),
+        "theorem2_bound_per_token_seconds": _finite(outlook.bound_seconds),
+        "theorem2_bound_from_scratch_seconds": _finite(outlook.scratch_bound_seconds),
+        "token_seconds": _finite(outlook.token_seconds),
+        "request_seconds": _finite(outlook.request_seconds),
         "weakest_block": outlook.weakest_block,
         "weakest_block_servers": outlook.weakest_servers,
         "missing_blocks": list(outlook.uncovered),
@@ -142,7 +252,7 @@ def outlook_as_json(outlook: Outlook) -> dict[str, object]:
 
 
 def _duration(seconds: float) -> str:
-    return f"{1000 * seconds:.1f} ms" if math.isfinite(seconds) else "for ever: no chain is complete"
+    return f"{milliseconds(seconds)} ms" if math.isfinite(seconds) else "none, no chain is complete"
 
 
 def _times(count: int, noun: str) -> str:
@@ -209,10 +319,26 @@ def describe_account(account: Account) -> str:
         lines.append(table(("chain", "name", "blocks", "way ms", "queue ms", "compute ms", "weights"), rows))
         lines.append(f"{milliseconds(chain.step_seconds)} ms per step, mean of the last {chain.steps}")
     lines += _unproven(chain.gap_seconds)
+    lines += _guess_lines(account.guesses, len(reply.token_ids))
     lines.append(f"steps passed on: {account.steps.pushed} pushed, {account.steps.relayed} relayed through clients")
     lines += [f"peers held {event.detail} of the prompt already" for event in account.events if event.kind == "adopted"]
     lines += [f"repair: {event.kind} {event.detail}".rstrip() for event in account.repairs] or ["no repairs"]
     return "\n".join(lines)
+
+
+def _guess_lines(guesses: GuessReport, new_tokens: int) -> list[str]:
+    """The trips of a reply, and what guessing ahead brought."""
+    if not guesses.trips:
+        return []
+    per_trip = f"{guesses.tokens_per_trip(new_tokens):.1f} tokens per trip"
+    trips = f"{_times(guesses.trips, 'trip')} along the chain, {per_trip}"
+    if not guesses.guessed:
+        return [f"{trips}; nothing was guessed (--guess {guesses.setting})"]
+    drafts = [
+        f"{each.drafter} guessed {_times(each.guessed, 'token')}, {each.acceptance:.0%} of them right"
+        for each in guesses.drafts
+    ]
+    return [f"{trips}, and {_times(guesses.guess_steps, 'step')} of guesses only", *drafts]
 
 
 def account_as_json(account: Account) -> dict[str, object]:
@@ -241,6 +367,7 @@ def account_as_json(account: Account) -> dict[str, object]:
         "step_seconds": chain.step_seconds,
         "exact": chain.exact,
         "gap_seconds": _finite(chain.gap_seconds),
+        "guesses": account.guesses.as_json(len(reply.token_ids)),
         "steps_pushed": account.steps.pushed,
         "steps_relayed": account.steps.relayed,
         "events": [{"kind": event.kind, "peer_id": event.peer, "detail": event.detail} for event in account.events],

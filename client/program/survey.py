@@ -15,21 +15,28 @@ from dataclasses import dataclass
 from ...proto.directory.signed import SignedRecord
 from ...proto.errors import PeerUnavailable
 from ...proto.identity import Identity
-from ...proto.network.address import Reach
-from ...proto.network.transport import Dialer, ping
+from ...proto.network.address import PeerAddress, Reach
+from ...proto.network.dialling import rule_for
+from ...proto.network.transport import Dialer, introduction, ping
 from ...proto.wire.messages.calls import PingReply
 from ...proto.wire.timing import RECORD_LIFETIME_SECONDS
 from ...routing.outlook import Outlook, outlook_of
 from ...routing.route.predict import predict_step
 from ...routing.swarm import BlockRange, ModelSpec, PeerId, PeerSpec, PeerState, RequestSpec, Swarm
+from ...routing.trust import contradicted
 from ..chain.machine.events import HopChoice, gap_of
+from ..swarm.absence import printable
+from ..swarm.known import KnownPeer
+from ..swarm.place import PINGS_A_LOOK
 from ..swarm.router import ViewRouter
 from ..swarm.snapshot import PreparedSwarm
-from ..swarm.view import KnownPeer, SwarmView, printable
+from ..swarm.view import SwarmView
 from ..timing import ClientTiming
 from .options import SwarmOptions
 
 PINGS = 5
+EVERYBODY = 1_000_000
+"""A survey pings all peers, also where a client would ping some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,7 @@ class PeerLine:
     numeric_format: str
     decode_seconds_per_block: float
     kv_tokens_free: int
-    """Tokens x blocks, as `kv_tokens_total`."""
+    """Tokens x blocks, as `kv_tokens_total`; of a peer that answers as of now, like its sessions."""
     kv_tokens_total: int
     rtt_seconds: float | None
     """None: it does not answer."""
@@ -67,13 +74,15 @@ class PeerLine:
 
 @dataclass(frozen=True, slots=True)
 class PredictedHop:
-    """One hop of the chain that would be chosen; `way_seconds` is the way to it from the node before."""
+    """One hop of the chain that would be chosen; `way_seconds` is the way to it from the node before, `visit_seconds`
+    what it takes beside computing."""
 
     peer: PeerId
     name: str
     address: str
     blocks: BlockRange
     way_seconds: float
+    visit_seconds: float
     compute_seconds: float
     weights: str
     """Why its weights are believed."""
@@ -90,7 +99,8 @@ class PredictedChain:
 
     @property
     def step_seconds(self) -> float:
-        return sum(hop.way_seconds + hop.compute_seconds for hop in self.hops) + self.return_seconds
+        at_hops = sum(hop.way_seconds + hop.visit_seconds + hop.compute_seconds for hop in self.hops)
+        return at_hops + self.return_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,19 +137,52 @@ def model_name(model: str, revision: str | None, progress: Callable[[int, int], 
 
 
 @asynccontextmanager
-async def survey_view(model: ModelName, options: SwarmOptions) -> AsyncIterator[SwarmView]:
+async def survey_view(model: ModelName, options: SwarmOptions, most_pings: int = EVERYBODY) -> AsyncIterator[SwarmView]:
     """The view of a model's swarm after one look. Raises SwarmError."""
-    identity = Identity.load_or_create(options.identity) if options.identity else Identity.generate()
-    dialer = Dialer()
-    view = SwarmView(
-        identity, dialer, options.initial_peers, model.digest, model.num_blocks, options.swarm_key, options.push,
-        proven=model.proven,
-    )  # fmt: skip
-    try:
-        await view.start()
+    async with _survey(model, options, most_pings) as (view, _):
         yield view
+
+
+@asynccontextmanager
+async def _survey(
+    model: ModelName, options: SwarmOptions, most_pings: int = EVERYBODY
+) -> AsyncIterator[tuple[SwarmView, Dialer]]:
+    async with open_caller(options) as caller:
+        view = caller.view(model, most_pings=most_pings)
+        try:
+            await view.start()
+            yield view, caller.dialer
+        finally:
+            await view.close()
+
+
+@dataclass(frozen=True)
+class Caller:
+    """This node, as far as looking at swarms needs one."""
+
+    identity: Identity
+    dialer: Dialer
+    options: SwarmOptions
+
+    def view(self, model: ModelName, timing: ClientTiming | None = None, most_pings: int = EVERYBODY) -> SwarmView:
+        """A view of the model's swarm that has not looked yet."""
+        options = self.options
+        return SwarmView(
+            self.identity, self.dialer, options.initial_peers, model.digest, model.num_blocks, options.swarm_key,
+            options.push, proven=model.proven, timing=timing, most_pings=most_pings,
+        )  # fmt: skip
+
+
+@asynccontextmanager
+async def open_caller(options: SwarmOptions) -> AsyncIterator[Caller]:
+    """The connections of a block."""
+    identity = Identity.load_or_create(options.identity) if options.identity else Identity.generate()
+    rule = rule_for(private=options.swarm_key is not None, lan=options.lan)
+    introduce = introduction(identity, options.swarm_key)
+    dialer = Dialer(rule=rule, named=options.initial_peers, introduce=introduce)
+    try:
+        yield Caller(identity, dialer, options)
     finally:
-        await view.close()
         await dialer.close()
 
 
@@ -162,17 +205,38 @@ async def list_peers(model: ModelName, options: SwarmOptions) -> tuple[PeerLine,
     return tuple(sorted(lines, key=lambda line: (line.blocks or BlockRange(0, 1), line.peer)))
 
 
+async def live_snapshot(model: ModelName, options: SwarmOptions) -> Mapping[PeerId, tuple[PeerSpec, float]]:
+    """The peers that serve and tell their sizes, each with its round trip in seconds.
+
+    Raises SwarmError, PeerUnavailable if there are none.
+    """
+    async with survey_view(model, options) as view:
+        found = {peer: (known.record.spec, known.rtt_seconds) for peer, known in sorted(view.peers.items())}
+    staying = {
+        peer: (spec, rtt) for peer, (spec, rtt) in found.items() if spec.state is PeerState.SERVING and spec.block_bytes
+    }
+    if not staying:
+        raise PeerUnavailable("no peer of this model serves")
+    return staying
+
+
 async def swarm_outlook(model: ModelName, options: SwarmOptions) -> Outlook:
     """The figures of the peers that answer and of those that join. Raises PeerUnavailable if nobody stays."""
     async with survey_view(model, options) as view:
-        answering = [known.record.spec for known in view.peers.values()]
-        joining = [r.spec for r in view.silent.values() if r.spec.state is PeerState.JOINING]
-    peers = [spec for spec in (*answering, *joining) if _fits(spec, model.num_blocks)]
-    swarm = Swarm(ModelSpec(model.num_blocks), tuple(sorted(peers, key=lambda spec: spec.id)), time.time())
+        joining = [record.spec for record in view.silent.values() if record.spec.state is PeerState.JOINING]
+        peers = counted(view.current().prepared, joining)
+    swarm = Swarm.of_announced(ModelSpec(model.num_blocks), peers, time.time())
     outlook = await asyncio.to_thread(outlook_of, swarm)
     if outlook is None:
         raise PeerUnavailable("all peers of this model are about to leave")
     return outlook
+
+
+def counted(routed: PreparedSwarm, joining: Sequence[PeerSpec]) -> list[PeerSpec]:
+    """The peers that the swarm's figures count: those that the router has, and those that join and contradict none."""
+    peers, num_blocks = routed.announced, routed.finder.swarm.model.num_blocks
+    believed = [spec for spec in joining if not any(contradicted(spec, other) for other in peers)]
+    return [spec for spec in (*peers, *believed) if _fits(spec, num_blocks)]
 
 
 def _fits(spec: PeerSpec, num_blocks: int) -> bool:
@@ -189,7 +253,7 @@ def _answering(known: KnownPeer, now: float, weights: str) -> PeerLine:
         state=spec.state.value,
         numeric_format=spec.numeric_format,
         decode_seconds_per_block=spec.cost.decode_seconds(),
-        kv_tokens_free=spec.kv_tokens_free,
+        kv_tokens_free=known.status.kv_tokens_free,
         kv_tokens_total=spec.kv_tokens_total,
         rtt_seconds=known.rtt_seconds,
         address=known.address.target,
@@ -201,7 +265,7 @@ def _answering(known: KnownPeer, now: float, weights: str) -> PeerLine:
 
 async def predicted_chain(model: ModelName, options: SwarmOptions, request: RequestSpec) -> PredictedChain:
     """The chain that the request would get now. Raises NoChainError and other SwarmErrors."""
-    async with survey_view(model, options) as view:
+    async with survey_view(model, options, PINGS_A_LOOK) as view:
         swarm = view.current().prepared
         chain = await ViewRouter(view).choose(BlockRange(0, model.num_blocks), frozenset(), request)
         return predict(chain, swarm, options.push)
@@ -223,6 +287,7 @@ def predict(chain: Sequence[HopChoice], swarm: PreparedSwarm, push: bool) -> Pre
             hop.address.target,
             hop.blocks,
             hop_times.way_seconds,
+            hop_times.visit_seconds,
             hop_times.compute_seconds,
             hop.weights.value,
         )
@@ -231,13 +296,23 @@ def predict(chain: Sequence[HopChoice], swarm: PreparedSwarm, push: bool) -> Pre
     return PredictedChain(tuple(hops), times.return_seconds, gap_of(chain))
 
 
-async def take_pulses(addresses: Sequence[Reach]) -> tuple[Pulse, ...]:
-    """Ping peers a few times each. Raises SwarmError if one does not answer."""
-    dialer = Dialer()
+async def take_pulses(addresses: Sequence[PeerAddress]) -> tuple[Pulse, ...]:
+    """Ping peers that the user has named a few times each. Raises SwarmError if one does not answer."""
+    dialer = Dialer(named=addresses)
     try:
-        return tuple(await asyncio.gather(*(_take_pulse(dialer, address) for address in addresses)))
+        return await _pulses(dialer, addresses)
     finally:
         await dialer.close()
+
+
+async def pulses_of_model(model: ModelName, options: SwarmOptions) -> tuple[Pulse, ...]:
+    """The same for the peers of a model that answer."""
+    async with _survey(model, options) as (view, dialer):
+        return await _pulses(dialer, [known.address for _, known in sorted(view.peers.items())])
+
+
+async def _pulses(dialer: Dialer, addresses: Sequence[Reach]) -> tuple[Pulse, ...]:
+    return tuple(await asyncio.gather(*(_take_pulse(dialer, address) for address in addresses)))
 
 
 async def _take_pulse(dialer: Dialer, address: Reach) -> Pulse:
@@ -248,9 +323,3 @@ async def _take_pulse(dialer: Dialer, address: Reach) -> Pulse:
     status, _, offset = min(answers, key=lambda answer: answer[1])
     rtts = tuple(rtt for _, rtt, _ in answers)
     return Pulse(str(address), printable(status.model_name), printable(status.model_digest), rtts, offset, status)
-
-
-async def peer_addresses(model: ModelName, options: SwarmOptions) -> tuple[Reach, ...]:
-    """Where the peers of a model answer. Raises SwarmError."""
-    async with survey_view(model, options) as view:
-        return tuple(known.address for _, known in sorted(view.peers.items()))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,10 +20,14 @@ from ...routing.trust import Evidence
 from ..config import SessionEvent
 from ..connect import SwarmConnection, connect
 from ..model.generation import Generation, last_generation
+from ..model.guess.open_draft import open_draft
 from ..model.load import attach, load_ends
-from ..report import ChainReport
+from ..report import ChainReport, GuessReport
+from .edge import checked_text
 from .options import GenerateOptions, SwarmOptions
 from .terminal import Spinner
+
+logger = logging.getLogger(__name__)
 
 REPAIRS = ("hop-lost", "handed-over", "rerouted", "relayed", "stalled", "replay", "rebuilt")
 """The kinds of events that tell a user of a failure or a leaving peer."""
@@ -76,11 +81,17 @@ def open_talker(
     spinner.say(f"opening {model}")
     checkpoint = open_checkpoint(model, revision=options.revision)
     checkpoint.model_digest(spinner.share(f"hashing {model}"))
+    drafting = None
+    if options.draft is not None:
+        spinner.say(f"loading the draft model {options.draft}")
+        drafting = open_draft(options.draft, model, options.revision)
     spinner.say("looking for the peers of the model")
 
     def note(event: SessionEvent) -> None:
         if event.kind == "queued":
             on_wait(f"waiting for room: {event.detail}")
+        elif event.kind == "waiting":
+            on_wait(event.detail)
 
     swarm = connect(
         checkpoint=checkpoint,
@@ -88,15 +99,17 @@ def open_talker(
         swarm_key=options.swarm_key,
         wire_format=options.wire_format,
         identity_path=options.identity,
+        lan=options.lan,
         push=options.push,
         prefix_cache=options.prefix_cache,
         min_precision=options.min_precision,
+        allow_peers=options.allow_peers,
         patience_seconds=options.patience_seconds,
         on_event=note,
     )
     with swarm:
         spinner.say("loading the embedding and the head")
-        ends = attach(load_ends(checkpoint), swarm)
+        ends = attach(load_ends(checkpoint), swarm, options.guess, drafting)
         yield Talker(ends, load_tokenizer(model, options.revision), swarm)
 
 
@@ -104,11 +117,23 @@ def load_tokenizer(model: str, revision: str | None) -> Any:
     """The model's tokenizer. Raises UsageError if it has none that loads without code of its own."""
     try:
         return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # its library raises plain exceptions, for a file of a later version for example
         raise UsageError(
             f"{model} has no tokenizer that can be loaded: {error}",
-            hint="Put the tokenizer's files beside the weights, or use Python and pass token ids.",
+            hint="Put the tokenizer's files beside the weights, update tokenizers, or use Python and pass token ids.",
         ) from None
+
+
+@contextmanager
+def foreign_failures(what: str, hint: str) -> Iterator[None]:
+    """Translate what other libraries raise about a model's files into one line: UsageError. The log has the rest."""
+    try:
+        yield
+    except (SwarmError, OSError):
+        raise
+    except Exception as error:
+        logger.info("%s", what, exc_info=error)
+        raise UsageError(f"{what}: {' '.join(str(error).split())[:300]}", hint=hint) from None
 
 
 class TextStream(BaseStreamer):
@@ -156,7 +181,8 @@ class TextStream(BaseStreamer):
 
 def generate(talker: Talker, prompt: str, options: GenerateOptions, write: Callable[[str], object]) -> Reply:
     """Continue `prompt`; `write` gets the text piece by piece. Raises SwarmError."""
-    inputs = talker.tokenizer(prompt, return_tensors="pt")
+    with foreign_failures("the model's tokenizer cannot read the prompt", "Try another prompt, or check its files."):
+        inputs = talker.tokenizer(prompt, return_tensors="pt")
     ids = inputs["input_ids"]
     if not ids.shape[1]:
         raise UsageError("the prompt has no tokens", hint="Give some text with --prompt or on standard input.")
@@ -172,17 +198,18 @@ def _reply(
 
         set_seed(options.seed)
     kwargs = options.for_generate()
-    if options.stop:
+    if options.stop or talker.model.generation_config.stop_strings:
         kwargs["tokenizer"] = talker.tokenizer
     stream = TextStream(talker.tokenizer, write, time.perf_counter)
     started = time.perf_counter()
-    if options.num_beams == 1:
-        call(streamer=stream, **kwargs)
-    else:  # the text is not known before the last token
-        output = call(**kwargs)
-        stream.put(ids)
-        stream.put(output[0, ids.shape[1] :])
-        stream.end()
+    with foreign_failures("transformers cannot generate like this", "Check generation_config.json and the options."):
+        if options.num_beams == 1:
+            call(streamer=stream, **kwargs)
+        else:  # the text is not known before the last token
+            output = call(**kwargs)
+            stream.put(ids)
+            stream.put(output[0, ids.shape[1] :])
+            stream.end()
     finished = time.perf_counter()
     first_at = stream.first_at if stream.first_at is not None else finished
     return Reply(
@@ -208,6 +235,23 @@ def warn_of_doubt(reply: Reply, tell: Callable[[str], object]) -> None:
 
 # --- chat ---
 
+CHAT_HELP = "/reset begins a new conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer"
+
+
+def conversation_ids(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **options: Any) -> Any:
+    """(1, tokens): the conversation as the model's chat template puts it; without one, the lines as they are.
+
+    `options` are for the template. Raises what the template raises.
+    """
+    if getattr(tokenizer, "chat_template", None) is not None:
+        tokens = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True, **options
+        )
+    else:
+        text = "".join(turn["content"] + ("\n" if turn["role"] == "user" else "") for turn in turns)
+        tokens = tokenizer(text, return_tensors="pt")
+    return tokens["input_ids"]
+
 
 class Conversation:
     """The conversation so far, as the model's chat template puts it; without a template, the lines as they are."""
@@ -221,16 +265,9 @@ class Conversation:
         return getattr(self._tokenizer, "chat_template", None) is not None
 
     def token_ids(self, line: str) -> Any:
-        """(1, tokens): everything so far and the user's next line."""
-        turns = [*self._turns, {"role": "user", "content": line}]
-        if self.has_template:
-            tokens = self._tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
-        else:
-            text = "".join(turn["content"] + ("\n" if turn["role"] == "user" else "") for turn in turns)
-            tokens = self._tokenizer(text, return_tensors="pt")
-        return tokens["input_ids"]
+        """(1, tokens): everything so far and the user's next line. Raises UsageError if the template fails."""
+        with foreign_failures("the model's chat template fails", "Use `swarm-client generate`, or another template."):
+            return conversation_ids(self._tokenizer, [*self._turns, {"role": "user", "content": line}])
 
     def add(self, line: str, answer: str) -> None:
         """Remember a turn."""
@@ -263,12 +300,16 @@ def _converse(
 ) -> bool:
     """One conversation in one session; whether another one follows."""
     conversation = Conversation(talker.tokenizer)
-    with talker.model.session(max_length=max_length) as session:
+    limit = getattr(talker.model, "position_limit", None)
+    with talker.model.session(max_length=max_length if limit is None else min(max_length, limit)) as session:
         while True:
             try:
-                line = read().strip()
+                line = checked_text(read(), "the line").strip()
             except EOFError:
                 return False
+            except UsageError as error:
+                tell(f"{error}\n  {error.hint}")
+                continue
             except KeyboardInterrupt:
                 tell("Ctrl-D or /quit ends the conversation")
                 continue
@@ -276,6 +317,9 @@ def _converse(
                 return False
             if line == "/reset":
                 return True
+            if line == "/help" or (line.startswith("/") and line[1:].isalpha()):
+                tell(CHAT_HELP if line == "/help" else f"{line} is no command: {CHAT_HELP}")
+                continue
             if line:
                 _take_turn(talker, session, conversation, line, options, write, tell)
 
@@ -289,10 +333,14 @@ def _take_turn(
     write: Callable[[str], object],
     tell: Callable[[str], object],
 ) -> None:
-    ids = conversation.token_ids(line)
+    try:
+        ids = conversation.token_ids(line)
+    except UsageError as error:
+        tell(f"{error}\n  {error.hint}")
+        return
     room = session.max_length - ids.shape[1] - 1 - (options.prompt_lookup or 0)
     if room < 1:
-        tell(f"the conversation has no room for {ids.shape[1]} tokens (--max-length): /reset begins a new one")
+        tell(f"the conversation has room for {session.max_length} tokens (--max-length): /reset begins a new one")
         return
     said: list[str] = []
 
@@ -335,6 +383,7 @@ class Account:
     steps: StepCounts
     """During the reply."""
     events: tuple[SessionEvent, ...]
+    guesses: GuessReport
 
     @property
     def repairs(self) -> tuple[SessionEvent, ...]:
@@ -348,4 +397,4 @@ def account_for(talker: Talker, reply: Reply, before: StepCounts) -> Account:
     steps = StepCounts(max(0, after.pushed - before.pushed), max(0, after.relayed - before.relayed))
     names = {peer: known.record.public_name for peer, known in talker.swarm.view.peers.items()}
     generation = reply.generation or Generation()
-    return Account(reply, generation.report, names, steps, generation.events)
+    return Account(reply, generation.report, names, steps, generation.events, generation.guesses)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ...proto.errors import describe_blocks
-from ...routing.swarm import BlockRange, PeerId
+from ...routing.swarm import BlockRange
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -118,10 +118,5 @@ def harmless(text: str) -> str:
     )
 
 
-def short_id(peer: PeerId) -> str:
-    """Enough of a peer's id to tell it from others; all ids begin alike."""
-    return f"..{peer[-6:]}"
-
-
 def milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:.1f}"
+    return f"{1000 * seconds:z.1f}"

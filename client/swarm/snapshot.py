@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,12 +21,23 @@ from ...routing.route.budget import Meter
 from ...routing.route.repair import Repair
 from ...routing.route.router import NoRouteError, RouteFinder, RouteQuery
 from ...routing.rtt import RttTable
-from ...routing.swarm import BlockRange, Hop, KvRelease, ModelSpec, PeerId, PeerSpec, RequestSpec, Swarm
+from ...routing.swarm import (
+    BlockRange,
+    Coordinate,
+    Hop,
+    KvRelease,
+    ModelSpec,
+    PeerId,
+    PeerSpec,
+    PeerState,
+    RequestSpec,
+    Swarm,
+)
 from ...routing.trust import Trust
 from ..chain.machine.events import HopChoice, Layout
 
 if TYPE_CHECKING:
-    from .view import KnownPeer
+    from .known import KnownPeer
     from .weights import WeightTrust
 
 MOST_BYTES = 256 << 20
@@ -42,30 +53,59 @@ class PreparedSwarm:
     known: Mapping[PeerId, KnownPeer]
     finder: RouteFinder
     rtts: RttTable
-    """Round trips between peers: from coordinates where both have them, else the larger one to this client."""
+    """Round trips between peers: from coordinates where both have them and what was measured does not contradict, else
+    the larger one to this client."""
     trust: Trust
     """Whose weights are believed; the router has no others."""
+    draining: frozenset[PeerId] = frozenset()
+    """Peers that leave: the router has them, and they are masked where others serve their blocks."""
+    allowed: frozenset[PeerId] | None = None
+    """The peers that this client may use; the router has no others. None: all."""
+    push: bool = True
+    """Whether peers push to the next one."""
 
     @classmethod
-    def of(cls, known: Mapping[PeerId, KnownPeer], num_blocks: int, push: bool, weights: WeightTrust) -> PreparedSwarm:
-        """O(peers ** 2); a peer that announces blocks beyond the model is left out."""
+    def of(
+        cls,
+        known: Mapping[PeerId, KnownPeer],
+        num_blocks: int,
+        push: bool,
+        weights: WeightTrust,
+        allowed: frozenset[PeerId] | None = None,
+        place: Coordinate | None = None,
+    ) -> PreparedSwarm:
+        """O(peers ** 2); a peer that announces blocks beyond the model is left out. `place`: where the client is."""
         trust = weights.among(known)
-        fitting = [peer for _, peer in sorted(known.items()) if _fits(peer.record.spec, num_blocks, trust)]
+        may_be_used = known.items() if allowed is None else ((key, known[key]) for key in allowed & known.keys())
+        fitting = [peer for _, peer in sorted(may_be_used) if _fits(peer.record.spec, num_blocks, trust)]
         specs = tuple(on_our_clock(peer.record.spec, peer.clock_offset_seconds) for peer in fitting)
-        swarm = Swarm(ModelSpec(num_blocks), specs)
+        draining = frozenset(spec.id for spec in specs if spec.state is PeerState.DRAINING)
+        specs = tuple(replace(spec, state=PeerState.SERVING) if spec.id in draining else spec for spec in specs)
+        swarm = Swarm.of_announced(ModelSpec(num_blocks), specs)
         client_rtts = {peer.record.spec.id: peer.rtt_seconds for peer in fitting}
-        rtts = RttTable(swarm, client_rtt_seconds=client_rtts)
+        rtts = RttTable(swarm, client_rtt_seconds=client_rtts, client=place)
         finder = RouteFinder(swarm, client_rtts, rtts if push else None, most_bytes=MOST_BYTES)
-        return cls(known, finder, rtts, trust)
+        return cls(known, finder, rtts, trust, draining, allowed, push)
+
+    @property
+    def announced(self) -> tuple[PeerSpec, ...]:
+        """The router's peers in the states that they announce."""
+        peers = self.finder.swarm.peers
+        return tuple(replace(peer, state=PeerState.DRAINING) if peer.id in self.draining else peer for peer in peers)
 
 
 async def prepare(
-    known: Mapping[PeerId, KnownPeer], num_blocks: int, push: bool, weights: WeightTrust
+    known: Mapping[PeerId, KnownPeer],
+    num_blocks: int,
+    push: bool,
+    weights: WeightTrust,
+    allowed: frozenset[PeerId] | None = None,
+    place: Coordinate | None = None,
 ) -> PreparedSwarm:
     """`PreparedSwarm.of`, off the loop where it takes long."""
     if len(known) <= PREPARED_ON_LOOP:
-        return PreparedSwarm.of(known, num_blocks, push, weights)
-    return await asyncio.to_thread(PreparedSwarm.of, known, num_blocks, push, weights)
+        return PreparedSwarm.of(known, num_blocks, push, weights, allowed, place)
+    return await asyncio.to_thread(PreparedSwarm.of, known, num_blocks, push, weights, allowed, place)
 
 
 def _fits(spec: PeerSpec, num_blocks: int, trust: Trust) -> bool:
@@ -117,7 +157,7 @@ class CurrentSwarm:
         try:
             route = self.prepared.finder.cheapest_route(query, meter, settle=settle)
         except NoRouteError as error:
-            raise self._unroutable(error, excluded, min_precision) from None
+            raise self._unroutable(error, request, excluded, min_precision) from None
         return tuple(self._choice(hop, route.gap_seconds) for hop in route.hops)
 
     def _choice(self, hop: Hop, gap_seconds: float) -> HopChoice:
@@ -160,26 +200,31 @@ class CurrentSwarm:
     ) -> RouteQuery:
         finder = self.prepared.finder
         usable = np.ones(len(finder.peers), dtype=bool)
-        usable[[finder.index[peer] for peer in self.banned if peer in finder.index]] = False
-        kept = self._kept_blocks(usable)
-        leaving = [peer for peer, rest in kept.items() if rest is None]
-        usable[[finder.index[peer] for peer in (*excluded, *leaving) if peer in finder.index]] = False
+        usable[[finder.index[peer] for peer in (*self.banned, *excluded) if peer in finder.index]] = False
         if min_precision is not None:
             usable &= np.array([at_least(peer.numeric_format, min_precision) for peer in finder.peers], dtype=bool)
+        kept = self._kept_blocks(usable)  # of all peers that may be used: no other one takes over what one drops
+        usable[[finder.index[peer] for peer, rest in kept.items() if rest is None]] = False
         staying = {peer: rest for peer, rest in kept.items() if rest is not None}
         return RouteQuery(request, blocks, usable, self.now_seconds, self.full_until, self.doubt_seconds, staying)
 
     def _kept_blocks(self, usable: BoolArray) -> dict[PeerId, BlockRange | None]:
-        """Peers that are about to drop blocks which other usable ones serve: the blocks that each will keep."""
-        finder = self.prepared.finder
-        if all(peer.claim is None for peer in finder.peers):
+        """Peers that leave, or are about to drop blocks which other usable ones serve: the blocks that each keeps."""
+        finder, draining = self.prepared.finder, self.prepared.draining
+        if not draining and all(peer.claim is None for peer in finder.peers):
             return {}
-        peers = [peer for peer, is_usable in zip(finder.peers, usable, strict=True) if is_usable]
+        peers = [
+            replace(peer, state=PeerState.DRAINING) if peer.id in draining else peer
+            for peer, is_usable in zip(finder.peers, usable, strict=True)
+            if is_usable
+        ]
         staying = without_leaving_blocks(peers, finder.swarm.model.num_blocks, self.claim_stands_seconds)
         kept = {peer.id: peer.blocks for peer in staying}
         return {peer.id: kept.get(peer.id) for peer in peers if kept.get(peer.id) != peer.blocks}
 
-    def _unroutable(self, error: NoRouteError, excluded: frozenset[PeerId], min_precision: str | None) -> SwarmError:
+    def _unroutable(
+        self, error: NoRouteError, request: RequestSpec, excluded: frozenset[PeerId], min_precision: str | None
+    ) -> SwarmError:
         missing, full = error.missing_blocks, error.full_blocks
         if missing:
             return self._nobody_serves(missing, excluded, min_precision)
@@ -188,8 +233,24 @@ class CurrentSwarm:
         if not error.proven and not full:
             return PeerBusy(retry_seconds, "no chain with room for the request was found in the time for it")
         if math.isinf(retry_seconds):
-            return NoChainError((), f"{where} is too small for the request: shorten it")
+            return NoChainError(
+                (),
+                f"{where} is too small for the request of {request.kv_tokens_per_block} tokens;"
+                f" about {self._largest_request(full, excluded)} would fit",
+                hint="Ask for a shorter text (--max-new-tokens, --max-length), or start a peer with more --kv-tokens.",
+            )
         return PeerBusy(retry_seconds, f"{where} is full, come back in {retry_seconds:.1f} s")
+
+    def _largest_request(self, full: Sequence[int], excluded: frozenset[PeerId]) -> int:
+        """Tokens in all rows for which every block has a host with that room in all of its blocks, were they free."""
+        finder = self.prepared.finder
+        unusable = {*excluded, *self.banned}
+        usable = [peer for peer in finder.peers if peer.id not in unusable]
+        blocks = full or range(finder.swarm.model.num_blocks)
+        hosts = ([peer for peer in usable if peer.blocks and block in peer.blocks] for block in blocks)
+        return min(
+            max((peer.kv_tokens_total // len(peer.blocks or ()) for peer in those), default=0) for those in hosts
+        )
 
     def _nobody_serves(
         self, missing: tuple[int, ...], excluded: frozenset[PeerId], min_precision: str | None
@@ -202,6 +263,14 @@ class CurrentSwarm:
                 missing,
                 f"no peer serves {describe_blocks(missing)} in {min_precision} or more precisely",
                 hint="Ask for less precision, or have a peer serve these blocks in that format.",
+            )
+        allowed = self.prepared.allowed
+        if allowed is not None:
+            others = sum(peer not in allowed for peer in self.prepared.known)
+            return NoChainError(
+                missing,
+                f"no peer that this client may use serves {describe_blocks(missing)}; {others} others are known",
+                hint="Allow more peers (--allow-peer, allow_peers=), or have an allowed one serve these blocks.",
             )
         doubted = (self.prepared.known[peer].record.spec for peer in self.prepared.trust.doubted)
         others = sum(any(block in missing for block in peer.blocks or ()) for peer in doubted)

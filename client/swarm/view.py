@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -18,24 +19,27 @@ from ...proto.directory.records import PeerRecord, open_peer_record
 from ...proto.directory.signed import SignedRecord
 from ...proto.directory.swarm_key import SwarmKey, swarm_key_name
 from ...proto.errors import (
-    ClockSkew,
     LocalProtocolError,
-    ModelMismatch,
     PeerUnavailable,
     SwarmError,
     WrongSwarm,
 )
 from ...proto.identity import Identity
 from ...proto.network.address import PeerAddress, Reach, reaches_of
+from ...proto.network.dialling import AddressRefused
 from ...proto.network.transport import Dialer, ping
-from ...proto.wire.handshake import SESSION_ID_BYTES, sign_hello
-from ...proto.wire.messages.calls import LookupRequest, PingReply
-from ...proto.wire.timing import HELLO_CLOCK_SKEW_SECONDS
-from ...routing.swarm import PeerId, PeerState
+from ...proto.wire.messages.calls import PingReply
+from ...routing.swarm import Coordinate, PeerId, PeerState
 from ...routing.trust import Trust
 from ..peer_errors import blamed_on
 from ..timing import ClientTiming
-from .bans import Bans, Run
+from .absence import raise_reason
+from .bans import Bans
+from .known import KnownPeer
+from .look import Found
+from .lookups import LookupAsker
+from .meeting import Meetings
+from .place import PINGS_A_LOOK, rough
 from .snapshot import CurrentSwarm, PreparedSwarm, prepare
 from .weights import WeightTrust
 
@@ -43,26 +47,19 @@ logger = logging.getLogger(__name__)
 
 MAX_PINGS_AT_ONCE = 32
 MAX_LOOKUP_PEERS = 4
-RTT_SMOOTHING = 0.3
 
 
-@dataclass(frozen=True)
-class KnownPeer:
-    """A peer whose record holds and who answered a ping."""
+@dataclass(frozen=True, slots=True)
+class RollCall:
+    """The peers that were pinged side by side, and those of them that have not answered."""
 
-    record: PeerRecord
-    encoded: bytes
-    """The signed record, as a predecessor needs it."""
-    address: Reach
-    rtt_seconds: float
-    clock_offset_seconds: float
-    """Its clock minus ours."""
-    status: PingReply
-    """Its last answer to a ping."""
+    asked: frozenset[PeerId]
+    silent: frozenset[PeerId]
 
     @property
-    def run(self) -> Run:
-        return self.record.spec.id, self.record.incarnation
+    def nobody(self) -> bool:
+        """Whether none of them has answered."""
+        return self.silent == self.asked
 
 
 class SwarmView:
@@ -80,27 +77,34 @@ class SwarmView:
         clock: Callable[[], float] = time.time,
         timing: ClientTiming | None = None,
         proven: Mapping[int, bytes] | None = None,
+        allowed: frozenset[PeerId] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+        most_pings: int = PINGS_A_LOOK,
     ) -> None:
         """`num_blocks` of the model, and whether its peers `push` to each other, are for the snapshots for routing.
 
-        `proven`: the hashes of blocks that this machine's own files prove.
+        `proven`: the hashes of blocks that this machine's own files prove; `allowed`: the peers that may be used, None:
+        all. The others are asked for records and pinged all the same.
         """
         self.timing = timing or ClientTiming()
         self.peers: Mapping[PeerId, KnownPeer] = {}
         self.silent: dict[PeerId, PeerRecord] = {}
-        """Peers whose record holds, but who answer at none of their addresses."""
+        """Peers whose record holds, and that did not answer the last look, or were not asked in it."""
         self._identity = identity
         self._dialer = dialer
         self._initial_peers = tuple(initial_peers)
         self._model_digest = model_digest
-        self._num_blocks, self._push = num_blocks, push
+        self.num_blocks, self._push = num_blocks, push
         self._name = swarm_key_name(model_digest, swarm_key)
         self._swarm_key = swarm_key
         self._clock = clock
         self.bans = Bans(clock, monotonic, self.timing)
-        self._weights = WeightTrust(proven or {})
+        self._weights, self._allowed = WeightTrust(proven or {}), allowed
         self._prepared = PreparedSwarm.of({}, num_blocks, push, self._weights)
+        self._meetings = Meetings(dialer, num_blocks, self.timing, rng or random.Random(), monotonic, most_pings)
+        self._found: Mapping[PeerId, Found] = {}
+        self._asker = LookupAsker(identity, dialer, swarm_key, clock, self.timing.lookup_seconds)
         self._lookups: dict[str, LookupCall] = {}
         self._directory = LookupDirectory(self._lookups, clock, self.timing.lookup_seconds)
         self._refreshing: asyncio.Task[None] | None = None
@@ -110,15 +114,23 @@ class SwarmView:
         """Why there will be no other look at the swarm."""
 
     async def start(self) -> None:
-        """Look for the first time, and then every `ClientTiming.refresh_seconds`, until `close`.
+        """Take the first look, and then look again every `ClientTiming.refresh_seconds`. Raises as `first_look`."""
+        await self.first_look()
+        self._keeper = asyncio.create_task(self._keep_fresh(), name="swarm-view")
+        self._keeper.add_done_callback(self._keeper_ended)
+
+    async def first_look(self) -> None:
+        """Look until every block is found or every peer was asked.
 
         Raises SwarmError if nobody answers, or if there is a reason why no peer of the model is found.
         """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.timing.first_looks_seconds
         await self.refresh()
+        while self._meetings.worth_another_look(self._found, self.peers) and loop.time() < until:
+            await self.refresh()
         if not self.peers:
             await self._explain_absence()
-        self._keeper = asyncio.create_task(self._keep_fresh(), name="swarm-view")
-        self._keeper.add_done_callback(self._keeper_ended)
 
     async def close(self) -> None:
         """Stop looking; returns when nothing of it runs any more."""
@@ -153,22 +165,30 @@ class SwarmView:
         """Lift the bans of peers that were only silent and answer over a new connection; whether there are any."""
         excusable = self.bans.excusable()
         banned = [known for known in self.peers.values() if known.run in excusable][:MAX_PINGS_AT_ONCE]
-        answers = await asyncio.gather(
-            *(self._answers_anew(known.address, self.timing.answering_seconds) for known in banned)
-        )
-        excused = [known for known, answered in zip(banned, answers, strict=True) if answered]
-        for known in excused:
-            self._dialer.renew(known.address)
+        ways = await asyncio.gather(*map(self._way_anew, banned))
+        excused = [(known, way) for known, way in zip(banned, ways, strict=True) if way is not None]
+        for known, way in excused:
+            self._dialer.renew(way)
             self.bans.excuse(known.run)
+        moved = {known.record.spec.id: known.reached_by(way) for known, way in excused if way != known.address}
+        if moved:
+            await self.see({**self.peers, **moved})
         return bool(excused)
 
-    async def silent_among(self, peers: Collection[PeerId], needed: Collection[PeerId]) -> frozenset[PeerId]:
-        """Ping these peers side by side, until all of `needed` have answered or time is up; those that have not.
+    async def _way_anew(self, known: KnownPeer) -> Reach | None:
+        """The best way on which a peer answers over a new connection: when a relay dies, another one may lead there."""
+        ways = (known.address, *known.others)
+        answers = await asyncio.gather(*(self._answers_anew(way, self.timing.answering_seconds) for way in ways))
+        return next((way for way, answered in zip(ways, answers, strict=True) if answered), None)
+
+    async def roll_call(self, peers: Sequence[PeerId], needed: Collection[PeerId]) -> RollCall:
+        """Ping the first of these peers side by side, until all of `needed` have answered or time is up.
 
         Of peers that need not be waited for only the silence until then is known.
         """
         known = [self.peers[peer] for peer in peers if peer in self.peers][:MAX_PINGS_AT_ONCE]
-        silent, waited_for = {peer.record.spec.id for peer in known}, set(needed)
+        asked = frozenset(peer.record.spec.id for peer in known)
+        silent, waited_for = set(asked), set(needed)
 
         async def ask(peer: KnownPeer) -> None:
             with suppress(SwarmError), blamed_on(peer.address):
@@ -185,13 +205,15 @@ class SwarmView:
             for task in asking:
                 task.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
-        return frozenset(silent)
+        return RollCall(asked, frozenset(silent))
 
     async def reaches_anybody(self, seconds: float) -> bool:
-        """Whether any known node answers a ping in time, each over a new connection."""
-        known = [*(peer.address for peer in self.peers.values()), *self._initial_peers]
-        addresses = list(dict.fromkeys(known))
+        """Whether any known node answers a ping in time, each over a new connection.
 
+        At most `MAX_PINGS_AT_ONCE` are asked: the initial peers first, since they are meant to be there always.
+        """
+        known = [*self._initial_peers, *(peer.address for peer in self.peers.values())]
+        addresses = list(dict.fromkeys(known))
         asking = [
             asyncio.create_task(self._answers_anew(address, seconds)) for address in addresses[:MAX_PINGS_AT_ONCE]
         ]
@@ -222,7 +244,9 @@ class SwarmView:
         return tuple(
             known
             for peer, known in sorted(self.peers.items())
-            if known.record.spec.state is PeerState.SERVING and not self.bans.is_banned(known.run) and peer in believed
+            if known.record.spec.state in (PeerState.SERVING, PeerState.DRAINING)
+            and not self.bans.is_banned(known.run)
+            and peer in believed
         )
 
     @property
@@ -253,9 +277,20 @@ class SwarmView:
         known = self.peers.get(peer)
         return known is not None and known.record.incarnation == incarnation
 
+    def was_silent(self, peer: PeerId) -> bool:
+        """Whether a peer of `silent` was asked at all."""
+        return self._meetings.was_silent(peer)
+
+    @property
+    def rough_place(self) -> Coordinate | None:
+        """This client's coordinate, as far as others need it; None while it is not known."""
+        return rough(self._meetings.place.value)
+
     async def see(self, peers: Mapping[PeerId, KnownPeer]) -> None:
         """Take these for the peers of the swarm from now on."""
-        self._prepared = await prepare(peers, self._num_blocks, self._push, self._weights)
+        self._prepared = await prepare(
+            peers, self.num_blocks, self._push, self._weights, self._allowed, self._meetings.place.value
+        )
         self.peers = peers
 
     async def _keep_fresh(self) -> None:
@@ -281,17 +316,26 @@ class SwarmView:
     async def _refresh(self) -> None:
         self._choose_lookups()
         records = await self._directory.lookup(self._name)
+        self._found = self._read(records)
+        met = await self._meetings.look(self._found, self.peers)
+        await self.see(met)
+        self.silent = {peer: found.record for peer, found in self._found.items() if peer not in met}
+
+    def _read(self, records: Sequence[SignedRecord]) -> Mapping[PeerId, Found]:
         opened = {}
         for record in records:
             try:
                 with blamed_on(record.peer_id):
-                    opened[record.peer_id] = (open_peer_record(record, self._swarm_key), record)
+                    opened[record.peer_id] = (open_peer_record(record, self._swarm_key), record.encode())
             except SwarmError as error:
                 logger.debug("a record is ignored: %s", error)
-        limit = asyncio.Semaphore(MAX_PINGS_AT_ONCE)
-        met = await asyncio.gather(*(self._meet(limit, record, signed) for record, signed in opened.values()))
-        await self.see({known.record.spec.id: known for known in met if known is not None})
-        self.silent = {peer: record for peer, (record, _) in opened.items() if peer not in self.peers}
+
+        def addresses_of(relay: PeerId) -> Sequence[str]:
+            return opened[relay][0].addresses if relay in opened else ()
+
+        return {
+            peer: Found(record, encoded, reaches_of(record, addresses_of)) for peer, (record, encoded) in opened.items()
+        }
 
     async def _explain_absence(self) -> None:
         """Nobody is there: say why if the initial peers know.
@@ -302,18 +346,13 @@ class SwarmView:
         for answer in answers:
             if isinstance(answer, WrongSwarm):
                 raise answer
-        met = [answer for answer in answers if isinstance(answer, tuple)]
-        skews = [offset for _, offset in met if abs(offset) > HELLO_CLOCK_SKEW_SECONDS]
-        if met and len(skews) == len(met):
-            raise ClockSkew(f"the clocks of this machine and the initial peers differ by {min(skews, key=abs):+.0f} s")
-        others = [reply for reply, _ in met if reply.model_digest and reply.model_digest != self._model_digest]
-        if met and len(others) == len(met):
-            raise model_mismatch(others[0], self._model_digest)
+        raise_reason([answer for answer in answers if isinstance(answer, tuple)], self._model_digest)
         if self.silent:
             addresses = ", ".join(sorted({address for peer in self.silent.values() for address in peer.addresses}))
+            hint = "Open their ports in the firewall, or have them announce an address that can be reached."
             raise PeerUnavailable(
                 f"none of the peers of this model answers here ({addresses})",
-                hint="Open their ports in the firewall, or have them announce an address that can be reached.",
+                hint=AddressRefused.default_hint if self._meetings.refused.issuperset(self.silent) else hint,
             )
 
     async def _ask(self, address: PeerAddress) -> tuple[PingReply, float] | WrongSwarm | None:
@@ -329,53 +368,9 @@ class SwarmView:
             return None
         return reply, offset
 
-    async def _meet(self, limit: asyncio.Semaphore, record: PeerRecord, signed: SignedRecord) -> KnownPeer | None:
-        """Ping a peer at its addresses until one answers; None if none does."""
-        old = self.peers.get(record.spec.id)
-        for address in reaches_of(record):
-            stub, timeout = self._dialer.stub(address), self.timing.ping_seconds
-            try:
-                async with limit:
-                    with blamed_on(address):
-                        status, rtt, offset = await ping(stub, address, timeout)
-                        if old is None:  # the first ping also paid for the connection
-                            status, rtt, offset = await ping(stub, address, timeout)
-            except SwarmError as error:
-                logger.debug("%s does not answer: %s", address, error)
-                continue
-            if old is not None and old.address == address and rtt > old.rtt_seconds:
-                # The shortest round trip tells most about the way and the clock; noise only makes it longer.
-                rtt, offset = old.rtt_seconds + RTT_SMOOTHING * (rtt - old.rtt_seconds), old.clock_offset_seconds
-            return KnownPeer(record, signed.encode(), address, rtt, offset, status)
-        return None
-
     def _choose_lookups(self) -> None:
         """Ask the initial peers and a few that were learned since, so that no single peer is needed."""
         learned = [known.address for known in sorted(self.peers.values(), key=lambda known: known.rtt_seconds)]
         chosen = dict.fromkeys([*self._initial_peers, *learned[:MAX_LOOKUP_PEERS]])
         self._lookups.clear()
-        self._lookups.update({str(address): self._lookup_call(address) for address in chosen})
-
-    def _lookup_call(self, address: Reach) -> LookupCall:
-        stub = self._dialer.stub(address)
-
-        async def call(name: str) -> Sequence[bytes]:
-            # Also without a key: the peers of a private swarm then say what is missing.
-            hello = sign_hello(self._identity, address.peer, bytes(SESSION_ID_BYTES), self._clock(), self._swarm_key)
-            with blamed_on(address):
-                return (await stub.lookup(LookupRequest(name, hello), self.timing.lookup_seconds)).records
-
-        return call
-
-
-def model_mismatch(status: PingReply, model_digest: str) -> ModelMismatch:
-    """The error that says which model a peer serves instead of the wanted one."""
-    return ModelMismatch(
-        f"the initial peers serve {printable(status.model_name) or 'another model'} ({status.model_digest[:12]}),"
-        f" not this model ({model_digest[:12]})"
-    )
-
-
-def printable(text: str) -> str:
-    """A peer's own text, at most 80 characters, as it may be written to a terminal."""
-    return "".join(char for char in text[:80] if char.isprintable())
+        self._lookups.update({str(address): self._asker.call(address) for address in chosen})

@@ -11,7 +11,7 @@ from ...routing.swarm import PeerId
 from ...routing.trust import Trust, weigh
 
 if TYPE_CHECKING:
-    from .view import KnownPeer
+    from .known import KnownPeer
 
 logger = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from .cache.memory import SessionMemory
 from .cache.pool import KvPool
 from .cache.session import SessionKv, StepOutput, StepProgress
 from .jobs import EngineWork, Outcome, StepJob, answer_of, deliver, record_of_step, run_work, takes_by_job
-from .scheduler import EnginePolicy, ExpectedSessions, gather_until, plan_step
+from .scheduler import MOST_DEFERRALS, EnginePolicy, ExpectedSessions, TextTime, gather_until, plan_step
 from .step_record import StepListener
 
 __all__ = ["Engine", "EnginePolicy", "SessionKv", "StepOutput"]
@@ -72,8 +72,11 @@ class Engine:
         # The engine's thread's own:
         self._jobs: dict[StepJob, StepProgress] = {}
         """Steps that have begun, in the order of `scheduler.StepChoice`."""
+        self._text_time = TextTime()
         self._last_step_seconds = 0.0
         self._last_step_ended = 0.0
+        self._free_since = 0.0
+        """When it was last done with a step, or with waiting for sessions to share one."""
 
     @property
     def stage(self) -> Stage:
@@ -293,22 +296,31 @@ class Engine:
                 if left <= 0:
                     return
                 self._changed.wait(left)
+                self._free_since = time.monotonic()
 
     def _step(self) -> None:
         """One forward pass over the tokens that the scheduler chooses."""
         jobs = list(self._jobs)
-        choice = plan_step([self._jobs[job].remaining for job in jobs], self._policy.chunk_tokens)
+        left = [self._jobs[job].remaining for job in jobs]
+        guesses = {index: job.guesses_left(left[index]) for index, job in enumerate(jobs) if job.plan.guessed}
+        deferrable = {index: count for index, count in guesses.items() if jobs[index].deferred < MOST_DEFERRALS}
+        choice = plan_step(left, self._policy.chunk_tokens, deferrable)
         takes = takes_by_job(choice.takes)
+        texts = [jobs[index].kv for index in takes if sum(left[index]) > guesses.get(index, 0)]
+        for index in deferrable:
+            jobs[index].deferred += 1
         shares = [self._jobs[jobs[index]].share(rows) for index, rows in takes.items()]
         began_at, began = time.time(), time.monotonic()
         waits = [0.0]
         for index in takes:
             if jobs[index].started_at is None:
                 jobs[index].started_at = began_at
+                jobs[index].queue_seconds = max(0.0, self._free_since - jobs[index].arrived_at)
                 waits.append(began - jobs[index].arrived_at)
         outputs = compute_shares(shares)
-        self._last_step_ended = time.monotonic()
+        self._last_step_ended = self._free_since = time.monotonic()
         self._last_step_seconds = self._last_step_ended - began
+        self._text_time.note(texts, self._last_step_seconds, self._last_step_ended)
         over: dict[StepJob, Outcome] = {}
         for (index, rows), output in zip(takes.items(), outputs, strict=True):
             job = jobs[index]
@@ -338,10 +350,14 @@ class Engine:
             return None
         started_at = job.started_at
         assert started_at is not None
-        return answer_of(job.future, lambda: StepOutput(progress.finish(), started_at, time.time()), error_of)
+        waited, crowded = job.queue_seconds, self._text_time.crowds_out(job.kv, self._last_step_ended)
+        return answer_of(
+            job.future, lambda: StepOutput(progress.finish(), started_at, time.time(), waited, crowded), error_of
+        )
 
     def _leave_time_to_the_owner(self) -> None:
         seconds = self._policy.pause()
         if seconds > 0:
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, seconds)
+            self._free_since = time.monotonic()

@@ -35,6 +35,14 @@ class StepJob:
     """Monotonic seconds."""
     started_at: float | None = None
     """Unix seconds; from the first forward pass on."""
+    queue_seconds: float = 0.0
+    """How long it waited for other sessions until then."""
+    deferred: int = 0
+    """Steps of the engine that went before its guesses."""
+
+    def guesses_left(self, remaining: Sequence[int]) -> int:
+        """How many of the last tokens that are left, by row, are only guesses."""
+        return min(self.plan.guessed, remaining[-1])
 
 
 @dataclass(eq=False)

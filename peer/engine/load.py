@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import ctypes
 import logging
 import os
-import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,18 +13,22 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ...proto.errors import OutOfMemory, UsageError
+from ...proto.model.bounds import check_elements
 from ...proto.model.checkpoint import Checkpoint
-from ...proto.model.family import load_model, stage_class
+from ...proto.model.family import FOREIGN_FAILURES, building, inference_copy, load_model, refused, stage_class
 from ...proto.wire.tensors import DTYPES
 from ...routing.swarm import BlockRange
 from .blocks.selfcheck import check_family
 from .blocks.sizes import block_sizes
 from .blocks.stage import Stage
 from .blocks.view import BatchingRoute, Shell, attention_of
-from .device import CPU, GPUS, Gpus, describe_device, find_device, find_dtype, free_device_bytes
-from .threads import set_threads
-from .weights.choose import find_packing
-from .weights.quantize import Packing, pack_block, shared_inputs
+from .device import CPU, GPUS, Gpus, describe_device, find_device, find_dtype, free_device_bytes, return_freed_memory
+from .machine.kept import KeptMeasurements
+from .machine.pages import use_large_pages_soon
+from .machine.threads import one_thread, set_threads
+from .weights.choose import MachineProbe, find_forms
+from .weights.forms import Forms, Packing
+from .weights.quantize import FormChoice, pack_block, shared_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Examined:
     device_free_bytes: int | None
     """Free memory of the device; None where it has none of its own and uses the machine's."""
     dtype: str
-    packing: Packing
+    forms: Forms
     numeric_format: str
     """The format that the peer's record announces."""
     block_bytes: int
@@ -63,35 +64,44 @@ def examine_model(
     clock: Callable[[], float],
     gpus: Gpus = GPUS,
     environment: Mapping[str, str] = os.environ,
+    kept: KeptMeasurements | None = None,
 ) -> Examined:
     """Find the device, check the family, settle torch's threads for the whole process, choose the form of the weights,
     measure a block.
 
-    See `find_device`, `find_dtype`, `check_family`, `set_threads`, `find_packing` and `block_sizes`; `device`,
-    `dtype` and `quantize` may be "auto". `clock` is a monotonic clock in seconds. Raises UnsupportedModel, and
-    UsageError for a device that is not here or a form that it cannot compute. Takes a second or two.
+    See `find_device`, `find_dtype`, `check_family`, `set_threads`, `find_forms` and `block_sizes`; `device`,
+    `dtype` and `quantize` may be "auto". `clock` is a monotonic clock in seconds. What is measured is kept in `kept`,
+    for the next start. Raises UnsupportedModel, and UsageError for a device that is not here or a form that it cannot
+    compute. Takes a few seconds the first time, less than one after that.
     """
     place = find_device(device, gpus)
     stored = max(checkpoint.block_tensors(0), key=lambda tensor: tensor.nbytes).dtype
     dtype = find_dtype(dtype, stored, place, gpus)
-    check_family(checkpoint.config)
+    with one_thread():
+        check_family(checkpoint.config)
     hidden_size = checkpoint.config.get_text_config(decoder=True).hidden_size
-    count, seconds = set_threads(threads, hidden_size, clock, timed=place == CPU, environment=environment)
+    count, seconds = set_threads(threads, hidden_size, clock, timed=place == CPU, environment=environment, kept=kept)
     if seconds:
         times = ", ".join(f"{number}: {1000 * taken:.1f} ms" for number, taken in seconds.items())
-        logger.info("%d threads compute (measured %s)", count, times)
-    choice = find_packing(checkpoint, dtype, quantize, place)
+        logger.info("%d thread%s used (measured %s)", count, " is" if count == 1 else "s are", times)
+    choice = find_forms(checkpoint, dtype, quantize, place, MachineProbe(kept))
     logger.info("%s, in %s: %s", describe_device(place, gpus), dtype, choice.reason)
     if stored == "BF16" and dtype == "float16":
         logger.warning("the model was published in bfloat16; in float16, values beyond 65504 are lost")
-    block_bytes, kv_bytes = block_sizes(checkpoint.config, dtype, choice.packing)
+    try:
+        with one_thread():
+            block_bytes, kv_bytes = block_sizes(checkpoint.config, dtype, choice.forms)
+    except FOREIGN_FAILURES as error:
+        raise refused(checkpoint.config, error) from error
+    held = max(checkpoint.block_elements(block) for block in range(checkpoint.num_blocks))
+    check_elements(block_bytes // DTYPES[dtype].itemsize, held, "a block")
     return Examined(
         device=str(place),
         device_description=describe_device(place, gpus),
         device_free_bytes=free_device_bytes(place, gpus),
         dtype=dtype,
-        packing=choice.packing,
-        numeric_format=choice.packing.numeric_format(dtype),
+        forms=choice.forms,
+        numeric_format=choice.forms.numeric_format(dtype),
         block_bytes=block_bytes,
         kv_bytes_per_token=kv_bytes,
         threads=count,
@@ -122,13 +132,15 @@ def load_examined(
                 DTYPES[examined.dtype],
                 lambda done, total: progress("loading", done, total),
                 check_family(checkpoint.config),
-                examined.packing,
+                examined.forms,
                 torch.device(examined.device),
                 reuse,
             )
         except (MemoryError, torch.OutOfMemoryError):
             raise OutOfMemory(f"there is no memory for blocks {blocks}") from None
         checked.result()
+    if examined.device == str(CPU):
+        use_large_pages_soon()
     return stage
 
 
@@ -138,13 +150,13 @@ def load_stage(
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
     route: BatchingRoute = BatchingRoute.SINGLE,
-    packing: Packing = Packing.PLAIN,
+    forms: FormChoice = Packing.PLAIN,
     device: torch.device = CPU,
     reuse: Stage | None = None,
 ) -> Stage:
     """Load `blocks` of a checkpoint, reading (and from a hub: fetching) only their tensors.
 
-    `route` is what `check_family` found for the model; `packing` is the form of the matrices, see `find_packing`.
+    `route` is what `check_family` found for the model; `forms` are those of the matrices, see `find_forms`.
     Where they are packed, or on a GPU, blocks are loaded, packed and moved one by one: there is never more memory in
     use than what the packed blocks hold, and one block as it was loaded with the intermediate results of packing it.
 
@@ -159,7 +171,7 @@ def load_stage(
             f"the model has blocks 0:{checkpoint.num_blocks}, not {blocks}",
             hint=f"Choose a range inside 0:{checkpoint.num_blocks}.",
         )
-    one_by_one = packing is not Packing.PLAIN or device != CPU
+    one_by_one = not forms.is_plain or device != CPU
     runs = _runs_outside(blocks, reuse)
     bytes_in_all = sum(checkpoint.block_bytes(block) for run in runs for block in run)
     bytes_done = 0
@@ -167,11 +179,13 @@ def load_stage(
     for run in runs:
         step = _shifted(progress, bytes_done, bytes_in_all)
         if one_by_one:
-            parts.append(_load_one_by_one(checkpoint, run, dtype, step, route, packing, device))
+            parts.append(_load_one_by_one(checkpoint, run, dtype, step, route, forms, device))
         else:
             parts.append(_load_at_once(checkpoint, run, dtype, step, route))
         bytes_done += sum(checkpoint.block_bytes(block) for block in run)
-    return Stage.joined(blocks, parts)
+    stage = Stage.joined(blocks, parts)
+    return_freed_memory()  # of all forms: what loading took stays with glibc else
+    return stage
 
 
 def sample_stage(config: PreTrainedConfig, examined: Examined) -> Stage:
@@ -182,12 +196,13 @@ def sample_stage(config: PreTrainedConfig, examined: Examined) -> Stage:
     route = check_family(config)
     family = stage_class(config, first)
     try:
-        model = family._from_config(
-            copy.deepcopy(config), dtype=DTYPES[examined.dtype], attn_implementation=attention_of(route)
-        ).eval()
+        with building():
+            model = family._from_config(
+                inference_copy(config), dtype=DTYPES[examined.dtype], attn_implementation=attention_of(route)
+            ).eval()
         shell, modules = Shell.split(model, route)
-        if examined.packing is not Packing.PLAIN:
-            pack_block(modules[0], examined.packing, shared_inputs(config), device)
+        if not examined.forms.is_plain:
+            pack_block(modules[0], examined.forms, shared_inputs(config), device)
         modules[0].to(device)
     except (MemoryError, torch.OutOfMemoryError):
         raise OutOfMemory("there is no memory for one block") from None
@@ -218,11 +233,11 @@ def _load_one_by_one(
     dtype: torch.dtype,
     progress: Progress | None,
     route: BatchingRoute,
-    packing: Packing,
+    forms: FormChoice,
     device: torch.device,
 ) -> Stage:
     config = checkpoint.config
-    groups = shared_inputs(config) if packing is not Packing.PLAIN else frozenset()
+    groups = frozenset() if forms.is_plain else shared_inputs(config)
     bytes_in_all = sum(checkpoint.block_bytes(block) for block in blocks)
     bytes_done = 0
     shell: Shell | None = None
@@ -232,14 +247,14 @@ def _load_one_by_one(
         state = checkpoint.block_state(single, _shifted(progress, bytes_done, bytes_in_all))
         model = load_model(stage_class(config, single), config, state, dtype, attention_of(route))
         its_shell, (module,) = Shell.split(model, route)
-        if packing is not Packing.PLAIN:
-            pack_block(module, packing, groups, device)
+        if not forms.is_plain:
+            pack_block(module, forms, groups, device)
         _leave_the_file(module, device)
         modules.append(module)
         shell = shell or its_shell
         bytes_done += checkpoint.block_bytes(block)
         del model, state, its_shell
-        _return_freed_memory()
+        return_freed_memory()
     assert shell is not None
     shell.to(device)
     return Stage.around(shell, modules, blocks)
@@ -256,14 +271,3 @@ def _leave_the_file(block: nn.Module, device: torch.device) -> None:
         return
     for tensor in (*block.parameters(), *block.buffers()):
         tensor.data = tensor.data.clone()
-
-
-def _return_freed_memory() -> None:
-    """Have glibc return freed memory: its heap keeps it where large pieces come and go between small ones that stay.
-
-    Measured without this: four times the bytes of the packed matrices.
-    """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

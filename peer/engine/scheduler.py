@@ -1,4 +1,4 @@
-"""The choice of the tokens of the next step, and of a moment's wait for more: no threads and no tensors.
+"""The choice of the tokens of the next step, of a moment's wait for more, and whether guesses are welcome: no tensors.
 
 The rules:
 
@@ -11,12 +11,17 @@ The rules:
    arrives later.
 4. A session brings at most `chunk_tokens` decode rows to a step, so that one with a thousand rows is no other case than
    one with a long prompt.
+5. Guesses, the last tokens of a step that nobody may ever need, are no part of a step in which other sessions have
+   tokens of their texts, so that nobody's token takes longer for them; but not more than `MOST_DEFERRALS` times,
+   because the session's own text waits behind them.  (So a row may be cut where its guesses begin, beside rule 2.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -29,6 +34,10 @@ MIN_CHUNK_TOKENS = 32
 MAX_CHUNK_TOKENS = 512
 STALL_SECONDS = 0.25
 """A chunk should not add more than this to a step, or than the step of a decode row takes, where that is more."""
+
+
+MOST_DEFERRALS = 4
+"""Steps of the engine that go before the guesses of a session's step."""
 
 
 def _no_pause() -> float:
@@ -64,19 +73,24 @@ class StepChoice:
     """The jobs in the order in which the next step looks at them."""
 
 
-def plan_step(jobs: Sequence[Sequence[int]], chunk_tokens: int) -> StepChoice:
+def plan_step(
+    jobs: Sequence[Sequence[int]], chunk_tokens: int, deferrable: Mapping[int, int] = MappingProxyType({})
+) -> StepChoice:
     """Choose the tokens of the next step.
 
     `jobs[i]` has the tokens left of every row of job i; the jobs are in the order of the last choice, with new ones
-    behind.  The takes are not empty if any token is left.  O(rows).
+    behind.  `deferrable` has, by job, how many of its last row's last tokens are guesses that can wait.  The takes are
+    not empty if any token is left.  O(rows).
     """
     takes: list[Take] = []
     waiting: list[int] = []
     served: list[int] = []
     room = chunk_tokens
+    texts = [job for job, rows in enumerate(jobs) if sum(rows) > deferrable.get(job, 0)]
     for job, rows in enumerate(jobs):
         single_rows, room_before = 0, room
-        for row, left in enumerate(rows):
+        deferred = deferrable.get(job, 0) if set(texts[:2]) - {job} else 0
+        for row, left in enumerate((*rows[:-1], rows[-1] - deferred)):
             if left == 1 and single_rows < chunk_tokens:
                 single_rows += 1
                 takes.append(Take(job, row, 1))
@@ -184,3 +198,55 @@ def gather_until(ready_since: float, expected: Iterable[Return], last_step_secon
     limit = ready_since + min(GATHER_LIMIT_SECONDS, GATHER_SHARE * last_step_seconds)
     ends = (min(back.latest_at, limit) for back in expected if back.usually_at <= limit)
     return max(ready_since, max(ends, default=ready_since))
+
+
+# Guesses only save waiting for the network, and every row of theirs keeps the texts of other sessions waiting.
+
+FADING = 1.0
+"""The rate, per second, at which computed time fades: after a second it counts for a third."""
+CROWDED_SHARE = 0.5
+"""Where the texts of others are in the engine for more than this share of the time, guesses keep too many waiting.
+
+The share is added up over sessions: it is how many of their steps are met by one that takes as long as theirs.
+"""
+
+
+class TextTime:
+    """The share of the time in which each session's text is computed, newer times counting more.
+
+    Sessions are any hashable objects; one that nobody else holds is forgotten. Moments are of any clock.
+    """
+
+    def __init__(self) -> None:
+        self._all = _Share()
+        self._own: WeakKeyDictionary[Any, _Share] = WeakKeyDictionary()
+
+    def note(self, sessions: Collection[Any], seconds: float, now: float) -> None:
+        """A step that ended `now` has taken `seconds`, and had tokens of the texts of these sessions."""
+        self._all.add(seconds * len(sessions), now)
+        for session in sessions:
+            self._own.setdefault(session, _Share()).add(seconds, now)
+
+    def others(self, session: Any, now: float) -> float:
+        """The shares of all sessions but this one, added up: above 1 where they share steps. O(1)."""
+        own = self._own.get(session)
+        return max(0.0, self._all.at(now) - (own.at(now) if own is not None else 0.0))
+
+    def crowds_out(self, session: Any, now: float) -> bool:
+        """Whether the texts of others leave no time for the guesses of a session."""
+        return self.others(session, now) > CROWDED_SHARE
+
+
+class _Share:
+    """A share of the time, fading."""
+
+    def __init__(self) -> None:
+        self._value = 0.0
+        self._at = 0.0
+
+    def at(self, now: float) -> float:
+        return self._value * math.exp(-FADING * max(0.0, now - self._at))
+
+    def add(self, seconds: float, now: float) -> None:
+        self._value = self.at(now) + FADING * seconds
+        self._at = now

@@ -48,6 +48,12 @@ class Announcer:
         self._rng = rng
         self._state = PeerState.JOINING
         self._expiry: float | None = None
+        self._turn = asyncio.Lock()
+
+    @property
+    def state(self) -> PeerState:
+        """The state that was to be announced last."""
+        return self._state
 
     @property
     def seconds_since_announced(self) -> float:
@@ -68,8 +74,11 @@ class Announcer:
             logger.warning("announcing failed (%s), trying again in about %.0f s", error, again)
 
     async def say_goodbye(self, state: PeerState = PeerState.LEAVING) -> None:
-        """Announce that the peer drains or leaves; a courtesy: the record runs out by itself."""
-        if self._state is PeerState.LEAVING:
+        """Announce that the peer drains or leaves; a courtesy: the record runs out by itself.
+
+        Does nothing for a peer that has announced nothing, or has left.
+        """
+        if self._expiry is None or self._state is PeerState.LEAVING:
             return
         try:
             async with asyncio.timeout(self._timing.goodbye_seconds):
@@ -85,6 +94,10 @@ class Announcer:
             await self.renew()
 
     async def _announce(self) -> None:
+        async with self._turn:  # of two records at once the later might be there first, and the other one be refused
+            await self._announce_alone()
+
+    async def _announce_alone(self) -> None:
         now = self._clock()
         self._expiry = next_expiry(self._expiry, now)
         record = sign_peer_record(self._identity, self.make_record(self._state, now), self._swarm_key, self._expiry)

@@ -41,8 +41,13 @@ def calibrate(stage: Stage, clock: Callable[[], float]) -> ComputeCost:
     `clock` is a monotonic clock in seconds.
     """
     trial = _warm_up(stage, clock)
-    decode = [_Point((1.0, rows, rows * context), trial.decode(rows, context)) for rows, context in DECODE_POINTS]
-    lengths = PREFILL_TOKENS if stage.device.type == "cpu" else GPU_PREFILL_TOKENS
+    limit = stage.position_limit
+    contexts = _within(limit, [context + 1 for _, context in DECODE_POINTS])
+    decode = [
+        _Point((1.0, rows, rows * (length - 1)), trial.decode(rows, length - 1))
+        for (rows, _), length in zip(DECODE_POINTS, contexts, strict=True)
+    ]
+    lengths = _within(limit, PREFILL_TOKENS if stage.device.type == "cpu" else GPU_PREFILL_TOKENS)
     prefill = [_Point((1.0, tokens), trial.prefill(tokens)) for tokens in lengths]
     spent_from = clock()
     best = [float("inf")] * (len(decode) + len(prefill))
@@ -61,9 +66,10 @@ def calibrate(stage: Stage, clock: Callable[[], float]) -> ComputeCost:
 def still_holds(stage: Stage, known: ComputeCost, clock: Callable[[], float]) -> bool:
     """Whether one decode step takes what an earlier measurement says, within 30 %. Nobody else uses the stage."""
     trial = _warm_up(stage, clock)
-    run = trial.decode(1, 64)
+    (length,) = _within(stage.position_limit, [65])
+    run = trial.decode(1, length - 1)
     seconds = min(_timed(run, clock) for _ in range(ROUNDS)) / trial.num_blocks
-    expected = known.decode_seconds(1, 64)
+    expected = known.decode_seconds(1, length - 1)
     return abs(seconds - expected) <= _SAME_SHARE * expected
 
 
@@ -81,6 +87,14 @@ def _warm_up(stage: Stage, clock: Callable[[], float]) -> StepTrial:
     warm()
     warm()
     return trial
+
+
+def _within(limit: int | None, lengths: Sequence[int]) -> list[int]:
+    """Lengths of texts in about these proportions, none of them longer than a text of the model may be."""
+    longest = max(lengths)
+    if limit is None or longest <= limit:
+        return list(lengths)
+    return [max(2, length * limit // longest) for length in lengths]
 
 
 def _timed(run: Callable[[], None], clock: Callable[[], float]) -> float:

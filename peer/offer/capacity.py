@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from ...proto.errors import OutOfMemory, UsageError
+from ...routing.swarm import BlockRange
 from ..config import BlockRequest
 
 logger = logging.getLogger(__name__)
@@ -102,6 +104,26 @@ def check_blocks(request: BlockRequest, num_blocks: int) -> None:
         )
     if request.count is not None and request.count > num_blocks:
         raise UsageError(f"the model has {num_blocks} blocks, not {request.count}", hint="Ask for fewer, or for auto.")
+
+
+def check_space(request: BlockRequest, num_blocks: int, check: Callable[[BlockRange], None]) -> None:
+    """Raises what `check` raises for a range, if it does so for every range that may become the peer's.
+
+    Of a peer that takes as many blocks as fit only the first one is known.
+    """
+    count = request.count or 1
+    windows = [BlockRange(start, start + count) for start in range(num_blocks - count + 1)]
+    ranges = windows if request.blocks is None else [request.blocks]
+    refusal: UsageError | None = None
+    for blocks in ranges:
+        try:
+            check(blocks)
+        except UsageError as error:
+            refusal = error
+        else:
+            return
+    if refusal is not None:
+        raise refusal
 
 
 def free_memory_bytes() -> int:

@@ -1,9 +1,10 @@
-"""The cost of a block, followed while the peer serves: the start-up measurement, corrected by the steps that ran.
+"""The cost of a block and of a visit, followed while the peer serves: the start-up measurement, corrected by the steps.
 
 The same two lines as in `calibrate`: decode takes `a + b * rows + c * context`, prefill `a' + p * tokens`, seconds per
 block.  Each is a least-squares fit of relative errors that forgets: an observation loses half of its weight for every
 `HALF_LIFE_SECONDS` of serving and every `HALF_LIFE_STEPS` steps.  What was last known stays in each fit with the weight
 of a few steps, so that what the traffic does not tell (the cost of a context that nobody uses) is not invented.
+What a visit takes beside computing is a mean that forgets alike; before the first one it is what an earlier run saw.
 No I/O and no clock here.
 """
 
@@ -26,6 +27,9 @@ REFIT_STEPS = 20
 OUTLIER = 3.0
 """A step that took more than this many times what was expected counts as this many times: a machine that was suspended
 tells nothing, one that has become slow says it again with the next step."""
+VISIT_OUTLIER = 20.0
+"""The same for a visit. Most take little and some many times as long, when other programs have the processor: these are
+what makes the mean, so only what no busy machine does is cut."""
 
 _SHORTEST_SECONDS = 1e-9
 
@@ -35,12 +39,16 @@ _PREFILL_POINTS = ((1.0, 16.0), (1.0, 64.0), (1.0, 256.0))
 
 
 class CostEstimate:
-    """The present cost of a block on this peer. One thread observes; any thread may read `cost`."""
+    """The present cost of a block on this peer, and of a visit to it.
+
+    One thread observes steps, and one visits; any thread may read `cost`.
+    """
 
     def __init__(self, start: ComputeCost) -> None:
         self._decode = _Line(_DECODE_POINTS, (start.decode_fixed, start.decode_per_row, start.decode_per_context_token))
         self._prefill = _Line(_PREFILL_POINTS, (start.prefill_fixed, start.prefill_per_token))
-        self._last_seconds: float | None = None
+        self._visit = _Mean(start.visit)
+        self._steps, self._visits = _Fading(), _Fading()
 
     def observe(self, step: StepRecord, now_seconds: float) -> None:
         """Take in one step; `now_seconds` is of any clock that never goes back.
@@ -49,9 +57,7 @@ class CostEstimate:
         """
         if step.blocks <= 0 or step.seconds <= 0:
             return
-        idle = 0.0 if self._last_seconds is None else max(0.0, now_seconds - self._last_seconds)
-        self._last_seconds = now_seconds
-        keep = 0.5 ** (min(idle, HALF_LIFE_SECONDS) / HALF_LIFE_SECONDS + 1 / HALF_LIFE_STEPS)
+        keep = self._steps.keep(now_seconds)
         per_block = step.seconds / step.blocks
         if step.prefill_tokens == 0:
             self._decode.observe((1.0, float(step.rows), float(step.context_tokens)), per_block, keep)
@@ -60,12 +66,16 @@ class CostEstimate:
             rest = max(per_block - rows_share, 0.1 * per_block)
             self._prefill.observe((1.0, float(step.prefill_tokens)), rest, keep)
 
+    def observe_visit(self, seconds: float, now_seconds: float) -> None:
+        """Take in what one step took beside its computation and its wait for others; O(1)."""
+        self._visit.observe(seconds, self._visits.keep(now_seconds))
+
     @property
     def cost(self) -> ComputeCost:
         """The cost as it is known now."""
         fixed, per_row, per_context_token = (float(value) for value in self._decode.coefficients)
         prefill_fixed, per_token = (float(value) for value in self._prefill.coefficients)
-        return ComputeCost(fixed, per_row, per_context_token, prefill_fixed, per_token)
+        return ComputeCost(fixed, per_row, per_context_token, prefill_fixed, per_token, self._visit.value)
 
 
 def has_changed(announced: ComputeCost, present: ComputeCost, share: float = 0.2) -> bool:
@@ -76,6 +86,34 @@ def has_changed(announced: ComputeCost, present: ComputeCost, share: float = 0.2
         (announced.prefill_seconds(128), present.prefill_seconds(128)),
     )
     return any(abs(new - old) > share * old for old, new in pairs)
+
+
+class _Fading:
+    """How much of their weight earlier observations keep at each new one."""
+
+    def __init__(self) -> None:
+        self._last_seconds: float | None = None
+
+    def keep(self, now_seconds: float) -> float:
+        idle = 0.0 if self._last_seconds is None else max(0.0, now_seconds - self._last_seconds)
+        self._last_seconds = now_seconds
+        return float(0.5 ** (min(idle, HALF_LIFE_SECONDS) / HALF_LIFE_SECONDS + 1 / HALF_LIFE_STEPS))
+
+
+class _Mean:
+    """A mean that starts at `value`, with the weight of a few observations, and forgets; 0: nothing is known."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+        self._weight = INERTIA if value > 0 else 0.0
+
+    def observe(self, seconds: float, keep: float) -> None:
+        """One observation; what was seen before keeps the share `keep` of its weight."""
+        known = self._weight * keep
+        if self.value > 0:
+            seconds = min(seconds, VISIT_OUTLIER * self.value)
+        self._weight = known + 1.0
+        self.value += (seconds - self.value) / self._weight
 
 
 class _Line:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ...proto.directory.directory import Directory
+from ...proto.directory.records import open_peer_record
 from ...proto.directory.signed import SignedRecord, newest_per_peer
 from ...proto.directory.swarm_key import SwarmKey, swarm_key_name
 from ...proto.errors import SwarmError
+from ...routing.swarm import PeerId
 from ..tasks import cancel_all
 from ..timing import PeerTiming
 
@@ -41,6 +43,7 @@ class RecentLookups:
         self._rng = rng or random.Random()
         self._directory = directory
         self._name = swarm_key_name(model_digest, swarm_key)
+        self._swarm_key = swarm_key
         self._clock = clock
         self._records: tuple[SignedRecord, ...] = ()
         self._own: SignedRecord | None = None
@@ -66,6 +69,16 @@ class RecentLookups:
     def last_records(self) -> tuple[SignedRecord, ...]:
         """Those of the last look, also if they are over: where the others were."""
         return self._records
+
+    def addresses_of(self, peer: PeerId) -> Sequence[str]:
+        """Where a peer says that it is, from the last look; nothing if it says nothing, or is not known."""
+        for record in self._known():
+            if record.peer_id == peer:
+                try:
+                    return open_peer_record(record, self._swarm_key).addresses
+                except SwarmError as error:
+                    logger.debug("a record is ignored: %s", error)
+        return ()
 
     def announced(self, own: SignedRecord) -> None:
         """Take this peer's newest record."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from ...proto.directory.records import MAX_ADDRESSES, MAX_REACH_BYTES, PeerRecord, Relay, in_single_precision
+from ...proto.directory.records import MAX_ADDRESSES, MAX_REACH_BYTES, PeerRecord, in_single_precision
 from ...proto.errors import LocalProtocolError
 from ...proto.wire.handshake import PROTOCOL_VERSION
 from ...routing.swarm import (
@@ -81,10 +81,19 @@ class ReachFacts:
     """host:port of the data plane, best first."""
     dht_maddrs: tuple[str, ...] = ()
     """Without this peer's id."""
-    relays: tuple[Relay, ...] = ()
+    relays: tuple[PeerId, ...] = ()
+    """Through which it is reached, nearest first."""
+    relay_places: int = 0
+    """For how many others it would relay."""
 
     @classmethod
-    def of(cls, addresses: tuple[str, ...], visible_maddrs: Sequence[str]) -> ReachFacts:
+    def of(
+        cls,
+        addresses: tuple[str, ...],
+        visible_maddrs: Sequence[str],
+        relays: tuple[PeerId, ...] = (),
+        relay_places: int = 0,
+    ) -> ReachFacts:
         """The addresses of a peer whose node of the DHT is seen at `visible_maddrs`, of which some may not fit."""
         room = MAX_REACH_BYTES - sum(map(len, addresses))
         fitting: list[str] = []
@@ -93,7 +102,7 @@ class ReachFacts:
             if len(fitting) < MAX_ADDRESSES and len(bare) <= room:
                 fitting.append(bare)
                 room -= len(bare)
-        return cls(addresses, tuple(fitting))
+        return cls(addresses, tuple(fitting), relays, relay_places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +170,7 @@ def _record_of(facts: RecordFacts) -> PeerRecord:
         spec=spec,
         addresses=reach.addresses,
         relays=reach.relays,
+        relay_places=reach.relay_places,
         dht_maddrs=reach.dht_maddrs,
         incarnation=identity.incarnation,
         protocol_version=PROTOCOL_VERSION,

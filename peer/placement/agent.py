@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from ...proto.errors import OutOfMemory, SwarmError
+from ...proto.errors import SwarmError
 from ...routing.place.agent import (
     Action,
     AgentState,
@@ -47,7 +47,11 @@ class Host(Protocol[_Loaded]):
         ...
 
     async def load(self, blocks: BlockRange) -> _Loaded:
-        """Load blocks beside those that are served. Raises SwarmError; cancelled, it stops loading."""
+        """Load blocks beside those that are served. Raises SwarmError; cancelled, it stops loading.
+
+        Where there is no memory for both it may first drop blocks that are not loaded again: the agent asks only when
+        others serve these.
+        """
         ...
 
     async def adopt(self, loaded: _Loaded) -> None:
@@ -105,7 +109,7 @@ class PlacementAgent(Generic[_Loaded]):
         return self._clock() < self._rest_until
 
     async def join(self) -> None:
-        """Return when the peer hosts blocks. Raises SwarmError or OSError if a load fails: there is no way back."""
+        """Return when the peer hosts blocks. Raises SwarmError if a load fails: there is no way back."""
         try:
             while self._host.blocks is None:
                 wait = await self._turn()
@@ -137,7 +141,7 @@ class PlacementAgent(Generic[_Loaded]):
         refresh = self._timing.record_refresh_seconds
         if self._stopped:
             return refresh
-        if self._loading is not None and self._loading.done() and (error := _failure_of(self._loading)) is not None:
+        if self._loading is not None and (error := _failure_of(self._loading)) is not None:
             await self._fail(error)
             return refresh
         try:
@@ -191,8 +195,11 @@ class PlacementAgent(Generic[_Loaded]):
         self._loading = asyncio.create_task(self._host.load(blocks), name="load blocks for a move")
 
     async def _move(self, blocks: BlockRange) -> None:
+        assert self._loading is not None
+        if (error := _failure_of(self._loading)) is not None:  # it failed while the agent looked and decided
+            await self._fail(error)
+            return
         loading, self._loading = self._loading, None
-        assert loading is not None
         before = self._host.blocks
         try:
             await self._host.adopt(loading.result())
@@ -203,9 +210,10 @@ class PlacementAgent(Generic[_Loaded]):
         self._failures = 0
         if self._forecast is not None:
             self._promised.append(self._forecast)
-        await self._announce()
+        if before is not None:  # a peer that joins is announced when it serves; until then its claim stands
+            await self._announce()
 
-    async def _fail(self, error: Exception) -> None:
+    async def _fail(self, error: SwarmError) -> None:
         """A load has failed: stay, say so, and try again after a pause that doubles."""
         if self._host.blocks is None:
             raise error
@@ -250,11 +258,9 @@ class PlacementAgent(Generic[_Loaded]):
             logger.info("%s", outcome(forecast, snapshot, self._policy))
 
 
-def _failure_of(loading: asyncio.Task[_Loaded]) -> Exception | None:
-    """The error of a load that is over; what is no failure of a load is raised."""
-    error = loading.exception()
+def _failure_of(loading: asyncio.Task[_Loaded]) -> SwarmError | None:
+    """The error of a load that has failed; what is no failure of a load is raised."""
+    error = loading.exception() if loading.done() else None
     if error is None or isinstance(error, SwarmError):
         return error
-    if isinstance(error, OSError | MemoryError):
-        return OutOfMemory(str(error)) if isinstance(error, MemoryError) else error
     raise error

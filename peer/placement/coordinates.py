@@ -1,41 +1,59 @@
-"""This peer's network coordinate, from its own pings to peers that announce theirs."""
+"""This peer's network coordinate, from round trips to peers that announce theirs."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from ...proto.directory.records import PeerRecord
 from ...proto.errors import SwarmError
-from ...routing.coordinates import MAX_RTT_SECONDS, ORIGIN, updated
-from ...routing.swarm import Coordinate
+from ...routing.coordinates import ORIGIN, Samples, placed
+from ...routing.swarm import Coordinate, PeerId
 
 PINGS_AT_START = 8
 PINGS_A_REFRESH = 2
+"""One in ten seconds."""
 
 
 class OwnCoordinate:
-    """Measured against a few random peers at a time; None until the first answer of a peer with a coordinate.
+    """Where this peer announces that it is; None until it has a round trip to a peer with a coordinate.
 
     The first peer of a swarm is where the others measure from: it calls the place where it is the origin.
     """
 
-    def __init__(self, ping: Callable[[PeerRecord], Awaitable[float]], rng: random.Random) -> None:
-        """`ping` gives the round trip to a peer in seconds and raises SwarmError if it does not answer."""
+    def __init__(
+        self,
+        ping: Callable[[PeerRecord], Awaitable[float]],
+        rng: random.Random,
+        clock: Callable[[], float],
+    ) -> None:
+        """`ping` gives the round trip to a peer in seconds, and raises SwarmError if the peer does not answer.
+
+        `clock` gives seconds from any start.
+        """
         self._ping = ping
         self._rng = rng
+        self._clock = clock
+        self._samples = Samples()
         self.value: Coordinate | None = None
 
+    def note(self, peer: PeerId, rtt_seconds: float) -> None:
+        """Take a round trip that something else has measured."""
+        self._samples.add(peer, rtt_seconds, self._clock())
+
     async def measure(self, peers: Sequence[PeerRecord], pings: int = PINGS_A_REFRESH) -> None:
-        """Ping some of the peers, one after the other, and move towards what they tell."""
+        """Ping some of the peers at random, side by side, and go where all round trips fit best."""
+        places = {record.spec.id: record.spec.coordinate for record in peers}
         known = [record for record in peers if record.spec.coordinate is not None and record.addresses]
-        if not known and self.value is None:
-            self.value = ORIGIN
-        for record in self._rng.sample(known, min(pings, len(known))):
-            try:
-                seconds = await self._ping(record)
-                theirs = record.spec.coordinate
-                if theirs is not None and 0 < seconds <= MAX_RTT_SECONDS:
-                    self.value = updated(self.value or ORIGIN, theirs, seconds, self._rng)
-            except (SwarmError, ValueError):
-                continue  # it does not answer, or announces a place outside the world
+        asked = self._rng.sample(known, min(pings, len(known)))
+        await asyncio.gather(*map(self._measure, asked))
+        found = placed(self.value, self._samples.with_places(places, self._clock()), self._rng)
+        if found is None and not known:
+            found = ORIGIN
+        self.value = found
+
+    async def _measure(self, record: PeerRecord) -> None:
+        with suppress(SwarmError):
+            self.note(record.spec.id, await self._ping(record))

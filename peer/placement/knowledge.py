@@ -36,11 +36,17 @@ class SwarmKnowledge:
         self._peers: dict[PeerId, _Remembered] = {}
 
     def read(self, records: Iterable[PeerRecord], now_seconds: float) -> None:
-        """Take in records that were found; those of other models' sizes and of this peer itself are left out."""
+        """Take in the records of one look; those of other models' sizes and of this peer itself are left out.
+
+        Where there are too many, peers of this look are kept before others, known ones before new ones, and then the
+        newest: ids cost nothing, and a crowd of them must not displace those that are planned with.
+        """
+        known_before, found = set(self._peers), set[PeerId]()
         for record in records:
             spec = record.spec
             if spec.id == self._own or not self._fits(spec):
                 continue
+            found.add(spec.id)
             # A clock that is ahead must not make a record outlive its peer.
             issued = min(spec.issued_seconds, now_seconds + self._timing.clock_tolerance_seconds)
             known = self._peers.get(spec.id)
@@ -48,8 +54,12 @@ class SwarmKnowledge:
                 self._peers[spec.id] = _Remembered(replace(record, spec=replace(spec, issued_seconds=issued)))
         oldest = now_seconds - self._timing.peer_memory_seconds
         lasting = [r for r in self._peers.values() if r.record.spec.issued_seconds > oldest]
-        newest = sorted(lasting, key=lambda r: -r.record.spec.issued_seconds)[:MAX_REMEMBERED]
-        self._peers = {r.record.spec.id: r for r in newest}
+
+        def rank(remembered: _Remembered) -> tuple[bool, bool, float]:
+            spec = remembered.record.spec
+            return spec.id not in found, spec.id not in known_before, -spec.issued_seconds
+
+        self._peers = {r.record.spec.id: r for r in sorted(lasting, key=rank)[:MAX_REMEMBERED]}
 
     def overdue(self, now_seconds: float) -> list[PeerRecord]:
         """The records of peers that should have announced themselves again by now and are not known to be gone."""
@@ -69,8 +79,7 @@ class SwarmKnowledge:
     def snapshot(self, own: PeerSpec, now_seconds: float) -> Swarm:
         """The swarm as it is planned with; `own` is this peer as it is now."""
         others = [record.spec for record in self.records if record.spec.state is not PeerState.LEAVING]
-        peers = sorted([*others, own], key=lambda peer: peer.id)
-        return Swarm(ModelSpec(self._num_blocks), tuple(peers), now_seconds)
+        return Swarm.of_announced(ModelSpec(self._num_blocks), [*others, own], now_seconds)
 
     def _fits(self, spec: PeerSpec) -> bool:
         claimed = spec.claim.blocks if spec.claim is not None else None

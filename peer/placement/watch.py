@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 from ...proto.directory.records import PeerRecord, open_peer_record
 from ...proto.directory.signed import SignedRecord
 from ...proto.directory.swarm_key import SwarmKey
-from ...proto.errors import PeerUnavailable, SwarmError
-from ...proto.network.address import reaches_of
+from ...proto.errors import DeadlineExceeded, PeerUnavailable, SwarmError
+from ...proto.network.address import network_of, reaches_of
 from ...proto.network.transport import Dialer, ping
 from ...routing.swarm import PeerId, PeerSpec, Swarm
+from ...routing.trust import disputed, weigh
 from ..timing import PeerTiming
 from .coordinates import PINGS_A_REFRESH, PINGS_AT_START, OwnCoordinate
 from .knowledge import SwarmKnowledge
@@ -21,7 +25,12 @@ from .weights import WeightsCheck
 
 logger = logging.getLogger(__name__)
 
+MAX_OVERDUE_A_LOOK = 32
+"""Overdue peers that are pinged after one look, chosen at random; records of peers that are nowhere cost nothing."""
+MAX_DISPUTED_A_LOOK = 32
+"""Peers that contradict others about a block and are pinged after one look, to see in which network they are."""
 MAX_PINGS_AT_ONCE = 16
+OWN_NETWORK = "here"
 
 
 class SwarmWatch:
@@ -46,17 +55,23 @@ class SwarmWatch:
         hashes of blocks that this machine's own files prove.
         """
         self.knowledge = SwarmKnowledge(own, num_blocks, timing.claims)
-        self.coordinate = OwnCoordinate(self._ping, rng)
+        self.coordinate = OwnCoordinate(self._ping, rng, time.monotonic)
         self._records = records
         self._swarm_key = swarm_key
         self._dialer = dialer
         self._clock = clock
+        self._rng = rng
         self._timing = timing
         self._isolated = isolated
-        self._weights = WeightsCheck(proven or {})
+        self._proven = proven or {}
+        self._weights = WeightsCheck(self._proven)
+        self._networks: dict[PeerId, str] = {}
+        """Where each peer was reached."""
 
-    async def look(self) -> None:
+    async def look(self, own: Sequence[PeerSpec] = ()) -> None:
         """Read the records, and find out which peers are gone. Raises SwarmError if nothing can be read.
+
+        `own`: this peer, if it announces hashes that others may contradict.
 
         A peer that is cut off sees nobody: it must not plan as if the others were gone.
         """
@@ -70,25 +85,49 @@ class SwarmWatch:
             except SwarmError as error:
                 logger.debug("a record is ignored: %s", error)
         self.knowledge.read(opened, self._clock())
+        overdue = self.knowledge.overdue(self._clock())
+        asked = self._some(overdue, MAX_OVERDUE_A_LOOK)
         limit = asyncio.Semaphore(MAX_PINGS_AT_ONCE)
-        await asyncio.gather(*(self._examine(limit, record) for record in self.knowledge.overdue(self._clock())))
+        await asyncio.gather(*(self._examine(limit, record) for record in asked))
+        await asyncio.gather(*(self._locate(limit, record) for record in self._to_locate(own)))
         first = self.coordinate.value is None
         await self.coordinate.measure(self.knowledge.records, PINGS_AT_START if first else PINGS_A_REFRESH)
 
     async def snapshot(self, own: Callable[[], PeerSpec]) -> Swarm:
-        """The swarm after a look; `own` tells this peer as it is then. Raises SwarmError."""
-        await self.look()
+        """The swarm after a look; `own` tells this peer as it is then. Raises SwarmError.
+
+        Peers whose weights are not believed are left out: clients do not use them, so they host nothing.
+        """
+        await self.look([own()])
         mine = own()
         snapshot = self.knowledge.snapshot(mine, self._clock())
         self._weights.note(mine, snapshot.peers)
-        return snapshot
+        trust = weigh(snapshot.peers, {**self._networks, mine.id: OWN_NETWORK}, self._proven)
+        peers = tuple(peer for peer in snapshot.peers if peer.id == mine.id or peer.id not in trust.doubted)
+        return replace(snapshot, peers=peers)
+
+    def _some(self, records: Sequence[PeerRecord], most: int) -> Sequence[PeerRecord]:
+        return self._rng.sample(records, min(most, len(records)))
+
+    def _to_locate(self, own: Sequence[PeerSpec]) -> Sequence[PeerRecord]:
+        """Some of the peers that contradict others and were reached nowhere yet."""
+        records = {record.spec.id: record for record in self.knowledge.records}
+        self._networks = {peer: network for peer, network in self._networks.items() if peer in records}
+        contradict = disputed([*own, *(record.spec for record in records.values())])
+        unknown = sorted((contradict & records.keys()) - self._networks.keys())
+        return self._some([records[peer] for peer in unknown], MAX_DISPUTED_A_LOOK)
+
+    async def _locate(self, limit: asyncio.Semaphore, record: PeerRecord) -> None:
+        async with limit:
+            with suppress(SwarmError):  # it stays one of those that were reached nowhere, which are one network
+                self.coordinate.note(record.spec.id, await self._ping(record))
 
     async def _examine(self, limit: asyncio.Semaphore, record: PeerRecord) -> None:
         if not record.addresses and not record.relays:
             return  # it joins and listens nowhere yet
         async with limit:
             try:
-                await self._ping(record)
+                self.coordinate.note(record.spec.id, await self._ping(record))
             except SwarmError as error:
                 logger.info(
                     "no answer from peer %s, whose record is overdue: it is planned without (%s)", record.spec.id, error
@@ -96,12 +135,25 @@ class SwarmWatch:
                 self.knowledge.gone(record.spec.id)
 
     async def _ping(self, record: PeerRecord) -> float:
-        """The round trip to a peer. Raises SwarmError if it answers nowhere."""
+        """The round trip to a peer. Raises SwarmError if it answers nowhere.
+
+        Over connections of its own: those that sessions use are few, and a peer that is only looked at must not
+        displace any.  The second answer counts, because the first one waits for the connection.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timing.overdue_ping_seconds
         error: SwarmError = PeerUnavailable(f"peer {record.spec.id} has no address")
-        for address in reaches_of(record):
+        reaches = reaches_of(record)
+        for number, address in enumerate(reaches):
+            left = (deadline - loop.time()) / (len(reaches) - number)
             try:
-                _, seconds, _ = await ping(self._dialer.stub(address), address, self._timing.overdue_ping_seconds)
-                return seconds
+                async with asyncio.timeout(left), self._dialer.dialed_once(address) as stub:
+                    await ping(stub, address, left)
+                    _, seconds, _ = await ping(stub, address, left)
+                    self._networks[record.spec.id] = network_of(address.target)
+                    return seconds
+            except TimeoutError:
+                error = DeadlineExceeded(f"{address} does not answer")
             except SwarmError as failed:
                 error = failed
         raise error

@@ -16,8 +16,12 @@ from ...routing.trust import contradicted
 logger = logging.getLogger(__name__)
 
 
+MAX_NAMED = 3
+"""Peers that one line names; identities cost nothing, and a crowd of them must not fill the log."""
+
+
 class WeightsCheck:
-    """Compares this peer with the others of each look, and says so once for each that contradicts it."""
+    """Compares this peer with the others of each look, and tells new contradictions in one line."""
 
     def __init__(self, proven: Mapping[int, bytes]) -> None:
         """`proven`: the hashes of blocks that this machine's own files prove."""
@@ -27,16 +31,17 @@ class WeightsCheck:
     def note(self, own: PeerSpec, peers: Sequence[PeerSpec]) -> None:
         """Take in a look at the swarm; `peers` may have this one among them."""
         others = {peer.id: blocks for peer in peers if (blocks := contradicted(own, peer))}
-        for peer, blocks in others.items():
-            if peer in self._told:
-                continue
-            if all(block in self._proven for block in blocks):
-                reason = "whose files prove them"
-            else:
-                reason = (
-                    "which fetched them in parts and cannot prove them: clients believe the side with more networks"
-                )
-            logger.warning(
-                "peer %s announces other weights for %s than this one, %s", peer, describe_blocks(blocks), reason
-            )
+        new = [peer for peer in others if peer not in self._told]
         self._told = set(others)
+        if not new:
+            return
+        disputed = sorted({block for peer in new for block in others[peer]})
+        if all(block in self._proven for block in disputed):
+            reason = "whose files prove them"
+        else:
+            reason = "which fetched them in parts and cannot prove them: clients believe the side with more networks"
+        more = f" and {len(new) - MAX_NAMED} more" if len(new) > MAX_NAMED else ""
+        logger.warning(
+            "peer %s%s announces other weights for %s than this one, %s",
+            ", peer ".join(new[:MAX_NAMED]), more, describe_blocks(disputed), reason,
+        )  # fmt: skip

@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 
 from ...proto.errors import SessionLost, SwarmError
 from ...proto.network.streams import Stream
-from ...proto.wire.frames import CHUNK_BYTES, WireStep, chunks_after_first, cut_step
+from ...proto.wire.frames import CHUNK_BYTES, ChunkFrame, WireStep, cut_step
 from ...proto.wire.messages.opening import QueuedFrame
 from ...proto.wire.messages.session import FailureFrame, KvStateFrame, ReroutedFrame
 from ...proto.wire.messages.steps import RebuiltFrame
 from ...proto.wire.messages.streams import ClientFrame, PeerFrame
+from ..engine.cache.part import CachePart
 from ..tasks import cancel_all
 from ..timing import PeerTiming
 
@@ -80,9 +81,12 @@ class ClientOutlet:
     async def rebuilt(self, epoch: int, tokens: int) -> None:
         await self.write(RebuiltFrame(epoch, tokens))
 
-    async def kv_state(self, applied_seq: int, lengths: tuple[int, ...], data: bytes) -> None:
-        head = KvStateFrame(applied_seq, lengths, len(data), data[:CHUNK_BYTES])
-        await self._write_all(itertools.chain([head], chunks_after_first(data)))
+    async def kv_state(self, round_: int, applied_seq: int, part: CachePart) -> None:
+        """The head goes ahead of the data: from its arrival on the client sees how long the part takes."""
+        data = part.data
+        head = KvStateFrame(round_, applied_seq, part.starts, part.lengths, len(data), b"")
+        chunks = (ChunkFrame(data[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES))
+        await self._write_all(itertools.chain([head], chunks))
 
     async def failure(self, error: SwarmError, epoch: int, seq: int) -> None:
         await self.write(FailureFrame.of(error, epoch, seq))

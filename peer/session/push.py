@@ -1,9 +1,15 @@
-"""A peer's link to its successor in one session: dialled at open, so that the first token finds it ready."""
+"""A peer's link to its successor in one session: dialled while the first step that goes there is computed.
+
+Not before: a client that has a peer dial should at least have it compute.  The client hears that the successor cannot
+be reached and nothing more: it chose the addresses, and what is open there is not its business.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from ...proto.errors import PushFailed, SwarmError
 from ...proto.network.address import Reach
@@ -16,6 +22,8 @@ from ...proto.wire.messages.streams import PushFrame, PushReply
 from ..tasks import cancel_all, run_to_end
 from ..timing import PeerTiming
 
+logger = logging.getLogger(__name__)
+
 
 class PushLink:
     """Sends steps to one successor. It fails for good: the client then chooses another way."""
@@ -27,25 +35,36 @@ class PushLink:
         sign_hello: Callable[[], Signed],
         on_broken: Callable[[PushFailed], None],
         timing: PeerTiming,
+        dial: Callable[[Reach], AbstractContextManager[None]],
     ) -> None:
-        """`on_broken` is called once when a link that was ready breaks, or is not ready in time."""
+        """`on_broken` is called once when a link that was ready breaks, or is not ready in time.
+
+        `dial` is the block in which an address is dialled: see `DialBudget`.
+        """
         self._timing = timing
         self._dialer = dialer
         self._addresses = addresses
         self._sign_hello = sign_hello
         self._on_broken = on_broken
+        self._dial = dial
         self._stream: DialedStream[PushReply, PushFrame] | None = None
         self._ready = asyncio.get_running_loop().create_future()
         self._broken: PushFailed | None = None
-        self._task = asyncio.create_task(self._run(), name="push-link")
+        self._task: asyncio.Task[None] | None = None
 
     @property
     def usable(self) -> bool:
         """Whether the link may still work; False once it has failed."""
         return self._broken is None
 
+    def prepare(self) -> None:
+        """There will be something to send: dial, if that was not done yet."""
+        if self._task is None and self._broken is None:
+            self._task = asyncio.create_task(self._run(), name="push-link")
+
     async def send(self, step: WireStep) -> None:
         """Send one step, waiting for the link to be ready for at most the time the step has. Raises PushFailed."""
+        self.prepare()
         try:
             async with asyncio.timeout(step.timeout_seconds):
                 await asyncio.shield(self._ready)
@@ -58,7 +77,7 @@ class PushLink:
         except TimeoutError:
             self._fail(PushFailed("the successor takes no data"), tell=False)
         except SwarmError as error:
-            self._fail(PushFailed(f"the link to the successor broke: {error}"), tell=False)
+            self._fail(self._broke(error), tell=False)
         except asyncio.CancelledError:
             # gRPC raises it for a call that was cancelled here, by a channel that was closed, as well as for this task.
             self._fail(PushFailed("the link to the successor was cut"), tell=False)
@@ -71,7 +90,8 @@ class PushLink:
     async def close(self) -> None:
         """Cancel the link and whatever is being sent."""
         self._fail(PushFailed("the link was closed"), tell=False)
-        await run_to_end(cancel_all([self._task]))
+        if self._task is not None:
+            await run_to_end(cancel_all([self._task]))
 
     async def _run(self) -> None:
         try:
@@ -80,25 +100,28 @@ class PushLink:
             self._ready.set_result(None)
             await self._watch()
         except TimeoutError:
-            self._fail(PushFailed("the successor does not answer"), tell=True)
+            self._fail(_unreachable(), tell=True)
         except SwarmError as error:
-            self._fail(PushFailed(f"the successor cannot be reached: {error}"), tell=True)
+            self._fail(self._broke(error), tell=True)
         finally:
             self._fail(PushFailed("the link to the successor was cut"), tell=True)
             if self._stream is not None:
                 self._stream.cancel()
 
     async def _connect(self) -> None:
-        last: SwarmError = PushFailed("the successor announces no address")
+        """Raises SwarmError: what the successor itself has said, or that it is not reached."""
         for address in self._addresses:
             try:
-                self._stream = self._dialer.stub(address).push()
-                await self._stream.write(PushOpenFrame(self._sign_hello()))
-                self._check(await self._stream.read())
-                return
+                with self._dial(address):
+                    self._stream = self._dialer.stub(address).push()
+                    await self._stream.write(PushOpenFrame(self._sign_hello()))
+                    reply = await self._stream.read()
             except SwarmError as error:
-                last = error
-        raise last
+                logger.debug("a successor is not reached: %s", error)
+                continue
+            self._check(reply)
+            return
+        raise _unreachable()
 
     async def _watch(self) -> None:
         assert self._stream is not None
@@ -111,6 +134,14 @@ class PushLink:
         if isinstance(reply, FailureFrame):
             raise reply.error
 
+    @staticmethod
+    def _broke(error: SwarmError) -> PushFailed:
+        """For the client: without the words of this peer's network, which tell of addresses that the client chose."""
+        if isinstance(error, PushFailed):
+            return error
+        logger.debug("the link to a successor broke: %s", error)
+        return PushFailed(f"the link to the successor broke ({error.code})")
+
     def _fail(self, error: PushFailed, tell: bool) -> None:
         if self._broken is not None:
             return
@@ -119,3 +150,7 @@ class PushLink:
             self._ready.set_result(None)
         if tell:
             self._on_broken(error)
+
+
+def _unreachable() -> PushFailed:
+    return PushFailed("the successor cannot be reached")

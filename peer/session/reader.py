@@ -21,8 +21,8 @@ from ...proto.wire.messages.steps import ReplayFrame
 from ...proto.wire.messages.streams import ClientFrame, PeerFrame
 from ...proto.wire.prefixes import check_prefixes, unpack_digests
 from .outlet import ClientOutlet
-from .transfer import KvImport, Transfers, receive_kv
-from .worker import SessionWorker
+from .transfer import KvImport, LargestImport, Transfers, receive_kv
+from .work.worker import SessionWorker
 
 
 def take_step(reader: StepReader, frame: object) -> WireStep | None:
@@ -45,7 +45,7 @@ class SessionReader:
         reader: StepReader,
         reroute: Callable[[RerouteFrame], Awaitable[None]],
         transfers: Transfers,
-        largest_import: Callable[[tuple[int, ...]], int],
+        largest_import: LargestImport,
     ) -> None:
         self._worker = worker
         self._outlet = outlet
@@ -78,7 +78,7 @@ class SessionReader:
                 frame = await stream.read()
 
     async def _import(self, head: KvStateFrame, stream: Stream[ClientFrame, PeerFrame]) -> ClientFrame | None:
-        """Take an attention cache; the frame that comes after it."""
+        """Take a part of an attention cache; the frame that comes after it."""
         async with self._transfers.turn(self._worker.grant.client, head.timeout_seconds):
             received = await receive_kv(head, stream.read, self._largest_import)
             if not isinstance(received, KvImport):

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 
-from ...proto.directory.signed import SignatureCache
-from ...proto.directory.swarm_key import SwarmKey
 from ...proto.errors import (
     AuthenticationError,
     PeerUnavailable,
@@ -24,70 +21,36 @@ from ...proto.errors import (
     SessionLost,
     SwarmError,
 )
-from ...proto.identity import Identity
 from ...proto.network.streams import Stream
-from ...proto.network.transport import Dialer, Handlers
+from ...proto.network.transport import Handlers
 from ...proto.wire.frames import CREDITS, StepReader
-from ...proto.wire.handshake import Grant, HelloChecker, sign_hello
+from ...proto.wire.handshake import Grant, sign_hello
 from ...proto.wire.messages.opening import OpenedFrame, OpenFrame, PushOpenFrame, PushReadyFrame, Signed
 from ...proto.wire.messages.session import FailureFrame, RerouteFrame
 from ...proto.wire.messages.streams import ClientFrame, PeerFrame, PushFrame, PushReply
 from ...proto.wire.prefixes import Digests, unpack_digests
 from ...proto.wire.tensors import WireFormat
-from ...routing.admit.table import SessionTable
-from ...routing.swarm import BlockRange, PeerId
-from ..engine.engine import Engine, SessionKv
+from ...routing.swarm import PeerId
+from ..engine.engine import SessionKv
 from ..tasks import Changes, run_to_end, run_until_first
-from ..timing import PeerTiming
-from .compute import EngineCompute
 from .edge.handshakes import Handshakes
-from .edge.opening import NameBudget, Neighbourhood, Opening, OpeningCheck
+from .edge.opening import Neighbourhood, Opening, OpeningCheck
 from .edge.read_ahead import ReadAhead
 from .edge.refusals import Refusals
 from .edge.room_use import RoomUse
+from .edge.usage import UsageLog
 from .outlet import ClientOutlet
+from .parts import PeerParts
 from .push import PushLink
 from .reader import SessionReader, take_step
-from .replay_store import ReplayStore
 from .transfer import Transfers
 from .unary import UnaryCalls
 from .waiting import Admission
-from .worker import Counters, SessionParts, SessionWorker
+from .work.compute import EngineCompute
+from .work.seams import SessionParts
+from .work.worker import SessionWorker
 
 logger = logging.getLogger(__name__)
-
-
-class Hosts(Protocol):
-    """Knows what the peer hosts now."""
-
-    @property
-    def blocks(self) -> BlockRange: ...
-
-
-@dataclass
-class PeerParts:
-    """Everything that a peer's service is made of."""
-
-    identity: Identity
-    engine: Engine
-    hosting: Hosts
-    sessions: SessionTable
-    replay: ReplayStore
-    hellos: HelloChecker
-    dialer: Dialer
-    model_digest: str
-    model_name: str
-    swarm_key: SwarmKey | None
-    lookup: Callable[[str], Awaitable[list[bytes]]]
-    """Encoded signed records under a name, from the directory that this peer is part of."""
-    dht_addresses: Callable[[], list[str]]
-    clock: Callable[[], float] = time.time
-    timing: PeerTiming = field(default_factory=PeerTiming)
-    counters: Counters = field(default_factory=Counters)
-    on_admitted: Callable[[float], None] = lambda wait_seconds: None
-    """Is told how long each admitted session has waited for room."""
-    record_signatures: SignatureCache = field(default_factory=SignatureCache)
-    names: NameBudget = field(default_factory=NameBudget)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +68,13 @@ class PeerService:
         self._admission = Admission(parts.sessions, parts.clock, parts.on_admitted, parts.timing)
         self._check = OpeningCheck(parts)
         self._handshakes = Handshakes(parts.timing.handshake_seconds)
-        self._transfers = Transfers(parts.timing.transfer_hold_seconds)
-        self._refusals = Refusals(parts.timing.refusals_seconds)
+        self._transfers = Transfers(parts.timing.transfer_hold_seconds, parts.timing.transfer_link_share)
+        self._refusals = Refusals(parts.timing.refusals_seconds, parts.on_failure)
+        self.usage = UsageLog(parts.timing.usage_seconds)
         self._open: dict[bytes, _OpenSession] = {}
         self._changes = Changes()
-        self._draining = False
+        self.draining = False
+        """Whether it takes no more sessions."""
 
     @property
     def handlers(self) -> Handlers:
@@ -131,7 +96,7 @@ class PeerService:
 
     def drain(self) -> None:
         """Take no more sessions, also not those that wait for room; the open ones go on."""
-        self._draining = True
+        self.draining = True
         self._admission.refuse_waiting(_leaving())
 
     def rehost(self, kv_token_blocks: int) -> None:
@@ -162,7 +127,8 @@ class PeerService:
             await self._admit(opening, ahead, outlet)
         except SwarmError as error:
             self._refusals.note(error)
-            await outlet.failure(error, 0, 0)
+            with suppress(SessionLost):  # a client that takes no frames cannot hear why
+                await outlet.failure(error, 0, 0)
         finally:
             if opening is not None:
                 self._parts.names.give_back(opening.grant.client, opening.prefixes)
@@ -172,7 +138,7 @@ class PeerService:
     def _check_open(self, frame: ClientFrame | None) -> Opening:
         if not isinstance(frame, OpenFrame):
             raise RemoteProtocolError("a session begins with an open frame")
-        if self._draining:
+        if self.draining:
             raise _leaving()
         return self._check.opening(frame)
 
@@ -181,9 +147,14 @@ class PeerService:
         grant, wait_seconds = opening.grant, opening.wait_seconds
         if wait_seconds > 0:
             ahead.begin(lambda error: self._admission.refuse(grant.key, error))
-        async with self._admission.room(grant, wait_seconds, outlet.queued):
-            ahead.admitted()
-            await self._serve_session(ahead, outlet, opening)
+        try:
+            async with self._admission.room(grant, wait_seconds, outlet.queued):
+                ahead.admitted()
+                if opening.place is not None:
+                    self._parts.on_client(grant.client, opening.place)
+                await self._serve_session(ahead, outlet, opening)
+        finally:
+            self._changes.notify()  # before the client is told why, which may take long if its connection is dead
 
     @staticmethod
     async def _close(ahead: ReadAhead, outlet: ClientOutlet) -> None:
@@ -191,7 +162,7 @@ class PeerService:
         await outlet.close()
 
     async def _previous_ended(self, grant: Grant) -> None:
-        """End the previous stream of the session, if it is left over from an earlier epoch.
+        """End the previous stream of the session, open or waiting, if it is left over from an earlier epoch.
 
         A client that left the session a moment ago may come before its old stream is cleared away; one whose connection
         is dead comes while nothing here tells that it is.
@@ -201,6 +172,8 @@ class PeerService:
             return
         if previous is not None and grant.epoch > previous.worker.epoch:
             previous.reader.supersede()
+        anew = SessionLost("the client has opened the session anew")
+        self._admission.refuse_waiting(anew, lambda waiting: waiting.key == key and waiting.epoch < grant.epoch)
         try:
             async with asyncio.timeout(self._parts.timing.previous_stream_seconds):
                 await self._changes.wait_for(lambda: not table.is_open(key))
@@ -222,6 +195,7 @@ class PeerService:
             try:
                 await self._run_session(stream, outlet, worker, kv, use)
             finally:
+                self.usage.ended(use.tokens, use.seconds)
                 await run_to_end(self._close_worker(grant.key, worker))
 
     @asynccontextmanager
@@ -248,8 +222,9 @@ class PeerService:
     ) -> SessionParts:
         parts = self._parts
 
-        def computed() -> None:
-            use.step_computed()
+        def computed(tokens: int) -> None:
+            use.step_computed(tokens)
+            self.usage.computed(tokens)
             lengths = kv.table.lengths
             parts.sessions.note_step(grant.key, sum(lengths), len(lengths), parts.clock())
 
@@ -262,6 +237,7 @@ class PeerService:
             transfers=self._transfers,
             token_bytes=wire_format.token_bytes,
             lengths=lambda: kv.table.lengths,
+            on_visit=parts.on_visit,
             prefixes=prefixes,
         )
 
@@ -289,7 +265,7 @@ class PeerService:
         await outlet.write(OpenedFrame(CREDITS, grant.epoch, kv.held_tokens))
         try:
             async with asyncio.timeout(max(0.0, grant.expires_at_seconds - parts.clock())):
-                work = worker.run(), reader.run(stream), reader.until_superseded(), use.watch()
+                work = worker.run(), worker.send_parts(), reader.run(stream), reader.until_superseded(), use.watch()
                 await run_until_first(*work, cancel_inside=outlet.between_frames)
         except TimeoutError:
             raise SessionLost("the session's capability has expired") from None
@@ -327,7 +303,8 @@ class PeerService:
             session = self._open.get(grant.key)
             outlet.failure_soon(error, session.worker.epoch if session is not None else grant.epoch)
 
-        return PushLink(parts.dialer, neighbourhood.successor, hello, broken, parts.timing)
+        dial = partial(parts.dials.dial, grant.client)
+        return PushLink(parts.dialer, neighbourhood.successor, hello, broken, parts.timing, dial)
 
     # --- pushes from the predecessor ---
 
@@ -340,10 +317,19 @@ class PeerService:
                     raise RemoteProtocolError("a push begins with an open frame")
                 pusher, key = self._parts.hellos.check(opening.hello)
                 worker = await self._wait_for_push(pusher, key)
-            await stream.write(PushReadyFrame())
+            await self._answer_push(stream, PushReadyFrame())
             await self._take_pushes(stream, worker, pusher, key)
         except SwarmError as error:
-            await stream.write(FailureFrame.of(error))
+            with suppress(SessionLost):
+                await self._answer_push(stream, FailureFrame.of(error))
+
+    async def _answer_push(self, stream: Stream[PushFrame, PushReply], frame: PushReply) -> None:
+        """Raises SessionLost if the predecessor takes no frames: it may hold what is its own, but not for ever."""
+        try:
+            async with asyncio.timeout(self._parts.timing.write_seconds):
+                await stream.write(frame)
+        except TimeoutError:
+            raise SessionLost("the predecessor takes no frames") from None
 
     async def _wait_for_push(self, pusher: PeerId, key: bytes) -> SessionWorker:
         """The session, once it is open here and names `pusher` as its predecessor (the two are set up side by side)."""

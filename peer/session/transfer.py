@@ -1,4 +1,4 @@
-"""Receives a session's attention cache: one at a time, of the size that was announced, in the time that was given."""
+"""Attention caches in parts: one part moves at a time, of the size that was announced, in the time that was given."""
 
 from __future__ import annotations
 
@@ -13,23 +13,28 @@ from ...proto.wire.frames import Assembly, ChunkFrame
 from ...proto.wire.messages.session import KvStateFrame
 from ...proto.wire.messages.streams import ClientFrame
 from ...routing.swarm import PeerId
+from ..engine.cache.part import CachePart
+
+LargestImport = Callable[[tuple[int, ...], tuple[int, ...]], int]
+"""The bytes that a part with rows of these starts and lengths may have."""
 
 
 @dataclass(frozen=True, slots=True)
 class KvImport:
-    """A cache that arrived; what is in `data` is checked by the engine."""
+    """A part of a cache that arrived; what is in it is checked by the engine."""
 
     applied_seq: int
-    lengths: tuple[int, ...]
-    data: bytes
+    part: CachePart
 
 
 class Transfers:
-    """Attention caches move to and from this peer one at a time; clients take turns, however many sessions each has."""
+    """Parts of caches move to and from this peer one at a time; clients take turns, however many sessions each has."""
 
-    def __init__(self, hold_seconds: float) -> None:
-        """A cache may move for at most `hold_seconds`."""
+    def __init__(self, hold_seconds: float, link_share: float) -> None:
+        """A part may move for at most `hold_seconds`; parts move for at most `link_share` of the time."""
         self._hold_seconds = hold_seconds
+        self._rest = 1 / link_share - 1
+        """The pause after a part, as a multiple of the time that it moved for."""
         self._busy = False
         self._waiting: dict[PeerId, deque[asyncio.Future[None]]] = {}
         """By client; the first one is next."""
@@ -41,12 +46,13 @@ class Transfers:
         try:
             async with asyncio.timeout(timeout_seconds) as limit:
                 await self._take(client)
+                began = loop.time()
                 try:
-                    held_until = loop.time() + self._hold_seconds
+                    held_until = began + self._hold_seconds
                     limit.reschedule(min(held_until, limit.when() or held_until))
                     yield
                 finally:
-                    self._pass_on()
+                    self._pass_on_after(self._rest * (loop.time() - began))
         except TimeoutError:
             raise DeadlineExceeded("an attention cache did not move in time") from None
 
@@ -64,6 +70,12 @@ class Transfers:
             else:  # the turn had come at the same moment
                 self._pass_on()
             raise
+
+    def _pass_on_after(self, seconds: float) -> None:
+        if seconds > 0:
+            asyncio.get_running_loop().call_later(seconds, self._pass_on)
+        else:
+            self._pass_on()
 
     def _pass_on(self) -> None:
         """Give the turn to the first session of the client that is next, which is last then."""
@@ -87,13 +99,13 @@ class Transfers:
 
 
 async def receive_kv(
-    head: KvStateFrame, read: Callable[[], Awaitable[ClientFrame | None]], largest: Callable[[tuple[int, ...]], int]
+    head: KvStateFrame, read: Callable[[], Awaitable[ClientFrame | None]], largest: LargestImport
 ) -> KvImport | ClientFrame | None:
-    """The cache that begins with `head`; or the first frame that is not a part of it: the client has given it up.
+    """The part that begins with `head`; or the first frame that does not belong to it: the client has given it up.
 
-    `largest` gives the bytes that a cache of such rows may have. Raises RemoteProtocolError.
+    Raises RemoteProtocolError.
     """
-    if head.total_bytes > largest(head.lengths):
+    if head.total_bytes > largest(head.starts, head.lengths):
         raise RemoteProtocolError(f"an attention cache of {head.total_bytes} bytes is too large for its rows")
     assembly = Assembly(head.total_bytes)
     data = assembly.take(head.data)
@@ -102,4 +114,4 @@ async def receive_kv(
         if not isinstance(frame, ChunkFrame):
             return frame
         data = assembly.take(frame.data)
-    return KvImport(head.applied_seq, head.lengths, data)
+    return KvImport(head.applied_seq, CachePart(head.starts, head.lengths, data))

@@ -10,7 +10,7 @@ from ...proto.wire.messages.calls import LookupReply, LookupRequest, PingReply, 
 from ...proto.wire.messages.limits import MAX_RECORDS_PER_KEY
 
 if TYPE_CHECKING:
-    from .service import PeerParts
+    from .parts import PeerParts
 
 MAX_LOOKUP_BYTES = 3 << 20
 LAST_UNNAMED_PROTOCOL = 2

@@ -19,13 +19,10 @@ from typing import Protocol
 from ...routing.swarm import PeerId
 from ..errors import GiveUp, LocalProtocolError, PeerUnavailable, SwarmError, UsageError
 from ..wire.messages.limits import MAX_RECORDS_PER_KEY
-from .signed import SignatureCache, SignedRecord, newest_per_peer, verify_record
+from .signed import CHECKS_AT_ONCE, SignatureCache, SignedRecord, newest_per_peer, verify_record
 from .swarm_key import dht_id
 
 log = logging.getLogger(__name__)
-
-
-RECORDS_AT_ONCE = 8
 
 
 class Directory(Protocol):
@@ -74,7 +71,7 @@ async def verified_records(
     """
     records = []
     for count, data in enumerate(itertools.islice(encoded, MAX_RECORDS_PER_KEY), start=1):
-        if count % RECORDS_AT_ONCE == 0:
+        if count % CHECKS_AT_ONCE == 0:
             await asyncio.sleep(0)
         try:
             record = SignedRecord.decode(data)

@@ -27,13 +27,14 @@ MAX_BLOCKS = 160
 MAX_CENTROIDS = 4
 MAX_ADDRESSES = 8
 MAX_RELAYS = 2
+MAX_RELAY_PLACES = 1024
 MAX_COORDINATE_DIMENSIONS = 8
 MAX_REACH_BYTES = 320
 """Length of all addresses of a record together."""
 MAX_PUBLIC_NAME_CHARS = 64
 MAX_PUBLIC_NAME_BYTES = 96
 """Length of its UTF-8 form."""
-MAX_KV_TOKENS = 2**42
+MAX_KV_TOKEN_BLOCKS = 2**42
 """KV tokens x blocks of one peer."""
 BLOCK_HASH_BYTES = 8
 
@@ -44,19 +45,6 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 # --- what is announced -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Relay:
-    """A public peer through which a peer without a public address is reached."""
-
-    peer_id: PeerId
-    address: str
-    """host:port of the relay's data plane."""
-
-    def __post_init__(self) -> None:
-        _check_peer_id(self.peer_id)
-        _check_address(self.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +59,8 @@ class PeerRecord:
     spec: PeerSpec
     addresses: tuple[str, ...] = ()
     """host:port of the data plane, best first."""
-    relays: tuple[Relay, ...] = ()
+    relays: tuple[PeerId, ...] = ()
+    """Public peers through which the owner is reached, nearest first. Their own records say where they are."""
     dht_maddrs: tuple[str, ...] = ()
     """Multiaddresses at which the DHT can be joined through this peer, without its id."""
     incarnation: int = 0
@@ -79,6 +68,8 @@ class PeerRecord:
     protocol_version: int = 0
     software_version: str = "0"
     public_name: str = ""
+    relay_places: int = 0
+    """The number of peers without an open port that the owner would still relay for."""
 
     def __post_init__(self) -> None:
         _check(_DIGEST.fullmatch(self.model_digest), "the model digest is 64 hexadecimal digits")
@@ -87,10 +78,14 @@ class PeerRecord:
         for address in self.addresses:
             _check_address(address)
         _check_count("relays", self.relays, MAX_RELAYS)
+        for relay in self.relays:
+            _check_peer_id(relay)
+            _check(relay != self.spec.id, "a peer is not reached through itself")
+        _check(0 <= self.relay_places <= MAX_RELAY_PLACES, f"a peer relays for at most {MAX_RELAY_PLACES} others")
         _check_count("DHT addresses", self.dht_maddrs, MAX_ADDRESSES)
         for maddr in self.dht_maddrs:
             _check(len(maddr) <= 256 and _MADDR.fullmatch(maddr), "a DHT address is a multiaddress")
-        where = (*self.addresses, *(relay.address for relay in self.relays), *self.dht_maddrs)
+        where = (*self.addresses, *self.dht_maddrs)
         _check(sum(map(len, where)) <= MAX_REACH_BYTES, f"all addresses together have at most {MAX_REACH_BYTES} bytes")
         _check(0 <= self.incarnation < 2**64, "the incarnation is an unsigned 64-bit number")
         _check(0 <= self.protocol_version < 2**32, "the protocol version is an unsigned 32-bit number")
@@ -129,6 +124,7 @@ def encode_peer_record(record: PeerRecord) -> bytes:
             decode_per_context_token=spec.cost.decode_per_context_token,
             prefill_fixed=spec.cost.prefill_fixed,
             prefill_per_token=spec.cost.prefill_per_token,
+            visit=spec.cost.visit,
         ),
         memory_bytes=spec.memory_bytes,
         kv_tokens_total=spec.kv_tokens_total,
@@ -139,7 +135,8 @@ def encode_peer_record(record: PeerRecord) -> bytes:
         concurrency=spec.concurrency,
         max_blocks=spec.max_blocks or 0,
         addresses=record.addresses,
-        relays=[pb.RelayMessage(peer_id=relay.peer_id, address=relay.address) for relay in record.relays],
+        relays=record.relays,
+        relay_places=record.relay_places,
         dht_maddrs=record.dht_maddrs,
         incarnation=record.incarnation,
         protocol_version=record.protocol_version,
@@ -176,6 +173,7 @@ def decode_peer_record(peer_id: PeerId, payload: bytes) -> PeerRecord:
                 message.cost.decode_per_context_token,
                 message.cost.prefill_fixed,
                 message.cost.prefill_per_token,
+                message.cost.visit,
             ),
             state=_decode_state(message.state),
             memory_bytes=message.memory_bytes,
@@ -201,7 +199,8 @@ def decode_peer_record(peer_id: PeerId, payload: bytes) -> PeerRecord:
             model_digest=message.model_digest.hex(),
             spec=spec,
             addresses=tuple(message.addresses),
-            relays=tuple(Relay(PeerId(relay.peer_id), relay.address) for relay in message.relays),
+            relays=tuple(map(PeerId, message.relays)),
+            relay_places=message.relay_places,
             dht_maddrs=tuple(message.dht_maddrs),
             incarnation=message.incarnation,
             protocol_version=message.protocol_version,
@@ -297,12 +296,12 @@ def _check_spec(spec: PeerSpec) -> None:
     sizes = (spec.block_bytes, spec.kv_bytes_per_token)
     _check(all(size == 0 or 1 <= size <= 1e15 for size in sizes), "a block and a token's cache have 1 to 1e15 bytes")
     _check(0 <= spec.load_seconds <= 1e6, "a block is loaded within 1e6 s")
-    _check(0 <= spec.kv_tokens_free <= spec.kv_tokens_total <= MAX_KV_TOKENS, "0 <= free <= total KV tokens")
+    _check(0 <= spec.kv_tokens_free <= spec.kv_tokens_total <= MAX_KV_TOKEN_BLOCKS, "0 <= free <= total KV tokens")
     _check_count("releases", spec.releases, MAX_RELEASES)
     moments = [release.at_seconds for release in spec.releases]
     _check(all(0 <= moment <= _MAX_UNIX_TIME for moment in moments), "a release has a time")
     _check(moments == sorted(moments), "releases are in order of time")
-    _check(all(0 <= release.tokens <= MAX_KV_TOKENS for release in spec.releases), "a release frees tokens")
+    _check(all(0 <= release.tokens <= MAX_KV_TOKEN_BLOCKS for release in spec.releases), "a release frees tokens")
     if spec.coordinate is not None:
         _check_coordinate(spec.coordinate)
     _check_count("client centroids", spec.client_centroids, MAX_CENTROIDS)

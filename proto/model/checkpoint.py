@@ -8,37 +8,46 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
 import os
 import re
-import threading
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from ...routing.swarm import BlockRange
 from ..errors import UnsupportedModel, UsageError
+from .bounds import block_number, check_counts, check_sizes, plain_block_count
 from .folder import (
     CONFIG_FILE,
     INDEX_FILE,
     SINGLE_SHARD,
+    CountedSlice,
     FolderSource,
     HeldTensor,
     Progress,
+    ReadCounter,
     Source,
     TensorInfo,
     cache_root,
+    check_served,
+    open_slices,
     parse_header,
     parse_json_object,
 )
 from .hashes import FileHashes, HashMemory, add_part, describe, hash_held, hash_of_tensors
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+logger = logging.getLogger(__name__)
+
 BLOCK_HASH_BYTES = 8
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
+_INDEX_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors\.index\.json")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_BLOCK_TENSOR = re.compile(r"(?P<prefix>(?:[^.]*[^.0-9][^.]*\.)+)(?P<block>[0-9]{1,6})\..+")
 
 _DIGEST_TAG = b"blockswarm-model-3"
 CONFIG_KEYS_WITHOUT_MEANING = frozenset({
@@ -48,6 +57,8 @@ CONFIG_KEYS_WITHOUT_MEANING = frozenset({
     "torch_dtype", "dtype",
     # whether generate keeps a cache: a client always does
     "use_cache",
+    # switches of training, which no node follows
+    "return_dict", "output_hidden_states", "output_attentions", "output_router_logits", "gradient_checkpointing",
     # where a text begins and ends: the client's business
     "bos_token_id", "eos_token_id", "pad_token_id",
 })  # fmt: skip
@@ -57,11 +68,13 @@ CONFIG_KEYS_WITHOUT_MEANING = frozenset({
 class Checkpoint:
     """An opened checkpoint. Made by `open_checkpoint`."""
 
-    def __init__(self, source: Source, config: PreTrainedConfig, tensors: Iterable[TensorInfo]) -> None:
+    def __init__(self, source: Source, values: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> None:
+        """`values` are those of the configuration's file."""
         self._source = source
-        self.config = config
-        self.num_blocks: int = config.get_text_config(decoder=True).num_hidden_layers
+        self._values = values
         self.tensors: Mapping[str, TensorInfo] = {tensor.name: tensor for tensor in tensors}
+        counted = plain_block_count(values)
+        self.num_blocks: int = _blocks_of(self.config) if counted is None else counted
         self._files: dict[str, FileHashes] = {}
         self._checked: dict[int, bytes] = {}
         """Hash by block, for those whose bytes were read by this process."""
@@ -69,9 +82,9 @@ class Checkpoint:
         self._by_block: dict[int, list[TensorInfo]] = {}
         self._outside: list[TensorInfo] = []
         for name, tensor in sorted(self.tensors.items()):
-            match = _BLOCK_TENSOR.fullmatch(name)
-            if match and match["prefix"] == self._prefix:
-                self._by_block.setdefault(int(match["block"]), []).append(tensor)
+            place = block_number(name)
+            if place is not None and place[0] == self._prefix:
+                self._by_block.setdefault(place[1], []).append(tensor)
             else:
                 self._outside.append(tensor)
 
@@ -79,6 +92,27 @@ class Checkpoint:
     def folder(self) -> Path:
         """A local folder with the small files: the configuration, generation_config.json if there is one."""
         return self._source.folder
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """The configuration as transformers reads it, which takes torch and seconds; the rest needs neither.
+
+        Raises UnsupportedModel for an unknown model type, UsageError where it does not fit the weights.
+        """
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+            text_config = config.get_text_config(decoder=True)
+        except Exception as error:  # a family's own code has read a file that anybody may have written
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            kind = str(self._values.get("model_type"))[:80]
+            raise UnsupportedModel(f"the configuration of model type {kind!r} cannot be used: {reason}") from error
+        check_sizes(text_config, list(self.tensors.values()), CONFIG_FILE)
+        counted = plain_block_count(self._values)
+        if counted not in (None, _blocks_of(config)):
+            raise UsageError(f"{CONFIG_FILE} gives two numbers of blocks: {counted} and {_blocks_of(config)}")
+        return config
 
     def block_tensors(self, block: int) -> Sequence[TensorInfo]:
         """The tensors of one block, by name."""
@@ -92,6 +126,10 @@ class Checkpoint:
         """Bytes of one block's weights in the checkpoint's own format."""
         return sum(tensor.nbytes for tensor in self._by_block[block])
 
+    def block_elements(self, block: int) -> int:
+        """The number of values in one block's weights."""
+        return sum(math.prod(tensor.shape) for tensor in self._by_block[block])
+
     def fetch(self, blocks: BlockRange, progress: Progress | None = None) -> None:
         """Download the blocks that are not on this machine; nothing to do for a local folder.
 
@@ -103,18 +141,26 @@ class Checkpoint:
             self._hold_block(block, _shifted(progress, done, total))
             done += self.block_bytes(block)
 
+    def check_space(self, blocks: BlockRange) -> None:
+        """Raises UsageError where the disk has no room for those blocks that are not on this machine yet."""
+        self._source.check_space({_group(block): self._by_block[block] for block in blocks})
+
+    def keep(self, blocks: BlockRange) -> None:
+        """No other blocks are needed any more: a cache with a limit may delete their files."""
+        self._source.let_go([_group(block) for block in range(self.num_blocks) if block not in blocks])
+
     def block_state(self, blocks: BlockRange, progress: Progress | None = None) -> dict[str, Any]:
         """Tensor name -> lazy slice for `blocks`, numbered from 0 on; a slice is read when it is used.
 
         Fetches what is missing first; `progress` is about reading and may be called from several threads, one at a
         time.
         """
-        counter = _ReadCounter(progress, sum(self.block_bytes(block) for block in blocks))
+        counter = ReadCounter(progress, sum(self.block_bytes(block) for block in blocks))
         state: dict[str, Any] = {}
         for block in blocks:
             old, new = f"{self._prefix}{block}.", f"{self._prefix}{block - blocks.start}."
-            for name, piece in _open_slices(self._hold_block(block)).items():
-                state[new + name.removeprefix(old)] = _CountedSlice(piece, self.tensors[name].nbytes, counter)
+            for name, piece in open_slices(self._hold_block(block)).items():
+                state[new + name.removeprefix(old)] = CountedSlice(piece, self.tensors[name].nbytes, counter)
         return state
 
     def ends_state(self, progress: Progress | None = None) -> dict[str, Any]:
@@ -124,7 +170,7 @@ class Checkpoint:
         """
         held = self._source.hold("ends", self._outside, progress)
         self._checked_hash("what is outside the blocks", self._outside, held)
-        return _open_slices(held)
+        return open_slices(held)
 
     def model_digest(self, progress: Progress | None = None) -> bytes:
         """32 bytes that name these weights, wherever they lie.
@@ -193,7 +239,7 @@ class Checkpoint:
         return self._files
 
     def _hold_block(self, block: int, progress: Progress | None = None) -> Mapping[str, HeldTensor]:
-        return self._source.hold(f"block-{block:04d}", self._by_block[block], progress)
+        return self._source.hold(_group(block), self._by_block[block], progress)
 
     def _canonical_config(self) -> bytes:
         values = parse_json_object(self._source.small_file(CONFIG_FILE) or b"", CONFIG_FILE)
@@ -201,21 +247,42 @@ class Checkpoint:
         return json.dumps(meaning, sort_keys=True, separators=(",", ":")).encode()
 
 
+def _group(block: int) -> str:
+    """The name of a block's tensors in a cache."""
+    return f"block-{block:04d}"
+
+
 def open_checkpoint(
-    model: str | Path, *, revision: str | None = None, endpoint: str | None = None, cache_folder: Path | None = None
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    endpoint: str | None = None,
+    cache_folder: Path | None = None,
+    cache_limit_bytes: int | None = None,
 ) -> Checkpoint:
     """Open a local folder, or "owner/name" on a Hugging Face hub; reads the configuration and the shards' headers.
 
     `endpoint` is the hub's address (default: the one huggingface_hub uses), `cache_folder` where fetched files and the
-    hashes of large ones are kept. Raises UsageError for what is no usable checkpoint, UnsupportedModel for an unknown
-    model type, RetryElsewhere if the hub does not answer.
+    hashes of large ones are kept; of the blocks there, those used least recently are deleted beyond
+    `cache_limit_bytes`. Raises UsageError for what is no usable checkpoint, RetryElsewhere if the hub does not answer.
+    Its family is asked for only with `Checkpoint.config`, or here where the file does not give the number of blocks
+    plainly: UnsupportedModel then.
     """
+    if os.path.isfile(model):
+        check_served([os.path.basename(model)], model)
+        raise UsageError(f"{model} is a file", hint="Give the folder that it is in, or owner/name.")
     if os.path.isdir(model):  # unlike Path.is_dir, False for a name that is too long
         source: Source = FolderSource(Path(model), HashMemory(cache_root(cache_folder) / "hashes"))
     else:
         from .hub import HubSource  # a local folder needs no HTTP client
 
-        source = HubSource(str(model), revision=revision, endpoint=endpoint, cache_folder=cache_folder)
+        source = HubSource(
+            str(model),
+            revision=revision,
+            endpoint=endpoint,
+            cache_folder=cache_folder,
+            cache_limit_bytes=cache_limit_bytes,
+        )
     return read_checkpoint(source)
 
 
@@ -223,15 +290,17 @@ def read_checkpoint(source: Source) -> Checkpoint:
     """Open the checkpoint behind `source`. Raises as `open_checkpoint`."""
     raw_config = source.small_file(CONFIG_FILE)
     if raw_config is None:
+        check_served(source.names(), source.folder)
         raise UsageError(f"{source.folder} has no {CONFIG_FILE}", hint="Give the folder of a model, or owner/name.")
-    model_type = parse_json_object(raw_config, CONFIG_FILE).get("model_type")
-    tensors = [tensor for shard in _shard_names(source) for tensor in _read_header(source, shard)]
-    try:
-        config = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UnsupportedModel(f"the configuration of model type {model_type!r} cannot be used: {reason}") from error
-    return Checkpoint(source, config, tensors)
+    values = parse_json_object(raw_config, CONFIG_FILE)
+    shards = _shard_names(source, values.get("transformers_weights"))
+    tensors = [tensor for shard in shards for tensor in _read_header(source, shard)]
+    check_counts(values, tensors, CONFIG_FILE)
+    return Checkpoint(source, values, tensors)
+
+
+def _blocks_of(config: PreTrainedConfig) -> int:
+    return int(config.get_text_config(decoder=True).num_hidden_layers)
 
 
 def block_prefix(names: Iterable[str], num_blocks: int) -> str:
@@ -241,11 +310,10 @@ def block_prefix(names: Iterable[str], num_blocks: int) -> str:
     """
     numbers: dict[str, set[int]] = {}
     for name in names:
-        match = _BLOCK_TENSOR.fullmatch(name)
-        if match:
-            numbers.setdefault(match["prefix"], set()).add(int(match["block"]))
-    wanted = set(range(num_blocks))
-    complete = [prefix for prefix, found in numbers.items() if wanted <= found]
+        place = block_number(name)
+        if place is not None and place[1] < num_blocks:
+            numbers.setdefault(place[0], set()).add(place[1])
+    complete = [prefix for prefix, found in numbers.items() if len(found) == num_blocks]
     if len(complete) != 1:
         raise UsageError(
             f"the checkpoint has {len(complete)} complete series of {num_blocks} blocks, exactly one is needed",
@@ -254,19 +322,24 @@ def block_prefix(names: Iterable[str], num_blocks: int) -> str:
     return complete[0]
 
 
-def _shard_names(source: Source) -> list[str]:
-    """The names of the weight files. Raises UsageError."""
-    raw_index = source.small_file(INDEX_FILE)
-    if raw_index is not None:
-        weight_map = parse_json_object(raw_index, INDEX_FILE).get("weight_map")
-        shards = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-        unsafe = [shard for shard in shards if not (isinstance(shard, str) and _SHARD_NAME.fullmatch(shard))]
-        if unsafe or not shards:
-            raise UsageError(f"{INDEX_FILE} names no shards or unsafe ones: {unsafe[:1]}")
-        return sorted(shards)
-    names = source.names()
+def _shard_names(source: Source, named: Any = None) -> list[str]:
+    """The names of the weight files, found in the order of transformers. Raises UsageError.
+
+    `named` is the file that the configuration names, weights or an index. One whole file counts before an index: saving
+    a model in one file leaves the index of an earlier one where it is.
+    """
+    if named is not None:
+        if not (isinstance(named, str) and (_SHARD_NAME.fullmatch(named) or _INDEX_NAME.fullmatch(named))):
+            raise UsageError(f"{CONFIG_FILE} names weights that are not loaded: {str(named)[:200]!r}")
+        return _shards_of_index(source, named) if _INDEX_NAME.fullmatch(named) else [named]
+    names = set(source.names())
     if SINGLE_SHARD in names:
+        if INDEX_FILE in names:
+            logger.warning("%s has %s and %s: the first is used", source.folder, SINGLE_SHARD, INDEX_FILE)
         return [SINGLE_SHARD]
+    if INDEX_FILE in names:
+        return _shards_of_index(source, INDEX_FILE)
+    check_served(names, source.folder)
     if any(name.endswith(_PICKLES) for name in names):
         raise UsageError(
             f"{source.folder} has pickled weights only, which are never loaded",
@@ -275,56 +348,21 @@ def _shard_names(source: Source) -> list[str]:
     raise UsageError(f"{source.folder} has neither {SINGLE_SHARD} nor {INDEX_FILE}")
 
 
+def _shards_of_index(source: Source, index: str) -> list[str]:
+    """The weight files that an index names. Raises UsageError."""
+    raw_index = source.small_file(index)
+    if raw_index is None:
+        raise UsageError(f"{source.folder} has no {index}")
+    weight_map = parse_json_object(raw_index, index).get("weight_map")
+    shards = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    unsafe = [shard for shard in shards if not (isinstance(shard, str) and _SHARD_NAME.fullmatch(shard))]
+    if unsafe or not shards:
+        raise UsageError(f"{index} names no shards or unsafe ones: {str(unsafe[:1])[:300]}")
+    return sorted(set(shards))
+
+
 def _read_header(source: Source, shard: str) -> list[TensorInfo]:
     return parse_header(shard, source.size(shard), lambda start, stop: source.read(shard, start, stop))
-
-
-def _open_slices(held: Mapping[str, HeldTensor]) -> dict[str, Any]:
-    """Tensor name -> safetensors slice; every file is opened once."""
-    slices: dict[str, Any] = {}
-    by_path: dict[Path, list[str]] = {}
-    for name, tensor in held.items():
-        by_path.setdefault(tensor.path, []).append(name)
-    for path, names in by_path.items():
-        try:
-            file = safe_open(path, framework="pt")
-            slices |= {name: file.get_slice(name) for name in names}
-        except (SafetensorError, OSError) as error:
-            raise UsageError(f"cannot read {path}: {error}") from error
-    return slices
-
-
-class _ReadCounter:
-    """Adds up what was read; transformers reads with several threads."""
-
-    def __init__(self, progress: Progress | None, total_bytes: int) -> None:
-        self._progress = progress
-        self._total_bytes = total_bytes
-        self._done_bytes = 0
-        self._lock = threading.Lock()
-
-    def add(self, nbytes: int) -> None:
-        with self._lock:
-            self._done_bytes += nbytes
-            if self._progress is not None:
-                self._progress(self._done_bytes, self._total_bytes)
-
-
-class _CountedSlice:
-    """A safetensors slice that counts when it is read."""
-
-    def __init__(self, piece: Any, nbytes: int, counter: _ReadCounter) -> None:
-        self._piece = piece
-        self._nbytes = nbytes
-        self._counter = counter
-
-    def __getitem__(self, index: Any) -> Any:
-        tensor = self._piece[index]
-        self._counter.add(self._nbytes)
-        return tensor
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._piece, name)
 
 
 def _shifted(progress: Progress | None, before: int, total: int) -> Progress | None:

@@ -16,11 +16,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import math
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -28,6 +31,10 @@ from transformers.utils import logging as transformers_logging
 
 from ...routing.swarm import BlockRange
 from ..errors import ModelMismatch, OutOfMemory, UnsupportedModel
+from .bounds import check_elements
+from .per_block import slice_config
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,10 @@ class BlockList:
         """The list at `path` ("model.layers")."""
         owner_path, _, name = path.rpartition(".")
         return cls(model.get_submodule(owner_path), owner_path, name)
+
+    @property
+    def path(self) -> str:
+        return f"{self.owner_path}.{self.name}".lstrip(".")
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -68,6 +79,8 @@ def family_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
             f"the weights of this {config.model_type} checkpoint are quantised already",
             hint="Use the original checkpoint of the model.",
         )
+    if not isinstance(getattr(config, "num_hidden_layers", None), int):
+        raise UnsupportedModel(f"{config.model_type} has no single stack of blocks")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedModel(f"transformers has no decoder-only language model for {config.model_type!r}")
     family: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -75,11 +88,14 @@ def family_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def find_blocks(model: nn.Module, num_blocks: int) -> BlockList:
-    """Find the one outermost list of `num_blocks` modules. Raises UnsupportedModel if there is none or several."""
+    """Find the one outermost list of `num_blocks` modules with weights.
+
+    Raises UnsupportedModel if there is none or several.
+    """
     lists = [
         path
         for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == num_blocks
+        if isinstance(module, nn.ModuleList) and len(module) == num_blocks and _all_have_weights(module)
     ]
     outermost = [path for path in lists if path.count(".") == min(other.count(".") for other in lists)]
     if len(outermost) != 1:
@@ -89,15 +105,32 @@ def find_blocks(model: nn.Module, num_blocks: int) -> BlockList:
     return BlockList.at(model, outermost[0])
 
 
-def slice_config(config: PreTrainedConfig, start: int, stop: int) -> PreTrainedConfig:
-    """A copy of `config` for blocks [start, stop): their number, and every list that has one entry per block."""
-    num_blocks = config.num_hidden_layers
-    sliced = copy.deepcopy(config)
-    for name, value in vars(config).items():
-        if isinstance(value, list | tuple) and len(value) == num_blocks:
-            setattr(sliced, name, value[start:stop])
-    sliced.num_hidden_layers = stop - start
-    return sliced
+def _all_have_weights(modules: nn.ModuleList) -> bool:
+    """False for a list of tables, of rotary positions for example."""
+    return all(next(module.parameters(), None) is not None for module in modules)
+
+
+_COMPUTING: Mapping[str, bool] = {
+    "return_dict": True,
+    "output_hidden_states": False,
+    "output_attentions": False,
+    "output_router_logits": False,
+    "gradient_checkpointing": False,
+}
+"""Switches of a configuration for training a model or looking into it, and their values where it computes blocks."""
+
+
+def inference_copy(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy of `config` to build a model from, without what training has left in it.
+
+    Families read these switches in their forward pass: outputs of other shapes, and losses over parts that are at other
+    peers.  None of them changes the hidden states.
+    """
+    copied = copy.deepcopy(config)
+    for name, value in _COMPUTING.items():
+        if hasattr(copied, name):
+            setattr(copied, name, value)
+    return copied
 
 
 class Passage:
@@ -131,6 +164,13 @@ class BlockEdge(nn.Module):
         return output
 
 
+class _PassOn(nn.Module):
+    """Stands where a peer has none of the weights around the blocks; what comes of it is cut off by the edge."""
+
+    def forward(self, *args: Any, inputs_embeds: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        return args[0] if inputs_embeds is None else inputs_embeds
+
+
 class _NoEmbedding(nn.Module):
     """Stands where a peer has no embedding; what it returns adds nothing and is cut off by the edge anyway."""
 
@@ -156,9 +196,15 @@ def stage_class(config: PreTrainedConfig, blocks: BlockRange) -> type[PreTrained
         setattr(found.owner, found.name, kept)
         _remove_weights_outside(self, kept)
         found.owner.config = slice_config(config, blocks.start, blocks.stop)
-        self.blocks_path = f"{found.owner_path}.{found.name}".lstrip(".")
+        self.blocks_path = found.path
 
-    return family_subclass(family, {"__init__": __init__, "_tied_weights_keys": None})
+    def _init_weights(self: Any, module: nn.Module) -> None:
+        # Families reach into modules that are gone once the blocks are cut out.
+        is_cut = hasattr(self, "blocks_path")
+        if not is_cut or any(module is inner for inner in self.get_submodule(self.blocks_path).modules()):
+            family._init_weights(self, module)
+
+    return family_subclass(family, {"__init__": __init__, "_init_weights": _init_weights, "_tied_weights_keys": None})
 
 
 def family_subclass(family: type[PreTrainedModel], attributes: dict[str, Any]) -> type[PreTrainedModel]:
@@ -176,7 +222,7 @@ def _remove_weights_outside(model: nn.Module, kept: nn.ModuleList) -> None:
         if any(module is kept for module in child.modules()):
             _remove_weights_outside(child, kept)
         else:
-            setattr(model, name, _NoEmbedding() if isinstance(child, nn.Embedding) else nn.Identity())
+            setattr(model, name, _NoEmbedding() if isinstance(child, nn.Embedding) else _PassOn())
 
 
 def attention_implementation(family: type[PreTrainedModel]) -> str:
@@ -190,18 +236,25 @@ def load_model(
     state: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
     attention: str | None = None,
+    check_size: bool = False,
 ) -> PreTrainedModel:
     """Build a class made above and fill it from `state`: parameter name -> tensor or safetensors slice.
 
-    transformers does the rest: building without memory, conversion of checkpoint layouts, dtype.  The configuration
-    is copied.  `attention` is the name of a registered attention, None: the one of transformers that fits the family.
-    Raises ModelMismatch if `state` lacks a weight or has one of another shape, OutOfMemory.
+    transformers does the rest: building without memory, conversion of checkpoint layouts, dtype.  The model gets an
+    `inference_copy` of the configuration.  `attention` is the name of a registered attention, None: the one of
+    transformers that fits the family.  `check_size`: first compare the size of the model with that of `state`, which
+    takes the time to build it once more.
+
+    Raises ModelMismatch if `state` lacks a weight or has one of another shape, OutOfMemory, and UnsupportedModel if the
+    family's own code fails.
     """
+    if check_size:
+        _check_size(model_class, config, state)
     try:
-        with quiet_transformers():
+        with building():
             model, info = model_class.from_pretrained(
                 None,
-                config=copy.deepcopy(config),
+                config=inference_copy(config),
                 state_dict=dict(state),
                 dtype=dtype,
                 attn_implementation=attention or attention_implementation(model_class),
@@ -210,6 +263,8 @@ def load_model(
             )
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise OutOfMemory("the weights do not fit into memory") from error
+    except FOREIGN_FAILURES as error:
+        raise refused(config, error) from error
     if info["mismatched_keys"]:
         name, found, wanted = min(info["mismatched_keys"])
         raise ModelMismatch(f"weight {name} has shape {tuple(found)}, the configuration wants {tuple(wanted)}")
@@ -220,15 +275,51 @@ def load_model(
     return loaded
 
 
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no warnings about odd sizes from transformers; what matters is raised as an error."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()
+def _check_size(model_class: type[PreTrainedModel], config: PreTrainedConfig, state: Mapping[str, Any]) -> None:
+    """Raises ModelMismatch, UnsupportedModel."""
     try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+        with building(), torch.device("meta"):
+            model = model_class(inference_copy(config))
+        wanted = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    except FOREIGN_FAILURES as error:
+        raise refused(config, error) from error
+    shapes = (piece.shape if isinstance(piece, torch.Tensor) else piece.get_shape() for piece in state.values())
+    check_elements(wanted, sum(map(math.prod, shapes)), "a model")
+
+
+FOREIGN_FAILURES = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, NameError, RuntimeError,
+    StrictDataclassError, TypeError, ValueError,
+)  # fmt: skip
+"""The classes of what a family's own code raises where a configuration makes no sense to it."""
+
+
+def refused(config: PreTrainedConfig, error: BaseException) -> UnsupportedModel:
+    """The error for a model whose family fails on its configuration; its own words go to the log."""
+    logger.info("the code of %s in transformers: %s: %s", config.model_type, type(error).__name__, str(error)[:1000])
+    return UnsupportedModel(
+        f"transformers itself cannot compute a {config.model_type} of this configuration",
+        hint="Check that config.json is whole, and made for the installed version of transformers; the log has more.",
+    )
+
+
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """Build a model, one thread at a time, without progress bars and warnings; what matters is raised as an error.
+
+    While transformers builds a model it replaces functions of its own for all threads, that which ties weights among
+    them. With two threads at once a model's head was left untied, and the replacement in place for good.
+    """
+    with _BUILDING:
+        verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity(logging.ERROR)
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+            if bars:
+                transformers_logging.enable_progress_bar()
+
+
+_BUILDING = threading.RLock()

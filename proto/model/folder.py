@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from safetensors import SafetensorError, safe_open
 
 from ..errors import UsageError
 
@@ -28,6 +31,9 @@ MAX_SMALL_FILE_BYTES = 64 << 20
 """Limit of configurations and indexes; the largest known index is below 20 MB."""
 
 _MAX_HEADER_BYTES = 100 << 20  # the limit that the safetensors format sets
+MAX_NAME_CHARS = 512
+MAX_DIMENSIONS = 16
+MAX_DIMENSION = 1 << 48
 
 _DTYPE_BYTES: Mapping[str, int] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -81,6 +87,9 @@ class Source(Protocol):
     def hashes(self, shard: str, tensors: Sequence[TensorInfo], progress: Progress | None = None) -> FileHashes:
         """The hashes of a whole shard, whose tensors are given: as published, or of its bytes on this machine."""
 
+    def check_space(self, groups: Mapping[str, Sequence[TensorInfo]]) -> None:
+        """Raises UsageError where the disk has no room for those of the sets that are not on this machine."""
+
     def hold(
         self, group: str, tensors: Sequence[TensorInfo], progress: Progress | None = None
     ) -> Mapping[str, HeldTensor]:
@@ -88,6 +97,9 @@ class Source(Protocol):
 
         `group` names this set of tensors in a cache.
         """
+
+    def let_go(self, groups: Collection[str]) -> None:
+        """Those sets of tensors are not needed any more: a cache may delete them."""
 
 
 class FolderSource:
@@ -106,7 +118,7 @@ class FolderSource:
         return path.read_bytes()
 
     def names(self) -> Sequence[str]:
-        return sorted(path.name for path in self.folder.iterdir())
+        return sorted(path.name for path in self.folder.iterdir() if path.is_file())
 
     def size(self, shard: str) -> int:
         try:
@@ -120,10 +132,31 @@ class FolderSource:
     def hashes(self, shard: str, tensors: Sequence[TensorInfo], progress: Progress | None = None) -> FileHashes:
         return self._memory.hashes(self.folder / shard, tensors, progress)
 
+    def check_space(self, groups: Mapping[str, Sequence[TensorInfo]]) -> None:
+        """They are here."""
+
     def hold(
         self, group: str, tensors: Sequence[TensorInfo], progress: Progress | None = None
     ) -> Mapping[str, HeldTensor]:
         return {tensor.name: HeldTensor(self.folder / tensor.file, tensor.start) for tensor in tensors}
+
+    def let_go(self, groups: Collection[str]) -> None:
+        """The files are the user's own."""
+
+
+def check_served(names: Iterable[str], where: str | Path) -> None:
+    """Look for forms of a model that are known and not served, by the names of the files. Raises UsageError."""
+    for name in sorted(names):
+        if name.lower().endswith((".gguf", ".ggml")):
+            raise UsageError(
+                f"{where} has a model as GGUF ({name}), which is not served",
+                hint="Take the model's safetensors files; --quantize makes them small when they are loaded.",
+            )
+        if name == "adapter_config.json":
+            raise UsageError(
+                f"{where} has an adapter (LoRA) without its model, which is not served",
+                hint="Merge it into the model first (peft: merge_and_unload), and save that.",
+            )
 
 
 def cache_root(chosen: Path | None) -> Path:
@@ -162,8 +195,10 @@ def parse_header(name: str, size: int, read: Callable[[int, int], bytes]) -> lis
 def _parse_tensor(file: str, name: str, entry: Mapping[str, Any], data_start: int) -> TensorInfo:
     """Raises KeyError, TypeError or ValueError for a malformed entry."""
     dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    if any(not isinstance(number, int) or number < 0 for number in (*shape, start, stop)):
-        raise ValueError("negative or fractional sizes")
+    if len(name) > MAX_NAME_CHARS or len(shape) > MAX_DIMENSIONS:
+        raise ValueError("a name or a shape is too long")
+    if any(type(number) is not int or not 0 <= number <= MAX_DIMENSION for number in (*shape, start, stop)):
+        raise ValueError("sizes that no tensor has")
     if math.prod(shape) * _DTYPE_BYTES[dtype] != stop - start:
         raise ValueError("a tensor's shape does not fit its bytes")
     return TensorInfo(name, dtype, shape, file, data_start + start, stop - start)
@@ -179,6 +214,54 @@ def read_range(path: Path, start: int, stop: int) -> bytes:
     if len(data) != stop - start:
         raise UsageError(f"{path} ends at byte {start + len(data)}, {stop} were expected")
     return data
+
+
+def open_slices(held: Mapping[str, HeldTensor]) -> dict[str, Any]:
+    """Tensor name -> safetensors slice; every file is opened once."""
+    slices: dict[str, Any] = {}
+    by_path: dict[Path, list[str]] = {}
+    for name, tensor in held.items():
+        by_path.setdefault(tensor.path, []).append(name)
+    for path, names in by_path.items():
+        try:
+            file = safe_open(path, framework="pt")
+            slices |= {name: file.get_slice(name) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"cannot read {path}: {error}") from error
+    return slices
+
+
+class ReadCounter:
+    """Adds up what was read; transformers reads with several threads."""
+
+    def __init__(self, progress: Progress | None, total_bytes: int) -> None:
+        self._progress = progress
+        self._total_bytes = total_bytes
+        self._done_bytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, nbytes: int) -> None:
+        with self._lock:
+            self._done_bytes += nbytes
+            if self._progress is not None:
+                self._progress(self._done_bytes, self._total_bytes)
+
+
+class CountedSlice:
+    """A safetensors slice that counts when it is read."""
+
+    def __init__(self, piece: Any, nbytes: int, counter: ReadCounter) -> None:
+        self._piece = piece
+        self._nbytes = nbytes
+        self._counter = counter
+
+    def __getitem__(self, index: Any) -> Any:
+        tensor = self._piece[index]
+        self._counter.add(self._nbytes)
+        return tensor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._piece, name)
 
 
 def parse_json_object(raw: bytes, name: str) -> dict[str, Any]:

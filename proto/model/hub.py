@@ -6,20 +6,19 @@ one function that does (`_pieces_of_one_answer`) uses its session, its headers a
 
 The files lie in CACHE/OWNER--NAME/COMMIT/: the small files as they are, "block-0017.safetensors" per block and
 "ends.safetensors", each with the hash of its tensors beside it.  A file is checked against that once per process before
-it is used.  Everything of one checkpoint comes from one commit, whatever the branch does meanwhile.
+it is used.  Everything of one checkpoint comes from one commit, whatever the branch does meanwhile.  What the hub said
+of a revision is kept, too (`fetched.py`), so that a machine that has all it needs starts while the hub is away.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import logging
 import re
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
@@ -43,8 +42,11 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # they are in
 )
 
 from ..errors import RetryElsewhere, SwarmError, UsageError
-from .folder import CONFIG_FILE, MAX_SMALL_FILE_BYTES, HeldTensor, Progress, TensorInfo, cache_root, parse_header
-from .hashes import FileHashes, hash_file, hash_held, hash_of_tensors
+from .fetched import FetchedFiles, Listing, RemoteFile, header_of, remember, remembered, write_atomically
+from .folder import CONFIG_FILE, MAX_SMALL_FILE_BYTES, HeldTensor, Progress, TensorInfo, cache_root, check_served
+from .hashes import FileHashes, hash_file
+
+logger = logging.getLogger(__name__)
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -63,17 +65,14 @@ class HubTiming:
     """Wait for a connection, and for the next bytes of an answer."""
     attempts: int = 4
     """Tries without any progress before a request is given up."""
+    first_attempts: int = 2
+    """The same for the first question: its name may be that of a folder that is not here."""
     first_pause_seconds: float = 2.0
     """Pause after the first failed try; every further one is twice as long."""
 
 
-@dataclass(frozen=True, slots=True)
-class _RemoteFile:
-    """The size of a file in the repository, and the hash that the hub publishes of it."""
-
-    size: int
-    sha256: bytes | None
-    """SHA-256 of its content; None for a file that is kept like source text, as small ones are."""
+class HubOffline(UsageError):
+    """The user wants no requests to a hub."""
 
 
 class HubSource:
@@ -89,8 +88,10 @@ class HubSource:
         revision: str | None = None,
         endpoint: str | None = None,
         cache_folder: Path | None = None,
+        cache_limit_bytes: int | None = None,
         timing: HubTiming | None = None,
         wait: Callable[[float], None] = time.sleep,
+        free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
     ) -> None:
         if not _MODEL_ID.fullmatch(model_id):
             raise UsageError(
@@ -100,16 +101,27 @@ class HubSource:
         self._model_id = model_id
         self._timing = timing or HubTiming()
         self._wait = wait
+        self._free_bytes = free_bytes
         self._api = HfApi(endpoint=endpoint.rstrip("/") if endpoint else None, library_name=_LIBRARY)
         self._held: dict[str, Mapping[str, HeldTensor]] = {}
-        self._commit, self._files = self._persistently(lambda: self._look_up(revision or "main"))
+        self._fetched = FetchedFiles(cache_root(cache_folder), cache_limit_bytes)
+        self._cache = cache_root(cache_folder) / model_id.replace("/", "--")
+        try:
+            self._commit, self._files = self._opened(revision or "main")
+        except (RetryElsewhere, HubOffline) as error:
+            raise type(error)(
+                f"there is no folder {model_id} here, and {error}",
+                hint="Give the path of a model's folder, or check the network.",
+            ) from error
         if CONFIG_FILE not in self._files:
+            check_served(self._files, model_id)
             raise UsageError(f"{model_id} has no {CONFIG_FILE} at revision {revision or 'main'}")
-        self.folder = cache_root(cache_folder) / model_id.replace("/", "--") / self._commit
+        self.folder = self._cache / self._commit
         with self._translated_errors(f"{model_id} at {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
         for name in (CONFIG_FILE, *_SMALL_FILES):
             self.small_file(name)
+        remember(self._cache, revision or "main", Listing(self._commit, self._files))
 
     def small_file(self, name: str) -> bytes | None:
         if name not in self._files:
@@ -132,35 +144,59 @@ class HubSource:
         return hash_file(self.folder / shard, self.size(shard), tensors)
 
     def read(self, shard: str, start: int, stop: int) -> bytes:
-        return b"".join(self._pieces(shard, start, stop))
+        """Bytes of a shard's header: every start reads the same ones, so they are kept, for starts without the hub."""
+        kept = self.folder / f"{shard}.{start}-{stop}"
+        with self._translated_errors(f"{shard} at {self.folder}"):
+            if kept.is_file() and kept.stat().st_size == stop - start:
+                return kept.read_bytes()
+        data = b"".join(self._pieces(shard, start, stop))
+        write_atomically(kept, lambda target: target.write(data))
+        return data
+
+    def check_space(self, groups: Mapping[str, Sequence[TensorInfo]]) -> None:
+        """Where the cache has a limit, files of other models may make room: then nothing is foretold."""
+        missing = [tensors for group, tensors in groups.items() if not self._path_of(group).exists()]
+        wanted, free = sum(tensor.nbytes for tensors in missing for tensor in tensors), self._free_bytes(self.folder)
+        if wanted > free and not self._fetched.is_limited:
+            raise UsageError(
+                f"{len(missing)} of the blocks have to be fetched, {wanted / 2**30:.1f} GiB, and {self._cache} has"
+                f" {free / 2**30:.1f} GiB free",
+                hint="Free space, ask for fewer blocks, or move the cache with XDG_CACHE_HOME.",
+            )
+
+    def _path_of(self, group: str) -> Path:
+        return self.folder / f"{group}.safetensors"
 
     def hold(
         self, group: str, tensors: Sequence[TensorInfo], progress: Progress | None = None
     ) -> Mapping[str, HeldTensor]:
         if group not in self._held:
-            path = self.folder / f"{group}.safetensors"
-            held = _intact(path, tensors)
+            path, total = self._path_of(group), sum(tensor.nbytes for tensor in tensors)
+            held = self._fetched.use(path, tensors)
             if held is None:
+                self._fetched.make_room(total)
                 self._fetch(path, sorted(tensors, key=lambda tensor: (tensor.file, tensor.start)), progress)
-                held = _held_in(path, tensors)
-                hash_text = _hash_of(tensors, held).hex().encode()
-                _write_atomically(_hash_path(path), lambda target: target.write(hash_text))
+                held = self._fetched.add(path, tensors)
             elif progress is not None:
-                total = sum(tensor.nbytes for tensor in tensors)
                 progress(total, total)
             self._held[group] = held
         return self._held[group]
 
+    def let_go(self, groups: Collection[str]) -> None:
+        for group in groups:
+            if self._held.pop(group, None) is not None:
+                self._fetched.let_go(self._path_of(group))
+
     def _fetch(self, path: Path, tensors: Sequence[TensorInfo], progress: Progress | None) -> None:
         """Write the tensors to a safetensors file of their own, in the order given."""
         total = sum(tensor.nbytes for tensor in tensors)
-        free = shutil.disk_usage(self.folder).free
+        free = self._free_bytes(self.folder)
         if total > free:
             raise UsageError(f"{path.name} needs {total} bytes in {self.folder}, {free} are free")
 
         def write(target: IO[bytes]) -> None:
             done = 0
-            target.write(_header(tensors))
+            target.write(header_of(tensors))
             for shard, start, stop in _runs(tensors):
                 for piece in self._pieces(shard, start, stop):
                     target.write(piece)
@@ -168,9 +204,23 @@ class HubSource:
                     if progress is not None:
                         progress(done, total)
 
-        _write_atomically(path, write)
+        write_atomically(path, write)
 
-    def _look_up(self, revision: str) -> tuple[str, Mapping[str, _RemoteFile]]:
+    def _opened(self, revision: str) -> tuple[str, Mapping[str, RemoteFile]]:
+        """As `_look_up`; where the hub does not answer, what it said the last time, if that is known."""
+        known = remembered(self._cache, revision)
+        if known is None:
+            return self._persistently(lambda: self._look_up(revision), self._timing.first_attempts)
+        try:
+            return self._look_up(revision)
+        except (RetryElsewhere, HubOffline) as error:
+            logger.warning(
+                "%s: %s is used as it was at commit %s, as far as it is in %s",
+                error, self._model_id, known.commit[:12], self._cache,
+            )  # fmt: skip
+            return known.commit, known.files
+
+    def _look_up(self, revision: str) -> tuple[str, Mapping[str, RemoteFile]]:
         """The commit behind `revision`, and its files by name: one request."""
         with self._translated_errors(f"{self._model_id} at revision {revision}"):
             seconds = self._timing.timeout_seconds
@@ -180,7 +230,7 @@ class HubSource:
             published = (file.lfs.sha256 or "") if file.lfs else None
             if not isinstance(file.size, int) or not (published is None or _SHA256.fullmatch(published)):
                 raise self._not_a_hub(f"size and hash of {file.rfilename}")
-            files[file.rfilename] = _RemoteFile(file.size, bytes.fromhex(published) if published else None)
+            files[file.rfilename] = RemoteFile(file.size, bytes.fromhex(published) if published else None)
         if not _COMMIT.fullmatch(info.sha or ""):
             raise self._not_a_hub(f"the commit of {self._model_id}")
         return str(info.sha), files
@@ -244,12 +294,12 @@ class HubSource:
         if missing:
             raise RetryElsewhere(f"{self._api.endpoint} broke off while sending {name}")
 
-    def _existing(self, name: str) -> _RemoteFile:
+    def _existing(self, name: str) -> RemoteFile:
         if name not in self._files:
             raise UsageError(f"{self._model_id} has no file {name} at commit {self._commit}")
         return self._files[name]
 
-    def _persistently(self, request: Callable[[], _Result]) -> _Result:
+    def _persistently(self, request: Callable[[], _Result], attempts: int | None = None) -> _Result:
         """The result of `request`, which is tried several times. Raises what its last attempt raises."""
         failures = 0
         while True:
@@ -257,13 +307,15 @@ class HubSource:
                 return request()
             except RetryElsewhere as error:
                 failures += 1
-                self._pause(failures, error)
+                self._pause(failures, error, attempts)
 
-    def _pause(self, failures: int, error: RetryElsewhere) -> None:
+    def _pause(self, failures: int, error: RetryElsewhere, attempts: int | None = None) -> None:
         """Wait after a failed attempt. Raises `error` if it was the last one."""
-        if failures >= self._timing.attempts:
+        if failures >= (attempts or self._timing.attempts):
             raise error
-        self._wait(self._timing.first_pause_seconds * 2 ** (failures - 1))
+        pause = self._timing.first_pause_seconds * 2 ** (failures - 1)
+        logger.info("%s; trying again in %.0f s", error, pause)
+        self._wait(pause)
 
     @contextmanager
     def _translated_errors(self, what: str) -> Iterator[None]:
@@ -290,7 +342,7 @@ def _translate(error: Exception, what: str, endpoint: str) -> SwarmError:
     """Our error for one of huggingface_hub or of its HTTP client; `what` was asked for at `endpoint`."""
     host = urlsplit(endpoint).netloc or endpoint
     if isinstance(error, OfflineModeIsEnabled):
-        return UsageError("HF_HUB_OFFLINE is set, so nothing is fetched from a hub", hint="Give a local folder.")
+        return HubOffline("HF_HUB_OFFLINE is set, so nothing is fetched from a hub", hint="Give a local folder.")
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         return _translate(error.__cause__, what, endpoint)  # huggingface_hub looked in its cache, too
     if isinstance(error, HfHubHTTPError):
@@ -327,71 +379,3 @@ def _runs(tensors: Sequence[TensorInfo]) -> Iterator[tuple[str, int, int]]:
         else:
             runs.append((tensor.file, tensor.start, tensor.start + tensor.nbytes))
     return iter(runs)
-
-
-def _header(tensors: Sequence[TensorInfo]) -> bytes:
-    """The length and the JSON header of a safetensors file that holds the tensors one after the other."""
-    entries: dict[str, Any] = {}
-    offset = 0
-    for tensor in tensors:
-        entries[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": tensor.shape,
-            "data_offsets": [offset, offset + tensor.nbytes],
-        }
-        offset += tensor.nbytes
-    raw = json.dumps(entries, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
-    return len(raw).to_bytes(8, "little") + raw
-
-
-def _held_in(path: Path, tensors: Sequence[TensorInfo]) -> Mapping[str, HeldTensor]:
-    """Where the tensors are in a file that was fetched, with their hashes. Raises UsageError, OSError."""
-    with path.open("rb") as file:
-
-        def read(start: int, stop: int) -> bytes:
-            file.seek(start)
-            return file.read(stop - start)
-
-        found = parse_header(path.name, path.stat().st_size, read)
-    held = {tensor.name: HeldTensor(path, tensor.start) for tensor in found}
-    if held.keys() != {tensor.name for tensor in tensors}:
-        raise UsageError(f"{path} has other tensors than were asked for")
-    hashes = hash_held(held, tensors)
-    return {name: replace(tensor, sha256=hashes[name]) for name, tensor in held.items()}
-
-
-def _hash_of(tensors: Sequence[TensorInfo], held: Mapping[str, HeldTensor]) -> bytes:
-    return hash_of_tensors(tensors, {name: tensor.sha256 or b"" for name, tensor in held.items()})
-
-
-def _intact(path: Path, tensors: Sequence[TensorInfo]) -> Mapping[str, HeldTensor] | None:
-    """The tensors, if the file is there and they have the hash that is written beside it."""
-    try:
-        expected = _hash_path(path).read_text(encoding="ascii")
-        held = _held_in(path, tensors)
-    except (OSError, UnicodeDecodeError, UsageError):
-        return None
-    return held if _hash_of(tensors, held).hex() == expected else None
-
-
-def _hash_path(path: Path) -> Path:
-    return path.with_name(path.name + ".hash")
-
-
-def _write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """The file appears whole or not at all. Raises UsageError if it cannot be written."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as target:
-            try:
-                write(target)
-                target.close()
-                os.replace(target.name, path)
-            except BaseException:
-                target.close()
-                os.unlink(target.name)
-                raise
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {path}: {error.strerror}", hint="Free space, or choose another cache."
-        ) from error

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from ...routing.swarm import PeerId
 from ..errors import SwarmError, UsageError
@@ -19,9 +21,15 @@ from ..identity import public_key_of
 if TYPE_CHECKING:
     from ..directory.records import PeerRecord
 
+LOOPBACK = "127.0.0.1"
 MAX_PORT = 65535
+MAX_WAYS_TO_A_RELAY = 2
+"""Addresses of a relay that are tried."""
 _MAX_NAME_CHARS = 253
 _HOST_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,253})):([1-9][0-9]{0,4})")
+_MULTIADDRESS = re.compile(
+    r"/(ip[46]|dns[46]?)/([A-Za-z0-9._:-]{1,253})/tcp/([1-9][0-9]{0,4})(?:/p2p/[A-Za-z0-9]{1,64})?"
+)
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{_MAX_NAME_CHARS}}}")
 _ADDRESS_HINT = "An address is written ID@HOST:PORT, as a peer prints it when it starts."
 
@@ -55,6 +63,15 @@ class HostPort:
         if not 0 <= port <= MAX_PORT:
             raise UsageError(f"{port} is not a port", hint=f"Ports are numbers up to {MAX_PORT}.")
         return cls(bare, port)
+
+    @classmethod
+    def of_multiaddress(cls, text: str) -> HostPort | None:
+        """The host and port in the form that libp2p writes; None where it is another kind of address."""
+        match = _MULTIADDRESS.fullmatch(text)
+        if match is None or int(match[3]) > MAX_PORT:
+            return None
+        kind, host = match[1], match[2]
+        return cls(host, int(match[3])) if kind.startswith("dns") or _is_ip(host, int(kind[2])) else None
 
     @property
     def multiaddress(self) -> str:
@@ -106,14 +123,45 @@ class RelayedAddress:
         return f"{self.peer} through {self.relay}"
 
 
+def peer_ids(texts: Iterable[str]) -> frozenset[PeerId]:
+    """Read ids of peers, each alone or as the beginning of ID@HOST:PORT. Raises UsageError."""
+    ids = set()
+    for text in [texts] if isinstance(texts, str) else texts:
+        peer = str(text).strip().partition("@")[0]
+        try:
+            public_key_of(peer)
+        except SwarmError as error:
+            hint = "`swarm-client peers` shows the ids of a swarm's peers."
+            raise UsageError(f"{text!r} is not the id of a peer: {error}", hint=hint) from None
+        ids.add(PeerId(peer))
+    if not ids:
+        raise UsageError("no peer is allowed", hint="Name at least one, or leave the option out to allow all.")
+    return frozenset(ids)
+
+
 Reach = PeerAddress | RelayedAddress
 """A way to a peer. Only `Dialer` tells the kinds apart."""
 
 
-def reaches_of(record: PeerRecord) -> tuple[Reach, ...]:
-    """Every way to the peer that it announces: its own addresses, best first, and then its relays."""
+AddressesOf = Callable[[PeerId], Sequence[str]]
+"""Looks up where a peer says that it is; nothing for one that is not known or says nothing."""
+
+
+def nowhere(peer: PeerId) -> Sequence[str]:
+    """No peer's addresses are known."""
+    return ()
+
+
+def reaches_of(record: PeerRecord, addresses_of: AddressesOf = nowhere) -> tuple[Reach, ...]:
+    """Every way to the peer that it announces: its own addresses, best first, and then its relays.
+
+    Where a relay is, only the relay's own record says (`addresses_of`): no peer can aim others at anybody else.  A
+    relay that has itself no address leads nowhere, so there are no chains of relays.
+    """
     peer = record.spec.id
-    relays = (PeerAddress(relay.peer_id, relay.address) for relay in record.relays)
+    relays = (
+        PeerAddress(relay, address) for relay in record.relays for address in addresses_of(relay)[:MAX_WAYS_TO_A_RELAY]
+    )
     return (
         *(PeerAddress(peer, address) for address in record.addresses),
         *(RelayedAddress(peer, relay) for relay in relays),
@@ -121,12 +169,16 @@ def reaches_of(record: PeerRecord) -> tuple[Reach, ...]:
 
 
 def network_of(target: str) -> str:
-    """The network that HOST:PORT is in: who wants many of them has to pay, while ids and ports are free.
+    """The network that HOST:PORT is in. Addresses in many networks cost money; ids and ports are free.
 
     A public IPv4 address stands for its /24, a public IPv6 address for its /48, and any other one, of a home or of one
     machine, for itself. All names together are one network: what a name leads to is decided by its owner, each time.
     """
-    host = HostPort.parse(target).host
+    return network_of_host(HostPort.parse(target).host)
+
+
+def network_of_host(host: str) -> str:
+    """The same for a host alone."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -139,6 +191,13 @@ def prefix_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
     """The /24 of an IPv4 address, the /48 of an IPv6 one: about what one customer is given at once."""
     address = getattr(address, "ipv4_mapped", None) or address
     return str(ipaddress.ip_network((address, 24 if address.version == 4 else 48), strict=False))
+
+
+def host_of_caller(peer: str) -> str:
+    """The IP address in gRPC's name of a caller ("ipv4:192.0.2.1:5000", "ipv6:%5B::1%5D:5000"); "" if it has none."""
+    kind, _, rest = unquote(peer).partition(":")
+    host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
+    return host if kind in ("ipv4", "ipv6") and (_is_ip(host, 4) or _is_ip(host, 6)) else ""
 
 
 def _is_ip(text: str, version: int) -> bool:

@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import grpc
 
-from ..errors import PeerUnavailable, SwarmError, UsageError, to_wire
-from ..identity import Identity, LeafRenewer, TlsLeaf, synthetic_root_pem, tls_name
-from ..wire.handshake import PROTOCOL_VERSION, check_protocol
+from ...routing.swarm import PeerId
+from ..errors import SessionLost, SwarmError, UsageError, to_wire
+from ..identity import Identity, LeafRenewer, TlsLeaf, public_key_of, synthetic_root_pem, tls_name
+from ..wire.handshake import PROTOCOL_VERSION, SESSION_ID_BYTES, SwarmKeyProof, check_protocol, sign_hello
 from ..wire.messages.calls import (
     LOOKUP_REPLY,
     LOOKUP_REQUEST,
@@ -33,7 +37,22 @@ from ..wire.messages.calls import (
     PingRequest,
 )
 from ..wire.messages.codec import Codec
-from ..wire.messages.limits import MAX_FRAME_BYTES
+from ..wire.messages.opening import Signed
+from ..wire.messages.relay import (
+    REACH_REPLY,
+    REACH_REQUEST,
+    RESERVE,
+    RESERVE_REPLY,
+    TUNNEL_CALL,
+    TUNNEL_REPLY,
+    ConnectFrame,
+    ReachReply,
+    ReachRequest,
+    ReserveFrame,
+    ReserveReply,
+    TunnelCall,
+    TunnelReply,
+)
 from ..wire.messages.streams import (
     CLIENT_FRAME,
     PEER_FRAME,
@@ -44,79 +63,71 @@ from ..wire.messages.streams import (
     PushFrame,
     PushReply,
 )
-from ..wire.timing import KEEPALIVE_ANSWER_SECONDS, KEEPALIVE_SECONDS, MIN_KEEPALIVE_SECONDS
-from .address import HostPort, Reach, RelayedAddress
+from .address import HostPort, PeerAddress, Reach, RelayedAddress, host_of_caller
+from .crowding import connections_within, descriptor_limit
+from .dialling import DialRule, IpAddress, grpc_target, literal, range_of
+from .line import Connection, Line
+from .options import CHANNEL_OPTIONS, PortLimits, server_options
+from .resolver import Lookup, Resolver
 from .streams import (
     ERROR_CODE_KEY,
-    CalledStream,
-    DialedStream,
     ServedStream,
     Stream,
     StreamEnded,
-    decoded,
-    translated_grpc_errors,
 )
+from .stub import RELAY_SERVICE, SERVICE, PeerStub
+from .tunnel import LocalEnd, TunnelStream
 
 logger = logging.getLogger(__name__)
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-SERVICE = "blockswarm.v1.Peer"
 MAX_CHANNELS = 1024
-MAX_REPLACED_CHANNELS = 8
-"""Replaced connections that may still carry calls."""
 
-# What one stream may have sent before it is read. gRPC would let the window grow with the measured bandwidth times the
-# round trip, which is large where a busy node answers late: many streams could fill its memory.
-STREAM_WINDOW_BYTES = 1 << 20
 
-_CHANNEL_OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
-    ("grpc.keepalive_time_ms", int(KEEPALIVE_SECONDS * 1000)),
-    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_ANSWER_SECONDS * 1000)),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    # A dead peer is noticed and replaced by the session; gRPC should not wait long before it dials again.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-    ("grpc.enable_http_proxy", 0),
-]
-_SERVER_OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
-    ("grpc.keepalive_time_ms", int(KEEPALIVE_SECONDS * 1000)),
-    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_ANSWER_SECONDS * 1000)),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", int(MIN_KEEPALIVE_SECONDS * 1000)),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.max_concurrent_streams", 1024),
-    ("grpc.so_reuseport", 0),
-]
+@dataclass(frozen=True)
+class RelayHandlers:
+    """The calls of a node that lets others be reached through itself."""
+
+    reserve: Callable[[Stream[ReserveFrame, ReserveReply], str], Awaitable[None]]
+    """Is told the host that the caller is seen at."""
+    connect: Callable[[Stream[TunnelCall, TunnelReply]], Awaitable[None]]
+    accept: Callable[[Stream[TunnelCall, TunnelReply]], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class Handlers:
-    """The four calls that a node serves; errors of the two with one answer reach the caller, others are a defect."""
+    """The calls that a node serves; errors of those with one answer reach the caller, others are a defect."""
 
     session: Callable[[Stream[ClientFrame, PeerFrame]], Awaitable[None]]
     """Serves one client's stream until it returns."""
     push: Callable[[Stream[PushFrame, PushReply]], Awaitable[None]]
     lookup: Callable[[LookupRequest], Awaitable[LookupReply]]
     ping: Callable[[PingRequest], Awaitable[PingReply]]
+    reach: Callable[[ReachRequest, str], Awaitable[ReachReply]] | None = None
+    """Is told the host that the caller is seen at; None: the node checks no addresses for others."""
+    relay: RelayHandlers | None = None
 
 
 async def serve(
-    identity: Identity, handlers: Handlers, host: str, port: int, clock: Callable[[], float] = time.time
+    identity: Identity,
+    handlers: Handlers,
+    host: str,
+    port: int,
+    clock: Callable[[], float] = time.time,
+    limits: PortLimits | None = None,
 ) -> tuple[grpc.aio.Server, int]:
     """Start a server on `host:port` (port 0: any free one); the server and its port.
 
     Raises UsageError if that is no host and port, or if it cannot be bound.
     """
     target = HostPort.of(host, port)
-    server = grpc.aio.server(options=_SERVER_OPTIONS)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, _method_handlers(handlers)),))
+    server = grpc.aio.server(options=server_options(limits or PortLimits()))
+    calls = [grpc.method_handlers_generic_handler(SERVICE, _method_handlers(handlers))]
+    if handlers.relay is not None:
+        calls.append(grpc.method_handlers_generic_handler(RELAY_SERVICE, _relay_handlers(handlers.relay)))
+    server.add_generic_rpc_handlers(tuple(calls))
     try:
         bound = server.add_secure_port(str(target), _server_credentials(identity, clock))
     except RuntimeError:
@@ -132,21 +143,42 @@ async def serve(
 
 def _method_handlers(handlers: Handlers) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     """gRPC only moves bytes: what they mean is read where an error in it can be told to the one who sent them."""
+
+    def answered(handler: Callable[[In], Awaitable[Out]], question: Codec[In], answer: Codec[Out]) -> Any:
+        return grpc.unary_unary_rpc_method_handler(
+            _answered(lambda request, _caller: handler(request), question, answer)
+        )
+
+    calls = {
+        "Session": _stream(handlers.session, CLIENT_FRAME, PEER_FRAME),
+        "Push": _stream(handlers.push, PUSH_FRAME, PUSH_REPLY),
+        "Lookup": answered(handlers.lookup, LOOKUP_REQUEST, LOOKUP_REPLY),
+        "Ping": answered(handlers.ping, PING_REQUEST, PING_REPLY),
+    }
+    if handlers.reach is not None:
+        calls["Reach"] = grpc.unary_unary_rpc_method_handler(_answered(handlers.reach, REACH_REQUEST, REACH_REPLY))
+    return calls
+
+
+def _relay_handlers(handlers: RelayHandlers) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     return {
-        "Session": grpc.stream_stream_rpc_method_handler(_served(handlers.session, CLIENT_FRAME, PEER_FRAME)),
-        "Push": grpc.stream_stream_rpc_method_handler(_served(handlers.push, PUSH_FRAME, PUSH_REPLY)),
-        "Lookup": grpc.unary_unary_rpc_method_handler(_answered(handlers.lookup, LOOKUP_REQUEST, LOOKUP_REPLY)),
-        "Ping": grpc.unary_unary_rpc_method_handler(_answered(handlers.ping, PING_REQUEST, PING_REPLY)),
+        "Reserve": grpc.stream_stream_rpc_method_handler(_served(handlers.reserve, RESERVE, RESERVE_REPLY)),
+        "Connect": _stream(handlers.connect, TUNNEL_CALL, TUNNEL_REPLY),
+        "Accept": _stream(handlers.accept, TUNNEL_CALL, TUNNEL_REPLY),
     }
 
 
+def _stream(handler: Callable[[Stream[In, Out]], Awaitable[None]], heard: Codec[In], said: Codec[Out]) -> Any:
+    return grpc.stream_stream_rpc_method_handler(_served(lambda stream, _caller: handler(stream), heard, said))
+
+
 def _served(
-    handler: Callable[[Stream[In, Out]], Awaitable[None]], heard: Codec[In], said: Codec[Out]
+    handler: Callable[[Stream[In, Out], str], Awaitable[None]], heard: Codec[In], said: Codec[Out]
 ) -> Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[None]]:
     async def serve_stream(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         try:
             stream: ServedStream[In, Out] = ServedStream(context, heard, said)
-            await handler(stream)
+            await handler(stream, host_of_caller(context.peer()))
         except StreamEnded as error:
             logger.debug("nobody is there to hear more: %s", error)
 
@@ -154,11 +186,11 @@ def _served(
 
 
 def _answered(
-    handler: Callable[[In], Awaitable[Out]], question: Codec[In], answer: Codec[Out]
+    handler: Callable[[In, str], Awaitable[Out]], question: Codec[In], answer: Codec[Out]
 ) -> Callable[[bytes, grpc.aio.ServicerContext[Any, Any]], Awaitable[bytes]]:
     async def serve_call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         try:
-            return answer.encode(await handler(question.decode(data)))
+            return answer.encode(await handler(question.decode(data), host_of_caller(context.peer())))
         except SwarmError as error:
             code, text = to_wire(error)
             await context.abort(grpc.StatusCode.ABORTED, text, trailing_metadata=((ERROR_CODE_KEY, str(code)),))
@@ -180,110 +212,177 @@ def _server_credentials(identity: Identity, clock: Callable[[], float]) -> grpc.
     return grpc.dynamic_ssl_server_credentials(configuration(renewer.leaf()), fetch)
 
 
-class PeerStub:
-    """The calls that one peer answers, over one channel. What they raise is a SwarmError that names the peer."""
-
-    def __init__(self, channel: grpc.aio.Channel, peer: str) -> None:
-        self.channel = channel
-        self._peer = peer
-
-    def session(self) -> DialedStream[PeerFrame, ClientFrame]:
-        return CalledStream(self.channel.stream_stream(f"/{SERVICE}/Session")(), self._peer, PEER_FRAME, CLIENT_FRAME)
-
-    def push(self) -> DialedStream[PushReply, PushFrame]:
-        return CalledStream(self.channel.stream_stream(f"/{SERVICE}/Push")(), self._peer, PUSH_REPLY, PUSH_FRAME)
-
-    async def lookup(self, request: LookupRequest, timeout_seconds: float) -> LookupReply:
-        return await self._ask("Lookup", LOOKUP_REQUEST.encode(request), LOOKUP_REPLY, timeout_seconds)
-
-    async def ping(self, request: PingRequest, timeout_seconds: float) -> PingReply:
-        return await self._ask("Ping", PING_REQUEST.encode(request), PING_REPLY, timeout_seconds)
-
-    async def _ask(self, method: str, question: bytes, answer: Codec[In], timeout_seconds: float) -> In:
-        with translated_grpc_errors(self._peer):
-            data = await self.channel.unary_unary(f"/{SERVICE}/{method}")(question, timeout=timeout_seconds)
-        return decoded(answer, data, self._peer)
+def introduction(
+    identity: Identity, swarm_key: SwarmKeyProof | None, clock: Callable[[], float] = time.time
+) -> Callable[[PeerId], Signed]:
+    """Signs hellos that are about no session."""
+    return lambda receiver: sign_hello(identity, receiver, bytes(SESSION_ID_BYTES), clock(), swarm_key)
 
 
 class Dialer:
-    """Keeps one channel per peer address; the least recently used is closed when there are too many."""
+    """Keeps one line for each way to a peer, and dials only where the rule allows, or its owner has said.
 
-    def __init__(self, clock: Callable[[], float] = time.time, max_channels: int = MAX_CHANNELS) -> None:
+    Where there are too many lines the least recently used one goes, of those without a call.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.time,
+        max_channels: int | None = None,
+        rule: DialRule | None = None,
+        named: Collection[PeerAddress] = (),
+        lookup: Lookup = socket.getaddrinfo,
+        introduce: Callable[[PeerId], Signed] | None = None,
+    ) -> None:
+        """`max_channels`: by default what the process has descriptors for.
+
+        `named`: the initial peers, dialled wherever they are; the rule follows where one of them was reached.
+
+        `lookup` resolves names, as `socket.getaddrinfo` does. `introduce` signs the hello to a relay; by default with
+        an identity that nobody keeps, and no swarm key.
+        """
         self._clock = clock
-        self._max_channels = max_channels
-        self._stubs: dict[Reach, PeerStub] = {}
-        self._replaced: list[PeerStub] = []
+        self._introduce = introduce or introduction(Identity.generate(), None, clock)
+        self._max_channels = max_channels or min(MAX_CHANNELS, connections_within(descriptor_limit()))
+        self._rule = rule or DialRule()
+        self._named = frozenset(named)
+        # Many slow names of strangers must not keep the initial peers from being found.
+        self._resolver, self._resolver_of_named = Resolver(lookup), Resolver(lookup)
+        self._stubs: dict[Reach, tuple[PeerStub, Line]] = {}
+        self._lines: WeakSet[Line] = WeakSet()
+        """All of them: also those that were given up and are still in use."""
         self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def rule(self) -> DialRule:
+        """Where it dials, as far as it knows by now where the swarm is."""
+        return self._rule
+
+    @property
+    def open_channels(self) -> int:
+        """The number of channels that connect, or are connected."""
+        return sum(line.is_open for line in self._lines)
 
     def stub(self, reach: Reach) -> PeerStub:
-        """The calls of the peer that is reached so; connects in the background.
-
-        Raises AuthenticationError for a bad id, PeerUnavailable where a relay would be needed.
-        """
-        stub = self._stubs.pop(reach, None) or self._dial(reach)
-        self._stubs[reach] = stub
-        while len(self._stubs) > self._max_channels:
-            self._close(self._stubs.pop(next(iter(self._stubs))))
+        """The calls of the peer that is reached so; the first of them connects. Nothing is raised but by the calls."""
+        stub, line = self._stubs.pop(reach) if reach in self._stubs else self._new(reach)
+        self._stubs[reach] = stub, line  # the most recently used one
+        if len(self._stubs) > self._max_channels:
+            idle = next((kept for kept, (_, other) in self._stubs.items() if not other.in_use), reach)
+            if idle != reach:
+                self.renew(idle)
         return stub
 
-    def renew(self, address: Reach) -> None:
+    def renew(self, reach: Reach) -> None:
         """Dial anew at the next call: after an outage a new connection is there sooner than an old one recovers.
 
-        Calls that run on the old connection go on; it is closed when several others have been replaced after it.
+        Calls that run on the old connection go on; the last of them closes it.
         """
-        stub = self._stubs.pop(address, None)
-        if stub is not None:
-            self._replaced.append(stub)
-        while len(self._replaced) > MAX_REPLACED_CHANNELS:
-            self._close(self._replaced.pop(0))
+        if reach in self._stubs:
+            self._stubs.pop(reach)[1].retire()
 
     @asynccontextmanager
-    async def dialed_once(self, address: Reach) -> AsyncIterator[PeerStub]:
-        """The calls of the peer at `address` over a connection of its own. Raises AuthenticationError for a bad id."""
-        stub = self._dial(address)
+    async def dialed_once(self, reach: Reach) -> AsyncIterator[PeerStub]:
+        """The calls of the peer that is reached so, over a connection of its own."""
+        stub, line = self._new(reach)
         try:
             yield stub
         finally:
-            await stub.channel.close(grace=None)
+            line.close()
 
-    def _dial(self, address: Reach) -> PeerStub:
-        if isinstance(address, RelayedAddress):
-            raise PeerUnavailable(
-                f"{address} cannot be reached: relays are not supported by this version",
-                hint="Use a peer with an address of its own, or have this one announce a forwarded port.",
-            )
-        credentials = grpc.ssl_channel_credentials(synthetic_root_pem(address.peer, self._clock()))
+    def _new(self, reach: Reach) -> tuple[PeerStub, Line]:
+        line = Line(partial(self._connect, reach), self._close)
+        self._lines.add(line)
+        return PeerStub(line, str(reach)), line
+
+    async def addresses(self, target: HostPort) -> tuple[IpAddress, ...]:
+        """Where somebody's HOST:PORT is dialled. Raises AddressRefused, PeerUnavailable for an unknown name."""
+        return self._rule.allowed(await self._resolver.addresses(target), target)
+
+    def known_at(self, targets: Iterable[HostPort]) -> None:
+        """Peers that were met in an earlier run answer at these addresses: the swarm is still where it was.
+
+        Only for the ranges of the initial peers; their operator has named those.
+        """
+        named = {range_of(address) for address in map(_literal_of, self._named) if address is not None}
+        for address in (literal(target.host) for target in targets):
+            if address is not None and range_of(address) in named:
+                self._rule = self._rule.reached(address)
+
+    async def _connect(self, reach: Reach) -> Connection:
+        """Raises AuthenticationError for a bad id, AddressRefused, PeerUnavailable."""
+        if isinstance(reach, RelayedAddress):
+            return self._connect_through(reach)
+        target = HostPort.parse(reach.target)
+        named = reach in self._named
+        dialled = await (self._resolver_of_named.addresses(target) if named else self.addresses(target))
+        if self._closed:
+            raise SessionLost("the dialer was closed")
+        channel = self._channel(reach.peer, grpc_target(dialled, target.port))
+        return Connection(channel, partial(self._reached, dialled) if named else _nothing)
+
+    def _connect_through(self, reach: RelayedAddress) -> Connection:
+        public_key_of(reach.peer)
+        # A connection to the relay for each peer behind it: one that is slow holds no other one up, and each is
+        # dialled anew by itself.
+        stub, line = self._new(reach.relay)
+        tunnel = LocalEnd(lambda: self._open_tunnel(stub, reach))
+        return Connection(self._channel(reach.peer, tunnel.target), _nothing, (tunnel, line))
+
+    async def _open_tunnel(self, relay: PeerStub, reach: RelayedAddress) -> TunnelStream:
+        stream = relay.connect()
+        await stream.write(ConnectFrame(self._introduce(reach.relay.peer), reach.peer))
+        return stream
+
+    def _channel(self, peer: PeerId, target: str) -> grpc.aio.Channel:
+        """A channel to `target` on which only that peer is believed."""
+        credentials = grpc.ssl_channel_credentials(synthetic_root_pem(peer, self._clock()))
         options = [
-            *_CHANNEL_OPTIONS,
-            ("grpc.ssl_target_name_override", tls_name(address.peer)),
+            *CHANNEL_OPTIONS,
+            ("grpc.ssl_target_name_override", tls_name(peer)),
             # Peers that share a host must not share a connection: the pin is part of the channel's identity.
             ("grpc.use_local_subchannel_pool", 1),
         ]
-        return PeerStub(grpc.aio.secure_channel(address.target, credentials, options=options), str(address))
+        return grpc.aio.secure_channel(target, credentials, options=options)
 
-    def _close(self, stub: PeerStub) -> None:
-        task = asyncio.create_task(stub.channel.close(grace=None), name="close a channel")
+    def _reached(self, addresses: Sequence[IpAddress]) -> None:
+        """An initial peer has answered at one of these."""
+        if len({range_of(address) for address in addresses}) == 1:
+            self._rule = self._rule.reached(addresses[0])
+
+    def _close(self, connection: Connection) -> None:
+        task = asyncio.create_task(connection.close(), name="close a channel")
         self._closing.add(task)
-        task.add_done_callback(self._closed)
+        task.add_done_callback(self._channel_closed)
 
-    def _closed(self, task: asyncio.Task[None]) -> None:
+    def _channel_closed(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is None:
             self._closing.discard(task)  # one that failed stays for `close` to tell of it
 
     async def close(self) -> None:
         """Close every channel; calls in flight are cancelled.
 
-        Waits for all of them, also for those that were closed to make room; then raises the first failure, if any.
+        Waits for all of them, also for those that were closed before; then raises the first failure, if any.
         """
-        for stub in (*self._stubs.values(), *self._replaced):
-            self._close(stub)
-        self._stubs, self._replaced = {}, []
+        self._closed = True
+        for line in tuple(self._lines):
+            line.close()
+        self._stubs = {}
         closing = list(self._closing)
         self._closing.clear()
         results = await asyncio.gather(*closing, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+
+
+def _literal_of(address: PeerAddress) -> IpAddress | None:
+    return literal(HostPort.parse(address.target).host)
+
+
+def _nothing() -> None:
+    pass
 
 
 async def ping(stub: PeerStub, address: Reach, timeout_seconds: float) -> tuple[PingReply, float, float]:

@@ -45,6 +45,8 @@ class HopTiming:
     received_at: float
     started_at: float
     finished_at: float
+    crowded: bool = False
+    """Whether the texts of other sessions need the hop's time, so that guesses are not welcome."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Container
 from dataclasses import dataclass
@@ -20,17 +21,26 @@ from typing import Protocol
 
 from ...routing.swarm import BlockRange, PeerId
 from .. import swarm_pb2 as pb
-from ..errors import AuthenticationError, ClockSkew, ModelMismatch, RemoteProtocolError, WrongKey, WrongSwarm
+from ..errors import (
+    AuthenticationError,
+    ClockSkew,
+    ModelMismatch,
+    RemoteProtocolError,
+    WrongKey,
+    WrongSwarm,
+    describe_clocks,
+)
 from ..identity import Identity, public_key_of, verify
 from .messages.codec import parse
 from .messages.opening import Signed
 from .precision import WIRE_FORMATS
 from .timing import HELLO_CLOCK_SKEW_SECONDS, MAX_CAPABILITY_SECONDS
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 SESSION_ID_BYTES = 16
 NONCE_BYTES = 16
-MAX_KV_TOKENS = 1 << 32
+MAX_SESSION_KV_TOKENS = 1 << 32
+"""KV tokens that a session may reserve at one peer, all rows together."""
 
 _HELLO_TAG = b"blockswarm-hello-1\0"
 _CAPABILITY_TAG = b"blockswarm-capability-1\0"
@@ -101,9 +111,12 @@ class HelloChecker:
         swarm_key: SwarmKeyProof | None,
         allowed: Container[str] = (),
         max_nonces: int = 100_000,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`clock` gives Unix seconds; nonces age by `monotonic`, which nobody sets."""
         self._me = me
         self._clock = clock
+        self._monotonic = monotonic
         self._swarm_key = swarm_key
         self._allowed = allowed
         self._max_nonces = max_nonces
@@ -128,9 +141,9 @@ class HelloChecker:
         _check_length("nonce", hello.nonce, NONCE_BYTES)
         now = self._clock()
         if not abs(hello.issued_at - now) <= HELLO_CLOCK_SKEW_SECONDS:
-            raise ClockSkew(f"the clocks of client and peer differ by {hello.issued_at - now:+.0f} s")
+            raise ClockSkew(describe_clocks("the caller's clock", "the peer's", hello.issued_at - now))
         self._check_swarm_key(signed.signer, hello)
-        self._remember(hello.nonce, now)
+        self._remember(hello.nonce, self._monotonic())
         return PeerId(signed.signer), hello.session_id
 
     def _check_swarm_key(self, signer: str, hello: pb.Hello) -> None:
@@ -201,7 +214,7 @@ def check_capability(
     expires_at = capability.expires_at
     if not (math.isfinite(expires_at) and now < expires_at <= now + MAX_CAPABILITY_SECONDS):
         raise AuthenticationError("the capability has expired or lasts too long")
-    if not 1 <= capability.kv_tokens <= MAX_KV_TOKENS:
+    if not 1 <= capability.kv_tokens <= MAX_SESSION_KV_TOKENS:
         raise RemoteProtocolError("a session reserves at least one KV token, and no absurd number")
     if not 1 <= capability.max_rows <= max_rows:
         raise RemoteProtocolError(f"a session has between 1 and {max_rows} rows")

@@ -2,6 +2,16 @@
 
 A format is a name in the peer's record.  What is measured of each (relative error of a linear layer against float32)
 is in docs/benchmarks.md; here is only their order.  No torch: the client's router asks for every peer it looks at.
+
+A format promises how far a product is from that of the weights as they were loaded, not its bits:
+
+    float32   the weights' own numbers, summed up in some order (1e-5); however they lie in memory, in 16 bits too where
+              they were published so.
+    int8      weights rounded to 255 levels of their output's largest, activations to 13 bits, 15 or not at all: within
+              4e-3 of the exact product with those weights.
+
+So two peers of one format may differ by that much, as two kinds of processor do; one peer gives a session the same
+numbers among any others, within the order of sums in float32 and to the bit in int8.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ Peers, the client and the replay buffers apply the same `RowTable`, so they cann
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import RemoteProtocolError
 
@@ -45,6 +45,8 @@ class StepPlan:
     """Row i of the new table is row `source_rows[i]` of the old one; None leaves the table as it is."""
     adopted: tuple[int, ...] = ()
     """Row i begins with the first `adopted[i]` tokens of its held prefix. Only where there are no rows yet."""
+    guessed: int = 0
+    """How many of the last row's last tokens are only guessed; it changes nothing but whom they may keep waiting."""
 
     @property
     def tokens(self) -> int:
@@ -75,6 +77,8 @@ def validate_plan(plan: StepPlan, rebuilds: bool = False) -> None:
         raise RemoteProtocolError("a rebuild computes every token")
     if plan.source_rows is not None and len(plan.source_rows) > MAX_ROWS:
         raise RemoteProtocolError(f"a step keeps at most {MAX_ROWS} rows")
+    if plan.guessed and (not plan.rows or not 0 < plan.guessed <= plan.rows[-1].count):
+        raise RemoteProtocolError("more tokens are guessed than the last row of a step has")
     if len(plan.adopted) > MAX_ROWS or any(not 0 <= tokens <= MAX_POSITIONS for tokens in plan.adopted):
         raise RemoteProtocolError("a step begins with impossible rows")
 
@@ -150,10 +154,28 @@ def split_plan(plan: StepPlan, max_tokens: int) -> tuple[StepPlan, ...]:
         room -= piece.stop - start
     named = {piece.row for piece in parts[0]}
     parts[0] += [RowSlice(piece.row, piece.start, 0, answers=0) for piece in plan.rows if piece.row not in named]
-    first, *others = (tuple(rows) for rows in parts)
-    return (StepPlan(first, plan.source_rows, plan.adopted), *(StepPlan(rows) for rows in others))
+    plans = [StepPlan(tuple(rows)) for rows in parts]
+    plans[0] = replace(plans[0], source_rows=plan.source_rows, adopted=plan.adopted)
+    left = plan.guessed
+    for index in reversed(range(len(plans))):
+        here = min(left, plans[index].tokens)
+        plans[index] = replace(plans[index], guessed=here)
+        left -= here
+    return tuple(plans)
 
 
 def _part_of(piece: RowSlice, start: int, stop: int) -> RowSlice:
     wanted_from = piece.stop - piece.answers
     return RowSlice(piece.row, start, stop - start, answers=max(0, stop - max(start, wanted_from)))
+
+
+def answers_in(plan: StepPlan, data: bytes, token_bytes: int) -> bytes:
+    """The packed tokens that the client wants back, out of all packed tokens of the step."""
+    if plan.answers == plan.tokens:
+        return data
+    parts = []
+    offset = 0
+    for piece in plan.rows:
+        offset += piece.count * token_bytes
+        parts.append(data[offset - piece.answers * token_bytes : offset])
+    return b"".join(parts)

@@ -23,14 +23,17 @@ __all__ = [
     "ANSWER_SECONDS",
     "CAPABILITY_SECONDS",
     "CLAIM_LIFETIME_SECONDS",
+    "CLOCK_STEP_SECONDS",
     "CLOCK_TOLERANCE_SECONDS",
+    "CONNECTION_IDLE_SECONDS",
+    "CROWDING_SECONDS",
     "DHT_CALL_AGE_SECONDS",
     "DRAIN_SECONDS",
     "HANDSHAKE_SECONDS",
     "HELLO_CLOCK_SKEW_SECONDS",
+    "JOIN_CLOCK_SKEW_SECONDS",
     "KEEPALIVE_ANSWER_SECONDS",
     "KEEPALIVE_SECONDS",
-    "LEAF_BACKDATED_SECONDS",
     "LEAF_LIFETIME_SECONDS",
     "LEASE_SECONDS",
     "MAX_CAPABILITY_SECONDS",
@@ -47,7 +50,12 @@ __all__ = [
     "RECORD_LIFETIME_SECONDS",
     "RECORD_REFRESH_JITTER",
     "RECORD_REFRESH_SECONDS",
+    "RELAY_ACCEPT_SECONDS",
+    "RELAY_FULL_SECONDS",
+    "RELAY_IDLE_SECONDS",
+    "RESOLVE_SECONDS",
     "ROOT_LIFETIME_SECONDS",
+    "TLS_HANDSHAKE_SECONDS",
     "UNFED_ROOM_SECONDS",
     "UNUSED_ROOM_SECONDS",
 ]
@@ -59,6 +67,8 @@ RECORD_REFRESH_JITTER = 0.2
 MAX_RECORD_LIFETIME_SECONDS = 120.0
 """Longest life from now with which a record is accepted: a peer that is gone is forgotten soon."""
 
+CLOCK_STEP_SECONDS = 2.0
+"""Difference beyond which a machine's clock was set, and not only corrected."""
 DHT_CALL_AGE_SECONDS = 60.0
 """Largest age of a call between nodes of a private swarm's DHT, by both clocks; nonces are kept for twice as long."""
 
@@ -66,13 +76,13 @@ DHT_CALL_AGE_SECONDS = 60.0
 
 LEAF_LIFETIME_SECONDS = 30 * 86400.0
 """Validity of the certificate that a node serves under; it is renewed after half of it."""
-LEAF_BACKDATED_SECONDS = 86400.0
-"""Age that certificates claim when they are made, for nodes whose clocks are behind."""
 ROOT_LIFETIME_SECONDS = 10 * 365 * 86400.0
 """Validity of the root that a dialler makes for one connection."""
 
 # --- the opening of a stream: identity and rights --------------------------------------------------------------------
 
+JOIN_CLOCK_SKEW_SECONDS = 3.0
+"""Largest difference between the clocks of two nodes of the DHT when one joins: hivemind's own number."""
 HELLO_CLOCK_SKEW_SECONDS = 30.0
 """Largest difference between the sender's clock in a hello and the receiver's; nonces are kept for twice as long."""
 CAPABILITY_SECONDS = 86400.0
@@ -109,6 +119,15 @@ MAX_STEP_SECONDS = 3600.0
 MAX_TRANSFER_SECONDS = 300.0
 """Longest deadline of a transfer of an attention cache."""
 
+# --- relays ---------------------------------------------------------------------------------------------------------
+
+RELAY_ACCEPT_SECONDS = 10.0
+"""Wait of a relay for the peer to accept a connection."""
+RELAY_FULL_SECONDS = 60.0
+"""Pause that a relay without a place proposes."""
+RELAY_IDLE_SECONDS = 60.0
+"""Time without a byte after which a relay ends a connection; the pings of its two ends come more often."""
+
 # --- connections -----------------------------------------------------------------------------------------------------
 
 KEEPALIVE_SECONDS = 20.0
@@ -117,3 +136,11 @@ KEEPALIVE_ANSWER_SECONDS = 10.0
 """Wait for the answer to such a ping; the connection is closed then."""
 MIN_KEEPALIVE_SECONDS = 5.0
 """Shortest time between two pings that a server allows; a dialler that pings faster is disconnected."""
+RESOLVE_SECONDS = 5.0
+"""Wait of a dialler for a name to be resolved."""
+TLS_HANDSHAKE_SECONDS = 10.0
+"""Wait of a server for a new connection to become an encrypted one."""
+CONNECTION_IDLE_SECONDS = 300.0
+"""Time without a call after which a server ends a connection; the next call dials anew."""
+CROWDING_SECONDS = 2.0
+"""Time between two counts of the connections at a port."""

@@ -132,4 +132,5 @@ def next_action(
         return MoveTo(state.claim.blocks)
     if verdict is Verdict.MOVE:
         return BeginLoading(state.claim.blocks)
-    return Wait(max(state.claim.at_seconds, snapshot.now_seconds) + policy.timing.refresh_seconds)
+    refreshed_at, timing = state.claim.at_seconds + policy.timing.refresh_seconds, policy.timing
+    return Wait(max(refreshed_at, snapshot.now_seconds + timing.clock_tolerance_seconds))  # a witness's record may come

@@ -101,6 +101,32 @@ def judge_join(swarm: Swarm, peer_id: PeerId) -> Verdict:
     return Verdict.MOVE if mine >= first_servers(*served, *(c[2] for c in claims)).max() else Verdict.OUTRANKED
 
 
+# --- a peer that leaves -----------------------------------------------------------------------------------------
+
+
+def unreplaced(swarm: Swarm, peer_id: PeerId) -> tuple[int, ...]:
+    """The blocks of the peer that no other peer serves and goes on serving, ascending.
+
+    Raises KeyError if the peer is not in the snapshot.
+    """
+    servers = lasting_servers((peer for peer in swarm.peers if peer.id != peer_id), swarm.model.num_blocks)
+    return tuple(block for block in swarm.peer(peer_id).blocks or () if servers[block] == 0)
+
+
+def is_succeeded(swarm: Swarm, peer_id: PeerId, policy: ReplanPolicy | None = None) -> bool:
+    """Whether others have claimed blocks that would have no server without the peer, or would claim them now.
+
+    Whatever state the snapshot has the peer in, it is taken for one that drains. Raises KeyError if it is not there.
+    """
+    missing = set(unreplaced(swarm, peer_id))
+    me = replace(swarm.peer(peer_id), state=PeerState.DRAINING, claim=None)
+    peers = tuple(me if peer.id == peer_id else peer for peer in swarm.peers)
+    staying = (PeerState.JOINING, PeerState.SERVING)
+    claimed = (peer.claim.blocks for peer in peers if peer.claim is not None and peer.state in staying)
+    planned = (move.after for move in upcoming(replace(swarm, peers=peers), policy))
+    return any(missing.intersection(blocks) for blocks in (*claimed, *planned))
+
+
 def _is_wanted(swarm: Swarm, me: PeerSpec, policy: ReplanPolicy | None) -> bool:
     """Whether the peer would still be sent where it has claimed to go, had it not claimed."""
     unclaimed = tuple(replace(peer, claim=None) if peer is me else peer for peer in swarm.peers)

@@ -111,7 +111,8 @@ def request_times(
         expected = np.minimum(expected, seconds + waiting)
         if sessions > others[-1]:
             break
-    return RequestTimes(first.seconds, float(probability @ expected))
+    counts = probability > 0  # the rarest numbers underflow, and nobody waits for ever by no chance at all
+    return RequestTimes(first.seconds, float(probability[counts] @ expected[counts]))
 
 
 def _poisson(mean: float) -> tuple[IntArray, FloatArray]:

@@ -61,18 +61,35 @@ def leaves(peer: PeerSpec, blocks: BlockRange, refresh_seconds: float = RECORD_R
 def without_leaving_blocks(
     peers: Sequence[PeerSpec], num_blocks: int, refresh_seconds: float = RECORD_REFRESH_SECONDS
 ) -> tuple[PeerSpec, ...]:
-    """The peers for new sessions: each with the blocks that it will keep, if others serve those that it will drop."""
+    """The peers for new sessions: each with the blocks that it will keep, if others serve those that it will drop.
+
+    Of a draining peer the blocks are left that nobody else serves, and those between them: it waits for a successor,
+    and announces no room any more when it takes no more sessions.
+    """
     servers = lasting_servers(peers, num_blocks)
     kept: list[PeerSpec] = []
     for peer in peers:
-        blocks, claim = peer.blocks, peer.claim
-        stays = blocks is None or claim is None or not leaves(peer, blocks, refresh_seconds)
-        if stays or blocks is None or claim is None or not is_safe_to_leave(servers, blocks, claim.blocks):
+        blocks = peer.blocks
+        rest = None if blocks is None else _rest(peer, blocks, servers, refresh_seconds)
+        if rest == blocks:
             kept.append(peer)
-        elif (start := max(blocks.start, claim.blocks.start)) < (stop := min(blocks.stop, claim.blocks.stop)):
-            hashes = peer.block_hashes[start - blocks.start : stop - blocks.start]
-            kept.append(replace(peer, blocks=BlockRange(start, stop), block_hashes=hashes))
+        elif rest is not None and blocks is not None:
+            hashes = peer.block_hashes[rest.start - blocks.start : rest.stop - blocks.start]
+            kept.append(replace(peer, blocks=rest, block_hashes=hashes))
     return tuple(kept)
+
+
+def _rest(peer: PeerSpec, blocks: BlockRange, servers: IntArray, refresh_seconds: float) -> BlockRange | None:
+    """The part of a peer's blocks that new sessions may use, given the lasting servers of each block."""
+    if peer.state is PeerState.DRAINING:
+        alone = [block for block in blocks if servers[block] == 0 and peer.kv_tokens_total > 0]
+        return BlockRange(alone[0], alone[-1] + 1) if alone else None
+    if peer.claim is None or not leaves(peer, blocks, refresh_seconds):
+        return blocks
+    if not is_safe_to_leave(servers, blocks, peer.claim.blocks):
+        return blocks
+    start, stop = max(blocks.start, peer.claim.blocks.start), min(blocks.stop, peer.claim.blocks.stop)
+    return BlockRange(start, stop) if start < stop else None
 
 
 def window_sums(values: NDArray[np.generic], size: int) -> FloatArray | IntArray:

@@ -113,6 +113,7 @@ class RouteFinder:
             raise ValueError("client_rtt_seconds must be finite and >= 0")
         self._spans = Spans.of(swarm.model.num_blocks, [peer.blocks for peer in self.peers])
         self._cost = _costs(self.peers)
+        self._visit = np.array([peer.cost.visit for peer in self.peers], dtype=np.float64)
         self._free = np.array([peer.kv_tokens_free for peer in self.peers], dtype=np.int64)
         self._total = np.array([peer.kv_tokens_total for peer in self.peers], dtype=np.int64)
         self._releases = Releases.of(self.peers)
@@ -172,11 +173,11 @@ class RouteFinder:
             lattice = lattice.inside(spans)
         if len(query.blocks) < spans.num_blocks:
             spans, lattice = spans.within(query.blocks), lattice.within(query.blocks)
-        per_block, trips, doubt = self._per_block_seconds(query.request), query.request.new_tokens, self._doubt(query)
+        per_block, trips, visit = self._per_block_seconds(query.request), query.request.new_tokens, self._visits(query)
         if self._links is None:
-            return ChainSearch(spans, HubCosts((self._rtt + doubt) * trips, per_block), lattice)
+            return ChainSearch(spans, HubCosts((self._rtt + visit) * trips, per_block), lattice)
         way = self._rtt * (trips / 2)  # a one-way delay is half a round trip
-        return ChainSearch(spans, PushCosts(way, per_block, way, self._links, lattice, trips / 2, doubt * trips))
+        return ChainSearch(spans, PushCosts(way, per_block, way, self._links, lattice, trips / 2, visit * trips))
 
     def _spans_of(self, query: RouteQuery) -> Spans:
         if not query.kept:
@@ -187,13 +188,13 @@ class RouteFinder:
                 start[j], stop[j] = blocks.start, blocks.stop
         return Spans(self._spans.num_blocks, start, stop)
 
-    def _doubt(self, query: RouteQuery) -> FloatArray:
-        """(n,) seconds"""
-        doubt = np.zeros(len(self.peers))
+    def _visits(self, query: RouteQuery) -> FloatArray:
+        """The time of a token at each peer beside computing, and the doubt in that peer; (n,) seconds."""
+        visits = self._visit.copy()
         for peer, seconds in query.doubt_seconds.items():
             if peer in self.index:
-                doubt[self.index[peer]] = seconds
-        return doubt
+                visits[self.index[peer]] += seconds
+        return visits
 
     def _per_block_seconds(self, request: RequestSpec) -> FloatArray:
         """tau^I_j + (l_max - 1) tau_j, (n,)."""
@@ -229,7 +230,7 @@ class RouteFinder:
         spans = self._spans_of(query)
         reach, later = (np.minimum(rooms.blocks_within(wait), spans.stop - spans.start) for wait in (0.0, _INFINITY))
         wait, reach = np.where(reach > 0, 0.0, rooms.waits(1)[:, 0]), np.where(reach > 0, reach, later)
-        visit = (self._rtt + self._doubt(query)) * query.request.new_tokens + wait
+        visit = (self._rtt + self._visits(query)) * query.request.new_tokens + wait
         with np.errstate(divide="ignore"):
             seconds = np.where(reach > 0, self._per_block_seconds(query.request) + visit / reach, _INFINITY)
         few = MOST_HOSTS

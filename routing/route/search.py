@@ -167,16 +167,17 @@ class _Sweep:
         try:
             self._search()
         except OverBudgetError:
-            if not settle:
-                raise
-            self._settle()
-            if self._best is None:
-                raise
+            bounds = self._close()
+            if len(bounds):  # else it is proven already which chain is the best, or that there is none
+                if not settle:
+                    raise
+                self._settle(bounds)
+                if self._best is None:
+                    raise
         return self._best
 
-    def _settle(self) -> None:
-        """Offer good chains under a few limits, those with the best bounds first."""
-        bounds = self._close()
+    def _settle(self, bounds: FloatArray) -> None:
+        """Offer good chains under a few of the open limits, those with the best bounds first."""
         few = np.unique(np.linspace(0, len(bounds) - 1, SETTLED_LIMITS).astype(np.int64))
         limits = self._open[few[np.argsort(bounds[few], kind="stable")]].tolist()
         try:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +24,22 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
 _MALFORMED = 2
 _INFEASIBLE = 3
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"blockswarm {version('blockswarm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def every_command(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version, and end."),
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
@@ -136,6 +154,8 @@ def compare(
 
     if plot is not None and plot.suffix not in (".svg", ".png"):
         raise _fail(f"--plot: {plot.name}: must end in .svg or .png", _MALFORMED)
+    if plot is not None and find_spec("matplotlib") is None:
+        raise _fail("--plot needs matplotlib: pip install 'blockswarm[plots]'", _MALFORMED)
     compared = _compared(scenarios, policy or [])
     rows = [row for row, _ in compared]
     typer.echo(to_table(rows))
@@ -171,6 +191,20 @@ def plan(
         raise _fail(f"{snapshot.name}: infeasible: {error}", _INFEASIBLE) from error
     except InstanceError as error:
         raise _fail(str(error), _MALFORMED) from error
+
+
+@app.command("list")
+def list_choices() -> None:
+    """List the policies and the maps that scenarios can name."""
+    from .runs.policies import CHURN_POLICIES, ONLINE_POLICIES
+    from .worlds.geography import TOPOLOGIES, bundled_topology
+
+    typer.echo("policies (policies = [...], --policy):")
+    for name in ONLINE_POLICIES:
+        typer.echo(f"  {name}" + ("  (also with [churn])" if name in CHURN_POLICIES else ""))
+    typer.echo("maps (cluster.topology):")
+    for name in TOPOLOGIES:
+        typer.echo(f"  {name}, {len(bundled_topology(name).rtt_seconds())} nodes")
 
 
 def _compared(paths: list[Path], policies: list[str]) -> list[tuple[Row, list[RequestResult]]]:

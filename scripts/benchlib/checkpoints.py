@@ -1,4 +1,4 @@
-"""The checkpoints that the benchmarks measure: Llama, float32, random weights.
+"""The checkpoints that the benchmarks measure: Llama, random weights that bfloat16 has as well, stored in float32.
 
 python -m benchlib.checkpoints tiny FOLDER
 """
@@ -60,7 +60,7 @@ def write(name: str, folder: Path) -> None:
     torch.manual_seed(SEED)
     ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     config = LlamaConfig(**SHAPES[name], max_position_embeddings=CONTEXT_TOKENS, **ends)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(config).bfloat16().float().save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """A TCP proxy that delivers every byte later: a long line between two processes of one machine.
 
-    python delay_proxy.py 0.025 PORT [PORT ...]
+    python delay_proxy.py 0.025
 
-listens on a free port of 127.0.0.1 for each given port of 127.0.0.1, and prints the free ports as one line of JSON.
+listens on a free port of 127.0.0.1 and prints {"port": 31337}.  Then it is told on standard input where the line
+leads, {"leads_to": 41337} for a port of 127.0.0.1, and answers {}.  Before that it closes connections: so nobody has to
+guess a port that will be free later.
+
 Bytes arrive in order, each the given number of seconds after they were sent, in both directions; how many are on the
 way is not limited, so a long line is not a slow line.  A connection's set-up takes the round trip that TCP needs.
 What a real line also has, and this one has not: loss, jitter, slow start, a limited bandwidth.
@@ -92,22 +95,40 @@ class _End(asyncio.Protocol):
                 receiver.close()
 
 
-async def proxy(delay_seconds: float, target_port: int) -> int:
-    """Listen in front of a port; returns the port to use instead."""
-    loop = asyncio.get_running_loop()
-    tasks: set[asyncio.Task[None]] = set()
+class Line:
+    """One listening port, and where it leads."""
 
-    def accepted(client: _End) -> None:
-        task = loop.create_task(connect(client))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+    def __init__(self, delay_seconds: float) -> None:
+        self.target_port: int | None = None
+        self._delay_seconds = delay_seconds
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def connect(client: _End) -> None:
+    async def listen(self) -> int:
+        """Begin to accept connections; returns the port."""
+        loop = asyncio.get_running_loop()
+
+        def make_client_end() -> _End:
+            opened_at = loop.time() + 2 * self._delay_seconds
+            return _End(DelayLine(self._delay_seconds, opened_at), self._accepted)
+
+        server = await loop.create_server(make_client_end, "127.0.0.1", 0)
+        port: int = server.sockets[0].getsockname()[1]
+        return port
+
+    def _accepted(self, client: _End) -> None:
+        task = asyncio.get_running_loop().create_task(self._connect(client))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, client: _End) -> None:
         assert client.transport is not None
+        if self.target_port is None:
+            client.transport.abort()
+            return
         client.transport.pause_reading()
         try:
-            _, server = await loop.create_connection(
-                lambda: _End(DelayLine(delay_seconds), lambda end: None), "127.0.0.1", target_port
+            _, server = await asyncio.get_running_loop().create_connection(
+                lambda: _End(DelayLine(self._delay_seconds), lambda end: None), "127.0.0.1", self.target_port
             )
         except OSError:
             client.transport.abort()
@@ -115,26 +136,21 @@ async def proxy(delay_seconds: float, target_port: int) -> int:
         client.other, server.other = server, client
         client.transport.resume_reading()
 
-    def make_client_end() -> _End:
-        return _End(DelayLine(delay_seconds, opened_at=loop.time() + 2 * delay_seconds), accepted)
 
-    server = await loop.create_server(make_client_end, "127.0.0.1", 0)
-    port: int = server.sockets[0].getsockname()[1]
-    return port
-
-
-async def run(delay_seconds: float, target_ports: Sequence[int]) -> None:
-    """Proxy every port until standard input is closed."""
-    ports = [await proxy(delay_seconds, port) for port in target_ports]
-    print(json.dumps(ports), flush=True)
-    await asyncio.to_thread(sys.stdin.read)
+async def run(delay_seconds: float) -> None:
+    """Carry the line, led as standard input says, until that is closed."""
+    line = Line(delay_seconds)
+    print(json.dumps({"port": await line.listen()}), flush=True)
+    while told := await asyncio.to_thread(sys.stdin.readline):
+        line.target_port = json.loads(told)["leads_to"]
+        print("{}", flush=True)
 
 
 def main(arguments: Sequence[str]) -> None:
     # epoll, asyncio's default, waits whole milliseconds; select waits microseconds.
     loop_factory = partial(asyncio.SelectorEventLoop, selectors.SelectSelector())
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(run(float(arguments[0]), [int(port) for port in arguments[1:]]))
+        runner.run(run(float(arguments[0])))
 
 
 if __name__ == "__main__":

@@ -34,12 +34,12 @@ import psutil
 import torch
 
 from . import checkpoints, engine_chain, engine_formats
-from .processes import machine
+from .processes import machine, run_program
 
 SECTIONS = ("batching", "bandwidth", "prefill", "stall", "chain", "formats", "memory", "cost")
 SESSIONS = (1, 2, 4, 8, 16)
-FORMATS = ("plain", "prepacked", "int8")
-"""By the names of `Packing`; "int8" is the int8 form that this processor computes right, see `packing_of`."""
+FORMATS = ("plain", "prepacked", "int8", *engine_formats.COMPILED)
+"""By the names of `Packing`; "int8" is the form of two rows that this processor computes right, see `packing_of`."""
 PROMPT_TOKENS = 32
 WIDE = (1024, 2048, 4096)
 """Hidden sizes; the models have enough layers that no cache holds the weights."""
@@ -81,7 +81,7 @@ class Bench:
 def packing_of(name: str) -> Any:
     """The form of one of `FORMATS` on this processor."""
     from blockswarm.peer.engine.weights.choose import int8_form
-    from blockswarm.peer.engine.weights.quantize import Packing
+    from blockswarm.peer.engine.weights.forms import Packing
 
     return int8_form(columns=1024) if name == "int8" else Packing(name)
 
@@ -97,12 +97,14 @@ def engine(folder: Path, packing: str) -> Iterator[Any]:
     from blockswarm.peer.engine.cache.pool import KvPool
     from blockswarm.peer.engine.engine import Engine
     from blockswarm.peer.engine.load import load_stage
+    from blockswarm.peer.engine.machine.pages import use_large_pages
     from blockswarm.proto.model.checkpoint import open_checkpoint
     from blockswarm.routing.swarm import BlockRange
 
     checkpoint = open_checkpoint(str(folder))
     blocks = BlockRange(0, checkpoint.num_blocks)
-    stage = load_stage(checkpoint, blocks, route=check_family(checkpoint.config), packing=packing_of(packing))
+    stage = load_stage(checkpoint, blocks, route=check_family(checkpoint.config), forms=packing_of(packing))
+    use_large_pages()
     made = Engine(stage, KvPool(0, prefix_limit_bytes=0))
     try:
         yield made
@@ -483,4 +485,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

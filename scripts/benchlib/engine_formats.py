@@ -20,14 +20,19 @@ from blockswarm.peer.engine.blocks.selfcheck import check_family
 from blockswarm.peer.engine.blocks.stage import RowSpan, Stage
 from blockswarm.peer.engine.load import load_stage
 from blockswarm.peer.engine.weights.choose import int8_form
-from blockswarm.peer.engine.weights.quantize import Packing, pack_block, shared_inputs
+from blockswarm.peer.engine.weights.forms import Packing
+from blockswarm.peer.engine.weights.quantize import pack_block, shared_inputs
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.proto.model.family import find_blocks
 from blockswarm.routing.swarm import BlockRange
 from transformers import AutoModelForCausalLM, DynamicCache
 
-FORMS = (Packing.PLAIN, Packing.PREPACKED, int8_form(columns=1024))
-"""With the form of int8 that this processor computes right."""
+_CANDIDATES = (
+    Packing.PREPACKED, Packing.ROWS, Packing.ROWS_BFLOAT16, int8_form(columns=1024), Packing.INT8_ROWS
+)  # fmt: skip
+FORMS = (Packing.PLAIN, *(form for form in _CANDIDATES if form.fits(1024, 1024)))
+"""Those that this processor computes right; compiled products need the extra `fast`."""
+COMPILED = tuple(form.value for form in (Packing.ROWS_BFLOAT16, Packing.INT8_ROWS) if form in FORMS)
 DEMO_MODEL = Path(__file__).parent.parent / "demo_model"
 _COPY_BYTES = 256 << 20
 
@@ -56,7 +61,9 @@ def matrix_bandwidth(size: int, turns: int = 15) -> dict[str, float]:
     As many different matrices are read one after the other as do not fit into a cache.
     """
     copies = max(4, (192 << 20) // size**2)
-    weights = [torch.randn(size, size) for _ in range(min(copies, max(4, (512 << 20) // (4 * size**2))))]
+    weights = [
+        torch.randn(size, size).bfloat16().float() for _ in range(min(copies, max(4, (512 << 20) // (4 * size**2))))
+    ]
     row = torch.randn(1, size)
     found = {}
     for packing in (*FORMS, Packing.INT4):
@@ -79,15 +86,20 @@ def load(folder: Path, packing: Packing) -> Stage:
     return load_stage(checkpoint, everything, torch.float32, None, check_family(checkpoint.config), packing)
 
 
+TRANSFORMERS = "plain transformers"
+
+
 def step_times(
-    stages: Mapping[str, Stage], row_counts: Sequence[int], context: int = 64, turns: int = 7
+    stages: Mapping[str, Stage], folder: Path, row_counts: Sequence[int], context: int = 64, turns: int = 9
 ) -> dict[str, dict[int, float]]:
-    """Seconds of a step of each number of decode rows behind `context` tokens each, by stage."""
-    found: dict[str, dict[int, float]] = {name: {} for name in stages}
+    """Seconds of a step of each number of decode rows behind `context` tokens each, by stage; and of as many tokens of
+    plain transformers, one after the other, in turn with them."""
+    found: dict[str, dict[int, float]] = {name: {} for name in (*stages, TRANSFORMERS)}
+    plain = _transformers_step(folder, context)
     for count in row_counts:
-        calls = [_decode_step(stage, count, context) for stage in stages.values()]
-        for name, seconds in zip(stages, least_times(calls, turns), strict=True):
-            found[name][count] = seconds
+        calls = [*(_decode_step(stage, count, context) for stage in stages.values()), plain]
+        for name, seconds in zip(found, least_times(calls, turns), strict=True):
+            found[name][count] = seconds * (count if name == TRANSFORMERS else 1)
     return found
 
 
@@ -118,19 +130,20 @@ def _prefill_step(stage: Stage, count: int) -> Callable[[], object]:
     return lambda: view.forward(hidden, [RowSpan(row, 0, count)])
 
 
-@torch.inference_mode()
-def transformers_token_time(folder: Path, context: int = 64, turns: int = 7) -> float:
-    """Seconds in which plain transformers, float32, makes one token of one session; without its head."""
+def _transformers_step(folder: Path, context: int) -> Callable[[], object]:
+    """One token of one session in plain transformers, float32, without its head; can be repeated."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().model
     cache = DynamicCache(config=model.config)
     hidden = torch.randn(1, context, model.config.hidden_size)
-    model(inputs_embeds=hidden, past_key_values=cache, use_cache=True)
 
+    @torch.inference_mode()
     def step() -> None:
+        if not cache.get_seq_length():
+            model(inputs_embeds=hidden, past_key_values=cache, use_cache=True)
         model(inputs_embeds=hidden[:, :1], past_key_values=cache, use_cache=True)
         cache.crop(-1)
 
-    return least_times([step], turns)[0]
+    return step
 
 
 def accuracy(folder: Path = DEMO_MODEL) -> dict[str, dict[str, float]]:
@@ -142,7 +155,7 @@ def accuracy(folder: Path = DEMO_MODEL) -> dict[str, dict[str, float]]:
     tokens = torch.from_numpy(corpus.held_out[:1023].astype(np.int64))[None]
     exact = _logits(exact_model, tokens)
     found = {}
-    for packing in (*FORMS, Packing.INT4):
+    for packing in (*(form for form in FORMS if form is not Packing.ROWS_BFLOAT16), Packing.INT4):
         model = copy.deepcopy(exact_model)
         for block in find_blocks(model, model.config.num_hidden_layers).blocks:
             if packing is not Packing.PLAIN:
@@ -176,8 +189,7 @@ def measure(folder: Path) -> dict[str, Any]:
             size: {name: speed / copying for name, speed in matrix_bandwidth(size).items()}
             for size in (1024, 2048, 4096)
         },
-        "transformers_token_seconds": transformers_token_time(folder),
-        "step_seconds": step_times(stages, (1, 2, 4, 8, 16)),
+        "step_seconds": step_times(stages, folder, (1, 2, 4, 8, 16)),
         "prefill_seconds": prefill_times(stages, (64, 512)),
         "accuracy": accuracy(),
     }

@@ -48,6 +48,7 @@ class Links:
         self._loop = asyncio.new_event_loop()
         self._changed = asyncio.Event()
         self._targets: list[int] = []
+        self._servers: list[asyncio.Server] = []
         self._open: dict[tuple[int | None, int], set[asyncio.StreamWriter]] = {}
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-links", daemon=True)
 
@@ -59,6 +60,7 @@ class Links:
         self._run(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     def add(self) -> tuple[int, int]:
         """A new line: its number, and the port at which it is reached."""
@@ -101,6 +103,7 @@ class Links:
             writer.transport.abort()
 
         server = await asyncio.start_server(accepted, "127.0.0.1", 0)
+        self._servers.append(server)
         port: int = server.sockets[0].getsockname()[1]
         return port
 
@@ -129,10 +132,12 @@ class Links:
         arrived = asyncio.Event()
 
         async def receive() -> None:
-            data = b"-"
-            while data:
-                data = await reader.read(CHUNK_BYTES)
-                on_the_way.append((self._loop.time(), data))
+            try:
+                while data := await reader.read(CHUNK_BYTES):
+                    on_the_way.append((self._loop.time(), data))
+                    arrived.set()
+            finally:  # also of a connection that was reset
+                on_the_way.append((self._loop.time(), b""))
                 arrived.set()
 
         receiving = asyncio.create_task(receive())
@@ -162,6 +167,8 @@ class Links:
             await self._changed.wait()
 
     async def _close(self) -> None:
+        for server in self._servers:
+            server.close()
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
@@ -172,10 +179,3 @@ def process_of(port: int, remote_port: int) -> int | None:
     """The process whose end of a loopback connection has `port`; None if it is not found."""
     connections = psutil.net_connections("tcp")  # gRPC speaks IPv4 through IPv6 sockets
     return next((c.pid for c in connections if c.laddr.port == port and c.raddr and c.raddr.port == remote_port), None)
-
-
-def listening_port(pid: int) -> int:
-    """The port that a process listens on. Raises ValueError unless there is exactly one."""
-    ports = {c.laddr.port for c in psutil.Process(pid).net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    (port,) = ports
-    return port

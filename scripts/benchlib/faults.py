@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .fault_links import Links, Rule, listening_port
-from .processes import SCRIPTS, Child, ChildFailed, command_line, machine
+from .fault_links import Links, Rule
+from .processes import SCRIPTS, Child, ChildFailed, command_line, listening_port, machine, run_program
 
 MODEL = SCRIPTS / "demo_model"
 HALVES = ("0:4", "4:8")
@@ -52,7 +52,10 @@ class World:
 
     links: Links
     folder: Path
+    launch: Callable[..., Child] = Child
     nodes: dict[str, Node] = field(default_factory=dict)
+    processes: list[Child] = field(default_factory=list)
+    """All that were started, also those that never got ready."""
     timers: list[threading.Timer] = field(default_factory=list)
 
     def start_all(self, ranges: Sequence[str]) -> None:
@@ -68,11 +71,12 @@ class World:
         line, port = self.links.add()
         arguments = [
             "-m", "blockswarm.peer.cli", MODEL, "--blocks", blocks, "--host", "127.0.0.1", "--announce",
-            f"127.0.0.1:{port}", "--data", self.folder / f"peer{line}", "--threads", "1", "--json",
+            f"127.0.0.1:{port}", "--reach", "direct", "--data", self.folder / f"peer{line}", "--threads", "1", "--json",
         ]  # fmt: skip
         others = [node.address for node in self.nodes.values()]
         arguments += ["--initial-peers", others[0]] if others else ["--new-swarm"]
-        return Node(Child(*arguments, log=self.folder / f"peer{line}.log"), blocks, line)
+        self.processes.append(self.launch(*arguments, log=self.folder / f"peer{line}.log"))
+        return Node(self.processes[-1], blocks, line)
 
     def _wait_for(self, node: Node) -> None:
         said = node.process.read()
@@ -102,8 +106,8 @@ class World:
 
     def end(self) -> None:
         self.heal()
-        for node in self.nodes.values():
-            node.process.end()
+        for process in self.processes:
+            process.end()
 
 
 @dataclass(frozen=True)
@@ -239,15 +243,19 @@ class Outcome:
     """The result of one case."""
 
     case: str
+    fault_at: int
+    """The number of tokens after which the fault was to come."""
     passed: bool
     tokens: int
     same_tokens: bool
     error: str | None
     stall_seconds: float
-    """The longest time between two tokens, from the fault on."""
+    """The longest time between two tokens, or the last one and the end, from the fault on."""
     total_seconds: float
     events: tuple[str, ...]
     """Kinds, with the seconds after the fault."""
+    log: str = ""
+    """The end of the client's log, where the client hung or ended by itself."""
 
 
 def play(case: Case, world: World, alone: Child, rng: random.Random) -> Outcome:
@@ -256,26 +264,48 @@ def play(case: Case, world: World, alone: Child, rng: random.Random) -> Outcome:
     log = world.folder / "client.log"
     addresses = [node.address for node in world.nodes.values()]
     with Child("-m", "benchlib.fault_client", MODEL, *addresses, log=log) as client:
-        client.read()
         lines = list(watch(case, world, client, prompt))
     world.heal()
+    return judge(case, lines, expected)
+
+
+def judge(case: Case, lines: Sequence[Mapping[str, Any]], expected: Sequence[int]) -> Outcome:
+    """The outcome of a case, from the lines of `watch` and the tokens of the model alone."""
     tokens = [line["token"] for line in lines if "token" in line]
     times = [line["at"] for line in lines if "token" in line or "done" in line]
-    fault_at = next(line["at"] for line in lines if "fault" in line)
-    gaps = [after - before for before, after in itertools.pairwise(times) if after > fault_at]
-    told = [line for line in lines if "event" in line and line["at"] >= fault_at]
-    events = tuple(f"{line['event']} {line['at'] - fault_at:+.1f}" for line in told)
-    error = lines[-1].get("error", "the client hangs")
-    right = tokens == expected[: len(tokens)] if error else tokens == expected
-    passed = right and bool(error) == case.error and error != "the client hangs"
-    return Outcome(case.name, passed, len(tokens), right, error, max(gaps, default=0.0), times[-1] - times[0], events)
+    end = lines[-1]
+    came_at = next((line["at"] for line in lines if "fault" in line), None)
+    error = end["error"]
+    if came_at is None:
+        error = f"the text ended before the fault: {error or 'it is shorter'}"
+    since = came_at if came_at is not None else float("inf")
+    gaps = [after - before for before, after in itertools.pairwise(times) if after > since]
+    told = [line for line in lines if "event" in line and line["at"] >= since]
+    events = tuple(f"{line['event']} {line['at'] - since:+.1f}" for line in told)
+    right = tokens == list(expected[: len(tokens)]) if error else tokens == list(expected)
+    passed = right and end["done"] and came_at is not None and bool(error) == case.error
+    stall, total = max(gaps, default=0.0), times[-1] - times[0]
+    return Outcome(case.name, case.at, passed, len(tokens), right, error, stall, total, events, end.get("log", ""))
 
 
-def watch(case: Case, world: World, client: Child, prompt: Sequence[int]) -> Iterator[Mapping[str, Any]]:
-    """The client's lines, and one for the fault, which is played on the way."""
-    alarm = threading.Timer(HANGS_SECONDS, client.end)
+def watch(
+    case: Case, world: World, client: Child, prompt: Sequence[int], hangs_seconds: float = HANGS_SECONDS
+) -> Iterator[Mapping[str, Any]]:
+    """The client's lines, and one for the fault, which is played on the way; the last one has `done`.
+
+    It is false where the client hung or ended by itself: then `error` says which, and `log` has the end of its log.
+    """
+    hangs = threading.Event()
+
+    def give_up() -> None:
+        hangs.set()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(client.pid, signal.SIGKILL)
+
+    alarm = threading.Timer(hangs_seconds, give_up)
     alarm.start()
     try:
+        client.read()
         line = client.ask(prompt=prompt, new_tokens=NEW_TOKENS)
         count = 0
         while True:
@@ -288,8 +318,9 @@ def watch(case: Case, world: World, client: Child, prompt: Sequence[int]) -> Ite
                 case.act(Moment(world, client.pid, chain))
                 yield {"fault": case.name, "at": line["at"]}
             line = client.read()
-    except ChildFailed:
-        yield {"done": False, "error": "the client hangs", "at": line["at"]}
+    except (ChildFailed, OSError) as failed:  # OSError: nobody reads the question any more
+        error = "the client hangs" if hangs.is_set() else "the client ended by itself"
+        yield {"done": False, "error": error, "log": str(failed), "at": time.monotonic()}
     finally:
         alarm.cancel()
 
@@ -310,12 +341,16 @@ def run(
             say(case.name)
             world.replace_dead()
             outcomes.append(play(case, world, alone, rng))
+            if outcomes[-1].log:
+                say(outcomes[-1].log)
     return outcomes
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """For people, as Markdown."""
-    lines = ["| fault (after 20 tokens) | passed | tokens | longest stall s | whole text s | what the client did |"]
+    moments = {o.fault_at for o in outcomes}
+    moment = f" (after {moments.pop()} tokens)" if len(moments) == 1 else ""
+    lines = [f"| fault{moment} | passed | tokens | longest stall s | whole text s | what the client did |"]
     lines.append("| --- | --- | --- | --- | --- | --- |")
     for o in outcomes:
         tokens = f"{o.tokens}, {'same' if o.same_tokens else 'WRONG'}" + (f", {o.error}" if o.error else "")
@@ -340,17 +375,19 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--only", action="append", help="cases whose name contains this; may be given again")
     parser.add_argument("--short", action="store_true", help="the most telling cases only, about a minute")
-    parser.add_argument("--kills", type=int, metavar="N", help="only N kills of random used peers at random moments")
+    parser.add_argument("--kills", type=int, metavar="N", help="instead of them N kills of random used peers")
     parser.add_argument("--rtt", type=float, default=0.0, help="round trip between any two nodes, seconds")
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30), help="of the prompts")
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30), help="of the prompts and of --kills")
     parser.add_argument("--folder", type=Path, help="keep logs there [default: a temporary folder]")
     options = parser.parse_args(arguments)
     wanted = options.only or [""]
     cases = [c for c in CASES if (c.short or not options.short) and any(part in c.name for part in wanted)]
-    if options.kills:
+    if options.kills is not None:
+        if options.only or options.short:
+            parser.error("--kills plays kills and no other cases: --only and --short do not go with it")
         cases = random_kills(options.kills, random.Random(options.seed))
     if not cases:
-        parser.error("no case has that name")
+        parser.error("there is no such case")
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -359,7 +396,11 @@ def main(arguments: Sequence[str]) -> int:
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
         folder.mkdir(parents=True, exist_ok=True)
-        outcomes = run(cases, folder.resolve(), options.rtt, options.seed, say)
+        try:
+            outcomes = run(cases, folder.resolve(), options.rtt, options.seed, say)
+        except ChildFailed as error:
+            say(f"faults: {error}")
+            return 1
     print(table(outcomes), file=sys.stderr if options.json else sys.stdout)
     if options.json:
         facts = {**facts, "command": command_line("faults", arguments), "seed": options.seed}
@@ -368,8 +409,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the peers are ended
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_program(lambda: main(sys.argv[1:]))

@@ -56,7 +56,20 @@ def generate(model: Any, question: Mapping[str, Any], tokenizer: Any) -> dict[st
         streamer=clock,
     )
     seconds = time.perf_counter() - started
-    return {"tokens": output[0, len(prompt) :].tolist(), "seconds": seconds, "arrivals": clock.arrivals}
+    return {
+        "tokens": output[0, len(prompt) :].tolist(),
+        "text": tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True) if tokenizer else "",
+        "seconds": seconds,
+        "arrivals": clock.arrivals,
+        "held_tokens": held_tokens(model),
+    }
+
+
+def held_tokens(model: Any) -> int:
+    """The tokens of the last prompt that the peers held already."""
+    generation = getattr(model, "last_generation", None)
+    events = generation.events if generation is not None else ()
+    return sum(int(event.detail.split()[0]) for event in events if event.kind == "adopted")
 
 
 def load(kind: str, folder: str, addresses: Sequence[str], **options: Any) -> Any:
@@ -77,12 +90,13 @@ def load(kind: str, folder: str, addresses: Sequence[str], **options: Any) -> An
 
 def swarm_status(model: Any) -> dict[str, Any]:
     """The peers' counters, the round trips to them, and the times of this thread's last generation."""
+    from blockswarm.proto.network.dialling import EVERY_RANGE
     from blockswarm.proto.network.transport import Dialer, ping
 
     swarm = model.session_factory
 
     async def ask() -> list[dict[str, Any]]:
-        dialer, answers = Dialer(), []
+        dialer, answers = Dialer(rule=EVERY_RANGE), []
         for known in swarm.view.usable():
             await ping(dialer.stub(known.address), known.address, 10.0)  # connects
             reply, rtt_seconds, _ = await ping(dialer.stub(known.address), known.address, 10.0)

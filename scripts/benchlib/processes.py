@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
 SCRIPTS = Path(__file__).resolve().parent.parent
 END_SECONDS = 15.0
 
-_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONPATH": str(SCRIPTS),
-}
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+_INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+"""Those that decide which products a processor computes fast, as Linux names them."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A clone of this repository with an environment of its own: the code that is measured."""
+
+    python: Path
+    scripts: Path
+
+    @classmethod
+    def at(cls, root: Path) -> Version:
+        """Raises FileNotFoundError if `root` is no clone in which the scripts have run."""
+        version = cls(root / ".venv" / "bin" / "python", root / "scripts")
+        for path in (version.python, version.scripts / "benchlib"):
+            if not path.exists():
+                raise FileNotFoundError(f"{path} is not there: is {root} a clone, and did its scripts/test ever run?")
+        return version
+
+
+HERE = Version(Path(sys.executable), SCRIPTS)
 
 
 class ChildFailed(Exception):
@@ -31,17 +50,17 @@ class ChildFailed(Exception):
 class Child:
     """One process. It says what it has to say as lines of JSON; other lines it prints are ignored."""
 
-    def __init__(self, *arguments: str | Path, log: Path) -> None:
+    def __init__(self, *arguments: str | Path, log: Path, version: Version = HERE) -> None:
         """Start Python with `arguments`; its messages for people are appended to the file `log`."""
         self._log = log
         self.started_at = time.perf_counter()
         with log.open("ab") as messages:
             self._process = subprocess.Popen(
-                [sys.executable, *arguments],
+                [version.python, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=messages,
-                env=os.environ | _ENVIRONMENT,
+                env=os.environ | _ENVIRONMENT | {"PYTHONPATH": str(version.scripts)},
                 start_new_session=True,  # Ctrl-C is for the benchmark, which then ends its children
                 text=True,
             )
@@ -63,11 +82,23 @@ class Child:
         tail = self._log.read_text(errors="replace").strip().splitlines()[-12:]
         raise ChildFailed("\n".join([f"a process ended with status {self._process.wait()}:", *tail]))
 
-    def ask(self, **question: Any) -> Any:
-        """Send one line of JSON and wait for the answer to it. Raises ChildFailed."""
+    def read_text(self, beginning: str) -> str:
+        """The rest of the next line that begins so. Raises ChildFailed if the process ends instead."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(beginning):
+                return line.removeprefix(beginning).strip()
+        raise ChildFailed(f"a process ended with status {self._process.wait()}, see {self._log}")
+
+    def send(self, **question: Any) -> None:
+        """Send one line of JSON; `read` waits for the answer to it."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
+
+    def ask(self, **question: Any) -> Any:
+        """Send one line of JSON and wait for the answer to it. Raises ChildFailed."""
+        self.send(**question)
         return self.read()
 
     def cpu_seconds(self) -> float:
@@ -78,12 +109,12 @@ class Child:
         """Proportional set size of the process and those it started: what is shared counts in proportion."""
         return sum(psutil.Process(pid).memory_full_info().pss for pid in self._pids())
 
-    def end(self) -> None:
+    def end(self, patience_seconds: float = END_SECONDS) -> None:
         """Ask the process to end, wait, and kill it if it does not. Idempotent."""
         children = [] if self._process.poll() is not None else self._tree.children(recursive=True)
         self._process.terminate()
         try:
-            self._process.communicate(timeout=END_SECONDS)
+            self._process.communicate(timeout=patience_seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
@@ -109,6 +140,22 @@ def _cpu_seconds(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
+def run_program(main: Callable[[], int]) -> NoReturn:
+    """Exit with what `main` returns. A request to end is an exception in it, so that it ends what it has started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def listening_port(pid: int) -> int:
+    """The port that a process listens on. Raises ValueError unless there is exactly one."""
+    ports = {c.laddr.port for c in psutil.Process(pid).net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    (port,) = ports
+    return port
+
+
 def cpu_seconds(children: Iterable[Child]) -> float:
     """CPU time that all of them have used so far."""
     return sum(child.cpu_seconds() for child in children)
@@ -119,8 +166,11 @@ def machine() -> Mapping[str, Any]:
     import platform
     from importlib.metadata import version
 
+    facts = _processor()
     return {
-        "processor": _processor_name(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "processor": facts.get("model name", "unknown"),
+        "instructions": sorted(set(_INSTRUCTIONS) & set(facts.get("flags", "").split())),
         "cores": psutil.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.release()}",
@@ -130,11 +180,24 @@ def machine() -> Mapping[str, Any]:
     }
 
 
-def _processor_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "unknown"
+def describe_machine(facts: Mapping[str, Any], command: str) -> str:
+    """The date, the machine and the command, in a line above the tables."""
+    memory, instructions = facts["memory_bytes"] / 2**30, ", ".join(facts["instructions"]) or "none of note"
+    before, after = facts["load_average_before"][0], os.getloadavg()[0]
+    return (
+        f"{facts['date']}, {facts['processor']}, {facts['cores']} cores, {memory:.0f} GiB, {instructions},"
+        f" load {before:.1f} before and {after:.1f} after: `{command}`"
+    )
+
+
+def _processor() -> dict[str, str]:
+    """Linux's facts about the first processor; empty where there is another system."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def command_line(name: str, arguments: Sequence[str]) -> str:

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 from blockswarm.client.chain.machine.events import HopChoice
+from blockswarm.client.swarm.known import KnownPeer
 from blockswarm.client.swarm.router import ViewRouter
-from blockswarm.client.swarm.view import KnownPeer, SwarmView
+from blockswarm.client.swarm.view import SwarmView
 from blockswarm.proto.errors import SwarmError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress

@@ -1,7 +1,7 @@
 """Figures of routing and placement: decision times, simulation speed, policies compared, the gap to the optimum.
 
-Sections: routes (on the client's own path, see `routes.py`), placement, simulation, policies, optimum.  Everything from
-fixed seeds.  Times are CPU times of one core where the key says ms or cpu.
+Sections: routes (on the client's own path, see `routes.py`), placement, simulation, policies, optimum, map (pings and
+chains, see `live_map.py`).  Everything from fixed seeds.  Times are CPU times of one core where the key says ms or cpu.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from blockswarm.routing.swarm import (
     Swarm,
 )
 
+from .live_map import live_map
 from .routes import routes
 
 PEERS, BLOCKS, PER_PEER = 1000, 80, 8
@@ -253,7 +254,9 @@ def main() -> None:
         prog="bench_routing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--only", choices=["routes", "placement", "simulation", "policies", "optimum"], action="append")
+    parser.add_argument(
+        "--only", choices=["routes", "placement", "simulation", "policies", "optimum", "map"], action="append"
+    )
     parser.add_argument("--requests", type=int, default=1_000_000, help="length of the long simulation")
     parser.add_argument("--instances", type=int, default=100, help="small instances for the gap to the optimum")
     parser.add_argument("--repeats", type=int, default=200, help="requests that are timed on each snapshot")
@@ -264,6 +267,7 @@ def main() -> None:
         "simulation": lambda: simulation(chosen.requests),
         "policies": policies,
         "optimum": lambda: optimum(chosen.instances),
+        "map": live_map,
     }
     report = {}
     for name in chosen.only or sections:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from blockswarm.client.background import BackgroundLoop, background_loop
-from blockswarm.proto.errors import DeadlineExceeded, PeerUnavailable
+from blockswarm.proto.errors import DeadlineExceeded, PeerUnavailable, UsageError
 
 
 async def value(result: int) -> int:
@@ -113,12 +113,26 @@ def test_a_function_can_be_called_on_the_loop():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_gets_a_loop_of_its_own():
-    background_loop()
+@pytest.mark.parametrize("call", ["a loop of its own", "run", "submit", "call_soon"])
+def test_a_forked_child_is_refused_at_once(call: str):
+    """The thread of the loop is not there, so that a call would never end; and gRPC crashes in such a child."""
+    loop = background_loop()
+
+    def attempt() -> None:
+        if call == "a loop of its own":
+            background_loop()
+        elif call == "call_soon":
+            loop.call_soon(lambda: None)
+        else:
+            getattr(loop, call)(value(7), *([10] if call == "run" else []))
+
     child = os.fork()
     if child == 0:
         try:
-            os._exit(7 if background_loop().run(value(7), 10) == 7 else 1)
+            attempt()
+        except UsageError as error:
+            os._exit(7 if "forked" in str(error) and "spawn" in error.hint else 1)
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert loop.run(value(1), 10) == 1

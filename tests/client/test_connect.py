@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import os
+import subprocess
+import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +16,14 @@ from typing import Any
 import pytest
 import torch
 from blockswarm.client import AutoSwarmModelForCausalLM
+from blockswarm.client.background import background_loop
 from blockswarm.client.config import SessionEvent
 from blockswarm.client.model.generation import Generation
+from blockswarm.proto.errors import NoChainError, SessionLost, SwarmError, UsageError
 from support.prompts import prompt
 from support.swarm_thread import SwarmThread, swarm_thread
 from support.tiny_models import write_tiny_checkpoint
+from transformers.generation.streamers import BaseStreamer
 
 HEARD: list[SessionEvent] = []
 
@@ -79,3 +88,187 @@ def test_a_report_is_of_one_call_also_where_calls_share_a_session(model: Any) ->
         second = model.last_generation
         assert (first.report.steps, second.report.steps) == (5, 2)
         assert (len(first.events), len(second.events)) == (1, 0)
+
+
+@pytest.fixture
+def with_replica(folder: Path) -> Iterator[SwarmThread]:
+    with swarm_thread(folder, "0:3", "3:6", "3:6") as thread:
+        yield thread
+
+
+def test_only_allowed_peers_are_used(folder: Path, with_replica: SwarmThread) -> None:
+    """Nothing is sent to another peer, not even where no allowed one serves."""
+    first, second, replica = (str(peer.address) for peer in with_replica.swarm.peers)
+
+    def connected(*allowed: str) -> Any:
+        options = {"initial_peers": [first], "patience_seconds": 0.0}
+        return AutoSwarmModelForCausalLM.from_pretrained(folder, allow_peers=allowed, **options)
+
+    call = {"do_sample": False, "max_new_tokens": 2, "eos_token_id": None}
+    for last in (second, replica):
+        model = connected(first, last.partition("@")[0])
+        model.generate(**prompt(6), **call)
+        assert [hop.peer for hop in model.last_generation.report.hops] == [at.partition("@")[0] for at in (first, last)]
+        model.session_factory.close()
+    model = connected(first)
+    with pytest.raises(SwarmError, match="no peer that this client may use serves blocks 3:6; 2 others are known"):
+        model.generate(**prompt(6), **call)
+    model.session_factory.close()
+    with pytest.raises(UsageError, match="is not the id of a peer"):
+        connected(first, "QmNobody")
+
+
+FORKS = """
+import os, sys
+from blockswarm.client import AutoSwarmModelForCausalLM
+from blockswarm.proto.errors import UsageError
+from support.prompts import prompt
+
+folder, *addresses = sys.argv[1:]
+call = {"do_sample": False, "max_new_tokens": 2, "eos_token_id": None}
+model = AutoSwarmModelForCausalLM.from_pretrained(folder, initial_peers=addresses)
+session = model.session(max_length=64)
+session.generate(**prompt(6), **call)
+
+def close():
+    session.close()
+    model.session_factory.close()
+    raise UsageError("closed in the forked child")
+
+uses = {
+    "generate": lambda: model.generate(**prompt(6), **call),
+    "session": lambda: session.generate(**call),
+    "open session": lambda: model.session_factory.open_session(10, 1),
+    "load": lambda: AutoSwarmModelForCausalLM.from_pretrained(folder, initial_peers=addresses),
+    "close": close,
+}
+for name, use in uses.items():
+    child = os.fork()
+    if child == 0:
+        try:
+            use()
+        except UsageError as error:
+            os._exit(7 if "forked" in str(error) else 1)
+        finally:
+            os._exit(2)
+    print(name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print("parent", session.generate(**call).shape[1])
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_is_told_to_connect_itself(folder: Path, serving: SwarmThread) -> None:
+    """Pools, servers with workers and loaders of data fork; a call there would wait for an hour.
+
+    In a process of its own, as users have it: one that serves at the same time may be aborted by gRPC when it forks.
+    """
+    addresses = [str(peer.address) for peer in serving.swarm.peers]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKS, folder, *addresses],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "generate 7", "session 7", "open session 7", "load 7", "close 7", "parent 10"
+    ], done.stderr  # fmt: skip
+
+
+def test_a_closed_connection_is_not_used(folder: Path, serving: SwarmThread) -> None:
+    """Its sessions are lost at once, and free at the peers; nothing dials again behind the user's back."""
+    addresses = [str(peer.address) for peer in serving.swarm.peers]
+    model = AutoSwarmModelForCausalLM.from_pretrained(folder, initial_peers=addresses)
+    call = {"do_sample": False, "max_new_tokens": 2, "eos_token_id": None}
+    session = model.session(max_length=64)
+    session.generate(**prompt(6), **call)
+    cache = session.cache
+    for _ in range(2):
+        model.session_factory.close()
+    serving.wait_idle()
+    for attempt in (
+        lambda: model.generate(**prompt(6), **call),
+        lambda: session.generate(**call),
+        lambda: model(prompt(6)["input_ids"]),
+        lambda: model.session_factory.open_session(10, 1),
+    ):
+        with pytest.raises(UsageError, match="is closed"):
+            attempt()
+    assert cache.usable
+    session.close()
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
+def test_a_forgotten_model_leaves_the_swarm(folder: Path, serving: SwarmThread) -> None:
+    """A notebook that runs its cell again would hold two descriptors and a task more each time."""
+    addresses = [str(peer.address) for peer in serving.swarm.peers]
+
+    def used() -> Any:
+        model = AutoSwarmModelForCausalLM.from_pretrained(folder, initial_peers=addresses)
+        session = model.session(max_length=64)
+        session.generate(**prompt(6), do_sample=False, max_new_tokens=2)
+        return model.session_factory
+
+    used().forget()  # what the first one loads, later ones share
+    loop, before = background_loop(), descriptors()
+
+    async def tasks() -> int:
+        return len(asyncio.all_tasks())
+
+    async def only(count: int) -> None:
+        while len(asyncio.all_tasks()) > count or descriptors() > before:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    running = loop.run(tasks(), 30)
+    factory = used()
+    gc.collect()
+    with pytest.raises(UsageError, match="is closed"):
+        factory.check_open()
+    loop.run(only(running), 30)
+    serving.wait_idle()
+
+
+def test_a_traceback_has_the_hint() -> None:
+    """Python shows it below the error; a user of the library sees nothing else of it."""
+    try:
+        raise NoChainError((3,))
+    except NoChainError as error:
+        shown = "".join(traceback.format_exception(error))
+    assert shown.endswith(f"NoChainError: no peer serves blocks 3:4\nhint: {NoChainError.default_hint}\n")
+
+
+def test_closing_ends_a_call_that_runs(folder: Path, serving: SwarmThread) -> None:
+    addresses = [str(peer.address) for peer in serving.swarm.peers]
+    model = AutoSwarmModelForCausalLM.from_pretrained(folder, initial_peers=addresses)
+
+    class CloseAtTheThird(BaseStreamer):
+        parts = 0
+
+        def put(self, value: torch.Tensor) -> None:
+            self.parts += 1
+            if self.parts == 3:
+                model.session_factory.close()
+
+        def end(self) -> None:
+            pass
+
+    with pytest.raises((SessionLost, UsageError), match="closed"):
+        model.generate(**prompt(6), do_sample=False, max_new_tokens=20, min_new_tokens=20, streamer=CloseAtTheThird())
+    serving.wait_idle()
+
+
+def test_a_quote_is_of_the_chain_that_a_session_gets_and_learns_from_sessions(model: Any) -> None:
+    """Nothing is reserved by it, and it is refused what no session would get."""
+    before = model.quote(3, 8)
+    model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=8, do_sample=False)
+    after = model.quote(3, 8)
+    assert before.chain == model.last_generation.report.chain
+    assert after.sessions == before.sessions + 1
+    assert after.wait_seconds == 0
+    assert 0 < after.tokens_per_second.expected < 1e6
+    with pytest.raises(UsageError, match="new_tokens"):
+        model.quote(3, 0)
+    with pytest.raises(NoChainError, match="too small"):
+        model.quote(10**7, 8)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import stat
+import subprocess
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -23,7 +25,15 @@ from blockswarm.proto.errors import OutOfMemory, UsageError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.proto.network.address import PeerAddress
-from support.processes import PeerProcess, PeerProcesses, peer_processes, run_program
+from support.processes import (
+    PeerProcess,
+    PeerProcesses,
+    command,
+    environment,
+    kill_group,
+    peer_processes,
+    run_program,
+)
 from support.swarm_thread import SwarmThread, swarm_thread
 from support.tiny_models import write_tiny_checkpoint
 from transformers import AutoModelForCausalLM
@@ -95,6 +105,14 @@ def check_refused(result: Any, code: int, *words: str) -> None:
         (("--new-swarm", *(part for i in range(9) for part in ("--announce", f"host:{i + 1}"))), "--announce"),
         (("--new-swarm", "--threads", "0"), "--threads"),
         (("--new-swarm", "--announce", "nowhere"), "HOST:PORT"),
+        (("--new-swarm", "--reach", "sideways"), "auto, direct, relay"),
+        (("--new-swarm", "--reach", "relay"), "--new-swarm"),
+        (("--initial-peers", NOBODY, "--reach", "relay", "--relay"), "--relay"),
+        (("--initial-peers", NOBODY, "--reach", "relay", "--announce", "host:1"), "--announce"),
+        (("--new-swarm", "--relay", "--relay-peers", "0"), "--relay-peers"),
+        (("--new-swarm", "--relay", "--relay-connections", "100000"), "--relay-connections"),
+        (("--new-swarm", "--relay", "--relay-rate", "0"), "--relay-rate"),
+        (("--new-swarm", "--relay", "--relay-rate", "nan"), "--relay-rate"),
         (("--new-swarm", "--swarm-key", "/nonexistent/key"), "/nonexistent/key"),
         *((("--new-swarm", "--blocks", text), "half-open") for text in ("all", "3:1", "0", "-1", "2:2", "1:2:3", "")),
         (("--new-swarm", "--blocks", "4:7"), "0:6"),
@@ -280,9 +298,41 @@ def test_a_key_file_is_held_by_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.swarm
+@pytest.mark.long
+def test_the_doctor_says_by_its_status_whether_anything_is_bad(tmp_path: Path) -> None:
+    told = run_program("swarm-peer", "doctor", "--json", "--host", "127.0.0.1", "--data", tmp_path, "--device", "cpu")
+    findings = {found["subject"]: found for found in json.loads(told.stdout)}
+    assert findings["port"]["health"] == "ok"
+    assert findings["device"]["text"] == "cpu"
+    assert told.returncode == any(found["health"] == "bad" for found in findings.values())
+    ill = run_program("swarm-peer", "doctor", "--host", "127.0.0.1", "--data", tmp_path, "--initial-peers", NOBODY)
+    assert ill.returncode == 1
+    assert "0 of 1 initial peers answer" in ill.stdout
+    assert "12D3KooW" not in ill.stdout + ill.stderr
+    assert not list(tmp_path.iterdir()), "it leaves nothing behind"
+
+
+@pytest.mark.swarm
 def test_the_ready_line_is_json_of_what_others_need(first: PeerProcess, folder: Path) -> None:
     told = first.described
     assert json.loads(json.dumps(told)) == told
     assert told["model_digest"] == open_checkpoint(folder).model_digest().hex()
     assert (told["blocks"], told["num_blocks"]) == ([0, 3], 6)
     assert told["pid"] == first.process.pid
+
+
+@pytest.mark.long
+def test_a_signal_ends_a_peer_that_waits_for_a_hub(tmp_path: Path) -> None:
+    """The hub has taken the request and says nothing; the thread that waits for it cannot be ended."""
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        hub.settimeout(START_SECONDS)
+        line = command("swarm-peer", "owner/name", "--new-swarm", "--host", "127.0.0.1", "--data", tmp_path)
+        endpoint = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}", "HF_HUB_OFFLINE": "0"}
+        with subprocess.Popen(line, env=environment() | endpoint, start_new_session=True) as peer:
+            try:
+                connection, _ = hub.accept()
+                peer.send_signal(signal.SIGTERM)
+                assert peer.wait(START_SECONDS) == 0
+                connection.close()
+            finally:
+                kill_group(peer)

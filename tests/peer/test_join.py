@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 from blockswarm.peer.config import BlockRequest, PeerConfig
-from blockswarm.peer.join import RememberedPeers, join_swarm, remember_swarm
+from blockswarm.peer.join import RememberedPeers, first_contacts, join_swarm, remember_swarm
 from blockswarm.peer.offer.lookups import RecentLookups
 from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
@@ -23,11 +24,13 @@ from blockswarm.proto.directory.swarm_key import SwarmKey
 from blockswarm.proto.errors import PeerUnavailable, WrongSwarm
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
+from blockswarm.proto.network.dialling import EVERY_RANGE, DialRule
 from blockswarm.proto.network.transport import Dialer, Handlers, serve
 from blockswarm.proto.wire.handshake import PROTOCOL_VERSION
 from blockswarm.proto.wire.messages.calls import PingReply, PingRequest
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState
 from support.directories import a_record, until
+from support.silent_ports import silent_port
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:path is deprecated:DeprecationWarning"),  # hivemind's
@@ -48,8 +51,17 @@ def a_config(folder: Path, announce: tuple[str, ...], dht_port: int = 0) -> Peer
     )  # fmt: skip
 
 
+@asynccontextmanager
+async def joined(
+    config: PeerConfig, dialer: Dialer, digest: str, swarm_key: SwarmKey | None, *, reached: bool = True
+) -> AsyncIterator[tuple[Any, RecentLookups]]:
+    contacts = await first_contacts(config, dialer, digest, swarm_key)
+    async with join_swarm(config, dialer, digest, swarm_key, contacts, reached) as found:
+        yield found
+
+
 async def visible_maddrs(config: PeerConfig) -> tuple[str, ...]:
-    async with join_swarm(config, Dialer(), DIGEST, None) as (directory, _):
+    async with joined(config, Dialer(rule=EVERY_RANGE), DIGEST, None) as (directory, _):
         return await directory.visible_maddrs()
 
 
@@ -70,12 +82,12 @@ def test_a_swarm_of_another_protocol_is_not_joined(tmp_path: Path) -> None:
         raise AssertionError("not called in this test")
 
     async def main() -> None:
-        old, dialer = Identity.generate(), Dialer()
+        old, dialer = Identity.generate(), Dialer(rule=EVERY_RANGE)
         server, port = await serve(old, Handlers(unused, unused, unused, ping), "127.0.0.1", 0)
         config = replace(a_config(tmp_path, ()), initial_peers=(PeerAddress(old.peer_id, f"127.0.0.1:{port}"),))
         try:
             with pytest.raises(WrongSwarm, match=rf"protocol {PROTOCOL_VERSION} .* 2\b"):
-                async with join_swarm(config, dialer, "0" * 64, None):
+                async with joined(config, dialer, "0" * 64, None):
                     pass
         finally:
             await dialer.close()
@@ -112,6 +124,61 @@ async def pinged_peer(dht_addresses: Sequence[str]) -> AsyncIterator[PeerAddress
 
 
 @pytest.mark.swarm
+def test_an_initial_peer_cannot_send_a_newcomer_anywhere(tmp_path: Path) -> None:
+    """Where it says that its node of the DHT is, is a claim like one in a record."""
+
+    async def scenario() -> None:
+        elsewhere = [f"/ip4/{host}/tcp/1/p2p/{Identity.generate().peer_id}" for host in ("0.0.0.0", "224.0.0.1")]
+        async with pinged_peer(elsewhere) as address:
+            config = replace(a_config(tmp_path, ()), initial_peers=(address,))
+            dialer = Dialer(named=[address])
+            with pytest.raises(PeerUnavailable, match=r"not dialled: /ip4/0\.0\.0\.0"):
+                async with joined(config, dialer, DIGEST, None):
+                    pass
+            await dialer.close()
+
+    asyncio.run(scenario())
+
+
+def test_where_a_peer_dials_follows_from_how_it_was_started(tmp_path: Path) -> None:
+    def dials(rule: DialRule, address: str) -> bool:
+        return rule.allows(ipaddress.ip_address(address))
+
+    public = a_config(tmp_path, ("8.8.8.8:4000",))
+    assert public.dial_rule(private=False) == DialRule()
+    assert public.dial_rule(private=True) == replace(public, lan=True).dial_rule(private=False) == EVERY_RANGE
+    at_home = a_config(tmp_path, ("192.168.1.2:4000",))
+    assert dials(at_home.dial_rule(private=False), "192.168.1.3")
+    assert not dials(at_home.dial_rule(private=False), "127.0.0.1")
+    on_one_machine = a_config(tmp_path, ())
+    assert dials(on_one_machine.dial_rule(private=False), "127.0.0.1")
+    joins = replace(on_one_machine, initial_peers=(PeerAddress(Identity.generate().peer_id, "8.8.8.8:1"),))
+    assert joins.dial_rule(private=False) == DialRule(), "where it listens itself says nothing of the swarm"
+
+
+def test_initial_peers_are_asked_side_by_side(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first that answers is enough when the patience is over; without any, a line says what is waited for."""
+    timing = PeerTiming(join_patience_seconds=0.05, join_ping_seconds=60.0)
+
+    async def scenario() -> None:
+        dialer = Dialer(rule=EVERY_RANGE)
+        async with silent_port() as silent, pinged_peer(["/ip4/127.0.0.1/tcp/1/p2p/x"]) as good:
+            dead = [PeerAddress(Identity.generate().peer_id, silent.target) for _ in range(2)]
+            config = replace(a_config(tmp_path, ()), initial_peers=(dead[0], good, dead[1]), timing=timing)
+            assert len((await first_contacts(config, dialer, DIGEST, None)).maddrs) == 1
+            assert await silent.until_knocks(2, 20)
+            assert not caplog.messages
+            config = replace(config, initial_peers=tuple(dead), timing=replace(timing, join_ping_seconds=0.5))
+            with pytest.raises(PeerUnavailable, match="none of the initial peers answers"):
+                await first_contacts(config, dialer, DIGEST, None)
+        await dialer.close()
+
+    with caplog.at_level(logging.INFO, "blockswarm.peer.join"):
+        asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert "2 of 2 initial peers do not answer yet, waiting up to 0 s" in caplog.messages
+
+
+@pytest.mark.swarm
 @pytest.mark.long
 def test_initial_peers_without_a_dht_are_no_leave_to_begin_a_swarm(tmp_path: Path) -> None:
     """A peer that is just starting answers before its node of the DHT is up."""
@@ -133,30 +200,54 @@ def test_peers_that_were_met_make_up_for_initial_peers_that_are_gone(
     """The first peer of all is often an initial peer of everybody; and it begins the swarm anew with --new-swarm."""
 
     async def scenario() -> None:
-        dialer = Dialer()
-        async with join_swarm(a_config(tmp_path / "first", ()), dialer, DIGEST, None) as (first, _):
+        dialer = Dialer(rule=EVERY_RANGE)
+        async with joined(a_config(tmp_path / "first", ()), dialer, DIGEST, None) as (first, _):
             maddrs = await first.visible_maddrs()
             async with pinged_peer(["nonsense", *maddrs]) as address:
                 second = replace(a_config(tmp_path / "second", ()), initial_peers=(address,))
-                async with join_swarm(second, dialer, DIGEST, None) as (directory, _):
+                async with joined(second, dialer, DIGEST, None) as (directory, _):
                     await directory.announce(a_record(Identity.generate(), "name", time.time() + 60))
                     await until(lambda: directory.met_maddrs)
                     RememberedPeers(second.data_folder, DIGEST, None).save(directory.met_maddrs)
-            async with join_swarm(second, dialer, DIGEST, None) as (directory, _):
+            async with joined(second, dialer, DIGEST, None) as (directory, _):
                 assert len(await directory.lookup("name")) == 1
-            async with join_swarm(replace(second, initial_peers=()), dialer, DIGEST, None) as (directory, _):
+            async with joined(replace(second, initial_peers=()), dialer, DIGEST, None) as (directory, _):
                 assert len(await directory.lookup("name")) == 1
         with pytest.raises(PeerUnavailable, match="cannot be reached"):
             await visible_maddrs(replace(second, timing=PeerTiming(join_seconds=0.0)))
         caplog.clear()
         alone = replace(second, initial_peers=(), timing=PeerTiming(join_remembered_seconds=0.0))
-        async with join_swarm(alone, dialer, DIGEST, None) as (directory, _):
+        async with joined(alone, dialer, DIGEST, None) as (directory, _):
             assert directory.isolated
         await dialer.close()
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(scenario())
     assert any("the swarm begins anew" in line for line in caplog.messages)
+
+
+@pytest.mark.swarm
+@pytest.mark.long
+def test_a_peer_that_nobody_can_dial_joins_the_dht_as_a_client(tmp_path: Path) -> None:
+    """It keeps nothing for others; what it announces of itself is there all the same."""
+
+    async def scenario() -> None:
+        dialer = Dialer(rule=EVERY_RANGE)
+        async with joined(a_config(tmp_path / "first", ()), dialer, DIGEST, None) as (first, _):
+            assert not first.client_mode
+            async with pinged_peer(list(await first.visible_maddrs())) as address:
+                hidden = replace(a_config(tmp_path / "hidden", ()), initial_peers=(address,))
+                async with joined(hidden, dialer, DIGEST, None, reached=False) as (directory, _):
+                    assert directory.client_mode
+                    record = a_record(Identity.generate(), "name", time.time() + 60)
+                    await directory.announce(record)
+                    assert record in await first.lookup("name")
+                    assert record in await directory.lookup("name")
+                    assert record in first.kept_records("name")
+                    assert not directory.kept_records("name")
+        await dialer.close()
+
+    asyncio.run(scenario())
 
 
 # --- what is remembered --------------------------------------------------------------------------------------------

@@ -17,9 +17,11 @@ from blockswarm.peer.engine.load import Examined, examine_model, load_examined
 from blockswarm.peer.hosting import BlockSource
 from blockswarm.peer.offer.announce import Announcer
 from blockswarm.peer.offer.capacity import MemoryOffer
+from blockswarm.peer.offer.cost_store import CostStore, Measured
 from blockswarm.peer.offer.lookups import RecentLookups
 from blockswarm.peer.placement.watch import SwarmWatch
-from blockswarm.peer.serving import PeerSetup, ReadyPeer, serve_until
+from blockswarm.peer.serving import ReadyPeer, serve_until
+from blockswarm.peer.setup import PeerSetup
 from blockswarm.peer.tasks import StopRequest, VitalTaskEnded
 from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto.directory.records import open_peer_record
@@ -27,8 +29,9 @@ from blockswarm.proto.directory.signed import SignedRecord
 from blockswarm.proto.errors import LocalProtocolError, PeerUnavailable, SwarmError, UsageError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
+from blockswarm.proto.network.dialling import EVERY_RANGE
 from blockswarm.proto.network.transport import Dialer, ping
-from blockswarm.routing.swarm import BlockRange, PeerSpec, PeerState
+from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState
 from support.tiny_models import write_tiny_checkpoint
 
 BLOCKS = BlockRange(1, 4)
@@ -102,7 +105,7 @@ class Program:
 
     async def run(self) -> None:
         digest = self.checkpoint.model_digest().hex()
-        dialer = Dialer()
+        dialer = Dialer(rule=EVERY_RANGE)
         source = BlockSource(
             lambda blocks, reuse, check: load_examined(self.checkpoint, blocks, self.examined, lambda *_: None, reuse),
             self.checkpoint.block_hashes,
@@ -132,7 +135,7 @@ class Program:
 
     async def check_nothing_listens(self) -> None:
         assert self.ready is not None
-        dialer = Dialer()
+        dialer = Dialer(rule=EVERY_RANGE)
         with pytest.raises(SwarmError):
             await ping(dialer.stub(self.ready.address), self.ready.address, 5.0)
         await dialer.close()
@@ -147,16 +150,20 @@ def test_a_peer_announces_itself_until_it_is_stopped(
     tmp_path: Path, checkpoint: Checkpoint, examined: Examined
 ) -> None:
     async def scenario() -> None:
-        program = Program(tmp_path, checkpoint, examined, goes_well)
-        program.on_ready = lambda: asyncio.get_running_loop().call_later(0.3, program.stop)  # type: ignore[assignment]
+        async def stop_with_the_third(number: int) -> None:
+            if number == 3:
+                program.stop()
+
+        program = Program(tmp_path, checkpoint, examined, stop_with_the_third)
         await program.run()
         states = [spec.state for spec in program.directory.specs()]
-        assert states[0] is PeerState.SERVING
-        assert states.count(PeerState.SERVING) >= 2
-        assert states[-2:] == [PeerState.DRAINING, PeerState.LEAVING]
+        assert states[:2] == [PeerState.SERVING, PeerState.SERVING]
+        assert states[-3:] == [PeerState.DRAINING, PeerState.DRAINING, PeerState.LEAVING]
+        rooms = [spec.kv_tokens_total for spec in program.directory.specs()]
+        assert rooms[-3:] == [KV_TOKENS * len(BLOCKS), 0, 0], "it refuses sessions when nobody waits for a successor"
         for spec in program.directory.specs():
             assert spec.blocks == BLOCKS
-            assert spec.kv_tokens_total == spec.kv_tokens_free == KV_TOKENS * len(BLOCKS)
+            assert spec.kv_tokens_total == spec.kv_tokens_free
             per_block = examined.block_bytes + KV_TOKENS * examined.kv_bytes_per_token
             assert spec.memory_bytes == len(BLOCKS) * per_block
             assert (spec.max_blocks, spec.blocks_fixed) == (3, False)
@@ -164,6 +171,29 @@ def test_a_peer_announces_itself_until_it_is_stopped(
         await program.check_nothing_listens()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.long
+def test_what_a_visit_costs_is_known_from_one_run_to_the_next(
+    tmp_path: Path, checkpoint: Checkpoint, examined: Examined
+) -> None:
+    """Also where the machine computes otherwise than then: only serving tells what a visit costs."""
+    digest = checkpoint.model_digest().hex()
+    measured = Measured(digest, f"{examined.dtype} {examined.forms.name}", "cpu", examined.threads)
+    CostStore(tmp_path).save(measured, ComputeCost(decode_fixed=1e-9, visit=4e-3))
+
+    async def scenario() -> None:
+        program = Program(tmp_path, checkpoint, examined, goes_well)
+        program.on_ready = program.stop  # type: ignore[assignment]
+        await program.run()
+        costs = {spec.cost for spec in program.directory.specs()}
+        assert {cost.visit for cost in costs} == {4e-3}
+        assert all(cost.decode_fixed > 1e-8 for cost in costs), "that was measured anew"
+
+    asyncio.run(scenario())
+    kept = CostStore(tmp_path).load(measured)
+    assert kept is not None
+    assert kept.visit == 4e-3
 
 
 @pytest.mark.long

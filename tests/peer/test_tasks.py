@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -290,3 +291,36 @@ def test_a_cancellation_from_outside_is_passed_on() -> None:
             await task
 
     asyncio.run(scenario())
+
+
+class TestLeaving:
+    """A download cannot be ended from outside, so the process is."""
+
+    @staticmethod
+    def stop_request(left: list[str], cleanup_seconds: float = 3600.0) -> StopRequest:
+        return StopRequest(leave=lambda: left.append("left"), cleanup_seconds=cleanup_seconds)
+
+    def test_before_it_serves_a_peer_has_a_moment_to_clean_up(self) -> None:
+        gone = threading.Event()
+        stop = StopRequest(leave=gone.set, cleanup_seconds=0.01)
+        stop()
+        assert stop.now.is_set()
+        assert gone.wait(60)
+
+    def test_a_second_signal_ends_it_at_once(self) -> None:
+        left: list[str] = []
+        stop = self.stop_request(left)
+        stop()
+        assert left == []
+        stop()
+        assert left == ["left"]
+
+    def test_one_that_serves_ends_its_sessions_first(self) -> None:
+        left: list[str] = []
+        stop = self.stop_request(left)
+        stop.serving = True
+        for expected in ([], [], ["left"]):
+            stop()
+            assert left == expected
+        assert stop.gently.is_set()
+        assert stop.now.is_set()

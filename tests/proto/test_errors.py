@@ -8,6 +8,7 @@ from blockswarm.proto.errors import (
     MAX_WIRE_MESSAGE_CHARS,
     WIRE_CLASSES,
     AuthenticationError,
+    ClockSkew,
     DeadlineExceeded,
     GiveUp,
     LocalProtocolError,
@@ -19,6 +20,7 @@ from blockswarm.proto.errors import (
     RetryElsewhere,
     SwarmError,
     UsageError,
+    describe_clocks,
     from_grpc_status,
     from_wire,
     to_wire,
@@ -110,6 +112,7 @@ def test_texts_on_the_wire_are_bounded(message: str, blocks: list[int]) -> None:
     [
         ("UNAVAILABLE", "failed to connect to all addresses", PeerUnavailable),
         ("UNAVAILABLE", "Ssl handshake failed: CERTIFICATE_VERIFY_FAILED", AuthenticationError),
+        ("UNAVAILABLE", "handshake failed: CERTIFICATE_VERIFY_FAILED: certificate has expired", ClockSkew),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", DeadlineExceeded),
         ("RESOURCE_EXHAUSTED", "CLIENT: Received message larger than max (9 vs. 4)", RemoteProtocolError),
         ("RESOURCE_EXHAUSTED", "CLIENT: Sent message larger than max (9 vs. 4)", LocalProtocolError),
@@ -119,6 +122,21 @@ def test_texts_on_the_wire_are_bounded(message: str, blocks: list[int]) -> None:
 )
 def test_grpc_statuses(name: str, details: str, expected: type[SwarmError]) -> None:
     assert type(from_grpc_status(name, details)) is expected
+
+
+@pytest.mark.parametrize(
+    ("ahead", "text"),
+    [
+        (-31.4, "mine is 31 s behind yours"),
+        (600.0, "mine is 600 s ahead of yours"),
+        (-97200.0, "mine is 27.0 h (97200 s) behind yours"),
+        (864000.0, "mine is 10.0 days (864000 s) ahead of yours"),
+        (float("nan"), "mine is nan s ahead of yours"),
+        (float("-inf"), "mine is inf days (inf s) behind yours"),
+    ],
+)
+def test_a_difference_of_clocks_is_told_with_its_size(ahead: float, text: str) -> None:
+    assert describe_clocks("mine", "yours", ahead) == text
 
 
 @pytest.mark.parametrize(

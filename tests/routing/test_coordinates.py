@@ -1,25 +1,26 @@
-"""Vivaldi: one update does what the paper's figure says; many of them find coordinates that predict round trips."""
+"""The own place: from few samples, at rest, and unmoved by nodes that lie; a whole swarm is in test_places.py."""
 
 from __future__ import annotations
 
 import math
 import random
 
-import numpy as np
 import pytest
 from blockswarm.routing.coordinates import (
     DIMENSIONS,
+    MAX_NEIGHBOURS,
+    MAX_PLACE,
     MAX_RTT_SECONDS,
-    MIN_HEIGHT_SECONDS,
+    MIN_HEIGHT,
     ORIGIN,
-    accuracy,
+    SAMPLE_AGE,
+    Sample,
+    Samples,
     centroids,
-    embed,
-    updated,
+    placed,
     validate,
 )
-from blockswarm.routing.sim.worlds.geography import Planet, bundled_topology, violation_fraction
-from blockswarm.routing.swarm import Coordinate
+from blockswarm.routing.swarm import Coordinate, PeerId
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,49 +28,106 @@ axis = st.floats(-1.0, 1.0)
 coordinates = st.builds(
     Coordinate,
     vector=st.tuples(*[axis] * DIMENSIONS),
-    height=st.floats(MIN_HEIGHT_SECONDS, 1.0),
+    height=st.floats(MIN_HEIGHT, 1.0),
     error=st.floats(0.0, 1.0),
 )
 
 
-def at(x: float, height: float = 0.001, error: float = 0.5) -> Coordinate:
+def at(x: float, height: float = 0.001, error: float = 0.1) -> Coordinate:
     return Coordinate(vector=(x,) + (0.0,) * (DIMENSIONS - 1), height=height, error=error)
 
 
-def test_one_update_by_hand():
-    """Figure 3 with equal errors: w = 1/2, a timestep of 1/8, along the unit height vector."""
-    local, remote = at(0.0), at(0.098)
-    assert local.rtt_seconds(remote) == pytest.approx(0.1)
-    moved = updated(local, remote, 0.2, random.Random(0))
-    step = 0.25 * 0.5 * (0.2 - 0.1)
-    assert moved.vector[0] == pytest.approx(-step * 0.098 / 0.1)
-    assert moved.height == pytest.approx(0.001 + step * 0.002 / 0.1)
-    assert moved.error == pytest.approx(0.5 * 0.125 + 0.5 * 0.875)
+def rng() -> random.Random:
+    return random.Random(0)
 
 
-def test_a_confident_node_moves_less_than_an_uncertain_one():
-    """The adaptive timestep: a node that joins does not drag those that have settled."""
-    settled, new = at(0.0, error=0.05), at(0.05, error=1.0)
-    settled_step = math.dist(updated(settled, new, 0.3, random.Random(0)).vector, settled.vector)
-    new_step = math.dist(updated(new, settled, 0.3, random.Random(0)).vector, new.vector)
-    assert new_step > 10 * settled_step
+HERE = Coordinate((0.03, 0.01, -0.02), height=0.004, error=0.2)
+CORNERS = [Coordinate((x, y, z), 0.002, 0.1) for x in (0.0, 0.06) for y in (0.0, 0.05) for z in (0.0, 0.04)]
 
 
-@given(coordinates, coordinates, st.floats(1e-6, MAX_RTT_SECONDS), st.integers(0, 5))
-def test_an_update_stays_valid_and_brings_the_prediction_closer(local, remote, rtt, seed):
-    """Any valid sample leaves a valid coordinate; the prediction never overshoots (but for the floor of heights)."""
-    moved = updated(local, remote, rtt, random.Random(seed))
-    assert moved.height >= MIN_HEIGHT_SECONDS
-    assert 0.0 <= moved.error <= 1.0
-    assert all(map(math.isfinite, moved.vector))
-    before, after = abs(local.rtt_seconds(remote) - rtt), abs(moved.rtt_seconds(remote) - rtt)
-    assert after <= before + 2 * local.height + 1e-9
+def from_here(places: list[Coordinate]) -> list[Sample]:
+    return [Sample(place, HERE.rtt_seconds(place)) for place in places]
+
+
+def wrong_by(place: Coordinate, places: list[Coordinate]) -> float:
+    """The largest relative error of the round trips from a place against those from HERE."""
+    return max(abs(place.rtt_seconds(p) - HERE.rtt_seconds(p)) / HERE.rtt_seconds(p) for p in places)
+
+
+def found(before: Coordinate | None, samples: list[Sample]) -> Coordinate:
+    place = placed(before, samples, rng())
+    assert place is not None
+    return place
+
+
+def test_a_newcomer_is_where_its_round_trips_say_it_is() -> None:
+    """Eight exact samples, and one call: what a client has after its first look at a swarm."""
+    assert wrong_by(found(None, from_here(CORNERS)), CORNERS) < 0.02
+
+
+def test_without_samples_a_node_stays_where_it_is() -> None:
+    assert placed(HERE, [], rng()) == HERE
+    assert placed(None, [], rng()) is None
+
+
+def test_two_nodes_part_from_one_place() -> None:
+    """All nodes begin at the origin: there has to be a direction in which they part."""
+    place = found(ORIGIN, [Sample(ORIGIN, 0.08)])
+    assert place.rtt_seconds(ORIGIN) == pytest.approx(0.08, rel=0.1)
+
+
+def test_a_place_that_fits_is_not_changed_by_noise() -> None:
+    """A resting swarm announces what it announced: 5 % of noise on every round trip is no reason to move."""
+    noise = random.Random(1)
+    samples = [Sample(s.coordinate, s.rtt_seconds * noise.uniform(1.0, 1.05)) for s in from_here(CORNERS)]
+    settled = found(None, samples)
+    assert found(settled, samples) == settled
+    again = [Sample(s.coordinate, s.rtt_seconds * noise.uniform(1.0, 1.05)) for s in from_here(CORNERS)]
+    assert found(settled, again) == settled
+
+
+def test_the_error_tells_how_good_predictions_are() -> None:
+    few, many = found(None, from_here(CORNERS[:2])), found(None, from_here(CORNERS))
+    assert 0.4 < few.error < 0.6  # two samples against a prior of two
+    assert many.error < 0.25
+    scattered = [Sample(place, 0.05 * 3 ** (index % 3)) for index, place in enumerate(CORNERS)]
+    assert found(None, scattered).error > 0.4
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        Sample(Coordinate((MAX_PLACE,) * 3, 0.0, 0.0), 0.05),
+        Sample(Coordinate((0.03, 0.01, -0.02), 0.0, 0.0), MAX_RTT_SECONDS),
+        Sample(Coordinate((0.3, 0.3, 0.3), 0.0, 0.0), 0.02),
+    ],
+)
+@pytest.mark.parametrize("before", [None, HERE, Coordinate((1.9, 1.9, 1.9), 0.001, 0.1)])
+def test_one_liar_among_eight_moves_nobody_far(lie: Sample, before: Coordinate | None) -> None:
+    """However sure it says that it is; and a node that was misled earlier finds its way back."""
+    place = found(before, [*from_here(CORNERS), lie])
+    assert wrong_by(place, CORNERS) < 0.1
+
+
+@given(st.lists(st.builds(Sample, coordinates, st.floats(1e-6, MAX_RTT_SECONDS)), min_size=1, max_size=6), coordinates)
+def test_any_samples_leave_a_valid_place_that_fits_no_worse(samples: list[Sample], before: Coordinate) -> None:
+    place = found(before, samples)
+    validate(place)
+    assert place.height >= min(MIN_HEIGHT, before.height)
+    assert loss(place, samples) <= loss(before, samples) + 1e-9
+
+
+def loss(place: Coordinate, samples: list[Sample]) -> float:
+    """The mean that the module promises to lower, from its definition."""
+    weights = [1 - 0.75 * sample.coordinate.error for sample in samples]
+    octaves = [math.log2(place.rtt_seconds(s.coordinate) / s.rtt_seconds) for s in samples]
+    return sum(w * math.log1p(x * x) for w, x in zip(weights, octaves, strict=True)) / sum(weights)
 
 
 @pytest.mark.parametrize("rtt", [0.0, -1.0, math.nan, math.inf, MAX_RTT_SECONDS + 1])
-def test_an_absurd_round_trip_is_refused(rtt):
+def test_an_absurd_round_trip_is_refused(rtt: float) -> None:
     with pytest.raises(ValueError, match="round trip"):
-        updated(ORIGIN, at(0.1), rtt, random.Random(0))
+        Sample(at(0.1), rtt)
 
 
 @pytest.mark.parametrize(
@@ -82,46 +140,46 @@ def test_an_absurd_round_trip_is_refused(rtt):
         Coordinate(vector=(0.0,) * DIMENSIONS, error=2.0),
     ],
 )
-def test_a_hostile_coordinate_is_refused(remote):
+def test_a_hostile_coordinate_is_refused(remote: Coordinate) -> None:
     with pytest.raises(ValueError, match="coordinate"):
         validate(remote)
     with pytest.raises(ValueError, match="coordinate"):
-        updated(ORIGIN, remote, 0.1, random.Random(0))
+        Sample(remote, 0.1)
 
 
-def test_embedding_is_deterministic_and_places_points_of_a_plane():
-    """Round trips that a plane with heights explains are predicted almost exactly; equal seeds, equal coordinates."""
-    rng = np.random.default_rng(3)
-    points = rng.uniform(0.0, 0.1, (30, 2))
-    rtt = np.linalg.norm(points[:, None] - points[None, :], axis=2) + 0.02 * (1 - np.eye(30))
-    found = embed(rtt, random.Random(1), rounds=400)
-    assert found == embed(rtt, random.Random(1), rounds=400)
-    quality = accuracy(found, rtt)
-    assert quality.median < 0.03
-    assert quality.p90 < 0.1
+# --- samples ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["abovenet", "bellcanada", "gtsce"])
-def test_accuracy_on_the_published_maps(name):
-    """Without access delays, the hardest case: a third of the pairs are a millisecond apart."""
-    rtt = bundled_topology(name).rtt_seconds()
-    quality = accuracy(embed(rtt, random.Random(0)), rtt)
-    assert quality.median < 0.10
-    assert quality.p90 < 0.45
+def test_the_shortest_of_the_latest_round_trips_counts_until_it_is_old() -> None:
+    samples = Samples()
+    for when, seconds in enumerate([0.01, 0.05, 0.06, 0.04, 0.07]):
+        samples.add(PeerId("a"), seconds, when)
+    assert samples.rtt_seconds(10.0) == {"a": 0.04}  # the first one was pushed out by the fifth
+    assert samples.rtt_seconds(SAMPLE_AGE + 3.5) == {"a": 0.07}
+    assert samples.rtt_seconds(SAMPLE_AGE + 5.0) == {}
 
 
-def test_accuracy_survives_triangle_inequality_violations():
-    """Ten per cent of the pairs take a detour twice as long: no coordinates fit those, the others must not suffer."""
-    rtt = Planet(violation_fraction=0.1).rtt_seconds(120, random.Random(5))
-    assert violation_fraction(rtt) > 0.09
-    assert accuracy(embed(rtt, random.Random(0)), rtt).median < 0.20
+def test_the_nodes_that_were_measured_last_are_kept() -> None:
+    """The memory is bounded, whatever is measured."""
+    samples = Samples()
+    for peer in range(2 * MAX_NEIGHBOURS):
+        samples.add(PeerId("first"), 0.5, peer)
+        samples.add(PeerId(str(peer)), 0.1, peer)
+    kept = samples.rtt_seconds(0.0)
+    assert len(kept) == MAX_NEIGHBOURS
+    assert "first" in kept
+    assert "0" not in kept
 
 
-def test_one_node_or_two_can_be_embedded():
-    assert embed(np.zeros((1, 1)), random.Random(0)) == (ORIGIN,)
-    rtt = np.array([[0.0, 0.08], [0.08, 0.0]])
-    a, b = embed(rtt, random.Random(0))
-    assert a.rtt_seconds(b) == pytest.approx(0.08, rel=0.02)
+def test_absurd_round_trips_and_impossible_places_are_left_out() -> None:
+    samples = Samples()
+    for peer, seconds in {"a": 0.1, "b": 0.1, "c": math.nan, "d": -1.0, "e": 0.1}.items():
+        samples.add(PeerId(peer), seconds, 0.0)
+    places = {PeerId("a"): at(0.1), PeerId("b"): Coordinate((900.0, 0.0, 0.0)), PeerId("c"): at(0.1), PeerId("e"): None}
+    assert samples.with_places(places, 1.0) == (Sample(at(0.1), 0.1),)
+
+
+# --- many places -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.long

@@ -65,7 +65,7 @@ def test_floors_are_of_decimals() -> None:
 
 def test_a_snapshot_gives_the_same_model() -> None:
     cost = ComputeCost(
-        0.1, decode_per_row=0.01, decode_per_context_token=0.001, prefill_fixed=1.0, prefill_per_token=0.1
+        0.1, decode_per_row=0.01, decode_per_context_token=0.001, prefill_fixed=1.0, prefill_per_token=0.1, visit=0.03
     )
     peers = (PeerSpec(PeerId("a"), None, cost, memory_bytes=7.0, max_blocks=2),)
     request = RequestSpec(prompt_tokens=10, new_tokens=4, rows=2)
@@ -76,6 +76,7 @@ def test_a_snapshot_gives_the_same_model() -> None:
     assert built.decode_seconds[0] == pytest.approx(0.1 + 2 * 0.01 + 2 * (10 + 4 / 2) * 0.001)
     assert built.prefill_seconds[0] == pytest.approx(1.0 + 20 * 0.1)
     assert built.block_limit.tolist() == [2]
+    assert built.rtt_seconds.tolist() == built.prefill_rtt_seconds.tolist() == [[0.2 + 0.03]], "a visit is paid once"
 
 
 def test_every_peer_is_counted_in_its_own_format() -> None:

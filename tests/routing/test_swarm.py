@@ -70,6 +70,17 @@ def test_a_snapshot_is_in_order_and_within_its_model(peers: tuple[PeerSpec, ...]
         Swarm(MODEL, peers)
 
 
+def test_a_peer_that_has_not_measured_its_visit_is_taken_with_the_median_of_the_others() -> None:
+    visits = {"c": 0.0, "a": 0.004, "e": 0.001, "b": 0.1, "d": 0.0}
+    peers = [PeerSpec(PeerId(name), None, ComputeCost(0.02, visit=visit)) for name, visit in visits.items()]
+    swarm = Swarm.of_announced(MODEL, peers, 7.0)
+    assert [spec.cost.visit for spec in swarm.peers] == [0.004, 0.1, 0.004, 0.004, 0.001]
+    assert all(spec.cost.decode_fixed == 0.02 for spec in swarm.peers)
+    assert swarm.now_seconds == 7.0
+    nobody = [peer(PeerId(name)) for name in "ba"]
+    assert [spec.cost.visit for spec in Swarm.of_announced(MODEL, nobody).peers] == [0.0, 0.0], "nothing is invented"
+
+
 def test_a_peer_is_found_by_its_id() -> None:
     swarm = Swarm(MODEL, (peer(A), peer(B)))
     assert swarm.peer(B) is swarm.peers[1]

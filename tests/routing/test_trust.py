@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec
-from blockswarm.routing.trust import Evidence, Trust, weigh
+from blockswarm.routing.trust import Evidence, Trust, disputed, weigh
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,6 +45,12 @@ def test_twenty_identities_do_not_displace_three_networks() -> None:
     assert believed(found) == {"h1": "majority", "h2": "majority", "h3": "majority"}
     assert set(found.doubted) == {member.id for member in ATTACKERS}
     assert found.doubted[PeerId("a00")] == (0, 1, 2, 3, 4, 5)
+
+
+def test_disputed_are_those_on_both_sides() -> None:
+    peers = [peer("a", 0, "gg"), peer("b", 1, "xg"), peer("c", 2, "gg"), peer("d", 0, "", 2), peer("e", 3, "g")]
+    assert disputed(peers) == {"a", "b"}
+    assert disputed(peers[2:]) == frozenset()
 
 
 class TestIdentities:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from blockswarm.client.swarm.view import KnownPeer
+from blockswarm.client.swarm.known import KnownPeer
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.wire.messages.calls import PingReply
 from blockswarm.routing.swarm import PeerSpec

@@ -12,7 +12,7 @@ import torch
 from blockswarm.client.config import SessionEvent
 from blockswarm.client.model.load import attach, prepare
 from blockswarm.client.model.model import swarm_class
-from blockswarm.client.report import ChainReport
+from blockswarm.client.report import ChainReport, Trip
 from blockswarm.client.timing import ClientTiming
 from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowSpan, Stage
 from blockswarm.peer.engine.cache.row import RowKV
@@ -20,6 +20,7 @@ from blockswarm.proto.errors import SessionLost
 from blockswarm.proto.model.family import attention_implementation, find_blocks, stage_class
 from blockswarm.proto.wire.steps import RowTable, StepPlan, validate_plan
 from blockswarm.routing.swarm import BlockRange
+from support.pending import Late
 from transformers import PreTrainedModel
 
 
@@ -58,6 +59,8 @@ class LocalSession:
     rows: list[list[RowKV]] = field(default_factory=list)
     plans: list[StepPlan] = field(default_factory=list)
     closed: bool = False
+    confirmed: tuple[int, ...] = ()
+    """The lengths of the rows that were text, as told at the end."""
 
     def __post_init__(self) -> None:
         self.rows = [[] for _ in self.chain.stages]
@@ -81,6 +84,10 @@ class LocalSession:
         with self.chain.computing:
             return self._compute(plan, hidden)
 
+    def begin(self, plan: StepPlan, hidden: torch.Tensor, *, guessed: bool = False) -> Late:
+        answers = self.run(plan, hidden)
+        return Late(lambda: answers, patience=2)
+
     def _compute(self, plan: StepPlan, hidden: torch.Tensor) -> torch.Tensor:
         for index, stage in enumerate(self.chain.stages):
             if plan.source_rows is not None:
@@ -103,10 +110,14 @@ class LocalSession:
     def report(self, since: int = 0) -> ChainReport:
         return ChainReport(steps=len(self.plans) - since)
 
-    def abort(self) -> None:
+    def last_trip(self) -> Trip | None:
+        return self.chain.trip
+
+    def abort(self, confirmed: Sequence[int]) -> None:
         self._aborted.set()
 
-    def close(self) -> None:
+    def close(self, confirmed: Sequence[int]) -> None:
+        self.confirmed = tuple(confirmed)
         self.closed = True
         self.rows = []
 
@@ -119,6 +130,7 @@ class LocalChain:
         ranges = [BlockRange(start, stop) for start, stop in itertools.pairwise(borders)]
         self.stages = [stage_of(full, blocks).view(blocks) for blocks in ranges]
         self.sessions: list[LocalSession] = []
+        self.closed = False
         self.timing = ClientTiming()
         self.computing = threading.Lock()
         """A stage is used by one thread at a time, as at a peer."""
@@ -132,10 +144,26 @@ class LocalChain:
         self.waiting = threading.Event()
         self.failure: BaseException | None = None
         """Raised by every step."""
+        self.trip: Trip | None = None
+        """The times that every step is said to take."""
+
+    def check_open(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+    def forget(self) -> None:
+        self.close()
 
     def open_session(
-        self, max_tokens: int, max_rows: int, on_event: Callable[[SessionEvent], None] | None = None
+        self,
+        max_tokens: int,
+        max_rows: int,
+        on_event: Callable[[SessionEvent], None] | None = None,
+        blocks: BlockRange | None = None,
     ) -> LocalSession:
+        assert blocks is None, "this chain is of whole models"
         if on_event is not None:
             on_event(SessionEvent("opened", None, f"{max_tokens} tokens"))
         session = LocalSession(self, max_tokens, max_rows)

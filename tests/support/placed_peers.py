@@ -27,7 +27,8 @@ from blockswarm.peer.offer.capacity import MemoryOffer
 from blockswarm.peer.offer.cost_store import CostStore
 from blockswarm.peer.offer.lookups import RecentLookups
 from blockswarm.peer.placement.watch import SwarmWatch
-from blockswarm.peer.serving import PeerSetup, ReadyPeer, serve_until
+from blockswarm.peer.serving import ReadyPeer, serve_until
+from blockswarm.peer.setup import PeerSetup
 from blockswarm.peer.tasks import StopRequest
 from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto.directory.directory import MemoryDirectory, MemoryStore
@@ -36,6 +37,7 @@ from blockswarm.proto.directory.signed import SignedRecord
 from blockswarm.proto.directory.swarm_key import swarm_key_name
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
+from blockswarm.proto.network.dialling import EVERY_RANGE
 from blockswarm.proto.network.transport import Dialer
 from blockswarm.routing.place.moves import ClaimTiming
 from blockswarm.routing.swarm import ComputeCost, PeerSpec, PeerState
@@ -156,7 +158,7 @@ class PlacedSwarm:
             peer.stages.append(weakref.ref(stage))
             return stage
 
-        dialer, directory = Dialer(), PlacedDirectory(self.store, peer)
+        dialer, directory = Dialer(rule=EVERY_RANGE), PlacedDirectory(self.store, peer)
         lookups = RecentLookups(directory, digest, None, time.time, timing)
         count = len(blocks.blocks) if blocks.blocks is not None else blocks.count or 3
         offer = MemoryOffer.of(count, kv_tokens, examined.block_bytes, examined.kv_bytes_per_token)
@@ -210,7 +212,7 @@ class PlacedSwarm:
         await self.until(covered, seconds)
 
     async def client(self, on_event: Callable[[SessionEvent], None] = lambda event: None) -> SessionConfig:
-        identity, dialer = Identity.generate(), Dialer()
+        identity, dialer = Identity.generate(), Dialer(rule=EVERY_RANGE)
         self.dialers.append(dialer)
         addresses = [peer.ready.result().address for peer in self.peers if peer.ready.done()]
         view = SwarmView(

@@ -25,11 +25,16 @@ READY_SECONDS = 120.0
 """Starting takes a few seconds; on a machine that others use as well it may take many times that."""
 STOP_SECONDS = 30.0
 
-_PROGRAMS = {"swarm-peer": "blockswarm.peer.cli", "swarm-client": "blockswarm.client.program.cli"}
+_PROGRAMS = {
+    "swarm-peer": "blockswarm.peer.cli",
+    "swarm-client": "blockswarm.client.program.cli",
+    "swarm-dashboard": "blockswarm.client.dashboard.cli",
+    "swarm-sim": "blockswarm.routing.sim.cli",
+}
 
 
 def command(program: str, *arguments: object) -> list[str]:
-    """The command line of "swarm-peer" or "swarm-client" in this environment."""
+    """The command line of a program of `_PROGRAMS` in this environment."""
     return [sys.executable, "-m", _PROGRAMS[program], *map(str, arguments)]
 
 

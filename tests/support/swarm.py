@@ -21,20 +21,23 @@ from blockswarm.client.timing import ClientTiming
 from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.engine.load import load_stage
+from blockswarm.peer.session.parts import PeerParts
 from blockswarm.peer.session.replay_store import DEFAULT_LIMIT_BYTES, ReplayStore
-from blockswarm.peer.session.service import PeerParts, PeerService
+from blockswarm.peer.session.service import PeerService
 from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto.directory.directory import MemoryDirectory, MemoryStore
 from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
 from blockswarm.proto.directory.swarm_key import SwarmKey
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
-from blockswarm.proto.network.address import PeerAddress
+from blockswarm.proto.network.address import HostPort, PeerAddress
+from blockswarm.proto.network.dialling import EVERY_RANGE
 from blockswarm.proto.network.transport import Dialer, Handlers, serve
 from blockswarm.proto.wire.frames import ChunkFrame, StepFrame
 from blockswarm.proto.wire.handshake import HelloChecker
 from blockswarm.routing.admit.table import SessionTable
-from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState
+from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec, PeerState
+from support.relays import LocalRelay
 
 USUAL_COST = ComputeCost(1e-3, prefill_per_token=1e-4)
 
@@ -70,6 +73,8 @@ class LocalPeer:
     blocks: BlockRange
     block_hashes: tuple[bytes, ...]
     cost: ComputeCost
+    relays: tuple[LocalRelay, ...] = ()
+    """Through which it is reached; it then announces no address."""
 
     @property
     def address(self) -> PeerAddress:
@@ -96,6 +101,8 @@ class LocalSwarm:
     peers: list[LocalPeer] = field(default_factory=list)
     dialers: list[Dialer] = field(default_factory=list)
     views: list[SwarmView] = field(default_factory=list)
+    relays: dict[PeerId, tuple[str, ...]] = field(default_factory=dict)
+    """Where those are that have been added."""
 
     @property
     def digest(self) -> str:
@@ -112,8 +119,12 @@ class LocalSwarm:
         host: str = "127.0.0.1",
         cost: ComputeCost = USUAL_COST,
         dtype: torch.dtype = torch.float32,
+        relays: Sequence[LocalRelay] = (),
     ) -> LocalPeer:
-        """`checkpoint`: where its weights come from, if not from that of the swarm."""
+        """`checkpoint`: where its weights come from, if not from that of the swarm.
+
+        With `relays` the peer is reached through these only.
+        """
         identity, checkpoint = identity or Identity.generate(), checkpoint or self.checkpoint
         directory = MemoryDirectory(self.store, time.time)
         stage = load_stage(checkpoint, blocks, dtype)
@@ -123,7 +134,7 @@ class LocalSwarm:
         async def lookup(name: str) -> list[bytes]:
             return [record.encode() for record in await directory.lookup(name)]
 
-        dialer = Dialer()
+        dialer = Dialer(rule=EVERY_RANGE)
         self.dialers.append(dialer)
         parts = PeerParts(
             identity=identity,
@@ -139,14 +150,25 @@ class LocalSwarm:
             lookup=lookup,
             dht_addresses=list,
             timing=self.timing,
+            relay_addresses=lambda relay: self.relays.get(relay, ()),
         )
         service = PeerService(parts)
         server, port = await serve(identity, self._counting(service.handlers), host, 0)
         hashes = checkpoint.block_hashes(blocks)
-        peer = LocalPeer(identity, service, parts, server, f"{host}:{port}", blocks, hashes, cost)
+        peer = LocalPeer(identity, service, parts, server, f"{host}:{port}", blocks, hashes, cost, tuple(relays))
         self.peers.append(peer)
+        for relay in relays:
+            await relay.tunnel(identity, HostPort(host, port), self.swarm_key)
         await self._announce(peer, PeerState.SERVING)
         return peer
+
+    async def add_relay(self, relay: LocalRelay) -> None:
+        """Have everybody know where a relay is: it announces itself, and hosts nothing."""
+        self.relays[relay.address.peer] = (relay.address.target,)
+        spec = PeerSpec(relay.address.peer, None, USUAL_COST, PeerState.JOINING)
+        record = PeerRecord(self.digest, spec, addresses=(relay.address.target,), incarnation=1, relay_places=8)
+        signed = sign_peer_record(relay.identity, record, self.swarm_key, time.time() + 100)
+        await MemoryDirectory(self.store, time.time).announce(signed)
 
     def _counting(self, handlers: Handlers) -> Handlers:
         def note(nbytes: int) -> None:
@@ -166,18 +188,21 @@ class LocalSwarm:
             await view.refresh()
 
     async def _announce(self, peer: LocalPeer, state: PeerState) -> None:
-        sessions = peer.parts.sessions
+        sessions, refuses = peer.parts.sessions, peer.service.draining
         spec = PeerSpec(
             id=peer.identity.peer_id,
             blocks=peer.blocks,
             cost=peer.cost,
             state=state,
-            kv_tokens_total=sessions.kv_token_blocks_total,
-            kv_tokens_free=sessions.kv_token_blocks_free,
+            kv_tokens_total=0 if refuses else sessions.kv_token_blocks_total,
+            kv_tokens_free=0 if refuses else sessions.kv_token_blocks_free,
             block_hashes=peer.block_hashes,
             stream_format=peer.parts.engine.stage.stream_format,
         )
-        record = PeerRecord(self.digest, spec, addresses=(peer.target,), incarnation=time.time_ns())
+        record = PeerRecord(
+            self.digest, spec, addresses=() if peer.relays else (peer.target,), incarnation=time.time_ns(),
+            relays=tuple(relay.address.peer for relay in peer.relays),
+        )  # fmt: skip
         signed = sign_peer_record(peer.identity, record, self.swarm_key, time.time() + 100)
         await MemoryDirectory(self.store, time.time).announce(signed)
 
@@ -187,12 +212,12 @@ class LocalSwarm:
         proven: Mapping[int, bytes] | None = None,
         wire_format: str = AUTO, prefix_cache: bool = False,
     ) -> SessionConfig:  # fmt: skip
-        identity, dialer = Identity.generate(), Dialer()
+        identity, dialer = Identity.generate(), Dialer(rule=EVERY_RANGE)
         self.dialers.append(dialer)
         addresses = initial if initial is not None else [peer.address for peer in self.peers[:2]]
         view = SwarmView(
             identity, dialer, addresses, self.digest, self.checkpoint.num_blocks, swarm_key or self.swarm_key, push,
-            proven=proven,
+            timing=timing, proven=proven,
         )  # fmt: skip
         self.views.append(view)
         await view.start()

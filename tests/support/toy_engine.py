@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from blockswarm.peer.engine.cache.part import CachePart, part_of_rows
 from blockswarm.peer.engine.engine import StepOutput
 from blockswarm.proto.errors import RemoteProtocolError
 from blockswarm.proto.wire.prefixes import PAGE_TOKENS, Digests
@@ -157,17 +158,28 @@ class ToyKv:
     def close(self) -> None:
         self.rows.clear()
 
-    def export(self) -> bytes:
-        return pack([token for row in self.rows for states in row for token in states])
+    def export(self, starts: Sequence[int], max_tokens: int) -> CachePart:
+        begins, ends = part_of_rows(self.table.lengths, starts, max_tokens)
+        tokens = [
+            token
+            for row, begin, end in zip(self.rows, begins, ends, strict=True)
+            for states in row
+            for token in states[begin:end]
+        ]
+        return CachePart(tuple(begins), tuple(ends), pack(tokens))
 
-    def largest_import(self, lengths: Sequence[int]) -> int:
-        return sum(lengths) * len(self.blocks) * TOKEN_BYTES
+    def largest_import(self, starts: Sequence[int], lengths: Sequence[int]) -> int:
+        return (sum(lengths) - sum(starts)) * len(self.blocks) * TOKEN_BYTES
 
-    def import_(self, lengths: Sequence[int], data: bytes) -> None:
-        if len(data) != self.largest_import(lengths):
+    def import_(self, part: CachePart) -> None:
+        if len(part.data) != self.largest_import(part.starts, part.lengths):
             raise RemoteProtocolError("not the cache of these rows")
-        tokens = iter(unpack(data))
-        self.rows = [[[next(tokens) for _ in range(length)] for _ in self.blocks] for length in lengths]
+        tokens, rows = iter(unpack(part.data)), []
+        for index, (start, count) in enumerate(zip(part.starts, part.counts, strict=True)):
+            kept = self.rows[index] if start else [[] for _ in self.blocks]
+            assert len(kept[0]) >= start
+            rows.append([states[:start] + [next(tokens) for _ in range(count)] for states in kept])
+        self.rows = rows
 
 
 class ToyEngine:

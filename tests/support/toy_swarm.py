@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, replace
 
 from blockswarm.client.chain.session import ChainSession
 from blockswarm.client.config import SessionConfig, SessionEvent
+from blockswarm.client.swarm.known import KnownPeer
 from blockswarm.client.swarm.router import ViewRouter
-from blockswarm.client.swarm.view import KnownPeer, SwarmView
+from blockswarm.client.swarm.view import SwarmView
 from blockswarm.client.timing import ClientTiming
+from blockswarm.peer.session.parts import PeerParts
 from blockswarm.peer.session.replay_store import ReplayStore
-from blockswarm.peer.session.service import PeerParts, PeerService
+from blockswarm.peer.session.service import PeerService
 from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
 from blockswarm.proto.errors import PeerBusy, SwarmError
 from blockswarm.proto.identity import Identity

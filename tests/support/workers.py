@@ -7,7 +7,8 @@ from typing import Any
 
 from blockswarm.peer.session.replay_store import ReplayStore
 from blockswarm.peer.session.transfer import Transfers
-from blockswarm.peer.session.worker import Counters, SessionParts, SessionWorker
+from blockswarm.peer.session.work.seams import Counters, SessionParts
+from blockswarm.peer.session.work.worker import SessionWorker
 from blockswarm.proto.wire.frames import WireStep
 from blockswarm.proto.wire.handshake import Grant
 from blockswarm.routing.swarm import BlockRange, PeerId
@@ -24,6 +25,9 @@ class FakeLink:
     def usable(self) -> bool:
         return not self.closed
 
+    def prepare(self) -> None:
+        pass
+
     async def send(self, step: WireStep) -> None:
         self.sent.append(step)
 
@@ -31,16 +35,16 @@ class FakeLink:
         self.closed = True
 
 
-def make_worker(link: FakeLink) -> SessionWorker:
-    """A worker in the middle of a chain whose successor is reached by `link`; it computes nothing."""
+def make_worker(link: FakeLink, **parts: Any) -> SessionWorker:
+    """A worker in the middle of a chain whose successor is reached by `link`; it computes nothing unless `parts` do."""
     grant = Grant(
         session_id=bytes(16), epoch=1, client=PeerId("client"), peer=PeerId("me"), blocks=BlockRange(0, 1), kv_tokens=8,
         max_rows=1, predecessor=None, successor=PeerId("next"), wire_format="float32", input_format="float32",
         expires_at_seconds=0.0, model_digest="",
     )  # fmt: skip
     nothing: Any = SimpleNamespace()
-    parts = SessionParts(
-        compute=nothing, replay=ReplayStore(), outlet=nothing, counters=Counters(), clock=lambda: 0.0,
-        transfers=Transfers(30.0), token_bytes=4, lengths=tuple,
-    )  # fmt: skip
-    return SessionWorker(grant, link, parts)
+    usual: dict[str, Any] = {
+        "compute": nothing, "replay": ReplayStore(), "outlet": nothing, "counters": Counters(), "clock": lambda: 0.0,
+        "transfers": Transfers(30.0, 1.0), "token_bytes": 4, "lengths": tuple,
+    }  # fmt: skip
+    return SessionWorker(grant, link, SessionParts(**{**usual, **parts}))

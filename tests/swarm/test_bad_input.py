@@ -41,13 +41,13 @@ from blockswarm.proto.errors import (
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.proto.network.streams import translated_grpc_errors
-from blockswarm.proto.network.transport import SERVICE, Dialer
+from blockswarm.proto.network.transport import SERVICE
 from blockswarm.proto.wire.frames import CREDITS, WireStep
 from blockswarm.proto.wire.handshake import Grant, sign_capability, sign_hello
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.swarm import BlockRange
 from support.directories import until
-from support.raw_peer import RawStub, signed_message, step_message
+from support.raw_peer import RawDialer, RawStub, signed_message, step_message
 from support.swarm import LocalPeer, LocalSwarm, local_swarm
 from support.tiny_models import write_tiny_checkpoint
 
@@ -64,13 +64,13 @@ class Stranger:
 
     def __init__(self, swarm: LocalSwarm, victim: LocalPeer) -> None:
         self.identity = Identity.generate()
-        self.dialer = Dialer()
+        self.dialer = RawDialer()
         self.swarm = swarm
         self.victim = victim
 
     @property
     def stub(self) -> RawStub:
-        return RawStub(self.dialer.stub(self.victim.address).channel)
+        return self.dialer.stub(self.victim.address)
 
     def grant(self, **changes: Any) -> Grant:
         honest = Grant(
@@ -490,7 +490,8 @@ def replay(**fields: Any) -> pb.ClientFrame:
 
 
 def kv_import(**fields: Any) -> pb.ClientFrame:
-    return pb.ClientFrame(kv_import=pb.KvState(**{"timeout_seconds": 5.0, **fields}))
+    starts = [0] * len(fields.get("lengths", []))
+    return pb.ClientFrame(kv_import=pb.KvState(**{"timeout_seconds": 5.0, "starts": starts, **fields}))
 
 
 def remember(*prefixes: bytes) -> pb.ClientFrame:
@@ -549,7 +550,14 @@ BAD_FRAMES: dict[str, list[pb.ClientFrame]] = {
         pb.ClientFrame(probe=pb.Probe(nonce=1)),
         chunk(900),
     ],
-    "an export without a deadline": [pb.ClientFrame(kv_export=pb.KvExport())],
+    "a cache that begins in the middle of nothing": [kv_import(lengths=[3], starts=[2])],
+    "a cache that ends before it begins": [kv_import(lengths=[1], starts=[2])],
+    "a cache with starts of other rows": [kv_import(lengths=[1], starts=[])],
+    "an export without a deadline": [pb.ClientFrame(kv_export=pb.KvExport(max_tokens=1))],
+    "an export of nothing": [pb.ClientFrame(kv_export=pb.KvExport(timeout_seconds=5.0))],
+    "an export of impossible rows": [
+        pb.ClientFrame(kv_export=pb.KvExport(timeout_seconds=5.0, max_tokens=1, starts=[0] * 5000))
+    ],
     "a replay that there is no buffer for": [replay(lengths=[3])],
     "a replay of impossible rows": [replay(lengths=[1] * 5000)],
     "a replay of impossible lengths": [replay(lengths=[1 << 30])],

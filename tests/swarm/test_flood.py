@@ -20,13 +20,12 @@ from blockswarm.proto.errors import SwarmError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.network.streams import translated_grpc_errors
-from blockswarm.proto.network.transport import Dialer
 from blockswarm.proto.wire.frames import WireStep
 from blockswarm.proto.wire.handshake import Grant, sign_capability, sign_hello
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.swarm import BlockRange
 from support.processes import peer_processes
-from support.raw_peer import RawStub, signed_message, step_message
+from support.raw_peer import RawDialer, RawStub, signed_message, step_message
 from support.tiny_models import write_tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
@@ -36,7 +35,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:path is deprecated:DeprecationWarning"),  # hivemind's
 ]
 
-FLOOD_SECONDS = 60.0
+FLOOD_SECONDS = 30.0
 ATTACKERS = 48
 KV_TOKENS = 2048
 BUFFERS_MIB = 8
@@ -61,11 +60,11 @@ class Attacker:
     model_digest: str
     rng: random.Random
     identity: Identity = field(default_factory=Identity.generate)
-    dialer: Dialer = field(default_factory=Dialer)
+    dialer: RawDialer = field(default_factory=RawDialer)
 
     @property
     def stub(self) -> RawStub:
-        return RawStub(self.dialer.stub(self.victim).channel)
+        return self.dialer.stub(self.victim)
 
     def opening(self, kv_tokens: int, **fields: object) -> pb.Open:
         session_id, now = self.rng.randbytes(16), time.time()

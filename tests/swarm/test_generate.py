@@ -12,6 +12,7 @@ import pytest
 import torch
 from blockswarm.client.model.load import AutoSwarmModelForCausalLM
 from blockswarm.proto.errors import NoChainError
+from blockswarm.proto.model.family import find_blocks
 from support.swarm import LocalSwarm, local_swarm
 from support.tiny_models import write_tiny_checkpoint
 from transformers import AutoModelForCausalLM
@@ -100,7 +101,8 @@ def test_a_cancelled_stream_frees_every_peer_within_a_second(tmp_path: Path) -> 
     with_swarm(folder, scenario)
 
 
-def test_missing_blocks_are_named(tmp_path: Path) -> None:
+def test_missing_blocks_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """At once, in a warning, and at the end of the wait for others, in the error."""
     folder = write_tiny_checkpoint("llama", tmp_path)
 
     async def scenario(swarm: LocalSwarm, model: Any) -> None:
@@ -108,5 +110,30 @@ def test_missing_blocks_are_named(tmp_path: Path) -> None:
         with pytest.raises(NoChainError, match="2:4") as caught:
             await asyncio.to_thread(model.generate, torch.arange(10, 20)[None], max_new_tokens=2)
         assert caught.value.missing_blocks == (2, 3)
+
+    with_swarm(folder, scenario, patience_seconds=2.0)
+    assert "no peer serves blocks 2:4; waiting up to 2 s for others" in caplog.text
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "bloom"])
+def test_a_slice_of_blocks_computes_what_the_model_alone_does(family: str, tmp_path: Path) -> None:
+    """Cut at peers and in their middle; two rows, longer than a window."""
+    folder = write_tiny_checkpoint(family, tmp_path)
+    alone = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    entering: list[torch.Tensor] = []
+    leaving: list[torch.Tensor] = []
+    for block in find_blocks(alone, 6).blocks:
+        block.register_forward_pre_hook(lambda module, args: entering.append(args[0]))
+        block.register_forward_hook(lambda module, args, out: leaving.append(out[0] if isinstance(out, tuple) else out))
+    with torch.inference_mode():
+        alone(torch.randint(3, 250, (2, 20), generator=torch.Generator().manual_seed(1)), use_cache=False)
+
+    async def scenario(swarm: LocalSwarm, model: Any) -> None:
+        assert len(model.blocks) == 6
+        for start, stop in ((0, 6), (2, 4), (1, 5), (5, 6), (0, 1)):
+            got = await asyncio.to_thread(model.blocks[start:stop], entering[start])
+            torch.testing.assert_close(got, leaving[stop - 1], rtol=0, atol=2e-5)
+        single = await asyncio.to_thread(model.blocks[-1], entering[5])
+        torch.testing.assert_close(single, leaving[5], rtol=0, atol=2e-5)
 
     with_swarm(folder, scenario)

@@ -23,6 +23,7 @@ import torch
 from blockswarm.client.config import SessionEvent
 from blockswarm.client.model.generation import Generation
 from blockswarm.client.model.load import AutoSwarmModelForCausalLM
+from blockswarm.proto.network.dialling import EVERY_RANGE
 from blockswarm.proto.network.transport import Dialer, ping
 from support.processes import PeerProcess, PeerProcesses, peer_processes
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -78,7 +79,7 @@ class Swarm:
 
         async def ask() -> int:
             if self.dialer is None:
-                self.dialer = Dialer()
+                self.dialer = Dialer(rule=EVERY_RANGE)
             reply, _, _ = await ping(self.dialer.stub(address), address, 10)
             return reply.steps_pushed
 
@@ -114,7 +115,11 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
         addresses = [str(first.address), str(started[2].address)]
         for prefix_cache in (True, False):
             swarm.models[prefix_cache] = AutoSwarmModelForCausalLM.from_pretrained(
-                MODEL, initial_peers=addresses, on_event=swarm.on_event, prefix_cache=prefix_cache
+                MODEL,
+                initial_peers=addresses,
+                on_event=swarm.on_event,
+                prefix_cache=prefix_cache,
+                patience_seconds=90.0,  # on a busy machine it takes a while until a killed peer has started again
             )
             swarm.models[prefix_cache].generation_listeners.append(swarm.generations.append)
         yield swarm

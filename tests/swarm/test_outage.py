@@ -14,7 +14,9 @@ import pytest
 from blockswarm.proto.directory.signed import SignedRecord
 from blockswarm.proto.directory.swarm_key import swarm_key_name
 from blockswarm.proto.identity import Identity
-from blockswarm.proto.network.transport import Dialer, translated_grpc_errors
+from blockswarm.proto.network.dialling import EVERY_RANGE
+from blockswarm.proto.network.streams import translated_grpc_errors
+from blockswarm.proto.network.transport import Dialer
 from blockswarm.proto.wire.handshake import SESSION_ID_BYTES, sign_hello
 from blockswarm.proto.wire.messages.calls import LookupRequest
 from support.cables import free_port
@@ -45,7 +47,7 @@ def seen_by(peer: PeerProcess) -> set[str]:
     """The ids in the records that a client would be given by a peer."""
 
     async def ask() -> set[str]:
-        address, dialer = peer.address, Dialer()
+        address, dialer = peer.address, Dialer(rule=EVERY_RANGE)
         name = swarm_key_name(peer.described["model_digest"], None)
         hello = sign_hello(Identity.generate(), address.peer, bytes(SESSION_ID_BYTES), time.time(), None)
         try:

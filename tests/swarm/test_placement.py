@@ -90,6 +90,41 @@ def test_the_hole_of_a_peer_that_is_gone_is_filled_by_one_that_is_not_needed(tmp
     run(tmp_path, checkpoint, scenario)
 
 
+def test_the_last_server_of_a_block_stays_until_another_has_it(
+    tmp_path: Path, checkpoint: Path, whole_stage: Engine
+) -> None:
+    """Stopped, it serves new sessions until the placed peer has moved; then it goes."""
+
+    async def scenario(swarm: PlacedSwarm) -> None:
+        placed, leaver = await four_peers(swarm)
+        before = await swarm.placement()
+        truth = Truth(whole_stage)
+        client = await swarm.client()
+        leaver.stop()
+        served, sessions, fewest = before[leaver.id], 0, 9
+        while leaver.task is not None and not leaver.task.done():
+            specs = await swarm.specs()
+            states = (PeerState.SERVING, PeerState.DRAINING)
+            hosts = [s.blocks for s in specs.values() if s.state in states and s.blocks is not None]
+            fewest = min(fewest, *(sum(block in blocks for blocks in hosts) for block in range(6)))
+            if str(specs[placed.id].blocks) != served:
+                session = ChainSession(client, kv_tokens=100, max_rows=1)
+                await check_step(session, truth, plan((0, 0, 3)), 0)
+                await session.close()
+                sessions += 1
+            await asyncio.sleep(0.02)
+        assert leaver.task is not None
+        leaver.task.result()
+        assert sessions > 3, "new sessions found a server meanwhile"
+        assert fewest >= 1
+        assert (await swarm.placement())[placed.id] == served
+        session = ChainSession(client, kv_tokens=100, max_rows=1)
+        await check_step(session, truth, plan((0, 0, 3)), 0)
+        await session.close()
+
+    run(tmp_path, checkpoint, scenario)
+
+
 def test_a_load_that_fails_leaves_the_peer_as_it_was_and_says_so(tmp_path: Path, checkpoint: Path) -> None:
     """It is announced as one that stays, until its pause is over; then it tries again."""
 

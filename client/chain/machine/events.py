@@ -164,6 +164,20 @@ class Rebuilt:
 
 
 @dataclass(frozen=True, slots=True)
+class Exported:
+    """A part of the peer's attention cache is on its way to the target of `Export`, which answers with `Rebuilt`."""
+
+    hop: HopId
+    round: int
+    applied_seq: int
+    """The part is of the state after this step..."""
+    starts: tuple[int, ...]
+    """...and has of every row the tokens from here..."""
+    lengths: tuple[int, ...]
+    """...to here."""
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """A step came back: an answer from the last peer, or something to pass on from another one."""
 
@@ -204,7 +218,7 @@ class Late:
 
 Event = (
     Prepare | Begin | Close | Chosen | NotChosen | Looked | NetworkBack | NetworkAway
-    | Opened | Queued | Rerouted | Rebuilt | Answered | Probed | PushBroken | Lost | Late
+    | Opened | Queued | Rerouted | Rebuilt | Exported | Answered | Probed | PushBroken | Lost | Late
 )  # fmt: skip
 
 
@@ -303,12 +317,14 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """Have the attention cache of `source`, in the state given, sent to `target`."""
+    """Have a part of the attention cache of `source` sent to `target`."""
 
     source: HopId
     target: HopId
-    applied_seq: int
-    lengths: tuple[int, ...]
+    round: int
+    starts: tuple[int, ...]
+    """Per row, the tokens that the target has."""
+    max_tokens: int
     timeout_seconds: float
 
 

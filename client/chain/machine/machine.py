@@ -10,20 +10,23 @@ The rules, in the order in which they are tried:
    late is dropped.  An operation is over when all of its steps were sent in the present epoch and are answered.
 2. A late answer blames nobody.  All peers are probed; those that are silent while others answer are given up, a link
    that swallowed the step is relayed, a peer that answers probes and not the step is given up after `late_chances`.
-   If all are silent, every known node is asked over a new connection: where none answers, it is this machine's network
-   that is away, and nobody is given up before it is back.
+   If all are silent, other known nodes are asked as well, over new connections: where none answers, it is this
+   machine's network that is away, and nobody is given up before it is back.
 3. A chain with a failed hop is repaired: the failed are left and banned, the router fills the gaps, the hops that stay
    get their new neighbours in a new epoch, the new ones their caches (`facts.next_rebuild`), and the steps of all
    operations under way are sent again with the same numbers.  Peers that applied them answer from what they kept.
 4. What follows from the input ends the session and blames nobody: two different peers of a block say that the input
    cannot be computed, or fail in the same step; or a peer says so and there is nobody else to ask.
-5. Before an operation, while nothing is under way, hops that leave or are slow hand their cache over.
+5. A hop that leaves or is slow hands its cache over to another peer, part after part while steps go on; now and then so
+   does the hop that should take longest, if another peer makes the chain much faster.  Before an operation, while
+   nothing is under way and little is left to copy, steps wait for the last part, and the chain changes.
 
 Every change of phase is in the table of phases.py; the machine asserts that it makes no other.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
@@ -77,7 +80,7 @@ class ChainMachine(Watching):
     @property
     def wake_at(self) -> float:
         """When to call with `Late`; infinite if only events can change anything."""
-        return self._deadline
+        return min(self._deadline, self._move_wakes_at()) if self.phase is not Phase.ENDED else math.inf
 
     def handle(self, event: ev.Event, now: float) -> list[ev.Action]:
         """Take in an event; returns what is to be done, in order. O(hops + steps under way)."""
@@ -87,6 +90,7 @@ class ChainMachine(Watching):
             return []
         try:
             self._TAKE[type(event)](self, event)
+            self._advance_move()
             while (decide := self._DECIDE.get(self.phase)) is not None and decide(self):
                 pass
         except Ended as end:
@@ -101,30 +105,35 @@ class ChainMachine(Watching):
 
     def _take_begin(self, event: ev.Begin) -> None:
         self._progress.append(Progress(event.operation))
+        self._last_begun = event.operation.stop_seq - 1, event.operation.after
+        if self._move is not None and self._move.copy is not None:
+            self._move.copy.note(event.operation)
 
     def _take_close(self, _event: ev.Close) -> None:
         self._roster.leave([*self._roster.hops, *self._roster.beside])
         self._enter(Phase.ENDED)
 
     def _take_chosen(self, event: ev.Chosen) -> None:
+        if self._move is not None and event.number == self._move.question:
+            self._begin_move(self._move, event.choices)
+            return
         if self._choice is None or event.number != self._choice.number:
             return
         choice, self._choice = self._choice, None
         if self._roster.has_failed():  # while the router thought about it
             self._repair()
-        elif self._move is not None:
-            self._begin_move(self._move, event.choices)
         else:
             self._take_chain(choice, merged(choice.kept, event.choices))
 
     def _take_not_chosen(self, event: ev.NotChosen) -> None:
+        if self._move is not None and event.number == self._move.question:
+            self._end_move()
+            return
         if self._choice is None or event.number != self._choice.number:
             return
         choice, self._choice = self._choice, None
         if self._roster.has_failed():
             self._repair()
-        elif self._move is not None:
-            self._end_move()
         elif choice.kept:
             self._ask_router([])
         elif choice.filled is not None and not self._untouched:
@@ -188,6 +197,7 @@ class ChainMachine(Watching):
     def _take_rebuilt(self, event: ev.Rebuilt) -> None:
         if hop := self._roster.find(event.hop):
             hop.rebuilt_epoch = event.epoch
+            self._take_part(hop)
 
     def _take_push_failed(self, event: ev.PushBroken) -> None:
         if hop := self._roster.find(event.hop):
@@ -205,8 +215,11 @@ class ChainMachine(Watching):
             hop.fail(error)
             return
         index = self._roster.hops.index(hop)
-        if isinstance(error, BadActivations) and index > 0 and self._accuses(hop, self._roster.hops[index - 1], error):
-            return
+        if isinstance(error, BadActivations):
+            if index == 0:
+                error = _not_finite(error)
+            elif self._accuses(hop, self._roster.hops[index - 1], error):
+                return
         if self._progress and (
             type(error) in (RetryElsewhere, BadActivations) or (isinstance(error, UsageError) and hop.opened)
         ):
@@ -239,7 +252,7 @@ class ChainMachine(Watching):
             if isinstance(error, UsageError):
                 raise Ended(error)
             if isinstance(error, BadActivations):
-                raise Ended(UsageError(f"the input of the model is not finite: {error}", hint=_INPUT_HINT))
+                raise Ended(_not_finite(error))
             raise Ended(GiveUp(f"two peers cannot compute this input: {error}", hint=_INPUT_HINT))
 
     def _take_answered(self, event: ev.Answered) -> None:
@@ -271,7 +284,14 @@ class ChainMachine(Watching):
         if len(progress.operation.steps) == 1 and sum(p.in_flight for p in self._progress) == 1:
             predicted = self._facts.predict_seconds(self.layout, step.plan.tokens)
             observed = self._now - progress.sent_at[index]
-            self._pace.note(predicted, observed, step.timings, self._facts.clock_offset_seconds)
+            hops, tokens = dict(self.layout), step.plan.tokens
+            self._pace.note(
+                predicted,
+                observed,
+                step.timings,
+                self._facts.clock_offset_seconds,
+                lambda peer: self._facts.predict_seconds([(peer, hops[peer])], tokens) if peer in hops else math.inf,
+            )
 
     def _take_late(self, _event: ev.Late) -> None:
         pass  # the time is taken in already; the phase decides
@@ -283,7 +303,8 @@ class ChainMachine(Watching):
             return False
         if not self._roster.hops or self._roster.is_broken():
             return self._repair()
-        return self._start_move() or self._enter(Phase.RUNNING, self._allowed_seconds())
+        self._look_for_move()
+        return self._finish_move() if self._move_is_due() else self._enter(Phase.RUNNING, self._allowed_seconds())
 
     def _decide_running(self) -> bool:
         if self._roster.is_broken():
@@ -295,7 +316,12 @@ class ChainMachine(Watching):
         self._finish_operations()
         if not self._has_work:
             return self._enter(Phase.RESTING)
-        self._send_steps()
+        if any(not progress.sent_at for progress in self._progress):
+            self._look_for_move()
+        is_due = self._move_is_due()
+        if is_due and all(progress.sent == 0 for progress in self._progress):
+            return self._finish_move()
+        self._send_steps(only_begun=is_due)
         if self._finish_operations():
             return True
         if self._is_late:
@@ -311,10 +337,12 @@ class ChainMachine(Watching):
             self._emit(ev.Done(done.operation, answers))
         return len(self._progress) < count
 
-    def _send_steps(self) -> None:
+    def _send_steps(self, *, only_begun: bool) -> None:
         hops = self._roster.hops
         in_flight = sum(progress.in_flight for progress in self._progress)
         for progress in self._progress:
+            if only_begun and progress.sent == 0:
+                return
             operation = progress.operation
             while progress.sent < len(operation.steps) and in_flight < hops[0].credits:
                 if in_flight == 0:
@@ -346,6 +374,7 @@ class ChainMachine(Watching):
         ev.Queued: _take_queued,
         ev.Rerouted: _take_rerouted,
         ev.Rebuilt: _take_rebuilt,
+        ev.Exported: Watching._take_exported,
         ev.Answered: _take_answered,
         ev.Probed: _take_probed,
         ev.PushBroken: _take_push_failed,
@@ -363,3 +392,8 @@ class ChainMachine(Watching):
         Phase.AWAY: Watching._decide_away,
         Phase.MOVING: Watching._decide_moving,
     }
+
+
+def _not_finite(error: BadActivations) -> UsageError:
+    """The meaning of values that are not finite where no peer comes before: they are what the user asked for."""
+    return UsageError(f"the input of the model is not finite: {error}", hint=_INPUT_HINT)

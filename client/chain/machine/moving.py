@@ -1,93 +1,224 @@
-"""Handing over: a hop that leaves, or is slow, is replaced while it works, and its attention cache moves."""
+"""Handing over: a hop that leaves, is slow, or has a much faster rival is replaced while it works; its cache moves.
+
+The replacement is chosen, opened, and given the cache part after part beside the steps that go on.  Between two
+operations, when little is left, steps wait for the last part (`MOVING`); then the chain is rerouted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from ....proto.errors import DeadlineExceeded
+from ...config import SessionEvent
+from ..copying import CacheCopy
 from . import events as ev
 from .facts import HopFacts, wait_seconds
 from .phases import Phase
 from .repairing import Repairing
-from .state import Handover
+from .state import Handover, Why
+
+_COPYING = frozenset({Phase.RESTING, Phase.RUNNING, Phase.MOVING})
+"""Where parts are asked for."""
 
 
 class Moving(Repairing):
     """The decisions of a hand-over."""
 
-    def _start_move(self) -> bool:
-        """Before an operation: replace a hop that leaves, or that makes the chain slow; whether one is replaced.
+    # --- which hop, and by whom ---
+
+    def _look_for_move(self) -> None:
+        """Before an operation: ask for a replacement of a hop that leaves or makes the chain slow, or for a faster one.
 
         A peer that nobody can replace stays until it is gone.
         """
-        if self._untouched or any(progress.sent_at for progress in self._progress):
-            return False
+        if self._move is not None or self._untouched:
+            return
         if self._now >= self._next_move_at:
             self._tried = set()
         hops = [hop for hop in self._roster.hops if hop.peer not in self._tried]
         slow = self._pace.slow_peer
-        old = next((hop for hop in hops if self._facts.leaving(hop.peer, hop.blocks)), None)
-        old = old or next((hop for hop in hops if hop.peer == slow), None)
+        old, why = next((hop for hop in hops if self._facts.leaving(hop.peer, hop.blocks)), None), Why.LEAVES
         if old is None:
-            return False
+            old, why = next((hop for hop in hops if hop.peer == slow), None), Why.SLOW
+        if old is None:
+            old, why = self._longest_hop(hops), Why.BETTER
+        if old is None:
+            return
         self._tried.add(old.peer)
         self._next_move_at = self._now + self._timing.handover_pause_seconds
-        self._move = Handover(old, self._roster.epoch, slow=not self._facts.leaving(old.peer, old.blocks))
         others = [hop for hop in self._roster.hops if hop is not old]
-        return self._ask_router(others, excluded=frozenset({old.peer}))
+        self._move = Handover(old, why, self._pose(others, frozenset({old.peer})))
 
-    def _begin_move(self, move: Handover, choices: Sequence[ev.HopChoice]) -> bool:
+    def _longest_hop(self, hops: Sequence[HopFacts]) -> HopFacts | None:
+        """The hop that should take longest, once in a while: is there a much better chain without it?"""
+        due = self._next_better_at is not None and self._now >= self._next_better_at
+        if due or self._next_better_at is None:
+            self._next_better_at = self._now + self._timing.better_seconds
+        if not due:
+            return None
+        return max(hops, key=lambda hop: self._facts.predict_seconds([(hop.peer, hop.blocks)], 1), default=None)
+
+    def _begin_move(self, move: Handover, choices: Sequence[ev.HopChoice]) -> None:
         chain = self._roster.replaced(move.old, choices)
         wait, timing = wait_seconds(chain), self._timing
-        if wait > timing.handover_wait_seconds or (move.slow and not self._is_faster(chain)):
-            return self._end_move()
+        if wait > timing.handover_wait_seconds or not self._is_worth_it(move, chain, wait):
+            self._end_move()
+            return
         move.waits = wait > 0
         if len(choices) > 1 or choices[0].stream_format != move.old.choice.stream_format:  # caches have that dtype too
-            return self._reserve(chain, timing.handover_wait_seconds) if move.waits else self._connect(chain)
+            move.chain = chain
+            return
         self._roster.next_epoch()
         hops = self._roster.hops_of(chain)
         move.new = next(hop for hop in hops if hop not in self._roster.hops)
-        self._roster.open_beside(move.new, hops, timing.handover_wait_seconds if move.waits else 0.0)
-        return self._enter(Phase.MOVING, timing.handover_seconds)
+        patience = timing.handover_wait_seconds if move.waits else 0.0
+        move.ends_at = self._now + patience + timing.answer_seconds
+        self._roster.open_beside(move.new, hops, patience)
 
-    def _is_faster(self, chain: Sequence[HopFacts | ev.HopChoice]) -> bool:
-        """Whether the chain promises to be faster than the present one is; if not, it is asked later."""
+    def _is_worth_it(self, move: Handover, chain: Sequence[HopFacts | ev.HopChoice], wait: float) -> bool:
+        """Whether the chain promises to be faster than the present one is, or should be; if not, it is asked later."""
         predicted = self._facts.predict_seconds([(hop.peer, hop.blocks) for hop in chain], 1)
-        faster = predicted <= self._timing.slow_gain * self._pace.step_seconds
-        if not faster:
+        if move.why is Why.BETTER:
+            return wait == 0 and predicted <= self._timing.slow_gain * self._facts.predict_seconds(self.layout, 1)
+        worth_it = move.why is Why.LEAVES or predicted <= self._timing.slow_gain * self._pace.step_seconds
+        if not worth_it:
             self._pace.forgive()
-        return faster
+        elif move.why is Why.SLOW:
+            self._slow_hops_left += 1
+        return worth_it
 
-    def _decide_moving(self) -> bool:
-        move, roster = self._move, self._roster
-        assert move is not None
-        assert move.new is not None
-        if any(not hop.alive for hop in roster.hops if hop is not move.old):
-            self._emit(ev.StopExport(move.old.id))
-            roster.leave([move.new])
-            return self._repair()
-        if move.new.alive and self._is_late and not move.new.opened:
+    # --- the copy, beside the steps ---
+
+    def _advance_move(self) -> None:
+        """Whatever can be done for a hand-over now; the steps go on meanwhile."""
+        move = self._move
+        if move is None or move.new is None or move.is_decided:
+            return
+        if move.old not in self._roster.hops:
+            self._end_move()
+            return
+        if not move.new.opened and self._now >= move.ends_at:
             move.new.fail(DeadlineExceeded(f"{move.new.choice.address} does not answer"))
         if not move.new.alive:
-            self._emit(ev.StopExport(move.old.id))
             self._drop_failed([move.new])
-            return self._end_move()
-        move.new.built = move.new.rebuilt_epoch == roster.epoch
-        if move.new.built or self._is_late or not move.old.alive:
-            self._emit(ev.StopExport(move.old.id))
-            # The old peer's cache in a peer that computes otherwise: there is no name for it.
-            roster.mixed |= move.new.built and move.new.choice.arithmetic != move.old.choice.arithmetic
-            return self._connect(roster.replaced(move.old, [move.new]))
-        if not move.exporting and (move.new.opened or not move.waits):
-            move.exporting = True
-            operation = self._progress[0].operation
-            self._emit(
-                ev.Export(
-                    move.old.id,
-                    move.new.id,
-                    operation.first_seq - 1,
-                    operation.before,
-                    self._timing.handover_seconds,
-                )
+            self._end_move()
+            return
+        if not move.new.opened or not move.old.alive:
+            return
+        if move.copy is None:
+            move.copy = CacheCopy()
+            for progress in self._progress:
+                move.copy.note(progress.operation)
+            move.ends_at = self._now + self._timing.handover_seconds
+        if self._now >= move.ends_at and not move.copy.is_complete(*self._boundary()):
+            move.replays = True
+        elif self.phase in _COPYING and self._next_part_at() <= self._now:
+            self._ask_for_part(move, move.copy)
+
+    def _next_part_at(self) -> float:
+        """When the next part should be asked for; infinite: no part is wanted now."""
+        move = self._move
+        if move is None or move.copy is None or move.copy.under_way or move.replays:
+            return float("inf")
+        if self.phase is Phase.MOVING or (self.phase is Phase.RESTING and not self._has_work):
+            wants = not move.copy.is_complete(*self._boundary())
+        else:
+            wants = move.copy.missing_after(*self._boundary()) > move.copy.part_tokens
+        if not wants:
+            return float("inf")
+        return self._now if self.phase is Phase.MOVING and not move.is_starved else move.next_part_at
+
+    def _ask_for_part(self, move: Handover, copy: CacheCopy) -> None:
+        assert move.new is not None
+        copy.ask()
+        starts, left = copy.held_after(self._boundary()[0]), max(0.001, move.ends_at - self._now)
+        self._emit(ev.Export(move.old.id, move.new.id, copy.round, starts, copy.part_tokens, left))
+
+    def _take_exported(self, event: ev.Exported) -> None:
+        move = self._move
+        if move is not None and move.copy is not None and (event.hop, event.round) == (move.old.id, move.copy.round):
+            move.copy.head, move.copy.head_at = event, self._now
+
+    def _take_part(self, hop: HopFacts) -> None:
+        """A hop has a part of a cache; if it is the replacement, the next one follows after a pause."""
+        move, timing = self._move, self._timing
+        if move is None or hop is not move.new or move.copy is None or move.copy.head is None or move.is_decided:
+            return
+        copy, seconds = move.copy, self._now - move.copy.head_at
+        tokens = copy.arrived()
+        way = self._facts.predict_seconds([(hop.peer, hop.blocks)], 1)
+        copy.fit_parts(tokens, seconds - way, timing.part_seconds)
+        move.is_starved = tokens == 0  # the old peer has not applied more yet
+        pause = timing.part_seconds if move.is_starved else seconds * (1 / timing.link_share - 1)
+        move.next_part_at = self._now + pause
+        seq, lengths = self._boundary()
+        missing = copy.missing_after(seq, lengths)
+        if missing <= copy.part_tokens and not move.is_told:
+            move.is_told = True
+            self._emit(ev.Tell(SessionEvent("copied", move.old.peer, f"{sum(lengths) - missing} tokens")))
+        if copy.grows or not tokens:
+            return
+        left_seconds = missing * seconds / tokens / timing.link_share
+        replay_seconds = self._facts.predict_seconds([(hop.peer, hop.blocks)], sum(lengths))
+        move.replays = self._now + left_seconds > move.ends_at or replay_seconds + timing.noticed_seconds < seconds
+
+    def _move_wakes_at(self) -> float:
+        """When to look at the hand-over again if nothing happens."""
+        move = self._move
+        if move is None or move.new is None or move.is_decided or move.replays or not move.old.alive:
+            return float("inf")
+        if move.copy is None or move.copy.under_way:
+            return move.ends_at
+        return self._next_part_at() if self.phase in _COPYING else float("inf")
+
+    # --- the change, between two operations ---
+
+    def _move_is_due(self) -> bool:
+        """Whether the chain is to change before the next operation that was not sent yet."""
+        move = self._move
+        if move is None or move.is_decided or not self._progress:
+            return False
+        if move.new is None:
+            return move.chain is not None
+        if move.copy is None or move.replays:
+            return move.replays
+        parts = 2 if move.copy.under_way else 1
+        return move.copy.missing_after(*self._boundary()) <= parts * move.copy.part_tokens
+
+    def _finish_move(self) -> bool:
+        move = self._move
+        assert move is not None
+        if move.chain is not None:
+            move.is_decided = True
+            return (
+                self._reserve(move.chain, self._timing.handover_wait_seconds)
+                if move.waits
+                else self._connect(move.chain)
             )
+        if move.replays:
+            return self._hand_over(move)
+        self._enter(Phase.MOVING, self._timing.last_part_seconds)
+        self._advance_move()
+        return True
+
+    def _decide_moving(self) -> bool:
+        move = self._move
+        if self._roster.has_failed():
+            return self._repair()
+        assert move is not None
+        assert move.new is not None
+        assert move.copy is not None
+        move.new.built = move.copy.is_complete(*self._boundary())
+        if move.new.built or move.replays or self._is_late:
+            return self._hand_over(move)
         return False
+
+    def _hand_over(self, move: Handover) -> bool:
+        """Make the replacement a part of the chain; where its cache is not complete, it is rebuilt by a replay."""
+        assert move.new is not None
+        move.is_decided = True
+        if move.copy is not None and move.copy.under_way:
+            self._emit(ev.StopExport(move.old.id))
+        # The old peer's cache in a peer that computes otherwise: there is no name for it.
+        self._roster.mixed |= move.new.built and move.new.choice.arithmetic != move.old.choice.arithmetic
+        return self._connect(self._roster.replaced(move.old, [move.new]))

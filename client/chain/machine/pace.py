@@ -1,9 +1,9 @@
 """How fast a chain answers against what its peers announce: when a step is late, and which hop makes the chain slow.
 
-Slowness is bounded in two ways.  What a step may take grows with what was observed, but by a bounded factor and up to a
-ceiling: a peer that always answers just in time cannot raise the time that it is given.  And the time lost against the
+Slowness is bounded in three ways.  What a step may take grows with what was observed, but by a bounded factor and up to
+a ceiling: a peer that always answers just in time cannot raise the time that it is given.  The time lost against the
 announced speed is added up: a chain that has lost `slow_loss_seconds` is slow, and its slowest hop should be left if
-another peer would be faster.
+another peer would be faster.  And so should a hop that takes twice its announced time for `slow_steps` steps on end.
 """
 
 from __future__ import annotations
@@ -18,14 +18,19 @@ _SMOOTHING = 0.1
 _FORGETTING = 0.9
 """The share of the lost time that an answer in time leaves."""
 _FREE_FACTOR = 2.0
-"""A step that takes this many times what was announced loses nothing."""
+"""A step, or a hop's part of it, that takes this many times what was announced loses nothing."""
+MAX_DOUBLINGS = 10
 
 
 class StepPace:
     """The pace of one chain; a changed chain starts with a new one."""
 
-    def __init__(self, timing: ChainTiming) -> None:
+    def __init__(self, timing: ChainTiming, slow_hops_left: int = 0) -> None:
+        """`slow_hops_left`: how many hops the session has left because they were slow."""
         self._timing = timing
+        self._slow_steps = timing.slow_steps * 2 ** min(slow_hops_left, MAX_DOUBLINGS)
+        self._in_a_row: dict[PeerId, int] = {}
+        """Slow steps of a hop on end."""
         self._slowness = 1.0
         self._lost_seconds = 0.0
         self._excess: dict[PeerId, float] = {}
@@ -41,13 +46,17 @@ class StepPace:
     @property
     def slow_peer(self) -> PeerId | None:
         """The peer that makes the chain slow, if it is slow."""
+        slow = [peer for peer, steps in self._in_a_row.items() if steps >= self._slow_steps]
+        if slow:
+            return max(sorted(slow), key=lambda peer: self._excess.get(peer, 0.0))
         if self._lost_seconds < self._timing.slow_loss_seconds or not self._excess:
             return None
         return max(sorted(self._excess), key=lambda peer: self._excess[peer])
 
     def forgive(self) -> None:
-        """Nobody is faster: look again only after as much time is lost once more."""
+        """Nobody is faster: look again only after as much time is lost, or as many steps are slow, once more."""
         self._lost_seconds = 0.0
+        self._in_a_row.clear()
 
     def note(
         self,
@@ -55,8 +64,11 @@ class StepPace:
         observed_seconds: float,
         timings: Sequence[HopTiming],
         offset_seconds: Callable[[PeerId], float],
+        hop_seconds: Callable[[PeerId], float] = lambda peer: float("inf"),
     ) -> None:
         """Take in an answer to a step that was sent alone; a peer's clock is `offset_seconds` ahead of this machine's.
+
+        `predicted_seconds` is the announced time of the step, `hop_seconds` that of a peer's part of it.
 
         The way to a hop is counted as the hop's; what is left over is the way from and to this client, and is halved
         between the first and the last hop.
@@ -68,22 +80,31 @@ class StepPace:
         lost = observed_seconds - _FREE_FACTOR * predicted_seconds - self._timing.slow_slack_seconds
         if lost <= 0:
             self._lost_seconds *= _FORGETTING
+        else:
+            self._lost_seconds += lost
+        taken = _hop_seconds(timings, offset_seconds)
+        for peer, seconds in taken.items():
+            limit = _FREE_FACTOR * hop_seconds(peer) + self._timing.slow_hop_slack_seconds
+            self._in_a_row[peer] = self._in_a_row.get(peer, 0) + 1 if seconds > limit else 0
+        if lost <= 0 and not any(self._in_a_row.values()):
             return
-        self._lost_seconds += lost
-        if not timings:
-            return
-        moments = [
-            (timing.peer, timing.received_at - offset, timing.finished_at - offset)
-            for timing in timings
-            for offset in [offset_seconds(timing.peer)]
-        ]
-        left_at = moments[0][1]
-        for peer, _, finished_at in moments:
-            self._add(peer, finished_at - left_at)
-            left_at = finished_at
-        ends = observed_seconds - (left_at - moments[0][1])
-        for peer in (moments[0][0], moments[-1][0]):
+        for peer, seconds in taken.items():
+            self._add(peer, seconds)
+        ends = observed_seconds - sum(taken.values())
+        for peer in (next(iter(taken)), timings[-1].peer) if taken else ():
             self._add(peer, ends / 2)
 
     def _add(self, peer: PeerId, seconds: float) -> None:
         self._excess[peer] = _FORGETTING * self._excess.get(peer, 0.0) + max(0.0, seconds)
+
+
+def _hop_seconds(timings: Sequence[HopTiming], offset_seconds: Callable[[PeerId], float]) -> dict[PeerId, float]:
+    """By peer: from when the peer before it had finished (the first: from when it received the step) to its own end."""
+    taken: dict[PeerId, float] = {}
+    left_at: float | None = None
+    for timing in timings:
+        offset = offset_seconds(timing.peer)
+        began_at = timing.received_at - offset if left_at is None else left_at
+        left_at = timing.finished_at - offset
+        taken[timing.peer] = taken.get(timing.peer, 0.0) + left_at - began_at
+    return taken

@@ -1,13 +1,13 @@
 """The phases of a chain, and which may follow which.
 
-    resting     -> away, choosing, connecting, running
-    choosing    -> away, connecting, looking, moving, pausing, reserving, resting
+    resting     -> away, choosing, connecting, moving, reserving, running
+    choosing    -> away, connecting, looking, pausing, reserving
     looking     -> choosing
     pausing     -> choosing, looking
     reserving   -> away, choosing, connecting, pausing, resting
     connecting  -> away, choosing, connecting, rebuilding, resting
     rebuilding  -> away, choosing, connecting, rebuilding, resting
-    running     -> away, choosing, connecting, examining, resting
+    running     -> away, choosing, connecting, examining, moving, reserving, resting
     examining   -> away, choosing, connecting, running
     away        -> choosing, connecting, examining, looking, running
     moving      -> away, choosing, connecting, resting
@@ -34,20 +34,20 @@ class Phase(enum.Enum):
     RUNNING = "running"  # steps are under way
     EXAMINING = "examining"  # an answer is late: peers are probed
     AWAY = "away"  # nobody answers: is it this machine's network?
-    MOVING = "moving"  # a cache moves to a replacement beside the chain
+    MOVING = "moving"  # steps wait for the last part of a cache that moves to a replacement
     ENDED = "ended"
 
 
 _P = Phase
 TRANSITIONS: Mapping[Phase, frozenset[Phase]] = {
-    _P.RESTING: frozenset({_P.RUNNING, _P.CHOOSING, _P.CONNECTING, _P.AWAY}),
-    _P.CHOOSING: frozenset({_P.RESTING, _P.RESERVING, _P.CONNECTING, _P.MOVING, _P.LOOKING, _P.PAUSING, _P.AWAY}),
+    _P.RESTING: frozenset({_P.RUNNING, _P.CHOOSING, _P.CONNECTING, _P.MOVING, _P.RESERVING, _P.AWAY}),
+    _P.CHOOSING: frozenset({_P.RESERVING, _P.CONNECTING, _P.LOOKING, _P.PAUSING, _P.AWAY}),
     _P.LOOKING: frozenset({_P.CHOOSING}),
     _P.PAUSING: frozenset({_P.CHOOSING, _P.LOOKING}),
     _P.RESERVING: frozenset({_P.RESTING, _P.CONNECTING, _P.CHOOSING, _P.PAUSING, _P.AWAY}),
     _P.CONNECTING: frozenset({_P.RESTING, _P.REBUILDING, _P.CONNECTING, _P.CHOOSING, _P.AWAY}),
     _P.REBUILDING: frozenset({_P.RESTING, _P.REBUILDING, _P.CONNECTING, _P.CHOOSING, _P.AWAY}),
-    _P.RUNNING: frozenset({_P.RESTING, _P.EXAMINING, _P.CONNECTING, _P.CHOOSING, _P.AWAY}),
+    _P.RUNNING: frozenset({_P.RESTING, _P.EXAMINING, _P.MOVING, _P.RESERVING, _P.CONNECTING, _P.CHOOSING, _P.AWAY}),
     _P.EXAMINING: frozenset({_P.RUNNING, _P.CONNECTING, _P.CHOOSING, _P.AWAY}),
     _P.AWAY: frozenset({_P.RUNNING, _P.EXAMINING, _P.CONNECTING, _P.CHOOSING, _P.LOOKING}),
     _P.MOVING: frozenset({_P.RESTING, _P.CONNECTING, _P.CHOOSING, _P.AWAY}),

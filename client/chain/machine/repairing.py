@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from ....proto.errors import (
@@ -37,10 +38,11 @@ class Repairing(ChainState):
     def _repair(self) -> bool:
         """Leave the hops that failed and bring up a chain without them."""
         roster, trouble = self._roster, self._in_trouble()
-        self._move = None
         if roster.hops and not trouble.back and all(_is_silent(hop) for hop in roster.hops):
+            self._drop_move()
             self._statuses = {}
             return self._ask_anybody()
+        stand_in = self._stand_in()
         if not roster.has_failed() and roster.hops:  # only a link has to be relayed
             return self._connect(roster.hops)
         if only_full(roster.hops):
@@ -51,12 +53,29 @@ class Repairing(ChainState):
         trouble.error = self._drop_failed(roster.hops) or trouble.error
         if trouble.repairs > MAX_REPAIRS:
             raise Ended(trouble.error or PeerUnavailable("the chain of peers does not hold"))
+        if stand_in is not None:
+            return self._connect(stand_in)
+        self._drop_move()
         return self._choose()
+
+    def _stand_in(self) -> list[HopFacts | ev.HopChoice] | None:
+        """The chain with a replacement that is ready, if the hop that it was to replace is all that failed."""
+        move, hops = self._move, self._roster.hops
+        failed = [hop for hop in hops if not hop.alive]
+        if move is None or move.is_decided or move.new is None or failed != [move.old]:
+            return None
+        if not move.new.alive or not move.new.opened:
+            return None
+        move.is_decided = True
+        rests = not self._progress or self._progress[0].sent == 0
+        move.new.built = rests and move.copy is not None and move.copy.is_complete(*self._boundary())
+        return self._roster.replaced(move.old, [move.new])
 
     def _drop_failed(self, hops: Sequence[HopFacts]) -> SwarmError | None:
         trouble = self._in_trouble()
         if not trouble.away:
             trouble.banned |= {hop.peer for hop in hops if not hop.alive and hop.to_blame}
+        trouble.blaming_input |= {hop.peer for hop in hops if isinstance(hop.error, UsageError)}
         return self._roster.drop_failed(hops, ban=not trouble.away)
 
     def _ask_anybody(self) -> bool:
@@ -78,13 +97,16 @@ class Repairing(ChainState):
         self,
         kept: Sequence[HopFacts],
         filled: list[HopFacts | ev.HopChoice] | None = None,
-        excluded: frozenset[PeerId] = frozenset(),
     ) -> bool:
+        self._choice = Choice(self._pose(kept), list(kept), filled)
+        return self.phase is Phase.CHOOSING or self._enter(Phase.CHOOSING)
+
+    def _pose(self, kept: Sequence[HopFacts], excluded: frozenset[PeerId] = frozenset()) -> int:
+        """Have the router fill what `kept` leaves, without the peers in `excluded`; the number of the question."""
         self._choices_made += 1
-        self._choice = Choice(self._choices_made, list(kept), filled)
         check = self._trouble is not None and self._trouble.repairs > 0
         self._emit(ev.Choose(self._choices_made, layout_of(kept), excluded, check))
-        return self.phase is Phase.CHOOSING or self._enter(Phase.CHOOSING)
+        return self._choices_made
 
     def _take_chain(self, choice: Choice, chain: list[HopFacts | ev.HopChoice]) -> bool:
         must_wait = self._in_trouble().refusals >= MAX_REFUSALS or wait_seconds(chain) > 0
@@ -105,11 +127,18 @@ class Repairing(ChainState):
         A first chain waits only for room; but what was last seen of the swarm may be old, so it has a second look.
         """
         trouble = self._in_trouble()
+        if isinstance(trouble.error, UsageError):  # nobody else can be asked, so the peer is believed
+            self._emit(ev.Pardon(frozenset(trouble.blaming_input)))
         if isinstance(trouble.error, GiveUp | UsageError):
             raise Ended(trouble.error)
-        hopeless = self._roster.epoch == 0 and isinstance(error, NoChainError) and trouble.looks > 0
+        is_first_chain = self._roster.epoch == 0 and isinstance(error, NoChainError)
+        hopeless = is_first_chain and trouble.looks > 0
         if hopeless or self._now >= trouble.give_up_at:
             raise Ended(error)
+        if not trouble.told and not is_first_chain:
+            trouble.told = True
+            seconds = trouble.give_up_at - self._now
+            self._emit(ev.Tell(SessionEvent("waiting", None, f"{error}; waiting up to {seconds:.0f} s for others")))
         if trouble.looks == 0:
             return self._look()
         trouble.look_next = True
@@ -167,7 +196,8 @@ class Repairing(ChainState):
 
     def _not_admitted(self, refusal: NotAdmitted) -> bool:
         if self._move is not None:
-            return self._end_move()
+            self._end_move()
+            return True
         trouble, error = self._in_trouble(), refusal.error
         trouble.error = error
         if isinstance(error, PeerBusy):
@@ -189,8 +219,10 @@ class Repairing(ChainState):
     def _connect(self, chain: Sequence[HopFacts | ev.HopChoice]) -> bool:
         """Make it the chain; the steps under way are sent again when it stands."""
         self._reservation = None
+        if self._move is not None and not self._move.is_decided:
+            self._drop_move()
         self._confirming = self._roster.connect(list(chain))
-        self._pace = StepPace(self._timing)
+        self._pace = StepPace(self._timing, self._slow_hops_left)
         self._statuses = {}
         for progress in self._progress:
             progress.sent = 0
@@ -250,6 +282,10 @@ class Repairing(ChainState):
         if not overdue:
             self._deadline = self._rebuild_ends
             return False
+        fed = self._roster.hops[max(0, plan.first - 1) : plan.stop]
+        # A link may have swallowed the replay, so the first time it is the links that are to blame.
+        if all(hop.opened for hop in run) and sum(self._roster.relay(*link) for link in itertools.pairwise(fed)):
+            return self._connect(self._roster.hops)
         for hop in overdue:
             hop.fail(DeadlineExceeded(f"{hop.choice.address} was not rebuilt in time"))
         return self._repair()
@@ -262,13 +298,21 @@ class Repairing(ChainState):
             self._move = None
         return self._enter(Phase.RESTING)
 
-    def _end_move(self) -> bool:
+    def _end_move(self) -> None:
         """The hop stays; the others have heard of no newer epoch."""
-        assert self._move is not None
-        self._roster.epoch = self._move.epoch_before
         self._next_move_at = self._now + self._timing.handover_pause_seconds
-        self._move = None
-        return self._enter(Phase.RESTING)
+        self._drop_move()
+        if self.phase in (Phase.MOVING, Phase.RESERVING):
+            self._enter(Phase.RESTING)
+
+    def _drop_move(self) -> None:
+        """Forget a hand-over: its replacement is left, unless it is a part of the chain already."""
+        move, self._move = self._move, None
+        if move is None:
+            return
+        if move.copy is not None and move.copy.under_way and move.old in self._roster.hops:
+            self._emit(ev.StopExport(move.old.id))
+        self._roster.leave([hop for hop in self._roster.beside if hop is move.new])
 
 
 def _is_silent(hop: HopFacts) -> bool:

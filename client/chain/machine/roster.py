@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ....proto.errors import PeerBusy, SwarmError
-from ....routing.swarm import BlockRange, PeerId
+from ....routing.swarm import BlockRange, PeerId, short_id
 from ...config import SessionEvent
 from . import events as ev
 from .facts import HopFacts, layout_of
@@ -29,12 +29,15 @@ class Roster:
     beside: list[HopFacts] = field(default_factory=list)
     """Opened, or being opened, and not part of the chain yet."""
     epoch: int = 0
+    """The epoch of the hops in the chain; those beside it are opened in later ones."""
     relayed: set[tuple[PeerId, PeerId]] = field(default_factory=set)
     """Pairs of neighbours that cannot push: what one says to the other goes through the client."""
     mixed: bool = False
     """A peer that stayed has had peers of other formats before it than it has now: no name says what it was fed."""
     _formats_before: dict[ev.HopId, tuple[str, ...]] = field(default_factory=dict)
     _last_id: int = 0
+    _newest_epoch: int = 0
+    """The newest that any hop has heard of."""
 
     def find(self, hop: ev.HopId) -> HopFacts | None:
         """The hop of that number, in the chain or beside it; None for one that was given up."""
@@ -79,7 +82,8 @@ class Roster:
 
     def connect(self, chain: Sequence[HopFacts | ev.HopChoice]) -> list[HopFacts]:
         """Make `chain` the chain, in a new epoch; returns the hops that have to confirm their new neighbours."""
-        self.epoch += 1
+        self.next_epoch()
+        self.epoch = self._newest_epoch
         hops = self.hops_of(chain)
         opened = [hop for hop in hops if hop in self.hops or hop in self.beside]
         changes = any(hop in opened for hop in self.hops)
@@ -103,7 +107,8 @@ class Roster:
         return opened
 
     def next_epoch(self) -> None:
-        self.epoch += 1
+        """Hops that are opened beside the chain from now on are opened in an epoch of their own."""
+        self._newest_epoch += 1
 
     def open_beside(self, hop: HopFacts, chain: Sequence[HopFacts], wait_seconds: float) -> None:
         """Open a hop of a chain that is about to come: it knows its neighbours and sends nothing to them yet."""
@@ -143,7 +148,7 @@ class Roster:
         after = chain[index + 1] if index + 1 < len(chain) else None
         record = (self.record_of(after.peer) or after.choice.record) if after is not None else b""
         return ev.Neighbours(
-            self.epoch,
+            self._newest_epoch,
             before.peer if before else None,
             after.peer if after else None,
             record,
@@ -157,5 +162,5 @@ def _formats_before(chain: Sequence[HopFacts], index: int) -> tuple[str, ...]:
 
 
 def describe(layout: Sequence[tuple[PeerId, BlockRange]]) -> str:
-    """A chain for people: "0:4 at ...abcdef, 4:8 at ...ghijkl"."""
-    return ", ".join(f"{blocks} at ...{peer[-6:]}" for peer, blocks in layout)
+    """A chain for people: "0:4 at ..abcdef, 4:8 at ..ghijkl"."""
+    return ", ".join(f"{blocks} at {short_id(peer)}" for peer, blocks in layout)

@@ -7,6 +7,7 @@ and runs the steps.
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Protocol
 from ....proto.errors import SwarmError
 from ....routing.swarm import BlockRange, PeerId
 from ...timing import ChainTiming
+from ..copying import CacheCopy
 from ..operation import Operation
 from . import events as ev
 from .facts import HopFacts, RebuildPlan, Status, layout_of
@@ -83,6 +85,8 @@ class Trouble:
     repairs: int = 0
     refusals: int = 0
     """Chains that were full though they seemed not to be."""
+    told: bool = False
+    """The user knows that the session waits."""
     looks: int = 0
     error: SwarmError | None = None
     away: bool = False
@@ -90,6 +94,8 @@ class Trouble:
     back: bool = False
     """...or was found to work: who is silent now is to blame, unless it was away."""
     banned: set[PeerId] = field(default_factory=set)
+    blaming_input: set[PeerId] = field(default_factory=set)
+    """Peers that said that the input cannot be computed."""
     look_next: bool = False
     """After the pause comes a look at the swarm, not a choice."""
 
@@ -105,17 +111,41 @@ class Choice:
     """How the gaps can be filled where that means to wait."""
 
 
+class Why(enum.Enum):
+    """Why a hop is replaced."""
+
+    LEAVES = "it leaves"
+    SLOW = "it is slower than announced"
+    BETTER = "another one may be much faster"
+
+
 @dataclass(slots=True)
 class Handover:
     """A hop that is about to be replaced while it works."""
 
     old: HopFacts
-    epoch_before: int
-    """To go back to where the replacement fails: the others have heard of no newer one."""
-    slow: bool
-    new: HopFacts | None = None
+    why: Why
+    question: int
+    """The number of the question to the router."""
     waits: bool = False
-    exporting: bool = False
+    """Whether the replacement has no room yet."""
+    chain: list[HopFacts | ev.HopChoice] | None = None
+    """The chain without it, where no cache can be copied to those that replace it."""
+    new: HopFacts | None = None
+    """Its replacement otherwise, which is opened beside the chain."""
+    copy: CacheCopy | None = None
+    """How far the cache is copied, once the replacement has room."""
+    ends_at: float = math.inf
+    """When the replacement must have room, then: when its cache is rebuilt by a replay instead of copied."""
+    next_part_at: float = -math.inf
+    is_starved: bool = False
+    """The last part was empty."""
+    replays: bool = False
+    """The cache is rebuilt by a replay."""
+    is_told: bool = False
+    """The user knows that little is left to copy."""
+    is_decided: bool = False
+    """The chain changes now."""
 
 
 class Ended(Exception):
@@ -146,9 +176,14 @@ class ChainState:
         self._now = 0.0
         self._deadline = math.inf
         self._progress: list[Progress] = []
+        self._last_begun: tuple[int, tuple[int, ...]] = 0, ()
+        """The last step of all operations that began, and the row lengths after it."""
         self._preparing: int | None = None
         """Rows for which it is asked what peers hold."""
+        self._slow_hops_left = 0
         self._pace = StepPace(self._timing)
+        self._next_better_at: float | None = None
+        """When to look for a better chain; None: nothing was computed yet."""
         self._trouble: Trouble | None = None
         self._choice: Choice | None = None
         self._choices_made = 0
@@ -202,6 +237,11 @@ class ChainState:
         """Whether no peer need have computed anything for the session yet."""
         first = self._progress[0] if self._progress else None
         return first is None or (first.operation.is_first and not any(p.answers for p in self._progress))
+
+    def _boundary(self) -> tuple[int, tuple[int, ...]]:
+        """Where the chain can change next: the step after which no operation is half done, and the row lengths then."""
+        operation = next((progress.operation for progress in self._progress if progress.sent == 0), None)
+        return (operation.first_seq - 1, operation.before) if operation is not None else self._last_begun
 
     def _sought_seq(self) -> int:
         seqs = (p.unanswered for p in self._progress)

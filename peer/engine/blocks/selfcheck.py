@@ -9,6 +9,7 @@ mask, state that cannot be rolled back, positions that depend on the longest row
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +21,15 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from ....proto.errors import UnsupportedModel
 from ....proto.model.ends import ends_class
-from ....proto.model.family import family_class, find_blocks, load_model, stage_class
-from ....proto.model.tiny import random_model, tiny_config
+from ....proto.model.family import FOREIGN_FAILURES, family_class, find_blocks, load_model, refused, stage_class
+from ....proto.model.tiny import FIRST_TEXT_TOKEN, random_model, tiny_config
 from ....routing.swarm import BlockRange
 from ..cache.row import RowKV
+from .obstacles import obstacle
 from .rows import RowSpan
 from .stage import BatchingRoute, Stage, StageView, attention_of
+
+logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
 """Relative to the largest logit (about 4), in float32: sums run in another order where a prompt is cut differently."""
@@ -67,11 +71,29 @@ def find_route(config: PreTrainedConfig) -> BatchingRoute | UnsupportedModel:
     """As `check_family`, found anew; a refusal is a result too."""
     try:
         _check_caches(config)
-        return _try_routes(tiny_config(config))
+        tiny = tiny_config(config)
     except UnsupportedModel as error:
         return error
-    except Exception as error:  # whatever goes wrong inside a family's code is the reason to refuse it
-        return _as_reason(config, error)
+    except FOREIGN_FAILURES as error:
+        return refused(config, error)
+    try:
+        return _try_routes(tiny)
+    except Exception as error:  # whatever goes wrong inside a family's code is a reason to refuse it
+        return _reason(tiny, error)
+
+
+def _reason(tiny: PreTrainedConfig, error: Exception) -> UnsupportedModel:
+    """A reason that names what is in the way of the family, for an error that says only where the check stumbled."""
+    logger.info("the check of %s: %s: %s", tiny.model_type, type(error).__name__, str(error)[:1000])
+    try:
+        found = obstacle(tiny)
+    except UnsupportedModel as reason:
+        return reason
+    if found is not None:
+        return UnsupportedModel(f"{tiny.model_type} {found}")
+    if isinstance(error, UnsupportedModel):
+        return error
+    return UnsupportedModel(f"{tiny.model_type} fails where some of its blocks run without the rest of the model")
 
 
 _routes = FamilyRoutes(find_route)
@@ -87,27 +109,21 @@ class _Sequence:
 
 @torch.inference_mode()
 def _try_routes(config: PreTrainedConfig) -> BatchingRoute:
-    """The first route that equals the whole model. Raises UnsupportedModel, with the reason against the last one."""
+    """The first route that equals the whole model. Raises the reason against the last one."""
     model = random_model(config)
     # The shorter one first: some families remember the longest sequence they have seen.
     short = _whole_model(model, _random_tokens(config, _SHORT, seed=2))
     long = _whole_model(model, _random_tokens(config, _LONG, seed=1))
-    reason: UnsupportedModel | None = None
+    reason: Exception | None = None
     for route in BatchingRoute:
         try:
             _check_route(_Trial(model, config, route), long, short)
-        except UnsupportedModel as error:
+        except Exception as error:  # whatever goes wrong inside a family's code is a reason against this route
             reason = error
-        except Exception as error:  # whatever goes wrong inside a family's code is the reason to refuse it
-            reason = _as_reason(config, error)
         else:
             return route
     assert reason is not None
     raise reason
-
-
-def _as_reason(config: PreTrainedConfig, error: Exception) -> UnsupportedModel:
-    return UnsupportedModel(f"{config.model_type} cannot be cut into stages: {type(error).__name__}: {error}")
 
 
 def _whole_model(model: PreTrainedModel, tokens: torch.Tensor) -> _Sequence:
@@ -165,7 +181,7 @@ class _Trial(nn.Module):
         super().__init__()
         self._model_type = config.model_type
         found = find_blocks(model, config.num_hidden_layers)
-        prefix = f"{found.owner_path}.{found.name}.".lstrip(".")
+        prefix = f"{found.path}."
         weights = model.state_dict()
         ends = {name: tensor for name, tensor in weights.items() if not name.startswith(prefix)}
         # The ends hold this module, so it must not hold them as a submodule.
@@ -216,9 +232,9 @@ def _forward_checked(view: StageView, hidden: torch.Tensor, rows: Sequence[RowSp
     before = hidden.clone()
     output = view.forward(hidden, rows)
     if not torch.equal(hidden, before):
-        raise UnsupportedModel("its blocks overwrite their input")
+        raise UnsupportedModel("the model's blocks overwrite their input")
     if any(len(row.kv.export()) != len(view.blocks) for row in rows):
-        raise UnsupportedModel("some of its blocks keep no attention cache")
+        raise UnsupportedModel("some of the model's blocks keep no attention cache")
     return output
 
 
@@ -230,6 +246,8 @@ def _check_caches(config: PreTrainedConfig) -> None:
         raise UnsupportedModel(
             f"{config.model_type} has linear-attention blocks, whose state cannot be rolled back to an earlier token"
         )
+    if any(hasattr(layer, "update_indexer") for layer in cache.layers):
+        raise UnsupportedModel(f"{config.model_type} keeps keys of an index beside its attention cache")
     if any(cache.is_dummy):
         raise UnsupportedModel(f"{config.model_type} has blocks without an attention cache of their own")
 
@@ -252,5 +270,5 @@ def _load_stage(
 
 
 def _random_tokens(config: PreTrainedConfig, count: int, seed: int) -> torch.Tensor:
-    """(1, count), without the first few, which families use for padding."""
-    return torch.randint(3, config.vocab_size, (1, count), generator=torch.Generator().manual_seed(seed))
+    """(1, count), without those that have a meaning."""
+    return torch.randint(FIRST_TEXT_TOKEN, config.vocab_size, (1, count), generator=torch.Generator().manual_seed(seed))

@@ -1,51 +1,94 @@
 """The memory that a block will need, before any of its weights is read.
 
-The model is built on torch's meta device, where tensors have a shape and a dtype but no bytes.
+The model is built on torch's meta device, where tensors have a shape and a dtype but no bytes.  A few families look at
+values on the way to their cache; of those one block is built, and not filled.
 """
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
-from ....proto.model.family import attention_implementation, stage_class
+from ....proto.model.family import FOREIGN_FAILURES, attention_implementation, building, inference_copy, stage_class
+from ....proto.model.per_block import block_kinds
 from ....proto.wire.tensors import DTYPES
 from ....routing.swarm import BlockRange
 from ..cache.row import RowKV
-from ..weights.quantize import Packing, packed_block_bytes
+from ..weights.quantize import FormChoice, InputGroups, matrix_shapes, packed_block_bytes, shared_inputs
 from .rows import RowSpan
 from .view import BatchingRoute, Shell, StageView
 
 
-def block_sizes(config: PreTrainedConfig, dtype: str, packing: Packing) -> tuple[int, int]:
+def block_sizes(config: PreTrainedConfig, dtype: str, forms: FormChoice) -> tuple[int, int]:
     """Bytes of the weights of the model's largest block, and of one token's attention cache in the block that needs
     most, with activations in `dtype` ("float32"), and weights as they are loaded in it and packed. The few weights
     that a family keeps in float32 even so are counted in `dtype`.
 
-    Raises UnsupportedModel. Takes no memory to speak of, and time that grows with the number of blocks.
+    Raises UnsupportedModel. Takes no memory to speak of, but for a few families that of one block, and time that grows
+    with the number of blocks.
     """
     everything = BlockRange(0, config.num_hidden_layers)
-    model_class = stage_class(config, everything)
+    groups = _groups(config, forms)
+    model = _without_memory(config, everything, dtype)
     with torch.device("meta"):
-        model: Any = model_class._from_config(
-            copy.deepcopy(config), dtype=DTYPES[dtype], attn_implementation=attention_implementation(model_class)
-        ).eval()
         shell, modules = Shell.split(model, BatchingRoute.SINGLE)
-        weights = max(packed_block_bytes(module, packing) for module in modules)
-        hidden = torch.zeros(1, model.config.hidden_size, dtype=DTYPES[dtype])
-        return weights, max(
-            _kv_bytes(StageView(shell, BlockRange(block, block + 1), [modules[block]]), hidden) for block in everything
-        )
+        weights = max(packed_block_bytes(module, forms, groups) for module in modules)
+        try:
+            kv = max(
+                _kv_bytes(StageView(shell, BlockRange(block, block + 1), [modules[block]])) for block in everything
+            )
+        except FOREIGN_FAILURES:  # the family looks at values before its blocks cache anything
+            kv = 0
+    return weights, kv or _kv_bytes_of_values(config, dtype)
 
 
-def _kv_bytes(view: StageView, hidden: torch.Tensor) -> int:
+def block_shapes(config: PreTrainedConfig) -> dict[tuple[int, int], int]:
+    """The shapes (N, K) of the matrices of all kinds of blocks, of linears with the same input together, and how many
+    matrices of each shape a block has at most."""
+    kinds = block_kinds(config)
+    shapes: dict[tuple[int, int], int] = {}
+    for block in (kinds.index(kind) for kind in dict.fromkeys(kinds)):
+        model = _without_memory(config, BlockRange(block, block + 1), "float32")
+        _, (module,) = Shell.split(model, BatchingRoute.SINGLE)
+        for shape, count in matrix_shapes(module, shared_inputs(config)).items():
+            shapes[shape] = max(count, shapes.get(shape, 0))
+    return shapes
+
+
+def _groups(config: PreTrainedConfig, forms: FormChoice) -> InputGroups:
+    """None of weights that stay as they are, whose family may have no tiny model."""
+    return frozenset() if forms.is_plain else shared_inputs(config)
+
+
+def _without_memory(config: PreTrainedConfig, blocks: BlockRange, dtype: str) -> Any:
+    model_class = stage_class(config, blocks)
+    with building(), torch.device("meta"):
+        return model_class._from_config(
+            inference_copy(config), dtype=DTYPES[dtype], attn_implementation=attention_implementation(model_class)
+        ).eval()
+
+
+def _kv_bytes_of_values(config: PreTrainedConfig, dtype: str) -> int:
+    """As `_kv_bytes`, with one block of each kind in memory, whose weights are whatever was there."""
+    kinds = block_kinds(config)
+    sizes = []
+    for block in (kinds.index(kind) for kind in set(kinds)):
+        single = BlockRange(block, block + 1)
+        model = _without_memory(config, single, dtype).to_empty(device="cpu")
+        for buffer in model.buffers():
+            buffer.zero_()  # indices, some of them
+        shell, modules = Shell.split(model, BatchingRoute.SINGLE)
+        sizes.append(_kv_bytes(StageView(shell, single, modules)))
+    return max(sizes)
+
+
+def _kv_bytes(view: StageView) -> int:
     """The bytes that one block hands to the cache for one token; what comes after its attention does not run."""
     cache = _CacheProbe(view.blocks)
     try:
-        view.forward(hidden, [RowSpan(cache, 0, 1)])
+        view.forward(torch.zeros(1, view.hidden_size, dtype=view.dtype, device=view.device), [RowSpan(cache, 0, 1)])
     except _HandedOver as handed:
         return handed.nbytes
     raise AssertionError(f"block {view.blocks} caches nothing")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -85,6 +86,12 @@ class Stage:
             raise ValueError("stages of different dtypes, devices or routes cannot be joined")
         return cls(parts[0].shell, {block: hosted[block] for block in blocks})
 
+    def part(self, blocks: BlockRange) -> Stage:
+        """The stage of some of the blocks, with the same modules. Raises UsageError if they are not all hosted here."""
+        if not self.blocks.covers(blocks):
+            raise UsageError(f"blocks {blocks} are not among the hosted blocks {self.blocks}")
+        return Stage(self.shell, {block: self.hosted[block] for block in blocks})
+
     @property
     def route(self) -> BatchingRoute:
         return self.shell.route
@@ -93,6 +100,11 @@ class Stage:
     def config(self) -> PreTrainedConfig:
         """That of the full model."""
         return self.shell.config
+
+    @property
+    def position_limit(self) -> int | None:
+        """How many tokens a row may have; None: any number."""
+        return self.shell.position_limit
 
     @property
     def block_bytes(self) -> int:
@@ -113,7 +125,7 @@ class Stage:
         """How many tokens in how many blocks (their product) fit into `nbytes` of attention cache."""
         return nbytes // self.kv_bytes_per_token
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """That of the residual stream."""
         return self._parameter.dtype
@@ -123,7 +135,7 @@ class Stage:
         """The name of that dtype on the wire."""
         return dtype_name(self.dtype)
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where the weights and the rows' caches are, and where `StageView.forward` takes and gives tensors."""
         return self._parameter.device

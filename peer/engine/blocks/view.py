@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import enum
+import functools
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +20,9 @@ from torch import nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from ....proto.errors import UsageError
-from ....proto.model.family import BlockEdge, BlockList, Passage, slice_config
+from ....proto.model.ends import position_limit
+from ....proto.model.family import BlockEdge, BlockList, Passage
+from ....proto.model.per_block import slice_config
 from ....routing.swarm import BlockRange
 from ..cache.row import RowKV
 from .attention import PACKED_ATTENTION, PackedRows
@@ -83,6 +87,11 @@ class Shell:
         memo[id(self._owner.config)] = slice_config(self.config, blocks.start, blocks.stop)
         return copy.deepcopy(self._owner, memo)
 
+    @functools.cached_property
+    def position_limit(self) -> int | None:
+        """See `proto/model/ends.py`; the first time takes some milliseconds."""
+        return position_limit(self.config)
+
     def to(self, device: torch.device) -> None:
         """Move what is around the blocks; before there are views."""
         self._owner.to(device)
@@ -111,12 +120,12 @@ class StageView:
         self._owner = shell.around(nn.ModuleList(run), blocks)
         self._parts: dict[BlockRange, StageView] = {}
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """That of the residual stream."""
         return self._parameter.dtype
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where the weights and the rows' caches are, and where `forward` takes and gives tensors."""
         return self._parameter.device
@@ -125,6 +134,11 @@ class StageView:
     def hidden_size(self) -> int:
         size: int = self._shell.config.hidden_size
         return size
+
+    @property
+    def position_limit(self) -> int | None:
+        """How many tokens a row may have; None: any number."""
+        return self._shell.position_limit
 
     def part(self, blocks: BlockRange) -> StageView:
         """The view of some of these blocks. Raises UsageError if they are not all here."""
@@ -220,7 +234,7 @@ class StageView:
         self._passage.entering = hidden
         try:
             self._owner(
-                inputs_embeds=hidden,
+                inputs_embeds=hidden.clone(),  # some families scale it in place; what comes of it is cut off
                 position_ids=positions,
                 attention_mask=mask,
                 past_key_values=cache,

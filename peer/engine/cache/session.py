@@ -5,6 +5,7 @@ Everything here runs in the engine's thread.
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from ..batch import Share, compute_shares
 from ..blocks.rows import RowSpan
 from ..blocks.view import StageView
 from .memory import SessionMemory
-from .row import RowKV
+from .part import CachePart, part_of_rows
+from .row import BlockKV, RowKV
 from .wire import decode_rows, encode_rows, largest_size
 
 
@@ -31,6 +33,10 @@ class StepOutput:
     data: bytes
     started_at: float
     finished_at: float
+    queue_seconds: float = 0.0
+    """How long it waited for the steps of other sessions before it ran."""
+    crowded: bool = False
+    """Whether the texts of other sessions leave no time for guesses."""
 
 
 class StepProgress:
@@ -117,6 +123,7 @@ class SessionKv:
         self._memory = memory
         self._rows: list[RowKV] = []
         self._step: StepProgress | None = None
+        self._specimen: tuple[BlockKV, ...] | None = None
 
     @property
     def blocks(self) -> BlockRange:
@@ -211,33 +218,59 @@ class SessionKv:
         self.keep_rows(0)
         self._memory.close()
 
-    def export(self) -> bytes:
-        """Every row's cached tokens, for `import_` on another peer with the same blocks. O(tokens)."""
-        self._expect_no_step()
-        return encode_rows([row.export() for row in self._rows], self.blocks)
+    def export(self, starts: Sequence[int], max_tokens: int) -> CachePart:
+        """The next tokens of every row from its start on, at most `max_tokens` of all rows together. O(tokens).
 
-    def largest_import(self, lengths: Sequence[int]) -> int:
+        They are for `import_` on another peer with the same blocks. Rows that `starts` does not name begin at 0.
+        """
+        self._expect_no_step()
+        begins, ends = part_of_rows(self.table.lengths, starts, max_tokens)
+        spans = zip(self._rows, begins, ends, strict=True)
+        pieces = [row.read(begin, end) if begin < end else () for row, begin, end in spans]
+        return CachePart(tuple(begins), tuple(ends), encode_rows(pieces, self.blocks))
+
+    def largest_import(self, starts: Sequence[int], lengths: Sequence[int]) -> int:
         """Bytes that an import of these rows may have. Raises RemoteProtocolError for more than was reserved."""
         if len(lengths) > self._max_rows or sum(lengths) > self._kv_tokens:
             raise RemoteProtocolError("the imported cache is larger than what the session reserved")
-        return largest_size(lengths, self.blocks, self.view.kv_bytes_per_token)
+        self._check_lengths(lengths)
+        counts = tuple(map(operator.sub, lengths, starts))
+        return largest_size(counts, self.blocks, self.view.kv_bytes_per_token)
 
-    def import_(self, lengths: Sequence[int], data: bytes) -> None:
-        """Replace the rows by exported ones. Raises RemoteProtocolError if they do not fit; nothing changes then."""
+    def import_(self, part: CachePart) -> None:
+        """Cut every row to its start and continue it with the exported tokens; rows that are not named are dropped.
+
+        Raises RemoteProtocolError if the part does not fit; nothing changes then.
+        """
         self._expect_no_step()
-        if len(data) > self.largest_import(lengths):
+        if len(part.data) > self.largest_import(part.starts, part.lengths):
             raise RemoteProtocolError("the imported cache has more bytes than its rows can have")
-        scratch = self.view.new_row(max_tokens=1)
-        nothing = torch.zeros(1, self.view.hidden_size, dtype=self.view.dtype)
-        specimen = Share(self.view, nothing, (RowSpan(scratch, 0, 1),))
-        (output,) = compute_shares([specimen])
-        if isinstance(output, Exception):
-            raise output
-        rows = decode_rows(data, lengths, self.blocks, scratch.export())
-        scratch.release()
+        have = self.table.lengths
+        for index, start in enumerate(part.starts):
+            if start > (have[index] if index < len(have) else 0):
+                raise RemoteProtocolError(f"row {index} of an imported cache begins at {start}, beyond what is here")
+        rows = decode_rows(part.data, part.counts, self.blocks, self._specimen_of_a_token())
         self._memory.reserve()
         self._memory.unpin()
-        self._replace_rows([RowKV.import_(self.blocks, self._kv_tokens, row, self._memory.usage) for row in rows])
+        taken = []
+        for index, (start, content) in enumerate(zip(part.starts, rows, strict=True)):
+            row = self._rows[index] if start else self._new_row()
+            row.truncate(start)
+            if content:
+                row.append([dict(zip(self.blocks, content, strict=True))])
+            taken.append(row)
+        self._replace_rows(taken)
+
+    def _specimen_of_a_token(self) -> tuple[BlockKV, ...]:
+        """The cache of one token here, block by block: heads, sizes and dtype."""
+        if self._specimen is None:
+            scratch = self.view.new_row(max_tokens=1)
+            nothing = torch.zeros(1, self.view.hidden_size, dtype=self.view.dtype)
+            (output,) = compute_shares([Share(self.view, nothing, (RowSpan(scratch, 0, 1),))])
+            if isinstance(output, Exception):
+                raise output
+            self._specimen = scratch.export()
+        return self._specimen
 
     def _new_row(self) -> RowKV:
         return RowKV(self.blocks, self._kv_tokens, self._memory.usage)
@@ -251,6 +284,13 @@ class SessionKv:
             )
         if table.tokens > self._kv_tokens:
             raise RemoteProtocolError(f"the session reserved {self._kv_tokens} tokens, this step needs {table.tokens}")
+        self._check_lengths(table.lengths)
+
+    def _check_lengths(self, lengths: Sequence[int]) -> None:
+        """Beyond the model's positions a row could be computed otherwise, and the rows of other sessions beside it."""
+        limit = self.view.position_limit
+        if limit is not None and max(lengths, default=0) > limit:
+            raise RemoteProtocolError(f"the model has {limit} positions, a row of this step has {max(lengths)}")
 
     def _checked(self, plan: StepPlan, hidden: torch.Tensor) -> torch.Tensor:
         """The plan's tokens, (T, H) in the stage's dtype, on the CPU."""

@@ -1,7 +1,7 @@
-"""Which form the weights of this peer take, found out by trying the forms on this machine when it starts.
+"""Which form each matrix of this peer takes, found out by trying the forms on this machine when it first starts.
 
-Measure, then decide: `try_packings` takes times and errors on a matrix of the model's own shape, `choose_packing` is
-a pure function over them.
+Measure, then decide: `measure.try_packings` takes times and errors on a matrix of a shape that is really multiplied,
+for several numbers of rows; `choose_packing` is a pure function over them.
 
 `auto` keeps the numbers that the model was published with.  The promise that a swarm gives the same tokens as the
 model alone is for float32, a chain is only as exact as its least exact peer, and an operator does not know what
@@ -12,28 +12,32 @@ gain; to trade digits for speed and memory is one word on the command line, and 
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
 from ....proto.errors import UnsupportedModel, UsageError
 from ....proto.model.checkpoint import Checkpoint
-from ....proto.model.family import find_blocks
+from ....proto.model.family import FOREIGN_FAILURES, find_blocks, refused
 from ....proto.model.tiny import random_model, tiny_config
 from ....proto.wire.precision import QUANTIZATIONS
 from ....proto.wire.tensors import DTYPES
 from ..blocks.selfcheck import TOLERANCE
+from ..blocks.sizes import block_shapes
 from ..device import CPU
-from .packed import PackedMatrix, int8_weight
+from ..machine.kept import KeptMeasurements, machine_and_versions, number_of
+from ..machine.threads import one_thread
+from .forms import Forms, Packing
+from .measure import INT8_FORMS, TRIAL_ROWS, Trial, relative_error, try_packings
 from .packed_gpu import check_bitsandbytes
-from .quantize import Packing, pack_block, shared_inputs
+from .quantize import pack_block, shared_inputs
 
 MAX_ERRORS: Mapping[Packing, float] = {
+    Packing.INT8_ROWS: 1e-5,
     Packing.INT8: 1e-3,
     Packing.INT8_REDUCED: 4e-3,
     Packing.INT4: 0.15,
@@ -41,63 +45,65 @@ MAX_ERRORS: Mapping[Packing, float] = {
 """The largest `relative_error` with which a form that rounds is right.
 
 int8: the rounding of the activations alone. In exact arithmetic 4e-5 to 3.3e-4 for 32 to 28,672 columns, and four times
-that with the reduced range, which has one bit less in each of its two rows. Sums that saturate cost 0.25 to 0.5.
+that with the reduced range, which has one bit less in each of its two rows. Sums that saturate cost 0.25 to 0.5. The
+compiled product rounds none.
 int4: rounding the weights to 16 levels costs 0.08 to 0.10 where they are normally distributed."""
-MAX_PREPACKED_ERROR = 1e-5
+MAX_EXACT_ERROR = 1e-5
 """The largest `relative_error` of a form that keeps the numbers, unless the plain product has half as much."""
-
-DECODE_ROWS = (1, 8)
-"""The numbers of rows whose time decides: a session alone, and a well-used peer."""
-
-_MAX_ELEMENTS = 1 << 22
-_FEWEST_OUTPUTS = 64
-_ACCURACY_OUTPUTS = 128
-_ACCURACY_ROWS = 16
-_COPIES = 8
-_REPEATS = 5
-
-
-_Multiply = Callable[[torch.Tensor], torch.Tensor]
-Pack = Callable[[Packing, Sequence[torch.Tensor]], PackedMatrix]
-"""As `Packing.pack`."""
-
-INT8_FORMS = (Packing.INT8, Packing.INT8_REDUCED)
-"""The forms of int8 on a CPU, the more exact first."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """The time and the accuracy of a form of the weights on this machine."""
-
-    seconds: Mapping[int, float]
-    """Number of rows -> time of one product."""
-    relative_error: float
-    """See `relative_error`."""
-
-    @property
-    def typical_seconds(self) -> float:
-        """Geometric mean over the numbers of rows, so that each weighs the same."""
-        return math.exp(sum(math.log(seconds) for seconds in self.seconds.values()) / len(self.seconds))
+WORTH_SAYING = 1.1
+"""Less of a gain is noise to the reader."""
+MEMORY_IS_WORTH = 1.25
+"""A form that keeps the numbers in half of the memory is taken unless another one is faster than it by this factor."""
+MOST_SHAPES = 8
+FEWEST_ELEMENTS = 1 << 18
+"""Matrices of more shapes than this, which few models have, and smaller ones, which caches hold, take the form of the
+largest one."""
 
 
 @dataclass(frozen=True)
 class PackingChoice:
-    """The form to load, and why, for the log."""
+    """The form of a matrix, and why, for the log."""
 
     packing: Packing
+    reason: str
+
+
+@dataclass(frozen=True)
+class FormsChoice:
+    """The forms to load, and why, for the log."""
+
+    forms: Forms
     reason: str
 
 
 class MachineProbe:
     """The questions that are put to this machine."""
 
+    def __init__(self, kept: KeptMeasurements | None = None) -> None:
+        """`kept`: the answers of earlier starts."""
+        self._kept = kept
+
     def check_packing(self, config: PreTrainedConfig) -> None:
         """See `check_packing`."""
-        check_packing(config)
+        with one_thread():
+            check_packing(config)
 
-    def try_forms(self, outputs: int, columns: int, dtype: str, quantize: str) -> Mapping[Packing, Trial]:
-        """Try the forms that `quantize` chooses among; the same question is asked once per process."""
-        return _cached_trials(outputs, columns, dtype, quantize, torch.get_num_threads())
+    def try_forms(self, outputs: int, columns: int, dtype: str, forms: tuple[Packing, ...]) -> Mapping[Packing, Trial]:
+        """Try forms on a matrix of that shape; the same question is measured once per machine."""
+        threads = torch.get_num_threads()
+        if self._kept is None:
+            return _measured(outputs, columns, dtype, forms, threads)
+        question = [f"({outputs}, {columns})", dtype, ", ".join(form.value for form in forms), f"{threads} threads"]
+        conditions = " | ".join(["forms", *question, machine_and_versions("torch", "llvmlite")])
+        kept = self._kept.load(conditions)
+        if kept is not None:
+            try:
+                return _trials_of(kept, forms)
+            except (TypeError, ValueError, KeyError, AttributeError) as error:
+                self._kept.refuse(error)
+        found = _measured(outputs, columns, dtype, forms, threads)
+        self._kept.save(conditions, _to_keep(found))
+        return found
 
     def check_bitsandbytes(self) -> None:
         """See `check_bitsandbytes`."""
@@ -107,13 +113,13 @@ class MachineProbe:
 PROBE = MachineProbe()
 
 
-def find_packing(
+def find_forms(
     checkpoint: Checkpoint, dtype: str, quantize: str, device: torch.device = CPU, probe: MachineProbe = PROBE
-) -> PackingChoice:
-    """Try the forms on a matrix of the checkpoint's largest shape and choose one for `quantize`.
+) -> FormsChoice:
+    """Try the forms on matrices of the checkpoint's shapes and choose one of each for `quantize`.
 
-    Takes less than a second on a CPU of today; the same question is measured once per process. On a GPU nothing is
-    tried, see `choose_gpu_packing`. Raises UsageError for a form that the device cannot compute, with what to choose
+    Takes a second or two the first time on a machine; the same question is measured once. On a GPU nothing is tried,
+    see `choose_gpu_packing`. Raises UsageError for a form that the device cannot compute, with what to choose
     instead, and UnsupportedModel if int8, int4 or nf4 is wanted of a family whose matrices cannot be packed.
     """
     if device != CPU:
@@ -122,16 +128,62 @@ def find_packing(
             probe.check_bitsandbytes()
         if choice.packing is not Packing.PLAIN:
             probe.check_packing(checkpoint.config)
-        return choice
+        return FormsChoice(Forms(choice.packing), choice.reason)
     _check_choice(quantize)
     try:
         probe.check_packing(checkpoint.config)
     except UnsupportedModel as error:
         if quantize not in ("auto", "none"):
             raise
-        return PackingChoice(Packing.PLAIN, str(error))
-    outputs, columns = _largest_matrix(checkpoint)
-    return choose_packing(quantize, probe.try_forms(outputs, columns, dtype, quantize))
+        return FormsChoice(Forms(Packing.PLAIN), str(error))
+    try:
+        shapes = block_shapes(checkpoint.config)
+    except FOREIGN_FAILURES as error:
+        raise refused(checkpoint.config, error) from error
+    if not shapes:
+        raise UsageError("the blocks of this checkpoint have no matrices")
+    compiled = compiled_form(checkpoint, dtype)
+    packable = [shape for shape in shapes if quantize != "int4" or Packing.INT4.fits(*shape)]  # others stay plain
+    largest, *others = sorted(packable or shapes, key=lambda shape: (-math.prod(shape), shape))[:MOST_SHAPES]
+    chosen = {}
+    for shape in (largest, *(shape for shape in others if math.prod(shape) >= FEWEST_ELEMENTS)):
+        # That int8 would be faster is worth a word, not a trial of every shape.
+        asked = "none" if quantize == "auto" and shape != largest else quantize
+        chosen[shape] = choose_packing(asked, probe.try_forms(*shape, dtype, candidates(*shape, asked, compiled)))
+    first = chosen[largest]
+    forms = Forms(first.packing, {shape: choice.packing for shape, choice in chosen.items()})
+    differing = [form.value for form in forms.all if form is not first.packing]
+    return FormsChoice(forms, first.reason + (f"; some matrices: {', '.join(differing)}" if differing else ""))
+
+
+def compiled_form(checkpoint: Checkpoint, dtype: str) -> Packing | None:
+    """The form for the compiled product that keeps the checkpoint's numbers, if there is one in `dtype`.
+
+    Its weights are held as they are stored if every matrix of every block is stored alike.
+    """
+    if dtype != "float32":
+        return None
+    stored = {
+        tensor.dtype
+        for block in range(checkpoint.num_blocks)
+        for tensor in checkpoint.block_tensors(block)
+        if len(tensor.shape) > 1
+    }
+    narrow = {"BF16": Packing.ROWS_BFLOAT16, "F16": Packing.ROWS_FLOAT16}
+    return narrow.get(stored.pop(), Packing.ROWS) if len(stored) == 1 else Packing.ROWS
+
+
+def candidates(outputs: int, columns: int, quantize: str, compiled: Packing | None) -> tuple[Packing, ...]:
+    """The forms that `quantize` chooses among for a matrix of that shape, and the plain one to compare with."""
+    if quantize == "int4":
+        wanted = [Packing.INT4]
+    elif quantize == "int8":
+        wanted = [Packing.INT8_ROWS, int8_form(columns)]
+    else:
+        wanted = [Packing.PREPACKED, *([compiled] if compiled is not None else [])]
+        if quantize == "auto":
+            wanted.append(Packing.INT8_ROWS if Packing.INT8_ROWS.fits(outputs, columns) else int8_form(columns))
+    return (Packing.PLAIN, *(packing for packing in wanted if packing.fits(outputs, columns)))
 
 
 def choose_packing(quantize: str, trials: Mapping[Packing, Trial]) -> PackingChoice:
@@ -144,19 +196,22 @@ def choose_packing(quantize: str, trials: Mapping[Packing, Trial]) -> PackingCho
         return _accurate(quantize, trials, [Packing.INT4])
     if quantize == "int8":
         return _accurate(quantize, trials, INT8_FORMS)
-    plain, prepacked = trials[Packing.PLAIN], trials.get(Packing.PREPACKED)
-    choice = PackingChoice(Packing.PLAIN, "weights stay as they are, the fastest form of their numbers here")
-    fastest = plain
-    keeps_numbers = prepacked is not None and prepacked.relative_error <= max(
-        MAX_PREPACKED_ERROR, 2 * plain.relative_error
+    plain = trials[Packing.PLAIN]
+    bound = max(MAX_EXACT_ERROR, 2 * plain.relative_error)
+    exact = [form for form in trials if form.keeps_numbers and trials[form].relative_error <= bound]
+    best = min(
+        (Packing.PLAIN, *exact),
+        key=lambda form: trials[form].typical_seconds / (MEMORY_IS_WORTH if form.saves_memory else 1.0),
     )
-    if prepacked is not None and keeps_numbers and prepacked.typical_seconds < plain.typical_seconds:
-        gain = plain.typical_seconds / prepacked.typical_seconds
-        choice = PackingChoice(Packing.PREPACKED, f"weights are packed for this processor, {gain:.1f}x as fast")
-        fastest = prepacked
+    if best is Packing.PLAIN:
+        reason = "weights stay as they are, the fastest form of their numbers here"
+    else:
+        gain = plain.typical_seconds / trials[best].typical_seconds
+        faster = f", {gain:.1f}x as fast" if gain >= WORTH_SAYING else ""
+        reason = f"weights are {best.described} for this processor{faster}"
     if quantize == "auto":
-        choice = PackingChoice(choice.packing, choice.reason + _what_int8_would_gain(trials, fastest))
-    return choice
+        reason += _what_int8_would_gain(trials, trials[best])
+    return PackingChoice(best, reason)
 
 
 def choose_gpu_packing(quantize: str) -> PackingChoice:
@@ -193,48 +248,32 @@ def check_packing(config: PreTrainedConfig, pack: Callable[..., object] = pack_b
         raise _cannot_be_packed(config, f"it differs by {difference:.1e}")
 
 
+@functools.cache
+def int8_form(columns: int) -> Packing:
+    """The int8 form of two rows for this processor: with all bits of the activations where their products are right.
+
+    Where neither form's are, `choose_packing` refuses the one that is returned.
+    """
+    right = relative_error(Packing.INT8, columns) <= MAX_ERRORS[Packing.INT8]
+    return Packing.INT8 if right else Packing.INT8_REDUCED
+
+
 def _cannot_be_packed(config: PreTrainedConfig, reason: str) -> UnsupportedModel:
     return UnsupportedModel(
         f"the weights of {config.model_type} cannot be packed: {reason}", hint="Start with --quantize none."
     )
 
 
-@torch.inference_mode()
-def try_packings(
-    outputs: int, columns: int, dtype: torch.dtype, packings: Sequence[Packing], pack: Pack = Packing.pack
-) -> dict[Packing, Trial]:
-    """Time and check products with a random weight (outputs, columns); few enough of the outputs are tried for it to
-    take a fraction of a second.
-
-    The forms take turns, so that what else the machine does meets all alike. Several copies of the weight are read
-    one after the other, as a stage reads its blocks, so that none is found in a cache where it will not be.
-    """
-    generator = torch.Generator().manual_seed(0)
-    outputs = max(_FEWEST_OUTPUTS, min(outputs, _MAX_ELEMENTS // columns))
-    weight = torch.empty(outputs, columns).uniform_(-1, 1, generator=generator).to(dtype)
-    errors = {packing: relative_error(packing, columns, dtype, pack) for packing in packings}
-    multipliers = {
-        packing: [_multiplier(packing, weight.clone(), pack) for _ in range(_COPIES)]
-        for packing in packings
-        if math.isfinite(errors[packing])
-    }
-    seconds = _time(multipliers, columns, dtype)
-    return {
-        packing: Trial(seconds.get(packing, dict.fromkeys(DECODE_ROWS, math.inf)), errors[packing])
-        for packing in packings
-    }
-
-
 def _accurate(quantize: str, trials: Mapping[Packing, Trial], packings: Sequence[Packing]) -> PackingChoice:
-    """The first of `packings` whose products are right."""
-    for packing in packings:
-        trial = trials.get(packing)
-        if trial is not None and trial.relative_error <= MAX_ERRORS[packing]:
-            return PackingChoice(packing, f"{packing.value} weights{_compared(trial, trials[Packing.PLAIN])}")
-    raise UsageError(
-        f"this machine cannot compute with {quantize} weights: its products are wrong or missing in this torch",
-        hint="Start with --quantize none." if quantize == "int8" else "Start with --quantize int8.",
-    )
+    """The fastest of `packings` whose products are right."""
+    right = [form for form in packings if form in trials and trials[form].relative_error <= MAX_ERRORS[form]]
+    if not right:
+        raise UsageError(
+            f"this machine cannot compute with {quantize} weights: its products are wrong or missing in this torch",
+            hint="Start with --quantize none." if quantize == "int8" else "Start with --quantize int8.",
+        )
+    best = min(right, key=lambda form: trials[form].typical_seconds)
+    return PackingChoice(best, f"{best.value} weights{_compared(trials[best], trials[Packing.PLAIN])}")
 
 
 def _what_int8_would_gain(trials: Mapping[Packing, Trial], fastest: Trial) -> str:
@@ -243,7 +282,7 @@ def _what_int8_would_gain(trials: Mapping[Packing, Trial], fastest: Trial) -> st
     except UsageError:
         return ""
     gain = fastest.typical_seconds / int8.typical_seconds
-    if gain < 1.1:
+    if gain < WORTH_SAYING:
         return ""
     return f"; --quantize int8 would be {gain:.1f}x as fast and need about a quarter of the memory, but is less exact"
 
@@ -263,92 +302,37 @@ def _check_choice(quantize: str) -> None:
         raise UsageError("nf4 weights need an NVIDIA GPU", hint="Start with --quantize int8 or --quantize int4.")
 
 
-@functools.lru_cache(maxsize=8)
-def _cached_trials(outputs: int, columns: int, dtype: str, quantize: str, threads: int) -> Mapping[Packing, Trial]:
+@functools.lru_cache(maxsize=64)
+def _measured(
+    outputs: int, columns: int, dtype: str, forms: tuple[Packing, ...], threads: int
+) -> Mapping[Packing, Trial]:
     """`threads` is part of the question: packed and plain products gain differently from them."""
-    wanted = {
-        "none": [Packing.PREPACKED],
-        "auto": [Packing.PREPACKED, int8_form(columns)],
-        "int8": [int8_form(columns)],
-        "int4": [Packing.INT4],
-    }
-    possible = [packing for packing in wanted[quantize] if packing.fits(outputs, columns)]
-    return try_packings(outputs, columns, DTYPES[dtype], [Packing.PLAIN, *possible])
+    return try_packings(outputs, columns, DTYPES[dtype], forms)
 
 
-def int8_form(columns: int) -> Packing:
-    """The int8 form of this processor: with all bits of the activations where their products are right.
-
-    Where neither form's are, `choose_packing` refuses the one that is returned.
-    """
-    full, reduced = INT8_FORMS
-    return full if relative_error(full, columns) <= MAX_ERRORS[full] else reduced
-
-
-def _largest_matrix(checkpoint: Checkpoint) -> tuple[int, int]:
-    """The shape of the largest matrix of the first block; which of its axes is which makes no difference here."""
-    shapes = [tensor.shape for tensor in checkpoint.block_tensors(0) if len(tensor.shape) == 2]
-    if not shapes:
-        raise UsageError("the blocks of this checkpoint have no matrices")
-    outputs, columns = max(shapes, key=math.prod)
-    return outputs, columns
-
-
-def _time(
-    multipliers: Mapping[Packing, Sequence[_Multiply]], columns: int, dtype: torch.dtype
-) -> dict[Packing, dict[int, float]]:
-    """Per copy the least of a few, and of those the mean: what disturbs a measurement only ever makes it longer."""
-    values = {rows: torch.linspace(-1, 1, rows * columns).view(rows, columns).to(dtype) for rows in DECODE_ROWS}
-    best = {packing: {rows: [math.inf] * _COPIES for rows in DECODE_ROWS} for packing in multipliers}
-    for _, rows, (packing, copies) in itertools.product(range(_REPEATS), DECODE_ROWS, multipliers.items()):
-        for copy, multiply in enumerate(copies):
-            started = time.perf_counter()
-            multiply(values[rows])
-            best[packing][rows][copy] = min(best[packing][rows][copy], time.perf_counter() - started)
+def _to_keep(trials: Mapping[Packing, Trial]) -> dict[str, Any]:
+    """As JSON; forms that cannot be computed here have no entry."""
     return {
-        packing: {rows: sum(seconds) / _COPIES for rows, seconds in by_rows.items()}
-        for packing, by_rows in best.items()
+        form.value: {"error": trial.relative_error, "seconds": {str(rows): s for rows, s in trial.seconds.items()}}
+        for form, trial in trials.items()
+        if math.isfinite(trial.relative_error)
     }
 
 
-def _multiplier(packing: Packing, weight: torch.Tensor, pack: Pack) -> _Multiply:
-    if packing is Packing.PLAIN:
-        return lambda rows: torch.nn.functional.linear(rows, weight)
-    return pack(packing, [weight]).multiply
-
-
-@torch.inference_mode()
-def relative_error(
-    packing: Packing, columns: int, dtype: torch.dtype = torch.float32, pack: Pack = Packing.pack
-) -> float:
-    """How far this processor's products in a form are from the best that the form can give, relative, in the norm.
-
-    Infinite if this torch or processor cannot compute it. The larger of two: for rows with outliers, and for values at
-    the ends of their ranges, whose sums overflow where a processor adds in 16 bits. The rows are float32, but those of
-    forms that keep the numbers are in `dtype`, which decides whether there is a kernel.
-    """
-    if packing.saves_memory:
-        dtype = torch.float32  # the others' error would be hidden behind the rounding to 16 bits
-    generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(_ACCURACY_OUTPUTS, columns, generator=generator)
-    rows = torch.randn(_ACCURACY_ROWS, columns, generator=generator)
-    rows[:, :: max(1, columns // 4)] *= 20
-    signs = weight.sign()
-    errors = []
-    for case in ((weight, rows), (signs, signs[:_ACCURACY_ROWS])):
-        case_weight, case_rows = (values.to(dtype) for values in case)
-        try:
-            found = _multiplier(packing, case_weight, pack)(case_rows).double()
-        except (RuntimeError, AttributeError):  # an operator that is not there, or has no kernel for this processor
-            return math.inf
-        exact = case_rows.double() @ _held_values(packing, case_weight).T
-        errors.append(((found - exact).norm() / exact.norm()).item())
-    return max(errors) if all(map(math.isfinite, errors)) else math.inf
-
-
-def _held_values(packing: Packing, weight: torch.Tensor) -> torch.Tensor:
-    """The weight in float64 as the packed matrix holds it, where that is what its products are measured against."""
-    if packing not in INT8_FORMS:
-        return weight.double()
-    values, scales = int8_weight(weight)
-    return values.double() * scales.double()[:, None]
+def _trials_of(kept: Any, forms: Sequence[Packing]) -> dict[Packing, Trial]:
+    """The trials that `_to_keep` was given. Raises ValueError, KeyError, TypeError or AttributeError."""
+    trials = {}
+    for name, entry in kept.items():
+        form = Packing(name)
+        seconds = {rows: number_of(entry["seconds"][str(rows)]) for rows in TRIAL_ROWS}
+        error = number_of(entry["error"])
+        if (
+            form not in forms
+            or not all(0 < value < math.inf for value in seconds.values())
+            or not 0 <= error < math.inf
+        ):
+            raise ValueError(f"{name}: {entry}")
+        trials[form] = Trial(seconds, error)
+    if Packing.PLAIN not in trials:
+        raise ValueError("no plain product")
+    return trials

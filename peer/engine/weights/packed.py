@@ -85,7 +85,7 @@ class TwoRowMatrix:
         self._reduce_range = reduce_range
         self._levels = levels
         self._packed = _pack_int8(weights)
-        self._sentinel = torch.zeros(1, columns)
+        self._sentinel = torch.zeros(1, columns, dtype=torch.float32)
         self._sentinel[0, 0], self._sentinel[0, 1] = levels + 0.5, -levels - 0.5
         self.nbytes = two_row_bytes(sum(weight.shape[0] for weight in weights), columns)
 

@@ -12,9 +12,8 @@ them by transformers' common scheme and the format saves memory; elsewhere they 
 
 from __future__ import annotations
 
-import enum
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,86 +24,13 @@ from transformers.pytorch_utils import Conv1D
 from ....proto.model.family import find_blocks
 from ....proto.model.tiny import random_model, tiny_config
 from ..device import CPU
-from .packed import (
-    Int4Matrix,
-    PackedMatrix,
-    PrepackedMatrix,
-    TwoRowMatrix,
-    int4_bytes,
-    int4_group,
-    prepacked_bytes,
-    two_row_bytes,
-)
-from .packed_gpu import NF4_GROUP, Int8WeightMatrix, Nf4Matrix, int8_weight_bytes, nf4_bytes
+from .forms import FEWEST_COLUMNS, FEWEST_OUTPUTS, Forms, Packing
+from .packed import PackedMatrix
 
+FormChoice = Packing | Forms
+"""One form for every matrix, or a form by shape."""
 InputGroups = frozenset[tuple[str, ...]]
 """Names of linears within a block that are given the same input, in the order of their calls."""
-
-_FEWEST_OUTPUTS = 16
-_FEWEST_COLUMNS = 2
-
-
-class Packing(enum.Enum):
-    """How the matrices of a block are held."""
-
-    PLAIN = "plain"
-    """As they were loaded."""
-    PREPACKED = "prepacked"
-    """In oneDNN's layout, the values unchanged."""
-    INT8 = "int8"
-    INT8_REDUCED = "int8 reduced"
-    """int8 with one bit less in the activations, for processors without VNNI."""
-    INT4 = "int4"
-    INT8_WEIGHTS = "int8 weights"
-    """int8 without rounding activations, for GPUs."""
-    NF4 = "nf4"
-    """For GPUs."""
-
-    @property
-    def saves_memory(self) -> bool:
-        return self not in (Packing.PLAIN, Packing.PREPACKED)
-
-    def numeric_format(self, dtype: str) -> str:
-        """The format that is announced for weights loaded in `dtype` ("float32"), see `proto/wire/precision.py`."""
-        if not self.saves_memory:
-            return dtype
-        return self.value if self in (Packing.INT4, Packing.NF4) else "int8"
-
-    def fits(self, outputs: int, columns: int) -> bool:
-        """Whether a linear of that shape is packed."""
-        if self is Packing.PLAIN or outputs < _FEWEST_OUTPUTS or columns < _FEWEST_COLUMNS:
-            return False
-        if self is Packing.NF4:
-            return columns % NF4_GROUP == 0
-        return self is not Packing.INT4 or int4_group(outputs, columns) is not None
-
-    def pack(self, weights: Sequence[torch.Tensor], device: torch.device = CPU) -> PackedMatrix:
-        """One matrix of weights (N_i, K), stacked; those for GPUs are packed on `device`, wherever the weights are.
-
-        Raises RuntimeError if this torch or processor cannot.
-        """
-        makers: dict[Packing, Callable[[Sequence[torch.Tensor]], PackedMatrix]] = {
-            Packing.PREPACKED: PrepackedMatrix,
-            Packing.INT8: TwoRowMatrix,
-            Packing.INT8_REDUCED: functools.partial(TwoRowMatrix, reduce_range=True),
-            Packing.INT4: Int4Matrix,
-            Packing.INT8_WEIGHTS: functools.partial(Int8WeightMatrix, device=device),
-            Packing.NF4: functools.partial(Nf4Matrix, device=device),
-        }
-        return makers[self](weights)
-
-    def nbytes(self, outputs: int, columns: int, dtype: torch.dtype) -> int:
-        """Bytes that a packed matrix of that shape, loaded in `dtype`, will hold."""
-        match self:
-            case Packing.PREPACKED:
-                return prepacked_bytes(outputs, columns, dtype)
-            case Packing.INT4:
-                return int4_bytes(outputs, columns)
-            case Packing.INT8_WEIGHTS:
-                return int8_weight_bytes(outputs, columns, dtype)
-            case Packing.NF4:
-                return nf4_bytes(outputs, columns)
-        return two_row_bytes(outputs, columns)
 
 
 class SharedProduct:
@@ -163,13 +89,13 @@ class PackedLinear(nn.Module):
 class PackedExperts(nn.Module):
     """Stands where a block had experts that transformers computes by its common scheme, see `ExpertsInterface`."""
 
-    def __init__(self, experts: Any, packing: Packing, device: torch.device) -> None:
+    def __init__(self, experts: Any, forms: FormChoice, device: torch.device) -> None:
         """The weights are taken out of `experts`, which keeps its biases and its activation."""
         super().__init__()
         self._family = experts
         up_name = _up_name(experts)
-        self._up = _pack_experts(experts, up_name, packing, device)
-        self._down = _pack_experts(experts, "down_proj", packing, device)
+        self._up = _pack_experts(experts, up_name, forms, device)
+        self._down = _pack_experts(experts, "down_proj", forms, device)
         self._up_bias = getattr(experts, f"{up_name}_bias", None) if experts.has_bias else None
         self._down_bias = experts.down_proj_bias if experts.has_bias else None
         self.packed_bytes = sum(matrix.nbytes for matrix in (*self._up, *self._down))
@@ -192,37 +118,53 @@ class PackedExperts(nn.Module):
 
 
 @torch.inference_mode()
-def pack_block(block: nn.Module, packing: Packing, groups: InputGroups, device: torch.device = CPU) -> None:
-    """Replace what `packing` fits, in place; `groups` are those of the model's configuration.
+def pack_block(block: nn.Module, forms: FormChoice, groups: InputGroups, device: torch.device = CPU) -> None:
+    """Replace what fits its form, in place; `groups` are those of the model's configuration.
 
     Each weight is let go as soon as it is packed, see `Packing.pack`; what is not packed stays where it is. Raises
     RuntimeError if this torch or processor cannot.
     """
-    linears = dict(_packable(block, packing))
-    for names in _applicable(linears, groups):
-        modules = [linears.pop(name) for name in names]
+    for names, form in _assigned(block, forms, groups):
+        modules: list[Any] = [block.get_submodule(name) for name in names]
         weights = [_weight(module) for module in modules]
-        product = SharedProduct(packing.pack(weights, device), [weight.shape[0] for weight in weights])
+        product = SharedProduct(form.pack(weights, device), [weight.shape[0] for weight in weights])
         for index, (name, module) in enumerate(zip(names, modules, strict=True)):
             _replace(block, name, PackedLinear(product, index, weights[index], module.bias))
         del modules, module, weights
-    for name, experts in list(_packable_experts(block, packing)):
-        _replace(block, name, PackedExperts(experts, packing, device))
+    for name, experts in list(_packable_experts(block, forms)):
+        _replace(block, name, PackedExperts(experts, forms, device))
 
 
 @torch.inference_mode()
-def packed_block_bytes(block: nn.Module, packing: Packing) -> int:
+def packed_block_bytes(block: nn.Module, forms: FormChoice, groups: InputGroups) -> int:
     """Bytes that `block`, which may be on the meta device, will hold after `pack_block`."""
-    before = sum(tensor.nbytes for tensor in (*block.parameters(), *block.buffers()))
-    weights: list[torch.Tensor] = [module.weight for _, module in _packable(block, packing)]
-    shapes: list[Sequence[int]] = [_weight(module).shape for _, module in _packable(block, packing)]
-    for _, experts in _packable_experts(block, packing):
-        for parameter in (getattr(experts, _up_name(experts)), experts.down_proj):
-            weights.append(parameter)
-            shapes += [_expert_shape(experts, parameter)] * parameter.shape[0]
-    dtype = weights[0].dtype if weights else torch.float32
-    packed = sum(packing.nbytes(outputs, columns, dtype) for outputs, columns in shapes)
-    return before - sum(weight.nbytes for weight in weights) + packed
+    nbytes = sum(tensor.nbytes for tensor in (*block.parameters(), *block.buffers()))
+    for names, form in _assigned(block, forms, groups):
+        weights = [_weight(block.get_submodule(name)) for name in names]
+        outputs, columns = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
+        nbytes += form.nbytes(outputs, columns, weights[0].dtype) - sum(weight.nbytes for weight in weights)
+    for _, experts in _packable_experts(block, forms):
+        for parameter in _expert_parameters(experts):
+            outputs, columns = _expert_shape(experts, parameter)
+            form = forms.at(outputs, columns)
+            nbytes += parameter.shape[0] * form.nbytes(outputs, columns, parameter.dtype) - parameter.nbytes
+    return nbytes
+
+
+@torch.inference_mode()
+def matrix_shapes(block: nn.Module, groups: InputGroups) -> dict[tuple[int, int], int]:
+    """The shapes (N, K) of a block's matrices, of linears with the same input together, and how often there is each."""
+    shapes: dict[tuple[int, int], int] = {}
+    linears = _linears(block)
+    for names in _grouped(linears, groups):
+        weights = [_weight(linears[name]) for name in names]
+        shape = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
+        shapes[shape] = shapes.get(shape, 0) + 1
+    for _, experts in _experts(block):
+        for parameter in _expert_parameters(experts):
+            shape = _expert_shape(experts, parameter)
+            shapes[shape] = shapes.get(shape, 0) + parameter.shape[0]
+    return shapes
 
 
 def held_bytes(block: nn.Module) -> int:
@@ -255,7 +197,7 @@ def _observe_inputs(config: PreTrainedConfig) -> InputGroups:
         seen: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         hooks = [
             module.register_forward_pre_hook(functools.partial(_note, seen, name))
-            for name, module in _packable(block, Packing.PREPACKED)
+            for name, module in _linears(block).items()
         ]
         model(input_ids=torch.arange(3, 6)[None], use_cache=False)
         for hook in hooks:
@@ -284,7 +226,22 @@ def _group(seen: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> set[tuple[
     return groups
 
 
-def _applicable(linears: dict[str, Any], groups: InputGroups) -> list[tuple[str, ...]]:
+def _assigned(block: nn.Module, forms: FormChoice, groups: InputGroups) -> list[tuple[tuple[str, ...], Packing]]:
+    """The linears that are packed, by name: those of a group together where they fit its form, the others alone."""
+    linears = _linears(block)
+    assigned: list[tuple[tuple[str, ...], Packing]] = []
+    for names in _grouped(linears, groups):
+        shapes = [tuple(_weight(linears[name]).shape) for name in names]
+        form = forms.at(sum(outputs for outputs, _ in shapes), shapes[0][1])
+        if all(form.fits(*shape) for shape in shapes):
+            assigned.append((names, form))
+        elif form is not Packing.PLAIN:
+            alone = [(name, forms.at(*shape), shape) for name, shape in zip(names, shapes, strict=True)]
+            assigned += [((name,), form) for name, form, shape in alone if form.fits(*shape)]
+    return assigned
+
+
+def _grouped(linears: Mapping[str, Any], groups: InputGroups) -> list[tuple[str, ...]]:
     """The block's linears in groups, every one once: those of `groups` that are all there, large ones first, the
     others alone."""
     chosen: list[tuple[str, ...]] = []
@@ -297,11 +254,15 @@ def _applicable(linears: dict[str, Any], groups: InputGroups) -> list[tuple[str,
     return [*chosen, *((name,) for name in left)]
 
 
-def _packable(block: nn.Module, packing: Packing) -> Iterable[tuple[str, Any]]:
-    """The linears that are packed, by name."""
+def _linears(block: nn.Module) -> dict[str, Any]:
+    """The linears that are large enough to be packed, by name."""
+    found = {}
     for name, module in block.named_modules():
-        if _is_linear(module) and packing.fits(*_weight(module).shape):
-            yield name, module
+        if _is_linear(module):
+            outputs, columns = _weight(module).shape
+            if outputs >= FEWEST_OUTPUTS and columns >= FEWEST_COLUMNS:
+                found[name] = module
+    return found
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -321,19 +282,21 @@ def _is_linear(module: nn.Module) -> bool:
     return output.is_meta or torch.allclose(output, product, rtol=1e-2, atol=1e-5)
 
 
-def _packable_experts(block: nn.Module, packing: Packing) -> Iterable[tuple[str, Any]]:
-    if not packing.saves_memory:
-        return
+def _packable_experts(block: nn.Module, forms: FormChoice) -> Iterable[tuple[str, Any]]:
+    for name, experts in _experts(block):
+        shapes = [_expert_shape(experts, parameter) for parameter in _expert_parameters(experts)]
+        chosen = [forms.at(*shape) for shape in shapes]
+        if all(form.saves_memory and form.fits(*shape) for form, shape in zip(chosen, shapes, strict=True)):
+            yield name, experts
+
+
+def _experts(block: nn.Module) -> Iterable[tuple[str, Any]]:
+    """Experts that are computed by transformers' common scheme."""
     for name, module in block.named_modules():
         if not hasattr(module, "is_transposed") or getattr(module, "has_post_expert_norm", False):
             continue
         parameters = [getattr(module, _up_name(module), None), getattr(module, "down_proj", None)]
-        if all(
-            isinstance(parameter, nn.Parameter)
-            and parameter.dim() == 3
-            and packing.fits(*_expert_shape(module, parameter))
-            for parameter in parameters
-        ):
+        if all(isinstance(parameter, nn.Parameter) and parameter.dim() == 3 for parameter in parameters):
             yield name, module
 
 
@@ -347,17 +310,22 @@ def _up_name(experts: Any) -> str:
     return "gate_up_proj" if experts.has_gate else "up_proj"
 
 
+def _expert_parameters(experts: Any) -> tuple[Any, Any]:
+    return getattr(experts, _up_name(experts)), experts.down_proj
+
+
 def _expert_shape(experts: Any, parameter: torch.Tensor) -> tuple[int, int]:
     """(N, K) of one expert."""
     first, second = parameter.shape[1:]
     return (second, first) if experts.is_transposed else (first, second)
 
 
-def _pack_experts(experts: Any, name: str, packing: Packing, device: torch.device) -> list[PackedMatrix]:
+def _pack_experts(experts: Any, name: str, forms: FormChoice, device: torch.device) -> list[PackedMatrix]:
     """Takes the parameter out of the module."""
     weights = getattr(experts, name).data
+    form = forms.at(*_expert_shape(experts, weights))
     delattr(experts, name)
-    return [packing.pack([weight.T if experts.is_transposed else weight], device) for weight in weights]
+    return [form.pack([weight.T if experts.is_transposed else weight], device) for weight in weights]
 
 
 def _add(output: torch.Tensor, bias: torch.Tensor | None, expert: int) -> torch.Tensor:

@@ -31,17 +31,24 @@ class Handshakes:
     async def handshake(self) -> AsyncIterator[None]:
         """The time in which a stream has to say what it wants. Raises DeadlineExceeded when it is over."""
         if len(self._limits) >= self._most:
-            oldest = next(iter(self._limits))
-            del self._limits[oldest]
-            oldest.reschedule(asyncio.get_running_loop().time())
+            self._end_oldest()
         limit = asyncio.timeout(self._seconds)
+        ends_at = asyncio.get_running_loop().time() + self._seconds
         try:
             async with limit:
                 self._limits[limit] = None
                 yield
         except TimeoutError:
+            if asyncio.get_running_loop().time() < ends_at:
+                raise DeadlineExceeded("the stream was not opened before newer ones needed its place") from None
             raise DeadlineExceeded(f"the stream was not opened within {self._seconds:.0f} s") from None
         except UsageError as error:
             raise RemoteProtocolError(str(error)) from None
         finally:
             self._limits.pop(limit, None)
+
+    def _end_oldest(self) -> None:
+        oldest = next(iter(self._limits))
+        del self._limits[oldest]
+        if not oldest.expired():  # one whose time is over ends anyway, and cannot be told again
+            oldest.reschedule(asyncio.get_running_loop().time())

@@ -20,10 +20,10 @@ from ....proto.wire.messages.opening import OpenFrame, PackedDigests, Signed
 from ....proto.wire.messages.session import RerouteFrame
 from ....proto.wire.prefixes import check_prefixes
 from ....proto.wire.steps import MAX_ROWS
-from ....routing.swarm import PeerId
+from ....routing.swarm import Coordinate, PeerId
 
 if TYPE_CHECKING:
-    from ..service import PeerParts
+    from ..parts import PeerParts
 
 MAX_NAME_BYTES = 16 << 20
 """Names of pages of all sessions that wait or are open."""
@@ -47,6 +47,8 @@ class Opening:
     neighbourhood: Neighbourhood
     wait_seconds: float
     prefixes: tuple[PackedDigests, ...]
+    place: Coordinate | None = None
+    """Where the client says that it is."""
 
     @property
     def grant(self) -> Grant:
@@ -94,7 +96,8 @@ class OpeningCheck:
         check_prefixes(frame.prefixes, grant.kv_tokens, grant.max_rows)
         self._parts.engine.wire_format(grant.wire_format)
         neighbourhood = self._neighbourhood(grant, frame.relay, frame.successor_record)
-        return Opening(neighbourhood, frame.wait_seconds, self._parts.names.take(client, frame.prefixes))
+        names = self._parts.names.take(client, frame.prefixes)
+        return Opening(neighbourhood, frame.wait_seconds, names, frame.place)
 
     def reroute(self, frame: RerouteFrame, old: Grant) -> Neighbourhood:
         """The new neighbours of an open session. Raises SwarmError."""
@@ -128,10 +131,10 @@ class OpeningCheck:
         return Neighbourhood(grant, relay, self._reaches_in(successor_record, grant.successor))
 
     def _reaches_in(self, encoded: bytes, successor: PeerId) -> tuple[Reach, ...]:
-        """Only addresses that the successor signed itself are dialled: a client cannot aim us at anybody else."""
+        """Only addresses that the successor or its relay signed are dialled: a client cannot aim us at anybody else."""
         parts = self._parts
         record = SignedRecord.decode(encoded)
         if record.peer_id != successor:
             raise AuthenticationError("the successor's record belongs to another peer")
         verify_record(record, parts.clock(), cache=parts.record_signatures)
-        return reaches_of(open_peer_record(record, parts.swarm_key))
+        return reaches_of(open_peer_record(record, parts.swarm_key), parts.relay_addresses)

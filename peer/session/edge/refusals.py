@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Callable
 
 from ....proto.errors import SwarmError
 
@@ -14,15 +15,17 @@ logger = logging.getLogger(__name__)
 class Refusals:
     """Tells the operator of refusals, of a flood of them in as many lines as of a few."""
 
-    def __init__(self, seconds: float) -> None:
-        """`seconds`: the time between two lines."""
+    def __init__(self, seconds: float, count: Callable[[str], None]) -> None:
+        """`seconds`: the time between two lines; `count` hears the code of every error."""
         self._seconds = seconds
+        self._count = count
         self._more: Counter[str] = Counter()
         self._last = ""
         self._telling: asyncio.TimerHandle | None = None
 
     def note(self, error: SwarmError) -> None:
         """Tell of a refusal, or count it for the next line."""
+        self._count(error.code)
         if self._telling is None:
             logger.info("session refused or ended: %s", error)
             self._tell_later()

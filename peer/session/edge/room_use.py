@@ -29,11 +29,19 @@ class RoomUse:
         self._crowding = crowding
         self._used = False
         self._fed_by_peer = grant.predecessor is not None
-        self._since = asyncio.get_running_loop().time()
+        self._since = self._begun_at = asyncio.get_running_loop().time()
+        self.tokens = 0
+        """Those that were computed, in all rows."""
 
-    def step_computed(self) -> None:
-        """Note that the room was used just now."""
+    @property
+    def seconds(self) -> float:
+        """The age of the session."""
+        return asyncio.get_running_loop().time() - self._begun_at
+
+    def step_computed(self, tokens: int) -> None:
+        """Note that the room was used just now, for a step of `tokens` tokens."""
         self._used = True
+        self.tokens += tokens
         self._since = asyncio.get_running_loop().time()
 
     async def watch(self) -> None:

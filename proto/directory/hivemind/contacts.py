@@ -11,11 +11,14 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ...errors import ClockSkew, PeerUnavailable, SwarmError, UsageError, WrongKey
+from ...clock import SteadyClock
+from ...errors import ClockSkew, DeadlineExceeded, PeerUnavailable, SwarmError, UsageError, describe_clocks
+from ...wire.timing import CLOCK_STEP_SECONDS
 from . import control
 from .daemon import RunningNode
+from .exchange import Pong, nearest_nodes, ping, translated
 from .maddrs import usable_maddrs
-from .shim import PeerID, ValidationError
+from .shim import PeerID
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,8 @@ MAX_TRIED = 64
 """Nodes that are tried side by side."""
 MAX_MADDRS = 8
 """Addresses that are remembered of one node."""
+MAX_CLOCKS = 9
+"""Nodes that are asked for their time."""
 
 _TCP = re.compile(r"/(?:ip4|ip6|dns|dns4|dns6)/([^/]+)/tcp/(\d{1,5})/p2p/[^/]+")
 
@@ -63,11 +68,11 @@ class Contacts:
                     known[node] = tuple(dict.fromkeys((*known.get(node, ()), *maddrs)))
         return known
 
-    def meet(self, present: Sequence[str]) -> Sequence[str]:
-        """Expect the nodes that are there now to stay; those among them whose addresses are not known yet.
+    def expect(self, present: Sequence[str]) -> Sequence[str]:
+        """Remember the nodes that are present now. Returns those of them whose addresses are not known yet.
 
-        A node that is there stays expected, so that many new ones cannot make this one forget the swarm; one that is
-        not makes room.
+        A remembered node that is present keeps its place, so that many new ones cannot make this node forget the
+        swarm; one that is absent makes room.
         """
         there = set(present)
         absent = [node for node in self._met if node not in there]
@@ -81,8 +86,8 @@ class Contacts:
             self._met[node] = ()
         return [node for node, maddrs in self._met.items() if not maddrs and node in there]
 
-    def note(self, node: str, maddrs: Sequence[str]) -> None:
-        """Where a node is that was met."""
+    def set_addresses(self, node: str, maddrs: Sequence[str]) -> None:
+        """Remember where a node is, if the node is remembered."""
         if node in self._met:
             self._met[node] = tuple(maddrs)[:MAX_MADDRS]
 
@@ -100,57 +105,126 @@ def by_node(maddrs: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return nodes
 
 
-async def reach(
-    node: RunningNode, peer_id: str, maddrs: Sequence[str], private: bool, check: bool
-) -> SwarmError | None:
+async def reach(node: RunningNode, peer_id: str, maddrs: Sequence[str], check: bool) -> SwarmError | None:
     """Get in touch with one other node, so that both know each other; the reason if that fails.
 
     `check`: also that it can reach this node, and that the clocks agree.
     """
-    there, seconds = PeerID.from_base58(peer_id), node.timing.call_seconds
-    loop = asyncio.get_running_loop()
     where = ", ".join(maddrs) or peer_id
     try:
-        for _ in range(2):
-            if not await _is_listening(maddrs, seconds):
-                return PeerUnavailable(f"{where} cannot be reached")
-            await control.connect(node.p2p, there, maddrs, seconds)
-            pinged_at = loop.time()
-            if await node.dht.protocol.call_ping(there, validate=check) is not None:
-                node.dht.blacklist.register_success(there)
-                return None
-            if loop.time() - pinged_at < 0.9 * seconds:
-                break  # it was refused
-            await control.disconnect(node.p2p, there, seconds)  # it may be a connection that an outage has killed
-    except ValidationError as error:
-        return _translate(error, where)
-    except PeerUnavailable as error:
-        return PeerUnavailable(f"{where} cannot be reached: {error}")
-    if private:
-        return WrongKey(f"{where} does not answer to this swarm key")
-    return PeerUnavailable(
-        f"{where} does not answer", hint="Is it a peer of a private swarm (then pass its key), or of another version?"
-    )
+        with translated(f"{where} cannot be reached"):
+            await _reach(node, PeerID.from_base58(peer_id), maddrs, where, check)
+    except SwarmError as error:
+        return error
+    return None
+
+
+async def _reach(node: RunningNode, peer_id: Any, maddrs: Sequence[str], where: str, check: bool) -> None:
+    """Raises SwarmError, or any error of hivemind's."""
+    seconds = node.timing.call_seconds
+    for is_last in (False, True):
+        if not await _may_be_listening(maddrs, seconds):
+            raise PeerUnavailable(f"{where} cannot be reached")
+        try:
+            await control.connect(node.p2p, peer_id, maddrs, seconds)
+        except PeerUnavailable as error:
+            raise PeerUnavailable(f"{where} cannot be reached: {error}") from error
+        asked_at = node.clock()
+        try:
+            pong = await ping(node.dht.protocol, peer_id, where, check)
+        except DeadlineExceeded:
+            if is_last:
+                raise
+            await control.disconnect(node.p2p, peer_id, seconds)  # it may be a connection that an outage has killed
+            continue
+        if check:
+            _check_pong(node, pong, asked_at, where)
+        node.dht.blacklist.register_success(peer_id)
+        return
+
+
+def _check_pong(node: RunningNode, pong: Pong, asked_at: float, where: str) -> None:
+    """Raises UsageError if others do not reach this node, ClockSkew."""
+    if not pong.reaches_back and not node.dht.protocol.client_mode:
+        raise UsageError(
+            f"{where} cannot connect back to this node",
+            hint="Open the port of the DHT in the firewall or forward it; or join as a client.",
+        )
+    ahead = pong.ahead_seconds(asked_at, node.clock())
+    if not abs(ahead) <= node.timing.clock_difference_seconds:
+        raise ClockSkew(describe_clocks(f"the clock of {where}", "this machine's", ahead))
+
+
+async def clocks_ahead(node: RunningNode) -> list[float]:
+    """By how many seconds the clocks of some of the other nodes are ahead of this node's, chosen by chance."""
+
+    async def ask(peer_id: Any) -> float | None:
+        asked_at = node.clock()
+        try:
+            pong = await ping(node.dht.protocol, peer_id, peer_id.to_base58())
+        except SwarmError:
+            return None
+        return pong.ahead_seconds(asked_at, node.clock()) if pong.clock_seconds else None
+
+    asked = random.sample(node.others, min(len(node.others), MAX_CLOCKS))
+    return [ahead for ahead in await asyncio.gather(*map(ask, asked)) if ahead is not None]
+
+
+class ClockCheck:
+    """Has other nodes decide whether this one follows the clock of its machine after that was set."""
+
+    def __init__(self, clock: Callable[[], float] | SteadyClock) -> None:
+        """Decides nothing about a clock that is not steady."""
+        self._clock = clock
+        self._refused_seconds = 0.0
+        """By how much the machine's clock was set when others decided against it."""
+        self._silent_since: float | None = None
+        """When others were first asked in vain, by the loop's clock."""
+
+    async def run(self, node: RunningNode, again: bool, alone: bool) -> None:
+        """Decide, if that is due; `again`: also what was decided before, `alone`: nobody else is known."""
+        clock = self._clock
+        if not isinstance(clock, SteadyClock) or not (step := clock.set_by_seconds):
+            self._refused_seconds, self._silent_since = 0.0, None
+            return
+        is_new = abs(step - self._refused_seconds) > CLOCK_STEP_SECONDS
+        if not is_new and not again:
+            return
+        ahead = await clocks_ahead(node)
+        if not ahead and not alone and not self._waited_long_enough(node.timing.silent_clocks_seconds):
+            return
+        self._silent_since = None
+        if clock.decide(ahead):
+            log.warning("this machine's clock was set by %+.0f s, and is followed", step)
+        elif is_new:
+            self._refused_seconds = step
+            difference = describe_clocks("this machine's clock", "the clocks of other nodes", step)
+            log.warning("%s, which are followed: set it", difference)
+
+    def _waited_long_enough(self, seconds: float) -> bool:
+        """Whether nobody has answered for this time. Those who are known may have left for good, even because of this
+        node's wrong clock: no other could ever join if it waited for them for ever.
+        """
+        now = asyncio.get_running_loop().time()
+        self._silent_since = now if self._silent_since is None else self._silent_since
+        return now - self._silent_since >= seconds
 
 
 async def reach_any(
-    node: RunningNode, known: Mapping[str, Sequence[str]], private: bool, check: bool = False
+    node: RunningNode, known: Mapping[str, Sequence[str]], check: bool = False
 ) -> tuple[frozenset[str], list[SwarmError]]:
     """Get in touch with all of the `known` nodes side by side: those that answered, and why the others did not."""
     async with asyncio.TaskGroup() as group:
-        tries = {
-            peer_id: group.create_task(reach(node, peer_id, maddrs, private, check))
-            for peer_id, maddrs in known.items()
-        }
+        tries = {peer_id: group.create_task(reach(node, peer_id, maddrs, check)) for peer_id, maddrs in known.items()}
     reached = frozenset(peer_id for peer_id, attempt in tries.items() if attempt.result() is None)
     if reached:  # learn who else is there
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, PeerUnavailable):
             async with asyncio.timeout(node.timing.call_seconds):
-                await node.dht.find_nearest_nodes([node.dht.node_id])
+                await nearest_nodes(node, node.dht.node_id.to_bytes(), with_self=False)
     return reached, [error for attempt in tries.values() if (error := attempt.result()) is not None]
 
 
-async def seek(node: RunningNode, contacts: Contacts, private: bool) -> bool:
+async def seek(node: RunningNode, contacts: Contacts) -> bool:
     """Get in touch with the known nodes that are out of touch; whether any other node is there."""
     more: Sequence[str] = ()
     if contacts.more is not None:
@@ -160,7 +234,7 @@ async def seek(node: RunningNode, contacts: Contacts, private: bool) -> bool:
             log.debug("no further addresses of the DHT: %s", error)
     present = {peer_id.to_base58() for peer_id in node.others}
     known = {name: maddrs for name, maddrs in contacts.known(more).items() if name not in present}
-    reached, failures = await reach_any(node, known, private)
+    reached, failures = await reach_any(node, known)
     for failure in failures:
         log.debug("out of touch: %s", failure)
     return bool(reached or node.others)
@@ -172,15 +246,15 @@ async def note_present(node: RunningNode, contacts: Contacts) -> None:
 
     async def ask(name: str) -> None:
         with contextlib.suppress(PeerUnavailable):
-            contacts.note(name, await control.addresses_of(node.p2p, present[name], node.timing.call_seconds))
+            contacts.set_addresses(name, await control.addresses_of(node.p2p, present[name], node.timing.call_seconds))
 
-    await asyncio.gather(*(ask(name) for name in contacts.meet(list(present))))
+    await asyncio.gather(*(ask(name) for name in contacts.expect(list(present))))
 
 
-async def _is_listening(maddrs: Sequence[str], seconds: float) -> bool:
-    """Whether somebody speaks libp2p at one of the addresses; True where only the daemon can tell.
+async def _may_be_listening(maddrs: Sequence[str], seconds: float) -> bool:
+    """Whether a node of libp2p answers at one of the addresses. True if there is one that only the daemon can dial.
 
-    The daemon puts an address that did not answer off, for up to minutes, so it is asked only for those that do.
+    The daemon does not dial an address again for up to minutes after it did not answer, so this is tried first.
     """
     targets = [(match[1], int(match[2])) for maddr in maddrs if (match := _TCP.fullmatch(maddr))]
     if len(targets) < len(maddrs) or not targets:
@@ -189,7 +263,7 @@ async def _is_listening(maddrs: Sequence[str], seconds: float) -> bool:
 
 
 async def _speaks_first(host: str, port: int, seconds: float) -> bool:
-    """Whether a connection is taken and said something on, as every libp2p node does."""
+    """Whether a connection is accepted and something is said on it first, as every node of libp2p does."""
     try:
         async with asyncio.timeout(seconds):
             reader, writer = await asyncio.open_connection(host, port)
@@ -197,16 +271,6 @@ async def _speaks_first(host: str, port: int, seconds: float) -> bool:
                 return await reader.read(1) != b""
     except (OSError, UnicodeError):  # TimeoutError is an OSError; the other is about a name that cannot be one
         return False
-
-
-def _translate(error: Any, where: str) -> SwarmError:
-    """The error for the operator behind hivemind's, which is known by its text only."""
-    if "local time must be within" in str(error):
-        return ClockSkew(f"this machine's clock and that of {where} differ by more than 3 s")
-    return UsageError(
-        f"{where} cannot connect back to this node",
-        hint="Open the port of the DHT in the firewall or forward it; or join as a client.",
-    )
 
 
 def backoff(first_seconds: float, longest_seconds: float) -> Iterator[float]:

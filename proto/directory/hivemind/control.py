@@ -10,7 +10,10 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from ...errors import PeerUnavailable
+from .maddrs import readable_maddrs
 from .shim import Multiaddr, PeerID, p2pd_pb2, read_pbmsg_safe, write_pbmsg
 
 
@@ -18,7 +21,7 @@ async def identify(p2p: Any, seconds: float) -> tuple[str, ...]:
     """The addresses that the daemon tells others. Raises PeerUnavailable if it does not answer in time."""
     response = await _call(p2p, p2pd_pb2.Request(type=p2pd_pb2.Request.IDENTIFY), seconds)
     own_id = PeerID(response.identify.id).to_base58()
-    return tuple(f"{Multiaddr(maddr)}/p2p/{own_id}" for maddr in response.identify.addrs)
+    return tuple(f"{maddr}/p2p/{own_id}" for maddr in readable_maddrs(response.identify.addrs))
 
 
 async def connect(p2p: Any, peer_id: Any, maddrs: Sequence[str], seconds: float) -> None:
@@ -38,13 +41,14 @@ async def addresses_of(p2p: Any, peer_id: Any, seconds: float) -> tuple[str, ...
     """Where a node that is connected says that it listens. Raises PeerUnavailable if it is not found in time."""
     request = p2pd_pb2.DHTRequest(type=p2pd_pb2.DHTRequest.FIND_PEER, peer=peer_id.to_bytes())
     response = await _call(p2p, p2pd_pb2.Request(type=p2pd_pb2.Request.DHT, dht=request), seconds)
-    return tuple(f"{Multiaddr(maddr)}/p2p/{peer_id.to_base58()}" for maddr in response.dht.peer.addrs)
+    return tuple(f"{maddr}/p2p/{peer_id.to_base58()}" for maddr in readable_maddrs(response.dht.peer.addrs))
 
 
 async def connections(p2p: Any, seconds: float) -> dict[str, str]:
     """The nodes that are connected, and the address at the other end of a connection. Raises PeerUnavailable."""
     response = await _call(p2p, p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS), seconds)
-    return {PeerID(peer.id).to_base58(): str(Multiaddr(peer.addrs[0])) for peer in response.peers if peer.addrs}
+    connected = ((PeerID(peer.id).to_base58(), readable_maddrs(peer.addrs[:1])) for peer in response.peers)
+    return {node: maddrs[0] for node, maddrs in connected if maddrs}
 
 
 async def _call(p2p: Any, request: Any, seconds: float) -> Any:
@@ -57,7 +61,7 @@ async def _call(p2p: Any, request: Any, seconds: float) -> Any:
                 await read_pbmsg_safe(reader, response)
     except TimeoutError:
         raise PeerUnavailable(f"the DHT daemon did not answer in {seconds:.0f} s") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, ValueError, DecodeError) as error:
         raise PeerUnavailable(f"the DHT daemon does not answer: {error}") from None
     if response.type == p2pd_pb2.Response.ERROR:
         raise PeerUnavailable(response.error.msg)

@@ -17,16 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from ....routing.swarm import PeerId
+from ...clock import SteadyClock
 from ...errors import PeerUnavailable, SwarmError, UsageError
 from ..signed import SignatureCache
 from ..swarm_key import SwarmKey
 from . import control
+from .exchange import REPLICAS, node_id_of, take_over
 from .guard import CallGuard
 from .places import Places
-from .servicer import Reached, Servicer, node_id_of, take_over
+from .servicer import Reached, Servicer
 from .shim import P2P, DHTNode, P2PDaemonError
 
-REPLICAS = 5
+MAX_CALLS_AT_ONCE = 512
+"""Calls of other nodes that are answered side by side."""
 HIVEMIND_FAILURES = (P2PDaemonError, RuntimeError, OSError)
 """The errors that hivemind raises when a node cannot start; TimeoutError is an OSError."""
 
@@ -55,6 +58,8 @@ class HivemindTiming:
     """Pause after the first attempt to reach other nodes that failed; every further one is twice as long."""
     max_contact_seconds: float = 8.0
     """Longest such pause."""
+    clock_difference_seconds: float = 3.0
+    """Largest difference to the clock of a node through which this one joins."""
     silent_seconds: float = 5.0
     """Time for which a node that did not answer is left out of searches; twice as long each further time."""
     max_silent_seconds: float = 60.0
@@ -62,13 +67,15 @@ class HivemindTiming:
     ban_seconds: float = 600.0
     """Time for which a node that sent a forged record is not listened to."""
     connections_seconds: float = 1.0
-    """Time between two questions to the daemon who is connected."""
+    """Time between two questions to the daemon about its connections."""
     connection_memory_seconds: float = 120.0
     """Time for which the network of a node is known after its connection is gone."""
     note_seconds: float = 5.0
     """Time between two looks at which nodes are there, to remember them."""
     patrol_seconds: float = 60.0
     """Time between two looks whether known nodes have lost touch, while others answer."""
+    silent_clocks_seconds: float = 120.0
+    """Time for which a node whose machine's clock was set waits for others to say what time it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,8 @@ class RunningNode:
     maddrs: tuple[str, ...]
     """The addresses that others saw when it started."""
     timing: HivemindTiming
+    clock: Callable[[], float]
+    """Unix time."""
 
     @property
     def daemon(self) -> asyncio.subprocess.Process:
@@ -92,6 +101,11 @@ class RunningNode:
         """hivemind's task that reads what the daemon says; when it is done, nothing reaches the node any more."""
         reader: asyncio.Task[None] = self.p2p._client.control._read_task
         return reader
+
+    @property
+    def calls_being_answered(self) -> int:
+        """The number of calls of other nodes that this one is about to answer."""
+        return len(self.p2p._client.control._handler_tasks)
 
     @property
     def is_alive(self) -> bool:
@@ -109,6 +123,8 @@ class RunningNode:
         hanging = asyncio.create_task(self._until_it_hangs(), name="ask the DHT daemon")
         try:
             await asyncio.wait({exited, hanging, self.connection}, return_when=asyncio.FIRST_COMPLETED)
+            if hanging.done():
+                hanging.result()  # an error in asking is a defect of this program, not of the daemon
             if hung := hanging.done() and self.is_alive:
                 self.daemon.kill()
             await asyncio.wait({exited}, timeout=0.5)  # a daemon that dies is heard of first by its connection
@@ -156,6 +172,25 @@ class NodeSettings:
     timing: HivemindTiming
     places: Places
 
+    @property
+    def machine_clock(self) -> Callable[[], float]:
+        """The clock that others are told: that of the machine, also where this node does not follow it."""
+        return self.clock.machine if isinstance(self.clock, SteadyClock) else self.clock
+
+
+class AnswerTasks(dict[Any, "asyncio.Task[None]"]):
+    """The tasks that answer calls of other nodes, each until it ends, and a bounded number of them.
+
+    hivemind itself never lets go of one whose caller has hung up.
+    """
+
+    def __setitem__(self, call: Any, task: asyncio.Task[None]) -> None:
+        if len(self) >= MAX_CALLS_AT_ONCE:
+            task.cancel()  # the caller hears nothing, as from a node that is gone
+            return
+        super().__setitem__(call, task)
+        task.add_done_callback(lambda _: self.pop(call, None))
+
 
 async def start_node(settings: NodeSettings, listen_maddrs: Sequence[str]) -> RunningNode:
     """A node that knows no other one yet. Raises UsageError or PeerUnavailable."""
@@ -181,6 +216,7 @@ async def start_node(settings: NodeSettings, listen_maddrs: Sequence[str]) -> Ru
             nat_port_map=False,  # no router is asked for a port unasked
             use_relay=False,  # or every node is an open relay
         )
+        p2p._client.control._handler_tasks = AnswerTasks()
         authorizer = None if settings.swarm_key is None else CallGuard(settings.swarm_key, settings.clock)
         dht = await DHTNode.create(
             p2p=p2p,
@@ -199,7 +235,9 @@ async def start_node(settings: NodeSettings, listen_maddrs: Sequence[str]) -> Ru
         take_over(dht, timing.silent_seconds, timing.max_silent_seconds)
         if not settings.client_mode:
             reached = Reached(p2p, timing.call_seconds, timing.connections_seconds, timing.connection_memory_seconds)
-            servicer = Servicer(p2p, dht.protocol, settings.places, settings.cache, reached, timing.ban_seconds)
+            servicer = Servicer(
+                p2p, dht.protocol, settings.places, settings.cache, reached, timing.ban_seconds, settings.machine_clock
+            )
             await servicer.install(authorizer)
         maddrs = await control.identify(p2p, timing.call_seconds)
     except BaseException as error:
@@ -208,7 +246,7 @@ async def start_node(settings: NodeSettings, listen_maddrs: Sequence[str]) -> Ru
         if isinstance(error, HIVEMIND_FAILURES):
             raise _translate(error) from error
         raise
-    return RunningNode(p2p, dht, maddrs, timing)
+    return RunningNode(p2p, dht, maddrs, timing, settings.clock)
 
 
 async def _stop_daemon(p2p: Any, timing: HivemindTiming) -> None:
@@ -217,7 +255,8 @@ async def _stop_daemon(p2p: Any, timing: HivemindTiming) -> None:
         async with asyncio.timeout(timing.shutdown_seconds):
             await p2p.shutdown()
     except TimeoutError:
-        p2p._child.kill()
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            p2p._child.kill()
         await p2p._child.wait()
     # hivemind leaves its tasks to the garbage collector, which complains of errors that were not read.
     tasks = [p2p._reader_task, p2p._listen_task]

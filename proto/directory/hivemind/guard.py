@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ...errors import ClockSkew, describe_clocks
 from ...wire.timing import DHT_CALL_AGE_SECONDS
 from ..swarm_key import SwarmKey
 from .shim import AuthorizerBase
@@ -46,11 +47,14 @@ class CallGuard(AuthorizerBase):
         request.auth.signature = self._tag(b"request", request)
 
     async def validate_request(self, request: Any) -> bool:
+        """Raises ClockSkew for a member's call of another time: a member may know by how much the clocks differ."""
         now = self._monotonic()
         nonce = request.auth.nonce
-        age = request.auth.time - self._clock()
-        if not self._is_tagged(b"request", request) or not abs(age) <= DHT_CALL_AGE_SECONDS:
+        if not self._is_tagged(b"request", request):
             return False
+        ahead = request.auth.time - self._clock()
+        if not abs(ahead) <= DHT_CALL_AGE_SECONDS:
+            raise ClockSkew(describe_clocks("the caller's clock", "the other node's", ahead))
         for old, seen_at in list(itertools.islice(self._seen.items(), 2)):  # two out for one in: it stays small
             if now - seen_at > 2 * DHT_CALL_AGE_SECONDS:
                 del self._seen[old]

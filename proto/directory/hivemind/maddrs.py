@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ...errors import UsageError
 from .shim import Multiaddr, PeerID
 
 log = logging.getLogger(__name__)
+
+_MALFORMED = (ValueError, LookupError, TypeError, OverflowError)
+"""The errors of hivemind's reader of addresses."""
 
 
 def pin_ports(listen_maddrs: Sequence[str], visible: Sequence[str]) -> tuple[str, ...]:
@@ -54,18 +57,36 @@ def _free_port(family: socket.AddressFamily, host: str) -> int:
         raise UsageError(f"the DHT cannot listen on {host}: {error.strerror}", hint="Choose another --host.") from None
 
 
+def readable_maddrs(maddrs: Iterable[bytes]) -> tuple[str, ...]:
+    """The text of those addresses that have one: the daemon passes on any bytes, and knows more protocols."""
+    texts = []
+    for maddr in maddrs:
+        try:
+            if text := str(Multiaddr(maddr)):
+                texts.append(text)
+        except _MALFORMED as error:
+            log.debug("an address of the DHT is not readable: %r", error)
+    return tuple(texts)
+
+
 def check_maddr(maddr: str, needs_peer_id: bool) -> None:
+    """Raises UsageError if it has no binary form, or none with the same text."""
     try:
         parsed = Multiaddr(maddr)
         if needs_peer_id:
             PeerID.from_base58(parsed["p2p"])
-    except (ValueError, LookupError):
+        if not str(parsed).isprintable():
+            raise ValueError("it is not printable")
+    except _MALFORMED:
         example = "/ip4/203.0.113.7/tcp/31337" + ("/p2p/12D3KooW..." if needs_peer_id else "")
-        raise UsageError(f"{maddr!r} is no address of the DHT", hint=f"It looks like {example}") from None
+        raise UsageError(
+            f"{maddr!r} is no address of the DHT",
+            hint=f"It looks like {example}; a name has letters, digits, hyphens and dots.",
+        ) from None
 
 
 def usable_maddrs(maddrs: Sequence[str], log_level: int = logging.WARNING) -> tuple[str, ...]:
-    """The addresses of certain nodes among them; what is none is logged and left out."""
+    """The addresses that name a node; others are logged and left out."""
     usable = []
     for maddr in maddrs:
         try:

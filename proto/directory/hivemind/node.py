@@ -22,28 +22,26 @@ import logging
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import TypeVar
 
 from ....routing.swarm import PeerId
+from ...clock import SteadyClock
 from ...errors import PeerUnavailable, RetryElsewhere, SwarmError, UsageError
 from ...identity import Identity
 from ..directory import check_announcement, verified_records
 from ..signed import SignatureCache, SignedRecord
 from ..swarm_key import SwarmKey, dht_id
 from . import control
-from .contacts import Contacts, MoreMaddrs, backoff, note_present, reach_any, seek
+from .contacts import ClockCheck, Contacts, MoreMaddrs, backoff, note_present, reach_any, seek
 from .daemon import HivemindTiming, NodeSettings, RunningNode, start_node, sweep_stale_sockets
 from .entries import Entry, encoded_in, entries_of, value_of
-from .exchange import ask, ask_all, check_kept, give, in_turns, nearest_nodes
+from .exchange import ask, at_nearest, check_kept, give, in_turns
 from .maddrs import check_maddr, pin_ports, usable_maddrs, with_known_ports
 from .places import Places, StorageLimits
 from .shim import use_hivemind_log_handler
 
 log = logging.getLogger(__name__)
-
-_Result = TypeVar("_Result")
 
 
 class HivemindDirectory:
@@ -56,6 +54,7 @@ class HivemindDirectory:
         self._timing = settings.timing
         self._announced: dict[bytes, SignedRecord] = {}
         self._isolated = asyncio.Event()
+        self._clock_check = ClockCheck(settings.clock)
         self._rng = random.Random()
         self._node: RunningNode | None = None
         self._up = asyncio.Event()
@@ -68,7 +67,7 @@ class HivemindDirectory:
         initial_maddrs: Sequence[str] = (),
         listen_maddrs: Sequence[str] = ("/ip4/0.0.0.0/tcp/0",),
         swarm_key: SwarmKey | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | SteadyClock = time.time,
         *,
         announce_maddrs: Sequence[str] = (),
         remembered_maddrs: Sequence[str] = (),
@@ -84,7 +83,8 @@ class HivemindDirectory:
         the node listens on.  `remembered_maddrs` are the `met_maddrs` of an earlier run: a node that began a DHT joins
         what is left of it.  `more_maddrs` is asked when nodes are sought.  In `client_mode` the node keeps nothing for
         others and need not be reachable.  Joining is tried for `join_timeout_seconds`; without `initial_maddrs` the
-        node is isolated after that.  `close` it; `until_closed` tells when it can no longer do its work.
+        node is isolated after that.  Other nodes decide about the steps of a steady `clock`.  `close` it;
+        `until_closed` tells when it can no longer do its work.
 
         Raises UsageError (addresses, key file, port taken, not reachable from outside), ClockSkew, or PeerUnavailable
         with the addresses that did not answer.
@@ -108,8 +108,8 @@ class HivemindDirectory:
             timing=timing or HivemindTiming(),
             places=Places(identity.peer_id, limits or StorageLimits(), clock, time.monotonic),
         )
-        initial, remembered = usable_maddrs(initial_maddrs), usable_maddrs(remembered_maddrs)
-        contacts = Contacts(identity.peer_id, initial, remembered, more_maddrs)
+        remembered = usable_maddrs(remembered_maddrs)
+        contacts = Contacts(identity.peer_id, usable_maddrs(initial_maddrs), remembered, more_maddrs)
         if initial_maddrs and not contacts:
             raise UsageError(f"there is no address of another node among the initial ones: {', '.join(initial_maddrs)}")
         self = cls(settings, contacts)
@@ -119,14 +119,22 @@ class HivemindDirectory:
         except BaseException:
             await node.stop()
             raise
+        self._supervise_from(node)
+        return self
+
+    def _supervise_from(self, node: RunningNode) -> None:
         self._set_node(node)
         self._supervisor = asyncio.create_task(self._supervise(), name="supervise the DHT daemon")
-        return self
 
     @property
     def peer_id(self) -> PeerId:
         """The id of this node."""
         return self._settings.peer_id
+
+    @property
+    def client_mode(self) -> bool:
+        """Whether it keeps nothing for others, who need not reach it."""
+        return self._settings.client_mode
 
     @property
     def node(self) -> RunningNode | None:
@@ -155,7 +163,7 @@ class HivemindDirectory:
 
     def kept_records(self, name: str) -> tuple[SignedRecord, ...]:
         """The records under `name` that this node keeps itself, for others and of its own."""
-        kept = self._settings.places.under(dht_id(name))
+        kept = self._settings.places.records_under(dht_id(name))
         return tuple(SignedRecord.decode(encoded_in(kept[owner].value) or b"") for owner in sorted(kept))
 
     async def announce(self, record: SignedRecord) -> None:
@@ -170,13 +178,13 @@ class HivemindDirectory:
         key = dht_id(name)
         node = await self._running()
         self._expect_others(node)
-        others, _ = await self._in_time(nearest_nodes(node, key, with_self=not self._settings.client_mode))
-        answers = await self._in_time(ask_all(node, others, key))
+        with_self = not self._settings.client_mode
+        answers = await at_nearest(node, key, with_self, lambda peer: ask(node, peer, key))
         self._check_alive(node)
         if not node.others:
             self._note_isolation()
-        own = entries_of(self._settings.places.under(key))
-        encoded = (encoded for entry in in_turns([own, *answers], self._rng) if (encoded := encoded_in(entry.value)))
+        found = [entries_of(self._settings.places.records_under(key)), *answers.values()]
+        encoded = (encoded for entry in in_turns(found, self._rng) if (encoded := encoded_in(entry.value)))
         return await verified_records(key, encoded, self._settings.clock(), self._cache)
 
     async def until_closed(self) -> None:
@@ -216,15 +224,6 @@ class HivemindDirectory:
         assert self._node is not None
         return self._node
 
-    async def _in_time(self, search: Awaitable[_Result]) -> _Result:
-        """The result of a walk through the DHT. Raises PeerUnavailable if it takes longer than `lookup_seconds`."""
-        seconds = self._timing.lookup_seconds
-        try:
-            async with asyncio.timeout(seconds):
-                return await search
-        except TimeoutError:
-            raise PeerUnavailable(f"the DHT did not answer in {seconds:.0f} s") from None
-
     def _check_alive(self, node: RunningNode) -> None:
         """hivemind answers "nothing found" and "stored" also when its daemon is gone."""
         if not node.is_alive:
@@ -233,24 +232,19 @@ class HivemindDirectory:
     async def _store(self, node: RunningNode, record: SignedRecord) -> None:
         """Have the nodes nearest to its key keep the record, and read it back from one of them."""
         places, client_mode = self._settings.places, self._settings.client_mode
-        if not client_mode:  # one's own record is always there for those who ask here
+        if not client_mode:  # the node's own record is always there for those that ask it
             places.keep(record.key, record.peer_id, value_of(record), record.expires_at_seconds, None)
         self._expect_others(node)
-        for _ in range(2):  # nodes that do not answer are forgotten, so a second round finds better ones
-            others, _ = await self._in_time(nearest_nodes(node, record.key, with_self=not client_mode))
-            given = await asyncio.gather(*(give(node, peer, record) for peer in others))
-            answered = [peer for peer, kept in zip(others, given, strict=True) if kept is not None]
-            self._check_alive(node)
-            if answered or not others:
-                break
-        if not answered:
+        given = await at_nearest(node, record.key, not client_mode, lambda peer: give(node, peer, record))
+        self._check_alive(node)
+        if not given:
             self._note_isolation()
             if self.isolated or client_mode:
                 raise PeerUnavailable("no other node of the DHT answers", hint="It is tried again; check the network.")
-            return check_kept(record, entries_of(places.under(record.key)))
+            return check_kept(record, entries_of(places.records_under(record.key)))
         self._isolated.clear()
         seen: list[Entry] = []
-        for peer in answered:
+        for peer in sorted(given, key=lambda peer: not given[peer]):
             seen += await ask(node, peer, record.key) or []
             if any(entry.value == value_of(record) for entry in seen):
                 break
@@ -258,7 +252,7 @@ class HivemindDirectory:
 
     def _expect_others(self, node: RunningNode) -> None:
         """Before others are asked: hivemind forgets those that are silent."""
-        self._contacts.meet([peer_id.to_base58() for peer_id in node.others])
+        self._contacts.expect([peer_id.to_base58() for peer_id in node.others])
 
     def _note_isolation(self) -> None:
         """No other node has answered. Where none is known, this is the first one, and alone by right."""
@@ -267,25 +261,30 @@ class HivemindDirectory:
             self._isolated.set()
 
     async def _join(self, node: RunningNode, seconds: float, may_be_alone: bool) -> None:
-        """Get in touch with the known nodes, again and again for `seconds`. Raises SwarmError if none answers."""
-        loop, private = asyncio.get_running_loop(), self._settings.swarm_key is not None
-        deadline = loop.time() + seconds
+        """Get in touch with the known nodes, again and again for `seconds`. Raises SwarmError if none answers.
+
+        A reason to give up is raised if every node gives one: what one of them says concerns that one.
+        """
+        deadline = asyncio.get_running_loop().time() + seconds
         for pause_seconds in backoff(self._timing.first_backoff_seconds, self._timing.max_backoff_seconds):
             known = self._contacts.known()
-            reached, errors = await reach_any(node, known, private, check=True)
+            reached, errors = await reach_any(node, known, check=True)
             if reached or not known:
                 for error in errors:
                     log.warning("%s; the DHT is joined through others", error)
                 return
-            reason = next((error for error in errors if not isinstance(error, RetryElsewhere)), None)
-            if reason is not None:
-                raise reason
-            if loop.time() + pause_seconds > deadline:
-                if not may_be_alone:
-                    raise PeerUnavailable("; ".join(map(str, errors)), hint=errors[0].hint)
+            reasons = "; ".join(map(str, errors))
+            final = [error for error in errors if not isinstance(error, RetryElsewhere)]
+            is_over = asyncio.get_running_loop().time() + pause_seconds > deadline
+            if may_be_alone and (is_over or len(final) == len(errors)):
+                log.warning("%s; they are tried again and again", reasons)
                 self._note_isolation()
                 return
-            log.info("%s; retrying in %.1f s", "; ".join(map(str, errors)), pause_seconds)
+            if len(final) == len(errors):
+                raise final[0]
+            if is_over:
+                raise PeerUnavailable(reasons, hint=(final or errors)[0].hint)
+            log.info("%s; retrying in %.1f s", reasons, pause_seconds)
             await asyncio.sleep(pause_seconds)
 
     async def _supervise(self) -> None:
@@ -332,10 +331,12 @@ class HivemindDirectory:
         """Find the others again when none of them answers, and known ones that have lost touch with those that do."""
         loop, timing = asyncio.get_running_loop(), self._timing
         look_at = loop.time() + timing.patrol_seconds * random.uniform(0.8, 1.2)
+        pauses, pauses_until = self._contact_pauses(), loop.time()
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(timing.note_seconds):
                     await self._isolated.wait()
+            await self._clock_check.run(node, again=loop.time() >= look_at, alone=not self._contacts)
             if not self.isolated:
                 await note_present(node, self._contacts)
                 if loop.time() >= look_at:  # two parts of a DHT that were cut apart know nothing of each other
@@ -343,7 +344,9 @@ class HivemindDirectory:
                     look_at = loop.time() + timing.patrol_seconds * random.uniform(0.8, 1.2)
                 continue
             began = loop.time()
-            for pause_seconds in backoff(timing.first_contact_seconds, timing.max_contact_seconds):
+            if began >= pauses_until:  # else they go on: some node answers pings, and then nothing else
+                pauses = self._contact_pauses()
+            for pause_seconds in pauses:
                 if await self._try_known(node) or not self.isolated:
                     break
                 await asyncio.sleep(pause_seconds)
@@ -351,10 +354,16 @@ class HivemindDirectory:
             if node.others:
                 log.warning("other nodes of the DHT answer again after %.0f s", loop.time() - began)
             await self._announce_again(node)
+            if self.isolated:
+                await asyncio.sleep(next(pauses))
+            pauses_until = loop.time() + timing.max_contact_seconds
+
+    def _contact_pauses(self) -> Iterator[float]:
+        return backoff(self._timing.first_contact_seconds, self._timing.max_contact_seconds)
 
     async def _try_known(self, node: RunningNode) -> bool:
         """Get in touch with the known nodes that are out of touch; whether any other node is there."""
-        return await seek(node, self._contacts, private=self._settings.swarm_key is not None)
+        return await seek(node, self._contacts)
 
     async def _announce_again(self, node: RunningNode) -> None:
         now = self._settings.clock()

@@ -3,8 +3,11 @@
 Identities are free, and so is what a record says of its owner; an address from which its owner has connected is not.
 So places are shared between networks (the first 24 bits of an IPv4 address, 48 of an IPv6 one), fairly and only when
 they are scarce: a newcomer takes the place of the youngest record of the network that has the most, if that has at
-least two more than its own.  Owners that this node has no connection with share a small reserve.  Ages are by the
-monotonic clock: a clock that is set back must neither keep old records nor keep new ones out.
+least two more than its own.  Owners that this node has no connection with share a small reserve.  So it is with the
+places under one key, with those under all keys, and with the keys: a key counts for the network of its oldest record,
+and of a network's keys the one with records from the fewest networks goes first.
+
+Ages are by the monotonic clock: a clock that is set back must neither keep old records nor keep new ones out.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...network.address import prefix_of
@@ -21,6 +24,11 @@ from ..signed import lives_too_long
 
 Network = str
 """The prefix of the addresses of one network."""
+NOBODY = ""
+"""No network."""
+
+_Place = tuple[bytes, str]
+"""Key and owner."""
 
 _HOST = re.compile(r"/ip([46])/([^/]+)/")
 
@@ -35,6 +43,10 @@ class StorageLimits:
     """Records under all keys together: at most 26 MB."""
     unreached_per_key: int = 64
     """Places for owners that this node has no connection with, when places are scarce."""
+    unreached: int = 512
+    """The same under all keys together."""
+    unreached_keys: int = 8
+    """Keys whose oldest record is of such an owner, when keys are scarce."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,12 @@ class Kept:
     network: Network | None
 
 
+_Records = Mapping[bytes, Mapping[str, Kept]]
+"""Kept records by key and owner."""
+_Choose = Callable[[_Records, Network | None], _Place]
+"""Chooses the record of a network that goes."""
+
+
 class Places:
     """Records by key and owner. `clock` gives Unix seconds, `monotonic` seconds of a clock that nobody sets."""
 
@@ -63,13 +81,16 @@ class Places:
         self._keys: dict[bytes, dict[str, Kept]] = {}
         self._look_at: dict[bytes, float] = {}
         """When the records under a key are looked through next for those that are over."""
+        self._sizes: Counter[Network | None] | None = None
+        """Records of each network under all keys but those of this node's own records; None if it must be counted."""
 
-    def under(self, key: bytes) -> Mapping[str, Kept]:
-        """The records under a key, by owner; some may be over for a second."""
+    def records_under(self, key: bytes) -> Mapping[str, Kept]:
+        """The records under a key, by owner. One that is over stays among them for a second at most."""
         kept, now = self._keys.get(key, {}), self._monotonic()
         if now >= self._look_at.get(key, 0.0):
             for owner in [owner for owner, place in kept.items() if place.until <= now]:
                 del kept[owner]
+                self._sizes = None
             self._look_at[key] = now + 1.0
         if not kept:
             self._keys.pop(key, None)
@@ -78,32 +99,29 @@ class Places:
 
     def keys(self) -> tuple[bytes, ...]:
         """The keys that have records."""
-        return tuple(key for key in list(self._keys) if self.under(key))
+        return tuple(key for key in list(self._keys) if self.records_under(key))
 
     def would_keep(self, key: bytes, owner: str, expires_at_seconds: float, network: Network | None) -> bool:
         """Whether such a record would get a place now: asked before the cost of a signature check."""
-        now, kept = self._clock(), self.under(key)
+        now, kept = self._clock(), self.records_under(key)
         if expires_at_seconds <= now or lives_too_long(expires_at_seconds, now):
             return False
         known = kept.get(owner)
         if known is not None:  # a record that is refused by now (the clock was set back) is in nobody's way
             later = expires_at_seconds > known.expires_at_seconds
             return later or lives_too_long(known.expires_at_seconds, now)
-        if owner == self._own_id:
-            return True
-        return self._has_room_for(key) and (
-            len(kept) < self._limits.records_per_key or self._loser(kept, network) != ""
-        )
+        return owner == self._own_id or self._losers(key, network, _anybody) is not None
 
     def keep(self, key: bytes, owner: str, value: bytes, expires_at_seconds: float, network: Network | None) -> bool:
         """Give a checked record a place; whether it has got one."""
         if not self.would_keep(key, owner, expires_at_seconds, network):
             return False
-        kept, now = self._keys.setdefault(key, {}), self._monotonic()
-        known = kept.get(owner)
-        if known is None and owner != self._own_id and len(kept) >= self._limits.records_per_key:
-            del kept[self._loser(kept, network)]
-        kept[owner] = Kept(
+        known, now = self.records_under(key).get(owner), self._monotonic()
+        if known is None and owner != self._own_id:
+            for loser_key, loser in self._losers(key, network, _youngest) or ():
+                del self._keys[loser_key][loser]
+        self._sizes = None
+        self._keys.setdefault(key, {})[owner] = Kept(
             value,
             expires_at_seconds,
             until=now + expires_at_seconds - self._clock(),
@@ -112,29 +130,73 @@ class Places:
         )
         return True
 
-    def _has_room_for(self, key: bytes) -> bool:
-        """Whether the node may keep anything more under that key; always, where it announces itself."""
-        if self._own_id in self._keys.get(key, {}):
-            return True
-        others = [kept for other in self.keys() if self._own_id not in (kept := self._keys[other])]
-        room_for_key = key in self._keys or len(others) < self._limits.keys
-        return room_for_key and sum(map(len, others)) < self._limits.records
+    def _losers(self, key: bytes, network: Network | None, choose: _Choose) -> Sequence[_Place] | None:
+        """The places that are taken from others for a newcomer of a network under a key; None if it gets none."""
+        kept, limits = self.records_under(key), self._limits
+        losers: list[_Place] = []
+        if self._own_id not in kept:  # where this node announces itself, others do, too
+            foreign = {other: self._keys[other] for other in self.keys() if self._own_id not in self._keys[other]}
+            if key not in foreign and len(foreign) >= limits.keys:
+                lost = _key_to_go(foreign, network, limits.unreached_keys)
+                if lost is None:
+                    return None
+                losers = [(lost, owner) for owner in foreign[lost]]
+            elif sum(map(len, foreign.values())) >= limits.records:
+                if self._sizes is None:
+                    self._sizes = _sizes_of(foreign)
+                group = group_to_go(self._sizes, network, limits.unreached)
+                if group == NOBODY:
+                    return None
+                losers = [choose(foreign, group)]
+        if len(kept) >= limits.records_per_key:
+            others = {key: {owner: place for owner, place in kept.items() if owner != self._own_id}}
+            group = group_to_go(_sizes_of(others), network, limits.unreached_per_key)
+            if group == NOBODY:
+                return None
+            losers.append(choose(others, group))
+        return list(dict.fromkeys(losers))
 
-    def _loser(self, kept: Mapping[str, Kept], network: Network | None) -> str:
-        """The owner that makes room under a full key for a newcomer of a network; "" if nobody does."""
-        sizes = Counter(place.network for owner, place in kept.items() if owner != self._own_id)
-        unreached, reserve = sizes.pop(None, 0), self._limits.unreached_per_key
-        if network is None and unreached >= reserve:
-            return ""
-        if unreached > reserve:
-            largest: Network | None = None
-        else:
-            largest = max(sizes, key=lambda name: (sizes[name], name), default=None)
-            mine = sizes[network] if network is not None else 0
-            if largest is None or sizes[largest] < mine + 2:
-                return ""
-        members = [owner for owner, place in kept.items() if place.network == largest and owner != self._own_id]
-        return max(members, key=lambda owner: (kept[owner].since, owner))
+
+def _sizes_of(records: _Records) -> Counter[Network | None]:
+    """The number of records of each network."""
+    return Counter(place.network for kept in records.values() for place in kept.values())
+
+
+def group_to_go(sizes: Mapping[Network | None, int], newcomer: Network | None, reserve: int) -> Network | None:
+    """The network that makes room for a newcomer of a network, by the number of places that each has.
+
+    None stands for those without a connection, who have no more than the `reserve`; NOBODY: the newcomer gets no room.
+    """
+    unreached = sizes.get(None, 0)
+    if newcomer is None and unreached >= reserve:
+        return NOBODY
+    if unreached > reserve:
+        return None
+    networks = {name: size for name, size in sizes.items() if name is not None}
+    largest = max(networks, key=lambda name: (networks[name], name), default=NOBODY)
+    mine = networks.get(newcomer, 0) if newcomer is not None else 0
+    return largest if networks.get(largest, 0) >= mine + 2 else NOBODY
+
+
+def _youngest(keys: _Records, network: Network | None) -> _Place:
+    """The place of a network under some keys that was given last."""
+    places = ((key, owner) for key, kept in keys.items() for owner, place in kept.items() if place.network == network)
+    return max(places, key=lambda place: (keys[place[0]][place[1]].since, place))
+
+
+def _anybody(keys: _Records, network: Network | None) -> _Place:
+    """Stands for `_youngest` where it does not matter who that is: looking for it takes a millisecond."""
+    return next(iter(keys)), ""
+
+
+def _key_to_go(keys: _Records, newcomer: Network | None, reserve: int) -> bytes | None:
+    """The key that makes room for another one, whose first record is of a newcomer; None if none does."""
+    first = {key: min(kept.values(), key=lambda place: place.since) for key, kept in keys.items()}
+    group = group_to_go(Counter(place.network for place in first.values()), newcomer, reserve)
+    if group == NOBODY:
+        return None
+    spread = {key: len({place.network for place in keys[key].values()}) for key in keys if first[key].network == group}
+    return max(spread, key=lambda key: (-spread[key], first[key].since, key))
 
 
 def network_of_maddr(maddr: str) -> Network | None:

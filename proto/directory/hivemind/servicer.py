@@ -1,7 +1,9 @@
-"""Parts that take the place of hivemind's own, and what other nodes may ask of this one: all of it within bounds.
+"""Answers to the calls of other nodes, in the place of hivemind's own: all of it within bounds.
 
-hivemind's own answers have none: a call may name any number of keys, forged signatures are checked in one go on the
-event loop, and a node may have any number of ids, each of which is sent all records.
+hivemind's own answers have none: a call may be of any size and name any number of keys, forged signatures are checked
+in one go on the event loop, and a node may have any number of ids, each of which is sent all records.  Here a node has
+few calls under way at once, and the large answers, all records under a key, take turns at a pace: a question of sixty
+bytes has an answer of up to 2.8 MB.
 """
 
 from __future__ import annotations
@@ -9,38 +11,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from ...errors import AuthenticationError, PeerUnavailable, RemoteProtocolError
-from ..signed import SignatureCache
+from ..signed import CHECKS_AT_ONCE, SignatureCache
 from . import control, entries
+from .exchange import node_id_of
 from .places import Network, Places, network_of_maddr
-from .shim import (
-    DHTID,
-    AuthRole,
-    AuthRPCWrapper,
-    DHTLocalStorage,
-    DictionaryDHTValue,
-    MSGPackSerializer,
-    PeerID,
-    dht_pb2,
-)
+from .shim import DHTID, AuthRole, AuthRPCWrapper, PeerID, dht_pb2
 
 log = logging.getLogger(__name__)
 
-CHECKS_AT_ONCE = 8
-"""Signatures that are checked before the loop's other work gets its turn: about a millisecond."""
-MAX_CALLS_WAITING = 16
-"""Calls that wait for their signatures to be checked; each may have sent 4 MB."""
+MAX_CALLS = 256
+"""Calls that are answered, or wait for their turn."""
+MAX_CALLS_OF_A_NODE = 8
+"""The same of one node: a walk asks a node one question at a time, and a few walks may be under way."""
+MAX_QUESTION_BYTES = 1024
+"""Largest ping or question for a key."""
+MAX_STORE_BYTES = 16384
+"""Largest call that gives records: this version gives one at a time."""
+ANSWER_BYTES_PER_SECOND = 32e6
+"""Records that are sent to all nodes together."""
 MAX_BANNED = 1024
-MAX_KNOWN_NODES = 4096
-"""Nodes in the routing table, those that would replace others included."""
-
-
-def node_id_of(peer_id: str) -> Any:
-    """The place of a node in the DHT: it follows from its identity, so that a node has one."""
-    return DHTID.generate(f"blockswarm node {peer_id}")
 
 
 class Reached:
@@ -75,73 +71,130 @@ class Reached:
         return seen[0] if seen is not None else None
 
 
+@dataclass(frozen=True, slots=True)
+class BoundedCall:
+    """Reads the calls of one kind, before anything is made of them that are too large."""
+
+    message: Any
+    max_bytes: int
+
+    def FromString(self, data: bytes) -> Any:
+        if len(data) > self.max_bytes:
+            raise RemoteProtocolError(f"a call of the DHT has at most {self.max_bytes} bytes, not {len(data)}")
+        return self.message.FromString(data)
+
+
 class Servicer:
     """Answers the calls of hivemind's protocol for one node."""
 
     def __init__(
-        self, p2p: Any, protocol: Any, places: Places, cache: SignatureCache, reached: Reached, ban_seconds: float
+        self,
+        p2p: Any,
+        protocol: Any,
+        places: Places,
+        cache: SignatureCache,
+        reached: Reached,
+        ban_seconds: float,
+        clock: Callable[[], float],
     ) -> None:
+        """`clock` gives Unix seconds."""
         self._p2p = p2p
         self._protocol = protocol
         self._places = places
         self._cache = cache
         self._reached = reached
         self._ban_seconds = ban_seconds
-        self._turn = asyncio.Lock()
-        self._waiting = 0
+        self._clock = clock
+        self._check_turn, self._answer_turn = asyncio.Lock(), asyncio.Lock()
+        self._calls: Counter[str] = Counter()
         self._unchecked = 0
         self._banned: dict[str, float] = {}
 
     async def install(self, authorizer: Any) -> None:
         """Answer in the place of hivemind's own protocol."""
-        protocol = self._protocol
+        protocol, own = self._protocol, AuthRPCWrapper(self, AuthRole.SERVICER, authorizer)
         await protocol.remove_p2p_handlers(self._p2p)
-        await protocol.add_p2p_handlers(self._p2p, AuthRPCWrapper(self, AuthRole.SERVICER, authorizer))
+        for name, call in {
+            "rpc_ping": BoundedCall(dht_pb2.PingRequest, MAX_QUESTION_BYTES),
+            "rpc_find": BoundedCall(dht_pb2.FindRequest, MAX_QUESTION_BYTES),
+            "rpc_store": BoundedCall(dht_pb2.StoreRequest, MAX_STORE_BYTES),
+        }.items():
+            await self._p2p.add_protobuf_handler(f"{type(protocol).__name__}.{name}", getattr(own, name), call)
 
     async def rpc_ping(self, request: Any, context: Any) -> Any:
-        self._refuse_banned(context)
-        return await self._protocol.rpc_ping(request, context)
+        """That this node is there, its clock, and whether it reaches the one that calls, if that was asked."""
+        with self._admitted(context):
+            reached = request.validate and await self._protocol.call_ping(context.remote_id) is not None
+            if reached or not request.validate:
+                await self._greet(request, context)
+            return dht_pb2.PingResponse(peer=self._protocol.node_info, dht_time=self._clock(), available=reached)
 
     async def rpc_find(self, request: Any, context: Any) -> Any:
         """The records under a key, and the nodes nearest to it that this one knows."""
-        self._refuse_banned(context)
-        (key,) = request.keys  # more than one are not asked for
-        await self._greet(request, context)
-        protocol, key_id = self._protocol, DHTID.from_bytes(key)
-        result = dht_pb2.FindResult(type=dht_pb2.NOT_FOUND)
-        if kept := self._places.under(key):
-            result.type = dht_pb2.FOUND_DICTIONARY
-            result.value = entries.pack_dictionary(kept)
-            result.expiration_time = max(place.expires_at_seconds for place in kept.values())
-        asking = DHTID.from_bytes(request.peer.node_id) if request.peer.node_id else None
-        for node_id, peer_id in protocol.routing_table.get_nearest_neighbors(
-            key_id, k=protocol.bucket_size, exclude=asking
-        ):
-            result.nearest_node_ids.append(node_id.to_bytes())
-            result.nearest_peer_ids.append(peer_id.to_bytes())
-        return dht_pb2.FindResponse(results=[result], peer=protocol.node_info)
+        with self._admitted(context):
+            (key,) = request.keys  # more than one are not asked for
+            key_id = DHTID.from_bytes(key)
+            takes_part = await self._greet(request, context)
+            result = await self._records_under(key)
+            protocol, asking = self._protocol, node_id_of(context.remote_id.to_base58()) if takes_part else None
+            for node_id, peer_id in protocol.routing_table.get_nearest_neighbors(
+                key_id, k=protocol.bucket_size, exclude=asking
+            ):
+                result.nearest_node_ids.append(node_id.to_bytes())
+                result.nearest_peer_ids.append(peer_id.to_bytes())
+            return dht_pb2.FindResponse(results=[result], peer=protocol.node_info)
+
+    async def _records_under(self, key: bytes) -> Any:
+        """All records under a key, in hivemind's form."""
+        if not self._places.records_under(key):
+            return dht_pb2.FindResult(type=dht_pb2.NOT_FOUND)
+        await self._answer_turn.acquire()
+        packed = b""
+        try:
+            kept = self._places.records_under(key)
+            packed = entries.pack_dictionary(kept)
+            latest = max((place.expires_at_seconds for place in kept.values()), default=0.0)
+            return dht_pb2.FindResult(type=dht_pb2.FOUND_DICTIONARY, value=packed, expiration_time=latest)
+        finally:
+            seconds = len(packed) / ANSWER_BYTES_PER_SECOND
+            asyncio.get_running_loop().call_later(seconds, self._answer_turn.release)
 
     async def rpc_store(self, request: Any, context: Any) -> Any:
         """Give records places; a sender of a forged one is cut off, and hears nothing of the others."""
-        self._refuse_banned(context)
-        await self._greet(request, context)
-        groups = list(_groups(request))
-        if self._waiting >= MAX_CALLS_WAITING:
-            raise PeerUnavailable("too many records at once")
-        self._waiting += 1
+        with self._admitted(context):
+            await self._greet(request, context)
+            groups = list(_groups(request))
+            try:
+                async with self._check_turn:
+                    await self._reached.refresh()
+                    stored = [all([await self._keep(key, entry) for entry in group]) for key, group in groups]
+            except AuthenticationError as error:
+                await self._ban(context.remote_id, str(error))
+                raise
+            return dht_pb2.StoreResponse(store_ok=stored, peer=self._protocol.node_info)
+
+    @contextmanager
+    def _admitted(self, context: Any) -> Iterator[None]:
+        """A call, while it is answered. Raises AuthenticationError for a banned node, PeerUnavailable."""
+        node = context.remote_id.to_base58()
+        until = self._banned.get(node)
+        if until is not None and until > time.monotonic():
+            raise AuthenticationError("this node has sent a forged record")
+        if self._calls[node] >= MAX_CALLS_OF_A_NODE or self._calls.total() >= MAX_CALLS:
+            raise PeerUnavailable("too many calls at once")
+        self._calls[node] += 1
         try:
-            async with self._turn:
-                await self._reached.refresh()
-                stored = [all([await self._keep(key, entry) for entry in group]) for key, group in groups]
-        except AuthenticationError as error:
-            await self._ban(context.remote_id, str(error))
-            raise
+            yield
         finally:
-            self._waiting -= 1
-        return dht_pb2.StoreResponse(store_ok=stored, peer=self._protocol.node_info)
+            self._calls[node] -= 1
+            self._calls += Counter()  # without those that have none
 
     async def _keep(self, key: bytes, entry: entries.Entry) -> bool:
         """Raises AuthenticationError if the record is forged."""
+        self._unchecked += 1
+        if self._unchecked >= CHECKS_AT_ONCE:
+            self._unchecked = 0
+            await asyncio.sleep(0)
         network = self._reached.network_of(entry.owner)
         if not self._places.would_keep(key, entry.owner, entry.expires_at_seconds, network):
             return False
@@ -151,54 +204,27 @@ class Servicer:
             log.debug("a record is refused: %s", error)
             return False
         self._cache.check(record)
-        self._unchecked += 1
-        if self._unchecked >= CHECKS_AT_ONCE:
-            self._unchecked = 0
-            await asyncio.sleep(0)
         return self._places.keep(key, entry.owner, entry.value, entry.expires_at_seconds, network)
 
-    async def _greet(self, request: Any, context: Any) -> None:
-        """Note the node that calls, if it takes part in the DHT."""
-        if request.peer.node_id:
-            await self._protocol.rpc_ping(dht_pb2.PingRequest(peer=request.peer), context)
-
-    def _refuse_banned(self, context: Any) -> None:
-        """Raises AuthenticationError."""
-        until = self._banned.get(context.remote_id.to_base58())
-        if until is not None and until > time.monotonic():
-            raise AuthenticationError("this node has sent a forged record")
+    async def _greet(self, request: Any, context: Any) -> bool:
+        """Note the node that calls, if it takes part in the DHT; whether it does."""
+        node_id = node_id_of(context.remote_id.to_base58())
+        takes_part: bool = request.peer.node_id == node_id.to_bytes()
+        if takes_part:
+            await self._protocol.update_routing_table(node_id, context.remote_id, responded=True)
+        return takes_part
 
     async def _ban(self, peer_id: PeerID, reason: str) -> None:
         log.info("node %s is cut off for a while: %s", peer_id.to_base58(), reason)
         now = time.monotonic()
         self._banned = {node: until for node, until in self._banned.items() if until > now}
-        if len(self._banned) < MAX_BANNED:
-            self._banned[peer_id.to_base58()] = now + self._ban_seconds
+        if len(self._banned) >= MAX_BANNED:
+            del self._banned[next(iter(self._banned))]  # the one that was banned first
+        self._banned[peer_id.to_base58()] = now + self._ban_seconds
         try:
             await control.disconnect(self._p2p, peer_id, seconds=1.0)
         except PeerUnavailable as error:
             log.debug("it could not be disconnected: %s", error)
-
-
-def bind_node_ids(dht: Any) -> None:
-    """Let no node into the routing table under any id but the one that follows from its identity.
-
-    A node that is heard of is not silent: it may have been started again.
-    """
-    protocol = dht.protocol
-    update = protocol.update_routing_table
-
-    async def update_routing_table(node_id: Any, peer_id: PeerID, responded: bool = True) -> None:
-        table = protocol.routing_table
-        if responded and node_id != node_id_of(peer_id.to_base58()):
-            return
-        if responded and node_id not in table and len(table.uid_to_peer_id) >= MAX_KNOWN_NODES:
-            return
-        if responded:
-            dht.blacklist.register_success(peer_id)
-        await update(node_id, peer_id, responded=responded)
-
-    protocol.update_routing_table = update_routing_table
 
 
 def _groups(request: Any) -> Iterable[tuple[bytes, list[entries.Entry]]]:
@@ -214,67 +240,7 @@ def _groups(request: Any) -> Iterable[tuple[bytes, list[entries.Entry]]]:
             group = entries.unpack_dictionary(value)
         else:
             group = [entries.unpack_single(tag, value, expires_at)]
-        room -= len(group)
+        room -= max(len(group), 1)
         if room < 0:
             raise RemoteProtocolError("a store of the DHT has too many records")
         yield key, group
-
-
-# --- parts of hivemind's node ----------------------------------------------------------------------------------------
-
-
-def take_over(dht: Any, silent_seconds: float, max_silent_seconds: float) -> None:
-    """Put bounded parts in the place of those of hivemind's node that keep or unpack what others send."""
-    dht.protocol.storage = dht.protocol.cache = NoStorage()
-    dht.protocol.serializer = NoValues
-    dht.blacklist = SilentNodes(silent_seconds, max_silent_seconds)
-    bind_node_ids(dht)
-
-
-class NoStorage(DHTLocalStorage):
-    """Nothing is kept here: records have their `Places`, and a cache would hide them."""
-
-    def store(self, key: Any, value: Any, expiration_time: float, subkey: Any = None) -> bool:
-        return False
-
-    def store_subkey(self, key: Any, subkey: Any, value: bytes, expiration_time: float) -> bool:
-        return False
-
-    def items(self) -> Iterator[Any]:
-        return iter(())
-
-
-class NoValues(MSGPackSerializer):
-    """A walk through the DHT is after nodes: values that one of them sends along are not unpacked."""
-
-    @classmethod
-    def loads(cls, buf: bytes) -> object:
-        return DictionaryDHTValue()
-
-
-class SilentNodes:
-    """Nodes that did not answer are left out of searches, longer each time; by a clock that nobody sets."""
-
-    def __init__(
-        self, first_seconds: float, longest_seconds: float, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._first_seconds = first_seconds
-        self._longest_seconds = longest_seconds
-        self._monotonic = monotonic
-        self._until: dict[Any, tuple[float, float]] = {}
-        """Until when a node is left out, and for how long the next time."""
-
-    def register_failure(self, peer_id: Any) -> None:
-        now = self._monotonic()
-        until, seconds = self._until.get(peer_id, (now, self._first_seconds))
-        if until <= now:
-            self._until[peer_id] = now + seconds, min(2 * seconds, self._longest_seconds)
-        if len(self._until) > 1024:  # those that were left out longest ago
-            for node, _ in sorted(self._until.items(), key=lambda item: item[1][0])[:256]:
-                del self._until[node]
-
-    def register_success(self, peer_id: Any) -> None:
-        self._until.pop(peer_id, None)
-
-    def __contains__(self, peer_id: object) -> bool:
-        return self._until.get(peer_id, (float("-inf"), 0.0))[0] > self._monotonic()

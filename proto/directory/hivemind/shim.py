@@ -16,14 +16,11 @@ __all__ = [
     "AuthorizerBase",
     "DHTLocalStorage",
     "DHTNode",
-    "DictionaryDHTValue",
     "MSGPackSerializer",
     "Multiaddr",
     "P2PDaemonError",
     "P2PHandlerError",
     "PeerID",
-    "ValidationError",
-    "ValueWithExpiration",
     "dht_pb2",
     "p2pd_pb2",
     "read_pbmsg_safe",
@@ -66,9 +63,8 @@ def import_hivemind_lightly() -> None:
 import_hivemind_lightly()
 
 from hivemind.dht.node import DHTNode  # noqa: E402
-from hivemind.dht.protocol import ValidationError  # noqa: E402
 from hivemind.dht.routing import DHTID  # noqa: E402
-from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue  # noqa: E402
+from hivemind.dht.storage import DHTLocalStorage  # noqa: E402
 from hivemind.p2p import P2P, P2PDaemonError, P2PHandlerError, PeerID  # noqa: E402
 from hivemind.p2p.p2p_daemon_bindings.utils import read_pbmsg_safe, write_pbmsg  # noqa: E402
 from hivemind.proto import dht_pb2, p2pd_pb2  # noqa: E402
@@ -76,4 +72,3 @@ from hivemind.utils.auth import AuthorizerBase, AuthRole, AuthRPCWrapper  # noqa
 from hivemind.utils.logging import use_hivemind_log_handler  # noqa: E402
 from hivemind.utils.multiaddr import Multiaddr  # noqa: E402
 from hivemind.utils.serializer import MSGPackSerializer  # noqa: E402
-from hivemind.utils.timed_storage import ValueWithExpiration  # noqa: E402

@@ -45,6 +45,26 @@ class Codec(Generic[V]):
             raise RemoteProtocolError(f"a {self.message.DESCRIPTOR.name} has no meaning: {error!r}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Plain(Generic[V]):
+    """How a value of class V travels in a field of a frame that is no message."""
+
+    pack: Callable[[V], bytes | bool]
+    unpack: Callable[[Any], V]
+    """The value that the field says. Raises RemoteProtocolError."""
+
+
+def flag(value: type[V]) -> Plain[V]:
+    """The form of a value without parts: the field is there, and true."""
+
+    def unpack(is_set: bool) -> V:
+        if not is_set:
+            raise RemoteProtocolError(f"a {value.__name__} is false")
+        return value()
+
+    return Plain(lambda _: True, unpack)
+
+
 def parse(message_class: type[M], data: bytes, max_bytes: int = MAX_FRAME_BYTES) -> M:
     """The message in `data`, all fields within their limits. Raises RemoteProtocolError."""
     name = message_class.DESCRIPTOR.name
@@ -77,7 +97,9 @@ def by_name(message: type[Message], value: type[V], **nested: Codec[Any]) -> Cod
     return Codec(message, pack, unpack)
 
 
-def union(message: type[Message], kinds: Mapping[str, tuple[type, Codec[Any]]], unknown: Any = None) -> Codec[Any]:
+def union(
+    message: type[Message], kinds: Mapping[str, tuple[type, Codec[Any] | Plain[Any]]], unknown: Any = None
+) -> Codec[Any]:
     """The codec of a frame that holds one of several `kinds`: the field, the class of its value, its codec.
 
     `unknown` stands for a kind that this version does not know; without it such a frame is refused.

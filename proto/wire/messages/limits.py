@@ -24,6 +24,8 @@ from ..timing import MAX_STEP_SECONDS, MAX_TRANSFER_SECONDS
 
 MAX_FRAME_BYTES = 1 << 20
 """Largest frame of a stream, as it travels."""
+MAX_TUNNEL_BYTES = 256 << 10
+"""Bytes of TLS in one frame of a tunnel: as much as is read from a socket at once."""
 MAX_REPLY_BYTES = 4 << 20
 """Largest answer to a call: gRPC's own limit."""
 MAX_RECORD_BYTES = 3072
@@ -76,6 +78,7 @@ _STEP_TIME = Number(0.0, MAX_STEP_SECONDS, positive=True)
 _ROW_LENGTHS = Count(MAX_ROWS, Number(0, MAX_POSITIONS))
 _RECORD = Size(MAX_RECORD_BYTES)
 _DATA = Size(CHUNK_BYTES)
+_PLACE = Count(4, Number(-2.0, 2.0))
 
 LIMITS: Mapping[str, Mapping[str, Limit]] = {
     "Signed": {"payload": Size(1024), "signer": _PEER_ID, "signature": Size(64)},
@@ -86,7 +89,7 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
         "session_id": Size(16), "peer_id": _PEER_ID, "predecessor": _PEER_ID, "successor": _PEER_ID,
         "wire_format": Size(32), "input_format": Size(32), "expires_at": _MOMENT, "model_digest": Size(64),
     },
-    "Open": {"successor_record": _RECORD, "wait_seconds": _DURATION, "prefixes": Count(MAX_ROWS)},
+    "Open": {"successor_record": _RECORD, "wait_seconds": _DURATION, "prefixes": Count(MAX_ROWS), "place": _PLACE},
     "Prefix": {"digests": Size(MAX_PREFIX_BYTES)},
     "Opened": {"held_tokens": _ROW_LENGTHS},
     "Queued": {"estimate_seconds": _DURATION},
@@ -100,8 +103,11 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
     "Reroute": {"successor_record": _RECORD},
     "Replay": {"lengths": _ROW_LENGTHS, "timeout_seconds": _STEP_TIME},
     "Failure": {"message": Size(2 * MAX_WIRE_MESSAGE_CHARS)},
-    "KvExport": {"timeout_seconds": Number(0.0, MAX_TRANSFER_SECONDS, positive=True)},
-    "KvState": {"lengths": _ROW_LENGTHS, "data": _DATA, "timeout_seconds": Number(0.0, MAX_TRANSFER_SECONDS)},
+    "KvExport": {"timeout_seconds": Number(0.0, MAX_TRANSFER_SECONDS, positive=True), "starts": _ROW_LENGTHS},
+    "KvState": {
+        "lengths": _ROW_LENGTHS, "data": _DATA, "timeout_seconds": Number(0.0, MAX_TRANSFER_SECONDS),
+        "starts": _ROW_LENGTHS,
+    },
     "Remember": {"prefixes": Count(MAX_ROWS)},
     "LookupRequest": {"key": Size(256)},
     "LookupReply": {"records": Count(MAX_RECORDS_PER_KEY, _RECORD)},
@@ -110,6 +116,12 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
         "clock": _MOMENT, "peer_id": _PEER_ID, "model_digest": Size(64), "dht_addresses": Count(64, Size(512)),
         "model_name": Size(512),
     },
+    "TunnelReserved": {"bytes_per_second": _DURATION},
+    "TunnelIncoming": {"token": Size(16)},
+    "TunnelConnect": {"peer_id": _PEER_ID},
+    "TunnelAccept": {"token": Size(16)},
+    "TunnelFrame": {"data": Size(MAX_TUNNEL_BYTES)},
+    "ReachReply": {"host": Size(64)},
 }  # fmt: skip
 """By message and field. Integers that are not here may have any value of their type, or are checked by meaning."""
 

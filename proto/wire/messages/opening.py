@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ....routing.swarm import Coordinate
 from ... import swarm_pb2 as pb
 from ...errors import RemoteProtocolError
 from ..prefixes import DIGEST_BYTES
 from .codec import Codec, by_name
 from .limits import MAX_PREFIX_BYTES
 
+PLACE_NUMBERS = 4
 PackedDigests = bytes
 """The names of the pages of one row, one behind the other."""
 
@@ -38,6 +40,8 @@ class OpenFrame:
     """Longest wait for room; 0: the session is refused where there is none."""
     prefixes: tuple[PackedDigests, ...] = ()
     """Per row from row 0 on."""
+    place: Coordinate | None = None
+    """Where the client is in the network, roughly, so that peers can go where they are needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,7 @@ def _pack_open(opening: OpenFrame) -> pb.Open:
         wait=opening.wait_seconds > 0,
         wait_seconds=opening.wait_seconds,
         prefixes=pack_prefixes(opening.prefixes),
+        place=(*opening.place.vector, opening.place.height) if opening.place is not None else (),
     )
 
 
@@ -114,7 +119,16 @@ def _unpack_open(message: pb.Open) -> OpenFrame:
         relay=message.relay,
         wait_seconds=message.wait_seconds if message.wait else 0.0,
         prefixes=unpack_prefixes(message.prefixes),
+        place=_unpack_place(message.place),
     )
+
+
+def _unpack_place(numbers: Sequence[float]) -> Coordinate | None:
+    if not numbers:
+        return None
+    if len(numbers) != PLACE_NUMBERS or not numbers[-1] >= 0:
+        raise RemoteProtocolError("the place of a client has three axes and a height")
+    return Coordinate(tuple(numbers[:-1]), numbers[-1])
 
 
 OPEN = Codec(pb.Open, _pack_open, _unpack_open)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 from ... import swarm_pb2 as pb
@@ -69,18 +70,27 @@ class FailureFrame:
 
 @dataclass(frozen=True, slots=True)
 class KvExportFrame:
-    """Send the attention cache of the session."""
+    """Send a part of the session's attention cache, as it is between two steps."""
 
     timeout_seconds: float
+    round: int
+    """Comes back with the part."""
+    starts: tuple[int, ...]
+    """Per row from row 0 on, the tokens that are not wanted; none are left out of rows that are not named."""
+    max_tokens: int
+    """The most tokens of all rows together; the peer may send fewer."""
 
 
 @dataclass(frozen=True, slots=True)
 class KvStateFrame:
-    """The attention cache of a session begins: sent on request, or given to a peer that takes the session over."""
+    """A part of a session's attention cache begins: sent on request, or given to a peer that takes the session over."""
 
+    round: int
     applied_seq: int
+    starts: tuple[int, ...]
+    """Per row, where the part begins..."""
     lengths: tuple[int, ...]
-    """Per row."""
+    """...and ends; there are no other rows."""
     total_bytes: int
     """The size of the safetensors data, over this frame and the chunks that follow."""
     data: bytes
@@ -100,6 +110,19 @@ class CloseFrame:
     """The session is over."""
 
 
+def _unpack_kv_export(message: pb.KvExport) -> KvExportFrame:
+    if message.max_tokens < 1:
+        raise RemoteProtocolError("an export of no tokens")
+    return _KV_EXPORT.unpack(message)
+
+
+def _unpack_kv_state(message: pb.KvState) -> KvStateFrame:
+    state = _KV_STATE.unpack(message)
+    if len(state.starts) != len(state.lengths) or any(map(operator.gt, state.starts, state.lengths)):
+        raise RemoteProtocolError("a part of an attention cache has rows that end before they begin")
+    return state
+
+
 def _unpack_kv_import(message: pb.KvState) -> KvStateFrame:
     if not message.timeout_seconds > 0:
         raise RemoteProtocolError("the transfer of an attention cache has an impossible deadline")
@@ -111,8 +134,10 @@ REROUTED = by_name(pb.Rerouted, ReroutedFrame)
 PROBE = by_name(pb.Probe, ProbeFrame)
 STATUS = by_name(pb.Status, StatusFrame)
 FAILURE = by_name(pb.Failure, FailureFrame)
-KV_EXPORT = by_name(pb.KvExport, KvExportFrame)
-KV_STATE = by_name(pb.KvState, KvStateFrame)
+_KV_EXPORT = by_name(pb.KvExport, KvExportFrame)
+KV_EXPORT = Codec(pb.KvExport, _KV_EXPORT.pack, _unpack_kv_export)
+_KV_STATE = by_name(pb.KvState, KvStateFrame)
+KV_STATE = Codec(pb.KvState, _KV_STATE.pack, _unpack_kv_state)
 KV_IMPORT = Codec(pb.KvState, KV_STATE.pack, _unpack_kv_import)
 REMEMBER = Codec(
     pb.Remember,

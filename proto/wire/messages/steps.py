@@ -48,11 +48,13 @@ def _pack_timing(timing: HopTiming) -> pb.HopTiming:
         received_at=timing.received_at,
         started_at=timing.started_at,
         finished_at=timing.finished_at,
+        crowded=timing.crowded,
     )
 
 
 def _unpack_timing(message: pb.HopTiming) -> HopTiming:
-    return HopTiming(PeerId(message.peer_id), message.received_at, message.started_at, message.finished_at)
+    peer = PeerId(message.peer_id)
+    return HopTiming(peer, message.received_at, message.started_at, message.finished_at, message.crowded)
 
 
 def _pack_head(head: StepFrame) -> pb.Step:
@@ -70,6 +72,7 @@ def _pack_head(head: StepFrame) -> pb.Step:
         timings=map(_pack_timing, step.timings),
         rebuild=REBUILD.pack(step.rebuild) if step.rebuild is not None else None,
         adopted_tokens=plan.adopted,
+        guessed_tokens=plan.guessed,
     )
 
 
@@ -79,6 +82,7 @@ def _unpack_head(message: pb.Step) -> StepFrame:
         rows=tuple(RowSlice(p.row, p.start, p.count, p.answers) for p in message.rows),
         source_rows=tuple(message.source_rows) if message.permutes else None,
         adopted=tuple(message.adopted_tokens),
+        guessed=message.guessed_tokens,
     )
     validate_plan(plan, rebuilds=rebuild is not None)
     if plan.tokens > MAX_STEP_TOKENS:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ... import swarm_pb2 as pb
 from ..frames import ChunkFrame, StepFrame
-from .codec import Codec, union
+from .codec import Codec, flag, union
 from .opening import OPEN, OPENED, PUSH_OPEN, QUEUED, OpenedFrame, OpenFrame, PushOpenFrame, PushReadyFrame, QueuedFrame
 from .session import (
     CLOSE,
@@ -70,12 +70,5 @@ PUSH_FRAME: Codec[PushFrame] = union(
     pb.PushFrame, {"open": (PushOpenFrame, PUSH_OPEN), "step": (StepFrame, STEP), "chunk": (ChunkFrame, CHUNK)}
 )
 PUSH_REPLY: Codec[PushReply] = union(
-    pb.PushReply,
-    {
-        "ready": (
-            PushReadyFrame,
-            Codec(pb.PushReply, lambda ready: True, lambda flag: PushReadyFrame()),
-        ),  # a flag on the wire
-        "failure": (FailureFrame, FAILURE),
-    },
+    pb.PushReply, {"ready": (PushReadyFrame, flag(PushReadyFrame)), "failure": (FailureFrame, FAILURE)}
 )

@@ -85,7 +85,9 @@ def read_topology(path: Path) -> Topology:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise GeographyError(f"{path}: cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        maps = ", ".join(TOPOLOGIES)
+        raise GeographyError(f"{path.name} is no map that comes along ({maps}), nor a file: {reason}") from error
     parse = _parse_graph if path.suffix == ".graph" else _parse_topology
     return parse(path.stem, str(path), text)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from blockswarm.client.chain.hop import HopStream
+from blockswarm.client.chain.hop import BACKLOG_FRAMES, HopStream
 from blockswarm.client.chain.machine import events as ev
 from blockswarm.proto.errors import RemoteProtocolError, SessionLost, SwarmError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.wire.frames import ChunkFrame, StepReader
 from blockswarm.proto.wire.messages.opening import OpenFrame, Signed
+from blockswarm.proto.wire.messages.session import KvStateFrame, StatusFrame
 from blockswarm.proto.wire.messages.streams import ClientFrame
 from blockswarm.routing.swarm import BlockRange
 
@@ -37,6 +39,70 @@ class Call:
         self.cancelled = True
 
 
+class FullCall:
+    """A stream to a peer that takes nothing, until it is gone."""
+
+    def __init__(self) -> None:
+        self.gone = asyncio.Event()
+
+    async def read(self) -> None:
+        await self.gone.wait()
+
+    async def write(self, frame: ClientFrame) -> None:
+        await asyncio.Event().wait()
+
+    def cancel(self) -> None:
+        pass
+
+
+class LongCall:
+    """A stream on which the peer says one thing after the other, and then nothing."""
+
+    def __init__(self, *said: Any) -> None:
+        self.left = list(said)
+
+    async def read(self) -> Any:
+        if not self.left:
+            await asyncio.Event().wait()
+        return self.left.pop(0)
+
+    async def write(self, frame: ClientFrame) -> None:
+        pass
+
+    def cancel(self) -> None:
+        pass
+
+
+def stream_over(call: Any, tell: Callable[[ev.Event], None]) -> HopStream:
+    choice = ev.HopChoice(PeerAddress(Identity.generate().peer_id, "h:1"), BlockRange(0, 4), b"")
+    stream = HopStream(ev.HopId(7), choice, StepReader(4, answers=True), tell, lambda step: step)
+    stream.open(SimpleNamespace(session=lambda: call), OpenFrame(Signed(), Signed()))  # type: ignore[arg-type]
+    return stream
+
+
+def test_a_cache_that_passes_to_a_peer_that_dies_holds_up_nobody() -> None:
+    """The peer that sends it is well: its answers must still be read."""
+
+    async def scenario() -> None:
+        probed = asyncio.Event()
+        full, chunks = FullCall(), 2 * BACKLOG_FRAMES
+        state = KvStateFrame(1, 1, (0,), (5,), chunks, b"")
+        sending = LongCall(state, *[ChunkFrame(b"k")] * chunks, StatusFrame(1, 1, 1, 1))
+        target = stream_over(full, lambda event: None)
+        source = stream_over(sending, lambda event: probed.set() if isinstance(event, ev.Probed) else None)
+        source.pass_cache_on(target, ev.Export(source.id, target.id, 1, (), 5, 60.0), 1.0)
+        for _ in range(20 * chunks):  # more turns than all of it takes
+            await asyncio.sleep(0)
+        assert sending.left, "it waits for the target"
+        full.gone.set()
+        async with asyncio.timeout(10):
+            await probed.wait()
+        await source.close()
+        await target.close()
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(("said", "reason"), [
     (None, SessionLost),  # the end of the stream
     (RemoteProtocolError("a PeerFrame is not readable"), RemoteProtocolError),
@@ -55,10 +121,8 @@ def test_an_error_of_any_class_fails_the_hop(said: Any, reason: type[SwarmError]
             events.append(event)
             told.set()
 
-        choice = ev.HopChoice(PeerAddress(Identity.generate().peer_id, "h:1"), BlockRange(0, 4), b"")
-        stream = HopStream(ev.HopId(7), choice, StepReader(4, answers=True), tell, lambda step: step)
         call = Call(said)
-        stream.open(SimpleNamespace(session=lambda: call), OpenFrame(Signed(), Signed()))  # type: ignore[arg-type]
+        stream = stream_over(call, tell)
         async with asyncio.timeout(10):
             await told.wait()
             await stream.ended()

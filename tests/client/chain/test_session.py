@@ -12,7 +12,7 @@ from blockswarm.client.chain.machine.events import HopChoice, Layout
 from blockswarm.client.chain.session import ChainSession
 from blockswarm.proto.errors import NoChainError, PeerBusy, SwarmError
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
-from blockswarm.routing.swarm import BlockRange, PeerId, RequestSpec
+from blockswarm.routing.swarm import BlockRange, Coordinate, PeerId, RequestSpec
 from support.toy_engine import pack
 from support.toy_swarm import WHOLE, Peer, Visit, World
 
@@ -122,3 +122,23 @@ def test_the_report_says_whether_the_chain_was_proven_to_be_the_best(gap_seconds
 
     with closing(world.loop):
         world.loop.run(scenario())
+
+
+def test_a_session_tells_its_peers_where_the_client_is() -> None:
+    """So that placement can plan for the clients."""
+    world = World([100], clients=1, patience_seconds=PATIENCE_SECONDS, seed=0)
+    heard: list[Coordinate] = []
+    world.peers[0].parts.on_client = lambda client, place: heard.append(place)
+    here = Coordinate((0.25, 0.0, -0.125), 0.5)
+
+    async def scenario() -> None:
+        for place in (here, None):
+            config = replace(world.config(0, Visit(0.0)), router=FailingRouter(world.peers[0]), place=lambda p=place: p)  # type: ignore[arg-type,misc]
+            session = ChainSession(config, 8, 1)
+            await session.run(*step(0))
+            await session.close()
+        await asyncio.sleep(30)
+
+    with closing(world.loop):
+        world.loop.run(scenario())
+    assert heard == [here]

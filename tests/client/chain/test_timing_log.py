@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from blockswarm.client.chain.machine.events import HopChoice
 from blockswarm.client.chain.timing_log import TimingLog
 from blockswarm.proto.network.address import PeerAddress
@@ -26,3 +27,39 @@ def test_a_report_names_what_each_hop_computes_in_and_why_it_is_believed() -> No
     report = log.report(chain, lambda peer: 0.0)
     assert [hop.numeric_format for hop in report.hops] == ["float32", "int8"]
     assert [hop.weights for hop in report.hops] == [Evidence.PROVEN, Evidence.UNDECIDED]
+
+
+def test_the_last_trip_says_what_a_further_token_costs() -> None:
+    """Which is its share of what makes a step of some tokens longer, the step of one being another kind."""
+    log = TimingLog()
+    assert log.last_trip(lambda tokens: 1.0) is None
+    log.add(10.0, 10.5, (HopTiming("a", 3.0, 3.1, 3.3), HopTiming("b", 7.0, 7.0, 7.05)), tokens=17)
+    trip = log.last_trip(lambda tokens: 0.2 if tokens == 1 else 0.2 + 0.16 + 0.01 * (tokens - 1))
+    assert trip is not None
+    assert (trip.tokens, trip.seconds) == (17, 0.5)
+    assert trip.queue_seconds == pytest.approx(0.1)
+    assert trip.compute_seconds == pytest.approx(0.25)
+    assert trip.network_seconds == pytest.approx(0.15)
+    assert trip.row_seconds == pytest.approx(0.02)
+    cheaper = log.last_trip(lambda tokens: 1.0 / tokens)
+    assert cheaper is not None
+    assert cheaper.row_seconds == 0.0
+
+
+def test_a_step_of_guesses_is_no_trip_of_the_text() -> None:
+    log = TimingLog()
+    log.add(10.0, 10.5, (HopTiming("a", 3.0, 3.1, 3.3),))
+    log.add(10.1, 11.5, (HopTiming("a", 3.0, 4.1, 4.3),), tokens=9, guessed=True)
+    trip = log.last_trip(lambda tokens: 1.0)
+    assert trip is not None
+    assert (trip.tokens, trip.seconds) == (1, 0.5)
+    assert log.answered_steps == 2
+
+
+def test_a_trip_was_crowded_if_any_of_its_peers_was() -> None:
+    log = TimingLog()
+    for crowded in (True, False):
+        log.add(10.0, 10.5, (HopTiming("a", 3.0, 3.1, 3.3), HopTiming("b", 7.0, 7.0, 7.05, crowded)))
+        trip = log.last_trip(lambda tokens: 0.0)
+        assert trip is not None
+        assert trip.crowded == crowded

@@ -10,11 +10,12 @@ from typing import Any
 import blockswarm.client
 import pytest
 import torch
-from blockswarm.client.model.load import attach, load_ends
+from blockswarm import client
+from blockswarm.client.model.load import AutoSwarmModelForCausalLM, attach, load_ends
 from blockswarm.proto.errors import UsageError
 from blockswarm.proto.model.checkpoint import open_checkpoint
-from support.local_chain import LocalChain
-from support.prompts import GREEDY, prompt
+from support.local_chain import LocalChain, connected_model
+from support.prompts import GREEDY, full_model, prompt
 from transformers import GenerationConfig, PreTrainedModel
 
 
@@ -48,11 +49,12 @@ def test_from_pretrained_connects_to_the_swarm_of_the_checkpoint(
 ):
     asked: dict[str, Any] = {}
 
-    def connect(**options: Any) -> LocalChain:
-        asked.update(options)
+    def connect(push: bool, **options: Any) -> LocalChain:
+        asked.update(options, push=push)
         return chain
 
-    monkeypatch.setitem(sys.modules, "blockswarm.client.connect", SimpleNamespace(connect=connect))  # type: ignore[misc]
+    module: Any = SimpleNamespace(connect=connect, parsed_peers=list)
+    monkeypatch.setitem(sys.modules, "blockswarm.client.connect", module)
     full.save_pretrained(tmp_path)
     loaded = blockswarm.client.AutoSwarmModelForCausalLM.from_pretrained(
         tmp_path, initial_peers=["ID@localhost:1"], push=False
@@ -66,3 +68,52 @@ def test_the_class_is_exported():
     assert blockswarm.client.AutoSwarmModelForCausalLM.__name__ == "AutoSwarmModelForCausalLM"
     with pytest.raises(AttributeError):
         _ = blockswarm.client.nothing
+
+
+NOBODY = "12D3KooWA29sxFFTDw3qgZr3igFR4Cz3XLFKKBWPuJ85BYzMzjiX@127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"trust_remote_code": True}, "trust_remote_code"),
+        ({"token": "hf_x"}, "token"),
+        ({"load_in_8bit": True}, "load_in_8bit"),
+        ({"no_such_thing": 1}, "no_such_thing"),
+        ({"dtype": "float31"}, "float31"),
+        ({"torch_dtype": torch.int8}, "int8"),
+        ({"initial_peers": "nonsense"}, "nonsense"),
+        ({"initial_peers": ""}, "no initial peers"),
+    ],
+)
+def test_arguments_are_refused_by_name_before_anything_is_read(
+    tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    """The folder has no model: reading it would be another error."""
+    with pytest.raises(UsageError, match=words):
+        AutoSwarmModelForCausalLM.from_pretrained(tmp_path, **{"initial_peers": NOBODY} | options)
+
+
+def test_habits_of_transformers_are_passed_over_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UsageError, match=r"config\.json"):
+        AutoSwarmModelForCausalLM.from_pretrained(
+            tmp_path,
+            initial_peers=f"{NOBODY}, {NOBODY}",
+            device_map="auto",
+            torch_dtype="auto",
+            trust_remote_code=False,
+        )
+    assert "device_map" in caplog.text
+
+
+def test_a_model_closes_its_connections() -> None:
+    model, chain = connected_model(full_model("llama"))
+    with model as entered:
+        assert entered is model
+        assert not chain.closed
+    assert chain.closed
+
+
+def test_the_package_exports_what_people_catch() -> None:
+    assert issubclass(client.UsageError, client.SwarmError)
+    assert {"AutoSwarmModelForCausalLM", "SwarmError"} <= set(dir(client))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from blockswarm.client.model.remote import SwarmCache
-from blockswarm.proto.errors import PeerUnavailable, SessionLost, UsageError
+from blockswarm.proto.errors import PeerUnavailable, UsageError
 from support.local_chain import LocalChain, connected_model
 from support.prompts import GREEDY, full_model, prompt
 from support.tiny_models import SERVED_MODELS
@@ -57,6 +57,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "minimum length": {"min_new_tokens": 8},
     "cache implementation": {"cache_implementation": "static"},
     "no cache": {"use_cache": False},
+    "guidance": {"guidance_scale": 1.5},
+    "guidance with sampling": {"guidance_scale": 1.5, "do_sample": True},
 }
 
 
@@ -78,6 +80,36 @@ def test_assistant_model(full: PreTrainedModel, model: Any, chain: LocalChain, d
     good = full_model("llama")
     assert_same(full, model, **prompt(9), assistant_model=good, **GREEDY | {"max_new_tokens": 16})
     assert len(chain.plans) < 16
+
+
+@pytest.mark.long
+def test_an_assistant_whose_blocks_are_in_a_swarm(full: PreTrainedModel, model: Any, chain: LocalChain):
+    """It is called once for each guess, with the cache of its last call."""
+    call = GREEDY | {"max_new_tokens": 16}
+    assistant, other_chain = connected_model(full_model("llama", num_hidden_layers=2), cuts=[1])
+    expected = full.generate(**prompt(9), **call).tolist()
+    assert full.generate(**prompt(9), assistant_model=assistant, **call).tolist() == expected
+    other_chain.reset()
+    assert model.generate(**prompt(9), assistant_model=assistant, **call).tolist() == expected
+    assert other_chain.open_sessions == 0
+    assert len(other_chain.sessions) == 1, "one session has room for the whole text"
+    chain.reset()
+    assert model.generate(**prompt(9), assistant_model=model, **call).tolist() == expected
+    assert len(chain.sessions) == 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("call", [{"guidance_scale": 3.0}, {"assistant_early_exit": 2}], ids=str)
+def test_generation_that_calls_the_model_on_the_way(
+    full: PreTrainedModel, model: Any, chain: LocalChain, call: dict[str, Any]
+):
+    assert_same(full, model, **prompt(9), **GREEDY | call)
+    assert chain.open_sessions == 0
+    if "guidance_scale" in call:
+        chain.reset()
+        negative = torch.arange(20, 45)[None]
+        assert_same(full, model, **prompt(9), negative_prompt_ids=negative, **GREEDY | call | {"eos_token_id": None})
+        assert len(chain.sessions) == 3, "the text, the prompt to be avoided, and that again with room for the text"
 
 
 @pytest.mark.long
@@ -165,6 +197,25 @@ def test_room_is_reserved_for_rows_times_beams(model: Any, chain: LocalChain):
     assert (chain.sessions[-1].max_tokens, chain.sessions[-1].max_rows) == (6 * 19, 6)
 
 
+def test_the_private_methods_that_a_session_calls_are_there():
+    """A session infers padding and notes the ends of rows by them; this notices when they go."""
+    parameters = {
+        name: list(inspect.signature(getattr(GenerationMixin, name)).parameters)[1:]
+        for name in (
+            "_prepare_generation_config",
+            "_prepare_special_tokens",
+            "_prepare_attention_mask_for_generation",
+            "_get_stopping_criteria",
+        )
+    }
+    assert parameters == {
+        "_prepare_generation_config": ["generation_config", "kwargs"],
+        "_prepare_special_tokens": ["generation_config", "kwargs_has_attention_mask", "device", "batch_size"],
+        "_prepare_attention_mask_for_generation": ["inputs_tensor", "generation_config", "model_kwargs"],
+        "_get_stopping_criteria": ["generation_config", "stopping_criteria", "tokenizer"],
+    }
+
+
 def test_the_signature_that_generate_inspects_is_the_familys(full: PreTrainedModel, model: Any):
     """With *args and **kwargs in it, generate would silently stop passing position_ids."""
     assert inspect.signature(model.forward) == inspect.signature(full.forward)
@@ -184,6 +235,37 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_a_swarm_cannot_do_is_refused(model: Any, call: dict[str, Any], reason: str):
     with pytest.raises(UsageError, match=reason):
         model.generate(torch.tensor([[5, 6, 7, 8]]), **GREEDY | call)
+
+
+def test_the_losses_of_routers_are_refused():
+    """They are over the blocks, which are at the peers; the family's own code would fail on an empty list."""
+    model, _ = connected_model(full_model("mixtral"))
+    with pytest.raises(UsageError, match="output_router_logits"):
+        model(torch.tensor([[5, 6]]), output_router_logits=True)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gptj"])
+def test_a_text_longer_than_the_models_positions_is_refused_before_a_peer_is_asked(name: str):
+    """Some models have a table of positions, here or at the peers; padding needs none."""
+    full = full_model(name, n_positions=40)
+    model, chain = connected_model(full)
+    call = GREEDY | {"max_new_tokens": 32}
+    with pytest.raises(UsageError, match="the model has 40 positions, 41 tokens are asked"):
+        model.generate(**prompt(10), **call)
+    with pytest.raises(UsageError, match="40 positions"):
+        model(torch.full((1, 41), 5))
+    assert not chain.sessions
+    assert_same(full, model, **prompt(9), **call)
+    assert_same(full, model, **prompt(5, 9), **call)
+
+
+@pytest.mark.parametrize("token", [-1, 257])
+def test_tokens_that_the_model_does_not_have_are_refused_before_a_peer_is_asked(
+    model: Any, chain: LocalChain, token: int
+):
+    with pytest.raises(UsageError, match=f"token {token} is not in the model's vocabulary of 257"):
+        model.generate(torch.tensor([[5, token, 6]]), attention_mask=torch.ones(1, 3, dtype=torch.long), **GREEDY)
+    assert not chain.sessions
 
 
 def test_masks_of_four_dimensions_are_refused(model: Any):
@@ -210,11 +292,17 @@ def test_a_failure_closes_the_session(model: Any, chain: LocalChain, failure: Ba
     assert [session.closed for session in chain.sessions] == [True]
 
 
-def test_a_returned_cache_is_over_with_its_call(model: Any):
-    result = model.generate(**prompt(5), return_dict_in_generate=True, **GREEDY)
-    assert isinstance(result.past_key_values, SwarmCache)
-    with pytest.raises(SessionLost, match=r"gone"):
-        model.generate(result.sequences, past_key_values=result.past_key_values, **GREEDY)
+def test_a_returned_cache_can_be_handed_back(full: PreTrainedModel, model: Any, chain: LocalChain):
+    """As in transformers' pages on caches. Between the calls nothing is reserved for it."""
+    call = GREEDY | {"return_dict_in_generate": True}
+    first = model.generate(**prompt(5), **call)
+    assert isinstance(first.past_key_values, SwarmCache)
+    assert chain.open_sessions == 0
+    text = torch.cat([first.sequences, torch.tensor([[7, 8]])], dim=1)
+    second = model.generate(text, past_key_values=first.past_key_values, **call)
+    assert second.sequences.tolist() == full.generate(text, **GREEDY).tolist()
+    assert chain.open_sessions == 0
+    assert chain.plans[0].tokens == text.shape[1]
 
 
 @pytest.mark.long

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
 import torch
-from blockswarm.client.model.remote import ForwardInputs, RemoteBlocks, SwarmCache
+from blockswarm.client.model.batch.packing import ForwardInputs
+from blockswarm.client.model.remote import RemoteBlocks, SwarmCache
 from blockswarm.client.report import ChainReport
 from blockswarm.client.timing import ClientTiming
 from blockswarm.proto.errors import PeerUnavailable, SessionLost, UsageError
 from blockswarm.proto.wire.steps import StepPlan
+from support.pending import Answered
 
 
 @dataclass
@@ -24,6 +28,9 @@ class Echo:
     failure: BaseException | None = None
     timing: ClientTiming = field(default_factory=ClientTiming)
 
+    def check_open(self) -> None:
+        pass
+
     def open_session(self, max_tokens: int, max_rows: int, on_event: object = None) -> Echo:
         self.opened.append((max_tokens, max_rows))
         return self
@@ -36,6 +43,9 @@ class Echo:
         parts = hidden.split([piece.count for piece in plan.rows])
         return torch.cat([part[len(part) - piece.answers :] for part, piece in zip(parts, plan.rows, strict=True)]) + 1
 
+    def begin(self, plan: StepPlan, hidden: torch.Tensor, *, guessed: bool = False) -> Answered:
+        return Answered(self.run(plan, hidden))
+
     @property
     def answered_steps(self) -> int:
         return len(self.plans)
@@ -43,15 +53,18 @@ class Echo:
     def report(self, since: int = 0) -> ChainReport:
         return ChainReport(steps=len(self.plans) - since)
 
-    def abort(self) -> None:
+    def last_trip(self) -> None:
+        """Times are not known."""
+
+    def abort(self, confirmed: Sequence[int]) -> None:
         self.events.append("abort")
 
-    def close(self) -> None:
+    def close(self, confirmed: Sequence[int]) -> None:
         self.events.append("close")
 
 
-def new_cache(swarm: Echo, *, single_use: bool = False) -> SwarmCache:
-    return SwarmCache(swarm, max_tokens=20, max_rows=4, single_use=single_use)
+def new_cache(swarm: Echo) -> SwarmCache:
+    return SwarmCache(swarm, max_tokens=20, max_rows=4)
 
 
 def forward(
@@ -124,9 +137,12 @@ def test_the_session_is_opened_by_the_first_step_that_has_tokens():
     assert [piece.start for piece in swarm.plans[1].rows] == [1]
 
 
-def test_a_single_use_cache_ends_with_its_step():
+def test_a_cache_that_nobody_has_any_more_ends_its_session():
     swarm = Echo()
-    forward(new_cache(swarm, single_use=True), [[1, 2]])
+    cache = new_cache(swarm)
+    forward(cache, [[1, 2]])
+    del cache
+    gc.collect()
     assert swarm.events == ["close"]
 
 

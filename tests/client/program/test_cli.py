@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,8 +17,11 @@ from typing import Any
 
 import pytest
 import torch
+import typer
+from blockswarm.client.api.access.keys import read_keys
 from blockswarm.client.program import talk
 from blockswarm.client.program.cli import app
+from blockswarm.client.program.edge import reported_errors
 from blockswarm.client.program.options import GenerateOptions, SwarmOptions
 from blockswarm.client.program.render import chain_as_json, describe_chain
 from blockswarm.client.program.survey import PredictedChain
@@ -30,22 +35,12 @@ from hypothesis import strategies as st
 from support.processes import command, environment, kill_group
 from support.swarm_thread import SwarmThread, swarm_thread
 from support.tiny_models import write_tiny_checkpoint
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from support.tokenizers import byte_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 PROMPT = "def hello():"
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
-
-
-def byte_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
-    """Token i + 1 is byte i (in the order of tokenizers' alphabet); 0 is padding."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<pad>": 0} | {letter: index + 1 for index, letter in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", **options)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +124,26 @@ def test_json_and_report_tell_the_chain_and_how_steps_were_passed_on(
     assert 0 < told["first_token_seconds"] <= told["seconds"]
     assert "tokens/s" in result.stderr
     assert "no repairs" in result.stderr
+    assert (told["guesses"]["trips"], told["guesses"]["guessed"]) == (8, 0), "on this machine nothing is guessed"
+    assert "8 trips along the chain, 1.0 tokens per trip; nothing was guessed (--guess auto)" in result.stderr
+
+
+@pytest.mark.long
+def test_guesses_are_told_and_change_no_word(serving: SwarmThread, full_model: Any, folder: Path) -> None:
+    """The model is its own draft model, so all that it guesses comes."""
+    text = f"{PROMPT} {PROMPT} {PROMPT}"
+    options = ("--guess", 4, "--draft", folder, "--json", "--report")
+    result = run("generate", folder, *serving.initial, "-n", 24, *options, text=text)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    guesses = told["guesses"]
+    assert told["text"] == expected(full_model, folder, text, 24)
+    assert guesses["trips"] < 24
+    assert guesses["tokens_per_trip"] == 24 / guesses["trips"]
+    assert {each["name"] for each in guesses["drafters"]} <= {"suffix", "draft"}
+    for each in guesses["drafters"]:
+        assert f"{each['name']} guessed {each['guessed']} token" in result.stderr
+    assert f"{guesses['trips']} trips along the chain" in result.stderr
 
 
 @pytest.mark.long
@@ -171,12 +186,16 @@ def test_an_interrupt_ends_the_program_and_its_sessions(serving: SwarmThread, fo
 
 @pytest.mark.long
 def test_chat_continues_one_text_until_it_is_reset(serving: SwarmThread, full_model: Any, folder: Path) -> None:
-    result = run("chat", folder, *serving.initial, "-n", 6, text="one\n\ntwo\n/reset\none\n/quit\nnever read\n")
+    result = run(
+        "chat", folder, *serving.initial, "-n", 6, text="one\n\n/help\ntwo\n/rset\n/reset\none\n/quit\nnever read\n"
+    )
     assert result.exit_code == 0, result.output
     first = expected(full_model, folder, "one\n", 6)
     second = expected(full_model, folder, f"one\n{first}two\n", 6)
     assert result.stdout == f"{first}\n{second}\n{first}\n"
     assert "a new conversation begins" in result.stderr
+    assert result.stderr.count(talk.CHAT_HELP) == 3, "at the start, when asked, and for a command that is none"
+    assert "/rset is no command" in result.stderr
     serving.wait_idle()
 
 
@@ -254,6 +273,16 @@ def test_route_shows_the_chain_and_its_predicted_times(serving: SwarmThread, fol
     assert "not proven" not in result.stdout
 
 
+def test_route_explains_the_chain(serving: SwarmThread, folder: Path) -> None:
+    """No other peers are there: so there is no other chain, and nobody is unused."""
+    result = run("route", folder, *serving.initial, "--explain")
+    assert result.exit_code == 0, result.output
+    assert "runner-up: none" in result.stdout
+    told = json.loads(run("route", folder, *serving.initial, "--explain", "--json").stdout)
+    assert [hop["peer"] for hop in told["hops"]] == [peer.identity.peer_id for peer in serving.swarm.peers]
+    assert (told["runner_up"], told["not_used"], told["not_used_counts"]) == (None, [], {})
+
+
 def test_a_chain_that_is_not_proven_to_be_the_best_says_so() -> None:
     """JSON has no infinity: a gap of which nothing is known is null there."""
     for gap, line, told in ((1.5, "may be done up to 1.50 s sooner", 1.5), (float("inf"), "may be done sooner", None)):
@@ -297,6 +326,19 @@ def test_a_new_key_is_secret_and_never_overwrites(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_new_api_key_is_shown_once_and_stored_as_its_hash(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    keys = [run("new-api-key", path, name, "--tokens-per-day", 100).stdout.strip() for name in ("ann", "bob")]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    entries = read_keys(path)
+    assert [(entry.name, entry.sha256) for entry in entries] == [
+        (name, hashlib.sha256(key.encode()).hexdigest()) for name, key in zip(("ann", "bob"), keys, strict=True)
+    ]
+    assert not any(key in path.read_text() for key in keys)
+    check_refused(run("new-api-key", path, "ann"), 2, "ann already")
+    check_refused(run("new-api-key", path, "a b"), 2, "name")
+
+
 # --- what goes wrong ---
 
 NOBODY = f"{Identity.generate().peer_id}@127.0.0.1:1"
@@ -326,7 +368,7 @@ def test_a_folder_that_is_no_model(folder: Path, tmp_path: Path, make: Any, word
     check_refused(run("route", make(folder, tmp_path), "--initial-peers", NOBODY), 2, words)
 
 
-@pytest.mark.parametrize("name", ["generate", "chat", "route", "peers", "status", "ping"])
+@pytest.mark.parametrize("name", ["generate", "chat", "serve", "route", "peers", "status", "ping"])
 def test_without_initial_peers(folder: Path, name: str) -> None:
     check_refused(run(name, folder, text="x"), 2, "--initial-peers ID@HOST:PORT")
 
@@ -342,11 +384,39 @@ def test_without_initial_peers(folder: Path, name: str) -> None:
         (("--initial-peers", NOBODY, "-p", ""), "prompt is empty"),
         (("--initial-peers", NOBODY, "--swarm-key", "/nonexistent/key"), "/nonexistent/key"),
         (("--initial-peers", NOBODY, "--wire-format", "float12"), "float12"),
+        (("--initial-peers", NOBODY, "--guess", "some"), "auto, off, or 0 to 64"),
+        (("--initial-peers", NOBODY, "--guess", "0", "--draft", "org/small"), "guesses nothing"),
+        (("--initial-peers", NOBODY, "--draft", "/nonexistent/draft"), "draft model /nonexistent/draft"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_wrong_option(folder: Path, options: tuple[str, ...], words: str) -> None:
     check_refused(run("generate", folder, "-p", "x", *options), 2, words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--port", "70000"), "--port"),
+        (("--max-running", "0"), "--max-running"),
+        (("--max-queue", "-1"), "--max-queue"),
+        (("--max-length", "1"), "--max-length"),
+        (("--default-max-tokens", "0"), "--default-max-tokens"),
+        (("--name", "a\nb"), "--name"),
+        (("--host", "no.such.host.invalid"), "cannot listen"),
+        (("--keys", "/nonexistent/keys.toml"), "/nonexistent/keys.toml"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_wrong_option_of_the_endpoint(folder: Path, options: tuple[str, ...], words: str) -> None:
+    check_refused(run("serve", folder, "--initial-peers", NOBODY, *options), 2, words)
+
+
+def test_the_endpoint_says_which_extra_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volunteer's install has no web server."""
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    result = run("serve", folder, "--initial-peers", NOBODY)
+    check_refused(result, 2, "not installed: uvicorn", "pip install 'blockswarm[serve]'")
 
 
 def test_unreachable_initial_peers(folder: Path) -> None:
@@ -371,6 +441,96 @@ def test_a_model_without_tokenizer(serving: SwarmThread, folder: Path, tmp_path:
             os.link(path, tmp_path / path.name)
     check_refused(run("generate", tmp_path, *serving.initial, "-p", "x"), 2, "tokenizer")
     serving.wait_idle()
+
+
+def changed(folder: Path, path: Path, name: str, content: str) -> Path:
+    """A copy of the model in `path`, with one of its small files as given."""
+    for file in folder.iterdir():
+        if file.name != name:
+            os.link(file, path / file.name)
+    (path / name).write_text(content)
+    return path
+
+
+ODD_SETTINGS: dict[str, dict[str, Any]] = {
+    "stop strings": {"stop_strings": ["zzzz"]},
+    "several texts": {"num_return_sequences": 3, "num_beams": 3},
+    "an object": {"return_dict_in_generate": True, "output_scores": True, "output_hidden_states": True},
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("settings", ODD_SETTINGS.values(), ids=ODD_SETTINGS.keys())
+@pytest.mark.parametrize("options", [(), ("--num-beams", 2)], ids=str)
+def test_a_models_own_settings_want_other_things(
+    serving: SwarmThread, folder: Path, tmp_path: Path, settings: dict[str, Any], options: tuple[Any, ...]
+) -> None:
+    """One text comes out, as without them."""
+    odd = changed(folder, tmp_path, "generation_config.json", json.dumps({"pad_token_id": 0} | settings))
+    asked = (*serving.initial, "-p", PROMPT, "-n", 6, *options)
+    result = run("generate", odd, *asked)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert result.stdout == run("generate", folder, *asked).stdout
+    serving.wait_idle()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        ("generation_config.json", "{", "generation_config.json cannot be used"),
+        ("generation_config.json", '{"eos_token_id": "two"}', "generation_config.json"),
+        ("generation_config.json", '{"bad_words_ids": 5}', "generation_config.json"),
+        ("tokenizer.json", '{"version": "9.0", "model": {"type": "Later"}}', "has no tokenizer that can be loaded"),
+        ("tokenizer.json", "[]", "has no tokenizer that can be loaded"),
+    ],
+)
+def test_files_that_make_no_sense_are_refused_in_one_line(
+    serving: SwarmThread, folder: Path, tmp_path: Path, name: str, content: str, word: str
+) -> None:
+    odd = changed(folder, tmp_path, name, content)
+    check_refused(run("generate", odd, *serving.initial, "-p", PROMPT, "-n", 2), 2, word)
+    serving.wait_idle()
+
+
+def test_a_template_that_fails_loses_no_conversation(serving: SwarmThread, folder: Path, tmp_path: Path) -> None:
+    template = "{% if messages[-1]['content'] == 'bad' %}{{ raise_exception('no') }}{% endif %}" + TEMPLATE
+    odd = changed(folder, tmp_path, "chat_template.jinja", template)
+    result = run("chat", odd, *serving.initial, "-n", 3, text="one\nbad\ntwo\n")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "chat template fails" in result.stderr
+    assert result.stdout.count("\n") == 2, "two lines were answered"
+    serving.wait_idle()
+
+
+@pytest.mark.parametrize("temperature", ["1e-320", "1e-9", "nan", "-1"])
+def test_temperatures_that_nothing_can_be_divided_by(folder: Path, temperature: str) -> None:
+    result = run("generate", folder, "-p", "x", "--initial-peers", NOBODY, "--temperature", temperature)
+    check_refused(result, 2, "--temperature must be 0 or between 1e-05 and 100")
+
+
+@pytest.mark.long
+def test_bytes_that_are_no_text_are_refused_and_text_that_cannot_be_printed_is_not_fatal(
+    serving: SwarmThread, folder: Path
+) -> None:
+    """A locale without UTF-8 is common in containers, cp1252 and surrogates on Windows and in scripts."""
+    result = CliRunner(charset="ascii").invoke(app, ["generate", str(folder), *serving.initial], input=b"caf\xe9")
+    check_refused(result, 2, "the prompt is not UTF-8")
+    check_refused(run("generate", folder, *serving.initial, "-p", "caf\udce9"), 2, "the prompt is not UTF-8")
+    result = CliRunner().invoke(app, ["chat", str(folder), *serving.initial, "-n", "2"], input=b"one\ncaf\xe9\ntwo\n")
+    assert result.exit_code == 0
+    assert "the line is not UTF-8" in result.stderr
+    assert result.stdout.count("\n") == 2
+    serving.wait_idle()
+
+
+def test_what_nobody_expected_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, reported_errors(False):
+        raise ZeroDivisionError("deep inside")
+    assert ended.value.exit_code == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "swarm-client: unexpected: ZeroDivisionError: deep inside"
+    assert "--verbose" in second
 
 
 def test_missing_blocks_are_named(folder: Path) -> None:
@@ -410,7 +570,7 @@ def test_clocks_that_disagree(serving: SwarmThread, folder: Path, monkeypatch: p
     for peer in serving.swarm.peers:
         monkeypatch.setattr(peer.parts, "clock", lambda: now() + 500)
     monkeypatch.setattr(serving.swarm.store, "records", {})
-    check_refused(run("route", folder, *serving.initial), 1, "clocks", "+500 s", "NTP")
+    check_refused(run("route", folder, *serving.initial), 1, "clock", "500 s behind", "NTP")
 
 
 # --- what is written ---

@@ -16,8 +16,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 from blockswarm.client.chain.machine.events import HopChoice
+from blockswarm.client.swarm.known import KnownPeer
 from blockswarm.client.swarm.router import ViewRouter
-from blockswarm.client.swarm.view import KnownPeer, SwarmView
+from blockswarm.client.swarm.view import SwarmView
 from blockswarm.client.timing import ClientTiming
 from blockswarm.proto.errors import NoChainError, PeerBusy, PeerUnavailable, SwarmError
 from blockswarm.proto.identity import Identity
@@ -97,7 +98,9 @@ def test_blocks_are_counted_from_the_model_s_first_in_a_gap_too() -> None:
 def test_a_request_too_large_for_empty_peers_need_not_come_back() -> None:
     error = complaint(peer("a", 0, 2, 1000), peer("b", 2, 4, 0, total=10))
     assert isinstance(error, NoChainError)
-    assert "too small for the request" in str(error)
+    assert "blocks 2:4 is too small for the request of 20 tokens; about 5 would fit" in str(error)
+    assert "--max-new-tokens" in error.hint
+    assert "missing blocks" not in error.hint, "none is missing"
 
 
 def test_a_choice_says_which_peer_has_to_be_waited_for() -> None:
@@ -249,7 +252,51 @@ def test_a_cancelled_choice_ends_its_thread_and_the_next_one_is_answered(made_up
     assert time.process_time() - began < 10.0
 
 
+def test_a_search_that_waits_for_its_turn_knows_what_has_failed_meanwhile(made_up: SwarmView) -> None:
+    """Else a repair gets the peers that it is there to replace."""
+
+    async def play() -> None:
+        loop, searching = asyncio.get_running_loop(), asyncio.Event()
+
+        def clock() -> float:
+            if threading.current_thread() is not threading.main_thread():
+                loop.call_soon_threadsafe(searching.set)
+            return time.thread_time()
+
+        router = ViewRouter(made_up, ClientTiming(route_seconds=60.0), clock)
+        first = asyncio.create_task(router.choose(ALL, frozenset(), GREEDY))
+        await searching.wait()
+        second = asyncio.create_task(router.choose(ALL, frozenset(), GREEDY))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        for peer in made_up.peers:
+            made_up.ban(peer, PeerUnavailable("gone"))
+        first.cancel()
+        with pytest.raises(NoChainError):
+            await second
+
+    try:
+        asyncio.run(play())
+    finally:
+        made_up.bans.pardon(made_up.peers)
+
+
 def test_a_small_swarm_is_routed_without_a_thread() -> None:
     before = threading.active_count()
     assert [hop.peer for hop in choose(peer("a", 0, 2, 1000), peer("b", 2, 4, 1000))] == ["a", "b"]
     assert threading.active_count() == before
+
+
+def test_predicted_times_are_those_of_the_last_look() -> None:
+    """They are kept from one look to the next, since every step asks; a peer that has left counts for nothing."""
+    slow, fast = (replace(peer("a", 0, 4, 1000), cost=ComputeCost(seconds)) for seconds in (0.01, 0.001))
+    view = view_of(slow)
+    router = ViewRouter(view)
+    chain = [(slow.id, WHOLE)]
+    rtt = view.peers[slow.id].rtt_seconds
+    assert [router.predict_seconds(chain, 1) for _ in range(2)] == [pytest.approx(rtt + 0.04)] * 2
+    assert router.predict_seconds(chain, 5) != router.predict_seconds(chain, 1)
+    asyncio.run(view.see({fast.id: known_peer(fast)}))
+    assert router.predict_seconds(chain, 1) == pytest.approx(rtt + 0.004)
+    asyncio.run(view.see({}))
+    assert router.predict_seconds(chain, 1) == 0.0

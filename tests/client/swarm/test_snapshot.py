@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from blockswarm.client.chain.machine.events import HopChoice
+from blockswarm.client.swarm.known import KnownPeer
 from blockswarm.client.swarm.snapshot import PREPARED_ON_LOOP, CurrentSwarm, PreparedSwarm, on_our_clock, prepare
-from blockswarm.client.swarm.view import KnownPeer
 from blockswarm.client.swarm.weights import WeightTrust
 from blockswarm.proto.errors import NoChainError, PeerBusy
 from blockswarm.routing.route.budget import Meter, SearchBudget
@@ -23,6 +23,7 @@ from blockswarm.routing.swarm import (
     MoveClaim,
     PeerId,
     PeerSpec,
+    PeerState,
     RequestSpec,
 )
 from blockswarm.routing.trust import Evidence
@@ -54,8 +55,11 @@ def meter() -> Meter:
     return Meter(SearchBudget(), lambda: 0.0)
 
 
-def choose(view: CurrentSwarm, *excluded: str, blocks: BlockRange = WHOLE) -> list[tuple[str, BlockRange]]:
-    choices = view.choose(blocks, frozenset(map(PeerId, excluded)), RequestSpec(10, 10), None, meter(), settle=True)
+def choose(
+    view: CurrentSwarm, *excluded: str, blocks: BlockRange = WHOLE, precision: str | None = None
+) -> list[tuple[str, BlockRange]]:
+    without = frozenset(map(PeerId, excluded))
+    choices = view.choose(blocks, without, RequestSpec(10, 10), precision, meter(), settle=True)
     return [(choice.peer, choice.blocks) for choice in choices]
 
 
@@ -75,11 +79,12 @@ def test_round_trips_between_peers_come_from_coordinates_where_both_have_them() 
     """Else the larger of the two to this client: the way is neither shorter than their difference nor above the sum."""
     here, there = Coordinate((0.0, 0.0), 0.01), Coordinate((0.3, 0.4), 0.02)
     seen = known(peer("a", 0, 4, coordinate=here), peer("b", 0, 4, coordinate=there), peer("c", 0, 4))
-    seen[PeerId("c")] = replace(seen[PeerId("c")], rtt_seconds=0.07)
+    for name, seconds in {"a": 0.3, "b": 0.3, "c": 0.37}.items():
+        seen[PeerId(name)] = replace(seen[PeerId(name)], rtt_seconds=seconds)
     a, b, c = seen
     rtts = prepared(seen).rtts
     assert rtts(a, b) == pytest.approx(here.rtt_seconds(there))
-    assert (rtts(a, c), rtts(c, b)) == (0.07, 0.07)
+    assert (rtts(a, c), rtts(c, b)) == (0.37, 0.37)
 
 
 def test_excluded_and_banned_peers_are_not_chosen() -> None:
@@ -90,13 +95,26 @@ def test_excluded_and_banned_peers_are_not_chosen() -> None:
     assert caught.value.missing_blocks == (0, 1, 2, 3)
 
 
+def test_only_allowed_peers_are_chosen_and_others_are_told_of() -> None:
+    peers = known(peer("a", 0, 2), peer("b", 2, 4), peer("c", 0, 4, cost=ComputeCost(0.001)))
+    allowed = frozenset({PeerId("a"), PeerId("b"), PeerId("gone")})
+    swarm = PreparedSwarm.of(peers, 4, True, WeightTrust({}), allowed)
+    view = CurrentSwarm(swarm, 0.0, [], {}, {}, 1.0, 20.0)
+    assert [name for name, _ in choose(view)] == ["a", "b"]
+    with pytest.raises(NoChainError, match=r"may use serves blocks 2:4; 1 others are known"):
+        choose(view, "b")
+
+
 def test_blocks_that_a_peer_is_about_to_drop_are_left_to_those_that_keep_them() -> None:
-    """Unless none of these may be used: a ban can leave the old host as the only one."""
+    """Unless none of these may be used: the old host can be the only one that is left."""
     mover = peer("a", 0, 3, claim=MoveClaim(100.0, BlockRange(0, 2)), issued_seconds=125.0)
     stayer = peer("b", 2, 4, cost=ComputeCost(0.5))
     assert choose(current(mover, stayer)) == [("a", BlockRange(0, 2)), ("b", BlockRange(2, 4))]
     alone = current(mover, stayer, banned=("b",))
     assert choose(alone, blocks=BlockRange(0, 3)) == [("a", BlockRange(0, 3))]
+    assert choose(current(mover, stayer), "b", blocks=BlockRange(0, 3)) == [("a", BlockRange(0, 3))]
+    coarse = current(replace(mover, numeric_format="float32"), replace(stayer, numeric_format="int8"))
+    assert choose(coarse, blocks=BlockRange(0, 3), precision="float32") == [("a", BlockRange(0, 3))]
     goer = replace(mover, claim=MoveClaim(100.0, BlockRange(4, 8)))
     assert choose(current(goer, peer("c", 0, 4, cost=ComputeCost(0.5)))) == [("c", WHOLE)]
 
@@ -127,6 +145,18 @@ class Noting(dict[PeerId, KnownPeer]):
     def items(self) -> Any:
         self.read_in = threading.current_thread()
         return super().items()
+
+
+def test_a_draining_peer_is_chosen_only_where_no_other_usable_one_serves() -> None:
+    leaver, first = peer("a", 0, 4, state=PeerState.DRAINING), peer("b", 0, 2)
+    assert choose(current(leaver)) == [("a", WHOLE)]
+    assert choose(current(leaver, first)) == [("b", BlockRange(0, 2)), ("a", BlockRange(2, 4))]
+    successor = peer("c", 2, 4)
+    assert choose(current(leaver, first, successor)) == [("b", BlockRange(0, 2)), ("c", BlockRange(2, 4))]
+    banned = current(leaver, first, successor, banned=("c",))
+    assert choose(banned) == [("b", BlockRange(0, 2)), ("a", BlockRange(2, 4))]
+    with pytest.raises(NoChainError):
+        choose(current(peer("a", 0, 4, state=PeerState.LEAVING)))
 
 
 @pytest.mark.parametrize(("count", "beside"), [(PREPARED_ON_LOOP, False), (PREPARED_ON_LOOP + 1, True)])

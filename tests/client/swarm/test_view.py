@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 from blockswarm.client.swarm.router import ViewRouter
-from blockswarm.client.swarm.view import SwarmView
+from blockswarm.client.swarm.view import MAX_PINGS_AT_ONCE, SwarmView
 from blockswarm.client.timing import ClientTiming
 from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
 from blockswarm.proto.errors import (
@@ -24,6 +25,7 @@ from blockswarm.proto.errors import (
 )
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
+from blockswarm.proto.network.dialling import AddressRefused
 from blockswarm.proto.wire.handshake import PROTOCOL_VERSION
 from blockswarm.proto.wire.messages.calls import LookupReply, PingReply
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec, RequestSpec
@@ -59,6 +61,8 @@ class Net:
         self.peers = {peer.id: peer for peer in map(Peer, range(1, count + 1))}
         self.closed = False
         self.renewed: list[PeerAddress] = []
+        self.unlisted: set[PeerId] = set()
+        """Peers without a record."""
         self._loop = loop
 
     def clock(self) -> float:
@@ -90,6 +94,8 @@ class Net:
     def _records(self) -> list[bytes]:
         records = []
         for peer in self.peers.values():
+            if peer.id in self.unlisted:
+                continue
             spec = PeerSpec(
                 peer.id, BlockRange(0, 4), ComputeCost(0.01), kv_tokens_total=1000, kv_tokens_free=1000,
                 block_hashes=(b"8" * 8,) * 4,
@@ -99,13 +105,13 @@ class Net:
         return records
 
 
-def in_view(scenario: Callable[[SwarmView, Net], Awaitable[None]], count: int = 2) -> None:
-    """Run a scenario with the view of a client that was given all peers."""
+def in_view(scenario: Callable[[SwarmView, Net], Awaitable[None]], count: int = 2, initial: int | None = None) -> None:
+    """Run a scenario with the view of a client that was given the last `initial` peers; None: all of them."""
     loop = VirtualTimeLoop()
     net = Net(loop, count)
 
     async def play() -> None:
-        addresses = [peer.address for peer in net.peers.values()]
+        addresses = [peer.address for peer in net.peers.values()][-(initial or count) :]
         view = SwarmView(
             Identity.generate(), net, addresses, DIGEST, 4, None, True, net.clock, TIMING, monotonic=loop.time
         )  # type: ignore[arg-type]
@@ -227,6 +233,35 @@ def test_somebody_is_reached_while_any_peer_answers_also_those_of_the_chain(answ
     in_view(scenario)
 
 
+@pytest.mark.long
+def test_the_initial_peers_are_asked_first_whether_anybody_is_reached() -> None:
+    """The peers of a large swarm may all have gone since the last look; an initial peer is meant to be there."""
+
+    async def scenario(view: SwarmView, net: Net) -> None:
+        *others, initial = net.peers.values()
+        for peer in others:
+            peer.ping = unreadable
+        view.peers = {peer: known for peer, known in view.peers.items() if peer != initial.id}
+        assert await view.reaches_anybody(1.0)
+        initial.ping = unreadable
+        assert not await view.reaches_anybody(1.0)
+
+    in_view(scenario, MAX_PINGS_AT_ONCE + 1, initial=1)
+
+
+@pytest.mark.long
+def test_where_nobody_of_those_that_were_pinged_answers_the_others_do_not_count() -> None:
+    async def scenario(view: SwarmView, net: Net) -> None:
+        for peer in net.peers.values():
+            peer.ping = unreadable
+        peers = list(net.peers)
+        answers = await view.roll_call(peers, peers)
+        assert answers.nobody
+        assert answers.asked == set(peers[:MAX_PINGS_AT_ONCE])
+
+    in_view(scenario, MAX_PINGS_AT_ONCE + 1)
+
+
 def test_an_old_swarm_is_told_from_an_empty_one() -> None:
     """Its peers have the model under another digest, so nobody is found; their pings say why."""
 
@@ -238,6 +273,25 @@ def test_an_old_swarm_is_told_from_an_empty_one() -> None:
         )  # type: ignore[arg-type]
         with pytest.raises(WrongSwarm, match=rf"protocol {PROTOCOL_VERSION} .* 2\b"):
             await lonely.start()
+
+    in_view(scenario)
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"), [(AddressRefused("not dialled"), "--lan"), (PeerUnavailable("no"), "port")]
+)
+def test_the_advice_fits_the_reason_for_which_no_peer_is_reached(error: Exception, advice: str) -> None:
+    def fail() -> None:
+        raise error
+
+    async def scenario(view: SwarmView, net: Net) -> None:
+        first, second = net.peers.values()
+        first.ping, second.ping = lambda: PingReply(clock=time.time(), protocol=PROTOCOL_VERSION), fail
+        lonely = SwarmView(Identity.generate(), net, [first.address], DIGEST, 4, None, clock=net.clock)  # type: ignore[arg-type]
+        net.unlisted = {first.id}
+        with pytest.raises(PeerUnavailable, match=r"none of the peers of this model answers here") as caught:
+            await lonely.start()
+        assert advice in caught.value.hint
 
     in_view(scenario)
 
@@ -268,8 +322,10 @@ def test_candidates_are_asked_side_by_side_and_only_the_needed_are_waited_for() 
         first, second, third = net.peers.values()
         second.ping = raise_value_error
         asked_at = loop.time()
-        assert await view.silent_among([first.id, second.id, third.id], {first.id, second.id}) >= {second.id}
-        assert await view.silent_among([first.id, third.id], {first.id, third.id}) == frozenset()
+        answers = await view.roll_call([first.id, second.id, third.id], {first.id, second.id})
+        assert answers.silent >= {second.id}
+        assert not answers.nobody
+        assert (await view.roll_call([first.id, third.id], {first.id, third.id})).silent == frozenset()
         assert loop.time() - asked_at < 0.05
 
     in_view(scenario, 3)

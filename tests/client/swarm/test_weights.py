@@ -7,7 +7,8 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-from blockswarm.client.swarm.view import KnownPeer, SwarmView
+from blockswarm.client.swarm.known import KnownPeer
+from blockswarm.client.swarm.view import SwarmView
 from blockswarm.client.swarm.weights import WeightTrust
 from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.identity import Identity

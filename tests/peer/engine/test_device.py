@@ -21,9 +21,9 @@ from blockswarm.peer.engine.device import Gpus, choose_gpu_dtype, find_device
 from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.engine.load import examine_model, load_stage
 from blockswarm.peer.engine.trial import StepTrial
-from blockswarm.peer.engine.weights.choose import MachineProbe, choose_gpu_packing, find_packing
+from blockswarm.peer.engine.weights.choose import MachineProbe, choose_gpu_packing, find_forms
+from blockswarm.peer.engine.weights.forms import Packing
 from blockswarm.peer.engine.weights.packed_gpu import Int8WeightMatrix, check_bitsandbytes, int8_weight_bytes, pieces
-from blockswarm.peer.engine.weights.quantize import Packing
 from blockswarm.proto.errors import UsageError
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from support.device_steps import BLOCKS, TOLERANCE, engine_steps, steps
@@ -127,7 +127,7 @@ def test_on_a_gpu_no_form_of_the_processor_is_tried(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_tiny_checkpoint("llama", tmp_path))
 
     def find(quantize: str) -> Packing:
-        return find_packing(checkpoint, "bfloat16", quantize, CUDA, NoTrials()).packing
+        return find_forms(checkpoint, "bfloat16", quantize, CUDA, NoTrials()).forms.others
 
     assert (find("auto"), find("none"), find("int8")) == (Packing.PLAIN, Packing.PLAIN, Packing.INT8_WEIGHTS)
     with pytest.raises(UsageError) as caught:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from blockswarm.peer.engine.batch import Leg, error_of, plan_legs
 from blockswarm.peer.engine.blocks.stage import BatchingRoute
-from blockswarm.peer.engine.engine import EnginePolicy, SessionKv
+from blockswarm.peer.engine.engine import EnginePolicy, SessionKv, StepOutput
 from blockswarm.peer.engine.step_record import StepRecord
 from blockswarm.proto.errors import (
     BadActivations,
@@ -176,6 +176,25 @@ def test_prompts_are_computed_in_turns(peer: LocalEngine) -> None:
     assert finished == ["short", "middle", "long"]
 
 
+def test_a_step_says_how_long_it_waited_for_others(peer: LocalEngine) -> None:
+    """The rest of the time between its arrival and its start is this peer's own: it is announced as a visit's cost."""
+    peer.engine.adopt_policy(EnginePolicy(16))
+    began: list[float] = []
+    peer.on_step = lambda record: began.append(record.seconds)
+
+    async def run() -> tuple[StepOutput, StepOutput]:
+        kvs, hidden = [peer.open() for _ in range(2)], encode_tensor(random_hidden(16))
+        steps = (peer.engine.step(kv, StepPlan((RowSlice(0, 0, 16, 1),)), hidden) for kv in kvs)
+        first, second = await together(peer, *steps)
+        await peer.heard()
+        return first, second
+
+    first, second = asyncio.run(run())
+    assert first.queue_seconds == 0, "nobody was before it"
+    assert second.queue_seconds >= began[0] > 0, "it was there when the first one began"
+    assert second.started_at >= first.finished_at - 0.001
+
+
 def test_a_peer_that_computes_no_numbers_fails_itself(peer: LocalEngine) -> None:
     """Sent on, they would be the fault of its honest successors, or tokens out of nothing."""
 
@@ -245,6 +264,23 @@ def test_a_step_that_does_not_fit_leaves_the_rows_as_they_were(
         await peer.step(kv, random_hidden(1), (0, 3, 1))
 
     asyncio.run(run())
+
+
+def test_a_row_longer_than_the_models_positions_is_refused(tmp_path: Path) -> None:
+    """It would be computed otherwise, and with it the rows of other sessions in the same pass."""
+    peer = LocalEngine(write_tiny_checkpoint("gptj", tmp_path, n_positions=16), BatchingRoute.PADDED)
+
+    async def run() -> None:
+        kv = peer.open(kv_tokens=100)
+        await peer.step(kv, random_hidden(15), (0, 0, 15))
+        with pytest.raises(RemoteProtocolError, match="16 positions"):
+            await peer.step(kv, random_hidden(2), (0, 15, 2))
+        await peer.step(kv, random_hidden(1), (0, 15, 1))
+
+    try:
+        asyncio.run(run())
+    finally:
+        peer.engine.close()
 
 
 class Fault:

@@ -17,7 +17,7 @@ from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.device import find_device, free_device_bytes
 from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.engine.load import examine_model, load_examined, load_stage
-from blockswarm.peer.engine.weights.quantize import Packing
+from blockswarm.peer.engine.weights.forms import Packing
 from blockswarm.peer.offer.calibrate import calibrate
 from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
 from blockswarm.proto.model.ends import ends_class
@@ -160,7 +160,7 @@ def test_a_gpu_is_found_and_measured(tmp_path: Path) -> None:
     assert find_device("auto") == GPU
     examined = examine_model(checkpoint, "auto", "auto", "auto", None, time.perf_counter)
     assert examined.device == "cuda:0"
-    assert examined.packing is Packing.PLAIN
+    assert examined.forms.is_plain
     assert examined.device_free_bytes is not None
     assert 0 < examined.device_free_bytes <= torch.cuda.get_device_properties(GPU).total_memory
     before = free_device_bytes(GPU)

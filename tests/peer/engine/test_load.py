@@ -12,7 +12,8 @@ import torch
 from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowSpan, Stage, StageView
 from blockswarm.peer.engine.load import examine_model, load_examined, load_stage
 from blockswarm.peer.engine.weights.choose import int8_form
-from blockswarm.peer.engine.weights.quantize import PackedLinear, Packing
+from blockswarm.peer.engine.weights.forms import Packing
+from blockswarm.peer.engine.weights.quantize import PackedLinear
 from blockswarm.proto.errors import UsageError
 from blockswarm.proto.model.checkpoint import open_checkpoint, read_checkpoint
 from blockswarm.proto.model.folder import FolderSource
@@ -62,10 +63,14 @@ def test_a_stage_loaded_block_by_block_equals_one_loaded_at_once(name: str, tmp_
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", DENSE_PACKED)
-def test_with_int8_a_rows_result_is_the_same_bits_in_every_step(name: str, tmp_path: Path) -> None:
-    """All of a block, not only its products: decoding alone, and among others in any number and order."""
+@pytest.mark.parametrize("form", [int8_form(64), Packing.INT8_ROWS, Packing.ROWS], ids=lambda form: form.value)
+def test_a_rows_result_is_the_same_bits_in_every_step(form: Packing, name: str, tmp_path: Path) -> None:
+    """All of a block, not only its products: decoding alone, and among others in any number and order. In int8 always,
+    in float32 with compiled products."""
+    if not form.fits(64, 64):
+        pytest.skip("the extra `fast` is not installed, or not for this processor")
     write_tiny_checkpoint(name, tmp_path)
-    stage = packed_stage(tmp_path, int8_form(64), BatchingRoute.PACKED)
+    stage = packed_stage(tmp_path, form, BatchingRoute.PACKED)
     view = stage.view(BLOCKS)
     for count in (2, 8, 19):
         prompts = [random_hidden(1 + (7 * seed) % 40, seed) for seed in range(count)]
@@ -114,7 +119,7 @@ def test_a_stage_is_loaded_with_the_packing_that_was_chosen(tmp_path: Path) -> N
     write_tiny_checkpoint("llama", tmp_path)
     checkpoint = open_checkpoint(tmp_path)
     for packing in (Packing.PLAIN, Packing.INT8):
-        stage = load_stage(checkpoint, BLOCKS, packing=packing)
+        stage = load_stage(checkpoint, BLOCKS, forms=packing)
         modules = [module for block in stage.hosted.values() for module in block.module.modules()]
         assert any(isinstance(module, PackedLinear) for module in modules) is (packing is Packing.INT8)
 

@@ -77,6 +77,29 @@ def test_every_job_is_complete_after_chunks_times_jobs_steps(arrivals: list[list
     assert all(steps <= chunks * most_jobs for steps, chunks in ages)
 
 
+@given(JOBS, st.integers(1, 40), st.data())
+def test_guesses_are_no_part_of_a_step_in_which_others_have_text(
+    jobs: list[list[int]], chunk: int, data: st.DataObject
+) -> None:
+    """The step is as if there were no guesses; a session whose step has the only text is not cut."""
+    guesses = {
+        index: data.draw(st.integers(1, jobs[index][-1])) for index in data.draw(st.sets(st.integers(0, len(jobs) - 1)))
+    }
+    choice = plan_step(jobs, chunk, guesses)
+    texts = [index for index, rows in enumerate(jobs) if sum(rows) > guesses.get(index, 0)]
+
+    def without_guesses(index: int) -> list[int]:
+        *others, last = jobs[index]
+        return [*others, last - (guesses.get(index, 0) if set(texts) - {index} else 0)]
+
+    shown = [without_guesses(index) for index in range(len(jobs))]
+    assert choice == plan_step(shown, chunk)
+    assert sorted(choice.order) == list(range(len(jobs)))
+    assert choice.takes
+    if len(texts) < 2:
+        assert all(shown[index] == jobs[index] for index in texts)
+
+
 def test_prompts_take_turns() -> None:
     """A short prompt does not wait for a long one to end, nor the long one for a stream of short ones."""
     jobs = {"long": 640, "short": 64}

@@ -12,8 +12,8 @@ import pytest
 from blockswarm.peer.offer.announce import Announcer
 from blockswarm.peer.offer.lookups import RecentLookups
 from blockswarm.peer.timing import PeerTiming
-from blockswarm.proto.directory.records import PeerRecord
-from blockswarm.proto.directory.signed import SignedRecord, sign_record
+from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
+from blockswarm.proto.directory.signed import SignedRecord, sign_record, verify_record
 from blockswarm.proto.directory.swarm_key import dht_id, swarm_key_name
 from blockswarm.proto.errors import PeerUnavailable
 from blockswarm.proto.identity import Identity
@@ -140,6 +140,47 @@ def test_nobody_is_crowded_out_of_answers_by_the_choice_of_an_id() -> None:
     asyncio.run(scenario())
 
 
+def test_a_peer_that_announced_nothing_says_no_goodbye() -> None:
+    """A start that fails before the first record ends with its own reason."""
+
+    async def scenario() -> None:
+        peer = Peer()
+        fresh = Announcer(
+            peer.directory,
+            peer.identity,
+            None,
+            lambda: peer.now,
+            random.Random(1),
+            peer.lookups.announced,
+            PeerTiming(),
+        )
+        await fresh.say_goodbye()
+        assert peer.directory.announced == []
+        await peer.announcer.change(PeerState.SERVING)
+        await peer.announcer.say_goodbye()
+        assert len(peer.directory.announced) == 2
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("step", [-3600.0, -60.0, 3600.0])
+def test_a_peer_whose_clock_is_set_announces_itself_at_once(step: float) -> None:
+    """A clock set back by an hour made a peer invisible for that hour: each record had to end after the one before."""
+
+    async def scenario() -> None:
+        peer = Peer()
+        await peer.announcer.change(PeerState.SERVING)
+        peer.now += step
+        await peer.announcer.change(PeerState.SERVING)
+        before, now = peer.directory.announced
+        assert before != now
+        verify_record(now, peer.now)
+        assert await peer.lookups.lookup(NAME) == [now.encode()]
+        await peer.lookups.close()
+
+    asyncio.run(scenario())
+
+
 def test_the_time_since_the_last_announcement_is_known() -> None:
     async def scenario() -> None:
         peer = Peer()
@@ -154,3 +195,40 @@ def test_the_time_since_the_last_announcement_is_known() -> None:
 
     with contextlib.closing(VirtualTimeLoop()) as loop:
         loop.run(scenario())
+
+
+def test_records_of_one_moment_are_announced_one_after_the_other() -> None:
+    """A change of state and a renewal meet at the start; the directory refuses a record that is older than the last."""
+
+    async def scenario() -> None:
+        peer, latest = Peer(), [0.0]
+        kept = peer.directory.announce
+
+        async def announce(record: SignedRecord) -> None:
+            first = not peer.directory.announced
+            await kept(record)
+            await asyncio.sleep(1.0 if first else 0.0)  # the first one takes its time
+            assert record.expires_at_seconds > latest[0], "a later record is there already"
+            latest[0] = record.expires_at_seconds
+
+        peer.directory.announce = announce  # type: ignore[method-assign]
+        await asyncio.gather(peer.announcer.renew(), peer.announcer.change(PeerState.SERVING))
+        assert len(peer.directory.announced) == 2
+
+    VirtualTimeLoop().run(scenario())
+
+
+def test_where_a_relay_is_says_its_own_record() -> None:
+    async def scenario() -> None:
+        peer, relay = Peer(), Identity.generate()
+        assert peer.lookups.addresses_of(relay.peer_id) == ()
+        spec = PeerSpec(relay.peer_id, None, ComputeCost(0.01), PeerState.JOINING)
+        record = PeerRecord(DIGEST, spec, addresses=("192.0.2.1:4000", "relay.example:1"))
+        peer.directory.found = (sign_peer_record(relay, record, None, peer.now + 60),)
+        await peer.lookups.records()
+        assert peer.lookups.addresses_of(relay.peer_id) == record.addresses
+        assert peer.lookups.addresses_of(peer.identity.peer_id) == ()
+        peer.now += 61
+        assert peer.lookups.addresses_of(relay.peer_id) == (), "its record is over"
+
+    VirtualTimeLoop().run(scenario())

@@ -23,11 +23,12 @@ TRUE = ComputeCost(3e-3, 2e-4, 1e-6, 1e-3, 4e-4)
 class TimedStage:
     """A stage that computes nothing, while a clock of its own says that it took `cost`, or a little more."""
 
-    def __init__(self, cost: ComputeCost, num_blocks: int, noise: float) -> None:
+    def __init__(self, cost: ComputeCost, num_blocks: int, noise: float, position_limit: int | None = None) -> None:
         self.blocks = BlockRange(2, 2 + num_blocks)
         self.hidden_size = 4
         self.dtype = torch.float32
         self.device = torch.device("cpu")
+        self.position_limit = position_limit
         self.seconds = 0.0
         self._cost = cost
         self._noise = noise
@@ -42,6 +43,7 @@ class TimedStage:
 
     def _forward(self, blocks: BlockRange, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
         for row in rows:
+            assert self.position_limit is None or row.stop <= self.position_limit
             row.kv.truncate(row.start)
             for block in blocks:
                 row.kv.update(torch.zeros(1, 1, row.count, 2), torch.zeros(1, 1, row.count, 2), block)
@@ -67,6 +69,16 @@ def test_finds_the_cost(num_blocks: int, noise: float) -> None:
         assert found.decode_seconds(rows, context) == pytest.approx(TRUE.decode_seconds(rows, context), rel=0.1)
     for tokens in (16, 128):
         assert found.prefill_seconds(tokens) == pytest.approx(TRUE.prefill_seconds(tokens), rel=0.1)
+
+
+@pytest.mark.parametrize("limit", [64, 128, 512])
+def test_no_text_of_a_trial_is_longer_than_those_of_the_model(limit: int) -> None:
+    """Models with few positions have a table of them in their blocks, and no row behind its end."""
+    stage = TimedStage(TRUE, 4, 0.0, position_limit=limit)
+    found = calibrate(stage_of(stage), lambda: stage.seconds)
+    assert found.decode_seconds(4, 40) == pytest.approx(TRUE.decode_seconds(4, 40), rel=0.1)
+    assert found.prefill_seconds(limit) == pytest.approx(TRUE.prefill_seconds(limit), rel=0.1)
+    assert still_holds(stage_of(stage), TRUE, lambda: stage.seconds)
 
 
 @pytest.mark.long

@@ -8,6 +8,7 @@ from blockswarm.peer.offer.capacity import (
     MemoryNeed,
     MemoryOffer,
     check_blocks,
+    check_space,
     count_that_fits,
     explain,
     free_memory_bytes,
@@ -16,7 +17,7 @@ from blockswarm.peer.offer.capacity import (
 from blockswarm.peer.session.replay_store import ReplayStore
 from blockswarm.proto.errors import OutOfMemory, UsageError
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
-from blockswarm.routing.swarm import PeerId
+from blockswarm.routing.swarm import BlockRange, PeerId
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,6 +71,24 @@ def test_blocks_that_the_model_does_not_have_are_refused(text: str) -> None:
 def test_blocks_that_the_model_has_are_accepted() -> None:
     for text in ("0:8", "7:8", "8", "auto"):
         check_blocks(BlockRequest.parse(text), 8)
+
+
+def test_disk_room_is_asked_for_every_range_that_may_become_the_peers() -> None:
+    """Only the middle of the model is here: a peer that may be placed there can start, another one cannot."""
+    asked: list[BlockRange] = []
+
+    def check(blocks: BlockRange) -> None:
+        asked.append(blocks)
+        if blocks not in (BlockRange(3, 5), BlockRange(3, 4)):
+            raise UsageError("no room")
+
+    for text in ("3:5", "2", "auto"):
+        check_space(BlockRequest.parse(text), 8, check)
+    for text in ("2:4", "3"):
+        with pytest.raises(UsageError, match="no room"):
+            check_space(BlockRequest.parse(text), 8, check)
+    assert asked[0] == BlockRange(3, 5)
+    assert asked[-1] == BlockRange(5, 8)
 
 
 def test_a_gpus_blocks_are_counted_against_its_own_memory() -> None:

@@ -106,6 +106,29 @@ def test_a_start_without_measured_slopes_is_fine() -> None:
     assert estimate.cost.prefill_seconds(64) == pytest.approx(TRUE.prefill_seconds(64), rel=0.1)
 
 
+def test_a_visit_costs_what_it_costs_on_average() -> None:
+    """Most visits are short, and some wait for the processor: the mean is what a token loses."""
+    estimate, rng = CostEstimate(TRUE), random.Random(3)
+    assert estimate.cost.visit == 0.0, "nothing is invented"
+    seen = [rng.expovariate(1 / 2e-3) for _ in range(4000)]
+    for index, seconds in enumerate(seen):
+        estimate.observe_visit(seconds, 0.05 * index)
+    assert estimate.cost.visit == pytest.approx(2e-3, rel=0.1)
+    estimate.observe_visit(3600.0, 201.0)  # the machine was suspended
+    assert estimate.cost.visit == pytest.approx(2e-3, rel=0.15)
+    for index in range(10_000):
+        estimate.observe_visit(8e-3, 202.0 + 0.05 * index)
+    assert estimate.cost.visit == pytest.approx(8e-3, rel=0.05), "it follows a machine that has become slow"
+    assert_near(estimate.cost, TRUE, 1e-9)
+
+
+def test_what_an_earlier_run_knew_of_visits_stays_until_there_are_some() -> None:
+    estimate = CostEstimate(replace(TRUE, visit=4e-3))
+    assert estimate.cost.visit == 4e-3
+    estimate.observe_visit(2e-3, 0.0)
+    assert 3e-3 < estimate.cost.visit < 4e-3, "one is not the whole truth"
+
+
 def test_a_client_is_told_of_a_fifth() -> None:
     assert not has_changed(TRUE, TRUE)
     assert not has_changed(TRUE, ComputeCost(*(1.15 * getattr(TRUE, name) for name in ComputeCost.__slots__)))

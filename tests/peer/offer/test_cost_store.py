@@ -10,7 +10,7 @@ from blockswarm.peer.offer.cost_store import FILE_NAME, CostStore, Measured
 from blockswarm.routing.swarm import ComputeCost
 
 CONDITIONS = Measured("ab" * 32, "float32", "cpu", 2)
-COST = ComputeCost(1e-3, 2e-4, 3e-6, 4e-4, 5e-5)
+COST = ComputeCost(1e-3, 2e-4, 3e-6, 4e-4, 5e-5, 6e-3)
 
 
 def test_comes_back_under_the_same_conditions_only(tmp_path: Path) -> None:
@@ -37,7 +37,8 @@ def test_keeps_the_newest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     ["", "{", "[]", '"x"', '{"KEY": 3}', '{"KEY": {"decode_fixed": "x"}}', '{"KEY": {"decode_fixed": -1}}',
-     '{"KEY": {"decode_fixed": NaN}}', '{"KEY": {"other": 1}}', "\x00\xff", '{"KEY": null}'],
+     '{"KEY": {"decode_fixed": NaN}}', '{"KEY": {"decode_fixed": 1' + "0" * 400 + "}}",
+     '{"KEY": {"other": 1}}', "\x00\xff", '{"KEY": null}'],
 )  # fmt: skip
 def test_a_garbled_file_is_an_empty_one(tmp_path: Path, content: str) -> None:
     key = CONDITIONS.key.replace('"', "")

@@ -18,7 +18,7 @@ from blockswarm.peer.offer.record import (
     RoomFacts,
     record_of,
 )
-from blockswarm.proto.directory.records import PeerRecord, Relay, open_peer_record, sign_peer_record
+from blockswarm.proto.directory.records import PeerRecord, open_peer_record, sign_peer_record
 from blockswarm.proto.directory.signed import SignedRecord, next_expiry, verify_record
 from blockswarm.proto.errors import LocalProtocolError
 from blockswarm.proto.identity import Identity
@@ -120,7 +120,7 @@ def test_every_field_travels() -> None:
         state=PeerState.DRAINING,
         identity=IdentityFacts(identity.peer_id, DIGEST, 77, "the kitchen"),
         room=RoomFacts(1000, 400, (KvRelease(NOW + 5, 100),)),
-        reach=ReachFacts(("10.0.0.1:4000",), ("/ip4/10.0.0.1/tcp/4001",), (Relay(relay, "10.0.0.2:1"),)),
+        reach=ReachFacts(("10.0.0.1:4000",), ("/ip4/10.0.0.1/tcp/4001",), (relay,), 3),
         clients=ClientFacts(2.5, (here,)),
         claim=MoveClaim(NOW - 3, BlockRange(0, 8)),
     )  # fmt: skip

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
 from blockswarm.peer.placement.agent import PlacementAgent
 from blockswarm.peer.timing import PeerTiming
-from blockswarm.proto.errors import PeerUnavailable, RetryElsewhere
+from blockswarm.proto.errors import OutOfMemory, PeerUnavailable, RetryElsewhere
 from blockswarm.routing.place.moves import ClaimTiming, ReplanPolicy
 from blockswarm.routing.swarm import BlockRange, PeerId, PeerSpec, PeerState, Swarm
 from support.placement import peer, swarm
@@ -35,6 +35,7 @@ class World:
         self.may_load = asyncio.Event()
         self.may_load.set()
         self.is_blind = False
+        self.while_looking: Callable[[], Awaitable[None]] | None = None
         self.announced: list[PeerSpec] = []
         self.others: Callable[[], list[PeerSpec]] = lambda: [peer("a", "0:4"), peer("b", "4:8")]
         self.agent = PlacementAgent(
@@ -49,6 +50,8 @@ class World:
     async def look(self) -> Swarm:
         if self.is_blind:
             raise PeerUnavailable("nobody answers")
+        if self.while_looking is not None:
+            await self.while_looking()
         now = time.time()
         return swarm(*(replace(p, issued_seconds=now) for p in self.others()), self.own(), now=now)
 
@@ -113,6 +116,9 @@ def test_a_peer_that_joins_loads_at_once() -> None:
         await asyncio.wait_for(world.agent.join(), 20)
         assert world.blocks == HOLE
         assert (world.loads, world.agent.claim) == ([HOLE], None)
+        assert [spec.claim and spec.claim.blocks for spec in world.announced] == [HOLE], (
+            "nobody may hear that it claims nothing before it is announced as serving"
+        )
 
     asyncio.run(scenario())
 
@@ -139,7 +145,7 @@ def test_a_joining_peer_gives_up_its_load_for_a_hole_and_goes_elsewhere() -> Non
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("error", [RetryElsewhere("the hub does not answer"), OSError("the disk"), MemoryError()])
+@pytest.mark.parametrize("error", [RetryElsewhere("the hub does not answer"), OutOfMemory("it does not fit")])
 def test_a_failed_load_is_withdrawn_and_tried_again_after_a_pause(error: Exception) -> None:
     async def scenario() -> None:
         world = World()
@@ -152,6 +158,24 @@ def test_a_failed_load_is_withdrawn_and_tried_again_after_a_pause(error: Excepti
         assert (failed.claim, failed.blocks_fixed) == (None, True)
         world.fails = None
         await running(world, lambda: world.blocks == HOLE)
+
+    asyncio.run(scenario())
+
+
+def test_a_load_that_fails_while_the_agent_looks_is_a_failed_load() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.may_load.clear()
+        world.fails = RetryElsewhere("the hub does not answer")
+
+        async def fail_the_load() -> None:
+            if world.loads:
+                world.may_load.set()
+                await asyncio.sleep(0.01)
+
+        world.while_looking = fail_the_load
+        await running(world, lambda: world.agent.counts.failed_loads)
+        assert (world.blocks, world.agent.claim) == (BlockRange(4, 8), None)
 
     asyncio.run(scenario())
 

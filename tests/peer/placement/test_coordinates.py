@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 
 import pytest
@@ -12,6 +13,12 @@ from blockswarm.proto.errors import PeerUnavailable
 from blockswarm.proto.identity import Identity
 from blockswarm.routing.coordinates import ORIGIN
 from blockswarm.routing.swarm import ComputeCost, Coordinate, PeerSpec
+from support.virtual_time import VirtualTimeLoop
+
+
+def CLOCK() -> float:
+    return 0.0
+
 
 HERE = Coordinate((0.03, 0.0, 0.0), height=0.002, error=0.1)
 
@@ -29,9 +36,8 @@ def test_pings_lead_to_where_the_peer_is() -> None:
         assert record.spec.coordinate is not None
         return HERE.rtt_seconds(record.spec.coordinate)
 
-    own = OwnCoordinate(ping, random.Random(1))
-    for _ in range(60):
-        asyncio.run(own.measure(PEERS))
+    own = OwnCoordinate(ping, random.Random(1), CLOCK)
+    asyncio.run(own.measure(PEERS, 4))
     assert own.value is not None
     for record in PEERS:
         assert record.spec.coordinate is not None
@@ -39,11 +45,23 @@ def test_pings_lead_to_where_the_peer_is() -> None:
         assert own.value.rtt_seconds(record.spec.coordinate) == pytest.approx(wanted, rel=0.2)
 
 
+def test_pings_wait_for_each_other_s_answers_together() -> None:
+    """A peer that begins pings eight; silent ones, one after the other, cost it most of a minute."""
+
+    async def silent(record: PeerRecord) -> float:
+        await asyncio.sleep(5)
+        raise PeerUnavailable("nobody is there")
+
+    with contextlib.closing(VirtualTimeLoop()) as loop:
+        loop.run(OwnCoordinate(silent, random.Random(1), CLOCK).measure(PEERS * 4, 8))
+        assert loop.time() == 5
+
+
 def test_the_first_peer_is_the_origin_and_others_wait_for_an_answer() -> None:
     async def silent(record: PeerRecord) -> float:
         raise PeerUnavailable("nobody is there")
 
-    first, second = (OwnCoordinate(silent, random.Random(1)) for _ in range(2))
+    first, second = (OwnCoordinate(silent, random.Random(1), CLOCK) for _ in range(2))
     asyncio.run(first.measure([at(None)]))
     assert first.value == ORIGIN
     asyncio.run(second.measure(PEERS))
@@ -56,6 +74,6 @@ def test_nonsense_moves_nobody(place: Coordinate, seconds: float) -> None:
     async def ping(record: PeerRecord) -> float:
         return seconds
 
-    own = OwnCoordinate(ping, random.Random(1))
+    own = OwnCoordinate(ping, random.Random(1), CLOCK)
     asyncio.run(own.measure([at(place)]))
     assert own.value is None

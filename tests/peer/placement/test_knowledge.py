@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from blockswarm.peer.placement.knowledge import SwarmKnowledge
+import pytest
+from blockswarm.peer.placement.knowledge import MAX_REMEMBERED, SwarmKnowledge
 from blockswarm.proto.directory.records import PeerRecord
 from blockswarm.proto.identity import Identity
 from blockswarm.routing.place.moves import ClaimTiming
@@ -63,6 +64,17 @@ def test_an_overdue_peer_is_to_be_pinged_and_gone_until_it_says_something_new() 
     assert not knowledge.overdue(later)
     knowledge.read([record(issued=later)], later)
     assert others(knowledge, later)
+
+
+@pytest.mark.long
+def test_a_crowd_of_new_ids_displaces_nobody_of_the_present_look() -> None:
+    crowd = [record(Identity.generate().peer_id, NOW + 1) for _ in range(MAX_REMEMBERED)]
+    for looks in ([[record()], [*crowd, record()]], [crowd, [record()]]):
+        knowledge = known()
+        for look in looks:
+            knowledge.read(look, NOW + 1)
+        assert OTHER in {peer.id for peer in others(knowledge)}
+        assert len(knowledge.records) == MAX_REMEMBERED
 
 
 def test_what_does_not_fit_the_model_or_comes_from_the_future_does_no_harm() -> None:

@@ -36,6 +36,14 @@ def test_a_contradiction_is_told_with_its_blocks_and_the_own_proof(
     assert reason in message
 
 
+def test_a_crowd_is_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    crowd = [peer(f"p{number:02d}", 2, "gxxg") for number in range(20)]
+    with caplog.at_level(logging.WARNING):
+        WeightsCheck({}).note(OWN, crowd)
+    (message,) = [record.message for record in caplog.records]
+    assert message.startswith("peer p00, peer p01, peer p02 and 17 more announces other weights for blocks 3:5 than")
+
+
 def test_a_peer_that_comes_back_is_told_again(caplog: pytest.LogCaptureFixture) -> None:
     check = WeightsCheck({})
     with caplog.at_level(logging.WARNING):

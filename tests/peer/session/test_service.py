@@ -14,8 +14,10 @@ from blockswarm.peer.engine.blocks.stage import Stage
 from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.engine import Engine, SessionKv
 from blockswarm.peer.engine.load import load_stage
+from blockswarm.peer.session.parts import PeerParts
 from blockswarm.peer.session.replay_store import ReplayStore
-from blockswarm.peer.session.service import PeerParts, PeerService
+from blockswarm.peer.session.service import PeerService
+from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.proto.network.address import PeerAddress
@@ -25,7 +27,7 @@ from blockswarm.proto.wire.messages.opening import OpenedFrame, OpenFrame, Queue
 from blockswarm.proto.wire.messages.session import CloseFrame, FailureFrame
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.admit.table import SessionTable
-from blockswarm.routing.swarm import BlockRange
+from blockswarm.routing.swarm import BlockRange, Coordinate, PeerId
 from support.directories import until
 from support.memory_net import CLIENT, MemoryCall, MemoryNet
 from support.tiny_models import write_tiny_checkpoint
@@ -55,6 +57,8 @@ class World:
         self.table = SessionTable(ROOM_TOKENS * len(BLOCKS))
         self.identity, self.client = Identity.generate(), Identity.generate()
         self.net = MemoryNet()
+        self.places: list[tuple[PeerId, Coordinate]] = []
+        """Places that clients have told."""
         self.service = PeerService(
             PeerParts(
                 identity=self.identity,
@@ -69,11 +73,15 @@ class World:
                 swarm_key=None,
                 lookup=lambda name: NotImplemented,
                 dht_addresses=list,
+                on_client=lambda client, place: self.places.append((client, place)),
+                timing=PeerTiming(previous_stream_seconds=0.5, write_seconds=0.2),
             )
         )
         self.net.add(self.identity.peer_id, self.service.handlers)
 
-    async def open(self, number: int, wait: bool = False, epoch: int = 1) -> MemoryCall:
+    async def open(
+        self, number: int, wait: bool = False, epoch: int = 1, place: Coordinate | None = None
+    ) -> MemoryCall:
         """A stream with its opening sent."""
         me, client = self.identity.peer_id, self.client
         grant = Grant(
@@ -83,7 +91,7 @@ class World:
         hello = sign_hello(client, me, grant.session_id, time.time(), None)
         capability = sign_capability(client, grant)
         call = self.net.dialer(CLIENT).stub(PeerAddress(me, "10.0.0.1:1")).session()
-        await call.write(OpenFrame(hello, capability, wait_seconds=60.0 if wait else 0.0))
+        await call.write(OpenFrame(hello, capability, wait_seconds=60.0 if wait else 0.0, place=place))
         return call
 
     def close(self) -> None:
@@ -109,6 +117,20 @@ def run(work: Any) -> None:
             await work
 
     asyncio.run(bounded())
+
+
+def test_the_place_of_a_client_is_told_once_its_session_is_admitted(world: World) -> None:
+    """Peers announce centroids of these; one that only waits for room was not served here."""
+    here = Coordinate((0.125, 0.0, -0.5), 0.25)
+
+    async def scenario() -> None:
+        first = await world.open(1, place=here)
+        assert isinstance(await first.read(), OpenedFrame)
+        waiting = await world.open(2, wait=True, place=here)
+        assert isinstance(await waiting.read(), QueuedFrame)
+        assert world.places == [(world.client.peer_id, here)]
+
+    run(scenario())
 
 
 async def take_a_step(call: MemoryCall) -> None:
@@ -185,3 +207,66 @@ def test_a_later_epoch_takes_the_place_of_a_stream_that_is_dead_and_does_not_sho
         await world.service.wait_idle()
 
     run(scenario())
+
+
+def test_a_later_epoch_takes_the_place_of_a_stream_that_waits_and_is_dead(world: World) -> None:
+    async def scenario() -> None:
+        holder = await world.open(1)
+        assert isinstance(await holder.read(), OpenedFrame)
+        dead = await world.open(2, wait=True)
+        assert isinstance(await dead.read(), QueuedFrame)
+        again = await world.open(2, wait=True, epoch=2)
+        assert isinstance(await again.read(), QueuedFrame)
+        assert (world.table.sessions, world.table.waiting) == (1, 1)
+        told = await dead.read()
+        assert isinstance(told, FailureFrame)
+        assert "anew" in told.message
+        await holder.write(CloseFrame())
+        while isinstance(frame := await again.read(), QueuedFrame):
+            pass
+        assert isinstance(frame, OpenedFrame)
+        await again.write(CloseFrame())
+        await world.service.wait_idle()
+
+    run(scenario())
+
+
+def test_an_earlier_epoch_does_not_take_the_place_of_a_stream_that_waits(world: World) -> None:
+    """A hello that somebody has copied and sends again must not end what its client has begun since."""
+
+    async def scenario() -> None:
+        holder = await world.open(1)
+        assert isinstance(await holder.read(), OpenedFrame)
+        waiting = await world.open(2, wait=True, epoch=2)
+        assert isinstance(await waiting.read(), QueuedFrame)
+        late = await world.open(2, wait=True, epoch=1)
+        told = await late.read()
+        assert isinstance(told, FailureFrame)
+        assert "open on this peer already" in told.message
+        await holder.write(CloseFrame())
+        while isinstance(frame := await waiting.read(), QueuedFrame):
+            pass
+        assert isinstance(frame, OpenedFrame)
+        await waiting.write(CloseFrame())
+        await world.service.wait_idle()
+
+    run(scenario())
+
+
+class Deaf:
+    """A stream whose other side says what it wants and takes nothing."""
+
+    def __init__(self, frame: Any) -> None:
+        self._frame = frame
+
+    async def read(self) -> Any:
+        return self._frame
+
+    async def write(self, frame: Any) -> None:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("call", ["session", "push"])
+def test_a_stream_that_is_refused_and_takes_nothing_ends(world: World, call: str) -> None:
+    """Nothing of it stays, and its handler ends without an error: gRPC would log one as a defect of ours."""
+    run(getattr(world.service, call)(Deaf(QueuedFrame(1, 1.0))))

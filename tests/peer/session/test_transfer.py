@@ -20,7 +20,7 @@ class Diary:
     """The clients that moved a cache, and when."""
 
     def __init__(self) -> None:
-        self.transfers = Transfers(HOLD)
+        self.transfers = Transfers(HOLD, 1.0)
         self.began: list[tuple[str, float]] = []
 
     async def move(self, client: str, seconds: float, timeout_seconds: float = 300.0) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from blockswarm.peer.session.unary import UnaryCalls
-from blockswarm.peer.session.worker import Counters
+from blockswarm.peer.session.work.seams import Counters
 from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.directory.swarm_key import SwarmKey
 from blockswarm.proto.errors import AuthenticationError, SwarmError, WrongSwarm
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
+from blockswarm.proto.network.dialling import EVERY_RANGE
 from blockswarm.proto.network.transport import Dialer, Handlers, serve
 from blockswarm.proto.wire.handshake import PROTOCOL_VERSION, HelloChecker, sign_hello
 from blockswarm.proto.wire.messages.calls import LookupRequest, PingRequest
@@ -54,7 +55,7 @@ def ask(call: Callable[[Any], Awaitable[Any]], swarm_key: SwarmKey | None = None
         )  # fmt: skip
         calls = UnaryCalls(parts)  # type: ignore[arg-type]
         server, port = await serve(PEER, Handlers(unused, unused, calls.lookup, calls.ping), "127.0.0.1", 0)
-        dialer = Dialer()
+        dialer = Dialer(rule=EVERY_RANGE)
         try:
             return await call(dialer.stub(PeerAddress(PEER.peer_id, f"127.0.0.1:{port}")))
         finally:

@@ -13,11 +13,11 @@ from blockswarm.proto import record_pb2 as pb
 from blockswarm.proto.directory.records import (
     MAX_BLOCKS,
     MAX_CENTROIDS,
-    MAX_KV_TOKENS,
+    MAX_KV_TOKEN_BLOCKS,
     MAX_REACH_BYTES,
+    MAX_RELAY_PLACES,
     MAX_RELAYS,
     PeerRecord,
-    Relay,
     decode_peer_record,
     encode_peer_record,
     open_peer_record,
@@ -50,7 +50,7 @@ KEY = dht_id(swarm_key_name(DIGEST, None))
 NOW = 1.7e9
 
 seconds = st.floats(0, 1e6)
-tokens = st.integers(0, MAX_KV_TOKENS)
+tokens = st.integers(0, MAX_KV_TOKEN_BLOCKS)
 coordinates = st.builds(
     Coordinate,
     vector=st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=8).map(tuple),
@@ -71,7 +71,7 @@ def peer_records(draw: st.DrawFn) -> PeerRecord:
     spec = PeerSpec(
         id=ALICE.peer_id,
         blocks=blocks,
-        cost=draw(st.builds(ComputeCost, seconds, seconds, seconds, seconds, seconds)),
+        cost=draw(st.builds(ComputeCost, *[seconds] * 6)),
         state=draw(st.sampled_from(PeerState)),
         memory_bytes=draw(st.floats(0, 1e18)),
         block_bytes=draw(st.just(0.0) | st.floats(1, 1e15)),
@@ -96,7 +96,8 @@ def peer_records(draw: st.DrawFn) -> PeerRecord:
         model_digest=DIGEST,
         spec=spec,
         addresses=tuple(draw(st.lists(addresses, max_size=6))),
-        relays=tuple(Relay(BOB.peer_id, draw(addresses)) for _ in range(draw(st.integers(0, 2)))),
+        relays=(BOB.peer_id,) * draw(st.integers(0, 2)),
+        relay_places=draw(st.integers(0, MAX_RELAY_PLACES)),
         dht_maddrs=tuple(draw(st.lists(st.just("/ip4/10.0.0.1/tcp/4001"), max_size=6))),
         incarnation=draw(st.integers(0, 2**64 - 1)),
         protocol_version=draw(st.integers(0, 2**32 - 1)),
@@ -146,7 +147,7 @@ def test_no_field_is_forgotten(holder: type) -> None:
     spec = PeerSpec(
         id=ALICE.peer_id,
         blocks=BlockRange(1, 2),
-        cost=ComputeCost(1.0, 2.0, 3.0, 4.0, 5.0),
+        cost=ComputeCost(1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
         state=PeerState.DRAINING,
         memory_bytes=1.0,
         block_bytes=2.0,
@@ -171,7 +172,8 @@ def test_no_field_is_forgotten(holder: type) -> None:
         model_digest=DIGEST,
         spec=spec,
         addresses=("host:1",),
-        relays=(Relay(BOB.peer_id, "host:2"),),
+        relays=(BOB.peer_id,),
+        relay_places=5,
         dht_maddrs=("/ip4/10.0.0.1/tcp/1",),
         incarnation=1,
         protocol_version=2,
@@ -202,7 +204,7 @@ def large_record(num_blocks: int, num_releases: int, **changes: object) -> PeerR
     spec = PeerSpec(
         id=ALICE.peer_id,
         blocks=BlockRange(0, num_blocks),
-        cost=ComputeCost(0.0123, 0.00123, 1.23e-6, 0.0234, 1.23e-4),
+        cost=ComputeCost(0.0123, 0.00123, 1.23e-6, 0.0234, 1.23e-4, 0.00234),
         memory_bytes=1.7e10,
         block_bytes=123_456_789.0,
         kv_bytes_per_token=8192.0,
@@ -239,9 +241,9 @@ def test_every_record_within_its_bounds_can_be_announced() -> None:
         spec=dataclasses.replace(
             worst.spec,
             blocks=BlockRange(100_000 - MAX_BLOCKS, 100_000),
-            kv_tokens_total=MAX_KV_TOKENS,
-            kv_tokens_free=MAX_KV_TOKENS,
-            releases=(KvRelease(0.9e12, MAX_KV_TOKENS),) * MAX_RELEASES,
+            kv_tokens_total=MAX_KV_TOKEN_BLOCKS,
+            kv_tokens_free=MAX_KV_TOKEN_BLOCKS,
+            releases=(KvRelease(0.9e12, MAX_KV_TOKEN_BLOCKS),) * MAX_RELEASES,
             coordinate=far,
             client_centroids=(far,) * MAX_CENTROIDS,
             numeric_format="x" * 32,
@@ -250,8 +252,9 @@ def test_every_record_within_its_bounds_can_be_announced() -> None:
             blocks_fixed=True,
             size_fixed=True,
         ),
-        addresses=(f"{'a' * (MAX_REACH_BYTES - 17 * 9 - 6)}:31337", *(["host:4000"] * 7)),
-        relays=(Relay(BOB.peer_id, "host:4000"),) * MAX_RELAYS,
+        addresses=(f"{'a' * (MAX_REACH_BYTES - 15 * 9 - 6)}:31337", *(["host:4000"] * 7)),
+        relays=(BOB.peer_id,) * MAX_RELAYS,
+        relay_places=MAX_RELAY_PLACES,
         dht_maddrs=("/dns/a/bc",) * 8,
         incarnation=2**64 - 1,
         protocol_version=2**32 - 1,
@@ -299,6 +302,9 @@ def mutate(**fields: object) -> bytes:
         {"cost__decode_fixed": -1.0},
         {"cost__prefill_per_token": math.inf},
         {"cost__prefill_per_token": 1e300},
+        {"cost__visit": math.nan},
+        {"cost__visit": -1.0},
+        {"cost__visit": 1e300},
         {"memory_bytes": math.nan},
         {"issued_seconds": math.nan},
         {"claim__at_seconds": math.nan, "claim__stop_block": 4},
@@ -330,7 +336,10 @@ def mutate(**fields: object) -> bytes:
         {"addresses": ["unix:/tmp/socket"]},
         {"addresses": ["host:80\n"]},
         {"addresses": ["host:80"] * 9},
-        {"relays": [pb.RelayMessage(peer_id="me", address="host:80")]},
+        {"relays": ["me"]},
+        {"relays": [ALICE.peer_id]},
+        {"relays": [BOB.peer_id] * 3},
+        {"relay_places": 1025},
         {"dht_maddrs": ["host:80"]},
         {"dht_maddrs": ["/ip4/1.2.3.4/tcp/1 /x"]},
         {"software_version": "1.0\x1b[2J"},
@@ -340,7 +349,7 @@ def mutate(**fields: object) -> bytes:
         {"addresses": ["x" * 200 + ":80"] * 2},
         {"dht_maddrs": ["/dns/" + "x" * 200 + "/tcp/1"], "addresses": ["x" * 200 + ":80"]},
     ],
-    ids=str,
+    ids=lambda fields: str(fields).replace(ALICE.peer_id, "ALICE").replace(BOB.peer_id, "BOB"),
 )
 def test_a_field_out_of_bounds_is_the_remote_sides_fault(fields: dict[str, object]) -> None:
     with pytest.raises(RemoteProtocolError):

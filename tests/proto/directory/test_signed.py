@@ -19,7 +19,6 @@ from blockswarm.proto.directory.signed import (
 from blockswarm.proto.directory.swarm_key import dht_id
 from blockswarm.proto.errors import (
     AuthenticationError,
-    ClockSkew,
     LocalProtocolError,
     RemoteProtocolError,
     SwarmError,
@@ -124,8 +123,15 @@ def test_the_expiry_grows_across_restarts() -> None:
     assert next_expiry(first, NOW) > first
     assert next_expiry(first, NOW - 10) > first
     assert next_expiry(first, NOW + 20) == NOW + 20 + RECORD_LIFETIME_SECONDS
-    with pytest.raises(ClockSkew):
-        next_expiry(first, NOW - 3600)
+
+
+@pytest.mark.parametrize("set_by", [-3600.0, -121.0, -66.0, -65.0, -64.0, -10.0, 0.0, 10.0, 3600.0])
+def test_a_record_is_valid_at_once_when_the_clock_was_set(set_by: float) -> None:
+    """A clock set back by an hour made a peer invisible for that hour: each record had to end after the last."""
+    now = NOW + set_by
+    expiry = next_expiry(next_expiry(None, NOW), now)
+    verify_record(signed(expires_at=expiry), now)
+    assert expiry >= now + RECORD_LIFETIME_SECONDS
 
 
 def test_the_newest_record_of_each_peer_wins_whatever_the_order() -> None:

@@ -11,13 +11,21 @@ from typing import Any
 import pytest
 import torch
 from blockswarm.proto.errors import UnsupportedModel, UsageError
-from blockswarm.proto.model.checkpoint import CONFIG_KEYS_WITHOUT_MEANING, block_prefix, open_checkpoint
+from blockswarm.proto.model.checkpoint import (
+    CONFIG_KEYS_WITHOUT_MEANING,
+    Checkpoint,
+    block_prefix,
+    open_checkpoint,
+    read_checkpoint,
+)
 from blockswarm.proto.model.family import load_model
+from blockswarm.proto.model.hub import HubSource
 from blockswarm.proto.model.tiny import random_model
 from blockswarm.routing.swarm import BlockRange
 from safetensors.torch import save_file
+from support.fake_hub import MODEL_ID, serve_hub
 from support.tiny_models import all_weights, tiny_model_config, write_tiny_checkpoint
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 ALL_BLOCKS = BlockRange(0, 6)
 CHANGES_WITHOUT_MEANING: dict[str, Any] = {
@@ -29,6 +37,11 @@ CHANGES_WITHOUT_MEANING: dict[str, Any] = {
     "torch_dtype": "bfloat16",
     "dtype": "bfloat16",
     "use_cache": False,
+    "return_dict": False,
+    "output_hidden_states": True,
+    "output_attentions": True,
+    "output_router_logits": True,
+    "gradient_checkpointing": True,
     "bos_token_id": 7,
     "eos_token_id": [8, 9],
     "pad_token_id": 10,
@@ -112,6 +125,68 @@ class TestReading:
         assert block_prefix([*names, "vision.layers.0.w", "vision.layers.1.w"], 3) == "text.layers."
         with pytest.raises(UsageError, match="0 complete"):
             block_prefix(names, 4)
+
+
+def save_whole(folder: Path) -> None:
+    """save_pretrained removes the shards of an earlier model, and leaves its index."""
+    random_model(tiny_model_config("llama"), seed=7).save_pretrained(folder)
+    assert (folder / "model.safetensors.index.json").exists()
+
+
+def save_whole_beside_old_shards(folder: Path) -> None:
+    random_model(tiny_model_config("llama"), seed=7).save_pretrained(folder.parent / "new")
+    (folder.parent / "new" / "model.safetensors").rename(folder / "model.safetensors")
+
+
+def save_in_shards_behind_a_whole_file(folder: Path) -> None:
+    save_file(all_weights(folder), folder / "model.safetensors")
+    random_model(tiny_model_config("llama"), seed=7).save_pretrained(folder, max_shard_size="200KB")
+
+
+def name_a_file(folder: Path) -> None:
+    save_whole(folder)
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    change_json(folder / "config.json", transformers_weights="other.safetensors")
+
+
+def name_an_index(folder: Path) -> None:
+    save_whole_beside_old_shards(folder)
+    (folder / "model.safetensors.index.json").rename(folder / "other.safetensors.index.json")
+    change_json(folder / "config.json", transformers_weights="other.safetensors.index.json")
+
+
+SEVERAL_WEIGHTS = (
+    save_whole,
+    save_whole_beside_old_shards,
+    save_in_shards_behind_a_whole_file,
+    name_a_file,
+    name_an_index,
+)
+
+
+@pytest.mark.parametrize("save", SEVERAL_WEIGHTS, ids=[save.__name__ for save in SEVERAL_WEIGHTS])
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_of_several_weights_those_of_transformers_count(folder: Path, tmp_path: Path, save: Any, place: str) -> None:
+    """A swarm serves the model that its user has seen there."""
+    save(folder)
+    expected = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    if place == "folder":
+        compare(open_checkpoint(folder), expected)
+    else:
+        with serve_hub(folder) as hub:
+            compare(read_checkpoint(HubSource(MODEL_ID, endpoint=hub.endpoint, cache_folder=tmp_path)), expected)
+
+
+def compare(checkpoint: Checkpoint, expected: dict[str, torch.Tensor]) -> None:
+    states = checkpoint.ends_state() | checkpoint.block_state(ALL_BLOCKS)
+    assert states.keys() == expected.keys()
+    assert all(torch.equal(states[name][...], expected[name]) for name in expected)
+
+
+def test_an_index_beside_a_whole_file_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_whole(folder)
+    open_checkpoint(folder)
+    assert "the first is used" in caplog.text
 
 
 class TestDigests:
@@ -235,6 +310,22 @@ def index_without_map(folder: Path) -> None:
     change_json(folder / "model.safetensors.index.json", weight_map=[1])
 
 
+def index_of_lists(folder: Path) -> None:
+    change_json(folder / "model.safetensors.index.json", weight_map={"a": ["b.safetensors"]})
+
+
+def pickled_by_name(folder: Path) -> None:
+    change_json(folder / "config.json", transformers_weights="pytorch_model.bin")
+
+
+def missing_by_name(folder: Path) -> None:
+    change_json(folder / "config.json", transformers_weights="other.safetensors.index.json")
+
+
+def outside_by_name(folder: Path) -> None:
+    change_json(folder / "config.json", transformers_weights="../secret.safetensors")
+
+
 def missing_block(folder: Path) -> None:
     write_single_shard(folder, {name: t for name, t in all_weights(folder).items() if "layers.2." not in name})
 
@@ -252,6 +343,10 @@ BREAKAGES: tuple[tuple[Callable[[Path], None], str], ...] = (
     (shard_outside, "unsafe"),
     (shard_by_absolute_path, "unsafe"),
     (index_without_map, "no shards"),
+    (index_of_lists, "unsafe"),
+    (pickled_by_name, "not loaded"),
+    (missing_by_name, "no other"),
+    (outside_by_name, "not loaded"),
     (missing_block, "complete series"),
 )
 
@@ -264,10 +359,29 @@ class TestBadFolders:
             open_checkpoint(folder)
         assert "\n" not in str(error.value)
 
+    @pytest.mark.parametrize(("name", "words"), [("m.Q4_K_M.gguf", "GGUF"), ("adapter_config.json", "adapter")])
+    def test_known_forms_that_are_not_served_are_named(self, folder: Path, name: str, words: str) -> None:
+        for path in folder.iterdir():
+            path.unlink()
+        (folder / name).touch()
+        with pytest.raises(UsageError, match=words):
+            open_checkpoint(folder)
+        config = folder / "config.json"
+        config.write_text('{"model_type": "llama"}')
+        with pytest.raises(UsageError, match=words):
+            open_checkpoint(folder)
+
+    def test_a_file_in_place_of_its_folder(self, folder: Path) -> None:
+        with pytest.raises(UsageError, match="is a file"):
+            open_checkpoint(folder / "config.json")
+        (folder / "m.gguf").touch()
+        with pytest.raises(UsageError, match="GGUF"):
+            open_checkpoint(folder / "m.gguf")
+
     def test_an_unknown_model_type_is_unsupported(self, folder: Path) -> None:
         change_json(folder / "config.json", model_type="no-such-model", auto_map={"AutoConfig": "evil.Config"})
         with pytest.raises(UnsupportedModel, match="no-such-model") as error:
-            open_checkpoint(folder)
+            _ = open_checkpoint(folder).config
         assert "\n" not in str(error.value)
 
     @pytest.mark.parametrize("name", ["no/such/folder", "", "a/b/c", "../x", "owner/na me", "x" * 500])

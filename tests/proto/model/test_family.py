@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from blockswarm.proto.errors import ModelMismatch, UnsupportedModel
-from blockswarm.proto.model.ends import block_returns_tuple, ends_class
-from blockswarm.proto.model.family import BlockList, family_class, find_blocks, load_model, slice_config, stage_class
-from blockswarm.proto.model.tiny import random_model, tiny_config
+from blockswarm.proto.model.ends import block_returns_tuple, ends_class, position_limit
+from blockswarm.proto.model.family import BlockList, family_class, find_blocks, load_model, stage_class
+from blockswarm.proto.model.tiny import random_model
 from blockswarm.routing.swarm import BlockRange
 from support.tiny_models import SERVED_MODELS, tiny_model_config
 from torch import nn
-from transformers import AutoConfig, DynamicCache
+from transformers import AutoConfig, DynamicCache, PreTrainedModel
 
 
 class AllBlocksHere(nn.Module):
@@ -33,7 +34,7 @@ class AllBlocksHere(nn.Module):
 def outer_weights(model: nn.Module, num_blocks: int) -> dict[str, torch.Tensor]:
     """The weights outside the blocks."""
     found = find_blocks(model, num_blocks)
-    prefix = f"{found.owner_path}.{found.name}.".lstrip(".")
+    prefix = f"{found.path}."
     return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(prefix)}
 
 
@@ -73,13 +74,21 @@ class TestEnds:
         ends, _ = make_ends(name)
         assert ends.config.num_hidden_layers == 6
         assert ends.config.model_type == tiny_model_config(name).model_type
-        owner = find_blocks(ends, 1).owner
+        owner = BlockList.at(ends, ends.blocks_path).owner
         assert owner.config.num_hidden_layers == 1
         assert ends.can_generate()
 
     def test_tied_heads_are_tied(self) -> None:
         ends, _ = make_ends("llama-tied")
         assert ends.get_output_embeddings().weight is ends.get_input_embeddings().weight
+
+    def test_are_tied_also_where_several_threads_build_models(self) -> None:
+        """transformers replaces its tying of weights for all threads while it builds a model."""
+        tie_weights = PreTrainedModel.tie_weights
+        with ThreadPoolExecutor(4) as pool:
+            built = list(pool.map(lambda _: make_ends("llama-tied")[0], range(24)))
+        assert all(ends.get_output_embeddings().weight is ends.get_input_embeddings().weight for ends in built)
+        assert PreTrainedModel.tie_weights is tie_weights
 
     def test_hold_nothing_of_the_blocks(self) -> None:
         ends, _ = make_ends("llama")
@@ -126,34 +135,26 @@ class TestStages:
             load_model(stage_class(config, BlockRange(0, 1)), config, weights | {name: torch.zeros(3, 3)})
 
 
-class TestConfigs:
-    def test_slicing_takes_every_list_with_one_entry_per_block_and_leaves_the_original(self) -> None:
-        config = tiny_model_config("smollm3")
-        before = config.to_json_string()
-        sliced = slice_config(config, 2, 5)
-        assert sliced.num_hidden_layers == 3
-        assert sliced.layer_types == config.layer_types[2:5]
-        assert sliced.no_rope_layers == config.no_rope_layers[2:5]
-        assert config.to_json_string() == before
+@pytest.mark.parametrize(("name", "returns_tuple"), [("llama", False), ("falcon", True), ("bloom", True)])
+def test_what_a_block_returns_is_found_by_looking(name: str, returns_tuple: bool) -> None:
+    assert block_returns_tuple(tiny_model_config(name)) is returns_tuple
 
-    def test_own_names_of_sizes_are_sliced_too(self) -> None:
-        assert slice_config(tiny_model_config("gpt2"), 0, 2).n_layer == 2
 
-    def test_a_tiny_copy_keeps_types_of_blocks_that_come_late(self) -> None:
-        config = AutoConfig.for_model(
-            "qwen2", num_hidden_layers=40, use_sliding_window=True, sliding_window=4096, max_window_layers=30
-        )
-        assert set(tiny_config(config).layer_types) == {"full_attention", "sliding_attention"}
-        assert len(tiny_config(config).layer_types) == 6
-
-    def test_a_tiny_copy_keeps_the_kind_of_attention(self) -> None:
-        grouped = AutoConfig.for_model("llama", num_attention_heads=32, num_key_value_heads=8)
-        assert tiny_config(grouped).num_attention_heads > tiny_config(grouped).num_key_value_heads > 1
-        assert tiny_config(AutoConfig.for_model("llama")).num_key_value_heads == 4
-
-    @pytest.mark.parametrize(("name", "returns_tuple"), [("llama", False), ("falcon", True), ("bloom", True)])
-    def test_what_a_block_returns_is_found_by_looking(self, name: str, returns_tuple: bool) -> None:
-        assert block_returns_tuple(tiny_model_config(name)) is returns_tuple
+@pytest.mark.parametrize(
+    ("name", "changes", "limit"),
+    [
+        ("gpt2", {"n_positions": 100}, 100),
+        ("opt", {"max_position_embeddings": 90}, 90),
+        ("gptj", {"n_positions": 80}, 80),
+        ("mpt", {"max_seq_len": 70}, 70),
+        ("bloom", {}, None),
+        ("llama", {}, None),
+        ("llama3-rope", {}, None),
+    ],
+)
+def test_how_long_a_text_may_be_is_found_by_trying(name: str, changes: dict[str, int], limit: int | None) -> None:
+    """A table ends; rotated positions do not, whatever the configuration says."""
+    assert position_limit(tiny_model_config(name, **changes)) == limit
 
 
 class TestRefusals:

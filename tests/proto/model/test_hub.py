@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from blockswarm.proto.errors import RetryElsewhere, UsageError
-from blockswarm.proto.model.checkpoint import open_checkpoint, read_checkpoint
+from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint, read_checkpoint
 from blockswarm.proto.model.hub import HubSource
 from blockswarm.routing.swarm import BlockRange
 from safetensors.torch import load_file
@@ -48,6 +48,28 @@ def open_from(hub: FakeHub, cache: Path) -> Any:
 
 
 class TestHub:
+    def test_says_before_it_fetches_that_the_disk_is_too_small(self, hub: FakeHub, tmp_path: Path) -> None:
+        """For all blocks together: each alone would fit."""
+
+        def opened(limit: int | None = None) -> Checkpoint:
+            return read_checkpoint(
+                HubSource(
+                    MODEL_ID, endpoint=hub.endpoint, cache_folder=tmp_path, cache_limit_bytes=limit,
+                    free_bytes=lambda folder: free,
+                )
+            )  # fmt: skip
+
+        free = 10**9
+        checkpoint = opened()
+        free = 3 * checkpoint.block_bytes(0)
+        checkpoint.check_space(BlockRange(0, 3))
+        with pytest.raises(UsageError, match="4 of the blocks have to be fetched") as refused:
+            checkpoint.check_space(BlockRange(0, 4))
+        assert "fewer blocks" in refused.value.hint
+        checkpoint.fetch(BlockRange(1, 2))
+        checkpoint.check_space(BlockRange(0, 4))
+        opened(limit=1).check_space(ALL_BLOCKS)  # files of other models make room
+
     def test_gives_what_the_folder_gives(self, hub: FakeHub, original: Path, tmp_path: Path) -> None:
         remote, local = open_from(hub, tmp_path), open_checkpoint(original)
         for states in (
@@ -161,8 +183,15 @@ class TestHub:
 
     def test_a_hub_that_is_not_there_is_worth_another_try(self, hub: FakeHub, tmp_path: Path) -> None:
         hub.endpoint = "http://127.0.0.1:1"
-        with pytest.raises(RetryElsewhere, match="does not answer"):
+        with pytest.raises(RetryElsewhere, match=r"no folder .* here, and .* does not answer"):
             open_from(hub, tmp_path)
+
+    def test_a_folder_that_is_not_here_is_not_waited_for(self, hub: FakeHub, tmp_path: Path) -> None:
+        """A path that looks like a hub's name must not cost half a minute."""
+        pauses: list[float] = []
+        with pytest.raises(RetryElsewhere, match="no folder scripts/demo_model here"):
+            HubSource("scripts/demo_model", endpoint="http://127.0.0.1:1", cache_folder=tmp_path, wait=pauses.append)
+        assert sum(pauses) <= 2
 
     def test_nothing_is_fetched_where_that_is_forbidden(self) -> None:
         """The tests run with HF_HUB_OFFLINE=1; so may a user."""
@@ -267,3 +296,36 @@ class TestEnvironment:
         finished = self.read_as_a_user(tmp_path, HF_ENDPOINT=hub.endpoint, HF_HUB_OFFLINE="1")
         assert "HF_HUB_OFFLINE is set" in finished.stderr
         assert hub.asked == []
+
+    @pytest.mark.long
+    def test_offline_uses_what_is_here(self, hub: FakeHub, tmp_path: Path) -> None:
+        assert self.read_as_a_user(tmp_path, HF_ENDPOINT=hub.endpoint).returncode == 0
+        asked = len(hub.asked)
+        finished = self.read_as_a_user(tmp_path, HF_ENDPOINT=hub.endpoint, HF_HUB_OFFLINE="1")
+        assert finished.returncode == 0, finished.stderr
+        assert "is used as it was at commit" in finished.stderr
+        assert len(hub.asked) == asked
+
+
+def test_a_machine_that_has_its_blocks_starts_with_a_warning(
+    hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = open_from(hub, tmp_path)
+    hashes, digest = first.block_hashes(BlockRange(1, 3)), first.model_digest()
+    hub.status = 503
+    second = open_from(hub, tmp_path)
+    assert second.model_digest() == digest
+    assert second.block_hashes(BlockRange(1, 3)) == hashes
+    assert "as it was at commit" in caplog.text
+    with pytest.raises(RetryElsewhere, match="503"):
+        second.fetch(BlockRange(3, 4))
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"revision": "main", "commit": "x", "files": {}}', b"\xff"])
+def test_a_listing_that_is_not_whole_is_none(hub: FakeHub, tmp_path: Path, content: bytes) -> None:
+    open_from(hub, tmp_path)
+    (listing_file,) = tmp_path.glob("*/revision-*.json")
+    listing_file.write_bytes(content)
+    hub.status = 503
+    with pytest.raises(RetryElsewhere):
+        open_from(hub, tmp_path)

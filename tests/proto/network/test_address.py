@@ -5,15 +5,23 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from blockswarm.proto.directory.records import PeerRecord, Relay
+from blockswarm.proto.directory.records import PeerRecord
 from blockswarm.proto.errors import UsageError
-from blockswarm.proto.network.address import HostPort, PeerAddress, RelayedAddress, network_of, reaches_of
+from blockswarm.proto.network.address import (
+    HostPort,
+    PeerAddress,
+    RelayedAddress,
+    host_of_caller,
+    network_of,
+    reaches_of,
+)
 from blockswarm.routing.swarm import ComputeCost, PeerId, PeerSpec
 from hypothesis import given
 from hypothesis import strategies as st
 
 ALICE = PeerId("12D3KooWA29sxFFTDw3qgZr3igFR4Cz3XLFKKBWPuJ85BYzMzjiX")
 BOB = PeerId("12D3KooWKSqAZT22Pw5gL1xUM1YdgDzZZsenMzCxnkpcsM6sHdS3")
+CAROL = PeerId("12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp")
 LONGEST_NAME = ".".join(["a" * 63] * 3 + ["b" * 61])
 
 
@@ -31,6 +39,20 @@ def test_host_and_port_are_read_and_written_back(text: str, host: str, port: int
     address = HostPort.parse(text)
     assert (address.host, address.port, address.multiaddress) == (host, port, multiaddress)
     assert str(address) == text
+    assert HostPort.of_multiaddress(multiaddress) == address
+    assert HostPort.of_multiaddress(f"{multiaddress}/p2p/{ALICE}") == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "/ip4/192.0.2.1", "/ip4/192.0.2.1/udp/1", "/ip4/2001:db8::1/tcp/1", "/ip6/192.0.2.1/tcp/1", "/ip4/h/tcp/1",
+        "/ip4/192.0.2.1/tcp/0", "/ip4/192.0.2.1/tcp/65536", "/ip4/192.0.2.1/tcp/1/quic", "/unix/tmp/tcp/1",
+        f"/ip4/192.0.2.1/tcp/1/p2p/{ALICE}/p2p-circuit/p2p/{BOB}", "/ip6/fe80::1%eth0/tcp/1", "/ip4/192.0.2.1/tcp/1\n",
+    ],
+)  # fmt: skip
+def test_other_kinds_of_multiaddresses_are_no_host_and_port(text: str) -> None:
+    assert HostPort.of_multiaddress(text) is None
 
 
 @pytest.mark.parametrize(
@@ -83,17 +105,19 @@ def test_what_is_no_address_of_a_peer_is_refused(text: str) -> None:
 
 
 def test_a_record_gives_every_way_to_its_peer_with_its_own_addresses_first() -> None:
+    """Where a relay is comes from the relay's own record, never from the peer that is reached through it."""
     spec = PeerSpec(id=ALICE, blocks=None, cost=ComputeCost(0.01))
-    record = PeerRecord(
-        model_digest="0" * 64, spec=spec, addresses=("192.0.2.1:1", "[::1]:2"), relays=(Relay(BOB, "relay.example:3"),)
-    )
-    relay = PeerAddress(BOB, "relay.example:3")
+    record = PeerRecord(model_digest="0" * 64, spec=spec, addresses=("192.0.2.1:1", "[::1]:2"), relays=(BOB, CAROL))
+    known = {BOB: ("relay.example:3", "192.0.2.3:3", "192.0.2.4:3"), CAROL: ()}
+    relays = [PeerAddress(BOB, "relay.example:3"), PeerAddress(BOB, "192.0.2.3:3")]
     own = (PeerAddress(ALICE, "192.0.2.1:1"), PeerAddress(ALICE, "[::1]:2"))
-    assert reaches_of(record) == (*own, RelayedAddress(ALICE, relay))
-    assert [reach.peer for reach in reaches_of(record)] == [ALICE] * 3
-    assert [reach.target for reach in reaches_of(record)] == ["192.0.2.1:1", "[::1]:2", "relay.example:3"]
+    reaches = reaches_of(record, known.__getitem__)
+    assert reaches == (*own, *(RelayedAddress(ALICE, relay) for relay in relays))
+    assert [reach.peer for reach in reaches] == [ALICE] * 4
+    assert [reach.target for reach in reaches] == ["192.0.2.1:1", "[::1]:2", "relay.example:3", "192.0.2.3:3"]
+    assert reaches_of(record) == own, "nobody knows the relays"
     assert reaches_of(dataclasses.replace(record, addresses=(), relays=())) == ()
-    assert str(RelayedAddress(ALICE, relay)) == f"{ALICE} through {BOB}@relay.example:3"
+    assert str(RelayedAddress(ALICE, relays[0])) == f"{ALICE} through {BOB}@relay.example:3"
 
 
 @pytest.mark.parametrize(
@@ -116,3 +140,21 @@ def test_a_record_gives_every_way_to_its_peer_with_its_own_addresses_first() -> 
 def test_a_network_is_what_many_addresses_cost_money_for(first: str, second: str, same: bool) -> None:
     """A /24 or a /48 on the internet, a machine at home; and a name is nothing that costs."""
     assert (network_of(first) == network_of(second)) is same
+
+
+@pytest.mark.parametrize(
+    ("caller", "host"),
+    [
+        ("ipv4:192.0.2.1:5000", "192.0.2.1"),
+        ("ipv6:%5B2001:db8::1%5D:5000", "2001:db8::1"),
+        ("ipv6:[2001:db8::1]:5000", "2001:db8::1"),
+        ("ipv6:[fe80::1%25eth0]:5000", "fe80::1"),
+        ("unix:/tmp/socket", ""),
+        ("ipv4:example.org:5000", ""),
+        ("unknown", ""),
+        ("", ""),
+    ],
+)
+def test_the_address_that_a_caller_is_seen_at(caller: str, host: str) -> None:
+    """As gRPC names it; an address that is only asked for by name, or of a socket file, is none to dial."""
+    assert host_of_caller(caller) == host

@@ -54,7 +54,8 @@ def test_a_hello_for_another_peer_is_refused() -> None:
 
 @pytest.mark.parametrize("offset", [-HELLO_CLOCK_SKEW_SECONDS - 1, HELLO_CLOCK_SKEW_SECONDS + 1])
 def test_a_hello_of_another_time_is_a_clock_problem(offset: float) -> None:
-    with pytest.raises(ClockSkew):
+    told = f"the caller's clock is 31 s {'behind' if offset < 0 else 'ahead of'} the peer's"
+    with pytest.raises(ClockSkew, match=told):
         checker().check(sign_hello(CLIENT, PEER.peer_id, SESSION, NOW + offset, None))
 
 
@@ -94,12 +95,27 @@ def test_another_protocol_is_another_swarm() -> None:
 
 
 def test_nonces_are_forgotten_when_the_hello_could_not_be_used_anyway() -> None:
-    times = [NOW]
-    peer = HelloChecker(PEER.peer_id, lambda: times[0], None)
-    for _ in range(50):
-        peer.check(sign_hello(CLIENT, PEER.peer_id, SESSION, times[0], None))
-        times[0] += 10
+    now, elapsed = NOW, 0.0
+    peer = HelloChecker(PEER.peer_id, lambda: now, None, monotonic=lambda: elapsed)
+    for number in range(50):
+        peer.check(sign_hello(CLIENT, PEER.peer_id, SESSION, now, None))
+        now += 10 if number != 25 else -3600  # the clock is set back
+        elapsed += 10
     assert peer.remembered_nonces <= 2 * HELLO_CLOCK_SKEW_SECONDS / 10 + 2
+
+
+def test_a_hello_is_good_once_also_where_the_clock_is_set_ahead_and_back() -> None:
+    """By the clock that was ahead for a moment, all nonces were old enough to be forgotten."""
+    now = NOW
+    peer = HelloChecker(PEER.peer_id, lambda: now, None, monotonic=lambda: 0.0)
+    hello = sign_hello(CLIENT, PEER.peer_id, SESSION, NOW, None)
+    peer.check(hello)
+    now += 3600
+    for _ in range(5):
+        peer.check(sign_hello(CLIENT, PEER.peer_id, SESSION, now, None))
+    now -= 3600
+    with pytest.raises(AuthenticationError, match="used before"):
+        peer.check(hello)
 
 
 GRANT = Grant(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from blockswarm.proto.errors import RemoteProtocolError
 from blockswarm.proto.wire.steps import (
@@ -17,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 
-def plan(*rows: tuple[int, int, int, int], **fields: tuple[int, ...]) -> StepPlan:
+def plan(*rows: tuple[int, int, int, int], **fields: Any) -> StepPlan:
     """(row, start, count, answers) each."""
     return StepPlan(tuple(RowSlice(*row) for row in rows), **fields)
 
@@ -40,6 +42,9 @@ def plan(*rows: tuple[int, int, int, int], **fields: tuple[int, ...]) -> StepPla
         plan((0, 0, 1, 1), adopted=(0,) * (MAX_ROWS + 1)),
         plan((0, 0, 1, 1), adopted=(-1,)),
         plan((0, 0, 1, 1), adopted=(MAX_POSITIONS + 1,)),
+        plan((0, 0, 1, 1), guessed=2),
+        plan((0, 0, 3, 1), (1, 0, 1, 1), guessed=2),
+        plan((0, 0, 1, 1), guessed=-1),
     ],
     ids=lambda wrong: str(wrong)[:60],
 )
@@ -100,7 +105,8 @@ def tables_and_plans(draw: st.DrawFn) -> tuple[RowTable, StepPlan]:
     for row in sorted(draw(st.sets(st.integers(0, len(held) - 1), min_size=1))):
         count = draw(st.integers(0, 40))
         pieces.append(RowSlice(row, draw(st.integers(0, held[row])), count, draw(st.integers(0, count))))
-    whole = StepPlan(tuple(pieces), tuple(source) if source is not None else None)
+    guessed = draw(st.integers(0, pieces[-1].count))
+    whole = StepPlan(tuple(pieces), tuple(source) if source is not None else None, guessed=guessed)
     return RowTable(tuple(lengths)), whole
 
 
@@ -113,6 +119,12 @@ def positions(plan: StepPlan, wanted: bool) -> list[tuple[int, int]]:
     ]
 
 
+def guesses(plan: StepPlan) -> list[tuple[int, int]]:
+    """(row, position) of the tokens that are only guessed."""
+    all_of_them = positions(plan, wanted=False)
+    return all_of_them[len(all_of_them) - plan.guessed :]
+
+
 @pytest.mark.long
 @given(tables_and_plans(), st.integers(1, 50))
 def test_the_parts_of_a_plan_are_the_plan(given: tuple[RowTable, StepPlan], max_tokens: int) -> None:
@@ -122,6 +134,7 @@ def test_the_parts_of_a_plan_are_the_plan(given: tuple[RowTable, StepPlan], max_
     assert all(part.tokens <= max_tokens for part in parts)
     for wanted in (False, True):
         assert [at for part in parts for at in positions(part, wanted)] == positions(whole, wanted)
+    assert [at for part in parts for at in guesses(part)] == guesses(whole)
     after = table
     for number, part in enumerate(parts):
         if number:

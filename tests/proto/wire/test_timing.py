@@ -16,7 +16,6 @@ from blockswarm.proto.wire.timing import (
     HELLO_CLOCK_SKEW_SECONDS,
     KEEPALIVE_ANSWER_SECONDS,
     KEEPALIVE_SECONDS,
-    LEAF_BACKDATED_SECONDS,
     LEAF_LIFETIME_SECONDS,
     LEASE_SECONDS,
     MAX_CAPABILITY_SECONDS,
@@ -31,6 +30,8 @@ from blockswarm.proto.wire.timing import (
     RECORD_LIFETIME_SECONDS,
     RECORD_REFRESH_JITTER,
     RECORD_REFRESH_SECONDS,
+    RELAY_ACCEPT_SECONDS,
+    RELAY_IDLE_SECONDS,
     ROOT_LIFETIME_SECONDS,
     UNFED_ROOM_SECONDS,
     UNUSED_ROOM_SECONDS,
@@ -90,7 +91,8 @@ def test_a_capability_outlives_the_wait_for_room_and_a_step():
 
 
 def test_certificates_are_valid_for_every_clock_that_may_open_sessions():
-    assert HELLO_CLOCK_SKEW_SECONDS < LEAF_BACKDATED_SECONDS < LEAF_LIFETIME_SECONDS / 2
+    """They have no begin, and half of their life left."""
+    assert HELLO_CLOCK_SKEW_SECONDS < LEAF_LIFETIME_SECONDS / 2
 
 
 def test_a_session_outlives_no_certificate():
@@ -131,3 +133,12 @@ def test_pings_are_never_faster_than_a_server_allows():
 
 def test_a_dead_connection_is_found_before_the_record_of_its_peer_is_over():
     assert KEEPALIVE_SECONDS + KEEPALIVE_ANSWER_SECONDS < RECORD_LIFETIME_SECONDS
+
+
+def test_a_relayed_connection_that_lives_is_never_idle():
+    """Both ends ping each other through it, and a ping may be answered late."""
+    assert KEEPALIVE_SECONDS + KEEPALIVE_ANSWER_SECONDS < RELAY_IDLE_SECONDS
+
+
+def test_a_relay_gives_up_on_a_silent_peer_before_its_own_caller_is_dropped():
+    assert RELAY_ACCEPT_SECONDS < HANDSHAKE_SECONDS

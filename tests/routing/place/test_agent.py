@@ -20,7 +20,7 @@ from blockswarm.routing.place.agent import (
 )
 from blockswarm.routing.place.claims import Verdict
 from blockswarm.routing.swarm import BlockRange, MoveClaim, PeerId, PeerSpec, PeerState
-from blockswarm.routing.timing import RECORD_REFRESH_SECONDS
+from blockswarm.routing.timing import CLOCK_TOLERANCE_SECONDS, RECORD_REFRESH_SECONDS
 from support.placement import POLICY, peer, swarm
 
 NOW = 100.0
@@ -46,8 +46,8 @@ def test_a_move_is_claimed_loaded_and_made() -> None:
 
 def test_without_a_witness_nothing_is_dropped() -> None:
     silent = (TWINS[0], replace(TWINS[1], issued_seconds=NOW), TWINS[2])
-    assert turn(CLAIMED, *silent) == Wait(LATER + RECORD_REFRESH_SECONDS)
-    assert turn(replace(CLAIMED, loading=Loading.DONE), *silent) == Wait(LATER + RECORD_REFRESH_SECONDS)
+    assert turn(CLAIMED, *silent) == Wait(LATER + CLOCK_TOLERANCE_SECONDS)
+    assert turn(replace(CLAIMED, loading=Loading.DONE), *silent) == Wait(LATER + CLOCK_TOLERANCE_SECONDS)
 
 
 def test_a_claim_is_withdrawn_for_an_older_one_and_where_it_is_not_wanted() -> None:

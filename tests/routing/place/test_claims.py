@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from blockswarm.routing.place.claims import Verdict, judge_claim, judge_join
+from blockswarm.routing.place.claims import Verdict, is_succeeded, judge_claim, judge_join, unreplaced
 from blockswarm.routing.place.rule import upcoming
-from blockswarm.routing.swarm import BlockRange, MoveClaim, PeerSpec, PeerState
+from blockswarm.routing.swarm import BlockRange, MoveClaim, PeerId, PeerSpec, PeerState
 from blockswarm.routing.timing import (
     CLAIM_LIFETIME_SECONDS,
     CLOCK_TOLERANCE_SECONDS,
@@ -135,3 +135,36 @@ def test_peers_that_join_together_leave_no_hole_that_they_could_fill(joiners: li
         raise AssertionError("they go on for ever")
     covered = {block for p in members if p.claim is not None for block in p.claim.blocks}
     assert len(covered) == 12 or len(members) < 3
+
+
+# --- a peer that leaves ---
+
+ME = PeerId("bc")
+"""Between other peers: snapshots are in ascending order of id."""
+PARTS = (peer("a", "0:4"), peer("b", "4:8"))
+
+
+@pytest.mark.parametrize("state", [PeerState.SERVING, PeerState.DRAINING])
+def test_blocks_are_unreplaced_that_no_other_peer_serves_and_keeps(state: PeerState) -> None:
+    me = peer("bc", "6:10", state=state)
+    assert unreplaced(swarm(*PARTS, me), ME) == (8, 9)
+    joining = peer("c", claim=MoveClaim(0.0, BlockRange(8, 12)), state=PeerState.JOINING)
+    draining = peer("d", "8:12", state=PeerState.DRAINING)
+    going = peer("e", "8:12", claim=MoveClaim(0.0, BlockRange(0, 4)))
+    assert unreplaced(swarm(*PARTS, me, joining, draining, going), ME) == (8, 9)
+    assert unreplaced(swarm(*PARTS, me, peer("f", "9:12")), ME) == (8,)
+    assert unreplaced(swarm(*PARTS, me, peer("f", "8:12")), ME) == ()
+
+
+@pytest.mark.parametrize("state", [PeerState.SERVING, PeerState.DRAINING])
+def test_a_successor_is_a_peer_that_would_claim_the_blocks_or_has(state: PeerState) -> None:
+    me = peer("bc", "8:12", state=state)
+    assert not is_succeeded(swarm(*PARTS, me), ME), "nobody else can leave what it has"
+    assert is_succeeded(swarm(*PARTS, me, peer("c", "4:8")), ME), "one of two would move"
+    fixed = peer("c", "4:8", blocks_fixed=True)
+    assert not is_succeeded(swarm(peer("a", "0:4"), peer("b", "4:8", blocks_fixed=True), fixed, me), ME)
+    assert is_succeeded(swarm(*PARTS, me, peer("c")), ME), "a peer that joins would take them"
+    claim = MoveClaim(0.0, BlockRange(8, 12))
+    assert is_succeeded(swarm(*PARTS, me, peer("c", state=PeerState.JOINING, claim=claim, blocks_fixed=True)), ME)
+    assert not is_succeeded(swarm(*PARTS, me, peer("c", state=PeerState.LEAVING, claim=claim)), ME)
+    assert not is_succeeded(swarm(me), ME), "it is the only peer"

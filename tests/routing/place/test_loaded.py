@@ -121,3 +121,10 @@ def test_others_never_make_it_faster(seed):
 def test_a_peer_without_room_for_a_session_does_not_count():
     perf = model([(6.5, 0.01)], [[0.1]])
     assert request_times(perf, np.array([(0, 6)]), np.ones(1), 1.0).among_others == math.inf
+
+
+@pytest.mark.filterwarnings("error")
+def test_among_very_many_others_a_missing_chain_still_takes_for_ever():
+    """The probability of the rarest numbers of others underflows to 0, and 0 times infinity is no number."""
+    perf = model([(100.0, 0.01)], [[0.1]])
+    assert request_times(perf, np.array([(0, 5)]), np.ones(1), 10_000.0).among_others == math.inf

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from blockswarm.routing.place.windows import (
@@ -103,3 +105,17 @@ def test_new_sessions_avoid_blocks_that_go_where_others_serve_them() -> None:
     assert without_leaving_blocks([going], 6) == (going,), "the last server is used until it is gone"
     assert without_leaving_blocks([going, away], 6) == (going, away)
     assert [p.id for p in without_leaving_blocks([spare, away], 6)] == ["b"]
+
+
+def test_new_sessions_use_a_draining_peer_only_for_blocks_that_nobody_else_serves() -> None:
+    hashes = tuple(bytes([block]) * 8 for block in range(6))
+    draining = peer("a", "0:6", state=PeerState.DRAINING, block_hashes=hashes, kv_tokens_total=9)
+    ends = [peer("b", "0:2"), peer("c", "4:6")]
+    first, *_ = without_leaving_blocks([draining, *ends], 6)
+    assert (first.id, str(first.blocks), first.block_hashes) == ("a", "2:4", hashes[2:4])
+    assert without_leaving_blocks([draining], 6) == (draining,)
+    assert [p.id for p in without_leaving_blocks([draining, *ends, peer("d", "1:5")], 6)] == ["b", "c", "d"]
+    other = peer("e", "2:4", state=PeerState.DRAINING, kv_tokens_total=9)
+    assert [p.id for p in without_leaving_blocks([draining, *ends, other], 6)] == ["a", "b", "c", "e"]
+    refusing = replace(draining, kv_tokens_total=0)
+    assert [p.id for p in without_leaving_blocks([refusing, *ends], 6)] == ["b", "c"], "it takes no more sessions"

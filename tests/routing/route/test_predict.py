@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from blockswarm.routing.releases import Room
-from blockswarm.routing.route.predict import predict_step
+from blockswarm.routing.route.predict import predict_request, predict_step
 from blockswarm.routing.swarm import (
     BlockRange,
     ComputeCost,
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from support.routes import cheapest_route
 
 NOW = 50.0
-COSTS = st.builds(ComputeCost, *(st.integers(0, 20).map(lambda n: n / 100) for _ in range(5)))
+COSTS = st.builds(ComputeCost, *(st.integers(0, 20).map(lambda n: n / 100) for _ in range(6)))
 
 
 @pytest.mark.long
@@ -59,7 +59,7 @@ def test_the_steps_of_a_request_take_as_long_as_its_route_costs(
 
 
 def test_every_hop_says_its_way_its_computation_and_its_wait() -> None:
-    a = PeerSpec(PeerId("a"), BlockRange(0, 4), ComputeCost(0.01), kv_tokens_free=100)
+    a = PeerSpec(PeerId("a"), BlockRange(0, 4), ComputeCost(0.01, visit=0.03), kv_tokens_free=100)
     b = PeerSpec(PeerId("b"), BlockRange(4, 6), ComputeCost(0.1), releases=(KvRelease(60.0, 500),))
     chain = [(a, BlockRange(0, 4)), (b, BlockRange(4, 6))]
     client = {a.id: 0.2, b.id: 0.4}
@@ -68,11 +68,35 @@ def test_every_hop_says_its_way_its_computation_and_its_wait() -> None:
         kv_tokens_per_block=25, now_seconds=NOW,
     )  # fmt: skip
     assert [hop.way_seconds for hop in times.hops] == pytest.approx([0.1, 0.05])
+    assert [hop.visit_seconds for hop in times.hops] == [0.03, 0.0]
     assert [hop.compute_seconds for hop in times.hops] == pytest.approx([0.04, 0.2])
     assert [hop.wait_seconds for hop in times.hops] == [0.0, Room(0, b.releases).wait_seconds(50, NOW)] == [0.0, 10.0]
     assert times.return_seconds == 0.2
-    assert (times.step_seconds, times.wait_seconds) == (pytest.approx(0.59), 10.0)
+    assert (times.step_seconds, times.wait_seconds) == (pytest.approx(0.62), 10.0)
     hub = predict_step(chain, tokens=1, client_rtt_seconds=client, peer_rtt_seconds=None)
-    assert hub.step_seconds == pytest.approx(0.6 + 0.24), "every hop is a round trip from the client"
+    assert hub.step_seconds == pytest.approx(0.6 + 0.03 + 0.24), "every hop is a round trip from the client"
     empty = predict_step((), tokens=1, client_rtt_seconds={}, peer_rtt_seconds=None)
     assert (empty.step_seconds, empty.wait_seconds) == (0.0, 0.0)
+
+
+def visited(name: str, seconds: float, per_token: float, visit: float = 0.0) -> PeerSpec:
+    cost = ComputeCost(seconds, 0.0, 0.001, 0.0, per_token, visit)
+    return PeerSpec(PeerId(name), BlockRange(0, 2), cost, kv_tokens_total=1000, kv_tokens_free=1000)
+
+
+def test_a_long_prompt_goes_down_the_chain_in_steps_that_follow_each_other() -> None:
+    """By hand: steps of 10, 10 and 5 tokens over two blocks each; the second peer is the slower one."""
+    chain = [(visited("a", 0.01, 0.001), BlockRange(0, 2)), (visited("b", 0.02, 0.002), BlockRange(2, 4))]
+    rtts = {PeerId("a"): 0.2, PeerId("b"): 0.4}
+    times = predict_request(
+        chain,
+        RequestSpec(25, 10),
+        step_tokens=10,
+        client_rtt_seconds=rtts,
+        peer_rtt_seconds=lambda a, b: 0.1,
+    )
+    # a: 0.1 + 0.02 = 0.12, the way: 0.17, then b is busy without a break for 0.04 + 0.04 + 0.02, and the way back.
+    assert times.first_token_seconds == pytest.approx(0.4 + 0.17 + 0.10 + 0.2)
+    # 0.1 + 0.05 + 0.2 on the way; per block 0.01 and 0.02, and 30 tokens of context at 0.001.
+    assert times.token_seconds == pytest.approx(0.35 + 2 * (0.01 + 0.03) + 2 * (0.02 + 0.03))
+    assert times.wait_seconds == 0

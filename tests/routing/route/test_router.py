@@ -47,7 +47,11 @@ def swarms(draw: st.DrawFn) -> Swarm:
             PeerSpec(
                 id=PeerId(f"p{index}"),
                 blocks=BlockRange(start, stop),
-                cost=ComputeCost(draw(st.integers(0, 20)) / 10, prefill_fixed=draw(st.integers(0, 5)) / 10),
+                cost=ComputeCost(
+                    draw(st.integers(0, 20)) / 10,
+                    prefill_fixed=draw(st.integers(0, 5)) / 10,
+                    visit=draw(st.integers(0, 5)) / 10,
+                ),
                 kv_tokens_total=1000,
                 kv_tokens_free=draw(st.sampled_from([0, 10, 20, 30, 60])),
                 releases=tuple(KvRelease(NOW + at, tokens) for at, tokens in sorted(releases)),
@@ -97,6 +101,7 @@ def brute_force(
             len(blocks) * (peer.cost.prefill_fixed + (trips - 1) * peer.cost.decode_fixed) for peer, blocks in chain
         )
         ids = [peer.id for peer, _ in chain]
+        compute += trips * sum(peer.cost.visit for peer, _ in chain)
         compute += trips * sum(DOUBT_SECONDS for peer in ids if peer in doubted)
         if not push:
             return compute + trips * sum(client_rtt[i] for i in ids)

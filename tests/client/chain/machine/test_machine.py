@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import pytest
 from blockswarm.client.chain.machine import events as ev
-from blockswarm.client.chain.machine.machine import ChainMachine
 from blockswarm.client.chain.machine.phases import Phase
-from blockswarm.client.chain.operation import Operation
-from blockswarm.client.timing import ChainTiming
 from blockswarm.proto.errors import (
     BadActivations,
     DeadlineExceeded,
@@ -23,125 +19,10 @@ from blockswarm.proto.errors import (
     SwarmError,
     UsageError,
 )
-from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.wire.frames import HopTiming, Rebuild, WireStep
-from blockswarm.proto.wire.steps import RowSlice, RowTable, StepPlan
+from blockswarm.proto.wire.steps import RowSlice
 from blockswarm.routing.swarm import BlockRange, PeerId
-
-TIMING = ChainTiming()
-A = TypeVar("A", bound=ev.Action)
-THIRDS = (BlockRange(0, 2), BlockRange(2, 4), BlockRange(4, 6))
-
-
-class Facts:
-    """A swarm in which every step is predicted to take 10 ms."""
-
-    def __init__(self) -> None:
-        self.left: set[PeerId] = set()
-        self.seconds = 0.01
-
-    def predict_seconds(self, chain: Sequence[tuple[PeerId, BlockRange]], tokens: int) -> float:
-        return self.seconds
-
-    def leaving(self, peer: PeerId, blocks: BlockRange) -> bool:
-        return peer in self.left
-
-    def record(self, peer: PeerId) -> bytes | None:
-        return b"record"
-
-    def clock_offset_seconds(self, peer: PeerId) -> float:
-        return 0.0
-
-
-def choice(name: str, blocks: BlockRange, wait_seconds: float = 0.0) -> ev.HopChoice:
-    return ev.HopChoice(PeerAddress(PeerId(name), "10.0.0.1:1"), blocks, b"record", wait_seconds)
-
-
-class Chain:
-    """A machine with a chain of three peers that does what it is told, until the test says otherwise."""
-
-    def __init__(self) -> None:
-        self.facts = Facts()
-        self.machine = ChainMachine(self.facts, 6, TIMING)
-        self.now = 0.0
-        self.log: list[ev.Action] = []
-        self.opened: dict[str, ev.HopId] = {}
-        self.table = RowTable()
-        self.next_seq = 1
-
-    def feed(self, event: ev.Event) -> list[ev.Action]:
-        actions = self.machine.handle(event, self.now)
-        self.log += actions
-        for action in actions:
-            if isinstance(action, ev.Open):
-                self.opened[action.choice.peer] = action.hop
-        return actions
-
-    def late(self) -> list[ev.Action]:
-        """Time passes until the machine wants to be woken."""
-        self.now = self.machine.wake_at
-        return self.feed(ev.Late())
-
-    def begin(self, *rows: RowSlice, source: tuple[int, ...] | None = None) -> list[ev.Action]:
-        plan = StepPlan(rows or (RowSlice(0, self.table.tokens, 1, 1),), source)
-        operation = Operation.of(plan, bytes(plan.tokens), self.table, self.next_seq, 1)
-        self.table, self.next_seq = self.table.after(plan), operation.stop_seq
-        return self.feed(ev.Begin(operation))
-
-    def choose(self, actions: Sequence[ev.Action], *choices: ev.HopChoice) -> list[ev.Action]:
-        return self.feed(ev.Chosen(last(actions, ev.Choose).number, choices))
-
-    def answer(self, name: str, step: WireStep) -> list[ev.Action]:
-        return self.feed(ev.Answered(self.opened[name], step))
-
-    def answer_sent(self, actions: Sequence[ev.Action], name: str = "c", seconds: float = 0.0) -> list[ev.Action]:
-        """The last peer answers all steps that were sent; b had them for `seconds`."""
-        moments = ((0.0, 0.0), (0.0, seconds), (seconds, seconds))
-        timings = tuple(
-            HopTiming(PeerId(peer), received, received, finished)
-            for peer, (received, finished) in zip("abc", moments, strict=True)
-        )
-        answers: list[ev.Action] = []
-        for sent in actions:
-            if isinstance(sent, ev.Send):
-                answers += self.answer(name, replace(sent.step, timings=timings))
-        return answers
-
-    def confirm(self, actions: Sequence[ev.Action], applied_seq: int, complete: bool = True) -> list[ev.Action]:
-        """Every hop that was given new neighbours takes them."""
-        answers: list[ev.Action] = []
-        for action in actions:
-            if isinstance(action, ev.Reroute):
-                answers += self.feed(ev.Rerouted(action.hop, action.neighbours.epoch, applied_seq, complete))
-        return answers
-
-
-def last(actions: Sequence[ev.Action], kind: type[A]) -> A:
-    return [action for action in actions if isinstance(action, kind)][-1]
-
-
-def all_of(actions: Sequence[ev.Action], kind: type[A]) -> list[A]:
-    return [action for action in actions if isinstance(action, kind)]
-
-
-def running(operations: int = 1) -> Chain:
-    """A chain a, b, c that has done some operations of one token."""
-    chain = Chain()
-    opening = chain.begin()
-    sent = chain.choose(opening, *map(choice, "abc", THIRDS))
-    for name in "abc":
-        chain.feed(ev.Opened(chain.opened[name], 8))
-    for _ in range(operations):
-        done = chain.answer_sent(sent)
-        assert all_of(done, ev.Done)
-        sent = chain.begin()
-    chain.answer_sent(sent)
-    assert chain.machine.phase is Phase.RESTING
-    return chain
-
-
-def lose(chain: Chain, name: str, error: SwarmError | None = None) -> list[ev.Action]:
-    return chain.feed(ev.Lost(chain.opened[name], error or PeerUnavailable(f"{name} is gone")))
+from support.played_chain import THIRDS, TIMING, Chain, all_of, choice, last, lose, running
 
 
 def test_steps_follow_the_opening_without_waiting_for_it() -> None:
@@ -223,6 +104,20 @@ def test_when_everybody_is_silent_nobody_is_banned_until_some_node_answers() -> 
     assert chain.machine.phase is Phase.RUNNING
 
 
+def test_a_network_that_stays_away_ends_the_session_in_words_when_patience_is_over() -> None:
+    chain = running()
+    chain.begin()
+    chain.late()
+    actions: list[ev.Action] = []
+    while not all_of(actions, ev.Fail):
+        chain.late()
+        actions = chain.feed(ev.NetworkAway())
+    assert chain.now == pytest.approx(TIMING.patience_seconds, abs=5.0)
+    error = last(actions, ev.Fail).error
+    assert (type(error), str(error)) == (PeerUnavailable, "no node of the swarm answers any more")
+    assert "this machine's network" in error.hint
+
+
 def test_streams_that_broke_while_the_network_was_away_are_opened_again_at_the_same_peers() -> None:
     chain = running()
     step = last(chain.begin(), ev.Send).step
@@ -286,19 +181,44 @@ def test_the_input_is_blamed_when_two_peers_say_so_and_both_are_pardoned(
     assert last(actions, ev.Pardon).peers == {name, "d"}
 
 
-def end_for_lack_of_others(chain: Chain, error: SwarmError) -> list[ev.Action]:
-    """The second peer says that the input cannot be computed, and no other peer has its blocks."""
-    actions = lose(chain, "b", error)
+def end_for_lack_of_others(chain: Chain, error: SwarmError, name: str = "b") -> list[ev.Action]:
+    """A peer says that the input cannot be computed, and no other peer has its blocks."""
+    actions = lose(chain, name, error)
     for _ in range(2):
         actions = chain.feed(ev.NotChosen(last(actions, ev.Choose).number, NoChainError((2, 3))))
     return actions
 
 
-def test_the_input_is_blamed_where_nobody_else_can_be_asked() -> None:
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("b", UsageError("the model has 128 positions"), "the model has 128 positions"),
+        ("a", BadActivations("not finite"), "the input of the model is not finite: not finite"),
+    ],
+)
+def test_the_input_is_blamed_where_nobody_else_can_be_asked(name: str, error: SwarmError, message: str) -> None:
+    """The peer that said so is pardoned: it is the only one for the next request, too."""
     chain = running()
     chain.begin()
-    error = UsageError("the model has 128 positions")
-    assert last(end_for_lack_of_others(chain, error), ev.Fail).error is error
+    actions = end_for_lack_of_others(chain, error, name)
+    ending = last(actions, ev.Fail).error
+    assert (type(ending), str(ending)) == (UsageError, message)
+    assert last(actions, ev.Pardon).peers == {name}
+
+
+def test_a_peer_that_is_gone_is_not_pardoned_with_the_one_that_blames_the_input() -> None:
+    chain = running()
+    chain.begin()
+    replaced(chain, lose(chain, "c"), "d", THIRDS[2])
+    actions = end_for_lack_of_others(chain, UsageError("the model has 128 positions"))
+    assert last(actions, ev.Pardon).peers == {"b"}
+
+
+def test_only_what_the_first_peer_calls_not_finite_is_the_input() -> None:
+    """A later one is sent what a peer computed: where nobody replaces that one, the session waits for a peer."""
+    chain = running()
+    chain.begin()
+    assert not all_of(end_for_lack_of_others(chain, BadActivations("not finite"), "c"), ev.Fail)
 
 
 def test_a_peer_that_blames_one_predecessor_after_the_other_is_left_itself() -> None:
@@ -379,6 +299,90 @@ def test_a_peer_that_answers_just_in_time_is_left_if_another_is_faster() -> None
     assert lost < 10
 
 
+def steps_until_a_choice(chain: Chain, seconds: float, most: int = 100) -> tuple[int, list[ev.Action]]:
+    """Steps of one token in which b takes `seconds`, until the machine looks for another peer; and that choice."""
+    for number in range(most):
+        actions = chain.begin()
+        if all_of(actions, ev.Choose):
+            return number, actions
+        chain.now += seconds
+        chain.answer_sent(actions, seconds=seconds)
+    pytest.fail("nothing was chosen")
+
+
+def test_a_hop_that_takes_twice_its_announced_time_for_a_while_is_left() -> None:
+    """Each step costs too little to be late, and the time that is lost is little, too."""
+    chain = running()
+    steps, actions = steps_until_a_choice(chain, 0.06)
+    assert steps == TIMING.slow_steps
+    assert last(actions, ev.Choose).excluded == {"b"}
+    actions = chain.choose(actions, choice("d", THIRDS[1]))
+    assert all_of(actions, ev.Open), "it is replaced while it works"
+    assert chain.now < 0.07 * TIMING.slow_steps
+
+
+def test_a_hop_that_is_slow_now_and_then_or_by_little_is_not_left() -> None:
+    chain = running()
+    for number in range(5 * TIMING.slow_steps):
+        actions = chain.begin()
+        assert not all_of(actions, ev.Choose)
+        seconds = 0.039 if number % TIMING.slow_steps else 0.0
+        chain.now += seconds
+        chain.answer_sent(actions, seconds=seconds if number % 2 else 10 * seconds)
+
+
+def replay_to(chain: Chain, name: str, actions: Sequence[ev.Action]) -> list[ev.Action]:
+    """All take their new neighbours, and the new one is rebuilt; what is sent then."""
+    chain.confirm(actions, chain.next_seq - 2)
+    return chain.feed(ev.Rebuilt(chain.opened[name], chain.machine.epoch))
+
+
+def test_a_session_does_not_move_about_where_all_are_slow() -> None:
+    chain = running()
+    _, actions = steps_until_a_choice(chain, 0.06)
+    chain.choose(actions, choice("d", THIRDS[1]))
+    chain.feed(ev.Opened(chain.opened["d"], 8))
+    chain.answer_sent(actions)
+    chain.now += TIMING.handover_seconds
+    chain.answer_sent(replay_to(chain, "d", chain.begin()))
+    assert "d" in dict(chain.machine.layout)
+    # After that time a better chain is looked for, too.
+    chain.feed(ev.NotChosen(last(chain.log, ev.Choose).number, NoChainError(tuple(THIRDS[1]))))
+    count = 0
+    while count < 3 * TIMING.slow_steps:
+        actions = chain.begin()
+        if all_of(actions, ev.Choose):
+            break
+        chain.now += 0.06
+        answers = [action for action in actions if isinstance(action, ev.Send)]
+        timings = (HopTiming(PeerId("d"), 0.0, 0.0, 0.06),)
+        for sent in answers:
+            chain.answer("c", replace(sent.step, timings=timings))
+        count += 1
+    assert count == 2 * TIMING.slow_steps
+
+
+def test_a_long_session_moves_to_a_much_better_chain() -> None:
+    chain = running()
+    chain.facts.of_chains = {frozenset("b"): 0.02, frozenset("abc"): 0.03, frozenset("adc"): 0.01}
+    chain.now += TIMING.better_seconds
+    actions = chain.begin()
+    assert last(actions, ev.Choose).excluded == {"b"}, "it should take longest"
+    actions = chain.choose(actions, choice("d", THIRDS[1]))
+    assert all_of(actions, ev.Open), "it is replaced while it works"
+
+
+@pytest.mark.parametrize(("seconds", "wait_seconds"), [(0.025, 0.0), (0.01, 1.0)])
+def test_a_session_does_not_move_for_little_nor_to_wait(seconds: float, wait_seconds: float) -> None:
+    chain = running()
+    chain.facts.of_chains = {frozenset("b"): 0.02, frozenset("abc"): 0.03, frozenset("adc"): seconds}
+    chain.now += TIMING.better_seconds
+    actions = chain.choose(chain.begin(), choice("d", THIRDS[1], wait_seconds))
+    chain.answer_sent(actions)
+    assert "b" in dict(chain.machine.layout)
+    assert all_of(chain.begin(), ev.Send), "nor does it ask all the time"
+
+
 def test_a_slow_peer_stays_where_nobody_is_faster() -> None:
     chain = running()
     for _ in range(8):
@@ -387,8 +391,8 @@ def test_a_slow_peer_stays_where_nobody_is_faster() -> None:
             chain.facts.seconds = 10.0
             slow = next(iter(last(actions, ev.Choose).excluded))
             blocks = dict(chain.machine.layout)[slow]
-            actions = chain.choose(actions, choice("d", blocks))
             assert all_of(actions, ev.Send), "the operation goes on as it was"
+            assert not all_of(chain.choose(actions, choice("d", blocks)), ev.Open)
             return
         chain.now += 1.3
         chain.answer_sent(actions, seconds=1.3)
@@ -476,3 +480,21 @@ def test_a_link_that_swallows_is_relayed_once_and_then_the_peer_is_left() -> Non
     assert [action.neighbours.relay for action in all_of(first, ev.Reroute)] == [False, True, False]
     chain.confirm(first, seq)
     assert [ban.peer for ban in all_of(swallowed(), ev.Ban)] == ["b"]
+
+
+def test_a_link_that_swallows_a_replay_is_relayed_once_and_then_the_peer_is_left() -> None:
+    """Blamed at once, the only peer that has the blocks would be opened again and again behind the same dead link."""
+    chain = running()
+    chain.begin()
+    actions = chain.confirm(chain.choose(lose(chain, "c"), choice("d", THIRDS[2])), 2)
+    chain.feed(ev.Opened(chain.opened["d"], 8))
+    assert last(actions, ev.Replay).target == chain.opened["d"]
+    chain.late()
+    rerouted = chain.late()
+    assert [action.neighbours.relay for action in all_of(rerouted, ev.Reroute)] == [False, True, False]
+    assert last(chain.confirm(rerouted, 2), ev.Replay).target == chain.opened["d"]
+    actions = chain.late()
+    while not all_of(actions, ev.Ban):
+        assert chain.machine.phase is Phase.REBUILDING
+        actions = chain.late()
+    assert [ban.peer for ban in all_of(actions, ev.Ban)] == ["d"]

@@ -10,8 +10,9 @@ from blockswarm.peer.engine.blocks.attention import CapturedMask
 from blockswarm.peer.engine.blocks.selfcheck import FamilyRoutes, check_family, find_route
 from blockswarm.peer.engine.blocks.stage import BatchingRoute
 from blockswarm.proto.errors import UnsupportedModel
+from blockswarm.proto.model.ends import position_limit
 from blockswarm.proto.model.tiny import random_model, tiny_config
-from support.tiny_models import PADDED_MODELS, REFUSED_MODELS, SERVED_MODELS, tiny_model_config
+from support.tiny_models import PADDED_MODELS, REFUSED_MODELS, SERVED_MODELS, SINGLE_MODELS, tiny_model_config
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -48,14 +49,14 @@ FULL_SIZED = (
 @pytest.mark.parametrize("name", SERVED_MODELS)
 def test_every_family_gets_the_fastest_route_that_it_bears(name: str) -> None:
     """A change in either direction should be noticed."""
-    assert check_family(tiny_model_config(name)) is (
-        BatchingRoute.PADDED if name in PADDED_MODELS else BatchingRoute.PACKED
-    )
+    padded, single = BatchingRoute.PADDED, BatchingRoute.SINGLE
+    expected = single if name in SINGLE_MODELS else padded if name in PADDED_MODELS else BatchingRoute.PACKED
+    assert check_family(tiny_model_config(name)) is expected
 
 
 def test_most_families_are_served_packed() -> None:
     assert len(SERVED_MODELS) == 36
-    assert len(set(SERVED_MODELS) - set(PADDED_MODELS)) == 29
+    assert len(set(SERVED_MODELS) - set(PADDED_MODELS) - set(SINGLE_MODELS)) == 28
 
 
 @pytest.mark.long
@@ -65,6 +66,23 @@ def test_a_configuration_of_full_size_is_shrunk_and_accepted(model_type: str) ->
     weights = sum(parameter.numel() for parameter in random_model(tiny_config(config)).parameters())
     assert weights < 2_000_000
     check_family(config)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "bloom", "gpt2"])
+def test_switches_that_training_left_in_a_configuration_change_nothing(name: str) -> None:
+    """Fine-tunes are published with them. Families would return other things, or look for blocks that are elsewhere."""
+    left = {
+        "return_dict": False,
+        "output_hidden_states": True,
+        "output_attentions": True,
+        "gradient_checkpointing": True,
+    }
+    config = tiny_model_config(name, **left)
+    if hasattr(config, "output_router_logits"):
+        config.output_router_logits = True
+    assert check_family(config) is check_family(tiny_model_config(name))
+    assert config.output_hidden_states, "the user's own configuration stays as it was"
 
 
 @pytest.mark.parametrize("name", REFUSED_MODELS)
@@ -80,25 +98,61 @@ def test_what_is_no_plain_decoder_is_refused(model_type: str) -> None:
         check_family(AutoConfig.for_model(model_type))
 
 
+PHI_ROPE = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 32.0, "original_max_position_embeddings": 2048}
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "rope",
+    ("rope", "limit"),
     [
-        {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
-        {
-            "rope_type": "longrope",
-            "rope_theta": 1e4,
-            "factor": 32.0,
-            "short_factor": [1.0] * 8,
-            "long_factor": [8.0] * 8,
-            "original_max_position_embeddings": 2048,
-        },
+        ({"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}, 512),
+        (PHI_ROPE | {"short_factor": [1.0] * 8, "long_factor": [8.0] * 8}, 2048),
     ],
 )
-def test_positions_that_depend_on_the_longest_sequence_so_far_are_refused(rope: dict[str, Any]) -> None:
-    """Cached keys were rotated otherwise than the whole model would: the tokens would depend on how a prompt is cut."""
-    with pytest.raises(UnsupportedModel, match="differs"):
-        check_family(tiny_model_config("llama", rope_parameters=rope))
+def test_positions_that_depend_on_the_longest_sequence_are_served_up_to_there(rope: dict[str, Any], limit: int) -> None:
+    """Behind it cached keys are rotated otherwise than the whole model would: the tokens would depend on the cuts."""
+    config = tiny_model_config("llama", rope_parameters=rope)
+    assert check_family(config) is BatchingRoute.PACKED
+    assert position_limit(config) == limit
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (2, 2), (3, 3), (3, 1), (6, 3)])
+def test_few_heads_are_as_good_as_many(heads: int, kv_heads: int) -> None:
+    config = AutoConfig.for_model(
+        "llama", hidden_size=32 * heads, num_attention_heads=heads, num_key_value_heads=kv_heads, num_hidden_layers=2
+    )
+    assert check_family(config) is BatchingRoute.PACKED
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("model_type", ["granite_swa", "modernbert-decoder", "ctrl", "doge"])
+def test_odd_parts_around_the_blocks_keep_no_family_away(model_type: str) -> None:
+    """Tables in a list, weights set up outside, an embedding scaled in place, keys chosen by weight from 2,048 on."""
+    check_family(AutoConfig.for_model(model_type))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("bert", "in both directions"),
+        ("deepseek_v32", "keys of an index"),
+        ("deepseek_v4", "more than one hidden state"),
+        ("gemma4_text", "the tokens themselves"),
+        ("openai-gpt", "no attention cache"),
+        ("trocr", "numbers the tokens"),
+        ("git", "nothing but tokens"),
+        ("xlm", "4 lists of 6 blocks"),
+        ("blt", "no single stack"),
+        ("rwkv", "no attention cache"),
+        ("hunyuan_v1_dense", "transformers itself cannot"),
+    ],
+)
+def test_the_reason_names_what_is_in_the_way(model_type: str, reason: str) -> None:
+    """A person can act on a property of a model, and not on an error inside a family's code."""
+    with pytest.raises(UnsupportedModel, match=reason) as refusal:
+        check_family(AutoConfig.for_model(model_type))
+    assert "Error" not in f"{refusal.value} {refusal.value.hint}"
 
 
 class OddLlamaConfig(LlamaConfig):  # type: ignore[misc]
@@ -181,7 +235,7 @@ def odd_llama(kind: str) -> PreTrainedConfig:
 @pytest.mark.long
 def test_a_family_that_counts_its_forwards_is_refused() -> None:
     """The check can fail: a block whose output depends on more than its input and its cache is found out."""
-    with pytest.raises(UnsupportedModel, match="differs from the whole model"):
+    with pytest.raises(UnsupportedModel, match="something else each time"):
         FamilyRoutes(find_route).of(odd_llama("drifting"))
 
 

@@ -9,13 +9,17 @@ import torch
 from blockswarm.peer.engine.blocks.sizes import block_sizes
 from blockswarm.peer.engine.blocks.stage import BatchingRoute
 from blockswarm.peer.engine.load import load_stage
-from blockswarm.peer.engine.weights.quantize import Packing
+from blockswarm.peer.engine.weights.forms import Packing
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.routing.swarm import BlockRange
 from support.tiny_models import PADDED_MODELS, write_tiny_checkpoint
 
-FAMILIES = ("llama", "mistral", "gemma3", "deepseek_v3", "mixtral", "gpt_oss", "llama4", "falcon", "bloom", "gpt2")
-"""Grouped heads, windows, latent attention, experts, one head for all, fused projections, no rotary positions."""
+FAMILIES = (
+    "llama", "mistral", "gemma3", "deepseek_v3", "mixtral", "gpt_oss", "llama4", "falcon", "bloom", "gpt2", "biogpt",
+    "jetmoe",
+)  # fmt: skip
+"""Grouped heads, windows, latent attention, experts, one head for all, fused projections, no rotary positions; a mask
+made from its values, experts for the queries."""
 
 
 @pytest.mark.long

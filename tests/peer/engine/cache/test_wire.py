@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from blockswarm.peer.engine.cache.part import CachePart
 from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.engine import Engine, SessionKv
 from blockswarm.peer.engine.load import load_stage
@@ -48,12 +49,16 @@ def prepare(kv: SessionKv, dtype: torch.dtype = torch.float32) -> SessionKv:
     return kv
 
 
+def whole(kv: SessionKv) -> CachePart:
+    return kv.export((), kv.table.tokens)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_next_steps_are_the_same_bit_for_bit(name: str, tmp_path: Path) -> None:
     folder = write_tiny_checkpoint(name, tmp_path)
     old, new = prepare(open_session(folder)), open_session(folder)
-    new.import_(old.table.lengths, old.export())
+    new.import_(whole(old))
     assert new.table == old.table
     for rows, source in (
         (((0, 12, 1), (1, 5, 3), (2, 12, 1), (3, 0, 2)), None),
@@ -66,22 +71,45 @@ def test_the_next_steps_are_the_same_bit_for_bit(name: str, tmp_path: Path) -> N
 def test_sixteen_bits_stay_sixteen_bits(tmp_path: Path) -> None:
     folder, dtype = write_tiny_checkpoint("llama", tmp_path), torch.bfloat16
     old, new = prepare(open_session(folder, dtype), dtype), open_session(folder, dtype)
-    new.import_(old.table.lengths, old.export())
+    new.import_(whole(old))
     assert step(new, (0, 12, 1), dtype=dtype) == step(old, (0, 12, 1), dtype=dtype)
     with pytest.raises(RemoteProtocolError, match="not what this peer computes with"):
-        open_session(folder).import_(old.table.lengths, old.export())
+        open_session(folder).import_(whole(old))
 
 
 def test_a_cache_never_has_more_bytes_than_is_allowed(tmp_path: Path) -> None:
     old = prepare(open_session(write_tiny_checkpoint("deepseek_v3", tmp_path)))
-    assert len(old.export()) <= old.largest_import(old.table.lengths)
+    part = whole(old)
+    assert len(part.data) <= old.largest_import(part.starts, part.lengths)
 
 
 def test_an_empty_session_moves_too(tmp_path: Path) -> None:
     folder = write_tiny_checkpoint("llama", tmp_path)
     old, new = open_session(folder), prepare(open_session(folder))
-    new.import_((), old.export())
+    new.import_(whole(old))
     assert new.table.lengths == ()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["llama", "deepseek_v3", "bloom"])
+@pytest.mark.parametrize("most", [1, 5, 13])
+def test_a_cache_that_moves_in_parts_while_steps_go_on_is_the_same(name: str, most: int, tmp_path: Path) -> None:
+    """Rows grow, are cut and dropped between the parts; a row that was exchanged begins anew."""
+    folder = write_tiny_checkpoint(name, tmp_path)
+    old, new = prepare(open_session(folder)), open_session(folder)
+    stories = [((0, 12, 1), (1, 5, 3)), ((0, 4, 2), (2, 12, 1)), ((3, 0, 2),), ((1, 2, 1),)]
+    for rows in stories:
+        new.import_(old.export(new.table.lengths, most))
+        step(old, *rows)
+    step(old, (0, 6, 1), (1, 3, 1), source=(0, 1))
+    held = tuple(min(2, length) for length in new.table.lengths[:2])  # what no step has dropped meanwhile
+    while held != old.table.lengths:
+        part = old.export(held, most)
+        new.import_(part)
+        held = part.lengths
+    assert new.table == old.table
+    for after in (((0, 7, 1), (1, 4, 2)), ((0, 3, 1),)):
+        assert step(new, *after) == step(old, *after)
 
 
 def changed(data: bytes, **changes: torch.Tensor | None) -> bytes:
@@ -100,7 +128,7 @@ def changed(data: bytes, **changes: torch.Tensor | None) -> bytes:
 def test_what_does_not_fit_is_refused_and_nothing_changes(tmp_path: Path) -> None:
     folder = write_tiny_checkpoint("llama", tmp_path)
     old, new, untouched = (prepare(open_session(folder)) for _ in range(3))
-    lengths, good = old.table.lengths, old.export()
+    lengths, good = old.table.lengths, whole(old).data
     keys = load(good)["0.2.k"]
     bad: dict[str, tuple[tuple[int, ...], bytes]] = {
         "no tensors": (lengths, b""),
@@ -124,7 +152,10 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(tmp_path: Path) -> Non
     }
     for rows, data in bad.values():
         with pytest.raises(RemoteProtocolError):
-            new.import_(rows, data)
+            new.import_(CachePart((0,) * len(rows), rows, data))
+    beyond = old.export((12, 4, 12), 100)
+    with pytest.raises(RemoteProtocolError, match="begins at 12"):
+        open_session(folder).import_(beyond)
     assert step(new, (0, 12, 1), (1, 5, 1)) == step(untouched, (0, 12, 1), (1, 5, 1))
     with pytest.raises(RemoteProtocolError):
-        open_session(folder, blocks=BlockRange(1, 4)).import_(lengths, good)
+        open_session(folder, blocks=BlockRange(1, 4)).import_(CachePart((0,) * 4, lengths, good))

@@ -9,8 +9,10 @@ import sys
 
 import pytest
 import torch
-from blockswarm.peer.engine.weights.choose import INT8_FORMS, MAX_ERRORS
-from blockswarm.peer.engine.weights.choose import relative_error as error_here
+from blockswarm.peer.engine.weights.choose import MAX_ERRORS
+from blockswarm.peer.engine.weights.forms import Packing
+from blockswarm.peer.engine.weights.measure import TWO_ROW_FORMS
+from blockswarm.peer.engine.weights.measure import relative_error as error_here
 from blockswarm.peer.engine.weights.packed import (
     Int4Matrix,
     PrepackedMatrix,
@@ -18,7 +20,6 @@ from blockswarm.peer.engine.weights.packed import (
     int4_group,
     int8_weight,
 )
-from blockswarm.peer.engine.weights.quantize import Packing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +27,7 @@ SHAPES = ((64, 64), (33, 67), (96, 2), (200, 515), (1024, 352))
 
 BOUNDS = {Packing.INT8: 5e-4, Packing.INT8_REDUCED: 2e-3}
 """Relative error of a row's product with int8 weights: 15 bits of activations, and two bits less."""
-FORMS_HERE = [form for form in INT8_FORMS if error_here(form, 512) <= MAX_ERRORS[form]]
+FORMS_HERE = [form for form in TWO_ROW_FORMS if error_here(form, 512) <= MAX_ERRORS[form]]
 """The int8 forms that the product may choose on this processor; `test_choose.py` has that it chooses no other."""
 of_every_form = pytest.mark.parametrize("form", FORMS_HERE, ids=lambda form: form.value)
 

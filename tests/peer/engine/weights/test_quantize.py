@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from blockswarm.peer.engine.weights.choose import int8_form
-from blockswarm.peer.engine.weights.choose import relative_error as error_here
+from blockswarm.peer.engine.weights.forms import Packing
+from blockswarm.peer.engine.weights.measure import relative_error as error_here
 from blockswarm.peer.engine.weights.quantize import (
     PackedExperts,
     PackedLinear,
-    Packing,
     SharedProduct,
     held_bytes,
     pack_block,
@@ -84,8 +84,32 @@ def test_every_family_computes_with_packed_matrices(name: str) -> None:
     assert not left or name == "llama4", left  # whose experts are computed by a scheme of its own
 
 
+@pytest.mark.parametrize("name", SERVED_MODELS)
+@pytest.mark.parametrize("packing", [Packing.ROWS, Packing.INT8_ROWS], ids=lambda packing: packing.value)
+def test_every_family_computes_with_compiled_products(name: str, packing: Packing) -> None:
+    if not packing.fits(64, 64):
+        pytest.skip("the extra `fast` is not installed, or not for this processor")
+    model = random_model(config_of(name))
+    exact, found = logits_of(model), logits_of(packed_copy(model, packing))
+    assert relative_error(found, exact) < (1e-5 if packing.keeps_numbers else INT8_BOUND)
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gpt2"])
+def test_sixteen_bits_hold_the_same_numbers(name: str) -> None:
+    """Weights that were stored in 16 bits: half of the bytes, and the very logits of those weights in 32."""
+    if not Packing.ROWS_BFLOAT16.fits(64, 64):
+        pytest.skip("the extra `fast` is not installed, or not for this processor")
+    model = random_model(config_of(name)).bfloat16().float()
+    wide, narrow = packed_copy(model, Packing.ROWS), packed_copy(model, Packing.ROWS_BFLOAT16)
+    assert relative_error(logits_of(narrow), logits_of(model)) < 1e-5
+    if name != "mixtral":  # experts are packed where that saves memory
+        assert torch.equal(logits_of(narrow), logits_of(wide))
+    held = [sum(map(held_bytes, find_blocks(m, m.config.num_hidden_layers).blocks)) for m in (narrow, wide)]
+    assert held[0] < 0.6 * held[1]
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "falcon", "phi", "mixtral", "deepseek_v3", "gpt_oss", "llama4"])
-@pytest.mark.parametrize("packing", [Packing.PREPACKED, Packing.INT8, Packing.INT4])
+@pytest.mark.parametrize("packing", [Packing.PREPACKED, Packing.INT8, Packing.INT4, Packing.ROWS, Packing.INT8_ROWS])
 def test_the_bytes_of_a_packed_block_are_known_before_it_is_loaded(name: str, packing: Packing) -> None:
     """From the meta device. How much oneDNN pads depends on the processor, for tiny matrices it is a lot."""
     model = random_model(config_of(name))
@@ -93,7 +117,7 @@ def test_the_bytes_of_a_packed_block_are_known_before_it_is_loaded(name: str, pa
         unloaded = type(model)(copy.deepcopy(model.config))
     count = model.config.num_hidden_layers
     for block, coming in zip(find_blocks(model, count).blocks, find_blocks(unloaded, count).blocks, strict=True):
-        predicted = packed_block_bytes(coming, packing)
+        predicted = packed_block_bytes(coming, packing, shared_inputs(model.config))
         pack_block(block, packing, shared_inputs(model.config))
         held = held_bytes(block)
         assert 0.98 * held <= predicted <= (1.5 if packing is Packing.PREPACKED else 1.02) * held
@@ -101,7 +125,7 @@ def test_the_bytes_of_a_packed_block_are_known_before_it_is_loaded(name: str, pa
 
 def test_a_plain_block_holds_its_parameters() -> None:
     block = find_blocks(random_model(config_of("llama")), 6).blocks[0]
-    assert packed_block_bytes(block, Packing.PLAIN) == held_bytes(block)
+    assert packed_block_bytes(block, Packing.PLAIN, frozenset()) == held_bytes(block)
     assert held_bytes(block) == sum(parameter.nbytes for parameter in block.parameters())
 
 
@@ -110,9 +134,9 @@ def test_int8_holds_a_quarter_of_a_real_block() -> None:
         config = tiny_model_config("llama", hidden_size=1024, intermediate_size=2816, num_hidden_layers=1)
         block = find_blocks(family_class(config)(config), 1).blocks[0]
     plain = held_bytes(block)
-    assert packed_block_bytes(block, Packing.PREPACKED) < 1.001 * plain
-    assert packed_block_bytes(block, Packing.INT8) < 0.27 * plain
-    assert packed_block_bytes(block, Packing.INT4) < 0.15 * plain
+    assert packed_block_bytes(block, Packing.PREPACKED, frozenset()) < 1.001 * plain
+    assert packed_block_bytes(block, Packing.INT8, frozenset()) < 0.27 * plain
+    assert packed_block_bytes(block, Packing.INT4, frozenset()) < 0.15 * plain
 
 
 def test_linears_that_share_an_input_are_found() -> None:

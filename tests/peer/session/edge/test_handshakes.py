@@ -21,7 +21,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 async def silent(handshakes: Handshakes, ends: list[float]) -> None:
-    with pytest.raises(DeadlineExceeded, match="not opened"):
+    with pytest.raises(DeadlineExceeded, match=r"not opened (within|before newer)"):
         async with handshakes.handshake():
             await asyncio.sleep(1000)
     ends.append(asyncio.get_running_loop().time())
@@ -51,6 +51,29 @@ def test_the_oldest_makes_room_for_a_new_one() -> None:
         assert len(ends) == 491
         await asyncio.gather(*flood)
         assert handshakes.count == 0
+
+    run(scenario())
+
+
+def test_a_stream_comes_while_the_oldest_whose_time_is_over_clears_up() -> None:
+    """The limit of the oldest has expired and its stream has not ended: it cannot be moved any more."""
+
+    async def scenario() -> None:
+        handshakes = Handshakes(SECONDS, most=1)
+
+        async def slow_to_end() -> None:
+            async with handshakes.handshake():
+                try:
+                    await asyncio.sleep(1000)
+                finally:
+                    await asyncio.sleep(2)
+
+        oldest = asyncio.create_task(slow_to_end())
+        await asyncio.sleep(SECONDS + 1)
+        async with handshakes.handshake():
+            assert not oldest.done()
+        with pytest.raises(DeadlineExceeded, match="within"):
+            await oldest
 
     run(scenario())
 

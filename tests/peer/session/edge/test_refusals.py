@@ -13,8 +13,10 @@ from support.virtual_time import VirtualTimeLoop
 
 
 def test_a_flood_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    codes: list[str] = []
+
     async def scenario() -> None:
-        refusals = Refusals(10.0)
+        refusals = Refusals(10.0, codes.append)
         for second in range(25):
             for _ in range(100):
                 refusals.note(PeerBusy(1.0))
@@ -28,6 +30,7 @@ def test_a_flood_is_counted(caplog: pytest.LogCaptureFixture) -> None:
         loop.run(scenario())
     lines = [record.message for record in caplog.records if record.name.endswith("refusals")]
     assert len(lines) == 5
+    assert (codes.count("peer-busy"), codes.count("remote-protocol")) == (2501, 25)
     assert lines[0].startswith("session refused or ended: the peer is full")
     assert lines[1] == "1009 more in 10 s: 999 x peer-busy, 10 x remote-protocol; the last: nonsense 9"
     assert lines[3].startswith("505 more in 10 s: 500 x peer-busy")

@@ -68,7 +68,7 @@ async def a_step_of_the_future(client: ToyClient, call: MemoryCall, number: int)
 
 
 async def exports(client: ToyClient, call: MemoryCall, number: int) -> None:
-    await call.write(KvExportFrame(5.0))
+    await call.write(KvExportFrame(5.0, number, (), 64))
 
 
 async def replays_in_another_epoch(client: ToyClient, call: MemoryCall, number: int) -> None:
@@ -187,7 +187,7 @@ def test_a_session_is_not_to_blame_for_a_step_that_waits_for_the_engine() -> Non
             await asyncio.sleep(10 * TIMING.unused_room_seconds)
             assert not watching.done()
             busy = False
-            use.step_computed()
+            use.step_computed(3)
             started = asyncio.get_running_loop().time()
             with pytest.raises(SessionLost, match="1800 s"):
                 await watching

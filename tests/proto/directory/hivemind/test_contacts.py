@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blockswarm.proto.directory.hivemind.contacts import MAX_MET, MAX_TRIED, Contacts
-from blockswarm.proto.directory.hivemind.daemon import HivemindTiming
+from blockswarm.proto.clock import SteadyClock
+from blockswarm.proto.directory.hivemind.contacts import MAX_MET, MAX_TRIED, Contacts, reach
+from blockswarm.proto.directory.hivemind.daemon import HivemindTiming, RunningNode
 from blockswarm.proto.directory.hivemind.node import HivemindDirectory
-from blockswarm.proto.directory.signed import SignedRecord
-from blockswarm.proto.errors import PeerUnavailable, UsageError
+from blockswarm.proto.directory.hivemind.shim import dht_pb2
+from blockswarm.proto.directory.signed import SignedRecord, next_expiry
+from blockswarm.proto.errors import ClockSkew, PeerUnavailable, RemoteProtocolError, UsageError
 from blockswarm.proto.identity import Identity
 from support.cables import Cable, free_port
-from support.directories import a_record, fresh_name, until
+from support.directories import AdjustableClock, a_record, fresh_name, until
+from support.raw_node import info_with, maddrs_of, raw_node, serve_instead
 
 pytestmark = [
     pytest.mark.swarm,
@@ -33,7 +36,7 @@ IDS = [Identity.generate() for _ in range(4)]
 QUICK = HivemindTiming(
     call_seconds=0.7, first_backoff_seconds=0.1, max_backoff_seconds=0.2, heartbeat_seconds=0.1,
     heartbeat_answer_seconds=1.0, first_contact_seconds=0.1, max_contact_seconds=0.4, note_seconds=0.1,
-    patrol_seconds=0.5,
+    patrol_seconds=0.5, silent_clocks_seconds=1.0,
 )  # fmt: skip
 UNSEEN = replace(QUICK, patrol_seconds=1e6)
 """Without patrols."""
@@ -317,6 +320,201 @@ def test_other_ways_to_ask_for_addresses_are_used_while_nobody_answers(tmp_path:
     run(scenario, tmp_path)
 
 
+# --- bad contacts --------------------------------------------------------------------------------------------------
+
+
+NO_PLACE = info_with(b"\xff" * 21)
+
+
+def counting(node: Any, answer: Any) -> list[float]:
+    """Have a raw node answer pings so; the moments at which it is pinged."""
+    moments: list[float] = []
+
+    async def rpc_ping(request: object, context: object) -> Any:
+        moments.append(asyncio.get_running_loop().time())
+        return dht_pb2.PingResponse(peer=answer, dht_time=time.time(), available=True)
+
+    node.protocol.rpc_ping = rpc_ping
+    return moments
+
+
+@pytest.mark.long
+def test_a_contact_that_answers_nonsense_ends_nothing(tmp_path: Path) -> None:
+    """Its answer ended the task that supervises the DHT, and with it the peer."""
+
+    async def scenario(net: Net) -> None:
+        async with raw_node() as mallory:
+            pings = counting(mallory, NO_PLACE)
+            await serve_instead(mallory, rpc_ping=mallory.protocol.rpc_ping)
+            first = await net.start()
+            second = await net.start(first.through_cable, *await maddrs_of(mallory))  # at the start, and later
+            before = len(pings)
+            await until(lambda: len(pings) >= before + 2)
+            record = second.record(name := fresh_name())
+            await second.directory.announce(record)
+            assert await first.directory.lookup(name) == (record,)
+
+    run(scenario, tmp_path)
+
+
+def test_an_error_of_any_class_concerns_the_contact_only() -> None:
+    node = RunningNode(p2p=None, dht=None, maddrs=(), timing=QUICK, clock=time.time)
+    error = asyncio.run(reach(node, IDS[0].peer_id, (), check=True))
+    assert isinstance(error, PeerUnavailable)
+    assert IDS[0].peer_id in str(error)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("place", ["none", "its own"])
+def test_a_contact_that_only_answers_pings_is_tried_with_pauses(tmp_path: Path, place: str) -> None:
+    """It was taken for a way back into the DHT, so it was tried again at once, for ever."""
+
+    async def fail(request: object, context: object) -> None:
+        raise RuntimeError
+
+    async def scenario(net: Net) -> None:
+        async with raw_node() as mallory:
+            pings = counting(mallory, mallory.protocol.node_info if place == "its own" else NO_PLACE)
+            await serve_instead(mallory, rpc_ping=mallory.protocol.rpc_ping, rpc_store=fail, rpc_find=fail)
+            timing = replace(UNSEEN, silent_seconds=0.01, max_silent_seconds=0.01)
+            lonely = await net.start(remembered_maddrs=await maddrs_of(mallory), timing=timing)
+            with pytest.raises(PeerUnavailable):
+                await lonely.directory.announce(lonely.record("name"))
+            await asyncio.sleep(3.0)
+            recent = [moment for moment in pings if moment > pings[-1] - 1.0]
+            assert 1 < len(recent) < 8  # the longest pause is 0.4 s
+
+    run(scenario, tmp_path)
+
+
+@pytest.mark.long
+def test_what_a_bad_contact_says_fails_a_start_only_if_all_say_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(net: Net) -> None:
+        async with raw_node() as mallory:
+            await serve_instead(mallory)
+            mallory.protocol.node_info = NO_PLACE
+            bad = await maddrs_of(mallory)
+            dead = f"/ip4/127.0.0.1/tcp/{free_port()}/p2p/{IDS[3].peer_id}"
+            with pytest.raises(PeerUnavailable, match="no node of this DHT"):  # the other may come back
+                await net.start(*bad, dead, join_timeout_seconds=0.3)
+            with pytest.raises(RemoteProtocolError, match="no node of this DHT"):
+                await net.start(*bad, join_timeout_seconds=60.0)
+            first = await net.start(remembered_maddrs=bad, join_timeout_seconds=60.0)
+            assert first.directory.isolated
+
+    with caplog.at_level(logging.WARNING):
+        run(scenario, tmp_path)
+    assert any("no node of this DHT" in line for line in caplog.messages)
+
+
+# --- clocks that are set -------------------------------------------------------------------------------------------
+
+
+class Setting:
+    """A clock of a machine that somebody sets, and the steady one that a node makes of it."""
+
+    def __init__(self, offset_seconds: float = 0.0) -> None:
+        self.machine = AdjustableClock()
+        self.machine.offset_seconds = offset_seconds
+        self.steady = SteadyClock(self.machine)
+
+    @property
+    def is_right(self) -> bool:
+        return abs(self.steady() - time.time()) < 1.0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("step", [-3600.0, 3600.0])
+def test_a_peer_whose_clock_is_set_is_seen_all_the_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, step: float
+) -> None:
+    """Others judge a record by their own clocks: what it made by the new one would be over, or last too long."""
+
+    async def scenario(net: Net) -> None:
+        clock, name = Setting(), fresh_name()
+        first = await net.start()
+        second = await net.start(first.through_cable)
+        third = await net.start(first.through_cable, second.through_cable, clock=clock.steady)
+        await announce_all(net.nodes, fresh_name())
+        expiry = None
+        for moment in ("before", "at once", "when others were asked"):
+            if moment == "at once":
+                clock.machine.offset_seconds = step
+            if moment == "when others were asked":
+                await until(lambda: any("which are followed" in line for line in caplog.messages))
+            expiry = next_expiry(expiry, clock.steady())
+            record = a_record(third.identity, name, expiry)
+            await third.directory.announce(record)
+            assert clock.is_right
+            for node in net.nodes:
+                assert await node.directory.lookup(name) == (record,), moment
+
+    with caplog.at_level(logging.WARNING):
+        run(scenario, tmp_path)
+    told = f"this machine's clock is 1.0 h (3600 s) {'behind' if step < 0 else 'ahead of'} the clocks of other nodes"
+    assert sum(told in line for line in caplog.messages) == 1
+
+
+@pytest.mark.long
+def test_a_first_node_follows_the_correction_of_a_clock_that_was_wrong(tmp_path: Path) -> None:
+    """Its records by the wrong clock end an hour from now: the next ones do not wait for that."""
+
+    async def scenario(net: Net) -> None:
+        clock, name = Setting(3600.0), fresh_name()
+        first = await net.start(clock=clock.steady)
+        expiry = next_expiry(None, clock.steady())
+        await first.directory.announce(a_record(first.identity, name, expiry))
+        with pytest.raises(ClockSkew, match=r"1\.0 h \(3600 s\) ahead"):
+            await net.start(first.through_cable)
+        clock.machine.offset_seconds = 0.0
+        await until(lambda: clock.is_right)
+        record = a_record(first.identity, name, next_expiry(expiry, clock.steady()))
+        await first.directory.announce(record)
+        second = await net.start(first.through_cable)
+        assert await second.directory.lookup(name) == (record,)
+
+    run(scenario, tmp_path)
+
+
+@pytest.mark.long
+def test_a_first_node_whose_others_are_gone_follows_the_correction(tmp_path: Path) -> None:
+    """Nobody can join before it does: it waits for those it knows, but not for ever."""
+
+    async def scenario(net: Net) -> None:
+        clock, name = Setting(3600.0), fresh_name()
+        first = await net.start(clock=clock.steady)
+        others = Setting(3600.0)
+        gone = await net.start(first.through_cable, clock=others.steady)
+        await until(lambda: bool(first.directory.met_maddrs))
+        await gone.directory.close()
+        clock.machine.offset_seconds = 0.0
+        await until(lambda: clock.is_right)
+        second = await net.start(first.through_cable)
+        await second.directory.announce(a_record(second.identity, name, time.time() + 60))
+        assert len(await first.directory.lookup(name)) == 1
+
+    run(scenario, tmp_path)
+
+
+@pytest.mark.long
+def test_nodes_whose_clocks_are_all_corrected_all_follow(tmp_path: Path) -> None:
+    """Each goes on with the wrong time until others tell the right one: they tell that of their machines."""
+
+    async def scenario(net: Net) -> None:
+        clocks = [Setting(-3600.0) for _ in range(3)]
+        first = await net.start(clock=clocks[0].steady)
+        for clock in clocks[1:]:
+            await net.start(first.through_cable, clock=clock.steady)
+        for clock in clocks:
+            clock.machine.offset_seconds = 0.0
+            await asyncio.sleep(0.3)
+        await until(lambda: all(clock.is_right for clock in clocks))
+
+    run(scenario, tmp_path)
+
+
 # --- the daemon ----------------------------------------------------------------------------------------------------
 
 
@@ -349,23 +547,23 @@ def maddr(node: str, port: int = 1) -> str:
 def test_a_flood_of_new_nodes_does_not_make_a_node_forget_those_that_are_there() -> None:
     contacts = Contacts("me", [maddr("initial")])
     old = [f"old-{i}" for i in range(MAX_MET)]
-    assert set(contacts.meet(old)) == set(old)
+    assert set(contacts.expect(old)) == set(old)
     for node in old:
-        contacts.note(node, [maddr(node)])
+        contacts.set_addresses(node, [maddr(node)])
     flood = [f"new-{i}" for i in range(1000)]
-    assert contacts.meet([*flood, *old]) == []
+    assert contacts.expect([*flood, *old]) == []
     assert set(contacts.met) == {maddr(node) for node in old}
-    (newcomer,) = contacts.meet([*flood, *old[1:]])
+    (newcomer,) = contacts.expect([*flood, *old[1:]])
     assert newcomer in flood
-    contacts.note(newcomer, [maddr(newcomer)])
+    contacts.set_addresses(newcomer, [maddr(newcomer)])
     assert set(contacts.met) == {maddr(node) for node in (*old[1:], newcomer)}
 
 
 def test_what_is_known_is_bounded_and_without_this_node() -> None:
     contacts = Contacts("me", [maddr("me"), maddr("a", 1), maddr("a", 2)], [maddr("b"), maddr("me")])
-    contacts.meet(["me", "c", "d"])
-    contacts.note("d", [maddr("d", port) for port in range(100)])
-    contacts.note("stranger", [maddr("stranger")])
+    contacts.expect(["me", "c", "d"])
+    contacts.set_addresses("d", [maddr("d", port) for port in range(100)])
+    contacts.set_addresses("stranger", [maddr("stranger")])
     assert set(contacts.known()) == {"a", "b", "c", "d"}
     assert contacts.known()["a"] == (maddr("a", 1), maddr("a", 2))
     assert contacts.known()["c"] == ()  # the daemon may know where it is

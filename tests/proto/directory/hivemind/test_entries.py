@@ -17,7 +17,7 @@ from blockswarm.proto.directory.hivemind.entries import (
     value_of,
 )
 from blockswarm.proto.directory.hivemind.places import Kept
-from blockswarm.proto.directory.hivemind.shim import DictionaryDHTValue, MSGPackSerializer
+from blockswarm.proto.directory.hivemind.shim import MSGPackSerializer
 from blockswarm.proto.directory.signed import verify_signature
 from blockswarm.proto.directory.swarm_key import dht_id
 from blockswarm.proto.errors import RemoteProtocolError, SwarmError
@@ -43,6 +43,8 @@ def a_dictionary(items: object) -> bytes:
 
 def test_the_form_is_that_of_hivemind() -> None:
     """Its own code reads what is packed here, and the other way round."""
+    from hivemind.dht.storage import DictionaryDHTValue
+
     theirs = DictionaryDHTValue()
     theirs.store(RECORD.peer_id, ENTRY.value, ENTRY.expires_at_seconds)
     assert unpack_dictionary(MSGPackSerializer.dumps(theirs)) == [ENTRY]

@@ -10,8 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,25 +19,16 @@ import psutil
 import pytest
 from blockswarm.proto.directory.hivemind.daemon import RunningNode, sweep_stale_sockets
 from blockswarm.proto.directory.hivemind.entries import DICTIONARY_TAG, pack_dictionary, value_of
-from blockswarm.proto.directory.hivemind.maddrs import pin_ports
 from blockswarm.proto.directory.hivemind.node import HivemindDirectory
 from blockswarm.proto.directory.hivemind.places import Kept
-from blockswarm.proto.directory.hivemind.servicer import node_id_of
-from blockswarm.proto.directory.hivemind.shim import (
-    DHTID,
-    P2P,
-    DHTNode,
-    MSGPackSerializer,
-    P2PHandlerError,
-    PeerID,
-    dht_pb2,
-)
+from blockswarm.proto.directory.hivemind.shim import DHTID, MSGPackSerializer, P2PHandlerError, PeerID, dht_pb2
 from blockswarm.proto.directory.signed import SignedRecord
 from blockswarm.proto.directory.swarm_key import dht_id
 from blockswarm.proto.errors import ClockSkew, PeerUnavailable, UsageError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.wire.messages.limits import MAX_RECORD_BYTES, MAX_RECORDS_PER_KEY
 from support.directories import LOOPBACK, DirectorySwarm, a_record, fresh_name, hivemind_swarm, until
+from support.raw_node import raw_member
 
 pytestmark = [
     pytest.mark.swarm,
@@ -55,19 +45,6 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DirectorySwarm]:
     swarm = hivemind_swarm(tmp_path_factory.mktemp("dht"), num_nodes=2)
     yield swarm
     swarm.close()
-
-
-@asynccontextmanager
-async def raw_node(swarm: DirectorySwarm) -> AsyncIterator[Any]:
-    """A node of the same DHT that checks nothing and stores what it likes."""
-    maddrs = list(await swarm.announcers[0].visible_maddrs())
-    p2p = await P2P.create(maddrs, nat_port_map=False, auto_nat=False, use_relay=False, check_if_identity_free=False)
-    try:
-        node = await DHTNode.create(p2p=p2p, initial_peers=maddrs, node_id=node_id_of(p2p.peer_id.to_base58()))
-        yield node
-        await node.shutdown()
-    finally:
-        await p2p.shutdown()
 
 
 def raw_key(name: str) -> bytes:
@@ -104,10 +81,10 @@ def test_an_attacker_changes_nothing_that_honest_nodes_read(swarm: DirectorySwar
     async def scenario() -> None:
         await swarm.announcers[0].announce(alice)
         await swarm.announcers[1].announce(bob)
-        async with raw_node(swarm) as mallory:
+        async with raw_member(swarm) as mallory:
             for subkey, value, expires_at in attacks:
                 assert not await mallory.store(raw_key(name), value, expires_at, subkey=subkey, exclude_self=True)
-        async with raw_node(swarm) as mallory:
+        async with raw_member(swarm) as mallory:
             assert await mallory.store(  # the test's own way of storing does work
                 raw_key(name), foreign.encode(), foreign.expires_at_seconds, subkey=MALLORY.peer_id, exclude_self=True
             )
@@ -123,7 +100,7 @@ def test_a_replica_with_bad_records_is_outvoted(swarm: DirectorySwarm) -> None:
     alice = a_record(ALICE, name, swarm.clock() + 60)
 
     async def scenario() -> None:
-        async with raw_node(swarm) as mallory:
+        async with raw_member(swarm) as mallory:
             await swarm.announcers[0].announce(alice)
             key_id = DHTID.from_bytes(dht_id(name))
             expires_at = swarm.clock() + 90
@@ -140,13 +117,14 @@ def packed(records: list[SignedRecord]) -> bytes:
     return pack_dictionary({r.peer_id: Kept(value_of(r), r.expires_at_seconds, 0.0, 0.0, None) for r in records})
 
 
-async def send_dictionary(node: Any, receiver: str, name: str, records: list[SignedRecord]) -> Any:
-    """One store of many records, by a raw node; its answer."""
-    request = dht_pb2.StoreRequest(
-        keys=[dht_id(name)], subkeys=[DICTIONARY_TAG], values=[packed(records)],
-        expiration_time=[max(r.expires_at_seconds for r in records)], in_cache=[False], peer=node.protocol.node_info,
-    )  # fmt: skip
-    return await node.protocol.get_stub(PeerID.from_base58(receiver)).rpc_store(request, timeout=20.0)
+async def send_dictionaries(node: Any, receiver: str, name: str, records: list[SignedRecord]) -> None:
+    """Stores of many records, by a raw node, as many at once as fit into a call."""
+    for some in (records[begin : begin + 40] for begin in range(0, len(records), 40)):
+        request = dht_pb2.StoreRequest(
+            keys=[dht_id(name)], subkeys=[DICTIONARY_TAG], values=[packed(some)],
+            expiration_time=[max(r.expires_at_seconds for r in some)], in_cache=[False], peer=node.protocol.node_info,
+        )  # fmt: skip
+        await node.protocol.get_stub(PeerID.from_base58(receiver)).rpc_store(request, timeout=20.0)
 
 
 @pytest.mark.long
@@ -157,9 +135,9 @@ def test_a_thousand_free_identities_do_not_close_the_door(swarm: DirectorySwarm)
     crowd = [a_record(Identity.generate(), name, now + 100) for _ in range(MAX_RECORDS_PER_KEY)]
 
     async def scenario() -> None:
-        async with raw_node(swarm) as mallory:
+        async with raw_member(swarm) as mallory:
             for announcer in swarm.announcers:
-                await send_dictionary(mallory, announcer.peer_id, name, crowd)
+                await send_dictionaries(mallory, announcer.peer_id, name, crowd)
                 assert len(announcer.kept_records(name)) == MAX_RECORDS_PER_KEY
         record = a_record(newcomer, name, swarm.clock() + 60)
         honest = a_record(swarm.identities[1], name, swarm.clock() + 60)
@@ -193,8 +171,8 @@ def test_forged_records_cost_their_sender_its_connection_and_others_no_time(swar
         return longest
 
     async def scenario() -> None:
-        async with raw_node(swarm) as mallory:
-            request = send_dictionary(mallory, victim.peer_id, name, [*good, forged])
+        async with raw_member(swarm) as mallory:
+            request = send_dictionaries(mallory, victim.peer_id, name, [*good, forged])
             assert await longest_pause(request) < 0.1
             with pytest.raises(P2PHandlerError, match="forged"):
                 await mallory.protocol.get_stub(PeerID.from_base58(victim.peer_id)).rpc_ping(
@@ -219,7 +197,7 @@ def test_a_replica_that_makes_up_records_fills_its_own_turns_only(swarm: Directo
 
     async def scenario() -> None:
         await swarm.announcers[0].announce(alice)
-        async with raw_node(swarm) as mallory:
+        async with raw_member(swarm) as mallory:
             for record in crowd:
                 mallory.protocol.storage.store_subkey(
                     DHTID.from_bytes(dht_id(name)), record.peer_id, value_of(record), record.expires_at_seconds
@@ -236,7 +214,7 @@ def test_a_node_has_one_place_in_the_dht(swarm: DirectorySwarm) -> None:
     """With any number of ids one node would fill the routing table, or be all of the nodes nearest to a key."""
 
     async def scenario() -> None:
-        async with raw_node(swarm) as mallory:
+        async with raw_member(swarm) as mallory:
             table = swarm.announcers[0].node.dht.protocol.routing_table
             before = len(table.uid_to_peer_id)
             for number in range(50):
@@ -258,7 +236,7 @@ def test_the_cache_of_a_node_cannot_be_used_to_hide_records(swarm: DirectorySwar
 
     async def scenario() -> None:
         await swarm.announcers[0].announce(alice)
-        async with raw_node(swarm) as mallory:
+        async with raw_member(swarm) as mallory:
             for peer in (swarm.announcers[0], swarm.announcers[1]):
                 await mallory.protocol.call_store(
                     PeerID.from_base58(peer.peer_id),
@@ -349,32 +327,21 @@ def test_a_client_of_the_dht_keeps_nothing_but_reads_and_announces(swarm: Direct
     swarm.run(scenario())
 
 
-FAST_NODE = """
-import asyncio, sys, time
-import blockswarm.proto.directory.hivemind.node as module
-from hivemind.dht import protocol
-protocol.get_dht_time = lambda: time.time() + 60.0
-async def main():
-    directory = await module.HivemindDirectory.start(sys.argv[1], (), ("/ip4/127.0.0.1/tcp/0",))
-    print((await directory.visible_maddrs())[0], flush=True)
-    await asyncio.to_thread(sys.stdin.read)
-    await directory.close()
-asyncio.run(main())
-"""
+@pytest.mark.parametrize(("ahead_seconds", "told"), [(60, "60 s ahead of"), (-97200, r"27.0 h \(97200 s\) behind")])
+def test_a_clock_that_is_off_is_told_as_such(
+    swarm: DirectorySwarm, tmp_path: Path, ahead_seconds: float, told: str
+) -> None:
+    """With the difference, which tells the operator whose clock is wrong."""
 
+    async def scenario() -> None:
+        first = await start(tmp_path / "first", clock=lambda: time.time() + ahead_seconds)
+        (maddr,) = await first.visible_maddrs()
+        with pytest.raises(ClockSkew, match=f"the clock of {maddr} is {told} this machine's") as caught:
+            await start(tmp_path / "second", maddr)
+        assert "NTP" in caught.value.hint
+        await first.close()
 
-def test_a_clock_that_is_off_is_told_as_such(swarm: DirectorySwarm, tmp_path: Path) -> None:
-    """The first peer is another process, whose clock is a minute ahead."""
-    command = [sys.executable, "-W", "ignore", "-c", FAST_NODE, str(tmp_path / "fast")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        maddr = process.stdout.readline().strip()
-        with pytest.raises(ClockSkew) as caught:
-            swarm.run(start(tmp_path, maddr))
-        process.stdin.close()
-    assert "NTP" in caught.value.hint
-    assert process.returncode == 0
+    swarm.run(scenario())
 
 
 # --- the daemon ----------------------------------------------------------------------------------------------------
@@ -519,13 +486,6 @@ def test_only_sockets_that_nobody_has_open_are_swept(tmp_path: Path) -> None:
         "hivemind-p2pd-file.sock",
     ]
     servers[1].close()
-
-
-def test_the_port_that_was_got_is_asked_for_again() -> None:
-    visible = ["/ip4/192.0.2.1/tcp/4001/p2p/x", "/ip6/::1/tcp/4002/p2p/x"]
-    listen = ["/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0", "/ip4/0.0.0.0/tcp/99"]
-    assert pin_ports(listen, visible) == ("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4002", "/ip4/0.0.0.0/tcp/99")
-    assert pin_ports(listen, []) == tuple(listen)
 
 
 def test_the_import_brings_neither_torch_nor_the_rest_of_hivemind() -> None:

@@ -30,7 +30,7 @@ class World:
         return self.places.keep(key, owner, b"value", self.now + life, network)
 
     def owners(self, key: bytes = KEY) -> set[str]:
-        return set(self.places.under(key))
+        return set(self.places.records_under(key))
 
 
 def test_a_newcomer_gets_a_place_from_the_network_that_has_the_most() -> None:
@@ -80,7 +80,7 @@ def test_a_record_that_is_renewed_keeps_its_age_and_its_network() -> None:
     assert world.keep("old", None)  # by way of another node
     assert world.keep("newcomer", HONEST)
     assert world.owners() == {"old", "middle", "newcomer"}
-    assert world.places.under(KEY)["old"].network == ATTACKER
+    assert world.places.records_under(KEY)["old"].network == ATTACKER
 
 
 def test_there_is_always_room_for_this_node_and_its_model() -> None:
@@ -88,14 +88,82 @@ def test_there_is_always_room_for_this_node_and_its_model() -> None:
     for key in range(4):
         for i in range(2):
             assert world.keep(f"attacker-{i}", ATTACKER, key=b"%020d" % key)
-    assert not world.keep("honest", HONEST, key=OTHER_KEY)
-    assert not world.keep("honest", HONEST, key=b"%020d" % 1)
+    assert not world.keep("attacker-9", ATTACKER, key=OTHER_KEY)
+    assert not world.keep("attacker-9", ATTACKER, key=b"%020d" % 1)
     assert world.keep("me", None)
     assert world.keep("honest", HONEST)
     assert all(world.keep(f"attacker-{i}", ATTACKER) for i in range(2))
     assert not world.keep("attacker-9", ATTACKER)
     assert world.keep("honest-2", "192.0.2.0/24")
     assert "me" in world.owners()
+
+
+def test_a_newcomer_gets_a_key_from_the_network_that_has_the_most() -> None:
+    """64 identities under 64 names that nobody uses closed the door to every other model."""
+    world = World(keys=8)
+    popular = b"popular".rjust(20)
+    for i in range(3):
+        assert world.keep(f"first-{i}", ATTACKER, key=popular)  # of the same network, or so it looks here
+    assert world.keep("honest", HONEST, key=popular)
+    for key in range(20):
+        world.wait(0.1)
+        assert world.keep("attacker", ATTACKER, key=b"%020d" % key) == (key < 7)
+    assert world.keep("honest", HONEST, key=KEY)
+    assert world.keep("other", OTHER, key=OTHER_KEY)
+    assert world.owners() == {"honest"}
+    assert world.owners(OTHER_KEY) == {"other"}
+    assert world.owners(popular) == {"first-0", "first-1", "first-2", "honest"}, "a key of two networks stays"
+    assert set(world.places.keys()) == {popular, KEY, OTHER_KEY, *(b"%020d" % key for key in range(5))}
+    assert not world.keep("attacker", ATTACKER, key=b"x" * 20)
+
+
+def test_keys_of_those_without_a_connection_have_a_reserve() -> None:
+    world = World(keys=8, unreached_keys=2)
+    assert all(world.keep("attacker", ATTACKER, key=b"%020d" % key) for key in range(8))
+    assert [world.keep("unreached", None, key=b"u%019d" % key) for key in range(4)] == [True, True, False, False]
+
+
+def test_a_newcomer_gets_a_place_under_any_key_from_the_network_that_has_the_most() -> None:
+    """Records under ten keys were all that a node keeps, and those of one machine filled them."""
+    world = World(records=30, records_per_key=10, unreached=2)
+    for i in range(30):
+        world.wait(0.1)
+        assert world.keep(f"attacker-{i}", ATTACKER, key=b"%020d" % (i % 3))
+    assert not world.keep("attacker-99", ATTACKER)
+    assert all(world.keep(f"honest-{i}", HONEST) for i in range(10))
+    assert [world.keep(f"other-{i}", OTHER, key=OTHER_KEY) for i in range(11)] == 10 * [True] + [False]
+    assert [world.keep(f"unreached-{i}", None, key=b"u" * 20) for i in range(3)] == [True, True, False]
+    attackers = {owner for key in range(3) for owner in world.owners(b"%020d" % key)}
+    assert attackers == {f"attacker-{i}" for i in range(9)}, "the youngest have gone"
+
+
+@pytest.mark.long
+@settings(max_examples=200)
+@given(
+    arrivals=st.lists(
+        st.tuples(st.integers(0, 6), st.integers(0, 9), st.sampled_from([ATTACKER, HONEST, OTHER, None])), max_size=150
+    )
+)
+def test_whatever_comes_all_limits_hold_and_this_nodes_records_stay(
+    arrivals: list[tuple[int, int, Network | None]],
+) -> None:
+    limits = StorageLimits(keys=4, records_per_key=5, records=12, unreached_per_key=1, unreached=2, unreached_keys=1)
+    now = START
+    places = Places("me", limits, lambda: now, lambda: now)
+    assert places.keep(KEY, "me", b"", now + 60, None)
+    for key, owner, network in arrivals:
+        now += 0.1
+        name = KEY if key == 0 else b"%020d" % key
+        took = places.keep(name, f"{network}-{owner}", b"", now + 60, network)
+        keys = places.keys()
+        kept = {other: places.records_under(other) for other in keys}
+        own = kept.get(name, {}).get(f"{network}-{owner}")
+        assert took == (own is not None and own.until == now + 60)
+        assert "me" in kept[KEY]
+        assert all(len(records) <= limits.records_per_key for records in kept.values())
+        foreign = [records for other, records in kept.items() if other != KEY]
+        assert len(foreign) <= limits.keys
+        assert sum(map(len, foreign)) <= limits.records
 
 
 def test_records_are_over_by_the_clock_that_nobody_sets() -> None:
@@ -126,9 +194,9 @@ def test_places_are_bounded_and_shared(arrivals: list[tuple[int, Network | None]
     for owner, network in arrivals:
         world.wait(0.01)
         name = f"{network}-{owner}"
-        before = dict(world.places.under(KEY))
+        before = dict(world.places.records_under(KEY))
         took = world.keep(name, network)
-        kept = world.places.under(KEY)
+        kept = world.places.records_under(KEY)
         assert len(kept) <= limit
         assert took == (name in kept and kept[name].expires_at_seconds > world.now + 59.99)
         if not took and name not in before and network is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from blockswarm.proto.directory.hivemind.node import HivemindDirectory
 from blockswarm.proto.directory.hivemind.shim import DHTID, P2P, DHTNode, MSGPackSerializer, PeerID
 from blockswarm.proto.directory.records import PeerRecord, open_peer_record, sign_peer_record
 from blockswarm.proto.directory.swarm_key import SwarmKey, dht_id, swarm_key_name
-from blockswarm.proto.errors import PeerUnavailable, WrongKey
+from blockswarm.proto.errors import ClockSkew, PeerUnavailable, WrongKey
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.wire.timing import DHT_CALL_AGE_SECONDS
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec
@@ -64,6 +65,20 @@ def test_a_stranger_does_not_get_in(
         with pytest.raises(error, match=maddrs[0]) as caught:
             await HivemindDirectory.start(tmp_path / "key", maddrs, LOOPBACK, key, join_timeout_seconds=0.0)
         assert "key" in caught.value.hint  # type: ignore[attr-defined]
+
+    swarm.run(scenario())
+
+
+def test_a_member_whose_clock_is_off_is_not_told_that_its_key_is_wrong(swarm: DirectorySwarm, tmp_path: Path) -> None:
+    """Calls of another time are refused, and the reason is told to those who have the key."""
+
+    async def scenario() -> None:
+        maddrs = await swarm.announcers[0].visible_maddrs()
+        with pytest.raises(ClockSkew, match=r"caller's clock is 27\.0 h \(97200 s\) behind") as caught:
+            await HivemindDirectory.start(
+                tmp_path / "key", maddrs, LOOPBACK, KEY, lambda: time.time() - 97200, join_timeout_seconds=0.0
+            )
+        assert "NTP" in caught.value.hint
 
     swarm.run(scenario())
 
@@ -147,7 +162,8 @@ def test_a_request_is_good_once_and_for_a_minute() -> None:
     assert calls.accepts(request)
     assert not calls.accepts(request)
     calls.now += DHT_CALL_AGE_SECONDS + 1
-    assert not calls.accepts(late)
+    with pytest.raises(ClockSkew, match="the caller's clock is 61 s behind the other node's"):
+        calls.accepts(late)
     assert calls.accepts(calls.request())
 
 

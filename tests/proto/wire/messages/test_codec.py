@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from blockswarm.proto import relay_pb2
 from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.errors import RemoteProtocolError
 from blockswarm.proto.wire.frames import (
@@ -31,7 +32,12 @@ from blockswarm.proto.wire.messages.calls import (
     PingRequest,
 )
 from blockswarm.proto.wire.messages.codec import Codec
-from blockswarm.proto.wire.messages.limits import MAX_FRAME_BYTES, MAX_RECORD_BYTES, MAX_RECORDS_PER_KEY
+from blockswarm.proto.wire.messages.limits import (
+    MAX_FRAME_BYTES,
+    MAX_RECORD_BYTES,
+    MAX_RECORDS_PER_KEY,
+    MAX_TUNNEL_BYTES,
+)
 from blockswarm.proto.wire.messages.opening import (
     SIGNED,
     OpenedFrame,
@@ -40,6 +46,23 @@ from blockswarm.proto.wire.messages.opening import (
     PushReadyFrame,
     QueuedFrame,
     Signed,
+)
+from blockswarm.proto.wire.messages.relay import (
+    REACH_REPLY,
+    REACH_REQUEST,
+    RESERVE,
+    RESERVE_REPLY,
+    TUNNEL_CALL,
+    TUNNEL_REPLY,
+    AcceptFrame,
+    ConnectFrame,
+    IncomingFrame,
+    ReachReply,
+    ReachRequest,
+    ReservedFrame,
+    ReserveFrame,
+    TunnelData,
+    TunnelReadyFrame,
 )
 from blockswarm.proto.wire.messages.session import (
     CloseFrame,
@@ -57,6 +80,7 @@ from blockswarm.proto.wire.messages.streams import CLIENT_FRAME, PEER_FRAME, PUS
 from blockswarm.proto.wire.prefixes import DIGEST_BYTES
 from blockswarm.proto.wire.steps import MAX_POSITIONS, MAX_ROWS, RowSlice, StepPlan
 from blockswarm.proto.wire.timing import MAX_STEP_SECONDS, MAX_TRANSFER_SECONDS
+from blockswarm.routing.swarm import Coordinate
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,9 +103,11 @@ transfer_seconds = st.floats(0, MAX_TRANSFER_SECONDS, exclude_min=True)
 lengths = st.lists(st.integers(0, MAX_POSITIONS), max_size=5).map(tuple)
 signed = st.builds(Signed, st.binary(max_size=1024), peer_ids, st.binary(max_size=64))
 records = st.binary(max_size=100)
+axes = st.floats(-2, 2, width=32)
+places = st.none() | st.builds(Coordinate, st.tuples(axes, axes, axes), st.floats(0, 2, width=32))
 prefixes = st.lists(st.integers(0, 3).map(lambda pages: bytes(range(DIGEST_BYTES)) * pages), max_size=3).map(tuple)
 marks = st.builds(Rebuild, peer_ids, st.integers(1, 2**64 - 1), st.booleans(), st.booleans(), st.booleans())
-timings = st.builds(HopTiming, peer_ids, moments, moments, moments)
+timings = st.builds(HopTiming, peer_ids, moments, moments, moments, st.booleans())
 failures = st.builds(FailureFrame, uint32, texts, uint64, uint64)
 
 
@@ -95,7 +121,8 @@ def plans(draw: st.DrawFn, rebuilds: bool) -> StepPlan:
     if not rebuilds:
         rows.append(RowSlice(row + 1, 0, 1, 1))
     source = draw(st.none() | st.lists(uint32, max_size=5).map(tuple))
-    return StepPlan(tuple(rows), source, () if rebuilds else draw(lengths))
+    guessed = draw(st.integers(0, rows[-1].count)) if rows else 0
+    return StepPlan(tuple(rows), source, () if rebuilds else draw(lengths), guessed)
 
 
 @st.composite
@@ -108,12 +135,20 @@ def heads(draw: st.DrawFn) -> StepFrame:
     return StepFrame(step, draw(uint64))
 
 
+@st.composite
+def parts_of_caches(draw: st.DrawFn, seconds: st.SearchStrategy[float]) -> KvStateFrame:
+    spans = [sorted(span) for span in draw(st.lists(st.tuples(*[st.integers(0, MAX_POSITIONS)] * 2), max_size=5))]
+    starts, ends = (tuple(span[side] for span in spans) for side in (0, 1))
+    data = draw(st.binary(max_size=50))
+    return KvStateFrame(draw(uint64), draw(uint64), starts, ends, draw(uint64), data, draw(seconds))
+
+
 chunks = st.builds(ChunkFrame, st.binary(min_size=1, max_size=50))
 VALUES: dict[str, tuple[Codec[Any], st.SearchStrategy[Any]]] = {
     "Signed": (SIGNED, signed),
     "Open": (
         CLIENT_FRAME,
-        st.builds(OpenFrame, signed, signed, records, st.booleans(), st.just(0.0) | durations, prefixes),
+        st.builds(OpenFrame, signed, signed, records, st.booleans(), st.just(0.0) | durations, prefixes, places),
     ),
     "Step from a client": (CLIENT_FRAME, heads()),
     "Step from a peer": (PEER_FRAME, heads()),
@@ -124,12 +159,12 @@ VALUES: dict[str, tuple[Codec[Any], st.SearchStrategy[Any]]] = {
     "Reroute": (CLIENT_FRAME, st.builds(RerouteFrame, signed, records, st.booleans())),
     "Replay": (CLIENT_FRAME, st.builds(ReplayFrame, uint64, lengths, marks, step_seconds)),
     "Probe": (CLIENT_FRAME, st.builds(ProbeFrame, uint64)),
-    "KvExport": (CLIENT_FRAME, st.builds(KvExportFrame, transfer_seconds)),
-    "KvState to a peer": (
+    "KvExport": (
         CLIENT_FRAME,
-        st.builds(KvStateFrame, uint64, lengths, uint64, st.binary(max_size=50), transfer_seconds),
+        st.builds(KvExportFrame, transfer_seconds, uint64, lengths, st.integers(1, MAX_POSITIONS)),
     ),
-    "KvState from a peer": (PEER_FRAME, st.builds(KvStateFrame, uint64, lengths, uint64, st.binary(max_size=50))),
+    "KvState to a peer": (CLIENT_FRAME, parts_of_caches(transfer_seconds)),
+    "KvState from a peer": (PEER_FRAME, parts_of_caches(st.just(0.0))),
     "Close": (CLIENT_FRAME, st.just(CloseFrame())),
     "Remember": (CLIENT_FRAME, st.builds(RememberFrame, prefixes)),
     "Opened": (PEER_FRAME, st.builds(OpenedFrame, uint32, uint64, lengths)),
@@ -153,11 +188,25 @@ VALUES: dict[str, tuple[Codec[Any], st.SearchStrategy[Any]]] = {
             dht_addresses=st.lists(texts, max_size=3).map(tuple),
         ),
     ),
+    "TunnelReserve": (RESERVE, st.builds(ReserveFrame, signed)),
+    "TunnelReserved": (RESERVE_REPLY, st.builds(ReservedFrame, uint32, durations)),
+    "TunnelIncoming": (RESERVE_REPLY, st.builds(IncomingFrame, st.binary(min_size=16, max_size=16))),
+    "Failure of a reservation": (RESERVE_REPLY, failures),
+    "TunnelConnect": (TUNNEL_CALL, st.builds(ConnectFrame, signed, peer_ids)),
+    "TunnelAccept": (TUNNEL_CALL, st.builds(AcceptFrame, st.binary(min_size=16, max_size=16))),
+    "data to a relay": (TUNNEL_CALL, st.builds(TunnelData, st.binary(min_size=1, max_size=50))),
+    "data from a relay": (TUNNEL_REPLY, st.builds(TunnelData, st.binary(min_size=1, max_size=50))),
+    "ready": (TUNNEL_REPLY, st.just(TunnelReadyFrame())),
+    "Failure of a tunnel": (TUNNEL_REPLY, failures),
+    "ReachRequest": (REACH_REQUEST, st.builds(ReachRequest, signed, st.integers(1, 65535))),
+    "ReachReply": (REACH_REPLY, st.builds(ReachReply, texts, st.booleans())),
 }  # fmt: skip
 """Every message in every place where it may come, and values that it may have there."""
 FRAMES = {
     "ClientFrame": CLIENT_FRAME, "PeerFrame": PEER_FRAME, "PushFrame": PUSH_FRAME, "PushReply": PUSH_REPLY,
     "LookupRequest": LOOKUP_REQUEST, "LookupReply": LOOKUP_REPLY, "PingRequest": PING_REQUEST, "PingReply": PING_REPLY,
+    "TunnelReserve": RESERVE, "ReserveReply": RESERVE_REPLY, "call of a tunnel": TUNNEL_CALL,
+    "reply of a tunnel": TUNNEL_REPLY, "ReachRequest": REACH_REQUEST, "ReachReply": REACH_REPLY,
 }  # fmt: skip
 
 
@@ -169,6 +218,11 @@ def test_every_kind_of_frame_is_among_the_values() -> None:
         for field in pb.DESCRIPTOR.message_types_by_name[frame].fields
     ]
     assert len(kinds) == len([codec for codec, _ in VALUES.values() if codec in list(FRAMES.values())[:4]])
+    tunnel = {field.name for field in relay_pb2.TunnelFrame.DESCRIPTOR.fields}
+    assert tunnel == {"connect", "accept", "data", "ready", "failure"}, "data goes both ways"
+    assert len([codec for codec, _ in VALUES.values() if codec in (TUNNEL_CALL, TUNNEL_REPLY)]) == len(tunnel) + 1
+    replies = relay_pb2.ReserveReply.DESCRIPTOR.fields
+    assert len([codec for codec, _ in VALUES.values() if codec is RESERVE_REPLY]) == len(replies)
 
 
 @pytest.mark.long
@@ -332,12 +386,26 @@ BAD_FRAMES: dict[str, pb.ClientFrame] = {
         replay=pb.Replay(rebuild=rebuild(), timeout_seconds=1.0, lengths=[MAX_POSITIONS + 1])
     ),
     "a replay without time": pb.ClientFrame(replay=pb.Replay(rebuild=rebuild())),
-    "an export without time": pb.ClientFrame(kv_export=pb.KvExport()),
-    "an export with all the time": pb.ClientFrame(kv_export=pb.KvExport(timeout_seconds=MAX_TRANSFER_SECONDS + 1)),
+    "an export without time": pb.ClientFrame(kv_export=pb.KvExport(max_tokens=1)),
+    "an export with all the time": pb.ClientFrame(
+        kv_export=pb.KvExport(timeout_seconds=MAX_TRANSFER_SECONDS + 1, max_tokens=1)
+    ),
+    "an export of nothing": pb.ClientFrame(kv_export=pb.KvExport(timeout_seconds=1.0)),
+    "an export of too many rows": pb.ClientFrame(
+        kv_export=pb.KvExport(timeout_seconds=1.0, max_tokens=1, starts=[0] * (MAX_ROWS + 1))
+    ),
+    "a cache that ends before it begins": pb.ClientFrame(
+        kv_import=pb.KvState(timeout_seconds=1.0, starts=[2], lengths=[1])
+    ),
+    "a cache with starts of fewer rows": pb.ClientFrame(kv_import=pb.KvState(timeout_seconds=1.0, lengths=[1])),
     "a cache without time": pb.ClientFrame(kv_import=pb.KvState()),
     "a cache of too many rows": pb.ClientFrame(
-        kv_import=pb.KvState(timeout_seconds=1.0, lengths=[0] * (MAX_ROWS + 1))
+        kv_import=pb.KvState(timeout_seconds=1.0, starts=[0], lengths=[0] * (MAX_ROWS + 1))
     ),
+    "a place without a height": opening(place=[0.1, 0.1, 0.1]),
+    "a place below the ground": opening(place=[0.1, 0.1, 0.1, -0.1]),
+    "a place outside the world": opening(place=[0.1, 0.1, 3.0, 0.1]),
+    "a place that is no number": opening(place=[float("nan"), 0.1, 0.1, 0.1]),
     "half the name of a page": opening(prefixes=[pb.Prefix(digests=bytes(DIGEST_BYTES // 2))]),
     "prefixes of too many rows": opening(prefixes=[pb.Prefix()] * (MAX_ROWS + 1)),
     "more names than a session has": opening(
@@ -360,10 +428,23 @@ def test_a_client_must_not_say(name: str) -> None:
 
 
 BAD_ANSWERS = {
+    "a tunnel's frame that is empty": (TUNNEL_CALL, relay_pb2.TunnelFrame(data=b"")),
+    "a tunnel's frame that is too large": (TUNNEL_CALL, relay_pb2.TunnelFrame(data=bytes(MAX_TUNNEL_BYTES + 1))),
+    "a caller that is ready for the relay": (TUNNEL_CALL, relay_pb2.TunnelFrame(ready=True)),
+    "a caller that fails for the relay": (TUNNEL_CALL, relay_pb2.TunnelFrame(failure=pb.Failure(code=1))),
+    "a relay that connects": (TUNNEL_REPLY, relay_pb2.TunnelFrame(connect=relay_pb2.TunnelConnect())),
+    "a tunnel's frame of no kind": (TUNNEL_REPLY, relay_pb2.TunnelFrame()),
+    "a short token": (RESERVE_REPLY, relay_pb2.ReserveReply(incoming=relay_pb2.TunnelIncoming(token=b"x"))),
+    "an accepted token that is short": (TUNNEL_CALL, relay_pb2.TunnelFrame(accept=relay_pb2.TunnelAccept())),
+    "a port that is none": (REACH_REQUEST, relay_pb2.ReachRequest(port=0)),
+    "a port beyond all": (REACH_REQUEST, relay_pb2.ReachRequest(port=65536)),
+    "a host without end": (REACH_REPLY, relay_pb2.ReachReply(host="x" * 65)),
     "held rows without end": (PEER_FRAME, pb.PeerFrame(opened=pb.Opened(held_tokens=[1] * (MAX_ROWS + 1)))),
     "an estimate that is none": (PEER_FRAME, pb.PeerFrame(queued=pb.Queued(place=1, estimate_seconds=NAN))),
     "a failure without end": (PEER_FRAME, pb.PeerFrame(failure=pb.Failure(code=1, message="x" * 3000))),
     "a reply of no kind": (PUSH_REPLY, pb.PushReply()),
+    "a successor that is not ready": (PUSH_REPLY, pb.PushReply(ready=False)),
+    "a tunnel that is not ready": (TUNNEL_REPLY, relay_pb2.TunnelFrame(ready=False)),
     "a clock that is none": (PING_REPLY, pb.PingReply(clock=NAN)),
     "addresses without end": (PING_REPLY, pb.PingReply(dht_addresses=["x"] * 65)),
     "a name without end": (PING_REPLY, pb.PingReply(model_name="x" * 513)),

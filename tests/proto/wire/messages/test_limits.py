@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import pytest
+from blockswarm.proto import relay_pb2
 from blockswarm.proto import swarm_pb2 as pb
 from blockswarm.proto.errors import RemoteProtocolError
 from blockswarm.proto.wire.messages.limits import LIMITS, Count, Number, Size, check_limits
@@ -14,11 +15,14 @@ from google.protobuf.descriptor import FieldDescriptor
 from support.sources import ROOT
 
 SIZED = {FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES, FieldDescriptor.TYPE_DOUBLE}
-FIELDS = [(message, field) for message in pb.DESCRIPTOR.message_types_by_name.values() for field in message.fields]
+MESSAGES = {
+    name: getattr(module, name) for module in (pb, relay_pb2) for name in module.DESCRIPTOR.message_types_by_name
+}
+FIELDS = [(made.DESCRIPTOR, field) for made in MESSAGES.values() for field in made.DESCRIPTOR.fields]
 
 
 def test_every_field_of_variable_size_and_every_real_number_has_a_limit() -> None:
-    """A field that is added to swarm.proto is missed here."""
+    """A field that is added to swarm.proto or relay.proto is missed here."""
     needed = {(message.name, field.name) for message, field in FIELDS if field.is_repeated or field.type in SIZED}
     declared = {(message, field) for message, fields in LIMITS.items() for field in fields}
     assert needed == declared
@@ -32,7 +36,7 @@ def filled(field: FieldDescriptor, count: int, size: int) -> Any:
     """A value of a field: of `count` elements, each of that size."""
     values = {FieldDescriptor.TYPE_STRING: "x" * size, FieldDescriptor.TYPE_BYTES: b"x" * size}
     if field.type == FieldDescriptor.TYPE_MESSAGE:
-        return [getattr(pb, field.message_type.name)()] * count
+        return [MESSAGES[field.message_type.name]()] * count
     value = values.get(field.type, 0)
     return [value] * count if field.is_repeated else value
 
@@ -47,7 +51,7 @@ def test_a_size_is_allowed_up_to_its_limit(message: Any, field: FieldDescriptor)
     count = limit.most if isinstance(limit, Count) else 1
     size = limit.each if isinstance(limit, Count) else limit
     largest = size.most if isinstance(size, Size) else 0
-    make = getattr(pb, message.name)
+    make = MESSAGES[message.name]
     others = {
         name: other.most / 2
         for name, other in LIMITS[message.name].items()

@@ -112,7 +112,7 @@ def test_a_broken_map_of_our_format_is_named(tmp_path, text, message):
 
 
 def test_a_missing_file_is_an_expected_error(tmp_path):
-    with pytest.raises(GeographyError, match="cannot be read"):
+    with pytest.raises(GeographyError, match="no map that comes along"):
         read_topology(tmp_path / "absent.graph")
     with pytest.raises(GeographyError, match="cannot be read"):
         read_rtt_matrix(tmp_path / "absent.csv")

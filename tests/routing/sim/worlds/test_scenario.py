@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,15 @@ def test_a_plot_of_another_kind_is_refused_before_anything_runs(tmp_path: Path) 
     status, out, err = run("compare", write(tmp_path, BASE), "--plot", tmp_path / "cdf.pdf")
     assert (status, out) == (2, "")
     assert "must end in .svg or .png" in err
+
+
+def test_a_plot_without_matplotlib_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # type: ignore[arg-type]
+    status, out, err = run("compare", write(tmp_path, BASE), "--plot", tmp_path / "cdf.svg")
+    assert (status, out) == (2, "")
+    assert "blockswarm[plots]" in err
 
 
 @pytest.mark.parametrize("memory", ["slots", "tokens"])

@@ -1,0 +1,142 @@
+"""The endpoint's routes: OpenAI's, `/metrics` and `/healthz`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from .access.allowance import Allowance
+from .access.origins import is_allowed
+from .answering import Endpoint
+from .openai.errors import ApiError, internal_error
+from .openai.fields import parse_object
+from .openai.replies import AnswerHead, AnswerShape, ChatShape, CompletionShape, model_card, model_list
+from .openai.requests import ChatRequest, CompletionRequest, parse_chat, parse_completion
+from .page import page_routes
+from .responses import AnswerResponse, error_response
+
+MAX_BODY_BYTES = 1 << 20
+"""Reading JSON of this size takes less than what the loop may be kept for."""
+
+R = TypeVar("R", ChatRequest, CompletionRequest)
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def make_app(endpoint: Endpoint) -> Starlette:
+    """The application, for any ASGI server."""
+
+    async def models(request: Request) -> Response:
+        admitted(endpoint, request)
+        return JSONResponse(model_list([(served.name, served.created) for served in endpoint.models.values()]))
+
+    async def model(request: Request) -> Response:
+        admitted(endpoint, request)
+        served = endpoint.model(request.path_params["name"])
+        return JSONResponse(model_card(served.name, served.created))
+
+    async def chat(request: Request) -> Response:
+        allowance = admitted(endpoint, request)
+        asked = parse_chat(await read_object(request, endpoint.timing.body_seconds))
+        shape = ChatShape(asked.wish.top_logprobs is not None)
+        return answer_to(endpoint, asked, allowance, "chatcmpl-", shape)
+
+    async def completion(request: Request) -> Response:
+        allowance = admitted(endpoint, request)
+        asked = parse_completion(await read_object(request, endpoint.timing.body_seconds))
+        shape = CompletionShape(asked.wish.top_logprobs is not None)
+        return answer_to(endpoint, asked, allowance, "cmpl-", shape)
+
+    async def metrics(request: Request) -> Response:
+        admitted(endpoint, request)
+        return Response(endpoint.metrics.scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    routes = [
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", model),
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", completion, methods=["POST"]),
+        Route("/metrics", metrics),
+        Route("/healthz", health),
+        *page_routes(),
+    ]
+
+    async def api_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        endpoint.metrics.note_error(error.status)
+        return error_response(error)
+
+    handlers: Mapping[type[Exception] | int, Callable[[Request, Exception], Awaitable[Response]]] = {
+        ApiError: api_error,
+        HTTPException: http_error,
+        Exception: defect,
+    }
+    cors = Middleware(
+        CORSMiddleware, allow_origins=list(endpoint.allowed_origins), allow_methods=["GET", "POST"], allow_headers=["*"]
+    )
+    middleware = [cors] if endpoint.allowed_origins else []
+    return Starlette(routes=routes, exception_handlers=handlers, middleware=middleware)  # type: ignore[arg-type]
+
+
+def admitted(endpoint: Endpoint, request: Request) -> Allowance:
+    """The allowance of a request's sender. Raises ApiError for one that may ask for nothing."""
+    origin, host = request.headers.get("origin"), request.headers.get("host", "")
+    if not is_allowed(origin, host, endpoint.allowed_origins, endpoint.loopback_only):
+        raise ApiError(403, "web pages of other origins may not ask (--allow-origin)", code="origin_not_allowed")
+    return endpoint.keys.allowance(request.headers.get("authorization"))
+
+
+def answer_to(
+    endpoint: Endpoint,
+    asked: ChatRequest | CompletionRequest,
+    allowance: Allowance,
+    prefix: str,
+    shape: AnswerShape,
+) -> Response:
+    """Raises ApiError."""
+    served = endpoint.model(asked.wish.model)
+    head = AnswerHead(prefix + endpoint.new_id(), int(endpoint.unix_clock()), served.name, served.fingerprint)
+    return AnswerResponse(endpoint, asked.wish, head, shape, endpoint.answer(served, asked, allowance))
+
+
+async def read_object(request: Request, seconds: float) -> dict[str, object]:
+    """The JSON object in a request's body, which has `seconds` to come. Raises ApiError."""
+    try:
+        async with asyncio.timeout(seconds):
+            return parse_object(await _read_body(request))
+    except TimeoutError:
+        raise ApiError(408, f"the body did not come within {seconds:g} s", code="body_timeout") from None
+    except ClientDisconnect:
+        raise ApiError(400, "the client went away") from None
+
+
+async def _read_body(request: Request) -> bytes:
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            raise ApiError(413, f"the body has more than {MAX_BODY_BYTES} bytes", code="body_too_large")
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    """Say in the API's shape what the router says: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    return error_response(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+
+
+async def defect(request: Request, error: Exception) -> Response:
+    """Whatever else went wrong is in the log, with its traceback."""
+    return error_response(internal_error())

@@ -1,0 +1,38 @@
+"""The chat page of an endpoint: three files of its own, without any other origin, and the headers that keep it so."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+FILES = {
+    "/": ("index.html", "text/html"),
+    "/chat.css": ("chat.css", "text/css"),
+    "/chat.js": ("chat.js", "text/javascript"),
+}
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:;"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+
+def page_routes() -> list[Route]:
+    """A route for each file, which is read once."""
+    return [_route(path, name, kind) for path, (name, kind) in FILES.items()]
+
+
+def _route(path: str, name: str, kind: str) -> Route:
+    content = files(__package__).joinpath(name).read_bytes()
+
+    async def serve(request: Request) -> Response:
+        return Response(content, headers=HEADERS, media_type=kind)
+
+    return Route(path, serve)

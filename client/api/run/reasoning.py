@@ -1,0 +1,121 @@
+"""A model's reasoning, told from its answer: the text between two marks that the answer begins with.
+
+Models that reason write `<think>...</think>` and then the answer; some templates write the first mark at the end of the
+prompt.  A pair of marks counts where the model's own tokenizer or template has it, and its tokens are part of the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..pieces import Piece, ScoredToken
+
+PAIRS = (("<think>", "</think>"), ("<seed:think>", "</seed:think>"), ("[THINK]", "[/THINK]"))
+"""Those of Qwen, DeepSeek, GLM and others; of Seed-OSS; of Magistral."""
+TAIL_TOKENS = 16
+"""A template writes its mark this near to the prompt's end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningMarks:
+    """The texts around a model's reasoning."""
+
+    begin: str
+    end: str
+
+    def begun_by(self, tokenizer: Any, prompt: Sequence[int]) -> bool:
+        """Whether the prompt ends with the first mark, so that the answer begins with reasoning."""
+        text: str = tokenizer.decode(list(prompt[-TAIL_TOKENS:]), skip_special_tokens=False)
+        return text.rstrip().endswith(self.begin)
+
+
+def reasoning_marks(tokenizer: Any) -> ReasoningMarks | None:
+    """The marks that the model was taught. None: there are none, or text does not show them."""
+    known = tokenizer.get_added_vocab()
+    hidden = set(tokenizer.all_special_tokens)
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    for begin, end in PAIRS:
+        if (end in known or end in template) and not {begin, end} & hidden:
+            return ReasoningMarks(begin, end)
+    return None
+
+
+class ReasoningReader:
+    """Splits one answer into reasoning and content. Text waits only while it may be a part of a mark, or is blank."""
+
+    def __init__(self, marks: ReasoningMarks, begun: bool) -> None:
+        """`begun`: the prompt has the first mark."""
+        self._marks = marks
+        self._held = ""
+        self._taken = 0
+        """Characters of the answer before the held ones."""
+        self._scores: list[ScoredToken] = []
+        """Those of tokens of which it is open where they belong."""
+        self._read = self._after_begin if begun else self._before
+
+    def read(self, piece: Piece) -> Piece:
+        """The piece with its content as text, and its reasoning beside it. Probabilities are those of the content's
+        tokens.
+        """
+        self._held += piece.text
+        self._scores += piece.scores
+        reasoning, text = self._read(piece.finish is not None)
+        return replace(piece, text=text, reasoning=reasoning, scores=self._settled())
+
+    def _settled(self) -> tuple[ScoredToken, ...]:
+        if self._read == self._before or self._read == self._after_end:
+            return ()
+        scores, self._scores = self._scores, []
+        return tuple(scores) if self._read == self._content else ()
+
+    # Each of these takes from the held text what it can, and returns (reasoning, content).
+
+    def _before(self, is_last: bool) -> tuple[str, str]:
+        begun = self._held.lstrip()
+        if begun.startswith(self._marks.begin):
+            self._take(self._held.index(self._marks.begin) + len(self._marks.begin))
+            return self._go_on(self._after_begin, is_last)
+        if self._marks.begin.startswith(begun) and not is_last:
+            return "", ""
+        return self._go_on(self._content, is_last)
+
+    def _after_begin(self, is_last: bool) -> tuple[str, str]:
+        self._take(len(self._held) - len(self._held.lstrip()))
+        return self._go_on(self._inside, is_last) if self._held else ("", "")
+
+    def _inside(self, is_last: bool) -> tuple[str, str]:
+        end = self._marks.end
+        at = self._held.find(end)
+        if at < 0:
+            keep = 0 if is_last else overlap(self._held, end)
+            return self._take(len(self._held) - keep), ""
+        reasoning = self._take(at)
+        self._take(len(end))
+        return reasoning, self._go_on(self._after_end, is_last)[1]
+
+    def _after_end(self, is_last: bool) -> tuple[str, str]:
+        self._take(len(self._held) - len(self._held.lstrip()))
+        if not self._held:
+            return "", ""
+        self._scores = [score for score in self._scores if score.offset >= self._taken]
+        return self._go_on(self._content, is_last)
+
+    def _content(self, is_last: bool) -> tuple[str, str]:
+        return "", self._take(len(self._held))
+
+    def _go_on(self, read: Any, is_last: bool) -> tuple[str, str]:
+        self._read = read
+        found: tuple[str, str] = read(is_last)
+        return found
+
+    def _take(self, chars: int) -> str:
+        text, self._held = self._held[:chars], self._held[chars:]
+        self._taken += chars
+        return text
+
+
+def overlap(text: str, mark: str) -> int:
+    """Length of the longest end of `text` that `mark` begins with, and is longer than."""
+    return next((size for size in range(min(len(text), len(mark) - 1), 0, -1) if mark.startswith(text[-size:])), 0)

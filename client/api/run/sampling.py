@@ -1,0 +1,180 @@
+"""How tokens are chosen: logits processors for `generate`, in OpenAI's terms and in a fixed order.
+
+    the model's logits -> RecordedScores (what `logprobs` tells) -> the model's repetition penalty -> logit_bias
+    -> presence and frequency penalty -> what a grammar allows -> temperature, top_k, top_p, min_p -> SeededDraw
+
+The last one makes the likeliest token of `generate` a drawn one: to each logarithm of a probability it adds noise of a
+Gumbel distribution, and the greatest sum is distributed as the probabilities are (the Gumbel-max trick).  The noise is
+a function of the seed, the answer and the position, so equal seeds draw equal tokens, whatever other threads draw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    LogitsProcessor,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from ..openai.requests import Sampling
+
+LEAST_TEMPERATURE = 1e-5
+"""Below it the likeliest token is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """A model's own settings, for what a request leaves out."""
+
+    temperature: float = 1.0
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    @classmethod
+    def of(cls, generation_config: Any) -> SamplingDefaults:
+        """From transformers' GenerationConfig; those for drawing count where the model is meant to draw."""
+        penalty = generation_config.repetition_penalty
+        if not generation_config.do_sample:
+            return cls(repetition_penalty=penalty)
+        temperature = generation_config.temperature
+        return cls(
+            temperature=1.0 if temperature is None else temperature,
+            top_p=generation_config.top_p,
+            top_k=generation_config.top_k,
+            min_p=generation_config.min_p,
+            repetition_penalty=penalty,
+        )
+
+
+class RecordedScores(LogitsProcessor):
+    """Remembers the model's own log-probabilities until the token at their position is known."""
+
+    def __init__(self) -> None:
+        self._by_position: dict[int, torch.Tensor] = {}
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """(B, length), (B, V) -> the same scores; those for a position that is computed again replace the first."""
+        self._by_position[input_ids.shape[1]] = torch.log_softmax(scores.float(), dim=-1)
+        return scores
+
+    def take(self, position: int) -> torch.Tensor:
+        """(B, V): the log-probabilities for the token at `position`, which are then forgotten."""
+        return self._by_position.pop(position)
+
+
+class LogitBias(LogitsProcessor):
+    """Adds a number to the logits of some tokens."""
+
+    def __init__(self, biases: tuple[tuple[int, float], ...]) -> None:
+        self._tokens = torch.tensor([token for token, _ in biases])
+        self._values = torch.tensor([value for _, value in biases], dtype=torch.float32)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """(B, length), (B, V) -> (B, V)."""
+        scores = scores.clone()
+        scores[:, self._tokens.to(scores.device)] += self._values.to(scores.device, scores.dtype)
+        return scores
+
+
+class CountPenalties(LogitsProcessor):
+    """Lowers the logits of tokens that are in the answer already: once, and for every time that they are."""
+
+    def __init__(self, prompt_length: int, presence: float, frequency: float) -> None:
+        self._prompt_length = prompt_length
+        self._presence = presence
+        self._frequency = frequency
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """(B, length), (B, V) -> (B, V)."""
+        answer = input_ids[:, self._prompt_length :]
+        counts = torch.zeros_like(scores).scatter_add_(1, answer, torch.ones_like(answer, dtype=scores.dtype))
+        return scores - self._presence * (counts > 0) - self._frequency * counts
+
+
+class SeededDraw(LogitsProcessor):
+    """Turns taking the likeliest token into drawing one; must come last."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """(B, length), (B, V) -> (B, V) whose likeliest tokens are draws."""
+        noise = torch.stack([self._noise(row, input_ids.shape[1], scores.shape[1]) for row in range(len(scores))])
+        return torch.log_softmax(scores.float(), dim=-1) + noise.to(scores.device)
+
+    def _noise(self, row: int, position: int, size: int) -> torch.Tensor:
+        digest = hashlib.blake2b(f"{self._seed}:{row}:{position}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+        exponential = torch.empty(size, dtype=torch.float32).exponential_(generator=generator)
+        return -exponential.clamp_min(torch.finfo(exponential.dtype).tiny).log()
+
+
+def processors(
+    sampling: Sampling,
+    defaults: SamplingDefaults,
+    prompt_length: int,
+    seed: int,
+    recorded: RecordedScores | None = None,
+    grammar: LogitsProcessor | None = None,
+) -> list[LogitsProcessor]:
+    """The processors for one call of `generate` that takes the likeliest token; `seed` is for a request without one."""
+    chosen: list[LogitsProcessor] = [] if recorded is None else [recorded]
+    if defaults.repetition_penalty not in (None, 1.0):
+        chosen.append(RepetitionPenaltyLogitsProcessor(defaults.repetition_penalty))
+    if sampling.logit_bias:
+        chosen.append(LogitBias(sampling.logit_bias))
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        chosen.append(CountPenalties(prompt_length, sampling.presence_penalty, sampling.frequency_penalty))
+    if grammar is not None:
+        chosen.append(grammar)
+    return [*chosen, *_drawing(sampling, defaults, seed)]
+
+
+def _drawing(sampling: Sampling, defaults: SamplingDefaults, seed: int) -> list[LogitsProcessor]:
+    temperature = defaults.temperature if sampling.temperature is None else sampling.temperature
+    if temperature < LEAST_TEMPERATURE:
+        return []
+    top_p = defaults.top_p if sampling.top_p is None else sampling.top_p
+    top_k = defaults.top_k if sampling.top_k is None else sampling.top_k
+    min_p = defaults.min_p if sampling.min_p is None else sampling.min_p
+    chosen: list[LogitsProcessor] = []
+    if temperature != 1:
+        chosen.append(TemperatureLogitsWarper(float(temperature)))
+    if top_k:
+        chosen.append(TopKLogitsWarper(top_k))
+    if top_p is not None and top_p < 1:
+        chosen.append(TopPLogitsWarper(top_p))
+    if min_p:
+        chosen.append(MinPLogitsWarper(min_p))
+    return [*chosen, SeededDraw(seed if sampling.seed is None else sampling.seed)]
+
+
+def fixed_settings(end_tokens: tuple[int, ...], pad_token: int, max_new_tokens: int) -> Mapping[str, Any]:
+    """The arguments of `generate` that leave choosing to the processors: it takes the likeliest token."""
+    return {
+        "do_sample": False,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        # The model's own settings may want what has no place in an answer.
+        "return_dict_in_generate": False,
+        "output_scores": False,
+        "output_logits": False,
+        "output_attentions": False,
+        "output_hidden_states": False,
+        "stop_strings": None,
+        "repetition_penalty": 1.0,
+        "max_new_tokens": max_new_tokens,
+        "eos_token_id": list(end_tokens) or None,
+        "pad_token_id": pad_token,
+    }

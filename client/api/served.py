@@ -1,0 +1,76 @@
+"""One model of the endpoint: connected to its swarm, with what requests need to know of it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from ..program.talk import Talker
+from .run.reasoning import ReasoningMarks, reasoning_marks
+from .run.sampling import SamplingDefaults
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """Made by `served_model`."""
+
+    name: str
+    """As requests name it."""
+    talker: Talker
+    created: int
+    """Unix seconds."""
+    fingerprint: str
+    max_length: int
+    """Most tokens of a prompt and its answer together."""
+    default_max_tokens: int
+    """Most tokens of an answer whose request names no limit."""
+    defaults: SamplingDefaults
+    end_tokens: tuple[int, ...]
+    pad_token: int
+    vocabulary_size: int
+    reasoning: ReasoningMarks | None = None
+    """The texts that the model writes around its reasoning."""
+
+    @functools.cached_property
+    def grammar_tokenizer(self) -> Any:
+        """Made for the first answer that has a form; two threads may both make it. Raises ApiError."""
+        from .run.grammar import grammar_tokenizer
+
+        return grammar_tokenizer(self.talker.tokenizer, self.vocabulary_size, self.end_tokens)
+
+
+def served_model(
+    name: str, talker: Talker, fingerprint: str, created: int, max_length: int | None, default_max_tokens: int
+) -> ServedModel:
+    """`max_length` lowers what the model itself allows; None: nothing lowers it."""
+    model = talker.model
+    config = model.config.get_text_config(decoder=True)
+    known = (getattr(config, "max_position_embeddings", None), getattr(model, "position_limit", None), max_length)
+    limits = [limit for limit in known if limit]
+    settings = model.generation_config
+    ends = end_tokens(settings.eos_token_id, getattr(talker.tokenizer, "eos_token_id", None))
+    pad = settings.pad_token_id
+    return ServedModel(
+        name=name,
+        talker=talker,
+        created=created,
+        fingerprint=fingerprint,
+        max_length=min(limits, default=LONGEST_TEXT),
+        default_max_tokens=default_max_tokens,
+        defaults=SamplingDefaults.of(settings),
+        end_tokens=ends,
+        pad_token=pad if pad is not None else (ends[0] if ends else 0),
+        vocabulary_size=config.vocab_size,
+        reasoning=reasoning_marks(talker.tokenizer),
+    )
+
+
+LONGEST_TEXT = 1 << 20
+"""Tokens of a text of a model that names no limit."""
+
+
+def end_tokens(model_ends: Any, tokenizer_end: int | None) -> tuple[int, ...]:
+    """The tokens that end an answer: those of the model's settings and the tokenizer's, which ends a turn."""
+    listed = model_ends if isinstance(model_ends, list) else [model_ends]
+    return tuple(sorted({int(token) for token in (*listed, tokenizer_end) if token is not None}))

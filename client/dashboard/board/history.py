@@ -1,0 +1,79 @@
+"""The history of a model: what its probes brought over a day, a week or a month, in equal pieces of time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ....proto.errors import UsageError
+from ..history.entries import Bucket, NumberedEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A time that is shown, up to now."""
+
+    name: str
+    title: str
+    buckets: int
+    bucket_seconds: float
+
+
+SPANS: Mapping[str, Span] = {
+    span.name: span
+    for span in (
+        Span("24h", "24 hours", 96, 900.0),
+        Span("7d", "7 days", 84, 7200.0),
+        Span("30d", "30 days", 90, 28800.0),
+    )
+}
+
+
+def parse_span(text: str) -> Span:
+    """Raises UsageError; "" is a day."""
+    span = SPANS.get(text or "24h")
+    if span is None:
+        raise UsageError(f"span must be one of {', '.join(SPANS)}")
+    return span
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryBoard:
+    """The history of one model over one span."""
+
+    model: str
+    span: str
+    bucket_seconds: float
+    buckets: tuple[Bucket, ...]
+    """The oldest first, without gaps; empty where the history cannot be read."""
+    probes: int
+    good_probes: int
+    events: tuple[NumberedEvent, ...]
+    """The newest first."""
+    trouble: str | None
+    """Why the history is not written, in words."""
+    trouble_since: float | None
+    """Unix time."""
+    replaced: str | None
+    """The name of a damaged file that was put aside."""
+
+
+def history_board(
+    model: str, span: Span, buckets: Sequence[Bucket] | None, events: Sequence[NumberedEvent] | None,
+    trouble: tuple[str, float] | None, replaced: str | None,
+) -> HistoryBoard:  # fmt: skip
+    """`buckets` and `events` are None where they cannot be read."""
+    if buckets is None:
+        trouble = trouble or ("the history cannot be read", 0.0)
+    return HistoryBoard(
+        model=model,
+        span=span.name,
+        bucket_seconds=span.bucket_seconds,
+        buckets=tuple(buckets or ()),
+        probes=sum(bucket.probes for bucket in buckets or ()),
+        good_probes=sum(bucket.good_probes for bucket in buckets or ()),
+        events=tuple(events or ()),
+        trouble=trouble[0] if trouble is not None else None,
+        trouble_since=trouble[1] if trouble is not None else None,
+        replaced=replaced,
+    )

@@ -1,0 +1,50 @@
+"""All boards of one model, computed once for each snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..watch.sighting import ModelState
+from .coverage import CoverageMap, coverage_map
+from .now import ModelCard, PeerTally, StaleAfter, model_card
+from .peers import PeerRow, peer_rows
+
+KEPT = "board"
+"""The name of the boards among what a state keeps."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelBoard:
+    """Everything that is shown of one model."""
+
+    state: ModelState
+    peers: tuple[PeerRow, ...]
+    tally: PeerTally
+    coverage: CoverageMap | None
+    """None before the first look."""
+
+    @property
+    def missing_blocks(self) -> tuple[int, ...]:
+        """The blocks that nobody serves, as far as is known."""
+        return self.coverage.missing if self.coverage is not None else ()
+
+    def card(self, now: float, stale: StaleAfter) -> ModelCard:
+        """The model at a glance at `now`, Unix seconds."""
+        return model_card(self.state, self.tally, self.coverage, now, stale)
+
+
+def model_board(state: ModelState) -> ModelBoard:
+    """The boards of a state, computed once for each: two threads may both do it."""
+    board = state.kept.get(KEPT)
+    if not isinstance(board, ModelBoard):
+        board = state.kept[KEPT] = _made(state)
+    return board
+
+
+def _made(state: ModelState) -> ModelBoard:
+    peers: tuple[PeerRow, ...] = ()
+    coverage = None
+    if state.sighting is not None:
+        peers = peer_rows(state.facts, state.sighting, state.measured_block_seconds)
+        coverage = coverage_map(state.facts.num_blocks, peers)
+    return ModelBoard(state, peers, PeerTally.of(peers), coverage)

@@ -1,0 +1,195 @@
+"""One sentence per model: what is known of it by looking and by measuring, and nothing beyond."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ....proto.errors import describe_blocks
+from ..watch.sighting import LastProbe, ModelFacts, ModelState
+from ..written.words import count_words, failure_words, percent_words, span_words
+from .coverage import CoverageMap
+from .peers import SILENT, PeerRow
+
+
+class Standing(enum.Enum):
+    """How a model stands."""
+
+    WORKS = "works"
+    """The last probe worked."""
+    FAILS = "fails"
+    """The last probe failed."""
+    UNPROVEN = "unproven"
+    """Every block has a server; nothing was measured."""
+    INCOMPLETE = "incomplete"
+    """Some block has none."""
+    UNSEEN = "unseen"
+    """No look has succeeded, or none for too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeCard:
+    """The last probe of a model at a glance."""
+
+    at: float
+    """Unix time at which it ended."""
+    age_seconds: float
+    code: str
+    """"" if it worked, else the stable name of the error."""
+    tokens_per_second: float | None
+    first_token_seconds: float | None
+    seconds: float
+    good_in_last_day: int | None
+    """Probes that worked, of the next number; None where the history cannot be read."""
+    probes_in_last_day: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerTally:
+    """Peers, counted."""
+
+    serving: int
+    others: int
+    """Peers that answer, and through which no chain may lead now: they join, leave, or are doubted."""
+    silent: int
+
+    @classmethod
+    def of(cls, peers: Sequence[PeerRow]) -> PeerTally:
+        serving = sum(peer.serves for peer in peers)
+        silent = sum(peer.state == SILENT for peer in peers)
+        return cls(serving, len(peers) - serving - silent, silent)
+
+
+@dataclass(frozen=True, slots=True)
+class StaleAfter:
+    """Seconds after which looks and probes say nothing of now."""
+
+    look: float
+    probe: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """A model at a glance."""
+
+    id: str
+    name: str
+    digest: str
+    num_blocks: int
+    blocks_counted: bool
+    """Whether the model's own files say the number of blocks; else it is the largest that a peer announces."""
+    standing: Standing
+    sentence: str
+    peers_serving: int
+    peers_other: int
+    """Peers that answer, and through which no chain may lead now: they join, leave, or are doubted."""
+    peers_silent: int
+    missing_blocks: tuple[int, ...]
+    weakest_block: int | None
+    weakest_servers: int
+    free_sessions: int
+    seen_at: float | None
+    """Unix time of the last look that succeeded."""
+    age_seconds: float | None
+    """Its age when this was made."""
+    failure: str | None
+    """The code of the error of the last look, if it failed."""
+    probe: ProbeCard | None
+    """None without a probe."""
+
+
+def model_card(
+    state: ModelState, tally: PeerTally, coverage: CoverageMap | None, now: float, stale: StaleAfter
+) -> ModelCard:
+    """The card at `now`, Unix seconds; `tally` and `coverage` are those of the state's sighting."""
+    facts, sighting, failure = state.facts, state.sighting, state.failure
+    age = max(0.0, now - sighting.at_seconds) if sighting is not None else None
+    probe = _probe_card(state.probe, now) if state.probe is not None else None
+    standing, sentence = _judged(state, coverage, age, probe, stale)
+    return ModelCard(
+        id=facts.id,
+        name=facts.name,
+        digest=facts.digest,
+        num_blocks=facts.num_blocks,
+        blocks_counted=facts.counted,
+        standing=standing,
+        sentence=sentence,
+        peers_serving=tally.serving,
+        peers_other=tally.others,
+        peers_silent=tally.silent,
+        missing_blocks=coverage.missing if coverage is not None else (),
+        weakest_block=coverage.weakest.block if coverage is not None else None,
+        weakest_servers=coverage.weakest.servers if coverage is not None else 0,
+        free_sessions=coverage.free_sessions if coverage is not None else 0,
+        seen_at=sighting.at_seconds if sighting is not None else None,
+        age_seconds=age,
+        failure=failure.code if failure is not None else None,
+        probe=probe,
+    )
+
+
+def _probe_card(probe: LastProbe, now: float) -> ProbeCard:
+    outcome, availability = probe.outcome, probe.availability
+    return ProbeCard(
+        at=probe.at_seconds,
+        age_seconds=max(0.0, now - probe.at_seconds),
+        code=outcome.code,
+        tokens_per_second=outcome.tokens_per_second,
+        first_token_seconds=outcome.first_token_seconds,
+        seconds=outcome.seconds,
+        good_in_last_day=availability.good if availability is not None else None,
+        probes_in_last_day=availability.probes if availability is not None else None,
+    )
+
+
+def _judged(
+    state: ModelState, coverage: CoverageMap | None, age: float | None, probe: ProbeCard | None, stale: StaleAfter
+) -> tuple[Standing, str]:
+    """A probe tells most, unless a later look has found that blocks are missing."""
+    if probe is not None and probe.age_seconds <= stale.probe:
+        missed_since = state.sighting is not None and state.sighting.at_seconds > probe.at
+        if not (missed_since and coverage is not None and coverage.missing):
+            return _measured(probe)
+    standing, sentence = _looked(state, coverage, age, stale)
+    if probe is not None and probe.age_seconds > stale.probe:
+        sentence += f"; the last probe ended {span_words(probe.age_seconds)} ago"
+    return standing, sentence
+
+
+def _measured(probe: ProbeCard) -> tuple[Standing, str]:
+    ago = f"{span_words(probe.age_seconds)} ago"
+    if probe.code:
+        standing, sentence = Standing.FAILS, f"does not work: {failure_words(probe.code)}, tried {ago}"
+    else:
+        standing, sentence = Standing.WORKS, f"works: {probe.tokens_per_second or 0:.1f} tokens/s, measured {ago}"
+    if probe.probes_in_last_day and probe.good_in_last_day is not None:
+        share = percent_words(probe.good_in_last_day, probe.probes_in_last_day)
+        sentence += f"; {share} of {count_words(probe.probes_in_last_day, 'probe')} in the last 24 h worked"
+    return standing, sentence
+
+
+def _looked(
+    state: ModelState, coverage: CoverageMap | None, age: float | None, stale: StaleAfter
+) -> tuple[Standing, str]:
+    failure = state.failure
+    if age is None or coverage is None:
+        if failure is None:
+            return Standing.UNSEEN, "not seen yet: the first look is under way"
+        return Standing.UNSEEN, f"not seen: {failure_words(failure.code)}"
+    if age > stale.look:
+        why = failure_words(failure.code) if failure is not None else "no look has ended since"
+        return Standing.UNSEEN, f"last seen {span_words(age)} ago: {why}"
+    if coverage.missing:
+        return Standing.INCOMPLETE, f"does not work: no peer serves {_of_model(coverage.missing, state.facts)}"
+    if not state.facts.counted:
+        return Standing.UNPROVEN, (
+            "every block that peers announce has a server; whether the model has more, and whether a request works,"
+            " is not known here"
+        )
+    return Standing.UNPROVEN, "every block has a server; whether a request works was not measured"
+
+
+def _of_model(blocks: tuple[int, ...], facts: ModelFacts) -> str:
+    every = len(blocks) == facts.num_blocks
+    return "any block" if every else f"{describe_blocks(blocks)} of {facts.num_blocks}"

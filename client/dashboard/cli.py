@@ -1,0 +1,139 @@
+"""`swarm-dashboard`: its options, and the check that what it needs is installed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...proto.service_manager import READY, tell_service_manager
+from ...proto.settings import ConfigFile, PrintConfig, Version, arguments_or_exit, as_file, settings_of
+from ..program.arguments import (
+    IdentityFile,
+    InitialPeers,
+    Lan,
+    Revision,
+    SwarmKeyFile,
+    Verbose,
+)
+from ..program.edge import check_installed, reported_errors, swarm_options
+
+if TYPE_CHECKING:
+    from .config import DashboardConfig
+
+EXTRA = ("fastapi", "jinja2", "uvicorn")
+"""Packages that only the dashboard needs."""
+
+DEFAULT_FOLDER = Path("~/.local/share/blockswarm")
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "SWARM_DASHBOARD"},
+    help="Show a swarm to everybody: a page, and the same as JSON.",
+)
+
+
+@app.command()
+def dashboard(
+    context: typer.Context,
+    action: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[export DIR]", help="Write what is seen as files to DIR, and end.", show_default=False),
+    ] = None,
+    initial_peers: InitialPeers = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="A model to show: a local folder or a Hugging Face id; may be given several times."
+            "  [default: the models of the initial peers]",
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; others than this machine need another one.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0: any free one.")] = 8080,
+    data: Annotated[Path, typer.Option(help="Folder of the history.")] = DEFAULT_FOLDER,
+    join_address: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--join-address",
+            help="A peer that the page tells to those that want to join, ID@HOST:PORT: the only address that it tells.",
+        ),
+    ] = None,
+    swarm_key: SwarmKeyFile = None,
+    identity: IdentityFile = None,
+    lan: Lan = False,
+    revision: Revision = None,
+    verbose: Verbose = False,
+    config_file: ConfigFile = None,
+    print_config: PrintConfig = False,
+    version: Version = False,
+) -> None:
+    """Look at the swarms of some models all the time, and show what is seen.
+
+    \b
+    swarm-dashboard --initial-peers ID@HOST:PORT
+
+    Every option is also read from the environment: --port from SWARM_DASHBOARD_PORT.
+
+    Nobody's address is shown. With --model the blocks are counted in the model's own files.
+    """
+    with reported_errors(verbose, "swarm-dashboard"):
+        check_installed("the dashboard", EXTRA, "dashboard")
+        from .config import DashboardConfig
+
+        options = swarm_options(initial_peers, swarm_key, identity, lan, False, revision, patience_seconds=10.0)
+        models, told = tuple(dict.fromkeys(model or ())), tuple(join_address or ())
+        config = DashboardConfig(options, models, swarm_key, data, told, host, port)
+        if print_config:
+            settings = {name: value for name, value in settings_of(context).items() if name != "action"}
+            print(as_file(settings), end="")
+            return
+        folder = export_folder(action or [])
+        _run(config, folder)
+
+
+def _run(config: DashboardConfig, folder: Path | None) -> None:
+    print("starting", file=sys.stderr, flush=True)
+    from . import server
+
+    if folder is None:
+        server.serve(config, _ready, _warn)
+    else:
+        print(f"{server.write_export(config, folder)} files are written to {folder}")
+
+
+def export_folder(action: list[str]) -> Path | None:
+    """The folder of `export DIR`; None without these words. Raises UsageError for others."""
+    from ...proto.errors import UsageError
+
+    match action:
+        case []:
+            return None
+        case ["export", folder]:
+            return Path(folder).expanduser()
+    raise UsageError(f"not known: {' '.join(action)}", hint="The only words are: export DIR.")
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _ready(address: str) -> None:
+    print(f"showing the swarm at {address}", flush=True)
+    tell_service_manager(READY)
+    print("Ctrl-C ends", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """The console script."""
+    app(arguments_or_exit("swarm-dashboard", sys.argv[1:], positional=None), prog_name="swarm-dashboard")
+
+
+if __name__ == "__main__":
+    main()

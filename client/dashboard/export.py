@@ -1,0 +1,156 @@
+"""Writes the pages and the data of one look as files, for any server of files, or for none."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from html import unescape
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from ...proto.errors import DeadlineExceeded, UsageError
+from ..program.survey import open_caller
+from ..timing import ClientTiming
+from .board.listing import PeerQuery
+from .board.model import ModelBoard, model_board
+from .config import DashboardConfig
+from .history.recorder import Recorder
+from .watch.keeper import SnapshotKeeper
+from .watch.sighting import DashboardSnapshot
+from .watch.watcher import SwarmWatcher
+from .web.app import make_app
+from .web.pages import STATIC
+from .web.site import Site
+from .web.templating import SCREENS
+
+REFERENCE = re.compile(r'\b(href|src|action)="([^"]*)"')
+LIVE = re.compile(r' data-version="\d+"')
+"""By this the script knows that there is a stream: files have none."""
+
+
+async def export(config: DashboardConfig, recorder: Recorder | None, folder: Path) -> int:
+    """Look, probe once where the model's files are here, and write everything below `folder`; the number of files.
+
+    Raises DeadlineExceeded if no model is seen in time, UsageError if the folder cannot be written.
+    """
+    keeper = SnapshotKeeper()
+    site = Site(keeper, time.time, config.timing, recorder=recorder, join_addresses=config.join_addresses)
+    async with open_caller(config.swarm) as caller:
+        watcher = SwarmWatcher(config, caller, keeper, recorder, time.time, ClientTiming())
+        watching = asyncio.create_task(watcher.run(), name="watch the swarms")
+        seeing = asyncio.create_task(_seen(keeper, config), name="wait for all models")
+        try:
+            await asyncio.wait({watching, seeing}, return_when=asyncio.FIRST_COMPLETED)
+            if watching.done():
+                watching.result()
+            snapshot = seeing.result()
+        finally:
+            watching.cancel()
+            seeing.cancel()
+            await asyncio.wait({watching, seeing})
+    return await write_files(make_app(site), snapshot, folder)
+
+
+async def _seen(keeper: SnapshotKeeper, config: DashboardConfig) -> DashboardSnapshot:
+    """A snapshot in which every model was looked at, or could not be, and was probed if it can be."""
+    try:
+        async with asyncio.timeout(config.timing.export):
+            while not _is_complete(keeper.snapshot, config):
+                await keeper.after(keeper.snapshot.version)
+    except TimeoutError:
+        seconds = config.timing.export
+        raise DeadlineExceeded(f"the swarms of the models were not seen within {seconds:.0f} s") from None
+    return keeper.snapshot
+
+
+def _is_complete(snapshot: DashboardSnapshot, config: DashboardConfig) -> bool:
+    looked = all(state.sighting is not None or state.failure is not None for state in snapshot.models)
+    probed = all(state.probe is not None for state in snapshot.models if state.facts.counted)
+    return looked and probed and len(snapshot.models) >= max(1, len(config.models))
+
+
+async def write_files(app: ASGIApp, snapshot: DashboardSnapshot, folder: Path) -> int:
+    """Ask the application for every address of `targets`, and write the answers, with links between the files."""
+    files = targets(snapshot)
+    for target, name in files.items():
+        body = await _body(app, target)
+        if name.endswith(".html"):
+            body = relinked(body.decode(), name, files).encode()
+        try:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(body)
+        except OSError as error:
+            raise UsageError(
+                f"{folder / name} cannot be written: {error.strerror}", hint="Choose another folder."
+            ) from None
+    return len(set(files.values()))
+
+
+def targets(snapshot: DashboardSnapshot) -> Mapping[str, str]:
+    """The addresses that are exported, with the names of their files."""
+    found = {"/": "index.html", "/metrics": "metrics.txt"}
+    found |= {f"/static/{name}": f"static/{name}" for name in STATIC}
+    found |= {f"/api/v1/{name}": f"api/v1/{name}.json" for name in ("status", "models", "peers", "events")}
+    found["/api/v1/openapi.json"] = "api/v1/openapi.json"
+    for state in snapshot.models:
+        found |= dict(_of_model(model_board(state)))
+    return found
+
+
+def _of_model(board: ModelBoard) -> Iterator[tuple[str, str]]:
+    model = board.state.facts.id
+    for end, _ in SCREENS:
+        yield f"/models/{model}{end}", f"models/{model}{end or '/blocks'}.html"
+    query = PeerQuery()
+    for page in range(1, query.pages(len(board.peers)) + 1):
+        for end, name in (("", "blocks"), ("/peers", "peers")):
+            number = f"-{page}" if page > 1 else ""
+            yield f"/models/{model}{end}{query.at_page(page)}", f"models/{model}/{name}{number}.html"
+    for span in ("24h", "7d", "30d"):
+        yield f"/models/{model}/history?span={span}", f"models/{model}/history-{span}.html"
+        yield f"/api/v1/history?model={model}&span={span}", f"api/v1/history-{model}-{span}.json"
+    for name in ("routes", "placement"):
+        yield f"/api/v1/{name}?model={model}", f"api/v1/{name}-{model}.json"
+    yield f"/api/v1/models/{model}", f"api/v1/models/{model}.json"
+    yield f"/api/v1/peers{query.address}&model={model}", f"api/v1/peers-{model}.json"
+    yield f"/api/v1/models/{model}/peers.csv{query.address}", f"models/{model}/peers.csv"
+    yield f"/badge/{model}.svg", f"badge/{model}.svg"
+
+
+def relinked(page: str, name: str, files: Mapping[str, str]) -> str:
+    """A page with its links to other files of the export; links to what is not exported lead to the page itself."""
+    here = PurePosixPath(name).parent
+
+    def link(found: re.Match[str]) -> str:
+        target = unescape(found[2])
+        if not target.startswith("/"):
+            return found[0]
+        to = files.get(target, name)
+        return f'{found[1]}="{os.path.relpath(to, here).replace(os.sep, "/")}"'
+
+    return LIVE.sub("", REFERENCE.sub(link, page))
+
+
+async def _body(app: ASGIApp, target: str) -> bytes:
+    """The body of the answer to a request of this process itself."""
+    path, _, query = target.partition("?")
+    scope: dict[str, Any] = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
+        "path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": "", "headers": [],
+        "client": None, "server": None, "state": {},
+    }  # fmt: skip
+    body = bytearray()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        body.extend(message.get("body", b""))
+
+    await app(scope, receive, send)
+    return bytes(body)

@@ -1,0 +1,1 @@
+"""Remembers probes, counts and events over restarts, in one SQLite file of bounded size and age."""

@@ -1,0 +1,95 @@
+"""Values that the history keeps, and those that it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeEntry:
+    """One probe of one model."""
+
+    model: str
+    """The id of the model, as in addresses of pages."""
+    at_seconds: float
+    """Unix time at which it ended."""
+    code: str
+    """"" if it worked."""
+    seconds: float
+    first_token_seconds: float | None
+    tokens_per_second: float | None
+    repairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class CountEntry:
+    """Counts of a look, kept once a minute."""
+
+    model: str
+    at_seconds: float
+    serving: int
+    others: int
+    silent: int
+    missing_blocks: int
+    weakest_servers: int
+    free_sessions: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventEntry:
+    """Something that happened in a swarm."""
+
+    model: str
+    at_seconds: float
+    kind: str
+    """"joined", "left", "silent", "answers", "restarted", "state", "moved", "claims", "incomplete", "complete",
+    "probe-failed", "probe-works", "failover" or "more"."""
+    peer: str
+    """Its id; "" if it is about the whole swarm."""
+    name: str
+    """The peer's own word."""
+    detail: str
+    """In words of this program."""
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedEvent:
+    """An event with its number; numbers grow, also over restarts."""
+
+    number: int
+    event: EventEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Some minutes or hours of one model. None: nothing is known of that time."""
+
+    begins_at: float
+    """Unix time."""
+    probes: int
+    good_probes: int
+    tokens_per_second: float | None
+    """The mean over the good probes, as the next."""
+    first_token_seconds: float | None
+    repairs: int
+    peers: float | None
+    """The mean number of peers that served."""
+
+    @property
+    def availability(self) -> float | None:
+        """The share of probes that worked."""
+        return self.good_probes / self.probes if self.probes else None
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """How many of the probes of some time have worked."""
+
+    good: int
+    probes: int
+    since: float
+    """Unix time of the first of them."""
+
+    @property
+    def share(self) -> float:
+        return self.good / self.probes

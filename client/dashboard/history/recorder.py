@@ -1,0 +1,108 @@
+"""Writes the history from one thread of its own, and reads from it; whatever goes wrong there, the page goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from ....proto.errors import UsageError
+from .store import HistoryStore
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MOST_WAITING = 1000
+"""Entries that wait for the disk; further ones are dropped, and that is told."""
+BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryTrouble:
+    """Why the last entry was not kept."""
+
+    words: str
+    since: float
+    """Unix time."""
+
+
+class Recorder:
+    """The history of one dashboard. Any thread may read; entries come from the loop."""
+
+    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+        """Raises UsageError for a file that cannot be used; one that is damaged is renamed."""
+        self.trouble: HistoryTrouble | None = None
+        self._clock = clock
+        self._store = HistoryStore(path)
+        self._waiting = 0
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="history")
+
+    @property
+    def replaced(self) -> str | None:
+        """The name of the damaged file that was put aside when this program ran, if any."""
+        return self._store.replaced.name if self._store.replaced is not None else None
+
+    def read(self, work: Callable[[HistoryStore], T], seconds: float) -> T | None:
+        """The result of `work`, for a thread that waits; None if the history cannot be read, or not in time."""
+        try:
+            return self._executor.submit(self._guarded, work).result(seconds)
+        except TimeoutError:
+            return None
+
+    async def write(self, work: Callable[[HistoryStore], T]) -> T | None:
+        """The result of `work`, which is not None, when it has written.
+
+        None if that failed, or too much waits already.
+        """
+        if self._waiting >= MOST_WAITING:
+            self._note("the disk is too slow: entries are dropped")
+            return None
+        self._waiting += 1
+        try:
+            return await asyncio.wrap_future(self._executor.submit(self._written, work))
+        finally:
+            self._waiting -= 1
+
+    def close(self) -> None:
+        """Finish what waits, and close the file."""
+        self._executor.shutdown(wait=True)
+        self._store.close()
+
+    def _written(self, work: Callable[[HistoryStore], T]) -> T | None:
+        """In the thread; a success ends the trouble."""
+        result = self._guarded(work)
+        if result is not None:
+            self.trouble = None
+        return result
+
+    def _guarded(self, work: Callable[[HistoryStore], T]) -> T | None:
+        """In the thread: do the work; a damaged file is replaced, whatever else goes wrong is told."""
+        try:
+            return work(self._store)
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in BROKEN:
+                self._replace()
+            else:
+                self._note("the disk is full" if code == sqlite3.SQLITE_FULL else "the file cannot be used")
+                logger.warning("the history is not written: %s", error)
+            return None
+
+    def _replace(self) -> None:
+        try:
+            self._store.replace()
+        except UsageError as error:
+            self._note("the file is damaged")
+            logger.warning("the history is lost: %s", error)
+            return
+        logger.warning("the history was damaged: it is now %s, and a new one begins", self._store.replaced)
+
+    def _note(self, words: str) -> None:
+        if self.trouble is None or self.trouble.words != words:
+            self.trouble = HistoryTrouble(words, self._clock())

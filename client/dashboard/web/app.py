@@ -1,0 +1,66 @@
+"""The application of a dashboard, for any ASGI server: pages, JSON, and errors in the form that was asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI, Request
+from jinja2 import Environment
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+from ....proto.errors import UsageError
+from .api import api_router
+from .guard import Guard
+from .operation import ops_router
+from .pages import page_router
+from .rendering import Overloaded
+from .site import HTML, Site, overloaded_response
+from .templating import environment
+
+logger = logging.getLogger(__name__)
+
+
+def make_app(site: Site) -> ASGIApp:
+    """All routes behind the guard."""
+    app = FastAPI(
+        title="blockswarm dashboard",
+        description="What is known of the swarms of some models. Read only; nobody's address is told.",
+        version="1",
+        docs_url=None,  # its page would load a script from another origin
+        redoc_url=None,
+        openapi_url="/api/v1/openapi.json",
+        redirect_slashes=False,
+    )
+    templates = environment()
+    app.include_router(api_router(site))
+    app.include_router(page_router(site, templates))
+    app.include_router(ops_router(site))
+    for kind, handler in _handlers(templates).items():
+        app.add_exception_handler(kind, handler)
+    return Guard(app, send_seconds=site.timing.send, loopback_only=site.loopback_only)
+
+
+def _handlers(templates: Environment) -> dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]]:
+    def told(request: Request, status: int, text: str) -> Response:
+        if request.url.path.startswith("/api/"):
+            return JSONResponse({"error": text}, status)
+        return Response(templates.get_template("error.html").render(status=status, text=text), status, media_type=HTML)
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return told(request, error.status_code, str(error.detail))
+
+    async def usage(request: Request, error: Exception) -> Response:
+        return told(request, 400, str(error))
+
+    async def overloaded(request: Request, error: Exception) -> Response:
+        return overloaded_response()
+
+    async def defect(request: Request, error: Exception) -> Response:
+        """The log has it, with its traceback."""
+        return told(request, 500, "this page has a fault; it is in the log of the dashboard")
+
+    return {HTTPException: http_error, UsageError: usage, Overloaded: overloaded, Exception: defect}

@@ -1,0 +1,86 @@
+"""Makes the bodies of answers off the loop, each once for all that ask for it meanwhile, and remembers them."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+MOST_AT_ONCE = 2
+"""Bodies that are made at a time: more threads of Python would be no faster."""
+MOST_WAITING = 64
+"""Further requests for other bodies are told to come back."""
+MOST_REMEMBERED_BYTES = 32 << 20
+LEAST_COMPRESSED_BYTES = 1024
+
+
+class Overloaded(Exception):
+    """Too many bodies are being made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The body of an answer."""
+
+    plain: bytes
+    packed: bytes | None
+    """Compressed by gzip; None where that is no shorter."""
+    etag: str
+
+    @classmethod
+    def of(cls, plain: bytes) -> Body:
+        packed = gzip.compress(plain, 5, mtime=0) if len(plain) >= LEAST_COMPRESSED_BYTES else None
+        if packed is not None and len(packed) >= len(plain):
+            packed = None
+        return cls(plain, packed, f'"{hashlib.blake2b(plain, digest_size=12).hexdigest()}"')
+
+    @property
+    def size(self) -> int:
+        return len(self.plain) + len(self.packed or b"")
+
+
+class BodyMaker:
+    """Used on one loop."""
+
+    def __init__(self) -> None:
+        self._remembered: OrderedDict[Hashable, Body] = OrderedDict()
+        self._bytes = 0
+        self._making: dict[Hashable, asyncio.Task[Body]] = {}
+        self._places = asyncio.Semaphore(MOST_AT_ONCE)
+
+    async def body(self, key: Hashable, make: Callable[[], bytes]) -> Body:
+        """The body for this key: as remembered, or as `make`, called in a thread, gives it.
+
+        Raises Overloaded, and what `make` raises.
+        """
+        if (body := self._remembered.get(key)) is not None:
+            self._remembered.move_to_end(key)
+            return body
+        task = self._making.get(key)
+        if task is None:
+            if len(self._making) >= MOST_WAITING:
+                raise Overloaded
+            task = self._making[key] = asyncio.create_task(self._made(key, make), name="make a body")
+            task.add_done_callback(lambda done: self._ended(key, done))
+        return await asyncio.shield(task)
+
+    async def _made(self, key: Hashable, make: Callable[[], bytes]) -> Body:
+        async with self._places:
+            body = await asyncio.to_thread(lambda: Body.of(make()))
+        self._remember(key, body)
+        return body
+
+    def _remember(self, key: Hashable, body: Body) -> None:
+        self._remembered[key] = body
+        self._bytes += body.size
+        while self._bytes > MOST_REMEMBERED_BYTES:
+            _, oldest = self._remembered.popitem(last=False)
+            self._bytes -= oldest.size
+
+    def _ended(self, key: Hashable, task: asyncio.Task[Body]) -> None:
+        del self._making[key]
+        if not task.cancelled():
+            task.exception()  # those that waited have heard of it; all of them may be gone

@@ -1,0 +1,127 @@
+"""The parts that all answers share, and one way to answer: a body that is made once per snapshot and address."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..board.history import HistoryBoard, Span, history_board
+from ..board.model import ModelBoard, model_board
+from ..board.now import ModelCard, StaleAfter
+from ..board.placement import PlacementBoard, placement_board
+from ..board.routes import RoutesBoard, measured_hops, routes_board
+from ..history.entries import NumberedEvent
+from ..history.recorder import Recorder
+from ..timing import DashboardTiming
+from ..watch.keeper import SnapshotKeeper
+from ..watch.sighting import DashboardSnapshot
+from .rendering import Body, BodyMaker
+from .stream import Streams
+
+HTML = "text/html; charset=utf-8"
+JSON = "application/json"
+CSV = "text/csv; charset=utf-8"
+SVG = "image/svg+xml"
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+SHOWN_EVENTS = 50
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The snapshot that an answer is made from, and when."""
+
+    snapshot: DashboardSnapshot
+    now: float
+    """Unix seconds."""
+    stale: StaleAfter
+
+    @property
+    def boards(self) -> tuple[ModelBoard, ...]:
+        return tuple(map(model_board, self.snapshot.models))
+
+    def board(self, model_id: str) -> ModelBoard:
+        """Raises KeyError for a model that is not shown."""
+        state = self.snapshot.model(model_id)
+        if state is None:
+            raise KeyError(model_id)
+        return model_board(state)
+
+    def card(self, board: ModelBoard) -> ModelCard:
+        return board.card(self.now, self.stale)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One dashboard, as far as answering needs it."""
+
+    keeper: SnapshotKeeper
+    clock: Callable[[], float]
+    """Unix seconds."""
+    timing: DashboardTiming = field(default_factory=DashboardTiming)
+    loopback_only: bool = False
+    recorder: Recorder | None = None
+    """None: nothing is remembered."""
+    join_addresses: tuple[str, ...] = ()
+    """Addresses that the operator wants told to those that join: the only ones that are ever told."""
+    search_clock: Callable[[], float] = time.thread_time
+    """Seconds that bound searches for chains."""
+    streams: Streams = field(default_factory=lambda: Streams(secrets.token_hex(4)))
+    maker: BodyMaker = field(default_factory=BodyMaker)
+
+    def routes(self, board: ModelBoard, now: float) -> RoutesBoard:
+        """For a thread: it searches for chains."""
+        if board.state.sighting is None:
+            return RoutesBoard()
+        measured = {} if board.state.probe is None else measured_hops(board.state.probe.outcome)
+        return routes_board(board.state.sighting, measured, now, self.search_clock)
+
+    def placement(self, board: ModelBoard) -> PlacementBoard | None:
+        """None before the first look. For a thread: it plans."""
+        if board.state.sighting is None:
+            return None
+        return placement_board(board.state.facts, board.state.sighting)
+
+    def history(self, model_id: str, span: Span, now: float) -> HistoryBoard:
+        """Read the history of a model up to `now`, Unix seconds; for a thread that may wait."""
+        recorder = self.recorder
+        if recorder is None:
+            return history_board(model_id, span, None, None, ("this dashboard has no folder for a history", now), None)
+        buckets = recorder.read(
+            lambda store: store.buckets(model_id, now, span.buckets, span.bucket_seconds), self.timing.read_history
+        )
+        trouble = (recorder.trouble.words, recorder.trouble.since) if recorder.trouble is not None else None
+        return history_board(model_id, span, buckets, self.events(model_id, SHOWN_EVENTS), trouble, recorder.replaced)
+
+    def events(self, model_id: str | None, limit: int, before: int | None = None) -> Sequence[NumberedEvent] | None:
+        """The newest events first; None where they cannot be read. For a thread that may wait."""
+        if self.recorder is None:
+            return None
+        return self.recorder.read(lambda store: store.events(model_id, limit, before), self.timing.read_history)
+
+    async def answer(
+        self, request: Request, kind: str, make: Callable[[Moment], bytes], headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """The body that `make` gives for the newest snapshot, in a thread. Raises what it raises, and Overloaded."""
+        body = await self.body((kind, request.url.path, request.url.query), make)
+        sent = {"etag": body.etag, "cache-control": "no-cache", "vary": "accept-encoding", **(headers or {})}
+        if request.headers.get("if-none-match") == body.etag:
+            return Response(status_code=304, headers=sent)
+        if body.packed is not None and "gzip" in request.headers.get("accept-encoding", ""):
+            return Response(body.packed, headers={**sent, "content-encoding": "gzip"}, media_type=kind)
+        return Response(body.plain, headers=sent, media_type=kind)
+
+    async def body(self, what: Hashable, make: Callable[[Moment], bytes]) -> Body:
+        """The body for the newest snapshot, made in a thread, once for all that ask for `what`. Raises as `answer`."""
+        moment = Moment(self.keeper.snapshot, self.clock(), StaleAfter(self.timing.stale, self.timing.probe_stale))
+        made_at = int(moment.now // self.timing.fresh_page)
+        return await self.maker.body((moment.snapshot.version, made_at, what), partial(make, moment))
+
+
+def overloaded_response() -> Response:
+    return Response("the dashboard is busy: come back in a moment\n", 503, {"retry-after": "2"}, "text/plain")

@@ -1,0 +1,64 @@
+"""The forwards of one model with guesses behind them: what a guesser is told of the batch that `generate` computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from ..batch.steps import BatchStep
+from .front import Front
+from .guesser import Feed, Guesser, TripRunner
+
+
+class Inputs(Protocol):
+    """The arguments of a forward, as its cache has them."""
+
+    @property
+    def input_ids(self) -> torch.Tensor | None:
+        """(B, T)"""
+
+    @property
+    def attention_mask(self) -> torch.Tensor | None:
+        """(B, columns so far + T)"""
+
+    @property
+    def position_ids(self) -> torch.Tensor | None:
+        """(B or 1, T)"""
+
+
+@dataclass(frozen=True, slots=True)
+class GuessedForwards:
+    """Computes the steps of a cache, with guesses where the batch is one sequence."""
+
+    guesser: Guesser
+    model: PreTrainedModel
+    most_columns: int
+    """No guess stands behind this many columns, where the text will have ended."""
+
+    def compute(
+        self, runner: TripRunner, step: BatchStep, packed: torch.Tensor, inputs: Inputs, room: int
+    ) -> torch.Tensor:
+        """(plan.tokens, H) -> (plan.answers, H): the answers of a step, `packed` being what it feeds.
+
+        `room`: the number of tokens that still fit into the session behind the step. Raises what the session raises.
+        """
+        plan = step.plan
+        assert plan is not None
+        feed = self._feed(step, inputs, room) if len(step.receivers) == 1 else None
+        first = all(piece.start == 0 for piece in plan.rows)
+        return self.guesser.compute(runner, plan, packed, feed, first=first)
+
+    def _feed(self, step: BatchStep, inputs: Inputs, room: int) -> Feed:
+        assert step.plan is not None
+        (piece,) = step.plan.rows
+        tokens = [-1] * piece.count
+        if inputs.input_ids is not None:
+            tokens = inputs.input_ids[0, -piece.count :].tolist()
+        columns = step.after.columns
+        positions_given = inputs.position_ids is not None
+        front = Front(self.model, columns, piece.stop, inputs.attention_mask, positions_given)
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        return Feed(tokens, min(room, self.most_columns - columns), vocabulary, front.hidden)

@@ -1,0 +1,213 @@
+"""The drafters of one text: asked, checked, weighed against each other, and counted by what came of their guesses.
+
+A drafter may be anybody's code, and the text does not need it: one that fails is not asked again, and what it says is
+cut at the first token that is none.  How often guesses are right is counted for each kind of each drafter; what earlier
+texts have taught about a kind is where a new text begins.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ...report import DraftReport
+from .drafter import Drafter, Guess
+from .policy import Acceptance
+
+logger = logging.getLogger(__name__)
+
+MOST_KINDS = 64
+"""Kinds of guesses that are counted apart, over all drafters; those that come later count as one per drafter."""
+_SMOOTHING = 0.2
+_USUAL = 1.0
+"""Tokens that a drafter is expected to bring with a step before it has made any."""
+
+Kind = tuple[str, str]
+"""The name of a drafter, and the kind of its guess."""
+KnownKinds = MutableMapping[Kind, Acceptance]
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A guessed token on its way, or answered and not needed yet."""
+
+    token: int
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Guesses that are worth sending."""
+
+    guesses: tuple[Sent, ...] = ()
+    value: float = 0.0
+    """Tokens that they bring, as expected."""
+    waits: bool = False
+    """Whether a drafter that thinks will soon have more, or better ones."""
+
+
+@dataclass(slots=True)
+class _Seat:
+    drafter: Drafter
+    name: str
+    usual: float = _USUAL
+    """Tokens that its guesses bring with a step, smoothed."""
+    guessed: int = 0
+    right: int = 0
+
+
+@dataclass(slots=True)
+class _Found:
+    seat: _Seat
+    offer: Offer
+    thinking: bool
+    """Whether its drafter will soon have more that is worth sending."""
+
+
+class CannotGuessError(Exception):
+    """A drafter or a family's front part failed; never leaves this package."""
+
+
+@contextmanager
+def others_code() -> Iterator[None]:
+    """For code that may be anybody's, on tokens that nobody asked for: the text does without it."""
+    try:
+        yield
+    except Exception as error:
+        raise CannotGuessError(str(error)) from error
+
+
+class DraftPanel:
+    """The drafters of one text. Used by one thread at a time; `reports` by any."""
+
+    def __init__(self, drafters: Sequence[Drafter], known: KnownKinds, wake: Callable[[], object]) -> None:
+        """`known` is what earlier texts have taught, and learns; `wake` is called when drafters have thought."""
+        self._seats: list[_Seat] = []
+        self._known = known
+        self._acceptance: dict[Kind, Acceptance] = {}
+        self._seen: set[Kind] = set()
+        """Kinds with an outcome since the last trip."""
+        for drafter in drafters:
+            with self._asked(drafter):
+                seat = _Seat(drafter, str(drafter.name))
+                drafter.call_when_ready(wake)
+                self._seats.append(seat)
+        self._reported = {seat.name: seat for seat in self._seats}
+
+    def reports(self) -> tuple[DraftReport, ...]:
+        """By drafter, those that guessed anything."""
+        found = sorted(self._reported.items())
+        return tuple(DraftReport(name, seat.guessed, seat.right) for name, seat in found if seat.guessed)
+
+    def begin_use(self, outstanding: Sequence[Sent]) -> None:
+        """Count anew; guesses that may still come belong to the new use."""
+        for seat in self._reported.values():
+            seat.guessed = seat.right = 0
+        self._count_guessed(outstanding)
+
+    def note(self, start: int, tokens: Sequence[int]) -> None:
+        """Tell all drafters of the text."""
+        for seat in tuple(self._seats):
+            with self._asked(seat.drafter):
+                seat.drafter.note(start, tokens)
+
+    def offer(self, most: int, sent: Sequence[Sent], vocabulary: int, worth: Callable[[Sequence[float]], int]) -> Offer:
+        """The guesses that promise most behind those that were `sent`; `worth` says how many of them should go.
+
+        `worth` is given the chance of each guess, those of `sent` in front, and counts the further ones.
+        """
+        found: list[_Found] = []
+        for seat in tuple(self._seats):
+            with self._asked(seat.drafter):
+                found.append(self._weighed(seat, most, sent, vocabulary, worth))
+        best = max(found, key=lambda each: each.offer.value, default=None)
+        if best is None:
+            return Offer()
+        better = max((each.seat.usual for each in found if each.thinking), default=0.0)
+        waits = best.thinking or better > best.offer.value
+        return Offer(best.offer.guesses, best.offer.value, waits)
+
+    def chances(self, guesses: Sequence[Sent]) -> list[float]:
+        """How likely each of them is right if those before it are."""
+        return [self._acceptance[guess.kind].chance for guess in guesses]
+
+    def note_sent(self, offer: Offer) -> None:
+        """The guesses of an offer travel."""
+        self._count_guessed(offer.guesses)
+        seat = self._reported[offer.guesses[0].kind[0]]
+        seat.usual += _SMOOTHING * (offer.value - seat.usual)
+
+    def note_outcome(self, guess: Sent, right: bool) -> None:
+        """A guess that travelled was right, or was the first that was not."""
+        self._seen.add(guess.kind)
+        self._acceptance[guess.kind] = self._acceptance[guess.kind].after(right)
+        if guess.kind in self._known:
+            self._known[guess.kind] = self._known[guess.kind].after(right)
+        self._reported[guess.kind[0]].right += right
+
+    def note_trip(self) -> None:
+        """Before a trip: kinds of which nothing was seen since the last one are forgotten a little."""
+        for kind, acceptance in self._acceptance.items():
+            if kind not in self._seen:
+                self._acceptance[kind] = acceptance.faded()
+        self._seen.clear()
+
+    def _count_guessed(self, guesses: Sequence[Sent]) -> None:
+        for guess in guesses:
+            self._reported[guess.kind[0]].guessed += 1
+
+    def _weighed(
+        self,
+        seat: _Seat,
+        most: int,
+        sent: Sequence[Sent],
+        vocabulary: int,
+        worth: Callable[[Sequence[float]], int],
+    ) -> _Found:
+        """A drafter's guesses, cut to those that are worth sending. Raises anything."""
+        usable = _usable(seat.drafter.draft(most, [guess.token for guess in sent])[:most], vocabulary)
+        guesses = [Sent(guess.token, self._kind(seat, guess)) for guess in usable]
+        chances = self.chances(guesses)
+        count = worth(chances)
+        value, reached = 0.0, 1.0
+        for chance in chances[:count]:
+            reached *= chance
+            value += reached
+        offer = Offer(tuple(guesses[:count]), value)
+        return _Found(seat, offer, thinking=bool(seat.drafter.thinking) and count == len(guesses))
+
+    def _kind(self, seat: _Seat, guess: Guess) -> Kind:
+        """Its kind, of which is known from here on how often it is right."""
+        kind = (seat.name, guess.kind)
+        if kind not in self._acceptance:
+            if len(self._acceptance) >= MOST_KINDS:
+                kind = (seat.name, "")
+            prior = Acceptance(guess.chance if 0.0 <= guess.chance <= 1.0 else 0.5)
+            if len(self._known) < MOST_KINDS:
+                self._known.setdefault(kind, prior)
+            self._acceptance.setdefault(kind, Acceptance(self._known.get(kind, prior).chance))
+        return kind
+
+    @contextmanager
+    def _asked(self, drafter: Drafter) -> Iterator[None]:
+        """A drafter that fails is not asked again."""
+        try:
+            with others_code():
+                yield
+        except CannotGuessError as error:
+            logger.warning("the drafter %s failed and is not asked again", type(drafter).__name__, exc_info=error)
+            self._seats = [seat for seat in self._seats if seat.drafter is not drafter]
+
+
+def _usable(guesses: Sequence[object], vocabulary: int) -> list[Guess]:
+    """The guesses up to the first that is none."""
+    usable: list[Guess] = []
+    for guess in guesses:
+        if not isinstance(guess, Guess) or not isinstance(guess.kind, str) or not isinstance(guess.token, int):
+            break
+        if not 0 <= guess.token < vocabulary:
+            break
+        usable.append(guess)
+    return usable

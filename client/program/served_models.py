@@ -1,0 +1,65 @@
+"""The models of an endpoint, each with its own options: from the command line, or from the tables of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...proto.errors import UsageError
+from ...proto.settings import is_list_of_tables
+from .edge import allowed_peers, swarm_options
+
+if TYPE_CHECKING:
+    from ..api.config import ModelConfig
+
+PER_MODEL: Mapping[str, type | tuple[type, ...]] = {
+    "model": str, "name": str, "max_length": int, "default_max_tokens": int, "initial_peers": list, "swarm_key": str,
+    "identity": str, "lan": bool, "no_push": bool, "wire_format": str, "min_precision": str, "allow_peer": list,
+    "patience": (int, float), "no_prefix_cache": bool, "revision": str, "guess": (str, int), "draft": str,
+}  # fmt: skip
+"""Options that each model may have of its own, and the types of their values."""
+
+
+def models_of(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tables [[models]] of a file, each with the parameters that it sets. Raises UsageError.
+
+    A value has the type that the option has: a table is no command line, where all are text.
+    """
+    tables = settings.get("models", [])
+    if not is_list_of_tables(tables) and tables != []:
+        raise UsageError("models has to be a list of tables", hint="Write [[models]] before each model's options.")
+    return [{_known(key): _typed(key, value) for key, value in table.items()} for table in tables]
+
+
+def _known(key: str) -> str:
+    name = key.replace("-", "_")
+    if name not in PER_MODEL:
+        options = ", ".join(option.replace("_", "-") for option in PER_MODEL)
+        raise UsageError(f"{key!r} is no option of one model", hint=f"[[models]] takes {options}.")
+    return name
+
+
+def _typed(key: str, value: Any) -> Any:
+    name = _known(key)
+    fits = isinstance(value, PER_MODEL[name]) and isinstance(value, bool) == (PER_MODEL[name] is bool)
+    if not fits or (isinstance(value, list) and not all(isinstance(element, str) for element in value)):
+        raise UsageError(f"{key} of a model cannot be {value!r}", hint="Write the value as --print-config does.")
+    return Path(value) if name in ("swarm_key", "identity") else value
+
+
+def entry_of(chosen: Mapping[str, Any]) -> ModelConfig:
+    """One model with its options. Raises UsageError."""
+    from ..api.config import ModelConfig, usual_name
+
+    model = chosen["model"]
+    if not model:
+        raise UsageError("there is no model", hint="Name one: swarm-client serve MODEL, or model = in the file.")
+    options = swarm_options(
+        chosen["initial_peers"], chosen["swarm_key"], chosen["identity"], chosen["lan"], chosen["no_push"],
+        chosen["revision"], wire_format=chosen["wire_format"], min_precision=chosen["min_precision"],
+        allow_peers=allowed_peers(chosen["allow_peer"]), patience_seconds=chosen["patience"],
+        prefix_cache=not chosen["no_prefix_cache"], guess=chosen["guess"], draft=chosen["draft"],
+    )  # fmt: skip
+    name = chosen["name"] or usual_name(model)
+    return ModelConfig(model, name, options, chosen["max_length"], chosen["default_max_tokens"])

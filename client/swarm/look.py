@@ -1,0 +1,130 @@
+"""Which peers a look at the swarm asks, by which of their ways, and in which order; no I/O.
+
+A record costs its owner nothing, and a peer that says nothing costs the client a whole time-out.  So the peers that
+answered the last look are asked first, then a bounded number of the others, chosen at random.  One turn asks each peer
+by one of its ways; a peer that is silent on all of them is left alone for a while, each time for twice as long.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from ...proto.directory.records import PeerRecord
+from ...proto.network.address import Reach
+from ...routing.swarm import PeerId
+from ..timing import ClientTiming
+
+MAX_OTHERS_A_LOOK = 256
+"""Peers that did not answer the last look and are asked in one look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A peer whose record was found."""
+
+    record: PeerRecord
+    encoded: bytes
+    """The signed record."""
+    ways: tuple[Reach, ...]
+    """How it may be reached, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A ping to be sent."""
+
+    peer: PeerId
+    way: Reach
+
+
+@dataclass
+class _Silence:
+    """A peer that did not answer, as it was announced then."""
+
+    incarnation: int
+    ways: tuple[Reach, ...]
+    tried: int = 0
+    """Ways that were tried, one after the other and then from the first one again."""
+    until: float = 0.0
+    """It is left alone until then."""
+
+    def is_about(self, found: Found) -> bool:
+        return self.incarnation == found.record.incarnation and self.ways == found.ways
+
+    @property
+    def next_way(self) -> Reach:
+        return self.ways[self.tried % len(self.ways)]
+
+
+class LookOrder:
+    """Remembers the silent peers from look to look."""
+
+    def __init__(self, rng: random.Random, timing: ClientTiming) -> None:
+        self._rng = rng
+        self._timing = timing
+        self._silent: dict[PeerId, _Silence] = {}
+
+    def first_turn(
+        self, found: Mapping[PeerId, Found], known: Mapping[PeerId, Reach], now: float
+    ) -> tuple[Question, ...]:
+        """The questions with which a look begins, most important first.
+
+        `known`: the peers that answered the last look, with the way that worked. `now` is monotonic.
+        """
+        self._silent = {
+            peer: silence
+            for peer, silence in self._silent.items()
+            if peer in found and silence.is_about(found[peer]) and peer not in known
+        }
+        sure = [
+            Question(peer, way if way in found[peer].ways else found[peer].ways[0])
+            for peer, way in known.items()
+            if peer in found and found[peer].ways
+        ]
+        others = [
+            Question(peer, self._next_way(peer, those))
+            for peer, those in found.items()
+            if peer not in known and those.ways and not self._rests(peer, now)
+        ]
+        return (*sure, *self._rng.sample(others, min(MAX_OTHERS_A_LOOK, len(others))))
+
+    def next_turn(self, found: Mapping[PeerId, Found], failed: Collection[Question]) -> tuple[Question, ...]:
+        """The questions to peers that were silent in the turn before, by ways that were not tried in this round."""
+        return tuple(
+            Question(question.peer, self._next_way(question.peer, found[question.peer]))
+            for question in failed
+            if not self._is_round_over(question.peer)
+        )
+
+    def silent(self, question: Question, found: Found, now: float, *, to_blame: bool) -> None:
+        """A question was not answered. Where nobody answers at all it is not the peer that is `to_blame`."""
+        if question.peer not in self._silent:
+            self._silent[question.peer] = _Silence(found.record.incarnation, found.ways)
+        silence = self._silent[question.peer]
+        if question.way != silence.next_way:
+            return  # that was the way of the last look; the others come in their order
+        silence.tried += 1
+        if to_blame and self._is_round_over(question.peer):
+            rounds = silence.tried // len(silence.ways)
+            pause_seconds = self._timing.silent_seconds * 2.0 ** min(rounds - 1, 32)
+            silence.until = now + min(pause_seconds, self._timing.max_silent_seconds)
+
+    def has_untried(self, found: Mapping[PeerId, Found], known: Collection[PeerId]) -> bool:
+        """Whether there are peers that were not asked in any look."""
+        return any(those.ways and peer not in known and peer not in self._silent for peer, those in found.items())
+
+    def was_silent(self, peer: PeerId) -> bool:
+        """Whether a peer was asked and has not answered since."""
+        return peer in self._silent
+
+    def _next_way(self, peer: PeerId, found: Found) -> Reach:
+        return self._silent[peer].next_way if peer in self._silent else found.ways[0]
+
+    def _rests(self, peer: PeerId, now: float) -> bool:
+        return peer in self._silent and now < self._silent[peer].until
+
+    def _is_round_over(self, peer: PeerId) -> bool:
+        silence = self._silent[peer]
+        return silence.tried > 0 and silence.tried % len(silence.ways) == 0

@@ -1,0 +1,92 @@
+"""The port of a server, and its limits towards all clients: connections, slow heads, answers that nobody takes."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+from typing import Any
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ...proto.errors import UsageError
+
+MAX_CONNECTIONS = 4096
+"""Further ones are told to come back, with status 503."""
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A bound socket, whose connections send small pieces at once. Raises UsageError."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listening = socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"cannot listen at {host}:{port}: {error}", hint="Choose another --host or --port.") from None
+    # asyncio does this for sockets that name their protocol only; else a body waits 40 ms for its head's delayed ACK.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
+
+
+def drop_idle_readers(listening: socket.socket, seconds: float) -> None:
+    """Have the kernel end connections whose other side takes nothing for that time, where it can (Linux).
+
+    An answer that is written as a whole waits in the connection's buffer: no task of this program would notice.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(1000 * seconds))
+
+
+def root_address(listening: socket.socket) -> str:
+    """The address of a server for people: "http://127.0.0.1:8000"."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def server_config(app: ASGIApp, *, head_seconds: float, stop_seconds: float) -> uvicorn.Config:
+    """`head_seconds`: how long a client has to say what it wants; `stop_seconds`: how long answers have at the end."""
+    protocol = type("Protocol", (ImpatientProtocol,), {"head_seconds": head_seconds})
+    return uvicorn.Config(
+        app, loop="asyncio", http=protocol, ws="none", lifespan="off", log_config=None, access_log=False,
+        server_header=False, limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=math.ceil(stop_seconds),
+    )  # fmt: skip
+
+
+class ImpatientProtocol(H11Protocol):
+    """Ends a connection whose request's head does not come in time."""
+
+    head_seconds = math.inf
+    _until: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self._until is None and self._head_is_due():
+            self._wait_for_head()
+        super().data_received(data)
+        if not self._head_is_due():
+            self._stop_waiting()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _head_is_due(self) -> bool:
+        return self.conn.their_state is h11.IDLE
+
+    def _wait_for_head(self) -> None:
+        self._until = self.loop.call_later(self.head_seconds, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._until is not None:
+            self._until.cancel()
+            self._until = None
+
+    def _give_up(self) -> None:
+        self._until = None
+        if self._head_is_due():
+            self.transport.abort()

@@ -1,0 +1,1 @@
+"""Measurements of this machine, kept from one start to the next; and its pages of memory."""

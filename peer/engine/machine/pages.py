@@ -1,0 +1,91 @@
+"""Large pages under the weights: a processor that reads every weight for every token spends less on finding them.
+
+Measured, matrices of `small` in prepacked float32, one row, one thread, interleaved: 1.18 times as fast as on pages of
+4 KiB (quartiles 1.07 and 1.22) while other work shared the machine; on a quiet one a whole engine gained nothing, on
+another, shared one 5 to 12 %.
+Linux gives large pages only to memory that asks for them, and oneDNN and fbgemm do not ask for theirs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+PAGE_BYTES = 2 << 20
+PART_BYTES = 16 * PAGE_BYTES
+"""Moved at a time: others wait for memory meanwhile."""
+FEWEST_BYTES = 4 * PAGE_BYTES
+"""Smaller pieces of memory are left alone: they gain nothing that can be measured."""
+LEAST_USED = 0.9
+"""The share of a piece that has to be in use, since all of it is afterwards."""
+
+_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25
+"""Advice to Linux: the second one does it at once (6.1 and later), the first one has the kernel do it by and by."""
+_HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw-p [0-9a-f]+ \S+ 0 *(\[heap\])?$")
+_RESIDENT = re.compile(r"Rss: +(\d+) kB$")
+
+Advise = Callable[[int, int, int], bool]
+"""(address, bytes, advice) -> whether the kernel took it."""
+
+
+def use_large_pages(maps: Path = Path("/proc/self/smaps"), advise: Advise | None = None) -> int:
+    """Have the large pieces of this process's own memory moved to large pages; the bytes of those where that was done.
+
+    For when weights have been loaded and packed. Contents and addresses stay, and others may compute with them
+    meanwhile. Takes about 3 s of CPU for each GiB that is moved. Where the system refuses, or is not Linux, everything
+    stays as it is and the answer is 0.
+    """
+    advise = advise or _system_advise()
+    if advise is None:
+        return 0
+    try:
+        pieces = list(_pieces(maps.read_text()))
+    except OSError:
+        return 0
+    moved = 0
+    for start, stop in pieces:
+        advised = advise(start, stop - start, _MADV_HUGEPAGE)
+        for part in range(start, stop, PART_BYTES):
+            size = min(PART_BYTES, stop - part)
+            moved += size * (advise(part, size, _MADV_COLLAPSE) or advised)
+    logger.debug("%d MiB of weights and caches are on large pages", moved >> 20)
+    return moved
+
+
+def use_large_pages_soon() -> threading.Thread:
+    """`use_large_pages` in a thread of its own, which holds up neither what follows nor the end of the program."""
+    thread = threading.Thread(target=use_large_pages, name="large pages", daemon=True)
+    thread.start()
+    return thread
+
+
+def _pieces(smaps: str) -> Iterator[tuple[int, int]]:
+    """The parts between borders of large pages of pieces that are large and in use; of no file, and writable."""
+    start = stop = 0
+    for line in smaps.splitlines():
+        if head := _HEAD.match(line):
+            start, stop = int(head[1], 16), int(head[2], 16)
+        elif line[:1] in "0123456789abcdef":
+            start = stop = 0  # the head of a piece of another kind
+        elif resident := _RESIDENT.match(line):
+            used = int(resident[1]) << 10
+            if used >= FEWEST_BYTES and used >= LEAST_USED * (stop - start) > 0:
+                yield -(-start // PAGE_BYTES) * PAGE_BYTES, stop // PAGE_BYTES * PAGE_BYTES
+
+
+def _system_advise() -> Advise | None:
+    """The system's own `madvise`; None where there is none that is known here."""
+    if sys.platform != "linux":
+        return None
+    madvise = getattr(ctypes.CDLL(None), "madvise", None)
+    if madvise is None:
+        return None
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return lambda address, size, advice: madvise(address, size, advice) == 0

@@ -1,0 +1,32 @@
+"""Where the clients of the last ten minutes are, as they say themselves; what the record tells of it are centroids."""
+
+from __future__ import annotations
+
+from ...routing.coordinates import centroids, is_plausible
+from ...routing.swarm import Coordinate, PeerId
+
+MAX_CLIENTS = 256
+"""Clients that are remembered; those that came last."""
+REMEMBERED = 600.0
+"""Seconds for which a client counts after its last opening."""
+
+
+class ClientPlaces:
+    """The last place of each client. Bounded; a client counts once, whatever the number of its sessions."""
+
+    def __init__(self) -> None:
+        self._seen: dict[PeerId, tuple[float, Coordinate]] = {}
+
+    def note(self, client: PeerId, place: Coordinate, now_seconds: float) -> None:
+        """A session of a client was admitted; an impossible place is left out."""
+        if not is_plausible(place):
+            return
+        self._seen.pop(client, None)
+        self._seen[client] = now_seconds, place
+        if len(self._seen) > MAX_CLIENTS:
+            del self._seen[next(iter(self._seen))]
+
+    def centroids(self, now_seconds: float) -> tuple[Coordinate, ...]:
+        """At most four places that stand for all of them."""
+        self._seen = {client: seen for client, seen in self._seen.items() if seen[0] > now_seconds - REMEMBERED}
+        return centroids([place for _, place in self._seen.values()])

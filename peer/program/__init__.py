@@ -1,0 +1,1 @@
+"""Parts of the program `swarm-peer` that talk to people."""

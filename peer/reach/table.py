@@ -1,0 +1,111 @@
+"""The peers that are reached through this one, and the limits within which that happens. No network, no clock.
+
+A reservation is one peer's right to be reached through here; it ends with the stream that holds it, and so do its
+connections.  All limits count what a peer can make others cost: reservations (also per network, as ids are free),
+connections of one peer and of all, and bytes per second of one peer and of all, in both directions together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from ...proto.errors import PeerBusy, PeerUnavailable
+from ...proto.wire.timing import RELAY_FULL_SECONDS
+from ...routing.swarm import PeerId
+from ..config import RelayQuota
+
+
+class Throttle:
+    """Says how long a sender has to pause so that it keeps to a rate; bursts of a second are let through."""
+
+    def __init__(self, bytes_per_second: float) -> None:
+        self._rate = bytes_per_second
+        self._credit = bytes_per_second
+        self._at: float | None = None
+
+    def delay(self, nbytes: int, now: float) -> float:
+        """Take `nbytes` at `now`; the seconds to wait before they are sent. Never goes back in time."""
+        if self._at is not None:
+            self._credit = min(self._rate, self._credit + max(0.0, now - self._at) * self._rate)
+        self._at = now if self._at is None else max(now, self._at)
+        self._credit -= nbytes
+        return max(0.0, -self._credit / self._rate)
+
+
+@dataclass(eq=False, slots=True)
+class RelayPlace:
+    """One peer that is reached through here."""
+
+    peer: PeerId
+    network: str
+    throttle: Throttle
+    connections: int = 0
+    relayed_bytes: int = 0
+
+
+@dataclass
+class RelayTable:
+    """The reservations of a relay."""
+
+    me: PeerId
+    quota: RelayQuota
+    relayed_bytes: int = 0
+    """Since the start."""
+    _held: dict[PeerId, RelayPlace] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._throttle = Throttle(self.quota.bytes_per_second)
+
+    @property
+    def free(self) -> int:
+        """The number of peers that would still find a place."""
+        return self.quota.peers - len(self._held)
+
+    @property
+    def peers(self) -> int:
+        return len(self._held)
+
+    @property
+    def connections(self) -> int:
+        return sum(reservation.connections for reservation in self._held.values())
+
+    def reserve(self, peer: PeerId, network: str) -> RelayPlace:
+        """A place for `peer`, seen in `network`; takes the place of its older reservation.
+
+        Raises PeerBusy if there is none, PeerUnavailable where the peer is this one: a loop.
+        """
+        if peer == self.me:
+            raise PeerUnavailable("a relay is not reached through itself")
+        others = [reservation for reservation in self._held.values() if reservation.peer != peer]
+        near = sum(reservation.network == network for reservation in others)
+        if len(others) >= self.quota.peers or near >= max(1, self.quota.peers // 2):
+            raise PeerBusy(RELAY_FULL_SECONDS, "the relay has no place for another peer")
+        self._held[peer] = RelayPlace(peer, network, Throttle(self.quota.bytes_per_second_per_peer))
+        return self._held[peer]
+
+    def release(self, reservation: RelayPlace) -> None:
+        """The reservation is over; an older one that was replaced is over already."""
+        if self._held.get(reservation.peer) is reservation:
+            del self._held[reservation.peer]
+
+    @contextmanager
+    def connection(self, peer: PeerId) -> Iterator[RelayPlace]:
+        """Count a connection to `peer` for the time of the block. Raises PeerUnavailable, PeerBusy."""
+        reservation = self._held.get(peer)
+        if reservation is None:
+            raise PeerUnavailable("that peer is not reached through this relay")
+        if reservation.connections >= self.quota.connections_per_peer or self.connections >= self.quota.connections:
+            raise PeerBusy(RELAY_FULL_SECONDS, "the relay has no room for another connection")
+        reservation.connections += 1
+        try:
+            yield reservation
+        finally:
+            reservation.connections -= 1
+
+    def delay(self, reservation: RelayPlace, nbytes: int, now: float) -> float:
+        """Count bytes that are moved for a peer; the seconds to wait before they are sent on."""
+        self.relayed_bytes += nbytes
+        reservation.relayed_bytes += nbytes
+        return max(reservation.throttle.delay(nbytes, now), self._throttle.delay(nbytes, now))

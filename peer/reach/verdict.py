@@ -1,0 +1,76 @@
+"""Is this peer reached from outside, and at which addresses? Decided from the answers of others; no I/O.
+
+Each answer is from another peer that was asked to dial back: the address that it saw, and whether the dial came
+through.  An answer from inside the same network says nothing of the world outside, so where any answer has seen a
+public address, only those count.  Half of them have to say yes, since some peer may lie or be cut off itself.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...proto.network.address import HostPort
+from ...proto.wire.messages.relay import ReachReply
+
+CHECKERS = 3
+"""Peers that are asked at a time."""
+ENOUGH_CHECKERS = 2
+"""With fewer answers an address counts as unchecked; so does another address than the peer's own."""
+
+
+class ReachStatus(enum.Enum):
+    """How a peer is reached, as far as it knows."""
+
+    UNCHECKED = "unchecked"
+    """Announced without a check: nobody is there to make one, or the operator said so."""
+    YES = "reached"
+    NO = "not reached"
+
+
+@dataclass(frozen=True, slots=True)
+class ReachVerdict:
+    """The result of one round of checks."""
+
+    reached: ReachStatus
+    hosts: tuple[str, ...] = ()
+    """Addresses of this peer that at least two others saw and reached, most often named first."""
+
+    def addresses(self, own: Sequence[str], port: int) -> tuple[str, ...]:
+        """host:port to announce: where others saw this peer, then what it calls itself (`own`)."""
+        if self.reached is ReachStatus.NO:
+            return ()
+        seen = [str(HostPort(host, port)) for host in self.hosts]
+        return tuple(dict.fromkeys((*seen, *own)))
+
+
+UNCHECKED = ReachVerdict(ReachStatus.UNCHECKED)
+
+
+def judge(answers: Sequence[ReachReply]) -> ReachVerdict:
+    """The verdict of those that answered."""
+    public = [answer for answer in answers if _is_public(answer.host)]
+    counted = public or list(answers)
+    if not counted:
+        return UNCHECKED
+    reached = [answer.host for answer in counted if answer.reached]
+    if 2 * len(reached) < len(counted) or not reached:
+        return ReachVerdict(ReachStatus.NO)
+    seen = Counter(reached)
+    hosts = tuple(host for host, count in seen.most_common() if count >= ENOUGH_CHECKERS and _is_ip(host))
+    return ReachVerdict(ReachStatus.YES if len(counted) >= ENOUGH_CHECKERS else ReachStatus.UNCHECKED, hosts)
+
+
+def _is_public(host: str) -> bool:
+    return _is_ip(host) and ipaddress.ip_address(host).is_global
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return "%" not in host

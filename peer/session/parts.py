@@ -1,0 +1,65 @@
+"""Everything that a peer's service is made of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ...proto.directory.signed import SignatureCache
+from ...proto.directory.swarm_key import SwarmKey
+from ...proto.identity import Identity
+from ...proto.network.address import AddressesOf, nowhere
+from ...proto.network.transport import Dialer
+from ...proto.wire.handshake import HelloChecker
+from ...routing.admit.table import SessionTable
+from ...routing.swarm import BlockRange, Coordinate, PeerId
+from ..engine.engine import Engine
+from ..timing import PeerTiming
+from .edge.dials import DialBudget
+from .edge.opening import NameBudget
+from .replay_store import ReplayStore
+from .work.seams import Counters
+
+
+class Hosts(Protocol):
+    """Knows what the peer hosts now."""
+
+    @property
+    def blocks(self) -> BlockRange: ...
+
+
+@dataclass
+class PeerParts:
+    """Everything that a peer's service is made of."""
+
+    identity: Identity
+    engine: Engine
+    hosting: Hosts
+    sessions: SessionTable
+    replay: ReplayStore
+    hellos: HelloChecker
+    dialer: Dialer
+    model_digest: str
+    model_name: str
+    swarm_key: SwarmKey | None
+    lookup: Callable[[str], Awaitable[list[bytes]]]
+    """Encoded signed records under a name, from the directory that this peer is part of."""
+    dht_addresses: Callable[[], list[str]]
+    clock: Callable[[], float] = time.time
+    timing: PeerTiming = field(default_factory=PeerTiming)
+    counters: Counters = field(default_factory=Counters)
+    on_admitted: Callable[[float], None] = lambda wait_seconds: None
+    """Is told how long each admitted session has waited for room."""
+    on_failure: Callable[[str], None] = lambda code: None
+    """Is told the code of every error with which a session is refused or ends."""
+    on_client: Callable[[PeerId, Coordinate], None] = lambda client, place: None
+    """Is told where the client of an admitted session says that it is."""
+    on_visit: Callable[[float], None] = lambda seconds: None
+    """Is told what a step took here beside computing, see `SessionParts`."""
+    record_signatures: SignatureCache = field(default_factory=SignatureCache)
+    names: NameBudget = field(default_factory=NameBudget)
+    dials: DialBudget = field(default_factory=DialBudget)
+    relay_addresses: AddressesOf = nowhere
+    """Where the relays of a successor are, by their own records."""

@@ -1,0 +1,68 @@
+"""Events of a swarm are written down once, and its peers counted each minute."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+from blockswarm.client.dashboard.history.entries import NumberedEvent
+from blockswarm.client.dashboard.history.journal import Journal
+from blockswarm.client.dashboard.history.recorder import Recorder
+from blockswarm.client.dashboard.timing import DashboardTiming
+from blockswarm.client.dashboard.watch.keeper import SnapshotKeeper
+from blockswarm.client.dashboard.watch.sighting import ModelState
+from support.sightings import FACTS, NOW, known, sighting
+
+ANN, BOB = known("0:4", "ann"), known("4:8", "bob")
+
+
+def journalled(tmp_path: Path, scenario: Callable[[SnapshotKeeper, Recorder], Awaitable[None]]) -> None:
+    async def play() -> None:
+        keeper, recorder = SnapshotKeeper(), Recorder(tmp_path / "h.sqlite", lambda: NOW)
+        running = asyncio.create_task(Journal(keeper, recorder, lambda: NOW, DashboardTiming()).run())
+        try:
+            async with asyncio.timeout(60):
+                await scenario(keeper, recorder)
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
+            recorder.close()
+
+    asyncio.run(play())
+
+
+async def events(recorder: Recorder, count: int) -> list[NumberedEvent]:
+    while len(found := await recorder.write(lambda store: store.events(None, 100)) or []) < count:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    return found
+
+
+async def counted(recorder: Recorder) -> float:
+    while (peers := await recorder.write(lambda store: store.buckets(FACTS.id, NOW, 1, 900.0)[0].peers)) is None:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    return peers
+
+
+def test_events_are_written_once_and_not_for_what_was_there_at_first(tmp_path: Path) -> None:
+    async def scenario(keeper: SnapshotKeeper, recorder: Recorder) -> None:
+        first = sighting([ANN, BOB])
+        await keeper.put(ModelState(FACTS, first))
+        assert await counted(recorder) == 2
+        second = sighting([ANN], [BOB], at=NOW + 15, before=first)
+        await keeper.put(ModelState(FACTS, second))
+        found = [numbered.event for numbered in await events(recorder, 2)]
+        assert [(each.kind, each.name, each.at_seconds) for each in reversed(found)] == [
+            ("incomplete", "", NOW + 15),
+            ("silent", "bob", NOW + 15),
+        ]
+        assert found[1].detail == "no peer serves blocks 4:8"
+        await keeper.change(FACTS.id, failure=None)  # another snapshot of the same look
+        await keeper.put(ModelState(replace(FACTS, digest="cd" * 32), second))
+        await keeper.put(ModelState(FACTS, sighting([ANN, BOB], at=NOW + 30, before=second)))
+        found = [numbered.event for numbered in await events(recorder, 4)]
+        assert [each.kind for each in reversed(found)] == ["incomplete", "silent", "complete", "answers"]
+        assert await counted(recorder) == 2, "the second and the third look are within the same minute"
+
+    journalled(tmp_path, scenario)

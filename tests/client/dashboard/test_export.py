@@ -1,0 +1,46 @@
+"""An export is a folder of files that need no server: every link leads to a file of it, and no address is in any."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from html import unescape
+from pathlib import Path
+
+import pytest
+from blockswarm.client.dashboard.board.listing import ROWS_A_PAGE
+from blockswarm.client.dashboard.export import write_files
+from blockswarm.proto.errors import UsageError
+from support.sightings import FACTS, HOST, app_of, known, seen, site_of
+
+
+def exported(folder: Path, peers: int) -> list[Path]:
+    site = site_of(seen(*(known(f"{index % 8}:{index % 8 + 1}", f"<peer {index}>") for index in range(peers))))
+    count = asyncio.run(write_files(app_of(site), site.keeper.snapshot, folder))
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) == count
+    return files
+
+
+def test_every_link_leads_to_a_file_of_the_export(tmp_path: Path) -> None:
+    files = exported(tmp_path, ROWS_A_PAGE + 1)
+    pages = [path for path in files if path.suffix == ".html"]
+    assert {path.name for path in pages} >= {"index.html", "peers.html", "peers-2.html", "history-7d.html", "join.html"}
+    shown = "".join(page.read_text() for page in pages if page.name.startswith("peers"))
+    assert all(f"&lt;peer {index}&gt;" in shown for index in range(ROWS_A_PAGE + 1))
+    for page in pages:
+        text = page.read_text()
+        assert "data-version" not in text, "the script would look for a stream"
+        for target in re.findall(r'(?:href|src|action)="([^"]*)"', text):
+            path = unescape(target).partition("#")[0].partition("?")[0]
+            assert path.startswith("data:") or (page.parent / path).exists(), (page, target)
+    for path in files:
+        assert HOST not in path.read_text()
+    assert json.loads((tmp_path / "api/v1/status.json").read_text())["models"][0]["name"] == FACTS.name
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        exported(tmp_path / "file", 1)

@@ -1,0 +1,241 @@
+"""The pages in a real browser: every screen in every state, by keyboard, without JavaScript, on a narrow screen."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blockswarm.client.dashboard.board.listing import ROWS_A_PAGE
+from blockswarm.client.dashboard.history.entries import Availability
+from blockswarm.client.dashboard.probe.messages import ProbedHop, ProbeOutcome
+from blockswarm.client.dashboard.timing import DashboardTiming
+from blockswarm.client.dashboard.watch.sighting import Failure, LastProbe, ModelState
+from blockswarm.client.dashboard.web.templating import SCREENS
+from blockswarm.routing.swarm import BlockRange, MoveClaim, PeerState
+from support.dashboards import ServedSite, served_site
+from support.sightings import FACTS, HOST, NOW, known, seen, site_of
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+WAIT_MS = 30_000
+SIZES = {"block_bytes": 1e6, "kv_bytes_per_token": 100.0}
+PICTURE = {"width": 1000, "height": 600}
+PLAIN = {"color_scheme": "light", "reduced_motion": "reduce"}
+HOSTILE = (
+    "<script>document.title='hit'</script>",
+    "<img src=x onerror=\"document.title='hit'\">",
+    '"><svg onload="document.title=\'hit\'">',
+    "' autofocus onfocus='document.title=1",
+    "</bdi></main><iframe src=//evil.example>",
+    "<style>@import '//evil.example'</style>",
+    "{{ 7*7 }}",
+)
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="there is no chromium here: install Debian's package `chromium` to test the pages"
+    ),
+]
+
+
+def healthy(name: str = "a model", peer_name: str | None = None) -> ModelState:
+    claim = MoveClaim(NOW, BlockRange(4, 8))
+    peers = [
+        known("0:4", peer_name or "ann", **SIZES, claim=claim), known("4:8", peer_name or "bob", **SIZES),
+        known("2:6", peer_name or "", state=PeerState.DRAINING), known("0:8", peer_name or "liar", hashes=b"x" * 8),
+    ]  # fmt: skip
+    hops = [
+        ProbedHop(p.record.spec.id, *(p.record.spec.blocks.start, p.record.spec.blocks.stop), 0.05, 0.001, 0.01)
+        for p in peers[:2]
+    ]
+    state = seen(
+        *peers, silent=[known("0:8", peer_name or "gone")], facts=replace(FACTS, name=name),
+        proven=dict.fromkeys(range(8), b"8" * 8),
+    )  # fmt: skip
+    outcome = ProbeOutcome("", 2.0, 0.5, 7.31, tuple(hops))
+    return replace(state, probe=LastProbe(NOW - 40, outcome, Availability(1434, 1440, NOW - 86400)))
+
+
+def crowd() -> ModelState:
+    facts = replace(FACTS, num_blocks=80)
+    peers = [known(f"{i % 74}:{i % 74 + 7}", f"peer {i}", **SIZES, cost=0.001 + i / 1e5) for i in range(950)]
+    return seen(*peers, silent=[known("0:8", f"silent {i}") for i in range(50)], facts=facts)
+
+
+STATES: dict[str, Callable[[], ModelState]] = {
+    "healthy": healthy,
+    "empty": lambda: seen(),
+    "stale": lambda: replace(
+        healthy(), sighting=seen(at=NOW - 7200).sighting, probe=None, failure=Failure("peer-unavailable", NOW)
+    ),
+    "broken": lambda: replace(
+        seen(known("0:3"), known("6:12")), probe=LastProbe(NOW, ProbeOutcome("no-chain", 1.0), None)
+    ),
+    "crowd": crowd,
+}
+WORDS = {
+    "healthy": "Works: 7.3 tokens/s", "empty": "no peer serves any block",
+    "stale": "Last seen 2 h ago: no peer answers",
+    "broken": "no chain of peers has all blocks", "crowd": "Every block has a server",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"] if os.name == "posix" and os.getuid() == 0 else []
+        )
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def visited(browser: Any, served: ServedSite, **context: Any) -> Iterator[Any]:
+    """A page whose requests are watched: another origin, or a complaint of the browser, fails the test."""
+    opened = browser.new_context(**context)
+    page, asked, complaints = opened.new_page(), [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda said: said.type == "error" and complaints.append(said.text))
+    page.on("dialog", lambda dialog: complaints.append(dialog.message))
+    yield page
+    opened.close()
+    assert asked
+    assert all(url.startswith((served.root + "/", "data:")) for url in asked), "another origin was asked"
+    assert complaints == []
+
+
+def addresses(root: str) -> list[str]:
+    return [
+        f"{root}/",
+        *(f"{root}/models/{FACTS.id}{end}{'?memory=4' if end == '/join' else ''}" for end, _ in SCREENS),
+    ]
+
+
+def test_the_pictures_of_the_documents(browser: Any, tmp_path: Path) -> None:
+    """Writes those of docs/dashboard.md where BLOCKSWARM_SCREENSHOTS names a folder."""
+    folder = Path(os.environ.get("BLOCKSWARM_SCREENSHOTS") or tmp_path)
+    with served_site(site_of(healthy())) as served, visited(browser, served, viewport=PICTURE, **PLAIN) as page:
+        for end, name in {f"models/{FACTS.id}": "blocks", f"models/{FACTS.id}/routes": "routes"}.items():
+            page.goto(f"{served.root}/{end}")
+            page.screenshot(path=folder / f"dashboard-{name}.png", full_page=True)
+            assert (folder / f"dashboard-{name}.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_every_screen_in_every_state_fits_a_narrow_dark_screen_and_names_no_address(browser: Any, state: str) -> None:
+    with (
+        served_site(site_of(STATES[state]())) as served,
+        visited(
+            browser, served, viewport={"width": 320, "height": 640}, color_scheme="dark", reduced_motion="reduce"
+        ) as page,
+    ):
+        for address in addresses(served.root):
+            page.goto(address)
+            assert page.locator("h1").count() == 1
+            assert page.evaluate("document.documentElement.scrollWidth") <= 320, address
+            assert page.evaluate("document.getAnimations().length") == 0
+            assert HOST not in page.content()
+            assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 28)"
+            if address.endswith("/"):
+                assert WORDS[state] in page.inner_text("main")
+
+
+@pytest.mark.parametrize("state", ["healthy", "broken"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_screen_breaks_a_rule_of_accessibility(browser: Any, state: str, scheme: str) -> None:
+    """axe-core's rules for WCAG 2.2 A and AA."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    rules = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}}
+    with served_site(site_of(STATES[state]())) as served, visited(browser, served, color_scheme=scheme) as page:
+        for address in addresses(served.root):
+            page.goto(address)
+            found = axe.run(page, options=rules)
+            assert found.response["passes"], "the rules were applied"
+            assert found.violations_count == 0, f"{address}\n{found.generate_report()}"
+
+
+def test_names_are_text_on_every_screen(browser: Any) -> None:
+    with served_site(site_of(healthy())) as served, visited(browser, served) as page:
+        for text in HOSTILE:
+            served.put(healthy(text, text))
+            for address in addresses(served.root):
+                page.goto(address)
+                assert page.locator("script").count() == 1
+                assert page.locator("img, iframe, style, main svg[onload], [onfocus]").count() == 0
+                assert page.title() != "hit"
+                assert text in page.locator("body").inner_text()
+
+
+def test_the_map_is_a_grid_for_the_keyboard(browser: Any) -> None:
+    with (
+        served_site(site_of(seen(known("0:4", "ann"), known("4:8", "bob")))) as served,
+        visited(browser, served) as page,
+    ):
+        page.goto(addresses(served.root)[1])
+        grid = page.locator("table[role=grid]")
+        assert grid.locator("[tabindex='0']").count() == 1, "one stop for the tab key"
+
+        def at() -> str:
+            return page.evaluate("document.activeElement.textContent.trim()")
+
+        grid.locator("th").first.focus()
+        for key, text in (
+            ("ArrowRight", "0"), ("ArrowDown", "serving 0:4"), ("ArrowDown", ""), ("ArrowDown", "1"),
+            ("End", "1"), ("ArrowUp", "serving 4:8"), ("ArrowUp", ""), ("ArrowLeft", "serving 0:4"),
+            ("Control+Home", "Peer"), ("ArrowUp", "Peer"), ("Control+End", "4"),
+        ):  # fmt: skip
+            page.keyboard.press(key)
+            assert at() == text, key
+        page.keyboard.press("Tab")
+        assert page.evaluate("!document.activeElement.closest('table')")
+
+
+def test_new_snapshots_come_in_without_taking_the_focus_and_can_be_paused(browser: Any) -> None:
+    site = site_of(seen(known("0:4")), timing=DashboardTiming(stream_pause=0.0))
+    with served_site(site) as served, visited(browser, served) as page:
+        page.goto(served.root)
+        page.wait_for_selector("#live")
+        link = page.locator("main h2 a")
+        link.focus()
+        served.put(seen(known("0:4"), known("4:8")))
+        page.locator("main", has_text="8 of 8 served").wait_for(timeout=WAIT_MS)
+        assert page.evaluate("document.activeElement === document.querySelector('main h2 a')")
+        page.click("#live button")
+        assert "not updated" in page.inner_text("#live")
+        served.put(seen())
+        served.put(ModelState(FACTS))
+        with page.expect_response("**/static/dashboard.css"):
+            page.evaluate("fetch('/static/dashboard.css')")
+        assert "8 of 8 served" in page.inner_text("main")
+        page.click("#live button")
+        page.locator("main", has_text="Not seen yet").wait_for(timeout=WAIT_MS)
+
+
+def test_everything_is_there_without_javascript(browser: Any) -> None:
+    with served_site(site_of(crowd())) as served, visited(browser, served, java_script_enabled=False) as page:
+        for address in addresses(served.root):
+            page.goto(address)
+            assert page.locator("main").inner_text()
+        page.goto(f"{served.root}/models/{FACTS.id}/peers")
+        assert page.locator("tbody tr").count() == ROWS_A_PAGE
+        page.click("text=ms per block")
+        assert page.locator("tbody tr").first.locator("td").first.inner_text() == "peer 0"
+        page.click("nav.pager >> text=2")
+        assert page.locator("tbody tr").count() == ROWS_A_PAGE
+        page.fill("input[name=q]", "silent 4")
+        page.click("main button")
+        assert page.locator("tbody tr").count() == 11
+        assert "11 peers" in page.inner_text("main")
+        page.goto(f"{served.root}/models/{FACTS.id}/join")
+        page.fill("input[name=memory]", "2")
+        page.click("main button")
+        assert "It would host" in page.inner_text("main")

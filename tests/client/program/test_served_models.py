@@ -1,0 +1,109 @@
+"""The models of an endpoint: one from the command line, or several from a file, with what they share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blockswarm.client.program.cli import app
+from blockswarm.client.program.served_models import entry_of, models_of
+from blockswarm.proto.errors import UsageError
+from blockswarm.proto.identity import Identity
+from blockswarm.proto.settings import with_settings
+from typer.testing import CliRunner
+
+ADDRESS = f"{Identity.generate().peer_id}@swarm.example:31337"
+SHARED: dict[str, Any] = {
+    "model": None, "name": None, "max_length": None, "default_max_tokens": 1024, "initial_peers": [ADDRESS],
+    "swarm_key": None, "identity": None, "lan": False, "no_push": False, "wire_format": "auto",
+    "min_precision": None, "allow_peer": None, "patience": 30.0, "no_prefix_cache": False, "revision": None,
+    "guess": "auto", "draft": None,
+}  # fmt: skip
+FILE = f"""\
+initial-peers = ["{ADDRESS}"]
+port = 9
+max-queue = 5
+patience = 2
+
+[[models]]
+model = "org/one"
+name = "first"
+guess = 4
+
+[[models]]
+model = "org/two"
+lan = true
+max-length = 512
+"""
+
+
+def printed(*arguments: str, environment: dict[str, str] | None = None) -> str:
+    """The output of `serve --print-config`."""
+    put = with_settings(["serve", *arguments, "--print-config"], words=1)
+    done = CliRunner().invoke(app, put, env=environment)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_each_model_has_its_own_options_and_those_that_all_share() -> None:
+    tables = models_of({"models": [{"model": "org/one", "name": "first"}, {"model": "org/two", "max-length": 512}]})
+    first, second = (entry_of({**SHARED, **own}) for own in tables)
+    assert (first.model, first.name, first.max_length) == ("org/one", "first", None)
+    assert (second.model, second.name, second.max_length) == ("org/two", "org/two", 512)
+    assert {str(address) for entry in (first, second) for address in entry.swarm.initial_peers} == {ADDRESS}
+
+
+def test_each_model_may_be_guessed_for_in_its_own_way() -> None:
+    """A number may be written as one, or as the command line has it."""
+    tables = models_of({"models": [{"guess": 4}, {"guess": "4", "draft": "org/small"}, {"guess": "off"}, {}]})
+    chosen = [entry_of({**SHARED, "model": "org/one", **own}).swarm for own in tables]
+    assert [swarm.guess for swarm in chosen] == [4, "4", "off", "auto"]
+    assert [swarm.draft for swarm in chosen] == [None, "org/small", None, None]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"models": {"model": "x"}}, "list of tables"),
+        ({"models": ["x"]}, "list of tables"),
+        ({"models": [{"port": 1}]}, "'port' is no option of one model"),
+        ({"models": [{"lan": 1}]}, "lan of a model cannot be 1"),
+        ({"models": [{"max_length": True}]}, "cannot be True"),
+        ({"models": [{"guess": True}]}, "cannot be True"),
+        ({"models": [{"initial-peers": "x"}]}, "cannot be 'x'"),
+        ({"models": [{"initial-peers": [1]}]}, "cannot be"),
+    ],
+)
+def test_tables_that_are_no_models_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        models_of(settings)
+
+
+def test_an_endpoint_without_a_model_says_what_to_name() -> None:
+    with pytest.raises(UsageError, match="there is no model"):
+        entry_of(SHARED)
+
+
+def test_what_is_typed_counts_before_the_file_and_that_before_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "endpoint.toml"
+    file.write_text(FILE)
+    environment = {f"SWARM_CLIENT_SERVE_{name}": "77" for name in ("PORT", "MAX_QUEUE", "MAX_RUNNING")}
+    shown = printed("--config", str(file), "--port", "10", environment=environment)
+    assert {"port = 10", "max-queue = 5", "max-running = 77", "patience = 2.0"} <= set(shown.splitlines())
+
+
+def test_what_is_printed_is_a_file_that_says_the_same(tmp_path: Path) -> None:
+    file, again = tmp_path / "endpoint.toml", tmp_path / "again.toml"
+    file.write_text(FILE)
+    shown = printed("--config", str(file), "--no-push")
+    again.write_text(shown)
+    assert printed("--config", str(again)) == shown
+    assert models_of({"models": []}) == []
+
+
+def test_a_model_that_is_typed_is_not_asked_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "endpoint.toml"
+    file.write_text('model = "org/one"\n')
+    assert 'model = "org/two"' in printed("org/two", "--config", str(file))
+    assert 'model = "org/one"' in printed("--config", str(file))

@@ -1,0 +1,65 @@
+"""Commands that a peer prints can be pasted, and no name of a folder keeps it from serving."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+
+import pytest
+from support.processes import environment
+
+PROGRAM = """
+import sys
+from blockswarm.peer.cli import reported_errors
+from blockswarm.peer.program.ready import print_ready
+from blockswarm.peer.serving import ReadyPeer
+from blockswarm.proto.network.address import PeerAddress
+from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId
+address = PeerAddress(PeerId("12D3KooWA29sxFFTDw3qgZr3igFR4Cz3XLFKKBWPuJ85BYzMzjiX"), "127.0.0.1:4000")
+peer = ReadyPeer(address, True, BlockRange(0, 4), 8, ComputeCost(1e-3), 100, "ab" * 32, None, "float32", "cpu", 1)
+with reported_errors(False):
+    print_ready(sys.argv[1], peer)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_any_folder_may_be_served(encoding: str) -> None:
+    folder = "/home/j\u00f6rg/my models/$HOME; rm"
+    program = [sys.executable, "-c", PROGRAM, folder]
+    done = subprocess.run(
+        program, env=environment() | {"PYTHONIOENCODING": encoding}, capture_output=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.decode(encoding)
+    assert "with 1 thread\n" in told
+    for line in told.splitlines()[-2:]:
+        command = shlex.split(line.partition(":")[2])
+        if encoding == "utf-8":
+            assert folder in command
+        else:
+            assert any(word.startswith("/home/j") and word.endswith("rm") for word in command)
+
+
+COLLECTOR = """
+import gc
+import blockswarm.peer.node
+from blockswarm.peer.program.ready import spare_collector
+
+class Knot:
+    def __init__(self):
+        self.self = self
+
+spare_collector()
+there = len(gc.get_objects())
+assert gc.get_freeze_count() > 10_000 > there, (gc.get_freeze_count(), there)
+Knot()
+assert gc.collect() > 0, "garbage that comes later is collected"
+"""
+
+
+@pytest.mark.long
+def test_what_is_there_when_a_peer_begins_to_serve_is_looked_through_no_more() -> None:
+    """In a process of its own, for it cannot be undone."""
+    subprocess.run([sys.executable, "-c", COLLECTOR], check=True, timeout=120)

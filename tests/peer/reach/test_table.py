@@ -1,0 +1,116 @@
+"""The limits of a relay: one peer does not take all that it does for others."""
+
+from __future__ import annotations
+
+import pytest
+from blockswarm.peer.config import RelayQuota
+from blockswarm.peer.reach.table import RelayTable, Throttle
+from blockswarm.proto.errors import PeerBusy, PeerUnavailable, UsageError
+from blockswarm.routing.swarm import PeerId
+from hypothesis import given
+from hypothesis import strategies as st
+
+ME, ALICE, BOB, CAROL = map(PeerId, ("me", "alice", "bob", "carol"))
+
+
+def table(**quota: object) -> RelayTable:
+    return RelayTable(ME, RelayQuota(**quota))  # type: ignore[arg-type]
+
+
+def test_a_relay_has_a_number_of_places() -> None:
+    relay = table(peers=2)
+    first = relay.reserve(ALICE, "a")
+    relay.reserve(BOB, "b")
+    assert (relay.free, relay.peers) == (0, 2)
+    with pytest.raises(PeerBusy):
+        relay.reserve(CAROL, "c")
+    relay.release(first)
+    relay.reserve(CAROL, "c")
+
+
+def test_one_network_takes_half_of_the_places_however_many_ids_it_makes() -> None:
+    relay = table(peers=8)
+    for number in range(4):
+        relay.reserve(PeerId(f"sybil {number}"), "a")
+    with pytest.raises(PeerBusy):
+        relay.reserve(PeerId("one more"), "a")
+    relay.reserve(BOB, "b")
+
+
+def test_a_peer_that_comes_again_takes_its_own_place() -> None:
+    """Its old stream may look alive for a while after its network was away."""
+    relay = table(peers=2)
+    old = relay.reserve(ALICE, "a")
+    new = relay.reserve(ALICE, "a")
+    relay.release(old)
+    with relay.connection(ALICE) as used:
+        assert used is new
+    relay.release(new)
+    assert relay.peers == 0
+
+
+def test_a_relay_is_not_reached_through_itself() -> None:
+    with pytest.raises(PeerUnavailable, match="itself"):
+        table().reserve(ME, "a")
+
+
+def test_nobody_is_reached_without_a_place() -> None:
+    relay = table()
+    relay.release(relay.reserve(ALICE, "a"))
+    with pytest.raises(PeerUnavailable, match="not reached through this relay"), relay.connection(ALICE):
+        pass
+
+
+def test_connections_are_limited_for_each_peer_and_in_all() -> None:
+    relay = table(connections=3, connections_per_peer=2)
+    relay.reserve(ALICE, "a")
+    relay.reserve(BOB, "b")
+    with relay.connection(ALICE), relay.connection(ALICE):
+        with pytest.raises(PeerBusy), relay.connection(ALICE):
+            pass
+        with relay.connection(BOB):
+            assert relay.connections == 3
+            with pytest.raises(PeerBusy), relay.connection(BOB):
+                pass
+    assert relay.connections == 0
+
+
+@pytest.mark.parametrize(
+    "quota", [{"peers": 0}, {"connections": 0}, {"bytes_per_second": 1.0}, {"peer_share": 0.0}, {"peer_share": 2.0}]
+)
+def test_limits_that_are_none_are_refused(quota: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        table(**quota)
+
+
+@pytest.mark.long
+@given(
+    st.lists(st.tuples(st.integers(1, 1 << 18), st.floats(0, 2)), min_size=1, max_size=60),
+    st.integers(1 << 16, 1 << 22),
+)
+def test_a_sender_that_pauses_as_it_is_told_keeps_to_the_rate(sends: list[tuple[int, float]], rate: int) -> None:
+    """By any moment no more has been let through than a burst of a second and the rate since, counted independently."""
+    throttle, now, sent = Throttle(rate), 100.0, 0
+    for nbytes, pause in sends:
+        now += pause
+        now += throttle.delay(nbytes, now)
+        sent += nbytes
+        assert sent <= rate * (1.0 + now - 100.0) * (1 + 1e-9) + 1
+
+
+def test_a_peer_that_takes_all_it_may_leaves_the_other_half() -> None:
+    relay = table(bytes_per_second=float(1 << 20), peer_share=0.5)
+    greedy, modest = relay.reserve(ALICE, "a"), relay.reserve(BOB, "b")
+    now = 0.0
+    for _ in range(64):
+        now += relay.delay(greedy, 1 << 16, now)
+    assert now >= ((64 << 16) - (1 << 19)) / (1 << 19) - 1e-6
+    assert relay.delay(modest, 1 << 16, now) == 0.0
+    assert relay.relayed_bytes == 65 << 16
+
+
+def test_a_clock_that_stands_still_or_runs_back_gives_no_credit() -> None:
+    throttle = Throttle(1000.0)
+    assert throttle.delay(1000, 5.0) == 0.0
+    assert throttle.delay(500, 5.0) == pytest.approx(0.5)
+    assert throttle.delay(500, 1.0) == pytest.approx(1.0)

@@ -1,0 +1,62 @@
+"""A session's worker tells what its steps cost this peer beside computing."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from blockswarm.peer.engine.engine import StepOutput
+from blockswarm.proto.wire.frames import WireStep
+from blockswarm.proto.wire.steps import RowSlice, StepPlan
+from support.virtual_time import VirtualTimeLoop
+from support.workers import FakeLink, make_worker
+
+
+class SlowCompute:
+    """A step takes 7 s: 2 for other sessions, 4 of computing, and 1 on the way between the threads."""
+
+    async def step(self, plan: StepPlan, data: bytes, input_format: str) -> StepOutput:
+        await asyncio.sleep(7.0)
+        return StepOutput(bytes(4 * plan.tokens), started_at=100.0, finished_at=104.0, queue_seconds=2.0)
+
+
+class SlowLink(FakeLink):
+    """It takes half a second to take a step."""
+
+    async def send(self, step: WireStep) -> None:
+        await asyncio.sleep(0.5)
+        await super().send(step)
+
+
+def step_of(seq: int, start: int, count: int) -> WireStep:
+    plan = StepPlan((RowSlice(0, start, count, 0),))
+    return WireStep(epoch=1, seq=seq, plan=plan, data=bytes(4 * count), acked_seq=0, timeout_seconds=60.0)
+
+
+def test_a_visit_is_what_is_left_of_the_time_here() -> None:
+    """From the arrival to the departure, without computing and without the steps of others; of steps of one token."""
+    visits: list[float] = []
+    loop = VirtualTimeLoop()
+
+    async def run() -> None:
+        link = SlowLink()
+        worker = make_worker(link, compute=SlowCompute(), on_visit=visits.append)
+        working = asyncio.create_task(worker.run())
+        for step in (step_of(1, 0, 3), step_of(2, 3, 1)):
+            await worker.put_step(step)
+            while len(link.sent) < step.seq:  # noqa: ASYNC110 - the loop jumps
+                await asyncio.sleep(0.25)
+            await asyncio.sleep(1.0)
+        # This one waits for the one before it, which is nothing that a visit costs.
+        await worker.put_step(step_of(4, 5, 1))
+        await asyncio.sleep(30.0)
+        await worker.put_step(step_of(3, 4, 1))
+        await asyncio.sleep(30.0)
+        assert [step.seq for step in link.sent] == [1, 2, 3, 4]
+        working.cancel()
+
+    try:
+        loop.run(run())
+    finally:
+        loop.close()
+    assert visits == pytest.approx([7.5 - 6.0] * 2), "of the second and the third step"

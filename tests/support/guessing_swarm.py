@@ -1,0 +1,64 @@
+"""A model through a small swarm of this process, for tests of guessing ahead."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from blockswarm.client.model.load import AutoSwarmModelForCausalLM
+from support.swarm import LocalSwarm, local_swarm
+from transformers.generation.streamers import BaseStreamer
+
+NEW_TOKENS = 40
+
+
+class AtToken(BaseStreamer):
+    """Does something, once, when the `number`-th new token comes; the text waits for it."""
+
+    def __init__(self, number: int, action: Callable[[], object]) -> None:
+        self._left = number + 1
+        self._action = action
+
+    def put(self, value: torch.Tensor) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._action()
+
+    def end(self) -> None:
+        assert self._left <= 0
+
+
+def prompt_of(tokens: int) -> torch.Tensor:
+    half = torch.randint(3, 250, (1, tokens // 2), generator=torch.Generator().manual_seed(1))
+    return half.repeat(1, 2)
+
+
+def generate(model: Any, prompt: torch.Tensor, **options: Any) -> list[int]:
+    torch.manual_seed(0)
+    whole = {"max_new_tokens": NEW_TOKENS, "pad_token_id": 0, "eos_token_id": None, "do_sample": False} | options
+    tokens: list[int] = model.generate(prompt, **whole)[0].tolist()
+    return tokens
+
+
+def with_swarm(
+    folder: Path,
+    scenario: Callable[[LocalSwarm, Any], Awaitable[None]],
+    *ranges: str,
+    prefix_bytes: int = 0,
+    **options: Any,
+) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(120), local_swarm(folder, *ranges, prefix_bytes=prefix_bytes) as swarm:
+            addresses = [str(peer.address) for peer in swarm.peers[:2]]
+            model = await asyncio.to_thread(
+                AutoSwarmModelForCausalLM.from_pretrained, folder, initial_peers=addresses, **options
+            )
+            try:
+                await scenario(swarm, model)
+            finally:
+                await asyncio.to_thread(model.session_factory.close)
+
+    asyncio.run(main())
