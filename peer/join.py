@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
@@ -31,6 +30,7 @@ from ..proto.errors import (
     WrongKey,
     WrongSwarm,
 )
+from ..proto.files import keep_text
 from ..proto.network.address import HostPort, PeerAddress
 from ..proto.network.dialling import AddressRefused
 from ..proto.network.transport import Dialer, ping
@@ -77,11 +77,8 @@ class RememberedPeers:
 
     def save(self, maddrs: Sequence[str]) -> None:
         """Replace what was saved; that it cannot be written is no reason to stop a peer."""
-        scratch = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(json.dumps(list(maddrs[:MAX_REMEMBERED]), indent=1), encoding="utf-8")
-            scratch.replace(self._path)
+            keep_text(self._path, json.dumps(list(maddrs[:MAX_REMEMBERED]), indent=1))
         except OSError as error:
             logger.warning("the peers that were met cannot be remembered: %s", error)
 

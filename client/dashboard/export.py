@@ -14,6 +14,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from ...proto.errors import DeadlineExceeded, UsageError
+from ...proto.files import keep_bytes
 from ..program.survey import open_caller
 from ..timing import ClientTiming
 from .board.listing import PeerQuery
@@ -82,8 +83,7 @@ async def write_files(app: ASGIApp, snapshot: DashboardSnapshot, folder: Path) -
         if name.endswith(".html"):
             body = relinked(body.decode(), name, files).encode()
         try:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(body)
+            keep_bytes(folder / name, body)
         except OSError as error:
             raise UsageError(
                 f"{folder / name} cannot be written: {error.strerror}", hint="Choose another folder."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import re
 import socket
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...proto.errors import UsageError
+from ...proto.files import keep_text
 from ...proto.network.address import MAX_PORT, HostPort
 from ...routing.swarm import PeerId
 
@@ -54,11 +54,8 @@ class RememberedPorts:
 
     def save(self, ports: Ports) -> None:
         """Replace what was saved; that it cannot be written is no reason to stop a peer."""
-        scratch = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(json.dumps(asdict(ports)), encoding="utf-8")
-            scratch.replace(self._path)
+            keep_text(self._path, json.dumps(asdict(ports)))
         except OSError as error:
             logger.warning("the ports of this peer cannot be remembered: %s", error)
 

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ except ImportError:  # Windows: files that are open cannot be deleted there
     fcntl = None  # type: ignore[assignment]
 
 from ..errors import UsageError
+from ..files import write_whole
 from .folder import HeldTensor, TensorInfo, parse_header
 from .hashes import hash_held, hash_of_tensors
 
@@ -69,7 +69,7 @@ class FetchedFiles:
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}") from error
         hash_text = _hash_of(tensors, held).hex().encode()
-        write_atomically(_hash_path(path), lambda target: target.write(hash_text))
+        write_fetched(_hash_path(path), lambda target: target.write(hash_text))
         return held
 
     def let_go(self, path: Path) -> None:
@@ -185,18 +185,10 @@ def _hash_path(path: Path) -> Path:
     return path.with_name(path.name + ".hash")
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_fetched(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """The file appears whole or not at all. Raises UsageError if it cannot be written."""
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as target:
-            try:
-                write(target)
-                target.close()
-                os.replace(target.name, path)
-            except BaseException:
-                target.close()
-                os.unlink(target.name)
-                raise
+        write_whole(path, write)
     except OSError as error:
         raise UsageError(
             f"cannot write {path}: {error.strerror}", hint="Free space, or choose another cache."
@@ -227,7 +219,7 @@ def remember(cache: Path, revision: str, listing: Listing) -> None:
     """Keep the listing of a revision. Raises UsageError if it cannot be written."""
     files = {name: [file.size, file.sha256.hex() if file.sha256 else None] for name, file in listing.files.items()}
     text = json.dumps({"revision": revision, "commit": listing.commit, "files": files})
-    write_atomically(_listing_path(cache, revision), lambda target: target.write(text.encode()))
+    write_fetched(_listing_path(cache, revision), lambda target: target.write(text.encode()))
 
 
 def remembered(cache: Path, revision: str) -> Listing | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..files import keep_text
 from .folder import MAX_SMALL_FILE_BYTES, HeldTensor, Progress, TensorInfo, parse_json_object
 
 logger = logging.getLogger(__name__)
@@ -128,11 +129,8 @@ class HashMemory:
             "sha256": found.sha256.hex(),
             "tensors": {name: digest.hex() for name, digest in found.tensors.items()},
         }
-        scratch = entry.with_name(f".{entry.name}.{os.getpid()}")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(json.dumps(content), encoding="utf-8")
-            scratch.replace(entry)
+            keep_text(entry, json.dumps(content))
             by_age = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
             for path in by_age[:-_MAX_REMEMBERED]:
                 path.unlink(missing_ok=True)

@@ -42,7 +42,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # they are in
 )
 
 from ..errors import RetryElsewhere, SwarmError, UsageError
-from .fetched import FetchedFiles, Listing, RemoteFile, header_of, remember, remembered, write_atomically
+from .fetched import FetchedFiles, Listing, RemoteFile, header_of, remember, remembered, write_fetched
 from .folder import CONFIG_FILE, MAX_SMALL_FILE_BYTES, HeldTensor, Progress, TensorInfo, cache_root, check_served
 from .hashes import FileHashes, hash_file
 
@@ -150,7 +150,7 @@ class HubSource:
             if kept.is_file() and kept.stat().st_size == stop - start:
                 return kept.read_bytes()
         data = b"".join(self._pieces(shard, start, stop))
-        write_atomically(kept, lambda target: target.write(data))
+        write_fetched(kept, lambda target: target.write(data))
         return data
 
     def check_space(self, groups: Mapping[str, Sequence[TensorInfo]]) -> None:
@@ -204,7 +204,7 @@ class HubSource:
                     if progress is not None:
                         progress(done, total)
 
-        write_atomically(path, write)
+        write_fetched(path, write)
 
     def _opened(self, revision: str) -> tuple[str, Mapping[str, RemoteFile]]:
         """As `_look_up`; where the hub does not answer, what it said the last time, if that is known."""

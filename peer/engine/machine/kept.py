@@ -5,7 +5,6 @@ A file may be of another version, or garbled: then there is nothing in it, the l
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -15,6 +14,8 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from ....proto.files import keep_text
 
 logger = logging.getLogger(__name__)
 
@@ -39,15 +40,10 @@ class KeptMeasurements:
         entries = {key: kept for key, kept in self._read().items() if key != conditions}
         entries[conditions] = value
         newest = dict(list(entries.items())[-_MAX_ENTRIES:])
-        scratch = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(json.dumps(newest, indent=1), encoding="utf-8")
-            scratch.replace(self._path)
+            keep_text(self._path, json.dumps(newest, indent=1))
         except OSError as error:
             logger.info("the measurement was not kept: %s", error)
-            with contextlib.suppress(OSError):
-                scratch.unlink(missing_ok=True)
 
     def refuse(self, error: object) -> None:
         """Say that a value that was loaded makes no sense."""
