@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..proto.exit_status import ExitStatus, exit_status
 from ..proto.logs import log_to_standard_error, print_whatever_comes
 from ..proto.service_manager import READY, tell_service_manager
 from ..proto.settings import ConfigFile, PrintConfig, Version, arguments_or_exit, as_file, settings_of
@@ -234,15 +235,15 @@ def reported_errors(verbose: bool) -> Iterator[None]:
     """Expected errors become one line and a hint, and set the exit code."""
     print_whatever_comes()
     log_to_standard_error(logging.INFO, verbose, "%(asctime)s %(levelname)s %(message)s")
-    from ..proto.errors import SwarmError, UsageError, one_line
+    from ..proto.errors import SwarmError, one_line
 
     try:
         yield
     except SwarmError as error:
         typer.echo(f"swarm-peer: {one_line(str(error))}\n  {error.hint}", err=True)
-        raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
+        raise typer.Exit(exit_status(error)) from None
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(ExitStatus.INTERRUPTED) from None
 
 
 @plan_app.command()
@@ -328,7 +329,7 @@ def doctor(
         findings = asyncio.run(examination.examine(patient, PeerTiming(), examination.device_finding))
     print(json.dumps(examination.as_json(findings)) if as_json else examination.describe(findings))
     if any(finding.health is examination.Health.BAD for finding in findings):
-        raise typer.Exit(1)
+        raise typer.Exit(ExitStatus.MAY_PASS)
 
 
 def _run(config: PeerConfig, as_json: bool, leave: Callable[[], object] | None) -> None:

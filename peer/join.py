@@ -245,8 +245,8 @@ def _bounded(maddrs: Sequence[object], limit: int) -> tuple[str, ...]:
 async def _initial_maddrs(config: PeerConfig, dialer: Dialer, digest: str, private: bool) -> list[str]:
     """The DHT addresses of the initial peers that answer; `private`: we have the key of a private swarm.
 
-    Raises PeerUnavailable, AuthenticationError where somebody else answers, ModelMismatch, WrongKey, WrongSwarm (also
-    for another version of the protocol).
+    Raises PeerUnavailable, AuthenticationError where somebody else answers, ModelMismatch, WrongKey, WrongSwarm for
+    another version of the protocol.
     """
 
     peers = config.initial_peers
@@ -310,12 +310,12 @@ async def _answers(
 
 
 def _check_privacy(replies: Sequence[PingReply], private: bool) -> None:
-    """The peers of a private swarm do not tell strangers their model. Raises WrongKey, WrongSwarm."""
+    """The peers of a private swarm do not tell strangers their model. Raises WrongKey."""
     public = [bool(reply.model_digest) for reply in replies]
     if not private and not any(public):
         raise WrongKey("the initial peers belong to a private swarm, and no swarm key was given")
     if private and all(public):
-        raise WrongSwarm(
+        raise WrongKey(
             "the initial peers belong to a public swarm, and the key of a private one was given",
             hint="Leave --swarm-key out, or name peers of the private swarm.",
         )

@@ -11,9 +11,9 @@
         BadActivations            a peer was sent values that are not finite: the fault is its predecessor's
       GiveUp                      trying again changes nothing
         NoChainError              no peer serves `missing_blocks`
-        WrongSwarm                the other side belongs to another swarm
+        WrongSwarm                the other side speaks another version of the protocol
         AuthenticationError       a signature, certificate or capability does not hold
-          WrongKey                the swarm key is missing or is another one
+          WrongKey                the swarm key is missing, another one, or of no use
         ModelMismatch             the same name, other weights
         ClockSkew                 the clocks disagree
         UnsupportedModel          this family cannot be served; `reason` says why
@@ -117,7 +117,7 @@ class NoChainError(GiveUp):
 
 class WrongSwarm(GiveUp):
     code = "wrong-swarm"
-    default_hint = "Check the initial peers and the model: they belong to different swarms."
+    default_hint = "All nodes of a swarm need the same version of the protocol; update the older ones."
 
 
 class AuthenticationError(GiveUp):

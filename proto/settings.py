@@ -24,6 +24,7 @@ from typing import Annotated, Any
 import typer
 
 from .errors import UsageError
+from .exit_status import ExitStatus
 
 FLAG, PRINT_FLAG, VERSION_FLAG = "--config", "--print-config", "--version"
 MAX_FILE_BYTES = 1 << 20
@@ -76,7 +77,7 @@ def arguments_or_exit(
         return with_settings(arguments, words, positional=positional)
     except UsageError as error:
         print(f"{program}: {error}\n  {error.hint}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(ExitStatus.IN_VAIN) from None
 
 
 def named_file(arguments: Sequence[str]) -> Path | None:

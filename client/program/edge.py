@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
+from ...proto.exit_status import ExitStatus, exit_status
 from ...proto.logs import log_to_standard_error
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def reported_errors(verbose: bool, program: str = "swarm-client") -> Iterator[No
     log_to_standard_error(logging.ERROR, verbose, "%(levelname)s %(message)s")
     use_utf8()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from ...proto.errors import SwarmError, UsageError, one_line
+    from ...proto.errors import SwarmError, one_line
     from ...proto.network.crowding import raise_descriptor_limit
 
     raise_descriptor_limit()
@@ -38,13 +39,13 @@ def reported_errors(verbose: bool, program: str = "swarm-client") -> Iterator[No
         yield
     except SwarmError as error:
         typer.echo(f"{program}: {one_line(str(error))}\n  {error.hint}", err=True)
-        raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
+        raise typer.Exit(exit_status(error)) from None
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(ExitStatus.INTERRUPTED) from None
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
     except BrokenPipeError:  # the program that read the output is gone, as it may be
-        raise typer.Exit(1) from None
+        raise typer.Exit(ExitStatus.MAY_PASS) from None
     except Exception as error:  # a defect, here or in a library; the traceback is for those that ask for it
         logging.getLogger(__name__).debug("unexpected", exc_info=error)
         typer.echo(
@@ -52,7 +53,7 @@ def reported_errors(verbose: bool, program: str = "swarm-client") -> Iterator[No
             "Run it again with --verbose for the traceback, and report it.",
             err=True,
         )
-        raise typer.Exit(1) from None
+        raise typer.Exit(ExitStatus.MAY_PASS) from None
 
 
 def check_installed(what: str, packages: Sequence[str], extra: str) -> None:

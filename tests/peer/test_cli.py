@@ -132,7 +132,7 @@ def test_a_folder_that_is_no_model(folder: Path, tmp_path: Path) -> None:
     check_refused(run(tmp_path, tmp_path, "--new-swarm"), 2, "pickled", "safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "warpdrive"}')
     (tmp_path / "model.safetensors").symlink_to(folder / "model-00001-of-00005.safetensors")
-    check_refused(run(tmp_path, tmp_path, "--new-swarm"), 1, "warpdrive")
+    check_refused(run(tmp_path, tmp_path, "--new-swarm"), 2, "warpdrive")
 
 
 def test_a_key_that_others_can_read(folder: Path, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_an_initial_peer_that_is_somebody_else(serving: SwarmThread, folder: Pat
 def test_another_model_than_the_swarms(serving: SwarmThread, tmp_path: Path) -> None:
     other = write_tiny_checkpoint("llama", tmp_path / "other", rms_norm_eps=1e-5)
     words = ("serve test", serving.swarm.digest[:12], "same model")
-    check_refused(run(tmp_path, other, *serving.initial), 1, *words)
+    check_refused(run(tmp_path, other, *serving.initial), 2, *words)
 
 
 # --- real peers ---
@@ -246,18 +246,18 @@ def test_two_peers_with_one_key(processes: PeerProcesses, first: PeerProcess, fo
 
 @pytest.mark.swarm
 def test_joining_a_private_swarm_without_its_key(first: PeerProcess, folder: Path, tmp_path: Path) -> None:
-    check_refused(run(tmp_path, folder, "--initial-peers", first.address, "--blocks", "3:6"), 1, "private", "key file")
+    check_refused(run(tmp_path, folder, "--initial-peers", first.address, "--blocks", "3:6"), 2, "private", "key file")
 
 
 def test_joining_a_public_swarm_with_a_key(serving: SwarmThread, folder: Path, swarm_key: Path, tmp_path: Path) -> None:
-    check_refused(run(tmp_path, folder, *serving.initial, "--swarm-key", swarm_key), 1, "public", "--swarm-key")
+    check_refused(run(tmp_path, folder, *serving.initial, "--swarm-key", swarm_key), 2, "public", "--swarm-key")
 
 
 @pytest.mark.swarm
 def test_joining_a_private_swarm_with_another_key(first: PeerProcess, folder: Path, tmp_path: Path) -> None:
     SwarmKey.generate().save(tmp_path / "other.key")
     options = ("--blocks", "3:6", "--swarm-key", tmp_path / "other.key")
-    check_refused(run(tmp_path, folder, "--initial-peers", first.address, *options), 1, "swarm key", "key file")
+    check_refused(run(tmp_path, folder, "--initial-peers", first.address, *options), 2, "swarm key", "key file")
 
 
 @pytest.mark.swarm

@@ -432,7 +432,7 @@ def test_an_initial_peer_that_is_somebody_else(serving: SwarmThread, folder: Pat
 def test_another_model_than_the_swarms(serving: SwarmThread, folder: Path, tmp_path: Path) -> None:
     other = write_tiny_checkpoint("llama", tmp_path, rms_norm_eps=1e-5)
     for name in ("route", "peers"):
-        check_refused(run(name, other, *serving.initial), 1, "serve test (", serving.swarm.digest[:12], "same model")
+        check_refused(run(name, other, *serving.initial), 2, "serve test (", serving.swarm.digest[:12], "same model")
 
 
 def test_a_model_without_tokenizer(serving: SwarmThread, folder: Path, tmp_path: Path) -> None:
@@ -558,8 +558,8 @@ def test_a_private_swarm_wants_its_key(full_model: Any, folder: Path, tmp_path: 
             run("new-key", path)
         thread = stack.enter_context(swarm_thread(folder, "0:6", swarm_key=SwarmKey.load(right)))
         ask = ("generate", folder, *thread.initial, "-p", PROMPT, "-n", 3)
-        check_refused(run(*ask), 1, "private", "key file")
-        check_refused(run(*ask, "--swarm-key", wrong), 1, "private", "key file")
+        check_refused(run(*ask), 2, "private", "key file")
+        check_refused(run(*ask, "--swarm-key", wrong), 2, "private", "key file")
         result = run(*ask, "--swarm-key", right)
         assert result.stdout == expected(full_model, folder, PROMPT, 3) + "\n", result.output
 

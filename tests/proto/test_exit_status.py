@@ -1,0 +1,55 @@
+"""A program's end tells a service manager whether starting again can help: for each error as the page says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+from blockswarm.client.program.edge import reported_errors as client_edge
+from blockswarm.peer.cli import reported_errors as peer_edge
+from blockswarm.proto.errors import WIRE_CLASSES, PeerBusy, SwarmError
+from blockswarm.proto.exit_status import ExitStatus, exit_status
+from blockswarm.proto.network.dialling import AddressRefused
+
+DOCS = Path(__file__).parents[2] / "docs"
+ROW = re.compile(r"^\| (\d+) \| [^|]* \| ([^|]*)\|$", re.MULTILINE)
+
+
+def documented() -> dict[str, int]:
+    """The status of each error, by its name, as the operator reads it."""
+    rows = ROW.findall((DOCS / "operator.md").read_text(encoding="utf-8"))
+    return {name: int(status) for status, names in rows for name in re.findall(r"`([a-z-]+)`", names)}
+
+
+def made(error_class: type[SwarmError]) -> SwarmError:
+    if error_class is PeerBusy:
+        return PeerBusy(1.0)
+    return error_class([1]) if error_class.code == "no-chain" else error_class("so it is")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error_class", WIRE_CLASSES.values(), ids=lambda error_class: error_class.code)
+@pytest.mark.parametrize("edge", [peer_edge, client_edge], ids=["peer", "client"])
+def test_an_error_ends_the_program_with_the_status_of_the_page(
+    error_class: type[SwarmError], edge: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as ended, edge(False):  # type: ignore[operator]
+        raise made(error_class)
+    assert ended.value.exit_code == documented()[error_class.code]
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_the_page_names_no_error_that_there_is_not() -> None:
+    assert documented().keys() == {error_class.code for error_class in WIRE_CLASSES.values()}
+
+
+def test_an_error_without_a_row_of_its_own_has_the_status_of_its_base() -> None:
+    assert exit_status(AddressRefused("a private address")) == ExitStatus.MAY_PASS
+
+
+@pytest.mark.parametrize("unit", sorted((DOCS / "units").glob("*.service")), ids=lambda unit: unit.name)
+def test_the_units_start_again_unless_it_is_in_vain(unit: Path) -> None:
+    lines = unit.read_text(encoding="utf-8").splitlines()
+    assert f"RestartPreventExitStatus={ExitStatus.IN_VAIN:d}" in lines
+    assert "Restart=on-failure" in lines
