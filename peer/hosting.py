@@ -90,9 +90,12 @@ class BlockSource:
             if abandoned.is_set():
                 raise LoadStopped
 
+        # Emptied by the load: a thread may hold its arguments for a while after the result is there, and with these the
+        # blocks that are dropped next.
+        reuse = [before.stage] if before else []
         began = time.perf_counter()
         try:
-            stage = await asyncio.to_thread(self.load, blocks, before.stage if before else None, check)
+            stage = await asyncio.to_thread(lambda: self.load(blocks, reuse.pop() if reuse else None, check))
             hashes = await asyncio.to_thread(self.hashes, blocks)
         except (OSError, MemoryError) as error:
             raise load_error(error, blocks) from error

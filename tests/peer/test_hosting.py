@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -52,6 +53,18 @@ DROPPED, KEPT, NEW = BlockRange(0, 2), BlockRange(2, 4), BlockRange(4, 6)
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     torch.set_num_threads(1)
     return open_checkpoint(write_tiny_checkpoint("llama", tmp_path_factory.mktemp("llama")))
+
+
+class LingeringThreads(ThreadPoolExecutor):
+    """Threads that hold what they were called with after it has returned, as those of a busy machine do for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Callable[..., Any]] = []
+
+    def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:  # type: ignore[override]
+        self.calls.append(call)
+        return super().submit(call, *args, **kwargs)
 
 
 class World:
@@ -353,6 +366,7 @@ def test_where_old_and_new_blocks_do_not_fit_together_old_ones_go_first(checkpoi
     """As many as necessary, and when their sessions have left; the others go on serving."""
 
     async def scenario(world: World) -> None:
+        asyncio.get_running_loop().set_default_executor(LingeringThreads())
         dropped, kept = await (await world.open(BlockRange(0, 1), 50)).opened(), await (await world.open(KEPT)).opened()
         await dropped.step(3)
         world.memory_bytes = 5 * world.offer.block_bytes
