@@ -120,8 +120,11 @@ async def join_swarm(
     contacts: FirstContacts,
     reached: bool = True,
     clock: Callable[[], float] = time.time,
+    num_blocks: int = 0,
 ) -> AsyncIterator[tuple[HivemindDirectory, RecentLookups]]:
     """A node of the DHT for the time of the block: of a new one, or of that of the first contacts.
+
+    `num_blocks` of the model: with it others are told of the hosts that are best for them.
 
     Where this peer is not `reached` from outside, its node keeps nothing for others: they could not ask it.
     """
@@ -145,7 +148,7 @@ async def join_swarm(
         )
     elif contacts.met_before:
         dialer.known_at(filter(None, map(HostPort.of_multiaddress, contacts.remembered)))
-    lookups = RecentLookups(directory, digest, swarm_key, clock, config.timing)
+    lookups = RecentLookups(directory, digest, swarm_key, clock, config.timing, num_blocks=num_blocks)
     try:
         yield directory, lookups
     finally:

@@ -121,7 +121,10 @@ async def _in_swarm(identity: Identity, config: PeerConfig, progress: Progress) 
         examining = asyncio.create_task(_examine(config, checkpoint, progress), name="examine the model")
         config, verdict = await _reach(config, identity, dialer, swarm_key)
         reached = verdict.reached is not ReachStatus.NO and config.reach is not ReachMode.RELAY
-        async with join_swarm(config, dialer, digest, swarm_key, contacts, reached, clock) as (directory, lookups):
+        async with join_swarm(config, dialer, digest, swarm_key, contacts, reached, clock, checkpoint.num_blocks) as (
+            directory,
+            lookups,
+        ):
             examined = await examining
             offer, asked = _offer(config, checkpoint, examined)
             incarnation = time.time_ns()

@@ -365,18 +365,24 @@ class PushReply(_message.Message):
     def __init__(self, ready: _Optional[bool] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class LookupRequest(_message.Message):
-    __slots__ = ("key", "hello")
+    __slots__ = ("key", "hello", "most_bytes", "place")
     KEY_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
+    MOST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
     key: str
     hello: Signed
-    def __init__(self, key: _Optional[str] = ..., hello: _Optional[_Union[Signed, _Mapping]] = ...) -> None: ...
+    most_bytes: int
+    place: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, key: _Optional[str] = ..., hello: _Optional[_Union[Signed, _Mapping]] = ..., most_bytes: _Optional[int] = ..., place: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class LookupReply(_message.Message):
-    __slots__ = ("records",)
+    __slots__ = ("records", "known")
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
     records: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, records: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    known: int
+    def __init__(self, records: _Optional[_Iterable[bytes]] = ..., known: _Optional[int] = ...) -> None: ...
 
 class PingRequest(_message.Message):
     __slots__ = ("padding", "protocol")

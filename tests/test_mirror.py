@@ -46,7 +46,6 @@ TESTED_BY = {
     "client/program/serve.py": "tests/client/program/test_cli.py",
     "client/program/talk.py": "tests/client/program/test_cli.py",
     "client/program/terminal.py": "tests/client/program/test_cli.py",
-    "client/swarm/lookups.py": "tests/client/swarm/test_view.py",
     "client/web/sending.py": "tests/swarm/test_endpoint.py",
     "client/swarm/known.py": "tests/client/swarm/test_view.py",
     "peer/engine/batch.py": "tests/peer/engine/test_engine.py",

@@ -83,12 +83,16 @@ class LookOrder:
             for peer, way in known.items()
             if peer in found and found[peer].ways
         ]
+        return (*sure, *self.others({peer: those for peer, those in found.items() if peer not in known}, now))
+
+    def others(self, found: Mapping[PeerId, Found], now: float) -> tuple[Question, ...]:
+        """Questions to peers that did not answer the last look, at most `MAX_OTHERS_A_LOOK`, chosen at random."""
         others = [
             Question(peer, self._next_way(peer, those))
             for peer, those in found.items()
-            if peer not in known and those.ways and not self._rests(peer, now)
+            if those.ways and not self._rests(peer, now)
         ]
-        return (*sure, *self._rng.sample(others, min(MAX_OTHERS_A_LOOK, len(others))))
+        return tuple(self._rng.sample(others, min(MAX_OTHERS_A_LOOK, len(others))))
 
     def next_turn(self, found: Mapping[PeerId, Found], failed: Collection[Question]) -> tuple[Question, ...]:
         """The questions to peers that were silent in the turn before, by ways that were not tried in this round."""

@@ -8,7 +8,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from ...proto.errors import DeadlineExceeded, SwarmError
 from ...proto.network.dialling import AddressRefused
 from ...proto.network.transport import Dialer, ping
-from ...routing.swarm import PeerId, PeerState
+from ...routing.swarm import Coordinate, PeerId, PeerState
 from ..peer_errors import blamed_on
 from ..timing import ClientTiming
 from .known import KnownPeer
@@ -25,9 +25,12 @@ from .place import FIRST_PINGS, PINGS_A_LOOK, ClientPlace
 
 logger = logging.getLogger(__name__)
 
+Closer = Callable[[Coordinate | None], Awaitable[Mapping[PeerId, Found]]]
+"""Finds peers that are near a place; nobody if that fails."""
+
 MAX_ASKED_AT_ONCE = 64
 RTT_SMOOTHING = 0.3
-PATIENCE = 0.25
+PATIENCE = 0.5
 """Seconds after which another peer is asked in the place of one that has not answered yet."""
 
 
@@ -48,6 +51,7 @@ class Meetings:
         `allowed`.
         """
         self.place = ClientPlace(rng, monotonic)
+        self._monotonic = monotonic
         self._most_pings = most_pings
         self._allowed = allowed
         self.refused: set[PeerId] = set()
@@ -58,9 +62,11 @@ class Meetings:
         self._order = LookOrder(rng, timing)
 
     async def look(
-        self, found: Mapping[PeerId, Found], known: Mapping[PeerId, KnownPeer]
+        self, found: Mapping[PeerId, Found], known: Mapping[PeerId, KnownPeer], closer: Closer | None = None
     ) -> Mapping[PeerId, KnownPeer]:
         """The peers of `found` that answer; `known` are those of the last look.
+
+        Where `found` are only some of many, `closer` finds more of them once the place of this client is known.
 
         Peers are asked for the time of a look, and only some where there are many (`place.py`); a known one whose turn
         does not come counts as it is known, another one is not met. While blocks are missing the silent ones are asked
@@ -68,11 +74,12 @@ class Meetings:
         """
         loop = asyncio.get_running_loop()
         begin_until = loop.time() + self._timing.look_seconds
+        found = dict(found)
         self.refused.clear()
         met: dict[PeerId, KnownPeer] = {}
         silent: set[PeerId] = set()
         first = self._order.first_turn(found, {peer: old.address for peer, old in known.items()}, loop.time())
-        failed = await self._first_turn(first, found, known, met, begin_until)
+        failed = await self._first_turn(first, found, known, met, begin_until, closer)
         while failed:
             silent |= {question.peer for question in failed}
             for question in failed:
@@ -126,21 +133,29 @@ class Meetings:
     async def _first_turn(
         self,
         questions: Sequence[Question],
-        found: Mapping[PeerId, Found],
+        found: dict[PeerId, Found],
         known: Mapping[PeerId, KnownPeer],
         met: dict[PeerId, KnownPeer],
         begin_until: float,
+        closer: Closer | None,
     ) -> list[Question]:
         """Ask all, or, where these are many, those that are most worth it; and more while blocks are missing.
 
-        Puts those that answer into `met`, and returns the others that were asked.
+        Puts those that answer into `met`, and those that `closer` finds into `found`; returns the others that were
+        asked.
         """
-        if len(questions) <= self._most_pings:
+        if len(questions) <= self._most_pings and closer is None:
             return await self._ask(questions, found, known, met, begin_until)
         async with self._asking(questions, found, known, met, begin_until) as asking:
             if self.place.value is None:
                 await asking.until(FIRST_PINGS)
                 self.place.settle(met)
+                if closer is not None:
+                    more = {
+                        peer: those for peer, those in (await closer(self.place.value)).items() if peer not in found
+                    }
+                    found.update(more)
+                    asking.waiting.extend(self._order.others(more, asyncio.get_running_loop().time()))
             by_peer = {question.peer: question for question in asking.waiting}
             specs = [found[peer].record.spec for peer in by_peer if self._may_use(peer)]
             best = [by_peer.pop(peer) for peer in self.place.order(specs, known, self._num_blocks)]
@@ -192,9 +207,9 @@ class Meetings:
             try:
                 async with asyncio.timeout(timeout):
                     with blamed_on(way):
-                        status, rtt, offset = await ping(stub, way, timeout)
+                        status, rtt, offset = await ping(stub, way, timeout, self._monotonic)
                         if old is None or old.address != way:  # the first ping also paid for the connection
-                            status, rtt, offset = await ping(stub, way, timeout)
+                            status, rtt, offset = await ping(stub, way, timeout, self._monotonic)
             except TimeoutError:
                 raise DeadlineExceeded(f"{way} does not answer") from None
         except SwarmError as error:

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ...routing.coordinates import Samples, is_plausible, placed
+from ...routing.nearby import cover
 from ...routing.swarm import Coordinate, PeerId, PeerSpec, PeerState
 from ...routing.timing import CLIENT_CELL_SECONDS
 from .known import KnownPeer
@@ -75,25 +76,13 @@ def best_hosts(specs: Sequence[PeerSpec], rtt_seconds: Mapping[PeerId, float], n
 
     What a block costs on a peer is its computation and its share of a visit.  O(n log n + blocks hosted).
     """
-    left = sorted(
+    ranked = sorted(
         (spec.cost.decode_seconds() + (spec.cost.visit + rtt_seconds[spec.id]) / len(spec.blocks), spec.id, spec.blocks)
         for spec in specs
         if spec.blocks is not None and spec.state is PeerState.SERVING and spec.id in rtt_seconds
     )
-    chosen: list[PeerId] = []
-    hosts = [0] * num_blocks
-    for wanted in range(1, HOSTS_PER_BLOCK + 1):
-        others = []
-        for seconds, peer, blocks in left:
-            inside = range(blocks.start, min(blocks.stop, num_blocks))
-            if any(hosts[block] < wanted for block in inside):
-                chosen.append(peer)
-                for block in inside:
-                    hosts[block] += 1
-            else:
-                others.append((seconds, peer, blocks))
-        left = others
-    return chosen
+    ranges = [(blocks.start, blocks.stop) for _, _, blocks in ranked]
+    return [ranked[i][1] for i in cover(ranges, num_blocks, HOSTS_PER_BLOCK, most=len(ranked))]
 
 
 def _without(peers: Sequence[PeerId], others: Collection[PeerId]) -> list[PeerId]:

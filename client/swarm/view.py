@@ -14,9 +14,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ...proto.directory.directory import LookupCall, LookupDirectory
-from ...proto.directory.records import PeerRecord, open_peer_record
-from ...proto.directory.signed import SignedRecord
+from ...proto.directory.records import PeerRecord
+from ...proto.directory.signed import SignedRecord, newest_per_peer
 from ...proto.directory.swarm_key import SwarmKey, swarm_key_name
 from ...proto.errors import (
     LocalProtocolError,
@@ -25,7 +24,7 @@ from ...proto.errors import (
     WrongSwarm,
 )
 from ...proto.identity import Identity
-from ...proto.network.address import PeerAddress, Reach, reaches_of
+from ...proto.network.address import PeerAddress, Reach
 from ...proto.network.dialling import AddressRefused
 from ...proto.network.transport import Dialer, ping
 from ...proto.wire.messages.calls import PingReply
@@ -37,7 +36,7 @@ from .absence import raise_reason
 from .bans import Bans
 from .known import KnownPeer
 from .look import Found
-from .lookups import LookupAsker
+from .lookups import LookupAsker, SwarmLookups, found_in
 from .meeting import Meetings
 from .place import PINGS_A_LOOK, rough
 from .snapshot import CurrentSwarm, PreparedSwarm, prepare
@@ -104,9 +103,9 @@ class SwarmView:
         self._prepared = PreparedSwarm.of({}, num_blocks, push, self._weights)
         self._meetings = Meetings(dialer, num_blocks, self.timing, rng or random.Random(), monotonic, most_pings)
         self._found: Mapping[PeerId, Found] = {}
-        self._asker = LookupAsker(identity, dialer, swarm_key, clock, self.timing.lookup_seconds)
-        self._lookups: dict[str, LookupCall] = {}
-        self._directory = LookupDirectory(self._lookups, clock, self.timing.lookup_seconds)
+        asker = LookupAsker(identity, dialer, swarm_key, clock, self.timing.lookup_seconds)
+        self._lookups = SwarmLookups(asker, everything=most_pings > PINGS_A_LOOK or allowed is not None)
+        self._records: tuple[SignedRecord, ...] = ()
         self._refreshing: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._closed = False
@@ -127,10 +126,17 @@ class SwarmView:
         loop = asyncio.get_running_loop()
         until = loop.time() + self.timing.first_looks_seconds
         await self.refresh()
-        while self._meetings.worth_another_look(self._found, self.peers) and loop.time() < until:
+        while self._is_worth_another_look() and loop.time() < until:
             await self.refresh()
         if not self.peers:
             await self._explain_absence()
+
+    def _is_worth_another_look(self) -> bool:
+        """Whether blocks are missing which a peer may have that was not asked, or not told of."""
+        missing = self._meetings.missing(self.peers.values())
+        return self._meetings.worth_another_look(self._found, self.peers) or (
+            missing and self._lookups.can_look_for_more
+        )
 
     async def close(self) -> None:
         """Stop looking; returns when nothing of it runs any more."""
@@ -314,28 +320,14 @@ class SwarmView:
             raise LocalProtocolError(f"the client looks at the swarm no longer: {self._failure}")
 
     async def _refresh(self) -> None:
-        self._choose_lookups()
-        records = await self._directory.lookup(self._name)
-        self._found = self._read(records)
-        met = await self._meetings.look(self._found, self.peers)
+        self._records = await self._look_up(self.rough_place)
+        self._found = found_in(self._records, self._swarm_key)
+        closer = None if self._lookups.is_complete else self._found_near
+        met = await self._meetings.look(self._found, self.peers, closer)
+        if self._lookups.can_look_for_more and self._meetings.missing(met.values()):
+            self._lookups.look_for_more()
         await self.see(met)
         self.silent = {peer: found.record for peer, found in self._found.items() if peer not in met}
-
-    def _read(self, records: Sequence[SignedRecord]) -> Mapping[PeerId, Found]:
-        opened = {}
-        for record in records:
-            try:
-                with blamed_on(record.peer_id):
-                    opened[record.peer_id] = (open_peer_record(record, self._swarm_key), record.encode())
-            except SwarmError as error:
-                logger.debug("a record is ignored: %s", error)
-
-        def addresses_of(relay: PeerId) -> Sequence[str]:
-            return opened[relay][0].addresses if relay in opened else ()
-
-        return {
-            peer: Found(record, encoded, reaches_of(record, addresses_of)) for peer, (record, encoded) in opened.items()
-        }
 
     async def _explain_absence(self) -> None:
         """Nobody is there: say why if the initial peers know.
@@ -368,9 +360,27 @@ class SwarmView:
             return None
         return reply, offset
 
-    def _choose_lookups(self) -> None:
-        """Ask the initial peers and a few that were learned since, so that no single peer is needed."""
+    async def _look_up(self, place: Coordinate | None) -> tuple[SignedRecord, ...]:
+        """Ask the initial peers and a few that were learned since, so that no single peer is needed.
+
+        Where these tell only of some, the peers that are known stay known as long as their records hold.
+        """
         learned = [known.address for known in sorted(self.peers.values(), key=lambda known: known.rtt_seconds)]
-        chosen = dict.fromkeys([*self._initial_peers, *learned[:MAX_LOOKUP_PEERS]])
-        self._lookups.clear()
-        self._lookups.update({str(address): self._asker.call(address) for address in chosen})
+        asked = list(dict.fromkeys([*self._initial_peers, *learned[:MAX_LOOKUP_PEERS]]))
+        records = await self._lookups.look(self._name, asked, place)
+        if not self._lookups.is_complete:
+            now = self._clock()
+            kept = [old for old in self._records if old.peer_id in self.peers and old.expires_at_seconds > now]
+            records = newest_per_peer([*records, *kept])
+        return records
+
+    async def _found_near(self, place: Coordinate | None) -> Mapping[PeerId, Found]:
+        """The peers that others tell of, now that this client knows where it is."""
+        try:
+            near = await self._look_up(rough(place))
+        except SwarmError as error:
+            logger.debug("the hosts near this client were not found: %s", error)
+            return {}
+        self._records = newest_per_peer([*self._records, *near])
+        self._found = found_in(self._records, self._swarm_key)
+        return self._found

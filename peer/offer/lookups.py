@@ -6,20 +6,41 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from ...proto.directory.directory import Directory
 from ...proto.directory.records import open_peer_record
 from ...proto.directory.signed import SignedRecord, newest_per_peer
 from ...proto.directory.swarm_key import SwarmKey, swarm_key_name
 from ...proto.errors import SwarmError
+from ...proto.wire.messages.limits import MAX_RECORDS_PER_KEY
+from ...routing.nearby import Asker
 from ...routing.swarm import PeerId
 from ..tasks import cancel_all
 from ..timing import PeerTiming
+from .nearest import NearestHosts
 
 logger = logging.getLogger(__name__)
 
 MAX_LOOKUPS_AT_ONCE = 4
 """Look-ups of other names that wait for the directory at the same time."""
+
+
+class Answer(NamedTuple):
+    """Records in the order of their worth to the node that asks."""
+
+    records: Sequence[SignedRecord]
+    known: int
+    """The number of those that there are."""
+
+
+class _Known(NamedTuple):
+    """The valid records, the look and the own record that they are of, and when the first of them is over."""
+
+    records: tuple[SignedRecord, ...]
+    of: tuple[SignedRecord, ...]
+    own: SignedRecord | None
+    until: float
 
 
 class RecentLookups:
@@ -38,14 +59,18 @@ class RecentLookups:
         clock: Callable[[], float],
         timing: PeerTiming,
         rng: random.Random | None = None,
+        num_blocks: int = 0,
     ) -> None:
+        """`num_blocks` of the model; without it nobody can be told which hosts are the best."""
         self._timing = timing
+        self._nearest = NearestHosts(num_blocks, swarm_key)
         self._rng = rng or random.Random()
         self._directory = directory
         self._name = swarm_key_name(model_digest, swarm_key)
         self._swarm_key = swarm_key
         self._clock = clock
         self._records: tuple[SignedRecord, ...] = ()
+        self._made = _Known((), (), None, float("-inf"))
         self._own: SignedRecord | None = None
         self._looked_at = float("-inf")
         self._looking: asyncio.Task[SwarmError | None] | None = None
@@ -84,11 +109,12 @@ class RecentLookups:
         """Take this peer's newest record."""
         self._own = own
 
-    async def lookup(self, name: str) -> list[bytes]:
-        """The encoded records under a name, in the order in which they go into an answer that may not hold them all.
+    async def lookup(self, name: str, asker: Asker | None = None, most: int = MAX_RECORDS_PER_KEY) -> Answer:
+        """At most `most` records under a name, in the order in which they go into an answer that may not hold them all.
 
         This peer's own comes first, then the others by chance: nobody can choose ids with which to crowd others out.
-        Of this model's peers also when looking fails, as this one serves.
+        For an `asker` those that are best for it come earlier (`nearest.py`). Of this model's peers also when looking
+        fails, as this one serves.
         """
         if name == self._name:
             try:
@@ -101,9 +127,13 @@ class RecentLookups:
             async with self._limit:
                 found = await self._directory.lookup(name)
         own = self._own.peer_id if self._own is not None else None
-        others = [record for record in found if record.peer_id != own]
-        self._rng.shuffle(others)
-        return [record.encode() for record in (*(record for record in found if record.peer_id == own), *others)]
+        first = [record for record in found if record.peer_id == own]
+        if asker is not None and name == self._name:
+            others = self._nearest.choose(found, asker, most, self._rng)
+        else:
+            others = self._rng.sample(found, min(most, len(found)))
+        told = (*first, *(record for record in others if record.peer_id != own))
+        return Answer(told[:most], len(found))
 
     async def close(self) -> None:
         """End a look that is under way."""
@@ -123,8 +153,14 @@ class RecentLookups:
         return None
 
     def _known(self) -> tuple[SignedRecord, ...]:
-        """Those that were found last and are not over, and this peer's own record."""
-        now, own, known = self._clock(), self._own, self._records
+        """Those that were found last and are not over, and this peer's own record; the same tuple until it changes."""
+        now, own, made = self._clock(), self._own, self._made
+        if made.of is self._records and made.own is own and now < made.until:
+            return made.records
+        known = self._records
         if own is not None:
             known = (*(record for record in known if record.peer_id != own.peer_id), own)
-        return tuple(record for record in known if record.expires_at_seconds > now)
+        valid = tuple(record for record in known if record.expires_at_seconds > now)
+        until = min((record.expires_at_seconds for record in valid), default=float("inf"))
+        self._made = _Known(valid, self._records, own, until)
+        return valid

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ...proto.directory.signed import SignatureCache
+from ...proto.directory.signed import SignatureCache, SignedRecord
 from ...proto.directory.swarm_key import SwarmKey
 from ...proto.identity import Identity
 from ...proto.network.address import AddressesOf, nowhere
 from ...proto.network.transport import Dialer
 from ...proto.wire.handshake import HelloChecker
 from ...routing.admit.table import SessionTable
+from ...routing.nearby import Asker
 from ...routing.swarm import BlockRange, Coordinate, PeerId
 from ..engine.engine import Engine
 from ..timing import PeerTiming
@@ -30,6 +31,24 @@ class Hosts(Protocol):
     def blocks(self) -> BlockRange: ...
 
 
+class LookupAnswer(Protocol):
+    """Signed records, the ones that are worth most first, and the number of those that there are."""
+
+    @property
+    def records(self) -> Sequence[SignedRecord]: ...
+
+    @property
+    def known(self) -> int: ...
+
+
+class Lookup(Protocol):
+    """Looks records up."""
+
+    async def __call__(self, name: str, asker: Asker | None = None, most: int = ..., /) -> LookupAnswer:
+        """At most `most` records under a name, for an asker or by chance. Raises SwarmError."""
+        ...
+
+
 @dataclass
 class PeerParts:
     """Everything that a peer's service is made of."""
@@ -44,8 +63,8 @@ class PeerParts:
     model_digest: str
     model_name: str
     swarm_key: SwarmKey | None
-    lookup: Callable[[str], Awaitable[list[bytes]]]
-    """Encoded signed records under a name, from the directory that this peer is part of."""
+    lookup: Lookup
+    """Records from the directory that this peer is part of."""
     dht_addresses: Callable[[], list[str]]
     clock: Callable[[], float] = time.time
     timing: PeerTiming = field(default_factory=PeerTiming)

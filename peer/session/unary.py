@@ -8,11 +8,14 @@ from ...proto.errors import AuthenticationError, WrongSwarm
 from ...proto.wire.handshake import PROTOCOL_VERSION, check_protocol, check_protocol_of
 from ...proto.wire.messages.calls import LookupReply, LookupRequest, PingReply, PingRequest
 from ...proto.wire.messages.limits import MAX_RECORDS_PER_KEY
+from ...routing.nearby import Asker
 
 if TYPE_CHECKING:
     from .parts import PeerParts
 
 MAX_LOOKUP_BYTES = 3 << 20
+MIN_RECORD_BYTES = 256
+"""No record of a peer is smaller: digest, id, key and signature alone are 168 bytes."""
 LAST_UNNAMED_PROTOCOL = 2
 """Nodes up to this version do not name it in a ping."""
 
@@ -24,19 +27,26 @@ class UnaryCalls:
         self._parts = parts
 
     async def lookup(self, request: LookupRequest) -> LookupReply:
-        """Records under a name; in a private swarm for members only. Raises SwarmError."""
+        """Records under a name; in a private swarm for members only. Raises SwarmError.
+
+        Whether the signer of the hello is the one that asks does not matter: the name only spreads answers.
+        """
         if self._parts.swarm_key is not None:
             self._parts.hellos.check(request.hello)
         else:
             check_protocol_of(request.hello)
-        records: list[bytes] = []
-        size = 0
-        for record in await self._parts.lookup(request.key):
-            size += len(record)
-            if size > MAX_LOOKUP_BYTES or len(records) == MAX_RECORDS_PER_KEY:
+        most_bytes = min(request.most_bytes or MAX_LOOKUP_BYTES, MAX_LOOKUP_BYTES)
+        most = min(most_bytes // MIN_RECORD_BYTES, MAX_RECORDS_PER_KEY)
+        asker = Asker(request.hello.signer, request.place) if request.most_bytes else None
+        answer = await self._parts.lookup(request.key, asker, most)
+        records, left = list[bytes](), most_bytes
+        for record in answer.records:
+            encoded = record.encode()
+            left -= len(encoded)
+            if left < 0:
                 break  # one more, and the whole answer would be refused
-            records.append(record)
-        return LookupReply(tuple(records))
+            records.append(encoded)
+        return LookupReply(tuple(records), answer.known)
 
     async def ping(self, request: PingRequest) -> PingReply:
         """The peer's clock and public status; in a private swarm without the model's name."""

@@ -385,13 +385,15 @@ def _nothing() -> None:
     pass
 
 
-async def ping(stub: PeerStub, address: Reach, timeout_seconds: float) -> tuple[PingReply, float, float]:
-    """Ping once: the reply, the round trip in seconds, and the peer's clock minus ours.
+async def ping(
+    stub: PeerStub, address: Reach, timeout_seconds: float, timer: Callable[[], float] = time.perf_counter
+) -> tuple[PingReply, float, float]:
+    """Ping once: the reply, the round trip in seconds by the `timer`, and the peer's clock minus ours.
 
     Raises SwarmError; WrongSwarm if the peer speaks another version of the protocol.
     """
-    sent_at, started = time.time(), time.perf_counter()
+    sent_at, started = time.time(), timer()
     reply = await stub.ping(PingRequest(PROTOCOL_VERSION), timeout_seconds)
-    rtt_seconds = time.perf_counter() - started
+    rtt_seconds = timer() - started
     check_protocol(reply.protocol)
     return reply, rtt_seconds, reply.clock - (sent_at + rtt_seconds / 2)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ....routing.swarm import Coordinate
 from ... import swarm_pb2 as pb
 from .codec import Codec, by_name
 from .limits import MAX_REPLY_BYTES
-from .opening import SIGNED, Signed
+from .opening import SIGNED, Signed, pack_place, unpack_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,10 @@ class LookupRequest:
     key: str
     hello: Signed
     """Private swarms answer to members only."""
+    most_bytes: int = 0
+    """Where there are more records than this, those that are best for a node at `place`; 0: all, as far as they fit."""
+    place: Coordinate | None = None
+    """The coordinate of the node that asks; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,13 @@ class LookupReply:
     """Encoded records; they prove themselves."""
 
     records: tuple[bytes, ...] = ()
+    known: int = 0
+    """Records that the peer has under the name; 0: a peer that does not choose among them."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the peer knows no more than it says."""
+        return self.known <= len(self.records)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +69,19 @@ class PingReply:
     dht_addresses: tuple[str, ...] = ()
 
 
-LOOKUP_REQUEST = by_name(pb.LookupRequest, LookupRequest, hello=SIGNED)
+LOOKUP_REQUEST: Codec[LookupRequest] = Codec(
+    pb.LookupRequest,
+    lambda asked: pb.LookupRequest(
+        key=asked.key, hello=SIGNED.pack(asked.hello), most_bytes=asked.most_bytes, place=pack_place(asked.place)
+    ),
+    lambda message: LookupRequest(
+        message.key, SIGNED.unpack(message.hello), message.most_bytes, unpack_place(message.place)
+    ),
+)
 LOOKUP_REPLY: Codec[LookupReply] = Codec(
     pb.LookupReply,
-    lambda reply: pb.LookupReply(records=reply.records),
-    lambda message: LookupReply(tuple(message.records)),
+    lambda reply: pb.LookupReply(records=reply.records, known=reply.known),
+    lambda message: LookupReply(tuple(message.records), message.known),
     max_bytes=MAX_REPLY_BYTES,
 )
 PING_REQUEST = by_name(pb.PingRequest, PingRequest)

@@ -109,7 +109,7 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
         "starts": _ROW_LENGTHS,
     },
     "Remember": {"prefixes": Count(MAX_ROWS)},
-    "LookupRequest": {"key": Size(256)},
+    "LookupRequest": {"key": Size(256), "place": _PLACE},
     "LookupReply": {"records": Count(MAX_RECORDS_PER_KEY, _RECORD)},
     "PingRequest": {"padding": Size(1 << 16)},
     "PingReply": {

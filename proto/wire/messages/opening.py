@@ -105,7 +105,7 @@ def _pack_open(opening: OpenFrame) -> pb.Open:
         wait=opening.wait_seconds > 0,
         wait_seconds=opening.wait_seconds,
         prefixes=pack_prefixes(opening.prefixes),
-        place=(*opening.place.vector, opening.place.height) if opening.place is not None else (),
+        place=pack_place(opening.place),
     )
 
 
@@ -119,11 +119,17 @@ def _unpack_open(message: pb.Open) -> OpenFrame:
         relay=message.relay,
         wait_seconds=message.wait_seconds if message.wait else 0.0,
         prefixes=unpack_prefixes(message.prefixes),
-        place=_unpack_place(message.place),
+        place=unpack_place(message.place),
     )
 
 
-def _unpack_place(numbers: Sequence[float]) -> Coordinate | None:
+def pack_place(place: Coordinate | None) -> tuple[float, ...]:
+    """The numbers of a coordinate that travel."""
+    return (*place.vector, place.height) if place is not None else ()
+
+
+def unpack_place(numbers: Sequence[float]) -> Coordinate | None:
+    """The coordinate that such numbers say; None: not known. Raises RemoteProtocolError."""
     if not numbers:
         return None
     if len(numbers) != PLACE_NUMBERS or not numbers[-1] >= 0:

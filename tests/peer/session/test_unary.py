@@ -9,9 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from blockswarm.peer.offer.lookups import Answer
 from blockswarm.peer.session.unary import UnaryCalls
 from blockswarm.peer.session.work.seams import Counters
 from blockswarm.proto import swarm_pb2 as pb
+from blockswarm.proto.directory.signed import sign_record
 from blockswarm.proto.directory.swarm_key import SwarmKey
 from blockswarm.proto.errors import AuthenticationError, SwarmError, WrongSwarm
 from blockswarm.proto.identity import Identity
@@ -19,12 +21,15 @@ from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.network.dialling import EVERY_RANGE
 from blockswarm.proto.network.transport import Dialer, Handlers, serve
 from blockswarm.proto.wire.handshake import PROTOCOL_VERSION, HelloChecker, sign_hello
-from blockswarm.proto.wire.messages.calls import LookupRequest, PingRequest
+from blockswarm.proto.wire.messages.calls import LookupReply, LookupRequest, PingRequest
 from blockswarm.proto.wire.messages.opening import Signed
 from blockswarm.routing.admit.table import SessionTable
+from blockswarm.routing.nearby import Asker
+from blockswarm.routing.swarm import Coordinate
 
 PEER, OTHER = Identity.generate(), Identity.generate()
 SWARM_KEY = SwarmKey.generate()
+RECORDS = [sign_record(Identity.generate(), bytes(20), bytes(100 * number), 1e9) for number in (3, 5, 1, 8)]
 NAMES_BOTH = rf"protocol {PROTOCOL_VERSION} .* 2\b"
 
 
@@ -38,11 +43,17 @@ def hello(protocol: int, swarm_key: SwarmKey | None) -> Signed:
     return Signed(payload=payload, signer=OTHER.peer_id, signature=signature)
 
 
-def ask(call: Callable[[Any], Awaitable[Any]], swarm_key: SwarmKey | None = None) -> Any:
-    """The answer of a peer to one call; raises what its answer says."""
+def ask(
+    call: Callable[[Any], Awaitable[Any]],
+    swarm_key: SwarmKey | None = None,
+    asked: list[tuple[Asker | None, int]] | None = None,
+) -> Any:
+    """The answer of a peer to one call, and what its directory was `asked`; raises what its answer says."""
+    asked = asked if asked is not None else []
 
-    async def lookup(name: str) -> list[bytes]:
-        return [b"a record"]
+    async def lookup(name: str, asker: Asker | None, most: int) -> Answer:
+        asked.append((asker, most))
+        return Answer(RECORDS[:most], len(RECORDS))
 
     async def unused(*args: object) -> None:
         raise AssertionError("not called in this test")
@@ -91,7 +102,33 @@ def test_a_later_node_is_refused_too(swarm_key: SwarmKey | None) -> None:
 def test_this_version_is_answered() -> None:
     ask(lambda stub: stub.ping(PingRequest(PROTOCOL_VERSION), 10))
     request = LookupRequest("name", hello(PROTOCOL_VERSION, None))
-    assert list(ask(lambda stub: stub.lookup(request, 10)).records) == [b"a record"]
+    reply = ask(lambda stub: stub.lookup(request, 10))
+    assert reply == LookupReply(tuple(record.encode() for record in RECORDS), len(RECORDS))
+
+
+def test_an_answer_has_no_more_bytes_than_were_asked_for_and_says_that_there_is_more() -> None:
+    sizes = [len(record.encode()) for record in RECORDS]
+    asked: list[tuple[Asker | None, int]] = []
+    place = Coordinate((0.5, 0.25, -0.5), 0.125)
+    request = LookupRequest("name", hello(PROTOCOL_VERSION, None), sum(sizes[:3]), place)
+    reply = ask(lambda stub: stub.lookup(request, 10), asked=asked)
+    assert reply == LookupReply(tuple(record.encode() for record in RECORDS[:3]), len(RECORDS))
+    assert not reply.is_complete
+    assert asked == [(Asker(OTHER.peer_id, place), sum(sizes[:3]) // 256)]
+
+
+@pytest.mark.parametrize(("most_bytes", "told"), [(1, 0), (2**32 - 1, len(RECORDS))])
+def test_any_number_of_bytes_may_be_asked_for(most_bytes: int, told: int) -> None:
+    asked: list[tuple[Asker | None, int]] = []
+    request = LookupRequest("name", hello(PROTOCOL_VERSION, None), most_bytes)
+    assert len(ask(lambda stub: stub.lookup(request, 10), asked=asked).records) == told
+    assert asked[0][1] <= 900
+
+
+def test_a_node_that_does_not_say_how_much_it_takes_is_told_everything_by_chance() -> None:
+    asked: list[tuple[Asker | None, int]] = []
+    ask(lambda stub: stub.lookup(LookupRequest("name", hello(PROTOCOL_VERSION, None)), 10), asked=asked)
+    assert asked == [(None, 900)]
 
 
 def test_a_look_up_without_a_hello_is_refused() -> None:

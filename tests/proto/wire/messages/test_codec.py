@@ -176,8 +176,8 @@ VALUES: dict[str, tuple[Codec[Any], st.SearchStrategy[Any]]] = {
     "PushOpen": (PUSH_FRAME, st.builds(PushOpenFrame, signed)),
     "PushReady": (PUSH_REPLY, st.just(PushReadyFrame())),
     "Failure of a push": (PUSH_REPLY, failures),
-    "LookupRequest": (LOOKUP_REQUEST, st.builds(LookupRequest, texts, signed)),
-    "LookupReply": (LOOKUP_REPLY, st.builds(LookupReply, st.lists(records, max_size=5).map(tuple))),
+    "LookupRequest": (LOOKUP_REQUEST, st.builds(LookupRequest, texts, signed, uint32, places)),
+    "LookupReply": (LOOKUP_REPLY, st.builds(LookupReply, st.lists(records, max_size=5).map(tuple), uint32)),
     "PingRequest": (PING_REQUEST, st.builds(PingRequest, uint32, st.binary(max_size=50))),
     "PingReply": (
         PING_REPLY,
@@ -450,6 +450,10 @@ BAD_ANSWERS = {
     "a name without end": (PING_REPLY, pb.PingReply(model_name="x" * 513)),
     "records without end": (LOOKUP_REPLY, pb.LookupReply(records=[b""] * (MAX_RECORDS_PER_KEY + 1))),
     "a record that is too large": (LOOKUP_REPLY, pb.LookupReply(records=[bytes(MAX_RECORD_BYTES + 1)])),
+    "an asker without a height": (LOOKUP_REQUEST, pb.LookupRequest(place=[0.1, 0.1, 0.1])),
+    "an asker outside the world": (LOOKUP_REQUEST, pb.LookupRequest(place=[0.1, 0.1, 3.0, 0.1])),
+    "an asker that is nowhere": (LOOKUP_REQUEST, pb.LookupRequest(place=[NAN, 0.1, 0.1, 0.1])),
+    "an asker with many places": (LOOKUP_REQUEST, pb.LookupRequest(place=[0.1] * 8)),
     "a key without end": (LOOKUP_REQUEST, pb.LookupRequest(key="x" * 257)),
 }  # fmt: skip
 

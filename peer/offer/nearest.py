@@ -1,0 +1,86 @@
+"""Chooses, out of many records, those that help the node that asks most: hosts of every block that are near it.
+
+A record says what its owner likes, so no choice by what records say can be the whole answer: every fourth record is
+taken by chance.  Ids with invented places and speeds cannot crowd the others out of it, and the node that asks pings
+what it is told of.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+from collections.abc import Iterator, Sequence
+
+from ...proto.directory.records import PeerRecord, open_peer_record
+from ...proto.directory.signed import SignedRecord
+from ...proto.directory.swarm_key import SwarmKey
+from ...proto.errors import SwarmError
+from ...routing.nearby import Asker, HostTable
+from ...routing.swarm import PeerId
+
+logger = logging.getLogger(__name__)
+
+BY_CHANCE = 4
+"""One record in this many is taken by chance."""
+
+
+class NearestHosts:
+    """Reads each record once, and remembers the table of the last ones."""
+
+    def __init__(self, num_blocks: int, swarm_key: SwarmKey | None) -> None:
+        """`num_blocks` of the model: nobody is asked to host others."""
+        self._num_blocks = num_blocks
+        self._swarm_key = swarm_key
+        self._of: Sequence[SignedRecord] = ()
+        self._opened: dict[PeerId, tuple[SignedRecord, PeerRecord]] = {}
+        self._hosts: list[SignedRecord] = []
+        self._table = HostTable.of((), num_blocks)
+
+    def choose(
+        self, records: Sequence[SignedRecord], asker: Asker, most: int, rng: random.Random
+    ) -> list[SignedRecord]:
+        """The records in the order in which they are worth telling, about `most` of them; `records` is not changed.
+
+        A peer behind a relay is reached with the relay's record, which therefore follows its own.
+        """
+        if records is not self._of:
+            self._read(records)
+        wanted = min(most, len(records))
+        best = [self._hosts[i] for i in self._table.best(asker, hosts_per_block=most, most=wanted)]
+        by_chance = rng.sample(records, wanted)
+        told: dict[PeerId, SignedRecord] = {}
+        for record in _in_turns(best, by_chance):
+            if len(told) >= wanted:
+                break
+            told.setdefault(record.peer_id, record)
+            if (known := self._opened.get(record.peer_id)) is not None:
+                for relay in known[1].relays:
+                    if relay in self._opened:
+                        told.setdefault(relay, self._opened[relay][0])
+        return list(told.values())
+
+    def _read(self, records: Sequence[SignedRecord]) -> None:
+        opened = {}
+        for record in records:
+            known = self._opened.get(record.peer_id)
+            if known is None or known[0] != record:
+                try:
+                    known = record, open_peer_record(record, self._swarm_key)
+                except SwarmError as error:
+                    logger.debug("a record is ignored: %s", error)
+                    continue
+            opened[record.peer_id] = known
+        self._of, self._opened = records, opened
+        self._hosts = [record for record, _ in opened.values()]
+        self._table = HostTable.of([read.spec for _, read in opened.values()], self._num_blocks)
+
+
+def _in_turns(best: Sequence[SignedRecord], by_chance: Sequence[SignedRecord]) -> Iterator[SignedRecord]:
+    """The best ones, and after every third of them one by chance; then whatever is left."""
+    others = iter(by_chance)
+    for number, record in enumerate(best, start=1):
+        yield record
+        if number % (BY_CHANCE - 1) == 0:
+            yield from itertools.islice(others, 1)
+    yield from others

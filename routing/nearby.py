@@ -1,0 +1,151 @@
+"""Hosts that are worth telling to a node, or worth a ping of its own: the best few of every block, seen from its place.
+
+A block costs on a peer its computation and its share of a visit, which is the round trip and the peer's own part.  The
+cheapest host of every block comes first, then second ones, and so on (`cover`).  Where many nodes ask from one place,
+they must not all be sent to the same hosts: each sees every cost lengthened by up to a half (`SPREAD`), by a factor
+that follows from its own name and the peer's, so that one node that asks twice, or asks two peers, hears the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .coordinates import DIMENSIONS, is_plausible
+from .swarm import Coordinate, PeerSpec, PeerState
+from .timing import UNKNOWN_RTT_SECONDS
+
+FloatArray = NDArray[np.float64]
+
+SPREAD = 0.5
+"""The largest part by which a peer's cost is lengthened for one node and not for another."""
+LEAVING_PENALTY = 1000.0
+"""Seconds that a block on a peer that drains costs more: it is told of only where nobody else has the block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """A node that wants the hosts that are best for it."""
+
+    name: str
+    """Any text; equal names get equal answers."""
+    place: Coordinate | None
+    """Its coordinate, with our dimensions; None: not known yet."""
+
+
+def cover(ranges: Sequence[tuple[int, int]], num_blocks: int, hosts_per_block: int, most: int) -> list[int]:
+    """The indices of the ranges that are taken: first one host for each block, then a second one, and so on.
+
+    `ranges` (start, stop) come in order of preference, and only blocks below `num_blocks` count.  At most `most` are
+    taken.  O(n * hosts_per_block) at worst; a round ends when every block that can has its host.
+    """
+    inside = [range(start, min(stop, num_blocks)) for start, stop in ranges]
+    change = [0] * (num_blocks + 1)
+    for blocks in inside:
+        if blocks:
+            change[blocks.start] += 1
+            change[blocks.stop] -= 1
+    possible = list(itertools.accumulate(change[:-1]))
+    hosts, chosen, left = [0] * num_blocks, list[int](), list(range(len(ranges)))
+    for wanted in range(1, hosts_per_block + 1):
+        short = sum(count < min(wanted, most_hosts) for count, most_hosts in zip(hosts, possible, strict=True))
+        others = []
+        for number, index in enumerate(left):
+            if not short or len(chosen) == most:
+                others += left[number:]
+                break
+            if not any(hosts[block] < wanted for block in inside[index]):
+                others.append(index)
+                continue
+            chosen.append(index)
+            for block in inside[index]:
+                short -= hosts[block] == wanted - 1
+                hosts[block] += 1
+        left = others
+        if not left or len(chosen) == most:
+            break
+    return chosen
+
+
+@dataclass(frozen=True)
+class HostTable:
+    """The peers of one look that serve, in arrays, so that a question costs about a millisecond for thousands of them.
+
+    A coordinate that is no place on earth counts as none: `UNKNOWN_RTT_SECONDS` is assumed.
+    """
+
+    num_blocks: int
+    indices: tuple[int, ...]
+    """Where each host stands in the sequence that the table was made of."""
+    ranges: tuple[tuple[int, int], ...]
+    own_seconds: FloatArray
+    """(n,): computation of a block, and its share of the peer's own part of a visit."""
+    blocks: FloatArray
+    """(n,): how many each hosts."""
+    points: FloatArray
+    """(n, DIMENSIONS + 1): vector and height; NaN where no place is known."""
+    marks: NDArray[np.uint64]
+    """(n,): a hash of the id."""
+
+    @classmethod
+    def of(cls, specs: Sequence[PeerSpec], num_blocks: int) -> HostTable:
+        """The table of those that serve some of the model's blocks."""
+        hosts = [(i, spec, spec.blocks) for i, spec in enumerate(specs) if spec.blocks is not None and _serves(spec)]
+        inside = [(i, spec, blocks) for i, spec, blocks in hosts if blocks.start < num_blocks]
+        unknown = (float("nan"),) * (DIMENSIONS + 1)
+        points = [
+            (*spec.coordinate.vector, spec.coordinate.height)
+            if spec.coordinate is not None and is_plausible(spec.coordinate)
+            else unknown
+            for _, spec, _ in inside
+        ]
+        return cls(
+            num_blocks,
+            tuple(i for i, _, _ in inside),
+            tuple((blocks.start, blocks.stop) for _, _, blocks in inside),
+            np.array([
+                spec.cost.decode_seconds() + spec.cost.visit / len(blocks)
+                + (LEAVING_PENALTY if spec.state is PeerState.DRAINING else 0.0)
+                for _, spec, blocks in inside
+            ]),
+            np.array([len(blocks) for _, _, blocks in inside], dtype=np.float64),
+            np.array(points, dtype=np.float64).reshape(len(inside), DIMENSIONS + 1),
+            np.array([_mark(spec.id) for _, spec, _ in inside], dtype=np.uint64),
+        )  # fmt: skip
+
+    def best(self, asker: Asker, hosts_per_block: int, most: int) -> list[int]:
+        """At most `most` of the peers, by their place in the sequence, the ones that are worth most first."""
+        order = np.argsort(self._seconds(asker), kind="stable")
+        taken = cover([self.ranges[i] for i in order], self.num_blocks, hosts_per_block, most)
+        return [self.indices[order[i]] for i in taken]
+
+    def _seconds(self, asker: Asker) -> FloatArray:
+        """(n,): the cost of a block on each host, as this node sees it."""
+        rtt = np.full(len(self.indices), np.nan)
+        if asker.place is not None:
+            away = np.linalg.norm(self.points[:, :-1] - np.array(asker.place.vector), axis=1)
+            rtt = away + self.points[:, -1] + asker.place.height
+        rtt = np.where(np.isnan(rtt), UNKNOWN_RTT_SECONDS, rtt)
+        seconds = self.own_seconds + rtt / self.blocks
+        return np.asarray(seconds * (1.0 + SPREAD * _uniform(self.marks ^ np.uint64(_mark(asker.name)))))
+
+
+def _serves(spec: PeerSpec) -> bool:
+    return spec.state in (PeerState.SERVING, PeerState.DRAINING)
+
+
+def _mark(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode(errors="replace")).digest()[:8], "little")
+
+
+def _uniform(marks: NDArray[np.uint64]) -> FloatArray:
+    """Numbers from 0 to 1, one for each mark (the finalizer of splitmix64)."""
+    mixed = marks
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return np.asarray((mixed ^ (mixed >> np.uint64(31))) / 2.0**64)
