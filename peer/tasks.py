@@ -106,11 +106,11 @@ async def _cancel(
 
 
 async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and wait for their end. What they raise is logged at the level of details."""
-    running = [task for task in tasks if not task.done()]
-    for task in running:
+    """Cancel tasks and wait for their end. What they raise, or have raised, is logged at the level of details."""
+    tasks = list(tasks)
+    for task in tasks:
         task.cancel()
-    for outcome in await asyncio.gather(*running, return_exceptions=True):
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(outcome, Exception):
             logger.debug("a cancelled task failed: %s", outcome)
 

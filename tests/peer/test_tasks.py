@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -122,6 +123,26 @@ def test_the_first_that_ends_ends_the_others() -> None:
         assert diary == ["over", "over"]
 
     run(scenario())
+
+
+def test_of_two_that_fail_at_once_neither_is_reported_as_never_retrieved() -> None:
+    """A stream that breaks ends its reader and its writer in one turn of the loop: no traceback for the operator."""
+    reported: list[object] = []
+
+    async def failing(name: str, moment: asyncio.Event) -> None:
+        await moment.wait()
+        raise PeerUnavailable(name)
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        moment = asyncio.Event()
+        asyncio.get_running_loop().call_soon(moment.set)
+        with pytest.raises(PeerUnavailable, match="reader"):
+            await run_until_first(failing("reader", moment), failing("writer", moment))
+        gc.collect()
+
+    run(scenario())
+    assert not reported
 
 
 def test_waiters_hear_of_every_change() -> None:
