@@ -87,7 +87,7 @@ def run_module(name: str) -> None:
     Help makes no environment: without one, what the module is for has to do.
     """
 
-    def run() -> int:
+    def run() -> int | None:
         wants_help = bool({"-h", "--help"} & set(sys.argv[1:]))
         if wants_help and not PYTHON.exists():
             source = ROOT / "scripts" / "benchlib" / f"{name}.py"
@@ -96,9 +96,10 @@ def run_module(name: str) -> None:
             return 0
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent)}
         python = PYTHON if wants_help else ensure_environment()
-        return subprocess.run(
-            [python, "-m", f"benchlib.{name}", *sys.argv[1:]], env=environment, check=False
-        ).returncode
+        sys.stdout.flush()
+        # In the place of this process: a parent that Ctrl-C ends as well would leave the module no time to clean up.
+        os.execve(python, [str(python), "-m", f"benchlib.{name}", *sys.argv[1:]], environment)
+        return None
 
     exit_with(run)
 
