@@ -5,29 +5,35 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
+import random
 import socket
 import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.benchlib import benchlib
 
-faults, fault_links, processes = map(benchlib, ("faults", "fault_links", "processes"))
+faults, processes = map(benchlib, ("faults", "processes"))
+acts, cases, forks, links_of, play, report, world = (
+    benchlib(f"breaking.{name}") for name in ("acts", "cases", "forks", "links", "play", "report", "world")
+)
 
 AT = 2
 EXPECTED = [5, 6, 7, 8]
 
 
 def case(error: bool = False) -> Any:
-    return faults.Case("a fault", lambda moment: None, error=error, at=AT)
+    return play.Case("a fault", lambda moment: None, error=error, at=AT)
 
 
 def said(*tokens: int, **end: Any) -> list[dict[str, Any]]:
     """The lines of a client: a token each second, and the end after the last one's second."""
-    lines = [{"token": token, "at": float(second), "chain": []} for second, token in enumerate(tokens)]
+    lines = [{"token": token, "at": float(second), "chain": [], "relays": []} for second, token in enumerate(tokens)]
     return [*lines, {"done": True, "error": None, "at": float(len(tokens)), **end}]
 
 
@@ -37,28 +43,27 @@ def played(lines: Sequence[Mapping[str, Any]], log: Path, hangs_seconds: float =
     program = f"import sys, time; print({text!r}, flush=True); sys.stdin.readline(); "
     program += "time.sleep(60)" if hangs_seconds < 60.0 else "sys.exit('no memory left')"
     with processes.Child("-c", program, log=log) as client:
-        world = faults.World(None, log.parent)
-        return list(faults.watch(case(), world, client, [1], hangs_seconds))
+        return list(play.watch(case(), world.World(None, log.parent), client, [1], hangs_seconds))
 
 
 @pytest.fixture
 def links() -> Iterator[Any]:
-    with fault_links.Links() as running:
+    with links_of.Links() as running:
         yield running
 
 
 def test_a_text_that_ends_before_the_fault_fails_the_case_in_words(tmp_path: Path) -> None:
     lines = played(said(5, error="NoChainError: no peer"), tmp_path / "log")
     for wanted in (False, True):
-        outcome = faults.judge(case(error=wanted), lines, EXPECTED)
+        outcome = play.judge(case(error=wanted), lines, EXPECTED)
         assert not outcome.passed
         assert outcome.error == "the text ended before the fault: NoChainError: no peer"
 
 
 @pytest.mark.long
 def test_a_client_that_dies_is_told_from_one_that_hangs_and_its_log_is_kept(tmp_path: Path) -> None:
-    dead = faults.judge(case(), played(said(5, 6, 7)[:-1], tmp_path / "dead"), EXPECTED)
-    hanging = faults.judge(case(), played(said(5, 6, 7)[:-1], tmp_path / "hanging", hangs_seconds=0.5), EXPECTED)
+    dead = play.judge(case(), played(said(5, 6, 7)[:-1], tmp_path / "dead"), EXPECTED)
+    hanging = play.judge(case(), played(said(5, 6, 7)[:-1], tmp_path / "hanging", hangs_seconds=0.5), EXPECTED)
     assert (dead.error, hanging.error) == ("the client ended by itself", "the client hangs")
     assert "no memory left" in dead.log
     assert not dead.passed
@@ -67,8 +72,8 @@ def test_a_client_that_dies_is_told_from_one_that_hangs_and_its_log_is_kept(tmp_
 
 def test_a_client_that_never_begins_fails_the_case(tmp_path: Path) -> None:
     with processes.Child("-c", "raise SystemExit('no such model')", log=tmp_path / "log") as client:
-        lines = list(faults.watch(case(), faults.World(None, tmp_path), client, [1]))
-    outcome = faults.judge(case(), lines, EXPECTED)
+        lines = list(play.watch(case(), world.World(None, tmp_path), client, [1]))
+    outcome = play.judge(case(), lines, EXPECTED)
     assert not outcome.passed
     assert "no such model" in outcome.log
 
@@ -79,29 +84,37 @@ def test_the_stall_of_a_client_that_hangs_lasts_until_it_was_given_up() -> None:
         {"fault": "a fault", "at": 1.0},
         {"done": False, "error": "the client hangs", "at": 31.0},
     ]
-    assert faults.judge(case(), lines, EXPECTED).stall_seconds == 30.0
+    assert play.judge(case(), lines, EXPECTED).stall_seconds == 30.0
 
 
 def test_a_case_passes_with_the_tokens_of_the_model_alone_or_with_the_error_that_it_is_about() -> None:
     fault = {"fault": "a fault", "at": 1.0}
     whole = said(*EXPECTED)
-    assert faults.judge(case(), [*whole[:AT], fault, *whole[AT:]], EXPECTED).passed
-    assert not faults.judge(case(error=True), [*whole[:AT], fault, *whole[AT:]], EXPECTED).passed
+    assert play.judge(case(), [*whole[:AT], fault, *whole[AT:]], EXPECTED).passed
+    assert not play.judge(case(error=True), [*whole[:AT], fault, *whole[AT:]], EXPECTED).passed
     short = said(5, 6, error="PeerUnavailable: gone")
-    assert faults.judge(case(error=True), [*short[:AT], fault, *short[AT:]], EXPECTED).passed
+    assert play.judge(case(error=True), [*short[:AT], fault, *short[AT:]], EXPECTED).passed
     wrong = said(5, 6, 9, 9)
-    assert not faults.judge(case(), [*wrong[:AT], fault, *wrong[AT:]], EXPECTED).passed
+    assert not play.judge(case(), [*wrong[:AT], fault, *wrong[AT:]], EXPECTED).passed
 
 
 def test_the_table_names_the_moment_of_the_fault_where_it_is_one() -> None:
-    outcome = faults.judge(case(), [{"done": False, "error": "x", "at": 0.0}], [])
-    assert "| fault (after 2 tokens) |" in faults.table([outcome])
-    kills = faults.random_kills(2, faults.random.Random(1))
-    assert "| fault |" in faults.table([faults.judge(kill, said(5), EXPECTED) for kill in kills])
+    outcome = play.judge(case(), [{"done": False, "error": "x", "at": 0.0}], [])
+    assert "| fault (after 2 tokens) |" in report.table([outcome])
+    kills = cases.random_kills(2, random.Random(1))
+    assert "| fault |" in report.table([play.judge(kill, said(5), EXPECTED) for kill in kills])
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--kills", "3", "--short"], ["--kills", "3", "--only", "SIGSTOP"], ["--kills", "0"]]
+    "arguments",
+    [
+        ["--kills", "3", "--short"],
+        ["--kills", "3", "--only", "SIGSTOP"],
+        ["--kills", "0"],
+        ["--churn", "1", "--kills", "3"],
+        ["--churn", "0"],
+        ["--only", "no such case"],
+    ],
 )
 def test_options_that_would_be_ignored_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as refused:
@@ -117,12 +130,102 @@ def test_peers_that_never_get_ready_are_ended_with_the_others(links: Any, tmp_pa
         started.append(processes.Child("-c", "import time; print('[]', flush=True); time.sleep(60)", log=log))
         return started[-1]
 
-    world = faults.World(links, tmp_path, launch)
+    started_here = world.World(links, tmp_path, launch)
     with pytest.raises(TypeError):
-        world.start_all(["0:4"])
-    world.end()
+        started_here.arrange(world.PLAIN)
+    started_here.end()
     assert started
     assert not any(child.is_running() for child in started)
+
+
+def test_the_cases_have_names_of_their_own_and_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [case.name for case in cases.CASES]
+    assert len(set(names)) == len(names)
+    assert faults.main(["--list", "--only", "SIGSTOP"]) == 0
+    assert capsys.readouterr().out.splitlines() == [name for name in names if "SIGSTOP" in name]
+
+
+def test_a_replay_is_counted_with_the_time_until_its_caches_are_rebuilt() -> None:
+    told = [
+        {"event": "hop-lost", "detail": "gone", "at": 1.5},
+        {"event": "replay", "detail": "41 tokens to X", "at": 2.0},
+        {"event": "rebuilt", "detail": "", "at": 2.25},
+    ]
+    whole = said(*EXPECTED)
+    outcome = play.judge(case(), [*whole[:AT], {"fault": "a fault", "at": 1.0}, *told, *whole[AT:]], EXPECTED)
+    assert (outcome.replayed_tokens, outcome.replay_seconds) == (41, 0.25)
+    assert outcome.events == ("hop-lost +0.5", "replay +1.0", "rebuilt +1.2")
+    assert "beyond the replay p50 0.75" in report.summary([outcome])
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Any:
+    """The log of a peer that does not run."""
+    return world.Node(world.PLAIN[0], None, 0, tmp_path / "peer")
+
+
+def log_line(peer: Any, text: str, pattern: str = "", patience_seconds: float = 0.0) -> str:
+    """The line that `play` takes from those that come after a case has begun."""
+    peer.log.write_text("2026-01-01 00:00:00,000 WARN before the case\n")
+    nodes = world.World(None, peer.folder.parent, nodes={"peer": peer})
+    logs = play.Logs.of(nodes)
+    with peer.log.open("a") as log:
+        log.write(text)
+    result: str = play.log_line(replace(case(), log=pattern), logs, [peer], patience_seconds)
+    return result
+
+
+def test_a_case_tells_the_line_that_its_operator_sees(peer: Any) -> None:
+    assert log_line(peer, "") == ""
+    text = (
+        "2026-01-01 00:00:00,000 INFO one\n2026-01-01 00:00:00,000 WARN announcing failed (12D3KooWabc@127.0.0.2:5)\n"
+    )
+    assert log_line(peer, text) == "WARN announcing failed (ID)"
+    assert log_line(peer, text, "one$") == "one"
+
+
+def test_a_defect_in_a_log_and_a_line_that_does_not_come_fail_a_case(peer: Any) -> None:
+    with pytest.raises(play.CaseFailed, match="Traceback"):
+        log_line(peer, "Traceback (most recent call last):\n")
+    with pytest.raises(play.CaseFailed, match="no log has a line"):
+        log_line(peer, "", "the DHT daemon ended", patience_seconds=0.001)
+
+
+def through(links: Any, rule: Any, sent: bytes, number: int) -> bytes:
+    """The first bytes that come through a line with this rule, of those that its peer says."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        line, port = links.add()
+        links.lead_to(line, server.getsockname()[1])
+        links.apply(replace(rule, peer=line))
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.settimeout(20)
+            server.settimeout(20)
+            accepted, _ = server.accept()
+            with accepted:
+                accepted.sendall(sent)
+                return client.recv(number)
+
+
+def test_a_line_flips_bits_and_drips(links: Any) -> None:
+    flipped = through(links, links_of.Rule(held=False, flip=True), bytes(8), 8)
+    assert sum(byte.bit_count() for byte in flipped) == 1
+    assert through(links, links_of.Rule(held=False, bytes_per_second=30.0), bytes(1000), 1000) == bytes(3)
+
+
+@pytest.mark.long
+def test_a_forked_child_is_one_like_any_other(tmp_path: Path) -> None:
+    """It has a session, pipes and a log of its own; it can be asked to end, and its end is seen."""
+    with forks.Zygote(libraries=()) as zygote:
+        zygote.wait()
+        child = zygote.start("-m", "json.tool", "--json-lines", log=tmp_path / "log")
+        assert os.getsid(child.pid) == child.pid
+        assert child.is_running()
+        child.end()
+        assert not child.is_running()
+        wrong = zygote.start("-m", "json.tool", tmp_path / "no such file", log=tmp_path / "log")
+        with pytest.raises(processes.ChildFailed, match="no such file"):
+            wrong.read()
+        wrong.end()
 
 
 def test_a_reset_on_one_side_of_a_line_ends_the_other_side(links: Any) -> None:
@@ -145,11 +248,11 @@ def test_a_reset_on_one_side_of_a_line_ends_the_other_side(links: Any) -> None:
 
 
 def test_the_lines_leave_nothing_open(recwarn: pytest.WarningsRecorder) -> None:
-    links = fault_links.Links()
+    links = links_of.Links()
     with links:
         _, port = links.add()
     del links
     gc.collect()
-    assert not [warning for warning in recwarn if issubclass(warning.category, ResourceWarning)]
+    assert not [str(warning.message) for warning in recwarn if issubclass(warning.category, ResourceWarning)]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))

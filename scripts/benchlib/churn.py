@@ -188,8 +188,8 @@ class Churn:
         return next((peer for peer in hosted if peer not in alone and not peer.is_placed), None)
 
 
-async def churn(folder: Path, minutes: float, every_seconds: float) -> dict[str, Any]:
-    swarm, fewest = BenchSwarm(folder, "4"), 99
+async def churn(folder: Path, minutes: float, every_seconds: float, rtt_seconds: float = 0.0) -> dict[str, Any]:
+    swarm, fewest = BenchSwarm(folder, "4", rtt_seconds=rtt_seconds), 99
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(swarm.close)
         for _ in range(PLACED_PEERS):

@@ -19,6 +19,7 @@ SCRIPTS = Path(__file__).resolve().parent.parent
 END_SECONDS = 15.0
 
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+_NOTHING: Mapping[str, str] = {}
 _INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 """Those that decide which products a processor computes fast, as Linux names them."""
 
@@ -43,6 +44,11 @@ class Version:
 HERE = Version(Path(sys.executable), SCRIPTS)
 
 
+def environment_of(version: Version) -> dict[str, str]:
+    """That of measured processes: one compute thread, no network beyond loopback."""
+    return os.environ | _ENVIRONMENT | {"PYTHONPATH": str(version.scripts)}
+
+
 class ChildFailed(Exception):
     """A measured process ended, or answered with an error."""
 
@@ -50,21 +56,28 @@ class ChildFailed(Exception):
 class Child:
     """One process. It says what it has to say as lines of JSON; other lines it prints are ignored."""
 
-    def __init__(self, *arguments: str | Path, log: Path, version: Version = HERE) -> None:
+    def __init__(
+        self, *arguments: str | Path, log: Path, version: Version = HERE, environment: Mapping[str, str] = _NOTHING
+    ) -> None:
         """Start Python with `arguments`; its messages for people are appended to the file `log`."""
-        self._log = log
-        self.started_at = time.perf_counter()
         with log.open("ab") as messages:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [version.python, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=messages,
-                env=os.environ | _ENVIRONMENT | {"PYTHONPATH": str(version.scripts)},
+                env=environment_of(version) | environment,
                 start_new_session=True,  # Ctrl-C is for the benchmark, which then ends its children
                 text=True,
             )
-        self._tree = psutil.Process(self._process.pid)
+        self._adopt(process, log)
+
+    def _adopt(self, process: Any, log: Path) -> None:
+        """`process` is a Popen, or like one."""
+        self.started_at = time.perf_counter()
+        self._log = log
+        self._process = process
+        self._tree = psutil.Process(process.pid)
 
     @property
     def pid(self) -> int:
@@ -109,6 +122,11 @@ class Child:
         """Proportional set size of the process and those it started: what is shared counts in proportion."""
         return sum(psutil.Process(pid).memory_full_info().pss for pid in self._pids())
 
+    def ask_to_end(self) -> None:
+        """Ask and do not wait: where many are to end, they do it side by side. `end` has to follow."""
+        if self._process.poll() is None:
+            self._process.terminate()
+
     def end(self, patience_seconds: float = END_SECONDS) -> None:
         """Ask the process to end, wait, and kill it if it does not. Idempotent."""
         children = [] if self._process.poll() is not None else self._tree.children(recursive=True)
@@ -151,9 +169,13 @@ def run_program(main: Callable[[], int]) -> NoReturn:
 
 def listening_port(pid: int) -> int:
     """The port that a process listens on. Raises ValueError unless there is exactly one."""
-    ports = {c.laddr.port for c in psutil.Process(pid).net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    (port,) = ports
+    (port,) = listening_ports(pid)
     return port
+
+
+def listening_ports(pid: int) -> set[int]:
+    """The TCP ports that a process listens on."""
+    return {c.laddr.port for c in psutil.Process(pid).net_connections("tcp") if c.status == psutil.CONN_LISTEN}
 
 
 def cpu_seconds(children: Iterable[Child]) -> float:

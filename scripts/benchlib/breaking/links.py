@@ -1,23 +1,27 @@
-"""Lines between real processes that can be made to swallow, to delay or to break: one TCP proxy in front of each peer.
+"""Lines between real processes that can be made to swallow, to delay, to drip, to garble or to break.
 
-A rule says what happens on the connections from one process to one peer, in both directions.  Bytes that are held
-arrive when the rule is lifted, as TCP's repetitions would have them arrive; while nobody lifts it the line is
-half-open: it stands, and nothing comes through.  New connections are accepted and held as well.
+There is a TCP proxy in front of each port of a peer.  A rule says what happens on the connections from the processes of
+one session to one peer, in both directions.  Bytes that are held arrive when the rule is lifted, as TCP's repetitions
+would have them arrive; while nobody lifts it the line is half-open: it stands, and nothing comes through.  New
+connections are accepted and held as well.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import psutil
 
 CHUNK_BYTES = 1 << 16
+DROP_SECONDS = 0.1
+"""Time between two pieces on a line that drips."""
 _T = TypeVar("_T")
 
 
@@ -26,12 +30,16 @@ class Rule:
     """Applies where both ends match; None matches every process."""
 
     dialler: int | None = None
-    """Process id of the side that has connected."""
+    """Process id of the side that has connected, or of the leader of its session."""
     peer: int | None = None
-    """Number of the line, as `Links.add` returned it."""
+    """Number of the peer's first line, as `Links.add` returned it."""
     held: bool = True
     delay_seconds: float = 0.0
     """Added to the peer's answers, where they are not held."""
+    bytes_per_second: float = 0.0
+    """Rate of the peer's answers, where they are not held; 0: as fast as they come."""
+    flip: bool = False
+    """Change one bit of everything that the peer says."""
     opened_before: float = float("inf")
     """Only connections that were open at that time of the monotonic clock; newer ones work."""
 
@@ -48,6 +56,7 @@ class Links:
         self._loop = asyncio.new_event_loop()
         self._changed = asyncio.Event()
         self._targets: list[int] = []
+        self._owners: list[int] = []
         self._servers: list[asyncio.Server] = []
         self._open: dict[tuple[int | None, int], set[asyncio.StreamWriter]] = {}
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-links", daemon=True)
@@ -62,11 +71,15 @@ class Links:
         self._thread.join()
         self._loop.close()
 
-    def add(self) -> tuple[int, int]:
-        """A new line: its number, and the port at which it is reached."""
+    def add(self, owner: int | None = None, host: str = "127.0.0.1", port: int = 0) -> tuple[int, int]:
+        """A new line: its number, and the port at which it is reached.
+
+        `owner` is the first line of the same peer, to which rules for that peer apply as well.
+        """
+        number = len(self._targets)
         self._targets.append(0)
-        number = len(self._targets) - 1
-        return number, self._run(self._listen(number))
+        self._owners.append(number if owner is None else owner)
+        return number, self._run(self._listen(number, host, port))
 
     def lead_to(self, line: int, port: int) -> None:
         """Where the line leads; before that, who connects is turned away."""
@@ -96,27 +109,30 @@ class Links:
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
-    async def _listen(self, line: int) -> int:
+    async def _listen(self, line: int, host: str, port: int) -> int:
         async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(OSError):
-                await self._serve(line, reader, writer)
-            writer.transport.abort()
+            try:
+                with contextlib.suppress(OSError):
+                    await self._serve(line, reader, writer)
+            finally:
+                writer.transport.abort()
 
-        server = await asyncio.start_server(accepted, "127.0.0.1", 0)
+        server = await asyncio.start_server(accepted, host, port)
         self._servers.append(server)
-        port: int = server.sockets[0].getsockname()[1]
-        return port
+        taken: int = server.sockets[0].getsockname()[1]
+        return taken
 
     async def _serve(self, line: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         own, source = writer.get_extra_info("sockname")[1], writer.get_extra_info("peername")[1]
         dialler = await asyncio.to_thread(process_of, source, own)
         target_reader, target = await asyncio.open_connection("127.0.0.1", self._targets[line])
-        writers = self._open.setdefault((dialler, line), set())
+        owner = self._owners[line]
+        writers = self._open.setdefault((dialler, owner), set())
         writers |= {writer, target}
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._carry(reader, target, dialler, line, answers=False))
-                tasks.create_task(self._carry(target_reader, writer, dialler, line, answers=True))
+                tasks.create_task(self._carry(reader, target, dialler, owner, answers=False))
+                tasks.create_task(self._carry(target_reader, writer, dialler, owner, answers=True))
         except* OSError:
             pass
         finally:
@@ -124,7 +140,7 @@ class Links:
             target.transport.abort()
 
     async def _carry(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dialler: int | None, line: int, answers: bool
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dialler: int | None, peer: int, answers: bool
     ) -> None:
         """Carry one direction to its end; the other direction ends with it, as the connection does."""
         opened_at = self._loop.time()
@@ -147,23 +163,23 @@ class Links:
                     arrived.clear()
                     await arrived.wait()
                 sent_at, data = on_the_way[0]
-                seconds = self._one_way_seconds + await self._delay(dialler, line, opened_at, answers)
+                rules = await self._rules_for(dialler, peer, opened_at, answers)
+                seconds = self._one_way_seconds + sum(rule.delay_seconds for rule in rules)
                 await asyncio.sleep(max(0.0, sent_at + seconds - self._loop.time()))
                 on_the_way.popleft()
                 if not data:
                     raise ConnectionResetError
-                writer.write(data)
-                await writer.drain()
+                await _pass_on(data, writer, rules)
         finally:
             receiving.cancel()
             await asyncio.gather(receiving, return_exceptions=True)
 
-    async def _delay(self, dialler: int | None, line: int, opened_at: float, answers: bool) -> float:
-        """Waits while a rule holds the line; returns the seconds to add."""
+    async def _rules_for(self, dialler: int | None, peer: int, opened_at: float, answers: bool) -> list[Rule]:
+        """Waits while a rule holds the line; returns those that change what passes."""
         while True:
-            rules = [rule for rule in self._rules if rule.matches(dialler, line, opened_at)]
+            rules = [rule for rule in self._rules if rule.matches(dialler, peer, opened_at)]
             if not any(rule.held for rule in rules):
-                return sum(rule.delay_seconds for rule in rules) if answers else 0.0
+                return rules if answers else []
             await self._changed.wait()
 
     async def _close(self) -> None:
@@ -173,9 +189,29 @@ class Links:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # the sockets of what was aborted are closed in the next turn
+
+
+async def _pass_on(data: bytes, writer: asyncio.StreamWriter, rules: Sequence[Rule]) -> None:
+    """Write a piece as the rules want it: drop by drop, or with a bit changed."""
+    if any(rule.flip for rule in rules):
+        middle = len(data) // 2
+        data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    rate = min((rule.bytes_per_second for rule in rules if rule.bytes_per_second), default=0.0)
+    drop = max(1, round(rate * DROP_SECONDS)) if rate else len(data)
+    for start in range(0, len(data), drop):
+        writer.write(data[start : start + drop])
+        await writer.drain()
+        if rate:
+            await asyncio.sleep(DROP_SECONDS)
 
 
 def process_of(port: int, remote_port: int) -> int | None:
-    """The process whose end of a loopback connection has `port`; None if it is not found."""
+    """The session of the process whose end of a loopback connection has `port`; None if it is not found."""
     connections = psutil.net_connections("tcp")  # gRPC speaks IPv4 through IPv6 sockets
-    return next((c.pid for c in connections if c.laddr.port == port and c.raddr and c.raddr.port == remote_port), None)
+    found = (c.pid for c in connections if c.laddr.port == port and c.raddr and c.raddr.port == remote_port)
+    pid = next(found, None)
+    try:
+        return os.getsid(pid) if pid is not None else None
+    except ProcessLookupError:
+        return None

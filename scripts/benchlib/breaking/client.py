@@ -1,10 +1,11 @@
 """A client of a swarm that says every token and every event as it comes, while a fault is played to it.
 
-    python -m benchlib.fault_client FOLDER ADDRESS...
+    python -m benchlib.breaking.client FOLDER ADDRESS...
 
-Questions come as lines of JSON on standard input: {"prompt": [ids], "new_tokens": n}.  For each it prints a line per
-token ({"token", "at", "chain"}), a line per event ({"event", "peer", "detail", "at"}), and {"done": true, "error"} at
-the end.  Times are of the system's monotonic clock.
+Questions come as lines of JSON on standard input: {"prompt": [ids], "new_tokens": n, "rest_seconds": s}, with a rest
+after each token as a reader would take it.  For each it prints a line per token ({"token", "at", "chain", "relays"}), a
+line per event ({"event", "peer", "detail", "at"}), and {"done": true, "error"} at the end.  Times are of the
+system's monotonic clock.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import torch
 from blockswarm.client.config import SessionEvent
 from blockswarm.client.model.generation import Generation
 from blockswarm.proto.errors import SwarmError
+from blockswarm.proto.network.address import RelayedAddress
 
-from .generate_worker import load
+from ..generate_worker import load
 
 
 def main(folder: str, *addresses: str) -> None:
@@ -56,10 +58,18 @@ async def generate(model: Any, question: Mapping[str, Any], generations: list[Ge
             do_sample=False,
             max_new_tokens=question["new_tokens"],
         ):
-            say(token=token, chain=[peer for peer, _ in generations[-1].report.chain])
+            chain = [peer for peer, _ in generations[-1].report.chain]
+            say(token=token, chain=chain, relays=[relay_to(model, peer) for peer in chain])
+            await asyncio.sleep(question.get("rest_seconds", 0.0))
     except SwarmError as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def relay_to(model: Any, peer: str) -> str | None:
+    """The relay through which the client reaches a peer; None if it does so directly."""
+    known = model.session_factory.view.peers.get(peer)
+    return known.address.relay.peer if known is not None and isinstance(known.address, RelayedAddress) else None
 
 
 if __name__ == "__main__":
