@@ -24,7 +24,7 @@ MOVE_SECONDS = 100.0
 
 def odd(kind: str, blocks: str, *options: str) -> Spec:
     """A peer that is made by odd_peer.py."""
-    return Spec(blocks, options, program=(*ODD, *kind.split(), "--"))
+    return Spec(blocks, options, program=(*ODD, *kind.split(), "--"), forked="clock" not in kind)
 
 
 # --- a disk that gets full ---
@@ -46,7 +46,9 @@ def join_with_a_full_disk(moment: Moment) -> None:
     """The disk has room when the peer begins, and none any more when it fetches its blocks."""
     world = moment.world
     disk = small_disk(world)
-    node = world.join(Spec("4:8", model=hub_model(world, MODEL), environment=hub_environment(world, disk)))
+    node = world.join(
+        Spec("4:8", model=hub_model(world, MODEL), environment=hub_environment(world, disk), forked=False)
+    )
     until(lambda: "importing torch" in node.log_text(), "the peer has looked at its disk")
     with contextlib.suppress(OSError), (disk / "filler").open("wb") as filler:
         while True:
@@ -103,7 +105,7 @@ def damaged_peer(world: World) -> None:
     model = hub_model(world, damaged_copy(world), pretends=MODEL)
     cache = world.folder / "hub-cache"
     shutil.rmtree(cache, ignore_errors=True)
-    world.wait_for(world.join(Spec("4:8", model=model, environment=hub_environment(world, cache))))
+    world.wait_for(world.join(Spec("4:8", model=model, environment=hub_environment(world, cache), forked=False)))
 
 
 def kill_all_but_the_damaged(moment: Moment) -> None:

@@ -37,6 +37,8 @@ class Spec:
     environment: Mapping[str, str] = field(default_factory=dict, hash=False)
     hidden: bool = False
     """Whether it listens on nothing that others reach."""
+    forked: bool = True
+    """Whether it may be forked from a process that has imported the libraries: with the usual clock and environment."""
 
 
 PLAIN = tuple(Spec(blocks) for blocks in ("0:4", "4:8", "0:4", "4:8"))
@@ -147,8 +149,7 @@ class World:
 
     def _launch(self, arguments: Sequence[str], spec: Spec, folder: Path) -> Child:
         log = folder.with_suffix(".log")
-        is_plain = spec.program == PRODUCT and not spec.environment
-        start = self.launch if is_plain else partial(Child, environment=spec.environment)
+        start = self.launch if spec.forked else partial(Child, environment=spec.environment)
         self.processes.append(start(*arguments, log=log))
         return self.processes[-1]
 
