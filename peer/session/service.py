@@ -309,7 +309,8 @@ class PeerService:
     # --- pushes from the predecessor ---
 
     async def push(self, stream: Stream[PushFrame, PushReply]) -> None:
-        """Steps of one session from its predecessor."""
+        """Steps of one session from its predecessor. One that makes no sense of them is told of in the log."""
+        pusher = None
         try:
             async with self._handshakes.handshake():
                 opening = await stream.read()
@@ -320,6 +321,8 @@ class PeerService:
             await self._answer_push(stream, PushReadyFrame())
             await self._take_pushes(stream, worker, pusher, key)
         except SwarmError as error:
+            if pusher is not None and isinstance(error, RemoteProtocolError):
+                self._refusals.note(RemoteProtocolError(f"{error} (in the steps that peer {pusher} pushes)"))
             with suppress(SessionLost):
                 await self._answer_push(stream, FailureFrame.of(error))
 

@@ -719,6 +719,27 @@ def test_a_push_that_is_refused(world: World, name: str) -> None:
     world.survive(attack)
 
 
+def test_a_predecessor_that_pushes_nonsense_is_named_in_the_log(
+    impatient_world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its successor's operator reads why sessions are repaired, and which peer to look at."""
+
+    async def attack(stranger: Stranger) -> None:
+        grant = stranger.grant(predecessor=stranger.identity.peer_id)
+        session = await stranger.begin(stranger.opening(grant))
+        assert (await read(session)).HasField("opened")
+        push = await stranger.push(grant.key)
+        assert (await read(push)).ready
+        await push.write(BAD_PUSHES["the wrong number of bytes"])
+        assert isinstance(await refusal(push), LocalProtocolError)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await until(lambda: f"in the steps that peer {stranger.identity.peer_id} pushes" in caplog.text)
+        session.cancel()
+
+    with caplog.at_level(logging.INFO):
+        impatient_world.survive(attack)
+
+
 def test_a_session_id_can_be_taken_by_nobody_else(world: World) -> None:
     """Every peer of a chain knows the id: under the id alone it could take the session's place at its replacements."""
 

@@ -13,7 +13,8 @@ from .world import PLAIN, Spec
 
 GONE = "no answer from peer"
 """A peer's log, once the record of another one is overdue: about a minute after its end."""
-BY_OTHERS = "session refused or ended"
+SAID_OF = {("first", "shape"): "in the steps that peer", ("first", "nan"): "session refused or ended"}
+"""By place and lie, what the log of the next peer says. The answers of the last peer are seen by the client only."""
 
 RELAYED = (Spec("0:4", ("--relay",)), Spec("0:4", ("--relay",)), Spec("4:8", hidden=True))
 
@@ -81,7 +82,7 @@ LIES = tuple(
         acts.begin_oddity,
         peers=peers_with(kind, blocks),
         setting=acts.odd_is_near,
-        log=BY_OTHERS if where == "first" and kind != "old" else "",
+        log=SAID_OF.get((where, kind), ""),
     )
     for kind, what in (
         ("shape", "sends wrong shapes"),
