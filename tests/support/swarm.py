@@ -21,6 +21,7 @@ from blockswarm.client.timing import ClientTiming
 from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.engine.load import load_stage
+from blockswarm.peer.offer.lookups import Answer
 from blockswarm.peer.session.parts import PeerParts
 from blockswarm.peer.session.replay_store import DEFAULT_LIMIT_BYTES, ReplayStore
 from blockswarm.peer.session.service import PeerService
@@ -35,7 +36,9 @@ from blockswarm.proto.network.dialling import EVERY_RANGE
 from blockswarm.proto.network.transport import Dialer, Handlers, serve
 from blockswarm.proto.wire.frames import ChunkFrame, StepFrame
 from blockswarm.proto.wire.handshake import HelloChecker
+from blockswarm.proto.wire.messages.limits import MAX_RECORDS_PER_KEY
 from blockswarm.routing.admit.table import SessionTable
+from blockswarm.routing.nearby import Asker
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec, PeerState
 from support.relays import LocalRelay
 
@@ -131,8 +134,9 @@ class LocalSwarm:
         engine = Engine(stage, KvPool(kv_tokens * len(blocks) * stage.kv_bytes_per_token, self.prefix_bytes))
         sessions = SessionTable(kv_tokens * len(blocks))
 
-        async def lookup(name: str) -> list[bytes]:
-            return [record.encode() for record in await directory.lookup(name)]
+        async def lookup(name: str, asker: Asker | None = None, most: int = MAX_RECORDS_PER_KEY, /) -> Answer:
+            records = await directory.lookup(name)
+            return Answer(records[:most], len(records))
 
         dialer = Dialer(rule=EVERY_RANGE)
         self.dialers.append(dialer)
