@@ -35,6 +35,8 @@ class HopFacts:
     state: Rerouted | None = None
     """Its answer when it was last given new neighbours."""
     rebuilt_epoch: int = 0
+    passed_on_epoch: int = 0
+    """The last epoch in which an output of it went through this client to its successor; 0: none."""
 
     @property
     def peer(self) -> PeerId:

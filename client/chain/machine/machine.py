@@ -263,6 +263,7 @@ class ChainMachine(Watching):
         if hop.blocks.stop < self._num_blocks:
             after = next((other for other in hops if other.blocks.start == hop.blocks.stop), None)
             if after is not None:  # while a gap is filled there is nobody to pass it on to
+                hop.passed_on_epoch = step.epoch
                 self._emit(ev.Send(after.id, step))
             return
         if self.phase not in WHOLE_CHAIN:

@@ -286,6 +286,11 @@ class Repairing(ChainState):
         # A link may have swallowed the replay, so the first time it is the links that are to blame.
         if all(hop.opened for hop in run) and sum(self._roster.relay(*link) for link in itertools.pairwise(fed)):
             return self._connect(self._roster.hops)
+        # All of them are relayed now: of a peer that feeds nobody it is seen here, and the peer behind it suffers only.
+        quiet = next((hop for hop in fed[:-1] if hop.passed_on_epoch != self._roster.epoch), None)
+        if quiet is not None and all(hop.opened for hop in run):
+            quiet.fail(DeadlineExceeded(f"{quiet.choice.address} does not pass on what its successor is rebuilt from"))
+            return self._repair()
         for hop in overdue:
             hop.fail(DeadlineExceeded(f"{hop.choice.address} was not rebuilt in time"))
         return self._repair()

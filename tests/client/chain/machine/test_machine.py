@@ -482,10 +482,14 @@ def test_a_link_that_swallows_is_relayed_once_and_then_the_peer_is_left() -> Non
     assert [ban.peer for ban in all_of(swallowed(), ev.Ban)] == ["b"]
 
 
-def test_a_link_that_swallows_a_replay_is_relayed_once_and_then_the_peer_is_left() -> None:
-    """Blamed at once, the only peer that has the blocks would be opened again and again behind the same dead link."""
+@pytest.mark.parametrize(("passes_on", "left"), [(True, "d"), (False, "b")])
+def test_a_link_that_swallows_a_replay_is_relayed_once_and_then_a_peer_is_left(passes_on: bool, left: str) -> None:
+    """Blamed at once, the only peer that has the blocks would be opened again and again behind the same dead link.
+
+    A peer that sends steps of another session in place of a replay had all its successors blamed, one after the other.
+    """
     chain = running()
-    chain.begin()
+    step = last(chain.begin(), ev.Send).step
     actions = chain.confirm(chain.choose(lose(chain, "c"), choice("d", THIRDS[2])), 2)
     chain.feed(ev.Opened(chain.opened["d"], 8))
     assert last(actions, ev.Replay).target == chain.opened["d"]
@@ -493,8 +497,10 @@ def test_a_link_that_swallows_a_replay_is_relayed_once_and_then_the_peer_is_left
     rerouted = chain.late()
     assert [action.neighbours.relay for action in all_of(rerouted, ev.Reroute)] == [False, True, False]
     assert last(chain.confirm(rerouted, 2), ev.Replay).target == chain.opened["d"]
+    passed = chain.answer("b", replace(step, epoch=chain.machine.epoch if passes_on else 1))
+    assert bool(all_of(passed, ev.Send)) == passes_on
     actions = chain.late()
     while not all_of(actions, ev.Ban):
         assert chain.machine.phase is Phase.REBUILDING
         actions = chain.late()
-    assert [ban.peer for ban in all_of(actions, ev.Ban)] == ["d"]
+    assert [ban.peer for ban in all_of(actions, ev.Ban)] == [left]
