@@ -70,6 +70,8 @@ class ChainTiming:
     """A session that could go on waits no longer than this for room at a replacement."""
     handover_pause_seconds: float = 5.0
     """The pause after a look for replacements of leaving peers."""
+    idle_look_seconds: float = 5.0
+    """How often a session at rest looks whether one of its peers leaves; that asks nobody."""
     lease_seconds: float = LEASE_SECONDS
     """How long room on some peers is held while the session waits for room on the next one."""
     answer_seconds: float = ANSWER_SECONDS

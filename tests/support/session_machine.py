@@ -421,6 +421,19 @@ class SessionMachine(RuleBasedStateMachine):
                 self.net.link(CLIENT, peer.id).delay_seconds = seconds
 
     @precondition(lambda self: self.chain_is_whole)
+    @rule(index=st.integers(0, 2), seconds=st.sampled_from([0.0, 0.1, 4.9, 5.1, 20.0]), dies=st.booleans())
+    def drain_and_rest(self, index: int, seconds: float, dies: bool) -> None:
+        """A session at rest moves, too, as far as there is time; then perhaps the one dies that was to take over."""
+        old = self.drain(index)
+        if old is None:
+            return
+        self.loop.run(asyncio.sleep(seconds))
+        other = self.others(old)[0]
+        if dies and other.alive:
+            self.net.kill(other.id)
+            other.start()
+
+    @precondition(lambda self: self.chain_is_whole)
     @rule(index=st.integers(0, 2), stays=st.booleans(), seconds=st.sampled_from([0.001, 0.05, 0.15, 0.3, 0.45, 0.8]))
     def kill_during_a_handover(self, index: int, stays: bool, seconds: float) -> None:
         """The peer that leaves or the one that stays dies while the session moves from one to the other."""

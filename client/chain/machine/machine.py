@@ -19,7 +19,8 @@ The rules, in the order in which they are tried:
    cannot be computed, or fail in the same step; or a peer says so and there is nobody else to ask.
 5. A hop that leaves or is slow hands its cache over to another peer, part after part while steps go on; now and then so
    does the hop that should take longest, if another peer makes the chain much faster.  Before an operation, while
-   nothing is under way and little is left to copy, steps wait for the last part, and the chain changes.
+   nothing is under way and little is left to copy, steps wait for the last part, and the chain changes.  At rest the
+   chain changes once all is copied; if it breaks over that, the next operation repairs it.
 
 Every change of phase is in the table of phases.py; the machine asserts that it makes no other.
 """
@@ -301,7 +302,7 @@ class ChainMachine(Watching):
 
     def _decide_resting(self) -> bool:
         if not self._has_work:
-            return False
+            return self._decide_idle()
         if not self._roster.hops or self._roster.is_broken():
             return self._repair()
         self._look_for_move()

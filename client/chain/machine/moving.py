@@ -1,7 +1,8 @@
 """Handing over: a hop that leaves, is slow, or has a much faster rival is replaced while it works; its cache moves.
 
 The replacement is chosen, opened, and given the cache part after part beside the steps that go on.  Between two
-operations, when little is left, steps wait for the last part (`MOVING`); then the chain is rerouted.
+operations, when little is left, steps wait for the last part (`MOVING`); then the chain is rerouted.  A session at rest
+has no steps that could notice: it looks now and then whether one of its peers leaves.
 """
 
 from __future__ import annotations
@@ -33,17 +34,26 @@ class Moving(Repairing):
         """
         if self._move is not None or self._untouched:
             return
-        if self._now >= self._next_move_at:
-            self._tried = set()
-        hops = [hop for hop in self._roster.hops if hop.peer not in self._tried]
+        hops = self._replaceable()
         slow = self._pace.slow_peer
-        old, why = next((hop for hop in hops if self._facts.leaving(hop.peer, hop.blocks)), None), Why.LEAVES
+        old, why = self._leaving_hop(hops), Why.LEAVES
         if old is None:
             old, why = next((hop for hop in hops if hop.peer == slow), None), Why.SLOW
         if old is None:
             old, why = self._longest_hop(hops), Why.BETTER
-        if old is None:
-            return
+        if old is not None:
+            self._ask_for_replacement(old, why)
+
+    def _replaceable(self) -> list[HopFacts]:
+        """The hops for which no replacement was sought lately."""
+        if self._now >= self._next_move_at:
+            self._tried = set()
+        return [hop for hop in self._roster.hops if hop.peer not in self._tried]
+
+    def _leaving_hop(self, hops: Sequence[HopFacts]) -> HopFacts | None:
+        return next((hop for hop in hops if self._facts.leaving(hop.peer, hop.blocks)), None)
+
+    def _ask_for_replacement(self, old: HopFacts, why: Why) -> None:
         self._tried.add(old.peer)
         self._next_move_at = self._now + self._timing.handover_pause_seconds
         others = [hop for hop in self._roster.hops if hop is not old]
@@ -86,6 +96,33 @@ class Moving(Repairing):
         elif move.why is Why.SLOW:
             self._slow_hops_left += 1
         return worth_it
+
+    # --- at rest ---
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether the chain rests, whole, with caches in it."""
+        rests = self.phase is Phase.RESTING and not self._has_work and self._last_begun[0] > 0
+        return rests and bool(self._roster.hops) and not self._roster.is_broken()
+
+    def _decide_idle(self) -> bool:
+        """Between operations only a hop that leaves is replaced, and only by a copy of its whole cache: whatever has to
+        be computed again can wait for the next operation, which may never come.
+        """
+        move = self._move
+        if not self._is_idle:
+            return False
+        if move is None:
+            if self._now >= self._next_idle_look_at:
+                self._next_idle_look_at = self._now + self._timing.idle_look_seconds
+                leaving = self._leaving_hop(self._replaceable())
+                if leaving is not None:
+                    self._ask_for_replacement(leaving, Why.LEAVES)
+            return False
+        if move.new is None or move.copy is None or not move.copy.is_complete(*self._boundary()):
+            return False
+        move.new.built = True
+        return self._hand_over(move)
 
     # --- the copy, beside the steps ---
 
@@ -165,6 +202,8 @@ class Moving(Repairing):
     def _move_wakes_at(self) -> float:
         """When to look at the hand-over again if nothing happens."""
         move = self._move
+        if move is None and self._is_idle:
+            return self._next_idle_look_at
         if move is None or move.new is None or move.is_decided or move.replays or not move.old.alive:
             return float("inf")
         if move.copy is None or move.copy.under_way:

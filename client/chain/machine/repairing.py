@@ -230,7 +230,7 @@ class Repairing(ChainState):
 
     def _decide_connecting(self) -> bool:
         if self._roster.is_broken():
-            return self._repair()
+            return self._repair_or_rest()
         behind = [hop for hop in self._confirming if not hop.is_at(self._roster.epoch)]
         if not behind:
             return self._rebuild_next()
@@ -238,7 +238,12 @@ class Repairing(ChainState):
             return False
         for hop in behind:
             hop.fail(DeadlineExceeded(f"{hop.choice.address} does not take its new neighbours"))
-        return self._repair()
+        return self._repair_or_rest()
+
+    def _repair_or_rest(self) -> bool:
+        """A chain that breaks while nothing is to be computed is repaired by the next operation, which knows the caches
+        that have to be rebuilt."""
+        return self._repair() if self._has_work else self._enter(Phase.RESTING)
 
     def _rebuild_next(self) -> bool:
         """Begin the next rebuild; where there is none left, the chain stands."""

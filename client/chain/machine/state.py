@@ -196,6 +196,7 @@ class ChainState:
         self._tried: set[PeerId] = set()
         """Hops that could not be replaced lately."""
         self._next_move_at = -math.inf
+        self._next_idle_look_at = -math.inf
         self._nonce = 0
         self._statuses: dict[ev.HopId, Status] = {}
         self._late_times = 0

@@ -13,7 +13,7 @@ from blockswarm.proto.wire.frames import WireStep
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.played_chain import THIRDS, TIMING, all_of, choice, last, lose, running
+from support.played_chain import THIRDS, TIMING, Chain, all_of, choice, last, lose, running
 
 Rows = list[list[tuple[int, int]]]
 """By row, a name for each token: the step that computed it, and its number there."""
@@ -48,6 +48,8 @@ class Move:
         self.b_seq = 2
         self.new: Rows | None = None
         self.replays: list[ev.Replay] = []
+        self.unconfirmed = False
+        """Whether the hops do not say that they took their new neighbours."""
         self.begin(RowSlice(0, 2, tokens, 1), *(RowSlice(row + 1, 0, 9, 1) for row in range(others)))
         self.finish()
         self.chain.facts.left = {"b"}
@@ -72,7 +74,7 @@ class Move:
             elif isinstance(action, ev.Choose) and "b" in action.excluded:
                 self.see(self.chain.choose([action], choice("d", THIRDS[1])))
                 self.see(self.chain.feed(ev.Opened(self.chain.opened["d"], 8)))
-        if all_of(actions, ev.Reroute):
+        if all_of(actions, ev.Reroute) and not self.unconfirmed:
             self.see(self.chain.confirm(actions, self.b_seq))
 
     def begin(self, *rows: RowSlice, source: tuple[int, ...] | None = None) -> None:
@@ -178,15 +180,63 @@ def test_steps_go_on_while_the_cache_moves() -> None:
     assert all_of(move.chain.log, ev.Leave)[-1].hop == move.chain.opened["b"], "its memory is free"
 
 
+def test_a_session_at_rest_moves_without_any_step() -> None:
+    move = Move()
+    move.chain.late()  # it looks now and then, and asks nobody
+    assert last(move.chain.log, ev.Choose).excluded == {"b"}
+    move.see(move.chain.choose(move.chain.log, choice("d", THIRDS[1])))
+    move.see(move.chain.feed(ev.Opened(move.chain.opened["d"], 8)))
+    move.copy()
+    assert move.moved
+    assert move.phase is Phase.RESTING
+    assert all_of(move.chain.log, ev.Leave)[-1].hop == move.chain.opened["b"], "it may go"
+    move.append()
+    assert move.phase is Phase.RUNNING
+    move.finish()
+    assert move.new == move.rows
+    assert not move.replays
+
+
+def test_a_session_at_rest_wakes_up_seldom_and_only_where_peers_have_caches() -> None:
+    unused = Chain()
+    assert unused.machine.wake_at == float("inf")
+    chain = running()
+    for _ in range(10):
+        before = chain.now
+        assert not chain.late()
+        assert chain.now >= before + TIMING.idle_look_seconds or before == 0
+    lose(chain, "c")
+    assert chain.machine.wake_at == float("inf"), "the next operation repairs it"
+
+
+@pytest.mark.parametrize("dies", ["a", "d"])
+def test_a_chain_that_breaks_while_a_session_at_rest_moves_is_repaired_by_the_next_operation(dies: str) -> None:
+    """Then it is known which caches have to be rebuilt; at rest none would be."""
+    move = Move()
+    move.see(move.chain.late())
+    while not all_of(move.chain.log, ev.Reroute):
+        move.unconfirmed = True
+        move.copy()
+    assert move.phase is Phase.CONNECTING
+    lose(move.chain, dies)
+    assert move.phase is Phase.RESTING
+    actions = move.chain.begin(RowSlice(0, move.lengths[0], 1, 1))
+    assert last(actions, ev.Choose).kept
+    chosen = move.chain.choose(actions, choice("e", THIRDS[0 if dies == "a" else 1]))
+    move.chain.feed(ev.Opened(move.chain.opened["e"], 8))
+    actions = move.chain.confirm([*actions, *chosen], move.b_seq)
+    assert last(actions, ev.Replay).target == move.chain.opened["e"]
+
+
 def test_a_step_waits_for_the_last_part_only() -> None:
     move = Move()
     move.append()
     move.finish()
-    move.copy()  # while nothing is under way all of it goes over
+    move.copy()  # while nothing is under way all of it goes over, and the chain changes
     assert move.new == move.rows
+    assert move.moved
     move.append()
     assert move.phase is Phase.RUNNING, "nothing was left to copy"
-    assert move.moved
     assert [step.seq for step in move.steps] == [move.chain.next_seq - 1]
 
 
