@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -64,6 +65,9 @@ class CountedStream:
         return frame
 
 
+RECORD_SECONDS = 100.0
+
+
 @dataclass
 class LocalPeer:
     """A peer in this process."""
@@ -78,6 +82,10 @@ class LocalPeer:
     cost: ComputeCost
     relays: tuple[LocalRelay, ...] = ()
     """Through which it is reached; it then announces no address."""
+    state: PeerState = PeerState.JOINING
+    """As it has announced itself last."""
+    announced_at: float = -math.inf
+    """In Unix seconds; infinite when it is dead."""
 
     @property
     def address(self) -> PeerAddress:
@@ -85,6 +93,7 @@ class LocalPeer:
 
     async def kill(self) -> None:
         """Stop answering at once, as if the process had died."""
+        self.announced_at = math.inf
         await self.server.stop(grace=0)
 
 
@@ -135,6 +144,7 @@ class LocalSwarm:
         sessions = SessionTable(kv_tokens * len(blocks))
 
         async def lookup(name: str, asker: Asker | None = None, most: int = MAX_RECORDS_PER_KEY, /) -> Answer:
+            await self.renew(time.time())
             records = await directory.lookup(name)
             return Answer(records[:most], len(records))
 
@@ -171,7 +181,7 @@ class LocalSwarm:
         self.relays[relay.address.peer] = (relay.address.target,)
         spec = PeerSpec(relay.address.peer, None, USUAL_COST, PeerState.JOINING)
         record = PeerRecord(self.digest, spec, addresses=(relay.address.target,), incarnation=1, relay_places=8)
-        signed = sign_peer_record(relay.identity, record, self.swarm_key, time.time() + 100)
+        signed = sign_peer_record(relay.identity, record, self.swarm_key, time.time() + RECORD_SECONDS)
         await MemoryDirectory(self.store, time.time).announce(signed)
 
     def _counting(self, handlers: Handlers) -> Handlers:
@@ -191,7 +201,18 @@ class LocalSwarm:
         for view in self.views:
             await view.refresh()
 
+    async def renew(self, now: float) -> None:
+        """Announce peers anew before their records expire, as real ones do: a busy machine makes any test last long.
+
+        Records that a test has removed stay away.
+        """
+        kept = {peer_id for records in self.store.records.values() for peer_id in records}
+        for peer in self.peers:
+            if peer.identity.peer_id in kept and now - peer.announced_at > RECORD_SECONDS / 3:
+                await self._announce(peer, peer.state)
+
     async def _announce(self, peer: LocalPeer, state: PeerState) -> None:
+        peer.state, peer.announced_at = state, time.time()
         sessions, refuses = peer.parts.sessions, peer.service.draining
         spec = PeerSpec(
             id=peer.identity.peer_id,
@@ -207,7 +228,7 @@ class LocalSwarm:
             self.digest, spec, addresses=() if peer.relays else (peer.target,), incarnation=time.time_ns(),
             relays=tuple(relay.address.peer for relay in peer.relays),
         )  # fmt: skip
-        signed = sign_peer_record(peer.identity, record, self.swarm_key, time.time() + 100)
+        signed = sign_peer_record(peer.identity, record, self.swarm_key, peer.announced_at + RECORD_SECONDS)
         await MemoryDirectory(self.store, time.time).announce(signed)
 
     async def client(

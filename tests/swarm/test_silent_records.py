@@ -16,12 +16,13 @@ from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.engine.load import load_stage
 from blockswarm.proto.directory.directory import MemoryDirectory
 from blockswarm.proto.directory.records import MAX_ADDRESSES, PeerRecord, sign_peer_record
+from blockswarm.proto.directory.swarm_key import swarm_key_name
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec
 from support.chain_truth import BLOCKS, Truth, check_step, plan
 from support.silent_ports import SilentPort, silent_port
-from support.swarm import LocalSwarm, local_swarm
+from support.swarm import RECORD_SECONDS, LocalSwarm, local_swarm
 from support.tiny_models import write_tiny_checkpoint
 
 pytestmark = [pytest.mark.swarm, pytest.mark.long]
@@ -70,5 +71,25 @@ def test_a_client_starts_and_its_session_goes_on_whatever_is_announced(tmp_path:
             assert not {"hop-lost", "replay", "stalled"} & {event.kind for event in events}
             assert config.dialer.open_channels <= 2, "nothing is left of those that say nothing"
             await session.close()
+
+    asyncio.run(main())
+
+
+def test_peers_of_a_swarm_in_memory_renew_their_records_until_they_die(tmp_path: Path) -> None:
+    """Without it a test file that took 100 s on a busy machine lost its swarm."""
+    folder = write_tiny_checkpoint("llama", tmp_path)
+
+    async def main() -> None:
+        async with local_swarm(folder, "0:3", "3:6") as swarm:
+            directory = MemoryDirectory(swarm.store, time.time)
+            name = swarm_key_name(swarm.digest, None)
+            before = {record.peer_id: record.expires_at_seconds for record in await directory.lookup(name)}
+            gone = swarm.peers[1]
+            await gone.kill()
+            await swarm.renew(time.time())
+            await swarm.renew(time.time() + RECORD_SECONDS / 2)
+            after = {record.peer_id: record.expires_at_seconds for record in await directory.lookup(name)}
+            renewed = [peer_id for peer_id, expires_at in after.items() if expires_at > before[peer_id]]
+            assert renewed == [swarm.peers[0].identity.peer_id]
 
     asyncio.run(main())
