@@ -5,7 +5,7 @@ matplotlib is loaded when the first plot is drawn.  Equal data give equal bytes:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".svg", ".png")
 _MARKERS = "osD^vPX*"
+_STROKES: Sequence[tuple[float, tuple[float, ...]]] = (
+    (3.0, ()),
+    (2.2, (2.0, 1.0)),
+    (1.6, (1.0, 1.0)),
+    (1.2, (5.0, 1.0, 1.0, 1.0)),
+    (0.8, (4.0, 2.0)),
+)
+"""Width and dashes of the curves of a panel in turn, so that those beneath can be seen."""
+_LOG_RATIO = 4.0
+"""Values that are further apart are drawn on a logarithmic axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +72,8 @@ def draw(path: Path, panels: Sequence[Sweep | Distribution], measured: str) -> N
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     with mpl.rc_context({"svg.hashsalt": "blockswarm", "font.size": 8, "axes.titlesize": 8}):
-        figure = Figure(figsize=(3.0 * columns, 2.5 * rows), layout="constrained")
+        width = 3.0 if any(isinstance(panel, Sweep) for panel in panels) else 4.0
+        figure = Figure(figsize=(width * columns, 2.5 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         for number, axes in enumerate(grid.flat):
             if number >= len(panels):
@@ -102,10 +113,48 @@ def _sweep(axes: Axes, panel: Sweep, names: Sequence[str]) -> None:
 
 
 def _distribution(axes: Axes, panel: Distribution, names: Sequence[str]) -> None:
-    for name, sample in panel.samples.items():
-        ordered = sorted(sample)
-        shares = [(rank + 1) / len(ordered) for rank in range(len(ordered))]
-        axes.plot(ordered, shares, f"C{names.index(name)}", drawstyle="steps-post", linewidth=1, label=name)
+    """Cumulative curves, each with its name beside it; equal ones lie on each other, the later ones thinner."""
+    curves = {name: tuple(sorted(sample)) for name, sample in panel.samples.items()}
+    for place, (name, ordered) in enumerate(curves.items()):
+        shares = [rank / len(ordered) for rank in range(len(ordered) + 1)]
+        width, dashes = _STROKES[place % len(_STROKES)]
+        axes.plot(
+            (ordered[0], *ordered), shares, f"C{names.index(name)}", drawstyle="steps-post", linewidth=width,
+            linestyle=(0, dashes), label=name, gid=f"{panel.title}: {name}",
+        )  # fmt: skip
     axes.set_xlabel(panel.measured)
     axes.set_ylabel("fraction")
     axes.set_ylim(0, 1)
+    ends = [value for ordered in curves.values() for value in (ordered[0], ordered[-1])]
+    if min(ends) > 0 and max(ends) > _LOG_RATIO * min(ends):
+        _logarithmic(axes, panel.measured)
+    groups: dict[tuple[float, ...], list[str]] = {}
+    for name, ordered in curves.items():
+        groups.setdefault(ordered, []).append(name)
+    for labelled, x, share in _labels(groups):
+        colour = f"C{names.index(labelled[0])}"
+        axes.annotate(
+            " = ".join(labelled), (x, share), (18, 0), textcoords="offset points", fontsize=6.5, va="center",
+            color=colour, bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0},
+        )  # fmt: skip
+
+
+def _logarithmic(axes: Axes, measured: str) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(f"{measured} (log)")
+
+
+def _labels(
+    groups: Mapping[tuple[float, ...], Sequence[str]],
+) -> Iterator[tuple[Sequence[str], float, float]]:
+    """Names, value and share of the label of each ascending sample: the further right a curve, the lower its label."""
+    ordered = sorted(groups, key=lambda sample: (sample[len(sample) // 2], sample), reverse=True)
+    for place, sample in enumerate(ordered):
+        share = (place + 0.5) / len(ordered)
+        yield groups[sample], sample[min(int(share * len(sample)), len(sample) - 1)], share

@@ -506,7 +506,8 @@ def main() -> int:
     say("the choice of R ...")
     parts.append(f"## The choice of R\n\n{DESIGN}\n{design_section(experiment, folder)}")
     parts.append(
-        f"## Distributions\n\nZero fixed delays, 0.5 requests/s.\n\n{distribution_section(experiment, folder)}"
+        "## Distributions\n\nZero fixed delays, 0.5 requests/s; the axis is logarithmic, and equal curves lie on each"
+        f" other, the later ones thinner.\n\n{distribution_section(experiment, folder)}"
     )
     parts.append(f"## What of the published claims holds here\n\n{verdict_section(experiment)}")
     say("coordinates ...")
