@@ -1,8 +1,9 @@
-"""The Python that the documents show is run against a real swarm: the examples, and the code of the pages, in order."""
+"""The documents against a real swarm: the examples, the code of the pages in order, and the commands are run."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,10 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from blockswarm.client.program.cli import app as swarm_client
+from blockswarm.routing.sim.cli import app as swarm_sim
+from support.benchlib import benchlib
 from support.processes import environment
 from support.swarm_thread import SwarmThread, swarm_thread
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
+screens = benchlib("screens")
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "scripts" / "demo_model"
 ANY_PEER = "ID@HOST:PORT"
@@ -97,4 +103,18 @@ def test_the_code_of_a_page_runs(page: str, swarm: SwarmThread, monkeypatch: pyt
     for block in blocks:
         exec(compile(block.replace(ANY_PEER, str(swarm.swarm.peers[0].address)), page, "exec"), names)
     names["model"].session_factory.close()
+    swarm.wait_idle()
+
+
+@pytest.mark.parametrize("title", screens.SUCCESSES)
+def test_a_command_prints_what_its_page_shows(title: str, swarm: SwarmThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/screens.md: `scripts/screens` writes it, with peers and programs that are processes of their own."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "100")
+    line = screens.SUCCESSES[title].replace("FIRST", str(swarm.swarm.peers[0].address))
+    program, *arguments = shlex.split(line)
+    result = CliRunner().invoke({"swarm-client": swarm_client, "swarm-sim": swarm_sim}[program], arguments)
+    assert result.exit_code == 0, result.output
+    told = screens.block(line, result.output, {"model test ": "model demo_model "})
+    assert told == screens.page_part(title), "run scripts/screens if this is as it should be"
     swarm.wait_idle()

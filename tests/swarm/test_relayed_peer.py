@@ -14,12 +14,14 @@ import torch
 from blockswarm.client.model.generation import Generation
 from blockswarm.client.model.load import AutoSwarmModelForCausalLM
 from blockswarm.proto.network.address import PeerAddress, RelayedAddress
+from support.benchlib import benchlib
 from support.processes import PeerProcess, PeerProcesses, peer_processes, run_program
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
 pytestmark = [pytest.mark.swarm, pytest.mark.slow, pytest.mark.timeout(400)]
 
+screens = benchlib("screens")
 MODEL = Path(__file__).parents[2] / "scripts" / "demo_model"
 NEW_TOKENS = 24
 PROMPT = Path(os.__file__).read_text(encoding="ascii", errors="ignore")[200:400]
@@ -102,11 +104,19 @@ def test_a_peer_that_nobody_can_dial_serves_and_a_relay_may_die_on_the_way(swarm
     assert tokens(swarm.model) == alone
 
 
+def assert_progress_is_that_of_the_page(peer: PeerProcess) -> None:
+    """docs/screens.md; there the number of threads is measured."""
+    shown = [line for line in screens.page_part("The first peer of a swarm").splitlines() if line.startswith("TIME")]
+    told = screens.shown(peer.log.read_text(), {str(MODEL): screens.MODEL}).splitlines()
+    assert told[: len(shown) - 1] == [line for line in shown if "threads" not in line]
+
+
 def test_a_peer_whose_port_is_not_forwarded_finds_that_out_and_uses_a_relay(tmp_path: Path) -> None:
     """It announces a port at which nothing answers; and what it listened on last it listens on again."""
     with peer_processes(tmp_path) as processes:
         first = processes.start(MODEL, "--blocks", "0:4", "--relay").wait_ready()
         assert first.described["reach"] == "unchecked", "a founder has nobody to ask"
+        assert_progress_is_that_of_the_page(first)
         closed = processes.start(MODEL, "--blocks", "4:8", "--announce", "127.0.0.1:1", initial=[first.address])
         closed.wait_ready()
         assert closed.described["reach"] == "relay"

@@ -7,7 +7,15 @@ import subprocess
 import sys
 
 import pytest
+from blockswarm.peer.program.ready import print_ready
+from blockswarm.peer.serving import ReadyPeer
+from blockswarm.proto.identity import Identity
+from blockswarm.proto.network.address import PeerAddress
+from blockswarm.routing.swarm import BlockRange, ComputeCost
+from support.benchlib import benchlib
 from support.processes import environment
+
+screens = benchlib("screens")
 
 PROGRAM = """
 import sys
@@ -29,7 +37,7 @@ def test_any_folder_may_be_served(encoding: str) -> None:
     folder = "/home/j\u00f6rg/my models/$HOME; rm"
     program = [sys.executable, "-c", PROGRAM, folder]
     done = subprocess.run(
-        program, env=environment() | {"PYTHONIOENCODING": encoding}, capture_output=True, check=False, timeout=60
+        program, env=environment() | {"PYTHONIOENCODING": encoding}, capture_output=True, check=False, timeout=240
     )
     assert done.returncode == 0, done.stderr
     told = done.stdout.decode(encoding)
@@ -40,6 +48,18 @@ def test_any_folder_may_be_served(encoding: str) -> None:
             assert folder in command
         else:
             assert any(word.startswith("/home/j") and word.endswith("rm") for word in command)
+
+
+def test_a_peer_says_that_it_serves_as_the_page_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/screens.md, without the progress before."""
+    peer = ReadyPeer(
+        PeerAddress(Identity.generate().peer_id, "127.0.0.1:4000"), False, BlockRange(0, 4), 8, ComputeCost(1e-3), 100,
+        "ab" * 32, None, "float32", "cpu", 2,
+    )  # fmt: skip
+    print_ready(screens.MODEL, peer)
+    told = screens.shown(capsys.readouterr().out, {})
+    assert told.startswith("serving blocks 0:4 of 8")
+    assert f"\n{told}\n```" in screens.page_part("The first peer of a swarm")
 
 
 COLLECTOR = """
@@ -62,4 +82,4 @@ assert gc.collect() > 0, "garbage that comes later is collected"
 @pytest.mark.long
 def test_what_is_there_when_a_peer_begins_to_serve_is_looked_through_no_more() -> None:
     """In a process of its own, for it cannot be undone."""
-    subprocess.run([sys.executable, "-c", COLLECTOR], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", COLLECTOR], check=True, timeout=240)
