@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from ...proto.errors import DeadlineExceeded, UsageError
 from ...proto.files import keep_bytes
-from ..program.survey import open_caller
+from ..survey.survey import open_caller
 from ..timing import ClientTiming
 from .board.listing import PeerQuery
 from .board.model import ModelBoard, model_board

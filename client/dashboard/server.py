@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 
-from ..program.survey import open_caller
+from ..survey.survey import open_caller
 from ..timing import ClientTiming
 from ..web.listening import drop_idle_readers, listening_socket, root_address, server_config
 from .config import HISTORY_FILE, DashboardConfig

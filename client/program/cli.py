@@ -241,12 +241,12 @@ def route(
     with reported_errors(verbose):
         options = swarm_options(initial_peers, swarm_key, identity, lan, no_push, revision)
         from ...routing.swarm import RequestSpec
+        from ..survey.survey import predicted_chain
         from .render import chain_as_json, describe_chain
-        from .survey import predicted_chain
 
         request = RequestSpec(prompt_tokens, new_tokens)
         if explain:
-            from .explain import explained_chain
+            from ..survey.explain import explained_chain
             from .render import describe_explanation, explanation_as_json
 
             _, told = survey(model, revision, lambda named: explained_chain(named, options, request))
@@ -273,8 +273,8 @@ def peers(
     """List the peers of a model and the blocks they host."""
     with reported_errors(verbose):
         options = swarm_options(initial_peers, swarm_key, identity, lan, False, revision)
+        from ..survey.survey import list_peers, live_snapshot
         from .render import describe_peers, peers_as_json, snapshot_as_json
-        from .survey import list_peers, live_snapshot
 
         if snapshot:
             named, found = survey(model, revision, lambda named: live_snapshot(named, options))
@@ -301,8 +301,8 @@ def status(
     """Show what the swarm promises: R, the guaranteed time per token, the weakest block, moves that are claimed."""
     with reported_errors(verbose):
         options = swarm_options(initial_peers, swarm_key, identity, lan, False, revision)
+        from ..survey.survey import swarm_outlook
         from .render import describe_outlook, outlook_as_json
-        from .survey import swarm_outlook
 
         _, outlook = survey(model, revision, lambda named: swarm_outlook(named, options))
         print(json.dumps(outlook_as_json(outlook)) if as_json else describe_outlook(outlook))
@@ -322,8 +322,8 @@ def ping(
     """Measure round trips and clocks, and show what peers have done since they started."""
     with reported_errors(verbose):
         from ...proto.network.address import PeerAddress
+        from ..survey.survey import model_name, pulses_of_model, take_pulses
         from .render import describe_pulses, pulse_as_json
-        from .survey import model_name, pulses_of_model, take_pulses
         from .terminal import spinner
 
         with spinner("pinging") as turning:

@@ -19,8 +19,8 @@ from ...proto.logs import log_to_standard_error
 
 if TYPE_CHECKING:
     from ...routing.swarm import PeerId
+    from ..survey.survey import ModelName
     from .options import SwarmOptions
-    from .survey import ModelName
 
 T = TypeVar("T")
 
@@ -162,7 +162,7 @@ def survey(
     model: str, revision: str | None, look: Callable[[ModelName], Coroutine[Any, Any, T]]
 ) -> tuple[ModelName, T]:
     """The name of a model, and what `look` finds of its swarm."""
-    from .survey import model_name
+    from ..survey.survey import model_name
     from .terminal import spinner
 
     with spinner("opening the model") as turning:

@@ -13,8 +13,8 @@ from .terminal import block_map, milliseconds, missing_blocks, table
 if TYPE_CHECKING:
     from ...routing.outlook import Outlook
     from ..report import GuessReport
-    from .explain import Explanation, UnusedPeer, WhyUnused
-    from .survey import PeerLine, PredictedChain, Pulse
+    from ..survey.explain import Explanation, UnusedPeer, WhyUnused
+    from ..survey.survey import PeerLine, PredictedChain, Pulse
     from .talk import Account
 
 

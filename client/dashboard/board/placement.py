@@ -10,7 +10,7 @@ from ....routing.outlook import Outlook, outlook_of, with_peer_at
 from ....routing.place.moves import after_move
 from ....routing.place.rule import upcoming
 from ....routing.swarm import BlockRange, ModelSpec, PeerId, PeerSpec, PeerState, Swarm, short_id
-from ...program.survey import counted
+from ...survey.survey import counted
 from ..watch.sighting import ModelFacts, Sighting
 from .peers import pair
 

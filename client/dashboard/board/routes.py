@@ -12,8 +12,8 @@ from ....proto.errors import NoChainError, SwarmError
 from ....routing.route.budget import Meter, SearchBudget
 from ....routing.swarm import BlockRange, PeerId, RequestSpec, short_id
 from ...chain.machine.events import HopChoice
-from ...program.explain import Unmet, unused_peers
-from ...program.survey import predict
+from ...survey.explain import Unmet, unused_peers
+from ...survey.survey import predict
 from ...swarm.snapshot import MOST_BYTES, CurrentSwarm
 from ...timing import ClientTiming
 from ..probe.messages import ProbeOutcome

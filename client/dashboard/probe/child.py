@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 
 from ....proto.errors import DeadlineExceeded, RetryElsewhere, SwarmError
-from ...program.survey import ModelName
+from ...survey.survey import ModelName
 from .messages import MAX_LINE_BYTES, ProbeOutcome, ProbeSetup, read_opened, read_outcome, setup_line
 
 ENDED = "probe-ended"

@@ -10,7 +10,7 @@ from typing import Any
 
 from ....proto.errors import SwarmError, from_wire, to_wire
 from ....routing.swarm import PeerId
-from ...program.survey import ModelName
+from ...survey.survey import ModelName
 
 MAX_LINE_BYTES = 1 << 20
 """The hashes of all blocks of a model fit into it."""

@@ -14,7 +14,7 @@ from ....proto.network.address import PeerAddress
 from ....proto.network.transport import ping
 from ....proto.wire.messages.calls import PingReply
 from ...peer_errors import blamed_on
-from ...program.survey import Caller, ModelName, model_name
+from ...survey.survey import Caller, ModelName, model_name
 from ...swarm.absence import printable
 from ...swarm.lookups import LookupAsker
 from ...timing import ClientTiming

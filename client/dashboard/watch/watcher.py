@@ -11,7 +11,7 @@ from ....proto.directory.records import PeerRecord
 from ....proto.errors import RetryElsewhere, SwarmError
 from ....routing.swarm import PeerId
 from ...api.config import usual_name
-from ...program.survey import Caller
+from ...survey.survey import Caller
 from ...swarm.snapshot import PreparedSwarm
 from ...swarm.view import SwarmView
 from ...timing import ClientTiming

@@ -24,8 +24,8 @@ from blockswarm.client.program.cli import app
 from blockswarm.client.program.edge import reported_errors
 from blockswarm.client.program.options import GenerateOptions, SwarmOptions
 from blockswarm.client.program.render import chain_as_json, describe_chain
-from blockswarm.client.program.survey import PredictedChain
 from blockswarm.client.program.terminal import Spinner, block_map, harmless, table
+from blockswarm.client.survey.survey import PredictedChain
 from blockswarm.proto.directory.swarm_key import SwarmKey
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress

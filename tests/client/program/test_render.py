@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from blockswarm.client.program.render import describe_outlook, describe_peers, outlook_as_json, snapshot_as_json
-from blockswarm.client.program.survey import PeerLine
 from blockswarm.client.program.terminal import milliseconds
+from blockswarm.client.survey.survey import PeerLine
 from blockswarm.routing.outlook import Outlook
 from blockswarm.routing.sim.studies.plan import load_snapshot, plan_report
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from blockswarm.client.dashboard.probe import messages
-from blockswarm.client.program.survey import ModelName
+from blockswarm.client.survey.survey import ModelName
 from blockswarm.proto.errors import NoChainError, PeerUnavailable, SwarmError, UsageError
 from blockswarm.routing.swarm import PeerId
 

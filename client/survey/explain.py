@@ -20,10 +20,10 @@ from ...routing.route.budget import Meter, SearchBudget
 from ...routing.route.predict import ChainTimes, predict_step
 from ...routing.swarm import BlockRange, PeerId, PeerSpec, PeerState, RequestSpec
 from ..chain.machine.events import HopChoice
+from ..program.options import SwarmOptions
 from ..swarm.place import PINGS_A_LOOK
 from ..swarm.router import ViewRouter
 from ..swarm.snapshot import MOST_BYTES, CurrentSwarm, PreparedSwarm
-from .options import SwarmOptions
 from .survey import ModelName, PredictedChain, predict, survey_view
 
 MOST_SEARCHES = 8

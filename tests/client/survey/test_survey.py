@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from blockswarm.client.program.survey import counted
+from blockswarm.client.survey.survey import counted
 from blockswarm.client.swarm.snapshot import PreparedSwarm
 from blockswarm.client.swarm.weights import WeightTrust
 from blockswarm.routing.swarm import BlockRange, ComputeCost, MoveClaim, PeerId, PeerSpec, PeerState

@@ -8,7 +8,8 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from blockswarm.client.program.explain import (
+from blockswarm.client.program.render import describe_explanation, explanation_as_json
+from blockswarm.client.survey.explain import (
     MOST_LISTED,
     MOST_PLACES,
     Explanation,
@@ -17,7 +18,6 @@ from blockswarm.client.program.explain import (
     explain,
     unused_peers,
 )
-from blockswarm.client.program.render import describe_explanation, explanation_as_json
 from blockswarm.client.swarm.known import KnownPeer
 from blockswarm.client.swarm.snapshot import CurrentSwarm, PreparedSwarm
 from blockswarm.client.swarm.weights import WeightTrust

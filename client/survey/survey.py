@@ -25,6 +25,7 @@ from ...routing.route.predict import predict_step
 from ...routing.swarm import BlockRange, ModelSpec, PeerId, PeerSpec, PeerState, RequestSpec, Swarm
 from ...routing.trust import contradicted
 from ..chain.machine.events import HopChoice, gap_of
+from ..program.options import SwarmOptions
 from ..swarm.absence import printable
 from ..swarm.known import KnownPeer
 from ..swarm.place import PINGS_A_LOOK
@@ -32,7 +33,6 @@ from ..swarm.router import ViewRouter
 from ..swarm.snapshot import PreparedSwarm
 from ..swarm.view import SwarmView
 from ..timing import ClientTiming
-from .options import SwarmOptions
 
 PINGS = 5
 EVERYBODY = 1_000_000
