@@ -40,6 +40,7 @@ TESTED_BY = {
     "client/model/batch/packing.py": "tests/client/model/test_remote.py",
     "client/model/guess/drafter.py": "tests/client/model/guess/test_guesser.py",
     "client/peer_errors.py": "tests/client/chain/test_hop.py",
+    "client/program/account.py": "tests/client/program/test_cli.py",
     "client/program/arguments.py": "tests/client/program/test_cli.py",
     "client/program/edge.py": "tests/client/program/test_cli.py",
     "client/program/options.py": "tests/client/program/test_cli.py",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import SessionEvent
-from ..program.talk import REPAIRS
+from ..program.account import REPAIRS
 from ..report import ChainReport, GuessReport, HopReport
 
 MAX_EVENTS = 64

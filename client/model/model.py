@@ -84,7 +84,8 @@ class SwarmModel(WithoutBlocks, _Family):
     """Mixed into the family's class, in front of it.
 
     `generate` is transformers' own; inside `with model.session(...)` it computes only what the session does not hold.
-    Every call of it, by whatever way, is a `Generation` with the events and the report of that call.
+    Every call of it, by whatever way, is a `Generation` with the events and the report of that call; with
+    `return_report=True` it comes back beside what `generate` returns.
     """
 
     session_factory: SessionFactory | None = None
@@ -110,8 +111,10 @@ class SwarmModel(WithoutBlocks, _Family):
         self.register_forward_hook(_without_unwanted_cache, with_kwargs=True)
 
     @functools.wraps(GenerationMixin.generate)
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        return self.generate_as(Generation(), *args, **kwargs)
+    def generate(self, *args: Any, return_report: bool = False, **kwargs: Any) -> Any:
+        generation = Generation()
+        output = self.generate_as(generation, *args, **kwargs)
+        return (output, generation) if return_report else output
 
     def generate_as(self, generation: Generation, /, *args: Any, **kwargs: Any) -> Any:
         """`generate` as the call that `generation` stands for, a new one."""

@@ -108,9 +108,11 @@ class TextSession(NotCopied):
             attention_mask = torch.cat([self._mask.to(mask.device, mask.dtype), mask], dim=1)
         return self.generate_full(input_ids, attention_mask=attention_mask, **kwargs)
 
-    def generate_full(self, *args: Any, **kwargs: Any) -> Any:
+    def generate_full(self, *args: Any, return_report: bool = False, **kwargs: Any) -> Any:
         """As the model's generate with the whole text (rows, position), which becomes the session's text."""
-        return self.continue_text(Generation(), *args, **kwargs)
+        generation = Generation()
+        output = self.continue_text(generation, *args, **kwargs)
+        return (output, generation) if return_report else output
 
     def continue_text(
         self, generation: Generation, inputs: torch.Tensor | None = None, /, *args: Any, **kwargs: Any

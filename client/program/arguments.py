@@ -74,6 +74,7 @@ Draft = Annotated[
     ),
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Revision of a Hugging Face model.")]
+Report = Annotated[bool, typer.Option("--report", help="Say afterwards how fast it was, and where.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")]
 

@@ -29,6 +29,7 @@ from .arguments import (
     Patience,
     PromptLookup,
     RepetitionPenalty,
+    Report,
     Revision,
     Seed,
     Stop,
@@ -44,7 +45,7 @@ from .serve import new_api_key, serve
 
 if TYPE_CHECKING:
     from .options import GenerateOptions, SwarmOptions
-    from .talk import Talker
+    from .talk import Reply, Talker
 
 app = typer.Typer(
     add_completion=False,
@@ -78,7 +79,7 @@ def generate(
     num_beams: Annotated[int, typer.Option(help="Width of beam search; the text comes at its end.")] = 1,
     prompt_lookup: PromptLookup = None,
     stop: Stop = None,
-    report: Annotated[bool, typer.Option("--report", help="Say afterwards how fast it was, and where.")] = False,
+    report: Report = False,
     as_json: AsJson = False,
     swarm_key: SwarmKeyFile = None,
     identity: IdentityFile = None,
@@ -125,7 +126,7 @@ def _generate(
     from .terminal import spinner
 
     with spinner("starting torch") as turning:
-        from . import talk  # the heavy part: after all that a bad command line could say
+        from . import account, talk  # the heavy part: after all that a bad command line could say
 
         def write_piece(piece: str) -> None:
             turning.stop()
@@ -133,17 +134,17 @@ def _generate(
                 write(piece)
 
         with talk.open_talker(model, options, turning, turning.change) as talker:
-            before = talk.step_counts(talker.swarm)
+            before = account.step_counts(talker.swarm)
             turning.say("waiting for the first token")
             reply = talk.generate(talker, prompt, wish, write_piece)
             write_piece("\n")
             talk.warn_of_doubt(reply, _tell)
             if report or as_json:
-                account = talk.account_for(talker, reply, before)
+                told = account.account_for(talker, reply, before)
                 if as_json:
-                    print(json.dumps(account_as_json(account)), flush=True)
+                    print(json.dumps(account_as_json(told)), flush=True)
                 if report:
-                    print(describe_account(account), file=sys.stderr)
+                    _tell(describe_account(told))
 
 
 @app.command()
@@ -171,6 +172,7 @@ def chat(
     no_prefix_cache: NoPrefixCache = False,
     guess: GuessAhead = "auto",
     draft: Draft = None,
+    report: Report = False,
     revision: Revision = None,
     verbose: Verbose = False,
 ) -> None:
@@ -200,11 +202,13 @@ def chat(
 
             with talk.open_talker(model, options, turning, _tell) as talker:
                 turning.stop()
-                _chat(talker, wish, max_length)
+                _chat(talker, wish, max_length, report)
 
 
-def _chat(talker: Talker, wish: GenerateOptions, max_length: int) -> None:
-    from . import talk
+def _chat(talker: Talker, wish: GenerateOptions, max_length: int, report: bool) -> None:
+    from ...proto.errors import SwarmError
+    from . import account, talk
+    from .render import describe_account
 
     with suppress(ImportError):  # where there is no readline
         import readline  # noqa: F401  # input() then edits lines and remembers them
@@ -213,7 +217,19 @@ def _chat(talker: Talker, wish: GenerateOptions, max_length: int) -> None:
         _tell("the model has no chat template: your lines are continued as they are")
     _tell(talk.CHAT_HELP)
     prompt = "> " if sys.stdin.isatty() else ""
-    talk.chat(talker, wish, max_length, lambda: input(prompt), write, _tell)
+    before = account.step_counts(talker.swarm)
+
+    def heard(reply: Reply) -> None:
+        nonlocal before
+        if not report:
+            return
+        try:
+            _tell(describe_account(account.account_for(talker, reply, before)))
+        except SwarmError as error:  # the peers do not answer now; the next line may find others
+            _tell(f"there is no report: {error}")
+        before = account.step_counts(talker.swarm)
+
+    talk.chat(talker, wish, max_length, lambda: input(prompt), write, _tell, heard)
 
 
 def _tell(text: str) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..report import GuessReport
     from ..survey.explain import Explanation, UnusedPeer, WhyUnused
     from ..survey.survey import PeerLine, PredictedChain, Pulse
-    from .talk import Account
+    from .account import Account
 
 
 def describe_chain(chain: PredictedChain) -> str:

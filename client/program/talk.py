@@ -15,22 +15,17 @@ from transformers.utils import logging as transformers_logging
 
 from ...proto.errors import SwarmError, UsageError, describe_blocks
 from ...proto.model.checkpoint import open_checkpoint
-from ...routing.swarm import PeerId
 from ...routing.trust import Evidence
 from ..config import SessionEvent
 from ..connect import SwarmConnection, connect
 from ..model.generation import Generation, last_generation
 from ..model.guess.open_draft import open_draft
 from ..model.load import attach, load_ends
-from ..report import ChainReport, GuessReport
 from .edge import checked_text
 from .options import GenerateOptions, SwarmOptions
 from .terminal import Spinner
 
 logger = logging.getLogger(__name__)
-
-REPAIRS = ("hop-lost", "handed-over", "rerouted", "relayed", "stalled", "replay", "rebuilt")
-"""The kinds of events that tell a user of a failure or a leaving peer."""
 
 
 @dataclass
@@ -59,14 +54,6 @@ class Reply:
     def tokens_per_second(self) -> float:
         """Speed of the tokens after the first; 0 if there are none or no time passed."""
         return (len(self.token_ids) - 1) / rest if (rest := self.seconds - self.first_token_seconds) > 0 else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class StepCounts:
-    """The number of steps by their way from peer to peer, over all sessions of all clients."""
-
-    pushed: int
-    relayed: int
 
 
 @contextmanager
@@ -281,12 +268,14 @@ def chat(
     read: Callable[[], str],
     write: Callable[[str], object],
     tell: Callable[[str], object],
+    heard: Callable[[Reply], object] = lambda reply: None,
 ) -> None:
     """Talk until `read` raises EOFError or gives "/quit"; "/reset" forgets what was said.
 
-    An interrupt while the model speaks ends its turn only. `tell` gets what is not part of the conversation.
+    An interrupt while the model speaks ends its turn only. `tell` gets what is not part of the conversation, `heard`
+    each answer that came to its end, when it has been written.
     """
-    while _converse(talker, options, max_length, read, write, tell):
+    while _converse(talker, options, max_length, read, write, tell, heard):
         tell("a new conversation begins")
 
 
@@ -297,6 +286,7 @@ def _converse(
     read: Callable[[], str],
     write: Callable[[str], object],
     tell: Callable[[str], object],
+    heard: Callable[[Reply], object],
 ) -> bool:
     """One conversation in one session; whether another one follows."""
     conversation = Conversation(talker.tokenizer)
@@ -321,7 +311,7 @@ def _converse(
                 tell(CHAT_HELP if line == "/help" else f"{line} is no command: {CHAT_HELP}")
                 continue
             if line:
-                _take_turn(talker, session, conversation, line, options, write, tell)
+                _take_turn(talker, session, conversation, line, options, write, tell, heard)
 
 
 def _take_turn(
@@ -332,6 +322,7 @@ def _take_turn(
     options: GenerateOptions,
     write: Callable[[str], object],
     tell: Callable[[str], object],
+    heard: Callable[[Reply], object],
 ) -> None:
     try:
         ids = conversation.token_ids(line)
@@ -349,6 +340,7 @@ def _take_turn(
         write(text)
 
     limited = _with_limit(options, room)
+    reply: Reply | None = None
     try:
         reply = _reply(talker, lambda **more: session.generate_full(ids, **more), ids, limited, note)
         warn_of_doubt(reply, tell)
@@ -358,43 +350,9 @@ def _take_turn(
         tell(f"{error}\n  {error.hint}")
     write("\n")
     conversation.add(line, "".join(said))
+    if reply is not None:
+        heard(reply)
 
 
 def _with_limit(options: GenerateOptions, room: int) -> GenerateOptions:
     return replace(options, max_new_tokens=min(options.max_new_tokens, room))
-
-
-# --- the account of a reply ---
-
-
-def step_counts(swarm: SwarmConnection) -> StepCounts:
-    """The counters of the peers that the client knows, as of its last look at them."""
-    statuses = [known.status for known in swarm.view.peers.values()]
-    return StepCounts(sum(s.steps_pushed for s in statuses), sum(s.steps_relayed for s in statuses))
-
-
-@dataclass(frozen=True)
-class Account:
-    """How a reply came about."""
-
-    reply: Reply
-    chain: ChainReport
-    names: dict[PeerId, str]
-    steps: StepCounts
-    """During the reply."""
-    events: tuple[SessionEvent, ...]
-    guesses: GuessReport
-
-    @property
-    def repairs(self) -> tuple[SessionEvent, ...]:
-        return tuple(event for event in self.events if event.kind in REPAIRS)
-
-
-def account_for(talker: Talker, reply: Reply, before: StepCounts) -> Account:
-    """Ask the peers once more and put together what is known of a reply. Raises SwarmError."""
-    talker.swarm.run(talker.swarm.view.refresh())
-    after = step_counts(talker.swarm)
-    steps = StepCounts(max(0, after.pushed - before.pushed), max(0, after.relayed - before.relayed))
-    names = {peer: known.record.public_name for peer, known in talker.swarm.view.peers.items()}
-    generation = reply.generation or Generation()
-    return Account(reply, generation.report, names, steps, generation.events, generation.guesses)

@@ -17,7 +17,7 @@ from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteria
 from ....proto.errors import SessionLost
 from ...config import SessionEvent
 from ...model.generation import Cancellation, Generation
-from ...program.talk import REPAIRS
+from ...program.account import REPAIRS
 from ...report import ChainReport, GuessReport
 from ..openai.forms import CallReader
 from ..openai.requests import ChatRequest, CompletionRequest

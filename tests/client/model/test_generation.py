@@ -74,6 +74,24 @@ def test_a_report_is_of_one_call_also_where_calls_share_a_session(model: Any) ->
     assert first.finished
 
 
+def test_a_call_gives_its_report_back_beside_what_it_generated(model: Any, full: PreTrainedModel) -> None:
+    """transformers' own value, of whatever kind, and the call: this one's, also where another one came after it."""
+    alone = full.generate(**prompt(6), **call(5)).tolist()
+    output, generation = model.generate(**prompt(6), **call(5), return_report=True)
+    assert output.tolist() == alone
+    wrapped, second = model.generate(**prompt(6), **call(3), return_dict_in_generate=True, return_report=True)
+    assert wrapped.sequences.tolist() == [alone[0][:9]]
+    assert (generation.report.steps, second.report.steps) == (5, 3)
+    assert generation.guesses.tokens_per_trip(5) == generation.guesses.forwards_per_trip == 1
+    with model.session(max_length=100) as session:
+        assert session.generate(**prompt(6), **call(2), return_report=True)[1] is model.last_generation
+        text, further = session.generate(**call(3), return_report=True)
+        assert text.tolist() == alone
+        assert further.report.steps == 3
+        assert model.generate(text, **call(1), return_report=True)[1].guesses.trips == 1
+    assert model.generate(**prompt(6), **call(5)).tolist() == alone
+
+
 def test_a_generation_can_be_watched_while_it_runs(model: Any) -> None:
     """A listener hears of every call when it starts, by whatever way it is made."""
     heard: list[tuple[Generation, int]] = []

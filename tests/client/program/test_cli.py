@@ -199,6 +199,18 @@ def test_chat_continues_one_text_until_it_is_reset(serving: SwarmThread, full_mo
     serving.wait_idle()
 
 
+def test_chat_reports_on_each_answer(serving: SwarmThread, full_model: Any, folder: Path) -> None:
+    """Beside the conversation, on standard error, with the steps of that answer alone."""
+    result = run("chat", folder, *serving.initial, "-n", 6, "--report", text="one\ntwo\n")
+    assert result.exit_code == 0, result.output
+    first = expected(full_model, folder, "one\n", 6)
+    assert result.stdout == f"{first}\n{expected(full_model, folder, f'one{chr(10)}{first}two{chr(10)}', 6)}\n"
+    assert result.stderr.count("tokens/s") == 2
+    for peer in serving.swarm.peers:
+        assert result.stderr.count(peer.identity.peer_id[-6:]) >= 2
+    serving.wait_idle()
+
+
 def test_chat_ends_at_the_end_of_its_input(serving: SwarmThread, folder: Path) -> None:
     assert run("chat", folder, *serving.initial, text="").exit_code == 0
 

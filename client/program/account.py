@@ -1,0 +1,56 @@
+"""How a reply came about: its chain, its repairs, and what the peers count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...routing.swarm import PeerId
+from ..config import SessionEvent
+from ..connect import SwarmConnection
+from ..model.generation import Generation
+from ..report import ChainReport, GuessReport
+from .talk import Reply, Talker
+
+REPAIRS = ("hop-lost", "handed-over", "rerouted", "relayed", "stalled", "replay", "rebuilt")
+"""The kinds of events that tell a user of a failure or a leaving peer."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepCounts:
+    """The number of steps by their way from peer to peer, over all sessions of all clients."""
+
+    pushed: int
+    relayed: int
+
+
+def step_counts(swarm: SwarmConnection) -> StepCounts:
+    """The counters of the peers that the client knows, as of its last look at them."""
+    statuses = [known.status for known in swarm.view.peers.values()]
+    return StepCounts(sum(s.steps_pushed for s in statuses), sum(s.steps_relayed for s in statuses))
+
+
+@dataclass(frozen=True)
+class Account:
+    """How a reply came about."""
+
+    reply: Reply
+    chain: ChainReport
+    names: dict[PeerId, str]
+    steps: StepCounts
+    """During the reply."""
+    events: tuple[SessionEvent, ...]
+    guesses: GuessReport
+
+    @property
+    def repairs(self) -> tuple[SessionEvent, ...]:
+        return tuple(event for event in self.events if event.kind in REPAIRS)
+
+
+def account_for(talker: Talker, reply: Reply, before: StepCounts) -> Account:
+    """Ask the peers once more and put together what is known of a reply. Raises SwarmError."""
+    talker.swarm.run(talker.swarm.view.refresh())
+    after = step_counts(talker.swarm)
+    steps = StepCounts(max(0, after.pushed - before.pushed), max(0, after.relayed - before.relayed))
+    names = {peer: known.record.public_name for peer, known in talker.swarm.view.peers.items()}
+    generation = reply.generation or Generation()
+    return Account(reply, generation.report, names, steps, generation.events, generation.guesses)
