@@ -29,37 +29,45 @@ function cellFor(event, table, cell, column) {
   return over && over.cell;
 }
 
+const grids = new WeakMap(); // table -> its cell for the tab key, and the column that is kept
+
+/** Make a table a grid, or a grid that has other rows now a whole one again. */
 function makeGrid(table) {
+  if (!grids.has(table)) {
+    grids.set(table, { current: null, column: 0 });
+    listen(table, grids.get(table));
+  }
   table.setAttribute("role", "grid");
-  for (const part of table.querySelectorAll("thead, tbody, tfoot")) part.setAttribute("role", "rowgroup");
-  for (const row of table.rows) row.setAttribute("role", "row");
-  const cells = [...table.querySelectorAll("th, td")];
-  for (const cell of cells) {
+  for (const part of table.querySelectorAll(":is(thead, tbody, tfoot):not([role])")) part.setAttribute("role", "rowgroup");
+  for (const row of table.querySelectorAll("tr:not([role])")) row.setAttribute("role", "row");
+  for (const cell of table.querySelectorAll(":is(th, td):not([role])")) {
     cell.setAttribute("role", cell.scope === "col" ? "columnheader" : cell.scope === "row" ? "rowheader" : "gridcell");
     cell.tabIndex = -1;
   }
-  let current = cells[0];
-  let column = 0;
-  if (current) current.tabIndex = 0;
-  const choose = (cell) => {
-    current.tabIndex = -1;
-    current = cell;
-    current.tabIndex = 0;
-  };
+  const grid = grids.get(table);
+  if (grid.current && table.contains(grid.current)) return;
+  grid.current = table.querySelector("th, td");
+  if (grid.current) grid.current.tabIndex = 0;
+}
+
+function listen(table, grid) {
   table.addEventListener("focusin", (event) => {
     const cell = event.target.closest("th, td");
-    if (cell) choose(cell);
+    if (!cell) return;
+    grid.current.tabIndex = -1;
+    grid.current = cell;
+    cell.tabIndex = 0;
   });
   table.addEventListener("keydown", (event) => {
     const cell = event.target.closest("th, td");
     if (!cell || !(event.key in STEPS || event.key === "Home" || event.key === "End")) return;
     event.preventDefault();
     const here = cellsOf(cell.parentElement).find((each) => each.cell === cell);
-    if (column < here.start || column >= here.stop) column = here.start;
-    const target = cellFor(event, table, cell, column);
+    if (grid.column < here.start || grid.column >= here.stop) grid.column = here.start;
+    const target = cellFor(event, table, cell, grid.column);
     if (!target) return;
     if (!(event.key in STEPS) || STEPS[event.key][1]) {
-      column = cellsOf(target.parentElement).find((each) => each.cell === target).start;
+      grid.column = cellsOf(target.parentElement).find((each) => each.cell === target).start;
     }
     target.focus();
   });
@@ -67,6 +75,52 @@ function makeGrid(table) {
 
 function makeGrids() {
   for (const table of document.querySelectorAll("table[data-grid]")) makeGrid(table);
+}
+
+const OURS = new Set(["role", "tabindex", "open"]); // attributes that this script or the reader sets
+
+/** Make a node say what a newer one says. What is equal stays as it is drawn: a page may have hundreds of rows. */
+function patch(old, newer) {
+  if (old.isEqualNode(newer)) return;
+  if (old.nodeName !== newer.nodeName) {
+    old.replaceWith(newer);
+  } else if (old.nodeType !== Node.ELEMENT_NODE) {
+    old.data = newer.data;
+  } else {
+    patchAttributes(old, newer);
+    if (old.nodeName === "TBODY") patchRows(old, newer);
+    else if (old.childNodes.length !== newer.childNodes.length) old.replaceChildren(...newer.childNodes);
+    else [...newer.childNodes].forEach((child, index) => patch(old.childNodes[index], child));
+  }
+}
+
+function patchAttributes(old, newer) {
+  for (const { name } of [...old.attributes]) {
+    if (!newer.hasAttribute(name) && !OURS.has(name)) old.removeAttribute(name);
+  }
+  for (const { name, value } of newer.attributes) {
+    if (!OURS.has(name) && old.getAttribute(name) !== value) old.setAttribute(name, value);
+  }
+}
+
+/** Rows belong together by the peer that they name; other rows by their order. */
+function patchRows(old, newer) {
+  const keyOf = (row) => row.querySelector("code[title]")?.title;
+  const rows = [...newer.rows];
+  const wanted = new Set(rows.map(keyOf));
+  for (const row of [...old.rows]) if (!wanted.has(keyOf(row))) row.remove();
+  const known = new Map([...old.rows].map((row) => [keyOf(row), row]));
+  rows.forEach((row, index) => {
+    const there = keyOf(row) === undefined ? old.rows[index] : known.get(keyOf(row));
+    known.delete(keyOf(row));
+    if (there === undefined || keyOf(there) !== keyOf(row)) {
+      old.insertBefore(row, old.rows[index] ?? null);
+      return;
+    }
+    if (old.rows[index] !== there) old.insertBefore(there, old.rows[index]);
+    patch(there, row);
+  });
+  while (old.rows.length > rows.length) old.rows[rows.length].remove();
 }
 
 /** Where the focus is below an element, as a way of child numbers; null if it is elsewhere. */
@@ -87,10 +141,10 @@ function follow(top, way) {
 /** Put the newer page in, with focus, scrolling and opened details as they were. */
 function replaceMain(main, newer) {
   const way = wayToFocus(main);
+  const before = document.activeElement;
   const scrolled = [...main.querySelectorAll(".scroll")].map((each) => [each.scrollLeft, each.scrollTop]);
   const opened = [...main.querySelectorAll("details")].map((each) => each.open);
-  main.replaceChildren(...newer.childNodes);
-  main.dataset.version = newer.dataset.version;
+  patch(main, newer);
   [...main.querySelectorAll(".scroll")].forEach((each, index) => {
     if (scrolled[index]) [each.scrollLeft, each.scrollTop] = scrolled[index];
   });
@@ -98,7 +152,7 @@ function replaceMain(main, newer) {
     if (index in opened) each.open = opened[index];
   });
   makeGrids();
-  const focused = way && follow(main, way);
+  const focused = way && (main.contains(before) ? before : follow(main, way));
   if (focused) focused.focus({ preventScroll: true });
 }
 

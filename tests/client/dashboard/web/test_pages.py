@@ -220,6 +220,39 @@ def test_new_snapshots_come_in_without_taking_the_focus_and_can_be_paused(browse
         page.locator("main", has_text="Not seen yet").wait_for(timeout=WAIT_MS)
 
 
+CONTENT = """() => {
+    const copy = document.querySelector("main").cloneNode(true);
+    for (const each of copy.querySelectorAll("*")) { each.removeAttribute("role"); each.removeAttribute("tabindex"); }
+    return copy.innerHTML.replace(/\\s+/g, " ").replace(/> </g, "><");
+}"""
+KEEP_ROWS = "(window.rows = new Set(document.querySelectorAll('tbody tr'))).size"
+KEPT_ROWS = "[...document.querySelectorAll('tbody tr')].filter((row) => window.rows.has(row)).length"
+
+
+def test_an_update_says_what_a_new_page_says_and_keeps_the_rows_that_are_there(browser: Any) -> None:
+    """The first of 300 peers is gone, another has other blocks, and one is new."""
+    before = [known(f"{i % 5}:{i % 5 + 3}", f"peer {i:03}", **SIZES) for i in range(300)]
+    moved = replace(
+        before[7], record=replace(before[7].record, spec=replace(before[7].record.spec, blocks=BlockRange(5, 8)))
+    )
+    after = [known("0:3", "a new one", **SIZES), *before[1:7], moved, *before[8:]]
+    site = site_of(seen(*before), timing=DashboardTiming(stream_pause=0.0))
+    with served_site(site) as served, visited(browser, served) as page, visited(browser, served) as fresh:
+        for address in addresses(served.root):
+            served.put(seen(*before))
+            page.goto(address)
+            page.wait_for_selector("#live")
+            rows = page.evaluate(KEEP_ROWS)
+            version = page.get_attribute("main", "data-version")
+            served.put(seen(*after))
+            page.wait_for_function("(old) => document.querySelector('main').dataset.version !== old", arg=version)
+            fresh.goto(address)
+            assert page.evaluate(CONTENT) == fresh.evaluate(CONTENT), address
+            if rows >= ROWS_A_PAGE and not address.endswith("/routes"):  # a chain less, and the rest moves
+                assert page.evaluate(KEPT_ROWS) >= ROWS_A_PAGE - 3, address
+            assert page.locator("table[role=grid] [tabindex='0']").count() == page.locator("table[role=grid]").count()
+
+
 def test_everything_is_there_without_javascript(browser: Any) -> None:
     with served_site(site_of(crowd())) as served, visited(browser, served, java_script_enabled=False) as page:
         for address in addresses(served.root):
