@@ -1,8 +1,7 @@
 """A session's chain as a machine: events in, actions out; no I/O, no clock, no await.
 
-`handle(event, now)` takes in what happened and returns what is to be done about it, in order.  The shell (session.py)
-performs the actions, feeds back what comes of them, and calls again with `Late` at `wake_at`.  `now` is any clock that
-never goes back.
+`handle(event, now)` takes in what happened and returns what is to be done, in order.  The shell (session.py) performs
+the actions, feeds back what comes of them, and calls again with `Late` at `wake_at`.  `now` never goes back.
 
 The rules, in the order in which they are tried:
 
