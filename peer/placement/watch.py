@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from ...proto.directory.records import PeerRecord, open_peer_record
 from ...proto.directory.signed import SignedRecord
@@ -17,7 +18,7 @@ from ...proto.errors import DeadlineExceeded, PeerUnavailable, SwarmError
 from ...proto.network.address import network_of, reaches_of
 from ...proto.network.transport import Dialer, ping
 from ...routing.swarm import PeerId, PeerSpec, Swarm
-from ...routing.trust import disputed, weigh
+from ...routing.trust import Trust, disputed, weigh
 from ..timing import PeerTiming
 from .coordinates import PINGS_A_REFRESH, PINGS_AT_START, OwnCoordinate
 from .knowledge import SwarmKnowledge
@@ -48,11 +49,12 @@ class SwarmWatch:
         timing: PeerTiming,
         isolated: Callable[[], bool] = lambda: False,
         proven: Mapping[int, bytes] | None = None,
+        aside: Callable[..., Awaitable[Any]] = asyncio.to_thread,
     ) -> None:
         """`records` looks them up and raises SwarmError; `clock` gives Unix seconds.
 
         `isolated`: whether no other node answers, so that the records are those that this one has itself. `proven`: the
-        hashes of blocks that this machine's own files prove.
+        hashes of blocks that this machine's own files prove. `aside` calls a function beside the event loop.
         """
         self.knowledge = SwarmKnowledge(own, num_blocks, timing.claims)
         self.coordinate = OwnCoordinate(self._ping, rng, time.monotonic)
@@ -64,6 +66,7 @@ class SwarmWatch:
         self._timing = timing
         self._isolated = isolated
         self._proven = proven or {}
+        self._aside = aside
         self._weights = WeightsCheck(self._proven)
         self._networks: dict[PeerId, str] = {}
         """Where each peer was reached."""
@@ -78,12 +81,7 @@ class SwarmWatch:
         found = await self._records()
         if self._isolated() and self.knowledge.records:
             raise PeerUnavailable("no other node of the DHT answers")
-        opened = []
-        for record in found:
-            try:
-                opened.append(open_peer_record(record, self._swarm_key))
-            except SwarmError as error:
-                logger.debug("a record is ignored: %s", error)
+        opened: list[PeerRecord] = await self._aside(self._opened, found)
         self.knowledge.read(opened, self._clock())
         overdue = self.knowledge.overdue(self._clock())
         asked = self._some(overdue, MAX_OVERDUE_A_LOOK)
@@ -102,9 +100,20 @@ class SwarmWatch:
         mine = own()
         snapshot = self.knowledge.snapshot(mine, self._clock())
         self._weights.note(mine, snapshot.peers)
-        trust = weigh(snapshot.peers, {**self._networks, mine.id: OWN_NETWORK}, self._proven)
+        networks = {**self._networks, mine.id: OWN_NETWORK}
+        trust: Trust = await self._aside(weigh, snapshot.peers, networks, self._proven)
         peers = tuple(peer for peer in snapshot.peers if peer.id == mine.id or peer.id not in trust.doubted)
         return replace(snapshot, peers=peers)
+
+    def _opened(self, records: Sequence[SignedRecord]) -> list[PeerRecord]:
+        """Those that say what a record should; in a thread: a thousand take a tenth of a second."""
+        opened = []
+        for record in records:
+            try:
+                opened.append(open_peer_record(record, self._swarm_key))
+            except SwarmError as error:
+                logger.debug("a record is ignored: %s", error)
+        return opened
 
     def _some(self, records: Sequence[PeerRecord], most: int) -> Sequence[PeerRecord]:
         return self._rng.sample(records, min(most, len(records)))

@@ -40,6 +40,7 @@ from blockswarm.routing.swarm import (
 
 from .live_map import live_map
 from .routes import routes
+from .turns import turns
 
 PEERS, BLOCKS, PER_PEER = 1000, 80, 8
 
@@ -81,7 +82,8 @@ def random_swarm(rng: np.random.Generator) -> Swarm:
 
 
 def placement() -> dict[str, Any]:
-    """One placement from scratch (CG-BP) and one re-planning decision, for 1,000 peers x 80 blocks."""
+    """One placement from scratch (CG-BP), one re-planning decision, and a turn of a peer's agent (see `turns.py`), for
+    1,000 peers x 80 blocks."""
     rng = np.random.default_rng(7)
     swarm = random_swarm(rng)
     rtt = np.array([client_rtts(swarm, rng) for _ in range(4)])
@@ -89,6 +91,7 @@ def placement() -> dict[str, Any]:
     return {
         "cgbp": timed(lambda _: cgbp.place(model, 20), 20),
         "replan": timed(lambda _: replan.decide(swarm), 10),
+        "turn": turns(swarm),
     }
 
 

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import random
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +119,11 @@ def host(hashes: str, *addresses: str) -> SignedRecord:
     return sign_peer_record(identity, PeerRecord(DIGEST, spec, addresses), None, NOW + 60)
 
 
+async def at_once(call: Callable[..., Any], *arguments: Any) -> Any:
+    """Virtual time does not wait for threads."""
+    return call(*arguments)
+
+
 def planned_with(net: CountedNet, *found: SignedRecord, proven: dict[int, bytes] | None = None) -> set[str]:
     """The others in the snapshot of a peer that hosts nothing."""
 
@@ -127,7 +133,7 @@ def planned_with(net: CountedNet, *found: SignedRecord, proven: dict[int, bytes]
     async def scenario() -> set[str]:
         own = Identity.generate().peer_id
         watch = SwarmWatch(
-            own, 4, records, None, net, lambda: NOW, random.Random(1), PeerTiming(), lambda: False, proven
+            own, 4, records, None, net, lambda: NOW, random.Random(1), PeerTiming(), lambda: False, proven, at_once
         )
         snapshot = await watch.snapshot(lambda: PeerSpec(own, None, ComputeCost(1e-3)))
         return {peer.id for peer in snapshot.peers} - {own}
@@ -164,6 +170,36 @@ def test_networks_are_those_where_peers_answer_not_those_that_they_announce() ->
     assert planned_with(net, *honest, *liars) == {record.peer_id for record in honest}
 
 
+class Read(list[SignedRecord]):
+    """Records that remember the threads that read them."""
+
+    def __init__(self, *records: SignedRecord) -> None:
+        super().__init__(records)
+        self.threads: set[int] = set()
+
+    def __iter__(self) -> Iterator[SignedRecord]:
+        self.threads.add(threading.get_ident())
+        return super().__iter__()
+
+
+def test_records_are_opened_beside_the_loop_which_serves_sessions() -> None:
+    found = Read(stranger(0.0), stranger(0.0))
+
+    async def records() -> Sequence[SignedRecord]:
+        return found
+
+    async def scenario() -> int:
+        own = Identity.generate().peer_id
+        watch = SwarmWatch(
+            own, 4, records, None, CountedNet(lambda target: 0.01), lambda: NOW, random.Random(1), PeerTiming()
+        )
+        return len((await watch.snapshot(lambda: PeerSpec(own, None, ComputeCost(1e-3)))).peers)
+
+    assert asyncio.run(scenario()) == 3
+    assert found.threads
+    assert threading.get_ident() not in found.threads
+
+
 def look(net: CountedNet, *found: SignedRecord) -> tuple[SwarmWatch, float]:
     """The watch after one look, and the seconds that the look took."""
 
@@ -173,7 +209,15 @@ def look(net: CountedNet, *found: SignedRecord) -> tuple[SwarmWatch, float]:
     with contextlib.closing(VirtualTimeLoop()) as loop:
         own = Identity.generate().peer_id
         watch = SwarmWatch(
-            own, 4, records, None, net, lambda: NOW, random.Random(1), PeerTiming(overdue_ping_seconds=8.0)
+            own,
+            4,
+            records,
+            None,
+            net,
+            lambda: NOW,
+            random.Random(1),
+            PeerTiming(overdue_ping_seconds=8.0),
+            aside=at_once,
         )
         loop.run(watch.look())
         return watch, loop.time()
