@@ -17,9 +17,8 @@ The rules, in the order in which they are tried:
 4. What follows from the input ends the session and blames nobody: two different peers of a block say that the input
    cannot be computed, or fail in the same step; or a peer says so and there is nobody else to ask.
 5. A hop that leaves or is slow hands its cache over to another peer, part after part while steps go on; now and then so
-   does the hop that should take longest, if another peer makes the chain much faster.  Before an operation, while
-   nothing is under way and little is left to copy, steps wait for the last part, and the chain changes.  At rest the
-   chain changes once all is copied; if it breaks over that, the next operation repairs it.
+   does the hop that should take longest, if another peer makes the chain much faster.  Before an operation, when little
+   is left to copy, steps wait for the last part, and the chain changes; at rest it changes once all is copied.
 
 Every change of phase is in the table of phases.py; the machine asserts that it makes no other.
 """
