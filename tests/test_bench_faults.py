@@ -186,7 +186,7 @@ def test_a_case_tells_the_line_that_its_operator_sees(peer: Any) -> None:
 
 def test_a_defect_in_a_log_and_a_line_that_does_not_come_fail_a_case(peer: Any) -> None:
     with pytest.raises(play.CaseFailed, match="Traceback"):
-        log_line(peer, "Traceback (most recent call last):\n")
+        log_line(peer, "Traceback (most recent call last):\n", patience_seconds=60.0)
     with pytest.raises(play.CaseFailed, match="no log has a line"):
         log_line(peer, "", "the DHT daemon ended", patience_seconds=0.001)
 

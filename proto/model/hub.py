@@ -53,6 +53,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SMALL_FILES = ("generation_config.json",)
 _LIBRARY = "blockswarm"
+_DISK_HINT = "Free space, ask for fewer blocks, or move the cache with XDG_CACHE_HOME."
 
 _Result = TypeVar("_Result")
 
@@ -161,7 +162,7 @@ class HubSource:
             raise UsageError(
                 f"{len(missing)} of the blocks have to be fetched, {wanted / 2**30:.1f} GiB, and {self._cache} has"
                 f" {free / 2**30:.1f} GiB free",
-                hint="Free space, ask for fewer blocks, or move the cache with XDG_CACHE_HOME.",
+                hint=_DISK_HINT,
             )
 
     def _path_of(self, group: str) -> Path:
@@ -192,7 +193,10 @@ class HubSource:
         total = sum(tensor.nbytes for tensor in tensors)
         free = self._free_bytes(self.folder)
         if total > free:
-            raise UsageError(f"{path.name} needs {total} bytes in {self.folder}, {free} are free")
+            raise UsageError(
+                f"{path.name} needs {total} bytes in {self.folder}, {free} are free",
+                hint=_DISK_HINT,
+            )
 
         def write(target: IO[bytes]) -> None:
             done = 0

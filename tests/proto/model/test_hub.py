@@ -68,6 +68,11 @@ class TestHub:
         assert "fewer blocks" in refused.value.hint
         checkpoint.fetch(BlockRange(1, 2))
         checkpoint.check_space(BlockRange(0, 4))
+        free = 0  # something else has filled the disk since
+        with pytest.raises(UsageError, match="0 are free") as full:
+            checkpoint.fetch(BlockRange(0, 1))
+        assert "XDG_CACHE_HOME" in full.value.hint
+        free = 3 * checkpoint.block_bytes(0)
         opened(limit=1).check_space(ALL_BLOCKS)  # files of other models make room
 
     def test_gives_what_the_folder_gives(self, hub: FakeHub, original: Path, tmp_path: Path) -> None:
