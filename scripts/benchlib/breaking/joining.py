@@ -164,13 +164,14 @@ def have_it_move(world: World) -> None:
     mover = mover_of(world)
     (leaver,) = [node for node in world.running() if node.blocks != mover.blocks]
     os.kill(leaver.pid, signal.SIGTERM)
-    until(lambda: re.search(r"claim blocks", mover.log_text()), "the placed peer claims the blocks", MOVE_SECONDS)
+    claimed = re.compile(r"claim blocks \S+ in place of \d")
+    until(lambda: claimed.search(mover.log_text()), "the placed peer claims the blocks", MOVE_SECONDS)
 
 
 def kill_mover(moment: Moment) -> None:
     moment.world.links.apply()
     mover = mover_of(moment.world)
-    if "hosting blocks" in mover.log_text():
+    if re.search(r"serve blocks \S+ in place of \d", mover.log_text()):
         raise CaseFailed("the peer has moved already")
     mover.signal(signal.SIGKILL)
 
@@ -179,7 +180,7 @@ def kill_mover_when_it_has_moved(moment: Moment) -> None:
     """Its record says so; sessions are still on the blocks that it had."""
     moment.world.links.apply()
     mover = mover_of(moment.world)
-    until(lambda: re.search(r" serve blocks", mover.log_text()), "the peer has moved", MOVE_SECONDS)
+    until(lambda: re.search(r"serve blocks \S+ in place of \d", mover.log_text()), "the peer has moved", MOVE_SECONDS)
     until(lambda: _says_so(moment.world, mover), "the record says so", 20.0)
     mover.signal(signal.SIGKILL)
 

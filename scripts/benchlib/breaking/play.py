@@ -140,8 +140,9 @@ def play(case: Case, world: World, alone: Child, rng: random.Random, patient: bo
     texts = [_prompt(rng) for _ in range(1 if case.alone else 3)]
     counts = [NEW_TOKENS] if case.alone else [OTHER_TOKENS, NEW_TOKENS, OTHER_TOKENS]
     truths = [alone.ask(prompt=text, new_tokens=count)["tokens"] for text, count in zip(texts, counts, strict=True)]
+    world.came.clear()
     case.setting(world)
-    nodes = [*world.nodes.values(), *world.joiners]
+    nodes = list(world.nodes.values())
     logs = Logs.of(world)
     addresses = [node.address for node in world.running() if node not in world.joiners and not node.spec.hidden]
     log = world.folder / "client.log"
@@ -149,7 +150,7 @@ def play(case: Case, world: World, alone: Child, rng: random.Random, patient: bo
         played = Played(case, world, client)
         lines = list(played.lines(texts, truths))
         outcome = judge(case, lines, truths[0 if case.alone else 1])
-        nodes += [node for node in world.joiners if node not in nodes]
+        nodes += [node for node in world.came if node not in nodes]
         outcome = replace(outcome, **played.found(outcome))
         try:
             outcome = replace(outcome, log_line=log_line(case, logs, nodes, LOG_SECONDS if patient else 0.0))
@@ -181,11 +182,14 @@ class Played:
         if self._case.alone:
             yield from watch(self._case, self._world, self._client, texts[0], act=self._act)
             return
-        yield from watch(
+        ended = False
+        for line in watch(
             self._case, self._world, self._client, texts[1], act=self._act,
             before=lambda: self._before(texts[0], truths[0]),
-        )  # fmt: skip
-        if self._client.is_running():
+        ):  # fmt: skip
+            yield line
+            ended = bool(line.get("done"))
+        if ended:
             try:
                 self._after(texts[2], truths[2])
             except (CaseFailed, ChildFailed) as failed:

@@ -92,6 +92,8 @@ class World:
     nodes: dict[str, Node] = field(default_factory=dict)
     joiners: list[Node] = field(default_factory=list)
     """Peers that were started in a case and need not get ready."""
+    came: list[Node] = field(default_factory=list)
+    """The same, also after the case, until the next one."""
     processes: list[Child] = field(default_factory=list)
     """All that were started, also those that never got ready."""
     timers: list[threading.Timer] = field(default_factory=list)
@@ -164,6 +166,7 @@ class World:
     def join(self, spec: Spec) -> Node:
         """Start a peer that may be refused."""
         self.joiners.append(self.start(spec))
+        self.came.append(self.joiners[-1])
         return self.joiners[-1]
 
     def wait_for(self, node: Node) -> Node:
@@ -226,7 +229,7 @@ def free_port() -> int:
         return port
 
 
-def exit_of(node: Node, seconds: float = 60.0) -> str:
+def exit_of(node: Node, seconds: float = 240.0) -> str:
     """The reason of a peer that ends, "" if it says none. Raises ChildFailed if it serves, or does not end in time."""
     alarm = threading.Timer(seconds, lambda: node.signal(signal.SIGKILL))
     alarm.start()
