@@ -169,7 +169,7 @@ JOINING = (
         setting=joining.mover_is_near,
         begin=joining.have_it_move,
         after=joining.as_before,
-        rest_seconds=0.3,
+        rest_seconds=1.0,
     ),
 )
 

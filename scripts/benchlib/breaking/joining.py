@@ -163,6 +163,7 @@ def have_it_move(world: World) -> None:
     """The only other peer of the other half is asked to stop, and stays until that half is taken over."""
     mover = mover_of(world)
     (leaver,) = [node for node in world.running() if node.blocks != mover.blocks]
+    leaver.leaves = True
     os.kill(leaver.pid, signal.SIGTERM)
     claimed = re.compile(r"claim blocks \S+ in place of \d")
     until(lambda: claimed.search(mover.log_text()), "the placed peer claims the blocks", MOVE_SECONDS)

@@ -58,6 +58,8 @@ class Node:
     address: str = ""
     blocks: str = ""
     """Those that it began with; of a peer that was placed they are not in its spec."""
+    leaves: bool = False
+    """It was asked to stop, and goes when it can."""
 
     @property
     def pid(self) -> int:
@@ -104,7 +106,7 @@ class World:
         """Have one running peer for each spec, and no others; all but the first of a swarm start side by side."""
         wanted = list(specs)
         for node in list(self.nodes.values()):
-            if node.process.is_running() and node.spec in wanted:
+            if node.process.is_running() and not node.leaves and node.spec in wanted:
                 wanted.remove(node.spec)
             else:
                 self.nodes.pop(node.peer_id).process.end(CLOSE_SECONDS)
