@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from ..proto.clock import SteadyClock
 from ..proto.directory.records import MAX_BLOCKS, PeerRecord
-from ..proto.directory.swarm_key import SwarmKey, swarm_key_name
+from ..proto.directory.swarm_key import SwarmKey, dht_id, swarm_key_name
 from ..proto.identity import Identity
 from ..proto.model.checkpoint import Checkpoint, open_checkpoint
 from ..proto.network.address import LOOPBACK, HostPort, PeerAddress
@@ -50,6 +50,7 @@ from .offer.capacity import (
 from .offer.cost_store import CostStore
 from .offer.record import ClientFacts, ReachFacts, RecordFacts, RoomFacts, record_of
 from .owner.governor import NICENESS
+from .placement.group import GroupLook
 from .placement.watch import SwarmWatch
 from .reach.ask import ReachAsker
 from .reach.first import first_verdict
@@ -131,17 +132,18 @@ async def _in_swarm(identity: Identity, config: PeerConfig, progress: Progress) 
             rng, timing = random.Random(incarnation), config.timing
             announcer = Announcer(directory, identity, swarm_key, clock, rng, lookups.announced, timing)
             # Not from the looks kept for clients: these must not age because the peer itself has looked.
-            look = partial(directory.lookup, swarm_key_name(digest, swarm_key))
+            name = swarm_key_name(digest, swarm_key)
+            group = GroupLook(partial(directory.lookup, name), partial(directory.shards.of, dht_id(name)))
             watch = SwarmWatch(
-                identity.peer_id, checkpoint.num_blocks, look, swarm_key, dialer, clock, rng, timing,
-                lambda: directory.isolated, checkpoint.proven_hashes(),
+                identity.peer_id, checkpoint.num_blocks, group.records, swarm_key, dialer, clock, rng, timing,
+                lambda: directory.isolated, checkpoint.proven_hashes(), age_seconds=lambda: group.age_seconds,
             )  # fmt: skip
             maddrs = tuple(await directory.visible_maddrs())
             yield PeerSetup(
                 replace(config, blocks=asked), identity, swarm_key, checkpoint, digest, dialer, directory, lookups,
                 examined, offer, _source(checkpoint, examined, progress), announcer, watch,
                 () if directory.client_mode else maddrs, incarnation, clock, free_bytes=_free_bytes(examined),
-                first_verdict=verdict, dht_port=port_of(maddrs),
+                first_verdict=verdict, dht_port=port_of(maddrs), group=group,
             )  # fmt: skip
     finally:
         await run_to_end(cancel_all([examining] if examining is not None else []))
@@ -317,6 +319,10 @@ class PeerPlan:
     before: Outlook | None
     """None: nobody is there yet."""
     after: Outlook | None
+    planned_with: int = 0
+    """Peers that the plan is made with..."""
+    peers: int = 0
+    """...of about this many: a swarm of thousands is placed in groups."""
 
 
 async def plan_peer(config: PeerConfig, progress: Progress) -> PeerPlan:
@@ -344,6 +350,8 @@ def _plan(setup: PeerSetup, cost: ComputeCost, swarm: Swarm) -> PeerPlan:
         decode_seconds_per_block=cost.decode_seconds(),
         before=before,
         after=after,
+        planned_with=setup.group.planned_with if setup.group is not None else len(others.peers),
+        peers=setup.group.peers if setup.group is not None else len(others.peers),
     )
 
 

@@ -25,6 +25,7 @@ from .offer.cost_store import Measured
 from .offer.lookups import RecentLookups
 from .offer.record import HostingFacts, IdentityFacts
 from .placement.agent import Host, PlacementAgent
+from .placement.group import GroupLook
 from .placement.watch import SwarmWatch
 from .reach.verdict import UNCHECKED, ReachVerdict
 
@@ -62,6 +63,8 @@ class PeerSetup:
     """Whether this peer was reached when it joined."""
     dht_port: int = 0
     """The port of its node of the DHT; 0: not known."""
+    group: GroupLook | None = None
+    """The peers that it plans with, where that may be a part of them."""
 
     async def others(self) -> list[PeerRecord]:
         """The announcements of the other peers, from a recent look. Raises SwarmError."""

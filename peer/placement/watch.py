@@ -50,11 +50,13 @@ class SwarmWatch:
         isolated: Callable[[], bool] = lambda: False,
         proven: Mapping[int, bytes] | None = None,
         aside: Callable[..., Awaitable[Any]] = asyncio.to_thread,
+        age_seconds: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """`records` looks them up and raises SwarmError; `clock` gives Unix seconds.
 
         `isolated`: whether no other node answers, so that the records are those that this one has itself. `proven`: the
         hashes of blocks that this machine's own files prove. `aside` calls a function beside the event loop.
+        `age_seconds`: where many records are read at a pace, the time since they were read, by which no peer is late.
         """
         self.knowledge = SwarmKnowledge(own, num_blocks, timing.claims)
         self.coordinate = OwnCoordinate(self._ping, rng, time.monotonic)
@@ -65,6 +67,7 @@ class SwarmWatch:
         self._rng = rng
         self._timing = timing
         self._isolated = isolated
+        self._age_seconds = age_seconds
         self._proven = proven or {}
         self._aside = aside
         self._weights = WeightsCheck(self._proven)
@@ -83,7 +86,7 @@ class SwarmWatch:
             raise PeerUnavailable("no other node of the DHT answers")
         opened: list[PeerRecord] = await self._aside(self._opened, found)
         self.knowledge.read(opened, self._clock())
-        overdue = self.knowledge.overdue(self._clock())
+        overdue = self.knowledge.overdue(self._clock() - self._age_seconds())
         asked = self._some(overdue, MAX_OVERDUE_A_LOOK)
         limit = asyncio.Semaphore(MAX_PINGS_AT_ONCE)
         await asyncio.gather(*(self._examine(limit, record) for record in asked))

@@ -12,8 +12,13 @@ if TYPE_CHECKING:
 
 def describe_plan(model: str, plan: PeerPlan) -> str:
     """The plan for people."""
+    part = (
+        [f"planned with {plan.planned_with} of about {plan.peers} peers: a swarm of thousands is placed in groups"]
+        if plan.planned_with < plan.peers
+        else []
+    )
     if plan.blocks is None:
-        return "this machine would host nothing: the swarm has no place for it now"
+        return "\n".join(["this machine would host nothing: the swarm has no place for it now", *part])
     lines = [
         f"would host blocks {plan.blocks} of {plan.num_blocks} in {plan.numeric_format}, and offer"
         f" {plan.memory_bytes / 2**30:.2f} GiB for weights and attention caches",
@@ -26,7 +31,7 @@ def describe_plan(model: str, plan: PeerPlan) -> str:
                 f" {outlook.concurrency} sessions at once {_milliseconds(outlook.bound_seconds)};"
                 f" the weakest block is {outlook.weakest_block}, with {outlook.weakest_servers} servers"
             )
-    return "\n".join(lines)
+    return "\n".join([*lines, *part])
 
 
 def plan_as_json(plan: PeerPlan) -> dict[str, object]:
@@ -51,6 +56,8 @@ def plan_as_json(plan: PeerPlan) -> dict[str, object]:
         "checkpoint_bytes": plan.checkpoint_bytes,
         "memory_bytes": plan.memory_bytes,
         "decode_seconds_per_block": plan.decode_seconds_per_block,
+        "planned_with_peers": plan.planned_with,
+        "peers": plan.peers,
         "now": figures(plan.before),
         "then": figures(plan.after),
     }

@@ -12,6 +12,7 @@ import msgpack
 
 from ...errors import RemoteProtocolError
 from ...wire.messages.limits import MAX_RECORD_BYTES, MAX_RECORDS_PER_KEY
+from ..shards import belongs_under
 from ..signed import SignedRecord
 from .places import Kept
 
@@ -95,7 +96,9 @@ def read_record(key: bytes, entry: Entry) -> SignedRecord:
     if encoded is None:
         raise RemoteProtocolError("a value of the DHT is no record")
     record = SignedRecord.decode(encoded)
-    said = (record.key, record.peer_id, record.expires_at_seconds)
-    if said != (key, entry.owner, entry.expires_at_seconds) or value_of(record) != entry.value:
-        raise RemoteProtocolError("a record is under another key, owner or expiry than its own")
+    said = (record.peer_id, record.expires_at_seconds)
+    if said != (entry.owner, entry.expires_at_seconds) or value_of(record) != entry.value:
+        raise RemoteProtocolError("a record is of another owner or expiry than its entry")
+    if not belongs_under(key, record.key, record.peer_id):
+        raise RemoteProtocolError("a record is under another key than its own and those of its shards")
     return record

@@ -16,7 +16,7 @@ import itertools
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -171,10 +171,16 @@ async def nearest_nodes(node: RunningNode, key: bytes, with_self: bool) -> list[
 
 
 async def at_nearest(
-    node: RunningNode, key: bytes, with_self: bool, call: Callable[[Any], Awaitable[_Answer | None]]
+    node: RunningNode,
+    key: bytes,
+    with_self: bool,
+    call: Callable[[Any], Awaitable[_Answer | None]],
+    enough: int = REPLICAS,
+    rng: random.Random | None = None,
 ) -> dict[Any, _Answer]:
     """The answers of the nodes nearest to a key, and of the next ones in the place of those that do not answer (None).
 
+    Where `enough` answers are fewer than there are such nodes, the ones that are asked are chosen at random by `rng`.
     A node that is gone stays in the tables of others until they call it.  Raises PeerUnavailable if a walk fails before
     anybody has answered.
     """
@@ -187,10 +193,12 @@ async def at_nearest(
             if answers:
                 break
             raise
+        if rng is not None:
+            others = rng.sample(others, min(enough - len(answers), len(others)))
         asked.update(others)
         said = await asyncio.gather(*(call(peer_id) for peer_id in others))
         answers |= {peer_id: answer for peer_id, answer in zip(others, said, strict=True) if answer is not None}
-        if None not in said:
+        if None not in said or len(answers) >= enough:
             break
     return answers
 
@@ -198,11 +206,11 @@ async def at_nearest(
 # --- records ---------------------------------------------------------------------------------------------------------
 
 
-async def give(node: RunningNode, peer_id: Any, record: SignedRecord) -> bool | None:
-    """Ask a node to keep a record: whether it does; None if there is no answer."""
+async def give(node: RunningNode, peer_id: Any, record: SignedRecord, key: bytes) -> bool | None:
+    """Ask a node to keep a record under a key: whether it does; None if there is no answer."""
     stored = await node.dht.protocol.call_store(
         peer_id,
-        [DHTID.from_bytes(record.key)],
+        [DHTID.from_bytes(key)],
         [entries.value_of(record)],
         [float(record.expires_at_seconds)],
         subkeys=[record.peer_id],
@@ -229,6 +237,23 @@ async def ask(node: RunningNode, peer_id: Any, key: bytes) -> list[entries.Entry
         return entries.unpack_dictionary(response.results[0].value)
     except RemoteProtocolError:
         return []
+
+
+async def read_back(
+    node: RunningNode, record: SignedRecord, key: bytes, given: Mapping[Any, bool], promises_do: bool
+) -> None:
+    """See that one of the nodes that a record was given to keeps it. Raises what `announce` does.
+
+    `promises_do`: reading back would bring many records, so that three nodes which say that they keep it will do.
+    """
+    if promises_do and sum(given.values()) > REPLICAS // 2:
+        return
+    seen: list[entries.Entry] = []
+    for peer in sorted(given, key=lambda peer: not given[peer]):
+        seen += await ask(node, peer, key) or []
+        if any(entry.value == entries.value_of(record) for entry in seen):
+            break
+    check_kept(record, seen)
 
 
 def check_kept(record: SignedRecord, seen: Sequence[entries.Entry]) -> None:

@@ -30,13 +30,14 @@ from ...clock import SteadyClock
 from ...errors import PeerUnavailable, RetryElsewhere, SwarmError, UsageError
 from ...identity import Identity
 from ..directory import check_announcement, verified_records
+from ..shards import ALL_ANSWERS, Shards, ShardsByName
 from ..signed import SignatureCache, SignedRecord
 from ..swarm_key import SwarmKey, dht_id
 from . import control
 from .contacts import ClockCheck, Contacts, MoreMaddrs, backoff, note_present, reach_any, seek
 from .daemon import HivemindTiming, NodeSettings, RunningNode, start_node, sweep_stale_sockets
-from .entries import Entry, encoded_in, entries_of, value_of
-from .exchange import ask, at_nearest, check_kept, give, in_turns
+from .entries import encoded_in, entries_of, value_of
+from .exchange import ask, at_nearest, check_kept, give, in_turns, read_back
 from .maddrs import check_maddr, pin_ports, usable_maddrs, with_known_ports
 from .places import Places, StorageLimits
 from .shim import use_hivemind_log_handler
@@ -53,6 +54,7 @@ class HivemindDirectory:
         self._cache = settings.cache
         self._timing = settings.timing
         self._announced: dict[bytes, SignedRecord] = {}
+        self.shards = ShardsByName(settings.peer_id)
         self._isolated = asyncio.Event()
         self._clock_check = ClockCheck(settings.clock)
         self._rng = random.Random()
@@ -163,29 +165,29 @@ class HivemindDirectory:
 
     def kept_records(self, name: str) -> tuple[SignedRecord, ...]:
         """The records under `name` that this node keeps itself, for others and of its own."""
-        kept = self._settings.places.records_under(dht_id(name))
-        return tuple(SignedRecord.decode(encoded_in(kept[owner].value) or b"") for owner in sorted(kept))
+        kept = sorted(self._settings.places.records_under(dht_id(name)).items())
+        return tuple(SignedRecord.decode(encoded_in(place.value) or b"") for _, place in kept)
 
     async def announce(self, record: SignedRecord) -> None:
         check_announcement(record, self._settings.clock(), self._cache)
         now = self._settings.clock()
         self._announced = {key: kept for key, kept in self._announced.items() if kept.expires_at_seconds > now}
         self._announced[record.key] = record
+        self.shards.own = frozenset(self._announced)
         node = await self._running()
         await self._store(node, record)
 
     async def lookup(self, name: str) -> tuple[SignedRecord, ...]:
-        key = dht_id(name)
-        node = await self._running()
+        node, shards = await self._running(), self.shards.of(dht_id(name))
         self._expect_others(node)
-        with_self = not self._settings.client_mode
-        answers = await at_nearest(node, key, with_self, lambda peer: ask(node, peer, key))
-        self._check_alive(node)
-        if not node.others:
-            self._note_isolation()
-        found = [entries_of(self._settings.places.records_under(key)), *answers.values()]
-        encoded = (encoded for entry in in_turns(found, self._rng) if (encoded := encoded_in(entry.value)))
-        return await verified_records(key, encoded, self._settings.clock(), self._cache)
+        if shards.is_due(time.monotonic()):
+            look = shards.next_look()
+            found = {key: await self._read(node, key, shards) for key in look.keys}
+            self._check_alive(node)
+            if not node.others:
+                self._note_isolation()
+            shards.took(look, found, time.monotonic())
+        return shards.known(self._settings.clock())
 
     async def until_closed(self) -> None:
         """Wait until `close` is called; for the owner's task group.
@@ -229,26 +231,45 @@ class HivemindDirectory:
         if not node.is_alive:
             raise PeerUnavailable("the DHT daemon died during the call", hint="It is being started again; try again.")
 
+    async def _read(self, node: RunningNode, key: bytes, shards: Shards) -> tuple[SignedRecord, ...]:
+        """The records under a key of a name: of all that keep them, or of two where there are many records."""
+        with_self, enough = not self._settings.client_mode, shards.answers_from(key)
+        rng = self._rng if enough < ALL_ANSWERS else None
+        answers = await at_nearest(node, key, with_self, lambda peer: ask(node, peer, key), enough, rng)
+        found = [entries_of(self._settings.places.records_under(key)), *answers.values()]
+        shards.received(sum(len(entry.value) for answer in answers.values() for entry in answer))
+        encoded = (encoded for entry in in_turns(found, self._rng) if (encoded := encoded_in(entry.value)))
+        return await verified_records(shards.base, encoded, self._settings.clock(), self._cache)
+
     async def _store(self, node: RunningNode, record: SignedRecord) -> None:
-        """Have the nodes nearest to its key keep the record, and read it back from one of them."""
+        """Have a record kept under its name, and under its shard; one of them is enough."""
+        shards = self.shards.of(record.key)
+        failures: dict[bytes, PeerUnavailable] = {}
+        for key in (keys := shards.keys_to_write()):
+            try:
+                await self._store_under(node, record, key)
+            except PeerUnavailable as error:
+                failures[key] = error
+        shards.wrote(failures)
+        if len(failures) == len(keys):
+            raise failures[keys[0]]
+
+    async def _store_under(self, node: RunningNode, record: SignedRecord, key: bytes) -> None:
+        """Have the nodes nearest to a key keep the record, and see that one does."""
         places, client_mode = self._settings.places, self._settings.client_mode
-        if not client_mode:  # the node's own record is always there for those that ask it
-            places.keep(record.key, record.peer_id, value_of(record), record.expires_at_seconds, None)
+        if not client_mode:  # always there for those that ask this node
+            places.keep(key, record.peer_id, value_of(record), record.expires_at_seconds, None)
         self._expect_others(node)
-        given = await at_nearest(node, record.key, not client_mode, lambda peer: give(node, peer, record))
+        given = await at_nearest(node, key, not client_mode, lambda peer: give(node, peer, record, key))
         self._check_alive(node)
         if not given:
             self._note_isolation()
             if self.isolated or client_mode:
                 raise PeerUnavailable("no other node of the DHT answers", hint="It is tried again; check the network.")
-            return check_kept(record, entries_of(places.records_under(record.key)))
+            check_kept(record, entries_of(places.records_under(key)))
+            return
         self._isolated.clear()
-        seen: list[Entry] = []
-        for peer in sorted(given, key=lambda peer: not given[peer]):
-            seen += await ask(node, peer, record.key) or []
-            if any(entry.value == value_of(record) for entry in seen):
-                break
-        return check_kept(record, seen)
+        await read_back(node, record, key, given, promises_do=self.shards.of(record.key).has_many(key))
 
     def _expect_others(self, node: RunningNode) -> None:
         """Before others are asked: hivemind forgets those that are silent."""

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
 from blockswarm.routing.place.claims import Verdict, is_succeeded, judge_claim, judge_join, unreplaced
 from blockswarm.routing.place.rule import upcoming
-from blockswarm.routing.swarm import BlockRange, MoveClaim, PeerId, PeerSpec, PeerState
+from blockswarm.routing.swarm import (
+    BlockRange,
+    ComputeCost,
+    ModelSpec,
+    MoveClaim,
+    PeerId,
+    PeerSpec,
+    PeerState,
+    Swarm,
+)
 from blockswarm.routing.timing import (
     CLAIM_LIFETIME_SECONDS,
     CLOCK_TOLERANCE_SECONDS,
@@ -168,3 +178,65 @@ def test_a_successor_is_a_peer_that_would_claim_the_blocks_or_has(state: PeerSta
     assert is_succeeded(swarm(*PARTS, me, peer("c", state=PeerState.JOINING, claim=claim, blocks_fixed=True)), ME)
     assert not is_succeeded(swarm(*PARTS, me, peer("c", state=PeerState.LEAVING, claim=claim)), ME)
     assert not is_succeeded(swarm(me), ME), "it is the only peer"
+
+
+# --- looks that are far apart ----------------------------------------------------------------------------------------
+
+
+class Mover:
+    """A peer that claims windows at random, whatever they bring, and moves as soon as its own old look allows it."""
+
+    def __init__(self, name: str, start: int, clock_is_ahead: float, rng: random.Random) -> None:
+        self.id, self.ahead, self.rng = PeerId(name), clock_is_ahead, rng
+        self.blocks, self.claim = BlockRange(start, start + 4), None
+        self.read: dict[PeerId, PeerSpec] = {}
+        self.look_at = rng.uniform(0.0, 40.0)
+        self.announce_at = rng.uniform(0.0, 20.0)
+        self.said = self.record(0.0)
+
+    def record(self, now: float) -> PeerSpec:
+        cost, issued = ComputeCost(0.001), now + self.ahead
+        return PeerSpec(self.id, self.blocks, cost, claim=self.claim, issued_seconds=issued, kv_tokens_total=10**6)
+
+    def look(self, others: list[Mover]) -> None:
+        """Read the records of the others; three in ten are lost, and the older one is kept."""
+        self.read |= {other.id: other.said for other in others if other is not self and self.rng.random() < 0.7}
+
+    def turn(self, now: float) -> bool:
+        """Claim, wait, withdraw or move, as `judge_claim` says; whether it has moved."""
+        if self.claim is None:
+            start = self.rng.choice([s for s in range(9) if s != self.blocks.start])
+            self.claim = MoveClaim(now + self.ahead, BlockRange(start, start + 4))
+            self.said = self.record(now)
+            return False
+        snapshot = Swarm(ModelSpec(12), tuple(sorted([*self.read.values(), self.record(now)], key=lambda p: p.id)), now)
+        verdict = judge_claim(replace(snapshot, now_seconds=now + self.ahead), self.id, loaded=True)
+        moves = verdict is Verdict.MOVE
+        if moves:
+            self.blocks = self.claim.blocks
+        if moves or verdict.withdraws:
+            self.claim = None
+            self.said = self.record(now)
+        return moves
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("longest", [20.0, 40.0, 90.0])
+def test_no_block_loses_its_last_server_however_far_apart_looks_are(longest: float) -> None:
+    """In a large swarm a peer reads every 40 s, while claims are judged at any time; clocks differ by up to 5 s."""
+    moved = 0
+    for seed in range(12):
+        rng = random.Random(seed)
+        movers = [Mover(f"peer {i}", 4 * (i % 3), rng.uniform(-2.5, 2.5), rng) for i in range(7)]
+        for now in range(900):
+            for mover in rng.sample(movers, len(movers)):
+                if now >= mover.announce_at:
+                    mover.said, mover.announce_at = mover.record(now), now + rng.uniform(16.0, 24.0)
+                if now >= mover.look_at:
+                    mover.look(movers)
+                    mover.look_at = now + rng.uniform(longest / 2, longest)
+                if rng.random() < 0.1 and mover.turn(now):
+                    moved += 1
+                    hosted = {block for other in movers for block in other.blocks}
+                    assert hosted == set(range(12)), (seed, now, mover.id)
+    assert moved >= 12, "the rule lets peers move"

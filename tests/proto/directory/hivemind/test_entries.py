@@ -18,6 +18,7 @@ from blockswarm.proto.directory.hivemind.entries import (
 )
 from blockswarm.proto.directory.hivemind.places import Kept
 from blockswarm.proto.directory.hivemind.shim import MSGPackSerializer
+from blockswarm.proto.directory.shards import MAX_BITS, keys_of, prefix_of, shard_key
 from blockswarm.proto.directory.signed import verify_signature
 from blockswarm.proto.directory.swarm_key import dht_id
 from blockswarm.proto.errors import RemoteProtocolError, SwarmError
@@ -112,3 +113,15 @@ def test_a_record_counts_under_its_own_key_owner_and_expiry_only() -> None:
     ):
         with pytest.raises(RemoteProtocolError, match="another"):
             read_record(key, entry)
+
+
+def test_a_record_is_read_under_its_own_shards_and_no_others() -> None:
+    """A node that is asked to keep it there cannot know of what model it is, and need not."""
+    assert all(read_record(key, ENTRY) == RECORD for key in keys_of(RECORD.key, RECORD.peer_id))
+    for bits in range(1, MAX_BITS + 1):
+        other = prefix_of(RECORD.key, RECORD.peer_id, bits) ^ 1
+        with pytest.raises(RemoteProtocolError, match="another key"):
+            read_record(shard_key(RECORD.key, bits, other), ENTRY)
+    for wrong in (replace(ENTRY, owner=Identity.generate().peer_id), replace(ENTRY, expires_at_seconds=NOW)):
+        with pytest.raises(RemoteProtocolError, match="another owner or expiry"):
+            read_record(RECORD.key, wrong)

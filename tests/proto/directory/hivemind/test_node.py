@@ -19,9 +19,11 @@ import psutil
 import pytest
 from blockswarm.proto.directory.hivemind.daemon import RunningNode, sweep_stale_sockets
 from blockswarm.proto.directory.hivemind.entries import DICTIONARY_TAG, pack_dictionary, value_of
+from blockswarm.proto.directory.hivemind.exchange import ask, give
 from blockswarm.proto.directory.hivemind.node import HivemindDirectory
 from blockswarm.proto.directory.hivemind.places import Kept
 from blockswarm.proto.directory.hivemind.shim import DHTID, MSGPackSerializer, P2PHandlerError, PeerID, dht_pb2
+from blockswarm.proto.directory.shards import prefix_of, shard_key
 from blockswarm.proto.directory.signed import SignedRecord
 from blockswarm.proto.directory.swarm_key import dht_id
 from blockswarm.proto.errors import ClockSkew, PeerUnavailable, UsageError
@@ -108,6 +110,26 @@ def test_a_replica_with_bad_records_is_outvoted(swarm: DirectorySwarm) -> None:
             mallory.protocol.storage.store_subkey(key_id, "nobody", b"\xc1 no msgpack", expires_at)
             for reader in swarm.readers:
                 assert await reader.lookup(name) == (alice,)
+
+    swarm.run(scenario())
+
+
+def test_a_record_of_a_large_swarm_is_kept_under_its_shard_too_and_under_no_other(swarm: DirectorySwarm) -> None:
+    name = fresh_name()
+    first, second = swarm.announcers
+    identity = swarm.identities[0]
+    own = a_record(identity, name, swarm.clock() + 60)
+    key = shard_key(own.key, 2, prefix_of(own.key, own.peer_id, 2))
+    wrong = shard_key(own.key, 2, prefix_of(own.key, own.peer_id, 2) ^ 1)
+
+    async def scenario() -> None:
+        first.shards.of(own.key).bits = 2
+        await first.announce(own)
+        kept = PeerID.from_base58(second.peer_id)
+        for each in (own.key, key):
+            assert [entry.owner for entry in await ask(first.node, kept, each) or []] == [own.peer_id]
+        assert not await give(first.node, kept, own, wrong)
+        assert await second.lookup(name) == (own,)
 
     swarm.run(scenario())
 

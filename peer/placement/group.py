@@ -1,0 +1,62 @@
+"""The peers that a placement agent plans with: all of them, or, where there are thousands, those of its own group.
+
+A plan over thousands of peers would need all their records at every peer.  So a swarm that has outgrown the base key
+(`proto/directory/shards.py`) is placed in groups of some hundreds, by the shards of their records: the members of a
+group all read the same records, plan the same, and see to it that the group serves every block.  Clients route over all
+groups.  Safety asks for nothing more: a peer drops a block only for a witness among the peers that it has read.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from ...proto.directory.shards import Shards
+from ...proto.directory.signed import SignedRecord
+
+logger = logging.getLogger(__name__)
+
+
+class GroupLook:
+    """Reads the records of the peers that are planned with, and says in the log when these are not all."""
+
+    def __init__(
+        self,
+        lookup: Callable[[], Awaitable[Sequence[SignedRecord]]],
+        shards: Callable[[], Shards],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`lookup` raises SwarmError; `shards` are those of the same name."""
+        self._lookup = lookup
+        self._shards = shards
+        self._monotonic = monotonic
+        self.peers = 0
+        """About how many peers there are, at the last look."""
+        self.planned_with = 0
+        """The number of those that are planned with."""
+
+    @property
+    def is_part(self) -> bool:
+        """Whether there are more peers than are planned with."""
+        return self.planned_with < self.peers
+
+    @property
+    def age_seconds(self) -> float:
+        """Time since records were really read."""
+        return max(self._monotonic() - self._shards().read_at, 0.0)
+
+    async def records(self) -> Sequence[SignedRecord]:
+        """The records of those that are planned with. Raises SwarmError."""
+        found, was_part = await self._lookup(), self.is_part
+        shards = self._shards()
+        group = [record for record in found if shards.in_group(record.peer_id)]
+        self.planned_with = len(group)
+        self.peers = max(shards.peers, len(found)) if shards.is_full else len(found)
+        if self.is_part and not was_part:
+            logger.info(
+                "there are about %d peers: this one plans with the %d of its group", self.peers, self.planned_with
+            )
+        elif was_part and not self.is_part:
+            logger.info("there are %d peers: this one plans with all of them", self.peers)
+        return group
