@@ -148,7 +148,7 @@ class Meetings:
             return await self._ask(questions, found, known, met, begin_until)
         async with self._asking(questions, found, known, met, begin_until) as asking:
             if self.place.value is None:
-                await asking.until(FIRST_PINGS)
+                await asking.until(FIRST_PINGS, FIRST_PINGS // 2)
                 self.place.settle(met)
                 if closer is not None:
                     more = {
@@ -249,13 +249,13 @@ class _Asking:
         """Whether there is somebody to ask, and time."""
         return bool(self.waiting) and self._loop.time() < self._begin_until
 
-    async def until(self, enough: float) -> None:
-        """Ask until `enough` have been met, or nobody is left to wait for."""
+    async def until(self, enough: float, spare: int = 0) -> None:
+        """Ask until `enough` have been met, or nobody is left to wait for; `spare` more than it takes."""
         eagerness = 1  # twice as many each time that nobody answers: among many silent ones the others are rare
         while len(self._met) < enough:
             now = self._loop.time()
-            hopeful = sum(now - begun < PATIENCE for _, begun in self._asked.values())
-            wanted = (enough - len(self._met)) * eagerness
+            hopeful = sum(task.done() or now - begun < PATIENCE for task, (_, begun) in self._asked.items())
+            wanted = (enough - len(self._met)) * eagerness + spare
             while self.goes_on and len(self._asked) < MAX_ASKED_AT_ONCE and hopeful < wanted:
                 question, hopeful = self.waiting.popleft(), hopeful + 1
                 self._asked[asyncio.create_task(self._meet(question))] = question, now

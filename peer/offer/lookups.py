@@ -148,7 +148,9 @@ class RecentLookups:
             logger.debug("looking up peers failed: %s", error)
             return error
         # A node that nobody answers finds what it has itself: less than was seen before.
-        self._records = newest_per_peer((*self._records, *found)) if self._directory.isolated else found
+        records = newest_per_peer((*self._records, *found)) if self._directory.isolated else found
+        await self._nearest.read(records)
+        self._records = records
         self._looked_at = asyncio.get_running_loop().time()
         return None
 

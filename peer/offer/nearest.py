@@ -7,13 +7,14 @@ what it is told of.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import random
 from collections.abc import Iterator, Sequence
 
 from ...proto.directory.records import PeerRecord, open_peer_record
-from ...proto.directory.signed import SignedRecord
+from ...proto.directory.signed import CHECKS_AT_ONCE, SignedRecord
 from ...proto.directory.swarm_key import SwarmKey
 from ...proto.errors import SwarmError
 from ...routing.nearby import Asker, HostTable
@@ -21,6 +22,8 @@ from ...routing.swarm import PeerId
 
 logger = logging.getLogger(__name__)
 
+HOSTS_PER_BLOCK = 8
+"""Hosts of each block that are chosen; if there is room for more records, these are by chance."""
 BY_CHANCE = 4
 """One record in this many is taken by chance."""
 
@@ -45,9 +48,9 @@ class NearestHosts:
         A peer behind a relay is reached with the relay's record, which therefore follows its own.
         """
         if records is not self._of:
-            self._read(records)
+            self._take(records)
         wanted = min(most, len(records))
-        best = [self._hosts[i] for i in self._table.best(asker, hosts_per_block=most, most=wanted)]
+        best = [self._hosts[i] for i in self._table.best(asker, HOSTS_PER_BLOCK, most=wanted)]
         by_chance = rng.sample(records, wanted)
         told: dict[PeerId, SignedRecord] = {}
         for record in _in_turns(best, by_chance):
@@ -60,17 +63,28 @@ class NearestHosts:
                         told.setdefault(relay, self._opened[relay][0])
         return list(told.values())
 
-    def _read(self, records: Sequence[SignedRecord]) -> None:
-        opened = {}
-        for record in records:
-            known = self._opened.get(record.peer_id)
-            if known is None or known[0] != record:
-                try:
-                    known = record, open_peer_record(record, self._swarm_key)
-                except SwarmError as error:
-                    logger.debug("a record is ignored: %s", error)
-                    continue
-            opened[record.peer_id] = known
+    async def read(self, records: Sequence[SignedRecord]) -> None:
+        """Open the records of a new look ahead of the questions, letting other work have its turn."""
+        for number, record in enumerate(records):
+            self._open(record)
+            if number % CHECKS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        there = {record.peer_id for record in records}
+        self._opened = {peer: known for peer, known in self._opened.items() if peer in there}
+
+    def _open(self, record: SignedRecord) -> tuple[SignedRecord, PeerRecord] | None:
+        """The record as it was opened before, or is now; None if it cannot be."""
+        known = self._opened.get(record.peer_id)
+        if known is None or known[0] != record:
+            try:
+                known = self._opened[record.peer_id] = record, open_peer_record(record, self._swarm_key)
+            except SwarmError as error:
+                logger.debug("a record is ignored: %s", error)
+                return None
+        return known
+
+    def _take(self, records: Sequence[SignedRecord]) -> None:
+        opened = {record.peer_id: known for record in records if (known := self._open(record)) is not None}
         self._of, self._opened = records, opened
         self._hosts = [record for record, _ in opened.values()]
         self._table = HostTable.of([read.spec for _, read in opened.values()], self._num_blocks)

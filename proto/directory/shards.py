@@ -43,7 +43,9 @@ FULL = MAX_RECORDS_PER_KEY * 9 // 10
 MAX_KNOWN = 4 * MAX_RECORDS_PER_KEY
 """Records that are remembered from look to look, 11 MB at most."""
 MANY = 100
-"""Records under a key from which on it is read from two nodes, and reads are paced."""
+"""Records under a key from which on it is read from two nodes."""
+PACED = 30
+"""Records under a key from which on a look is followed by a rest."""
 ALL_ANSWERS, FEW_ANSWERS = 5, 2
 READ_BYTES_PER_SECOND = 25e3
 """Pace at which a node reads records, on average: as much again is asked of it."""
@@ -156,7 +158,7 @@ class Shards:
         return ReadingList(tuple(keys), tuple(groups))
 
     def is_due(self, monotonic: float) -> bool:
-        """Whether it is time for another look: a look at many records is followed by a rest, see `MANY`."""
+        """Whether it is time for another look: a look at many records is followed by a rest."""
         return monotonic >= self._rest_until
 
     def has_many(self, key: bytes) -> bool:
@@ -173,7 +175,7 @@ class Shards:
 
     def took(self, look: ReadingList, found: Mapping[bytes, Sequence[SignedRecord]], monotonic: float) -> None:
         """Take what was found under the keys of a look."""
-        if max(map(len, found.values()), default=0) > MANY or self.is_full:
+        if max(map(len, found.values()), default=0) > PACED or self.is_full:
             self._rest_until = monotonic + min(self._received_bytes / READ_BYTES_PER_SECOND, LONGEST_REST)
         self._received_bytes, self.read_at = 0, monotonic
         if not self.is_full and len(found.get(self.base, ())) < FULL:

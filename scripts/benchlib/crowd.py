@@ -56,7 +56,7 @@ class Crowd:
         for number in range(count):
             identity = Identity.generate()
             place = place_in(rng.choice(REGIONS), rng)
-            spec = _spec(identity.peer_id, place, rng, expires_at)
+            spec = _spec(identity.peer_id, place, rng, expires_at, number)
             said = PeerRecord(
                 DIGEST, spec, addresses=(f"198.51.{number // 250}.{number % 250 + 1}:31330",),
                 dht_maddrs=(f"/ip4/198.51.{number // 250}.{number % 250 + 1}/tcp/31331",),
@@ -73,9 +73,10 @@ def place_in(region: tuple[float, float], rng: random.Random) -> Coordinate:
     return Coordinate((x, y, rng.gauss(0.0, WIDTH / 4)), abs(rng.gauss(0.002, 0.002)) + 1e-4, 0.1)
 
 
-def _spec(peer: PeerId, place: Coordinate, rng: random.Random, expires_at: float) -> PeerSpec:
+def _spec(peer: PeerId, place: Coordinate, rng: random.Random, expires_at: float, number: int) -> PeerSpec:
+    """The first eight peers have all blocks between them."""
     length = rng.randint(4, 12)
-    start = rng.randint(0, BLOCKS - length)
+    start = rng.randint(0, BLOCKS - length) if number >= 8 else min(4 * number, BLOCKS - length)
     wrong = [x * rng.uniform(1 - NOISE, 1 + NOISE) for x in (*place.vector, place.height)]
     return PeerSpec(
         peer, BlockRange(start, start + length), ComputeCost(rng.uniform(0.001, 0.006), 1e-4, 1e-7, 1e-3, 1e-4, 1e-3),

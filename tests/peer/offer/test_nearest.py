@@ -34,7 +34,7 @@ def told(hosts: NearestHosts, records: tuple[SignedRecord, ...], most: int) -> l
 
 
 def test_three_of_four_are_near_and_the_fourth_is_anybody() -> None:
-    near, far = [record(0.001) for _ in range(40)], [record(0.5) for _ in range(360)]
+    near, far = ([record(away, i % 8, i % 8 + 1) for i in range(n)] for away, n in ((0.001, 40), (0.5, 360)))
     chosen = told(NearestHosts(BLOCKS, None), (*far, *near), 40)
     assert len(chosen) == len(set(chosen)) == 40
     by_chance = sum(each in far for each in chosen)
