@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..proto.exit_status import ExitStatus, exit_status
+from ..proto.lean_imports import lighten_imports
 from ..proto.logs import log_to_standard_error, print_whatever_comes
 from ..proto.service_manager import READY, tell_service_manager
 from ..proto.settings import ConfigFile, PrintConfig, Version, arguments_or_exit, as_file, settings_of
@@ -367,6 +368,7 @@ def leave_process() -> None:
 
 def main() -> None:
     """The console script."""
+    lighten_imports()
     if sys.argv[1:2] == ["plan"]:
         plan_app(sys.argv[2:], prog_name="swarm-peer plan")
     if sys.argv[1:2] == ["doctor"]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...proto.lean_imports import lighten_imports
 from ...proto.service_manager import READY, tell_service_manager
 from ...proto.settings import ConfigFile, PrintConfig, Version, arguments_or_exit, as_file, settings_of
 from ..program.arguments import (
@@ -132,6 +133,7 @@ def _ready(address: str) -> None:
 
 def main() -> None:
     """The console script."""
+    lighten_imports()
     app(arguments_or_exit("swarm-dashboard", sys.argv[1:], positional=None), prog_name="swarm-dashboard")
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from ...routing.swarm import ComputeCost
 from ..engine.blocks.stage import Stage
 from ..engine.trial import StepTrial
+from .least_squares import nonnegative_least_squares
 
 BUDGET_SECONDS = 2.0
 """For the timed runs. A stage that is too slow for it is measured with fewer of its blocks and shorter steps."""
@@ -105,9 +106,7 @@ def _timed(run: Callable[[], None], clock: Callable[[], float]) -> float:
 
 def _fit(features: Sequence[tuple[float, ...]], seconds: Sequence[float]) -> tuple[float, ...]:
     """Coefficients >= 0 with the least relative errors; a negative one is noise and becomes 0, others take it up."""
-    from scipy.optimize import nnls
-
     rows = np.array(features) / np.array(seconds)[:, None]
     scale = rows.max(axis=0)
-    coefficients, _ = nnls(rows / scale, np.ones(len(rows)))
+    coefficients = nonnegative_least_squares(rows / scale, np.ones(len(rows)))
     return tuple(float(value) for value in coefficients / scale)

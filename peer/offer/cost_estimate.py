@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ...routing.swarm import ComputeCost
 from ..engine.step_record import StepRecord
+from .least_squares import nonnegative_least_squares
 
 HALF_LIFE_SECONDS = 200.0
 HALF_LIFE_STEPS = 2000
@@ -149,15 +150,12 @@ class _Line:
             self._latest = self._fit()
 
     def _fit(self) -> NDArray[np.float64]:
-        from scipy.optimize import nnls
-
         known = self._points @ self._latest
         is_known = known >= _SHORTEST_SECONDS
         rows, weight = self._points[is_known] / known[is_known, None], INERTIA / len(known)
         gram = self._gram + weight * rows.T @ rows
         moment = self._moment + weight * rows.sum(axis=0)
-        # min |L.T x - L^-1 m| is the same problem in the form that nnls takes; the ridge keeps the factor regular.
+        # min |L.T x - L^-1 m| is the same problem as one of rows; the ridge keeps the factor regular.
         ridge = 1e-9 * np.trace(gram) / len(gram)
         lower = np.linalg.cholesky(gram + ridge * np.eye(len(gram)))
-        fitted, _ = nnls(lower.T, np.linalg.solve(lower, moment))
-        return np.asarray(fitted)
+        return nonnegative_least_squares(lower.T, np.linalg.solve(lower, moment))

@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
@@ -315,11 +317,25 @@ def building() -> Iterator[None]:
         transformers_logging.set_verbosity(logging.ERROR)
         transformers_logging.disable_progress_bar()
         try:
-            yield
+            with _NothingRandom():
+                yield
         finally:
             transformers_logging.set_verbosity(verbosity)
             if bars:
                 transformers_logging.enable_progress_bar()
 
 
+class _NothingRandom(TorchFunctionMode):
+    """Fills tensors without memory with nothing at once: torch takes its time for that, in Python."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if func in _RANDOM:
+            tensor = args[0] if args else options["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **options)
+
+
+_RANDOM = frozenset({torch.Tensor.normal_, torch.Tensor.uniform_, init.normal_, init.uniform_, init.kaiming_uniform_})
 _BUILDING = threading.RLock()
