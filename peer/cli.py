@@ -338,14 +338,14 @@ def _run(config: PeerConfig, as_json: bool, leave: Callable[[], object] | None) 
 
     logger.info("opening %s", config.model)
     from .node import run_peer  # the heavy part: after all that a bad command line could say
-    from .program.ready import describe, print_ready, spare_collector
+    from .program.ready import describe, print_ready, settle_memory
     from .program.terminal import LoadingBars
 
     with LoadingBars() as bars:
 
         def ready(peer: ReadyPeer) -> None:
             bars.stop()
-            spare_collector()
+            settle_memory()
             if as_json:
                 print(json.dumps(describe(peer)), flush=True)
             else:

@@ -5,15 +5,14 @@ Devices are named as torch names them, "cpu" and "cuda:0"; only this package tur
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import sys
 from collections.abc import Mapping
 
 import torch
 
 from ...proto.errors import UsageError
 from .driver import chosen_gpu
+from .machine.pages import return_freed_memory
 
 CPU = torch.device("cpu")
 
@@ -76,17 +75,6 @@ def device_free_bytes(device: str) -> int | None:
     if place.type == "cuda":
         torch.cuda.empty_cache()  # what torch keeps for later counts as used
     return free_device_bytes(place)
-
-
-def return_freed_memory() -> None:
-    """Have glibc return freed memory: its heap keeps it where large pieces come and go between small ones that stay.
-
-    Measured without this while weights were packed: four times the bytes of the packed matrices.
-    """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 def find_dtype(asked: str, stored: str, device: torch.device, gpus: Gpus = GPUS) -> str:

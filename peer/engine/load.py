@@ -22,9 +22,9 @@ from .blocks.selfcheck import check_family
 from .blocks.sizes import block_sizes
 from .blocks.stage import Stage
 from .blocks.view import BatchingRoute, Shell, attention_of
-from .device import CPU, GPUS, Gpus, describe_device, find_device, find_dtype, free_device_bytes, return_freed_memory
+from .device import CPU, GPUS, Gpus, describe_device, find_device, find_dtype, free_device_bytes
 from .machine.kept import KeptMeasurements
-from .machine.pages import use_large_pages_soon
+from .machine.pages import return_freed_memory, use_large_pages_soon
 from .machine.threads import one_thread, set_threads
 from .weights.choose import MachineProbe, find_forms
 from .weights.forms import Forms, Packing

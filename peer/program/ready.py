@@ -8,13 +8,15 @@ import shlex
 from typing import TYPE_CHECKING
 
 from ...proto.network.address import RelayedAddress
+from ..engine.machine.pages import return_freed_memory
 
 if TYPE_CHECKING:
     from ..serving import ReadyPeer
 
 
-def spare_collector() -> None:
-    """Have the collector of garbage leave alone what is there now; it stays for as long as the process does.
+def settle_memory() -> None:
+    """Give back the memory that starting took, and have the collector of garbage leave alone what is there now; it
+    stays for as long as the process does.
 
     A collection of all objects holds up every thread.  Measured with what a peer imports, 380,000 objects: 0.4 s and
     more on a busy machine, once in every load of blocks; without them, a millisecond.  The blocks themselves are freed
@@ -22,6 +24,7 @@ def spare_collector() -> None:
     """
     gc.collect()
     gc.freeze()
+    return_freed_memory()
 
 
 def describe(peer: ReadyPeer) -> dict[str, object]:

@@ -35,6 +35,17 @@ Advise = Callable[[int, int, int], bool]
 """(address, bytes, advice) -> whether the kernel took it."""
 
 
+def return_freed_memory() -> None:
+    """Have glibc return freed memory: its heap keeps it where large pieces come and go between small ones that stay.
+
+    Measured without this while weights were packed: four times the bytes of the packed matrices.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
 def use_large_pages(maps: Path = Path("/proc/self/smaps"), advise: Advise | None = None) -> int:
     """Have the large pieces of this process's own memory moved to large pages; the bytes of those where that was done.
 

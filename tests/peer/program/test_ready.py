@@ -65,13 +65,13 @@ def test_a_peer_says_that_it_serves_as_the_page_shows(capsys: pytest.CaptureFixt
 COLLECTOR = """
 import gc
 import blockswarm.peer.node
-from blockswarm.peer.program.ready import spare_collector
+from blockswarm.peer.program.ready import settle_memory
 
 class Knot:
     def __init__(self):
         self.self = self
 
-spare_collector()
+settle_memory()
 there = len(gc.get_objects())
 assert gc.get_freeze_count() > 10_000 > there, (gc.get_freeze_count(), there)
 Knot()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -164,7 +164,7 @@ def test_prepacked_products_that_lose_digits_are_not_chosen(plain_error: float, 
 def test_every_dtype_is_computed_or_refused(dtype: str, quantize: str, tmp_path: Path) -> None:
     """oneDNN has no 16-bit kernels for many processors: a peer that is started with 16 bits serves without them."""
     checkpoint = open_checkpoint(write_tiny_checkpoint("llama", tmp_path))
-    found = find_forms(checkpoint, dtype, quantize).forms.others
+    found = find_forms(checkpoint, dtype, quantize, fewest_elements=0).forms.others
     if quantize in ("auto", "none"):
         assert found in (Packing.PLAIN, Packing.PREPACKED)
     if found is not Packing.PLAIN:
@@ -187,14 +187,34 @@ class _PacksWrong(MachineProbe):
 def test_a_family_that_cannot_be_packed_stays_as_it_is(tmp_path: Path) -> None:
     """Unless packing was asked for: then the operator is told."""
     checkpoint = open_checkpoint(write_tiny_checkpoint("llama", tmp_path))
-    assert find_forms(checkpoint, "float32", "auto", probe=_PacksWrong()).forms.is_plain
+    assert find_forms(checkpoint, "float32", "auto", probe=_PacksWrong(), fewest_elements=0).forms.is_plain
     with pytest.raises(UnsupportedModel, match="differs"):
         find_forms(checkpoint, "float32", "int8", probe=_PacksWrong())
 
 
+class _Untouched(MachineProbe):
+    """A machine on which nothing may be tried."""
+
+    def check_packing(self, config: PreTrainedConfig) -> None:
+        raise AssertionError("packing is checked")
+
+    def try_forms(self, outputs: int, columns: int, dtype: str, forms: tuple[Packing, ...]) -> Mapping[Packing, Trial]:
+        raise AssertionError("forms are tried")
+
+
+@pytest.mark.parametrize("quantize", ["auto", "none"])
+def test_nothing_is_tried_for_blocks_so_small_that_the_form_cannot_matter(tmp_path: Path, quantize: str) -> None:
+    checkpoint = open_checkpoint(write_tiny_checkpoint("llama", tmp_path))
+    assert find_forms(checkpoint, "float32", quantize, probe=_Untouched()).forms.is_plain
+    elements = checkpoint.block_elements(0)
+    with pytest.raises(AssertionError, match="checked"):
+        find_forms(checkpoint, "float32", quantize, probe=_Untouched(), fewest_elements=elements)
+
+
 def test_a_form_is_found_for_a_checkpoint(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_tiny_checkpoint("gpt2", tmp_path))
-    assert find_forms(checkpoint, "float32", "auto").forms.numeric_format("float32") == "float32"
+    forms = find_forms(checkpoint, "float32", "auto", fewest_elements=0).forms
+    assert forms.numeric_format("float32") == "float32"
     assert find_forms(checkpoint, "float32", "int8").forms.numeric_format("float32") == "int8"
     with pytest.raises(UsageError, match="GPU"):
         find_forms(checkpoint, "float32", "nf4")
