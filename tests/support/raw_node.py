@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from blockswarm.proto.directory.hivemind.exchange import node_id_of
 from blockswarm.proto.directory.hivemind.shim import P2P, DHTNode, dht_pb2
 from support.directories import DirectorySwarm
+
+FAREWELL_SECONDS = 5.0
 
 
 @asynccontextmanager
@@ -20,7 +23,9 @@ async def raw_node(*initial_maddrs: str, **options: Any) -> AsyncIterator[Any]:
         place = node_id_of(p2p.peer_id.to_base58())
         node = await DHTNode.create(p2p=p2p, initial_peers=maddrs, node_id=place, **options)
         yield node
-        await node.shutdown()
+        with suppress(TimeoutError):  # a daemon may leave the farewell without an answer, and hivemind waits for ever
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await node.shutdown()
     finally:
         await p2p.shutdown()
 
