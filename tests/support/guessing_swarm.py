@@ -1,15 +1,11 @@
-"""A model through a small swarm of this process, for tests of guessing ahead."""
+"""Prompts and calls for tests of guessing ahead through a swarm."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from blockswarm.client.model.load import AutoSwarmModelForCausalLM
-from support.swarm import LocalSwarm, local_swarm
 from transformers.generation.streamers import BaseStreamer
 
 NEW_TOKENS = 40
@@ -41,24 +37,3 @@ def generate(model: Any, prompt: torch.Tensor, **options: Any) -> list[int]:
     whole = {"max_new_tokens": NEW_TOKENS, "pad_token_id": 0, "eos_token_id": None, "do_sample": False} | options
     tokens: list[int] = model.generate(prompt, **whole)[0].tolist()
     return tokens
-
-
-def with_swarm(
-    folder: Path,
-    scenario: Callable[[LocalSwarm, Any], Awaitable[None]],
-    *ranges: str,
-    prefix_bytes: int = 0,
-    **options: Any,
-) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(120), local_swarm(folder, *ranges, prefix_bytes=prefix_bytes) as swarm:
-            addresses = [str(peer.address) for peer in swarm.peers[:2]]
-            model = await asyncio.to_thread(
-                AutoSwarmModelForCausalLM.from_pretrained, folder, initial_peers=addresses, **options
-            )
-            try:
-                await scenario(swarm, model)
-            finally:
-                await asyncio.to_thread(model.session_factory.close)
-
-    asyncio.run(main())

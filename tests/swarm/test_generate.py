@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from blockswarm.client.model.load import AutoSwarmModelForCausalLM
 from blockswarm.proto.errors import NoChainError
 from blockswarm.proto.model.family import find_blocks
-from support.swarm import LocalSwarm, local_swarm
+from support.swarm import LocalSwarm
+from support.swarm_model import with_swarm
 from support.tiny_models import write_tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
@@ -25,23 +24,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "prompt lookup": {"do_sample": False, "prompt_lookup_num_tokens": 3},
     "sampling": {"do_sample": True, "temperature": 0.9, "top_p": 0.9, "num_return_sequences": 2},
 }
-
-
-def with_swarm(folder: Path, scenario: Callable[[LocalSwarm, Any], Awaitable[None]], **options: Any) -> None:
-    """Run a scenario with three peers and a connected model; the client has its own loop, as always."""
-
-    async def main() -> None:
-        async with asyncio.timeout(120), local_swarm(folder, "0:2", "2:4", "4:6") as swarm:
-            addresses = [str(peer.address) for peer in swarm.peers[:2]]
-            model = await asyncio.to_thread(
-                AutoSwarmModelForCausalLM.from_pretrained, folder, initial_peers=addresses, **options
-            )
-            try:
-                await scenario(swarm, model)
-            finally:
-                await asyncio.to_thread(model.session_factory.close)
-
-    asyncio.run(main())
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "bloom", "mixtral", "gpt2", "deepseek_v3"])

@@ -12,8 +12,9 @@ import pytest
 import torch
 from blockswarm.proto.wire.prefixes import PAGE_TOKENS
 from support.drafters import KnowingDrafter, SlowDrafter
-from support.guessing_swarm import AtToken, generate, prompt_of, with_swarm
+from support.guessing_swarm import AtToken, generate, prompt_of
 from support.swarm import LocalSwarm
+from support.swarm_model import with_swarm
 from support.tiny_models import write_tiny_checkpoint
 from support.tokenizers import byte_tokenizer
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
@@ -123,4 +124,4 @@ def test_what_was_only_guessed_is_not_kept(ending: Callable[..., Any], drafter: 
             tokens = await asyncio.to_thread(generate, model, longer, max_new_tokens=30)
             assert tokens == generate(alone, longer, max_new_tokens=30)
 
-    with_swarm(folder, scenario, "0:2", "2:4", "4:6", prefix_bytes=1 << 30, guess=30)
+    with_swarm(folder, scenario, prefix_bytes=1 << 30, guess=30)

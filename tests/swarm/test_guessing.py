@@ -11,8 +11,9 @@ import torch
 from blockswarm.client.model.generation import Generation
 from blockswarm.proto.wire.prefixes import PAGE_TOKENS
 from support.drafters import KnowingDrafter, RandomDrafter
-from support.guessing_swarm import NEW_TOKENS, AtToken, generate, prompt_of, with_swarm
+from support.guessing_swarm import NEW_TOKENS, AtToken, generate, prompt_of
 from support.swarm import LocalSwarm
+from support.swarm_model import with_swarm
 from support.tiny_models import write_tiny_checkpoint
 from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
 
@@ -45,7 +46,7 @@ def test_same_tokens_as_the_model_alone(family: str, tmp_path: Path) -> None:
         guessed = sum(generation.guesses.guessed for generation in generations)
         assert [peer.parts.counters.guessed_tokens for peer in swarm.peers] == [guessed] * 3
 
-    with_swarm(folder, scenario, "0:2", "2:4", "4:6", guess=6)
+    with_swarm(folder, scenario, guess=6)
 
 
 @pytest.mark.parametrize("way", ["killed", "drained"])
@@ -114,4 +115,4 @@ def test_peers_remember_what_was_said_and_no_guess(guess: str | int, tmp_path: P
         after = [peer.parts.counters.prefix_hit_tokens for peer in swarm.peers]
         assert [b - a for a, b in zip(before, after, strict=True)] == [3 * PAGE_TOKENS] * 3
 
-    with_swarm(folder, scenario, "0:2", "2:4", "4:6", prefix_bytes=1 << 30, guess=guess)
+    with_swarm(folder, scenario, prefix_bytes=1 << 30, guess=guess)
