@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextvars
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,17 @@ from ..config import SessionEvent
 from ..report import ChainReport, GuessReport
 from .batch.padding import RowEnds
 from .remote import SwarmCache
+
+ONE_PLAIN_TEXT: Mapping[str, Any] = {
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+    "output_scores": False,
+    "output_logits": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+}
+"""Arguments of `generate` for callers that can use a single text only: a model's own settings may ask for several, or
+for an object in place of one."""
 
 
 class Cancellation:

@@ -98,20 +98,16 @@ class GenerateOptions:
 
     def for_generate(self) -> dict[str, Any]:
         """The arguments of transformers' generate."""
+        from ..model.generation import ONE_PLAIN_TEXT
+
         chosen: dict[str, Any] = {
+            **ONE_PLAIN_TEXT,
             "max_new_tokens": self.max_new_tokens,
             "do_sample": self.samples,
             "num_beams": self.num_beams,
             "repetition_penalty": self.repetition_penalty,
             "prompt_lookup_num_tokens": self.prompt_lookup,
             "stop_strings": list(self.stop) or None,
-            # A model's own settings may want several texts, or an object in place of one.
-            "num_return_sequences": 1,
-            "return_dict_in_generate": False,
-            "output_scores": False,
-            "output_logits": False,
-            "output_attentions": False,
-            "output_hidden_states": False,
         }
         if self.samples:
             chosen |= {

@@ -25,6 +25,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from ...model.generation import ONE_PLAIN_TEXT
 from ..openai.requests import Sampling
 
 LEAST_TEMPERATURE = 1e-5
@@ -163,15 +164,9 @@ def _drawing(sampling: Sampling, defaults: SamplingDefaults, seed: int) -> list[
 def fixed_settings(end_tokens: tuple[int, ...], pad_token: int, max_new_tokens: int) -> Mapping[str, Any]:
     """The arguments of `generate` that leave choosing to the processors: it takes the likeliest token."""
     return {
+        **ONE_PLAIN_TEXT,
         "do_sample": False,
         "num_beams": 1,
-        "num_return_sequences": 1,
-        # The model's own settings may want what has no place in an answer.
-        "return_dict_in_generate": False,
-        "output_scores": False,
-        "output_logits": False,
-        "output_attentions": False,
-        "output_hidden_states": False,
         "stop_strings": None,
         "repetition_penalty": 1.0,
         "max_new_tokens": max_new_tokens,
