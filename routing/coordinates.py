@@ -144,8 +144,8 @@ def placed(before: Coordinate | None, samples: Sequence[Sample], rng: random.Ran
         return before
     fit = _Fit.of(samples)
     found = fit.best([*([before] if before is not None else []), *_starts(samples)], rng)
-    if before is not None and fit.loss(_point(before)) - fit.loss(_point(found)) < MIN_GAIN:
-        found = Coordinate(before.vector, before.height, fit.error(_point(before)))
+    if before is not None and fit.loss(point_of(before)) - fit.loss(point_of(found)) < MIN_GAIN:
+        found = Coordinate(before.vector, before.height, fit.error(point_of(before)))
         if abs(found.error - before.error) < MIN_ERROR_CHANGE:
             return before
     return found
@@ -161,7 +161,13 @@ def _starts(samples: Sequence[Sample]) -> list[Coordinate]:
     return [nearest, Coordinate(tuple(map(float, axes)), MIN_HEIGHT)]
 
 
-def _point(coordinate: Coordinate) -> FloatArray:
+def rtts_to(points: FloatArray, place: Coordinate) -> FloatArray:
+    """Predicted round trips in seconds, (n,), from a place to points (n, DIMENSIONS + 1), vector and height each; NaN
+    where a point is."""
+    return np.asarray(np.linalg.norm(points[:, :-1] - np.array(place.vector), axis=1) + points[:, -1] + place.height)
+
+
+def point_of(coordinate: Coordinate) -> FloatArray:
     """(1, DIMENSIONS + 1): the vector and the height."""
     return np.array([[*coordinate.vector, coordinate.height]])
 
@@ -190,7 +196,7 @@ class _Fit:
 
     def best(self, starts: Iterable[Coordinate], rng: random.Random) -> Coordinate:
         """The best place that is found from any of the starts."""
-        points = np.concatenate([_point(start) for start in starts])
+        points = np.concatenate([point_of(start) for start in starts])
         # Nodes at one place would have no direction in which to part.
         points[:, :-1] += [[rng.gauss(0.0, 1e-4) for _ in range(DIMENSIONS)] for _ in points]
         for _ in range(PASSES):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .coordinates import DIMENSIONS, is_plausible
+from .coordinates import DIMENSIONS, is_plausible, point_of, rtts_to
 from .swarm import Coordinate, PeerSpec, PeerState
 from .timing import UNKNOWN_RTT_SECONDS
 
@@ -97,11 +97,9 @@ class HostTable:
         """The table of those that serve some of the model's blocks."""
         hosts = [(i, spec, spec.blocks) for i, spec in enumerate(specs) if spec.blocks is not None and _serves(spec)]
         inside = [(i, spec, blocks) for i, spec, blocks in hosts if blocks.start < num_blocks]
-        unknown = (float("nan"),) * (DIMENSIONS + 1)
+        unknown = np.full((1, DIMENSIONS + 1), np.nan)
         points = [
-            (*spec.coordinate.vector, spec.coordinate.height)
-            if spec.coordinate is not None and is_plausible(spec.coordinate)
-            else unknown
+            point_of(spec.coordinate) if spec.coordinate is not None and is_plausible(spec.coordinate) else unknown
             for _, spec, _ in inside
         ]
         return cls(
@@ -114,7 +112,7 @@ class HostTable:
                 for _, spec, blocks in inside
             ]),
             np.array([len(blocks) for _, _, blocks in inside], dtype=np.float64),
-            np.array(points, dtype=np.float64).reshape(len(inside), DIMENSIONS + 1),
+            np.concatenate([np.empty((0, DIMENSIONS + 1)), *points]),
             np.array([_mark(spec.id) for _, spec, _ in inside], dtype=np.uint64),
         )  # fmt: skip
 
@@ -128,8 +126,7 @@ class HostTable:
         """(n,): the cost of a block on each host, as this node sees it."""
         rtt = np.full(len(self.indices), np.nan)
         if asker.place is not None:
-            away = np.linalg.norm(self.points[:, :-1] - np.array(asker.place.vector), axis=1)
-            rtt = away + self.points[:, -1] + asker.place.height
+            rtt = rtts_to(self.points, asker.place)
         rtt = np.where(np.isnan(rtt), UNKNOWN_RTT_SECONDS, rtt)
         seconds = self.own_seconds + rtt / self.blocks
         return np.asarray(seconds * (1.0 + SPREAD * _uniform(self.marks ^ np.uint64(_mark(asker.name)))))

@@ -13,7 +13,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from ..coordinates import DIMENSIONS
+from ..coordinates import DIMENSIONS, point_of, rtts_to
 from ..perf import FloatArray, PerfModel
 from ..swarm import Coordinate, PeerSpec, Swarm
 from ..timing import CLIENT_CELL_SECONDS, UNKNOWN_RTT_SECONDS
@@ -69,10 +69,9 @@ def client_rtt_seconds(clients: Clients, peers: Sequence[PeerSpec]) -> FloatArra
     known = [(j, peer.coordinate) for j, peer in enumerate(peers) if _is_usable(peer.coordinate)]
     if known and clients.places:
         columns = [j for j, _ in known]
-        vectors = np.array([coordinate.vector for _, coordinate in known])
-        heights = np.array([coordinate.height for _, coordinate in known])
+        points = np.concatenate([point_of(coordinate) for _, coordinate in known])
         for row, place in enumerate(clients.places):
-            rtt[row, columns] = np.linalg.norm(vectors - np.array(place.vector), axis=1) + heights + place.height
+            rtt[row, columns] = rtts_to(points, place)
     return rtt
 
 
