@@ -91,7 +91,7 @@ def test_a_peer_that_sees_no_address_checks_none(host: str, offers: bool) -> Non
     asyncio.run(main())
 
 
-def test_one_network_is_dialled_once_in_a_while_whoever_asks() -> None:
+def test_one_network_is_dialled_once_in_a_while_for_all_that_ask() -> None:
     async def main() -> None:
         async with checker(PeerTiming(reach_pause_seconds=60.0)) as (me, checks, _):
             await checks.check(ReachRequest(introduction(Identity.generate(), None)(me.peer_id), 1), "127.0.0.1")
