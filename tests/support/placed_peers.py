@@ -56,7 +56,7 @@ CLIENT_TIMING = ClientTiming(
     refresh_seconds=0.2,
     ban_seconds=0.5,
     claim_stands_seconds=REFRESH_SECONDS,
-    chain=ChainTiming(handover_pause_seconds=0.2, last_part_seconds=60.0, noticed_seconds=60.0),
+    chain=ChainTiming(handover_pause_seconds=0.2, last_part_seconds=60.0, doubtful_parts=1_000_000),
 )
 """A cache is copied however slow the machine is, which would make a replay the better choice for a while."""
 COST = ComputeCost(1e-3, 1e-4, 0.0, 1e-3, 1e-4)

@@ -151,7 +151,7 @@ async def until(kind: str, events: list[SessionEvent], session: ChainSession, tr
         await check_step(session, truth, again, 99)
 
 
-COPIES = ClientTiming(chain=ChainTiming(last_part_seconds=60.0, noticed_seconds=60.0, idle_look_seconds=0.05))
+COPIES = ClientTiming(chain=ChainTiming(last_part_seconds=60.0, doubtful_parts=1_000_000, idle_look_seconds=0.05))
 """A cache is copied however slow the machine is, which would make a replay the better choice for a while."""
 
 

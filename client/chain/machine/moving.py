@@ -194,10 +194,13 @@ class Moving(Repairing):
             move.is_told = True
             self._emit(ev.Tell(SessionEvent("copied", move.old.peer, f"{sum(lengths) - missing} tokens")))
         if copy.grows or not tokens:
+            move.doubts = 0
             return
         left_seconds = missing * seconds / tokens / timing.link_share
         replay_seconds = self._facts.predict_seconds([(hop.peer, hop.blocks)], sum(lengths))
-        move.replays = self._now + left_seconds > move.ends_at or replay_seconds + timing.noticed_seconds < seconds
+        doubtful = self._now + left_seconds > move.ends_at or replay_seconds + timing.noticed_seconds < seconds
+        move.doubts = move.doubts + 1 if doubtful else 0
+        move.replays = move.doubts >= timing.doubtful_parts
 
     def _move_wakes_at(self) -> float:
         """When to look at the hand-over again if nothing happens."""

@@ -140,6 +140,8 @@ class Handover:
     next_part_at: float = -math.inf
     is_starved: bool = False
     """The last part was empty."""
+    doubts: int = 0
+    """How many of the last parts on end say that a replay would do better."""
     replays: bool = False
     """The cache is rebuilt by a replay."""
     is_told: bool = False

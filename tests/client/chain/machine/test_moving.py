@@ -348,6 +348,17 @@ def test_an_old_peer_that_has_not_computed_more_is_not_asked_all_the_time() -> N
     assert move.asked <= 5
 
 
+def slow_part(move: Move, seconds: float) -> None:
+    """Four tokens arrive after so long; a step goes on beside them, and the pause after them passes."""
+    move.export(most=4)
+    move.chain.now += seconds
+    move.arrive()
+    move.append()
+    move.finish()
+    move.chain.now += seconds
+    move.late_for_a_part()
+
+
 def test_a_copy_that_would_not_end_in_time_is_given_up() -> None:
     """A token takes a second on the way: a hundred and more would take longer than a replay may wait."""
     move = Move()
@@ -355,13 +366,19 @@ def test_a_copy_that_would_not_end_in_time_is_given_up() -> None:
     move.finish()
     while not move.replays:
         assert move.chain.now < TIMING.handover_seconds / 2
-        move.export(most=4)
-        move.chain.now += 4.0
-        move.arrive()
-        move.append()
-        move.finish()
-        move.late_for_a_part()
+        slow_part(move, 4.0)
     assert move.moved
+
+
+def test_one_part_that_is_slow_says_little() -> None:
+    """The machine was busy with something else: the parts after it are as fast as ever."""
+    move = Move()
+    move.append()
+    move.finish()
+    for seconds in (4.0, 4.0, 0.0, 4.0, 4.0):
+        slow_part(move, seconds)
+    move.go_on_until_moved()
+    assert not move.replays
 
 
 def test_a_replacement_that_is_full_or_silent_is_left() -> None:
