@@ -65,7 +65,7 @@ class ChainTiming:
     noticed_seconds: float = 0.2
     """A replay that should be over sooner than a part by this is preferred: nobody notices less."""
     doubtful_parts: int = 3
-    """So many parts on end have to say that the copy takes too long, or longer than a replay: on a busy machine one of
+    """How many parts on end have to say that the copy takes too long, or longer than a replay: on a busy machine one of
     them says little."""
     transfer_slack_seconds: float = 10.0
     """A peer gives a transfer up this much later than the client, which has other ways and keeps the session."""

@@ -126,13 +126,22 @@ def foreign_failures(what: str, hint: str) -> Iterator[None]:
 class TextStream(BaseStreamer):
     """Writes text while its tokens come; half a character waits for its other half."""
 
-    def __init__(self, tokenizer: Any, write: Callable[[str], object], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        write: Callable[[str], object],
+        clock: Callable[[], float],
+        shown: frozenset[int] = frozenset(),
+    ) -> None:
+        """`shown`: special tokens that are a part of the text, as others are not."""
         self.token_ids: list[int] = []
         self.text = ""
         self.first_at: float | None = None
         self._tokenizer = tokenizer
         self._write = write
         self._clock = clock
+        self._hidden = set(tokenizer.all_special_ids) - shown if shown else None
+        """Tokens that are left out, where that is not left to the tokenizer."""
         self._prompt_seen = False
         self._window_start = 0
         """Tokens from here on are decoded again with every new one: some letters depend on the token before."""
@@ -162,7 +171,10 @@ class TextStream(BaseStreamer):
         self._window_start, self._written = self._written, len(self.token_ids)
 
     def _decode(self, start: int, stop: int) -> str:
-        text: str = self._tokenizer.decode(self.token_ids[start:stop], skip_special_tokens=True)
+        tokens = self.token_ids[start:stop]
+        if self._hidden is not None:
+            tokens = [token for token in tokens if token not in self._hidden]
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=self._hidden is None)
         return text
 
 

@@ -24,7 +24,7 @@ from ..openai.requests import ChatRequest, CompletionRequest
 from ..pieces import Piece, ScoredToken, TokenCounts
 from ..served import ServedModel
 from .prompts import PromptJob, jobs_of
-from .reasoning import ReasoningReader
+from .reasoning import ReasoningReader, ReasoningTokens
 from .sampling import RecordedScores, fixed_settings, processors
 from .texts import RowText
 from .vocabulary import likely_token
@@ -101,9 +101,10 @@ def run_job(
     """One call of `generate`; returns the number of tokens of its answers. Raises SwarmError."""
     wish = job.wish
     recorded = RecordedScores() if wish.top_logprobs is not None else None
+    shown = served.reasoning.shown if served.reasoning is not None and job.is_chat else frozenset()
     rows = [
-        RowText(job.first_choice + row, served.talker.tokenizer, wish.stop, served.end_tokens, job.max_new_tokens)
-        for row in range(wish.choices)
+        RowText(first, served.talker.tokenizer, wish.stop, served.end_tokens, job.max_new_tokens, shown)
+        for first in range(job.first_choice, job.first_choice + wish.choices)
     ]
     watcher = RowWatcher(
         rows, len(job.prompt), cancelled, _noting_repairs(generation, emit),
@@ -135,8 +136,8 @@ def _reading_calls(request: ChatRequest, new_id: Callable[[], str], emit: Emit) 
 def _reading_reasoning(served: ServedModel, job: PromptJob, emit: Emit) -> Emit:
     """An `emit` that splits every answer into reasoning and content, where the model may reason."""
     marks = served.reasoning
-    if marks is None or job.form.schema is not None:  # the schema is that of all that the model writes
-        return emit
+    if marks is None or (job.form.schema is not None and _reasoning_tokens(served, job) is None):
+        return emit  # the schema is that of all that the model writes
     begun = marks.begun_by(served.talker.tokenizer, job.prompt)
     readers = [ReasoningReader(marks, begun) for _ in range(job.wish.choices)]
     return lambda item: emit(readers[item.choice].read(item) if isinstance(item, Piece) else item)
@@ -149,8 +150,21 @@ def _schema_mask(served: ServedModel, job: PromptJob) -> Any:
     from .grammar import SchemaMask  # needs a second for its tokenizer, once
 
     return SchemaMask(
-        job.form.schema, served.grammar_tokenizer, job.wish.choices, len(job.prompt), job.form.schema_param
+        job.form.schema,
+        served.grammar_tokenizer,
+        job.wish.choices,
+        len(job.prompt),
+        job.form.schema_param,
+        _reasoning_tokens(served, job),
     )
+
+
+def _reasoning_tokens(served: ServedModel, job: PromptJob) -> ReasoningTokens | None:
+    """How reasoning is told before an answer that keeps to a schema; None: it cannot be."""
+    marks = served.reasoning
+    if marks is None or marks.tokens is None or max(marks.tokens) >= served.vocabulary_size:
+        return None
+    return ReasoningTokens(*marks.tokens, marks.begun_by(served.talker.tokenizer, job.prompt))
 
 
 def _noting_repairs(generation: Generation, emit: Emit) -> Emit:

@@ -17,6 +17,7 @@ from transformers import LogitsProcessor
 
 from ....proto.errors import one_line
 from ..openai.errors import invalid
+from .reasoning import ReasoningTokens
 
 WHITESPACE = r"[ \n\t]{0,16}"
 """Between the parts of a JSON text; a model could go on with it for ever."""
@@ -33,15 +34,30 @@ def grammar_tokenizer(tokenizer: Any, vocabulary_size: int, end_tokens: Sequence
 
 
 class SchemaMask(LogitsProcessor):
-    """Leaves to each row of a batch the tokens that continue a JSON text of the schema."""
+    """Leaves to each row of a batch the tokens that continue a JSON text of the schema.
 
-    def __init__(self, schema: str, tokenizer: Any, rows: int, prompt_length: int, param: str) -> None:
-        """`tokenizer`: of `grammar_tokenizer`. Raises ApiError, which names `param`, for an impossible schema."""
+    A model may reason before the text, in any tokens but those that end an answer.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        tokenizer: Any,
+        rows: int,
+        prompt_length: int,
+        param: str,
+        reasoning: ReasoningTokens | None = None,
+    ) -> None:
+        """`tokenizer`: of `grammar_tokenizer`; `reasoning`: None where the model cannot reason.
+
+        Raises ApiError, which names `param`, for an impossible schema.
+        """
         matcher = _matcher(schema, tokenizer, param)
         self._matchers = [matcher, *(matcher.deep_copy() for _ in range(rows - 1))]
         self._read: list[list[int]] = [[] for _ in range(rows)]
         self._prompt_length = prompt_length
         self._end_tokens = frozenset(tokenizer.eos_tokens)
+        self._reasoning = reasoning
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """(B, length), (B, V) -> (B, V)."""
@@ -49,22 +65,26 @@ class SchemaMask(LogitsProcessor):
         return torch.stack([self._masked(row, answer, scores[row]) for row, answer in enumerate(answers)])
 
     def _masked(self, row: int, answer: list[int], scores: torch.Tensor) -> torch.Tensor:
-        matcher = self._matchers[row]
-        if not self._advance(row, answer):
+        start = self._reasoning.content_start(answer) if self._reasoning is not None else 0
+        if start is None:
+            return scores.index_fill(0, torch.tensor([*self._end_tokens], device=scores.device), -torch.inf)
+        if not self._advance(row, answer[start:]):
             return scores  # the row has ended, and is filled up
-        words = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        words = np.frombuffer(self._matchers[row].compute_bitmask(), dtype=np.uint8)
         allowed = torch.from_numpy(np.unpackbits(words, bitorder="little")[: len(scores)]).bool()
+        if self._reasoning is not None and not self._reasoning.begun and not answer:
+            allowed[self._reasoning.begin] = True
         return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
 
-    def _advance(self, row: int, answer: list[int]) -> bool:
-        """Have the grammar of a row read its answer; False if the answer goes on behind its end."""
+    def _advance(self, row: int, content: list[int]) -> bool:
+        """Have the grammar of a row read its content; False if that goes on behind its end."""
         matcher, read = self._matchers[row], self._read[row]
-        pairs = zip(read, answer, strict=False)
-        same = next((at for at, (old, new) in enumerate(pairs) if old != new), min(len(read), len(answer)))
+        pairs = zip(read, content, strict=False)
+        same = next((at for at, (old, new) in enumerate(pairs) if old != new), min(len(read), len(content)))
         if same < len(read):
             matcher.rollback(len(read) - same)
             del read[same:]
-        for token in answer[same:]:
+        for token in content[same:]:
             if read and read[-1] in self._end_tokens:
                 return False
             if not matcher.consume_token(token):

@@ -25,6 +25,7 @@ class PromptJob:
     form: AnswerForm = field(default_factory=AnswerForm)
     echoed: str = ""
     """The prompt's text, where answers begin with it."""
+    is_chat: bool = False
 
 
 def jobs_of(served: ServedModel, request: ChatRequest | CompletionRequest) -> tuple[PromptJob, ...]:
@@ -35,7 +36,7 @@ def jobs_of(served: ServedModel, request: ChatRequest | CompletionRequest) -> tu
     if isinstance(request, ChatRequest):
         prompt = chat_prompt(served.talker.tokenizer, request.messages, request.form.tools)
         limit = new_tokens(served, request.wish, prompt, "messages")
-        return (PromptJob(prompt, 0, limit, request.wish, request.form),)
+        return (PromptJob(prompt, 0, limit, request.wish, request.form, is_chat=True),)
     jobs = []
     for index, given in enumerate(request.prompts):
         prompt = completion_prompt(served, given)

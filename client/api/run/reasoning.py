@@ -1,7 +1,8 @@
 """A model's reasoning, told from its answer: the text between two marks that the answer begins with.
 
 Models that reason write `<think>...</think>` and then the answer; some templates write the first mark at the end of the
-prompt.  A pair of marks counts where the model's own tokenizer or template has it, and its tokens are part of the text.
+prompt.  A pair of marks counts where the model's own tokenizer or template has it.  Where each mark is one token, texts
+may leave it out otherwise, and an answer that has to keep to a schema can be told from the reasoning before it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ class ReasoningMarks:
 
     begin: str
     end: str
+    tokens: tuple[int, int] | None = None
+    """The two as tokens, where each is one."""
+    shown: frozenset[int] = frozenset()
+    """Those of the tokens that texts leave out otherwise."""
 
     def begun_by(self, tokenizer: Any, prompt: Sequence[int]) -> bool:
         """Whether the prompt ends with the first mark, so that the answer begins with reasoning."""
@@ -32,14 +37,33 @@ class ReasoningMarks:
 
 
 def reasoning_marks(tokenizer: Any) -> ReasoningMarks | None:
-    """The marks that the model was taught. None: there are none, or text does not show them."""
+    """The marks that the model was taught, if there are any."""
     known = tokenizer.get_added_vocab()
-    hidden = set(tokenizer.all_special_tokens)
+    special = set(tokenizer.all_special_ids)
     template = str(getattr(tokenizer, "chat_template", None) or "")
     for begin, end in PAIRS:
-        if (end in known or end in template) and not {begin, end} & hidden:
+        if begin in known and end in known:
+            tokens = known[begin], known[end]
+            return ReasoningMarks(begin, end, tokens, frozenset(special.intersection(tokens)))
+        if end in known or end in template:
             return ReasoningMarks(begin, end)
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningTokens:
+    """How the tokens of an answer are told to be reasoning or content."""
+
+    begin: int
+    end: int
+    begun: bool
+    """Whether the prompt has the first mark."""
+
+    def content_start(self, answer: Sequence[int]) -> int | None:
+        """Where among an answer's tokens its content begins; None: not yet."""
+        if not self.begun and (not answer or answer[0] != self.begin):
+            return 0
+        return answer.index(self.end) + 1 if self.end in answer else None
 
 
 class ReasoningReader:

@@ -51,9 +51,18 @@ class RowText:
     """One answer of a batch of `generate`. Its end is decided by what the model said, and by nothing else."""
 
     def __init__(
-        self, choice: int, tokenizer: Any, stops: Sequence[str], end_tokens: Collection[int], max_tokens: int
+        self,
+        choice: int,
+        tokenizer: Any,
+        stops: Sequence[str],
+        end_tokens: Collection[int],
+        max_tokens: int,
+        shown: frozenset[int] = frozenset(),
     ) -> None:
-        """The answer ends with a token of `end_tokens`, a stop string, or `max_tokens` tokens."""
+        """The answer ends with a token of `end_tokens`, a stop string, or `max_tokens` tokens.
+
+        `shown`: special tokens whose text is a part of it.
+        """
         self.tokens = 0
         """The tokens so far, with the one that ended it."""
         self.finish: str | None = None
@@ -63,7 +72,7 @@ class RowText:
         self._end_tokens = end_tokens
         self._max_tokens = max_tokens
         self._stop = StopText(stops)
-        self._decoder = TextStream(tokenizer, self._pass_on, lambda: 0.0)
+        self._decoder = TextStream(tokenizer, self._pass_on, lambda: 0.0, shown)
         self._decoder.put(None)  # the prompt, which it skips
         self._released: list[str] = []
         self._released_chars = 0

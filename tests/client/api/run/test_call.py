@@ -168,6 +168,25 @@ def test_an_answer_keeps_to_its_schema(world: World, temperature: float) -> None
         assert pieces[-1].finish == STOP
 
 
+def test_reasoning_comes_before_an_answer_that_keeps_to_a_schema(world: World) -> None:
+    """The marks are two letters: the template has written the first, and the model is made to write the second."""
+    (end,) = byte_tokenizer()("~")["input_ids"]
+    (begin,) = byte_tokenizer()("i")["input_ids"]
+    asked = {"type": "json_schema", "json_schema": {"name": "pet", "schema": {**PET, "additionalProperties": False}}}
+    items = chat(
+        world,
+        reasoning=ReasoningMarks("i", "~", (begin, end)),
+        response_format=asked,
+        logit_bias={str(end): 3},
+        temperature=0.7,
+        max_tokens=400,
+    )
+    pieces = [item for item in items if isinstance(item, Piece)]
+    assert "".join(piece.reasoning for piece in pieces)
+    assert json.loads("".join(piece.text for piece in pieces))["kind"] in ("cat", "dog")
+    assert pieces[-1].finish == STOP
+
+
 def test_a_demanded_call_is_one(world: World) -> None:
     pieces = [item for item in chat(world, tools=TOOLS, tool_choice="required") if isinstance(item, Piece)]
     assert "".join(piece.text for piece in pieces) == ""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from blockswarm.client.api.openai.errors import ApiError
 from blockswarm.client.api.run.grammar import SchemaMask, grammar_tokenizer
+from blockswarm.client.api.run.reasoning import ReasoningTokens
 from support.tokenizers import byte_tokenizer
 
 END = 0
@@ -23,14 +24,14 @@ SCHEMA = {
 }
 
 
-def mask(schema: Any, rows: int = 1) -> SchemaMask:
-    return SchemaMask(json.dumps(schema), GRAMMAR, rows, len(PROMPT), "response_format")
+def mask(schema: Any, rows: int = 1, reasoning: ReasoningTokens | None = None) -> SchemaMask:
+    return SchemaMask(json.dumps(schema), GRAMMAR, rows, len(PROMPT), "response_format", reasoning)
 
 
-def drawn(schema: Any, seed: int, most: int = 200) -> list[int]:
+def drawn(schema: Any, seed: int, most: int = 200, reasoning: ReasoningTokens | None = None) -> list[int]:
     """An answer of a model that has no idea."""
     generator = torch.Generator().manual_seed(seed)
-    masked, ids = mask(schema), list(PROMPT)
+    masked, ids = mask(schema, reasoning=reasoning), list(PROMPT)
     while len(ids) < most and ids[-1] != END:
         ids.append(int(masked(torch.tensor([ids]), torch.randn((1, 257), generator=generator)).argmax()))
     return ids[len(PROMPT) :]
@@ -67,6 +68,41 @@ def test_tokens_that_are_given_up_are_forgotten() -> None:
     expected = [mask(SCHEMA)(torch.tensor([[*PROMPT, *answer[:count]]]), zeros) for count in range(len(answer))]
     for count in [5, 2, 9, 0, len(answer) - 1, 7]:
         assert torch.equal(masked(torch.tensor([[*PROMPT, *answer[:count]]]), zeros), expected[count])
+
+
+BEGIN_MARK, END_MARK = 250, 251
+"""Two bytes that no JSON text has."""
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_a_model_reasons_before_its_json_is_free_and_does_not_end_the_answer(seed: int, begun: bool) -> None:
+    answer = drawn(SCHEMA, seed, 5000, ReasoningTokens(BEGIN_MARK, END_MARK, begun))
+    reasons = begun or answer[0] == BEGIN_MARK
+    start = answer.index(END_MARK) + 1 if reasons else 0
+    assert END not in answer[:start]
+    assert answer[-1] == END
+    assert json.loads(TOKENIZER.decode(answer[start:-1])).keys() == {"kind", "count"}
+
+
+def test_a_model_may_reason_or_begin_its_json() -> None:
+    masked = mask({"type": "integer"}, reasoning=ReasoningTokens(BEGIN_MARK, END_MARK, begun=False))
+    first = masked(torch.tensor([PROMPT]), torch.zeros(1, 257))[0]
+    plain = mask({"type": "integer"})(torch.tensor([PROMPT]), torch.zeros(1, 257))[0]
+    assert torch.isfinite(first).nonzero().flatten().tolist() == sorted(
+        [*torch.isfinite(plain).nonzero().flatten().tolist(), BEGIN_MARK]
+    )
+    later = masked(torch.tensor([[*PROMPT, *TOKENIZER("7")["input_ids"]]]), torch.zeros(1, 257))[0]
+    assert not torch.isfinite(later[BEGIN_MARK])
+
+
+def test_speculation_may_give_up_the_end_of_the_reasoning() -> None:
+    reasoning = ReasoningTokens(BEGIN_MARK, END_MARK, begun=False)
+    answer = [BEGIN_MARK, 7, 8, END_MARK, *TOKENIZER("12")["input_ids"]]
+    masked, zeros = mask({"type": "integer"}, reasoning=reasoning), torch.zeros((1, 257))
+    for count in [6, 2, 5, 0, 4, 3, 6]:
+        ids = torch.tensor([[*PROMPT, *answer[:count]]])
+        assert torch.equal(masked(ids, zeros), mask({"type": "integer"}, reasoning=reasoning)(ids, zeros))
 
 
 def test_rows_are_kept_apart_and_one_that_has_ended_is_left_alone() -> None:

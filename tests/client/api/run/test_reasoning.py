@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from blockswarm.client.api.pieces import STOP, LikelyToken, Piece, ScoredToken
 from blockswarm.client.api.run.reasoning import ReasoningMarks, ReasoningReader, reasoning_marks
+from blockswarm.client.api.run.texts import RowText
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support.tokenizers import byte_tokenizer
@@ -64,15 +65,24 @@ def test_marks_are_those_that_the_tokenizer_or_the_template_knows() -> None:
     tokenizer = byte_tokenizer()
     assert reasoning_marks(tokenizer) is None
     tokenizer.add_tokens(["<think>", "</think>"])
-    assert reasoning_marks(tokenizer) == ReasoningMarks("<think>", "</think>")
+    assert reasoning_marks(tokenizer) == ReasoningMarks("<think>", "</think>", (257, 258))
     taught = byte_tokenizer(chat_template="{{ messages[0].content.split('[/THINK]')[-1] }}")
     assert reasoning_marks(taught) == ReasoningMarks("[THINK]", "[/THINK]")
 
 
-def test_marks_that_no_text_shows_are_none() -> None:
+def test_marks_that_texts_leave_out_otherwise_are_shown() -> None:
     tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
-    assert reasoning_marks(tokenizer) is None
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]", "[OTHER]"]})
+    marks = reasoning_marks(tokenizer)
+    assert marks == ReasoningMarks("[THINK]", "[/THINK]", (257, 258), frozenset({257, 258}))
+    for shown, expected in ((marks.shown, "[THINK]hm é[/THINK]yes"), (frozenset[int](), "hm éyes")):
+        row = RowText(0, tokenizer, (), {0}, 100, shown)
+        for token in tokenizer("[THINK]hm é[OTHER][/THINK]yes")["input_ids"]:
+            row.take(token)
+        row.take(0)
+        piece = row.piece()
+        assert piece is not None
+        assert piece.text == expected
 
 
 @pytest.mark.parametrize(("prompt", "begun"), [("hi<think>\n", True), ("hi<think>", True), ("<think>hi", False)])

@@ -349,7 +349,7 @@ def test_an_old_peer_that_has_not_computed_more_is_not_asked_all_the_time() -> N
 
 
 def slow_part(move: Move, seconds: float) -> None:
-    """Four tokens arrive after so long; a step goes on beside them, and the pause after them passes."""
+    """Four tokens arrive after this time; a step goes on beside them, and the pause after them passes."""
     move.export(most=4)
     move.chain.now += seconds
     move.arrive()
