@@ -60,8 +60,11 @@ class ChainTiming:
     """How long a part of an attention cache should take, which may hold a step up, beside the way..."""
     link_share: float = 0.5
     """...at which share of the time parts are under way..."""
+    settle_seconds: float = 3.0
+    """How long a copy that has hardly anything left to bring is given for a moment in which steps need not wait for it;
+    then the next one waits..."""
     last_part_seconds: float = 2.0
-    """...and how long steps wait for the last ones; then the cache is replayed."""
+    """...for no longer than this; then the cache is replayed."""
     noticed_seconds: float = 0.2
     """A replay that should be over sooner than a part by this is preferred: nobody notices less."""
     doubtful_parts: int = 3

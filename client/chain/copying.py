@@ -16,6 +16,8 @@ from .operation import Operation
 FIRST_PART_TOKENS = 8
 """The size of the first part; the next ones follow from the time that it takes."""
 MAX_PART_TOKENS = 4096
+LITTLE = 8
+"""A part of this fraction of the usual size has little to bring."""
 
 
 @dataclass(slots=True)
@@ -32,13 +34,19 @@ class CacheCopy:
     """...and since when."""
     grows: bool = True
     """Whether the last part was so fast that the next ones will be larger."""
-    _seq: int = 0
+    seq: int = 0
+    """The last step that the parts which arrived are of."""
     _held: tuple[int, ...] = ()
-    """Per row, the first tokens that the replacement has as they were after step `_seq`."""
+    """Per row, the first tokens that the replacement has as they were after step `seq`."""
     _ends: tuple[int, ...] = ()
     """The lengths of the replacement's rows."""
     _since: list[tuple[int, StepPlan]] = field(default_factory=list)
-    """The first steps of the operations after `_seq`."""
+    """The first steps of the operations after `seq`."""
+
+    @property
+    def little_tokens(self) -> int:
+        """The size of a part that takes hardly any time beside its way."""
+        return max(1, self.part_tokens // LITTLE)
 
     def note(self, operation: Operation) -> None:
         """An operation begins: its first step permutes and truncates, the others append only."""
@@ -59,7 +67,7 @@ class CacheCopy:
 
     def is_complete(self, seq: int, lengths: tuple[int, ...]) -> bool:
         """Whether the replacement is in the state after step `seq`, in which rows have `lengths` tokens."""
-        return not self.under_way and self.round > 0 and (self._seq, self._held, self._ends) == (seq, lengths, lengths)
+        return not self.under_way and self.round > 0 and (self.seq, self._held, self._ends) == (seq, lengths, lengths)
 
     def ask(self) -> None:
         """The next part is asked for."""
@@ -75,7 +83,7 @@ class CacheCopy:
             length if _at(held, row) >= start else _at(held, row)
             for row, (start, length) in enumerate(zip(head.starts, head.lengths, strict=True))
         )
-        self._seq, self._ends = head.applied_seq, head.lengths
+        self.seq, self._ends = head.applied_seq, head.lengths
         self._since = [(first_seq, plan) for first_seq, plan in self._since if first_seq > head.applied_seq]
         self.under_way, self.head = False, None
         return sum(head.lengths) - sum(head.starts)

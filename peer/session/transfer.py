@@ -27,6 +27,19 @@ class KvImport:
     part: CachePart
 
 
+class Turn:
+    """The turn of one part."""
+
+    def __init__(self, now_seconds: float) -> None:
+        """`now_seconds` is of the loop's clock."""
+        self.moves_from = now_seconds
+        """Since when the part moves."""
+
+    def moves(self) -> None:
+        """The part begins to move only now: until then it waited for its peer, and held nobody's link."""
+        self.moves_from = asyncio.get_running_loop().time()
+
+
 class Transfers:
     """Parts of caches move to and from this peer one at a time; clients take turns, however many sessions each has."""
 
@@ -40,19 +53,19 @@ class Transfers:
         """By client; the first one is next."""
 
     @asynccontextmanager
-    async def turn(self, client: PeerId, timeout_seconds: float) -> AsyncIterator[None]:
+    async def turn(self, client: PeerId, timeout_seconds: float) -> AsyncIterator[Turn]:
         """Wait for the turn and hold it, both for at most `timeout_seconds`. Raises DeadlineExceeded."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout_seconds) as limit:
                 await self._take(client)
-                began = loop.time()
+                turn = Turn(loop.time())
                 try:
-                    held_until = began + self._hold_seconds
+                    held_until = turn.moves_from + self._hold_seconds
                     limit.reschedule(min(held_until, limit.when() or held_until))
-                    yield
+                    yield turn
                 finally:
-                    self._pass_on_after(self._rest * (loop.time() - began))
+                    self._pass_on_after(self._rest * (loop.time() - turn.moves_from))
         except TimeoutError:
             raise DeadlineExceeded("an attention cache did not move in time") from None
 

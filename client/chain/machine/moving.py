@@ -160,10 +160,16 @@ class Moving(Repairing):
         if self.phase is Phase.MOVING or (self.phase is Phase.RESTING and not self._has_work):
             wants = not move.copy.is_complete(*self._boundary())
         else:
-            wants = move.copy.missing_after(*self._boundary()) > move.copy.part_tokens
+            # Where little is missing, a part is worth it only if the old peer has certainly applied more meanwhile.
+            enough = move.copy.little_tokens if move.copy.seq < self._applied_seq() else move.copy.part_tokens
+            wants = move.copy.missing_after(*self._boundary()) > enough
         if not wants:
             return float("inf")
         return self._now if self.phase is Phase.MOVING and not move.is_starved else move.next_part_at
+
+    def _applied_seq(self) -> int:
+        """The last step up to which all are answered, so that every peer has applied it."""
+        return self._sought_seq() - 1 if self._sought_seq() else self._last_begun[0]
 
     def _ask_for_part(self, move: Handover, copy: CacheCopy) -> None:
         assert move.new is not None
@@ -190,10 +196,11 @@ class Moving(Repairing):
         move.next_part_at = self._now + pause
         seq, lengths = self._boundary()
         missing = copy.missing_after(seq, lengths)
-        if missing <= copy.part_tokens and not move.is_told:
-            move.is_told = True
+        is_near = missing <= copy.part_tokens
+        if is_near and move.near_at is None:
+            move.near_at = self._now
             self._emit(ev.Tell(SessionEvent("copied", move.old.peer, f"{sum(lengths) - missing} tokens")))
-        if copy.grows or not tokens:
+        if copy.grows or not tokens or is_near:
             move.doubts = 0
             return
         left_seconds = missing * seconds / tokens / timing.link_share
@@ -216,7 +223,11 @@ class Moving(Repairing):
     # --- the change, between two operations ---
 
     def _move_is_due(self) -> bool:
-        """Whether the chain is to change before the next operation that was not sent yet."""
+        """Whether the chain is to change before the next operation that was not sent yet.
+
+        The best moment is one in which hardly anything is left to bring, and peers take a part at once: the operation
+        waits for it.
+        """
         move = self._move
         if move is None or move.is_decided or not self._progress:
             return False
@@ -224,8 +235,12 @@ class Moving(Repairing):
             return move.chain is not None
         if move.copy is None or move.replays:
             return move.replays
-        parts = 2 if move.copy.under_way else 1
-        return move.copy.missing_after(*self._boundary()) <= parts * move.copy.part_tokens
+        copy, missing = move.copy, move.copy.missing_after(*self._boundary())
+        if missing > (2 if copy.under_way else 1) * copy.part_tokens:
+            return False
+        if move.near_at is not None and self._now >= move.near_at + self._timing.settle_seconds:
+            return True
+        return missing <= copy.little_tokens and self._now >= move.next_part_at
 
     def _finish_move(self) -> bool:
         move = self._move
@@ -239,6 +254,7 @@ class Moving(Repairing):
             )
         if move.replays:
             return self._hand_over(move)
+        move.is_starved = False  # by now it has applied all
         self._enter(Phase.MOVING, self._timing.last_part_seconds)
         self._advance_move()
         return True

@@ -144,8 +144,8 @@ class Handover:
     """How many of the last parts on end say that a replay would do better."""
     replays: bool = False
     """The cache is rebuilt by a replay."""
-    is_told: bool = False
-    """The user knows that little is left to copy."""
+    near_at: float | None = None
+    """Since when no more than a part is left to copy; the user knows."""
     is_decided: bool = False
     """The chain changes now."""
 

@@ -293,10 +293,11 @@ class SessionWorker:
         parts = self._parts
         while True:
             wish = await self._exports.get()
-            async with parts.transfers.turn(self.grant.client, wish.timeout_seconds):
+            async with parts.transfers.turn(self.grant.client, wish.timeout_seconds) as turn:
                 item = _Export(wish, asyncio.get_running_loop().create_future())
                 await self._inbox.put(item)
                 applied_seq, part = await item.part
+                turn.moves()
                 await parts.outlet.kv_state(wish.round, applied_seq, part)
 
     async def _on_export(self, item: _Export) -> None:

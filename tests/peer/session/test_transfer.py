@@ -92,3 +92,19 @@ def test_one_that_is_cancelled_passes_its_turn_on(turn_has_come: bool) -> None:
         await diary.move("again", 1.0)
 
     run(scenario())
+
+
+def test_a_part_that_waits_for_its_peer_costs_nobody_a_pause() -> None:
+    """Parts move for half of the time; one that was held up by a step of 20 seconds moved for 3 seconds only."""
+
+    async def scenario() -> None:
+        diary = Diary()
+        diary.transfers = Transfers(HOLD, 0.5)
+        async with diary.transfers.turn(PeerId("first"), 100.0) as turn:
+            await asyncio.sleep(20.0)
+            turn.moves()
+            await asyncio.sleep(3.0)
+        await diary.move("next", 1.0)
+        assert diary.began == [("next", 20.0 + 3.0 + 3.0)]
+
+    run(scenario())

@@ -240,6 +240,30 @@ def test_a_step_waits_for_the_last_part_only() -> None:
     assert [step.seq for step in move.steps] == [move.chain.next_seq - 1]
 
 
+@pytest.mark.parametrize(("tokens", "most_lacking"), [(1, 2), (30, 60)])
+def test_a_step_waits_for_hardly_more_than_was_computed_since_the_last_part(tokens: int, most_lacking: int) -> None:
+    """A part of 50 tokens takes the time that parts should; steps of 30 always leave more than little."""
+    move = Move(tokens=1000)
+    while True:
+        move.begin(RowSlice(0, move.lengths[0], tokens, 1))
+        if move.phase is Phase.MOVING:
+            break
+        assert move.chain.now < 10 * TIMING.settle_seconds
+        if move.exports:
+            move.export()
+            move.chain.now += move.chain.facts.seconds + 0.001 * sum(map(len, move.parts[0][1]))
+            move.arrive()
+        move.finish()
+        move.chain.now += TIMING.part_seconds
+        move.late_for_a_part()
+    has = sum(mine == other for mine, other in zip((move.new or [[]])[0], move.rows[0], strict=False))
+    assert 0 < len(move.rows[0]) - has <= most_lacking
+    move.copy()
+    assert move.moved
+    assert move.new == move.rows
+    assert not move.replays
+
+
 STEPS: dict[str, tuple[tuple[RowSlice, ...], tuple[int, ...] | None]] = {
     "rollback": ((RowSlice(0, 5, 1, 1),), None),
     "rollback of what is on its way": ((RowSlice(0, 12, 1, 1),), None),
