@@ -164,7 +164,7 @@ def _met_peers(
     current: CurrentSwarm, chosen: Sequence[HopChoice], request: RequestSpec, push: bool
 ) -> list[UnusedPeer]:
     prepared, on_chain = current.prepared, {hop.peer for hop in chosen}
-    hops = [(prepared.known[hop.peer].record.spec, hop.blocks) for hop in chosen]
+    hops = [(prepared.spec(hop.peer), hop.blocks) for hop in chosen]
     places = _Places(hops, prepared, push)
     unused = []
     for peer, known in prepared.known.items():
@@ -177,7 +177,7 @@ def _met_peers(
         if reason is not None:
             unused.append(UnusedPeer(peer, name, spec.blocks, reason))
             continue
-        more = places.best_for(spec)
+        more = places.best_for(prepared.spec(peer))
         if more is None:
             unused.append(UnusedPeer(peer, name, spec.blocks, WhyUnused.SLOWER))
             continue

@@ -275,7 +275,7 @@ def predict(chain: Sequence[HopChoice], swarm: PreparedSwarm, push: bool) -> Pre
     """Times of a decode step of one row with an empty context, from announced costs and measured round trips."""
     known = {hop.peer: swarm.known[hop.peer] for hop in chain}
     times = predict_step(
-        [(known[hop.peer].record.spec, hop.blocks) for hop in chain],
+        [(swarm.spec(hop.peer), hop.blocks) for hop in chain],
         tokens=1,
         client_rtt_seconds={peer: hop.rtt_seconds for peer, hop in known.items()},
         peer_rtt_seconds=swarm.rtts if push else None,

@@ -209,9 +209,8 @@ class ViewRouter:
     def predict_request(self, chain: Chain, request: RequestSpec) -> PredictedRequest:
         """The times of a request that has its room on a chain; peers that are not known any more count for nothing."""
         prepared = self._view.current().prepared
-        known = prepared.known
-        hops = [(known[peer].record.spec, blocks) for peer, blocks in chain if peer in prepared.finder.index]
-        rtts = {spec.id: known[spec.id].rtt_seconds for spec, _ in hops}
+        hops = [(prepared.spec(peer), blocks) for peer, blocks in chain if peer in prepared.finder.index]
+        rtts = {spec.id: prepared.known[spec.id].rtt_seconds for spec, _ in hops}
         between = prepared.rtts if prepared.push else None
         return replace(
             predict_request(hops, request, step_tokens=STEP_TOKENS, client_rtt_seconds=rtts, peer_rtt_seconds=between),
@@ -224,15 +223,15 @@ class ViewRouter:
         Every hop counts a round trip from the client, as if outputs were relayed; peers that are not known any more
         count for nothing.
         """
-        peers = self._view.peers  # one look, and one value of it: other threads ask, too
+        prepared = self._view.prepared  # one look, and one value of it: other threads ask, too
         look, predicted = self._predicted
-        if look is not peers or len(predicted) >= MOST_PREDICTED:
+        if look is not prepared or len(predicted) >= MOST_PREDICTED:
             predicted = {}
-            self._predicted = (peers, predicted)
+            self._predicted = (prepared, predicted)
         key = (tuple(chain), tokens)
         if key not in predicted:
-            hops = [(peers[peer].record.spec, blocks) for peer, blocks in chain if peer in peers]
-            rtts = {spec.id: peers[spec.id].rtt_seconds for spec, _ in hops}
+            hops = [(prepared.spec(peer), blocks) for peer, blocks in chain if peer in prepared.known]
+            rtts = {spec.id: prepared.known[spec.id].rtt_seconds for spec, _ in hops}
             times = predict_step(hops, tokens=tokens, client_rtt_seconds=rtts, peer_rtt_seconds=None)
             predicted[key] = times.step_seconds
         return predicted[key]

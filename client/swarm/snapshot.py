@@ -87,6 +87,11 @@ class PreparedSwarm:
         finder = RouteFinder(swarm, client_rtts, rtts if push else None, most_bytes=MOST_BYTES)
         return cls(known, finder, rtts, trust, draining, allowed, push)
 
+    def spec(self, peer: PeerId) -> PeerSpec:
+        """A peer as the router has it, with the costs that it was chosen for. Raises KeyError if it is not known."""
+        index = self.finder.index.get(peer)
+        return self.known[peer].record.spec if index is None else self.finder.peers[index]
+
     @property
     def announced(self) -> tuple[PeerSpec, ...]:
         """The router's peers in the states that they announce."""

@@ -260,6 +260,11 @@ class SwarmView:
         """Whose weights are believed, among all peers that answered the last look."""
         return self._prepared.trust
 
+    @property
+    def prepared(self) -> PreparedSwarm:
+        """The last look, prepared for routing."""
+        return self._prepared
+
     def current(self) -> CurrentSwarm:
         """The last look, prepared for routing, with the failures and the refusals since.
 

@@ -16,6 +16,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from blockswarm.client.chain.machine.events import HopChoice
+from blockswarm.client.survey.survey import predict
 from blockswarm.client.swarm.known import KnownPeer
 from blockswarm.client.swarm.router import ViewRouter
 from blockswarm.client.swarm.view import SwarmView
@@ -300,3 +301,16 @@ def test_predicted_times_are_those_of_the_last_look() -> None:
     assert router.predict_seconds(chain, 1) == pytest.approx(rtt + 0.004)
     asyncio.run(view.see({}))
     assert router.predict_seconds(chain, 1) == 0.0
+
+
+def test_times_are_predicted_with_the_costs_that_peers_are_chosen_for() -> None:
+    """A newcomer has not measured what a visit takes: it is routed, and predicted, with the median of the others."""
+    known = [replace(peer(name, 0, 4, 1000), cost=ComputeCost(0.01, visit=0.03)) for name in "abc"]
+    newcomer = replace(peer("d", 0, 4, 1000), cost=ComputeCost(0.001))
+    view = view_of(*known, newcomer)
+    router, chain = ViewRouter(view), [(newcomer.id, WHOLE)]
+    seconds = view.peers[newcomer.id].rtt_seconds + 0.03 + 4 * 0.001
+    assert router.predict_seconds(chain, 1) == pytest.approx(seconds)
+    assert router.predict_request(chain, RequestSpec(10, 10)).token_seconds == pytest.approx(seconds)
+    chosen = asyncio.run(router.choose(WHOLE, frozenset(), RequestSpec(10, 10)))
+    assert predict(chosen, view.prepared, push=True).step_seconds == pytest.approx(seconds)
