@@ -25,12 +25,10 @@ INERTIA = 8.0
 """Weight of the last known cost, in steps."""
 REFIT_STEPS = 20
 """A fit takes half a millisecond, which is not to be had with every step."""
-OUTLIER = 3.0
-"""A step that took more than this many times what was expected counts as this many times: a machine that was suspended
-tells nothing, one that has become slow says it again with the next step."""
-VISIT_OUTLIER = 20.0
-"""The same for a visit. Most take little and some many times as long, when other programs have the processor: these are
-what makes the mean, so only what no busy machine does is cut."""
+OUTLIER = 20.0
+"""A step or a visit that took more than this many times what was expected counts as this many times: a machine that was
+suspended tells nothing, one that has become slow says it again with the next step. No less: where other programs have
+the processor now and then, most steps take little and some many times as long, and these make the mean."""
 
 _SHORTEST_SECONDS = 1e-9
 
@@ -112,7 +110,7 @@ class _Mean:
         """One observation; what was seen before keeps the share `keep` of its weight."""
         known = self._weight * keep
         if self.value > 0:
-            seconds = min(seconds, VISIT_OUTLIER * self.value)
+            seconds = min(seconds, OUTLIER * self.value)
         self._weight = known + 1.0
         self.value += (seconds - self.value) / self._weight
 

@@ -77,6 +77,16 @@ def test_one_suspended_step_is_no_news() -> None:
     assert_near(estimate.cost, TRUE, 0.15)
 
 
+def test_on_a_busy_machine_a_step_costs_what_it_takes_on_average() -> None:
+    """One step in ten waits for other programs for fifteen times as long as it computes: a token loses that time."""
+    estimate, rng = CostEstimate(TRUE), random.Random(5)
+    factors = [16.0 if rng.random() < 0.1 else 1.0 for _ in range(4000)]
+    for index, factor in enumerate(factors):
+        estimate.observe(step_of(TRUE, 1, 500, 0, factor), 0.05 * index)
+    mean = sum(factors) / len(factors) * TRUE.decode_seconds(1, 500)
+    assert estimate.cost.decode_seconds(1, 500) == pytest.approx(mean, rel=0.15)
+
+
 def test_without_steps_it_stays_the_start() -> None:
     cost = CostEstimate(TRUE).cost
     assert_near(cost, TRUE, 1e-9)
