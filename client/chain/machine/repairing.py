@@ -167,7 +167,7 @@ class Repairing(ChainState):
         self._roster.next_epoch()
         hops = self._roster.hops_of(chain)
         new = [hop for hop in hops if hop not in self._roster.hops]
-        self._reservation = OrderedReservation.of(hops, new, self._now + wait_seconds, self._timing)
+        self._reservation = OrderedReservation.of(hops, new, self._now, wait_seconds, self._timing)
         return self._enter(Phase.RESERVING)
 
     def _decide_reserving(self) -> bool:
@@ -177,7 +177,7 @@ class Repairing(ChainState):
             self._give_back(reservation)
             return self._repair()
         outcome = reservation.next_hop(self._now)
-        if news := reservation.news():
+        if news := reservation.news(self._now):
             hop, place, estimate = news
             self._emit(ev.Tell(SessionEvent("queued", hop.peer, f"place {place}, about {estimate:.0f} s")))
         self._deadline = reservation.deadline

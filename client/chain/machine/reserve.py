@@ -32,6 +32,8 @@ class OrderedReservation:
 
     chain: tuple[HopFacts, ...]
     """The whole chain, in order."""
+    began_at: float
+    """When the chain was chosen, with the waits that its hops then had."""
     patience_ends: float
     timing: ChainTiming
     waiting: list[HopFacts] = field(default_factory=list)
@@ -44,10 +46,10 @@ class OrderedReservation:
 
     @classmethod
     def of(
-        cls, chain: Sequence[HopFacts], new: Sequence[HopFacts], patience_ends: float, timing: ChainTiming
+        cls, chain: Sequence[HopFacts], new: Sequence[HopFacts], now: float, wait_seconds: float, timing: ChainTiming
     ) -> OrderedReservation:
-        """`new` are the hops of `chain` that have to be opened."""
-        return cls(tuple(chain), patience_ends, timing, waiting=in_taking_order(new, lambda hop: hop.peer))
+        """`new` are the hops of `chain` that have to be opened, within `wait_seconds`."""
+        return cls(tuple(chain), now, now + wait_seconds, timing, waiting=in_taking_order(new, lambda hop: hop.peer))
 
     @property
     def new(self) -> list[HopFacts]:
@@ -92,11 +94,15 @@ class OrderedReservation:
     def is_complete(self) -> bool:
         return not self.waiting and all(hop.opened and hop.alive for hop in self.taken)
 
-    def news(self) -> tuple[HopFacts, int, float] | None:
-        """The hop whose queue has news for the user, its place and its estimate in seconds."""
+    def news(self, now: float) -> tuple[HopFacts, int, float] | None:
+        """The hop whose queue has news for the user, the place there, and the seconds until the whole chain has room:
+        by that peer's estimate, and by what was expected of those that are taken after it.
+        """
         if not self.taken or self.taken[-1].queued in (None, self.told):
             return None
         hop = self.taken[-1]
         self.told = hop.queued
         assert hop.queued is not None
-        return hop, *hop.queued
+        place, estimate = hop.queued
+        later = max((other.choice.wait_seconds for other in self.waiting), default=0.0)
+        return hop, place, max(estimate, self.began_at + later - now)

@@ -432,6 +432,21 @@ def test_room_is_taken_in_the_order_of_ids_and_given_back_with_the_lease() -> No
     assert {leave.hop for leave in all_of(actions, ev.Leave)} == {chain.opened["a"], chain.opened["b"]}
 
 
+def test_a_session_is_told_when_the_whole_chain_is_expected_to_have_room() -> None:
+    """Peer a has room soon; c, which is taken after it, was expected to have some after 30 seconds."""
+    chain = Chain()
+    chain.choose(
+        chain.begin(),
+        *(choice(name, third, wait) for name, third, wait in zip("abc", THIRDS, (5.0, 0.0, 30.0), strict=True)),
+    )
+    chain.feed(ev.Queued(chain.opened["a"], 2, 3.0))
+    chain.now += 10.0
+    chain.feed(ev.Queued(chain.opened["a"], 1, 2.0))
+    chain.feed(ev.Queued(chain.opened["a"], 1, 25.0))
+    told = [tell.event.detail for tell in all_of(chain.log, ev.Tell)]
+    assert told == ["place 2, about 30 s", "place 1, about 20 s", "place 1, about 25 s"]
+
+
 @pytest.mark.parametrize(("stream", "held"), [("float32", 64), ("bfloat16", 0)])
 def test_what_peers_hold_behind_a_peer_of_another_stream_is_not_begun_with(stream: str, held: int) -> None:
     chain = Chain()
