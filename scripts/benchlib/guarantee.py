@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import re
 import statistics
@@ -68,6 +69,8 @@ class Session:
     ended_at: float = 0.0
     report: ChainReport = field(default_factory=ChainReport)
     """Where the time of the tokens after the first went."""
+    predicted_seconds: float = 0.0
+    """By the client's router, for a token of this session on its chain."""
 
     @property
     def ttft_seconds(self) -> float:
@@ -78,12 +81,18 @@ class Session:
         """Mean time of a token after the first."""
         return (self.ended_at - self.first_token_at) / (self.request.new_tokens - 1)
 
+    @property
+    def between_seconds(self) -> float:
+        """Mean time from an answer to the next step: the client's own."""
+        return self.token_seconds - self.report.step_seconds
+
 
 class BenchClient:
     """Runs sessions in this process's loop."""
 
     def __init__(self, config: SessionConfig, view: SwarmView) -> None:
         self._config = config
+        self._router = ViewRouter(view)
         self.view = view
         width = config.codec.token_bytes // 4
         self._hidden = np.random.default_rng(1).standard_normal((REQUEST.prompt_tokens, width)).astype(np.float32)
@@ -105,6 +114,7 @@ class BenchClient:
                 await session.run(StepPlan((RowSlice(0, position, 1, 1),)), self._hidden[:1].tobytes())
             told.ended_at = time.perf_counter()
             told.report = session.report(since=prompt_steps)
+            told.predicted_seconds = self._router.predict_request(session.chain, request).token_seconds
         finally:
             await session.close()
             await asyncio.sleep(LEFT_SECONDS)
@@ -170,23 +180,31 @@ async def guarantee(folder: Path, sessions: int, rtt_seconds: float) -> dict[str
         await settled(client)
         alone = await client.closed_loop(1, ALONE_SESSIONS)
         await settled(client)
+        of_lone = promised(client.snapshot())
+        own_seconds = statistics.fmean(session.between_seconds for session in alone)
+        say(f"R is {of_lone.concurrency}; alone: {against_the_bound(alone, of_lone, own_seconds)}")
+        await client.closed_loop(of_lone.concurrency, ALONE_SESSIONS)
+        await settled(client)
         announced = client.snapshot()
-        outlook, before_visits = outlook_of(announced), outlook_of(without_visits(announced))
-        if outlook is None or before_visits is None:
-            raise BenchFailed("no peer stays")
-        say(f"R is {outlook.concurrency}")
-        bounded = await client.closed_loop(outlook.concurrency, sessions)
+        of_loaded = promised(announced)
+        cpu, began = swarm.cpu_seconds() + time.process_time(), time.perf_counter()
+        bounded = await client.closed_loop(of_lone.concurrency, sessions)
+        cpu, took = swarm.cpu_seconds() + time.process_time() - cpu, time.perf_counter() - began
         found: dict[str, Any] = {
             "rtt_ms": 1000 * rtt_seconds,
             "placement": sorted(str(peer.blocks) for peer in client.snapshot().peers),
-            "R": outlook.concurrency,
+            "R": of_lone.concurrency,
             "visits_ms": [1000 * peer.cost.visit for peer in announced.peers],
-            "bound_without_visits_ms": 1000 * before_visits.bound_seconds,
-            "at_most_R": against_the_bound(bounded, outlook),
+            "bound_without_visits_ms": 1000 * promised(without_visits(announced)).bound_seconds,
+            "bound_of_lone_sessions_ms": 1000 * (of_lone.bound_seconds + own_seconds),
+            "alone": against_the_bound(alone, of_lone, own_seconds),
+            "at_most_R": against_the_bound(bounded, of_loaded, own_seconds),
+            "cores_used_by_peers_and_client": cpu / took,
+            "load": [round(average, 1) for average in os.getloadavg()],
         }
         say(f"at most R: {found['at_most_R']}")
         await settled(client)
-        found["at_random"] = await live_and_simulated(client, alone, outlook.concurrency, max(20, sessions // 5))
+        found["at_random"] = await live_and_simulated(client, alone, of_lone.concurrency, max(20, sessions // 5))
         say(f"at random: {found['at_random']}")
         await settled(client)
         room = SESSIONS_OF_A_PEER * min(await watcher.servers())
@@ -201,22 +219,32 @@ async def settled(client: BenchClient) -> None:
     await client.view.refresh()
 
 
+def promised(swarm: Swarm) -> Outlook:
+    """Raises BenchFailed."""
+    found = outlook_of(swarm)
+    if found is None:
+        raise BenchFailed("no peer stays")
+    return found
+
+
 def without_visits(swarm: Swarm) -> Swarm:
     """The snapshot of peers that announce no cost of a visit."""
     return replace(swarm, peers=tuple(replace(p, cost=replace(p.cost, visit=0.0)) for p in swarm.peers))
 
 
-def against_the_bound(sessions: Sequence[Session], outlook: Outlook) -> dict[str, Any]:
-    """Times per token in milliseconds."""
+def against_the_bound(sessions: Sequence[Session], outlook: Outlook, own_seconds: float) -> dict[str, Any]:
+    """Times per token in milliseconds; `own_seconds`: what the client itself takes from one step to the next."""
     per_token = [session.token_seconds for session in sessions]
+    bound_seconds = outlook.bound_seconds + own_seconds
     return {
         "sessions": len(sessions),
         "waited": sum(bool(session.queued) for session in sessions),
-        "bound_ms": 1000 * outlook.bound_seconds,
+        "bound_ms": 1000 * bound_seconds,
+        "of_the_client_ms": 1000 * own_seconds,
         "predicted_alone_ms": 1000 * outlook.token_seconds,
         "mean_ms": 1000 * statistics.fmean(per_token),
         "median_ms": 1000 * statistics.median(per_token),
-        "above_the_bound": sum(seconds > outlook.bound_seconds for seconds in per_token),
+        "above_the_bound": sum(seconds > bound_seconds for seconds in per_token),
         "of_it_ms": where_time_goes(sessions),
     }
 
@@ -230,6 +258,7 @@ def where_time_goes(sessions: Sequence[Session]) -> dict[str, float]:
         "network": 1000 * statistics.fmean(sum(h.network_seconds for h in r.hops) + r.return_seconds for r in reports),
         "queue": 1000 * statistics.fmean(sum(h.queue_seconds for h in r.hops) for r in reports),
         "compute": 1000 * statistics.fmean(sum(h.compute_seconds for h in r.hops) for r in reports),
+        "between_steps": 1000 * statistics.fmean(session.between_seconds for session in sessions),
         "hops": statistics.fmean(len(r.hops) for r in reports),
     }
 

@@ -54,13 +54,16 @@ class Steps:
     """A session's steps of one token, each in the place of the one before, and their times in seconds."""
 
     def __init__(self, config: SessionConfig) -> None:
-        self.told: list[str] = []
+        self.told: list[tuple[str, float]] = []
+        """The kinds of what the session told, and when."""
         self._config = config
         self._hidden = np.random.default_rng(1).standard_normal((CONTEXT_TOKENS, config.codec.token_bytes // 4))
 
     async def begin(self) -> None:
-        kinds = self.told
-        config = SessionConfig(**{**vars(self._config), "on_event": lambda event: note(kinds, event)})
+        def note(event: SessionEvent) -> None:
+            self.told.append((event.kind, time.perf_counter()))
+
+        config = SessionConfig(**{**vars(self._config), "on_event": note})
         self.session = ChainSession(config, 2 * CONTEXT_TOKENS, 1)
         prompt = self._hidden.astype(np.float32).tobytes()
         await self.session.run(StepPlan((RowSlice(0, 0, CONTEXT_TOKENS, 1),)), prompt)
@@ -71,9 +74,21 @@ class Steps:
         await self.session.run(StepPlan((RowSlice(0, CONTEXT_TOKENS, 1, 1),)), token)
         return time.perf_counter() - began
 
+    @property
+    def has_handed_over(self) -> bool:
+        return "handed-over" in dict(self.told)
 
-def note(kinds: list[str], event: SessionEvent) -> None:
-    kinds.append(event.kind)
+    def parts_of(self, seconds: float) -> dict[str, float]:
+        """Where the last step of `seconds` went, before which the chain changed: in seconds."""
+        told, ended_at = dict(self.told), time.perf_counter()
+        report = self.session.report(since=self.session.answered_steps - 1)
+        return {
+            "last parts of the copy": told["rerouted"] - (ended_at - seconds),
+            "new neighbours": told["handed-over"] - told["rerouted"],
+            "first step, computing": sum(hop.compute_seconds for hop in report.hops),
+            "first step, way and queues": report.return_seconds
+            + sum(hop.network_seconds + hop.queue_seconds for hop in report.hops),
+        }
 
 
 async def handovers(folder: Path, count: int) -> dict[str, Any]:
@@ -108,24 +123,27 @@ async def measured(steps: Steps, router: LeavingRouter, count: int) -> dict[str,
     meanwhile: list[float] = []
     stalls: list[float] = []
     moves: list[float] = []
+    parts: list[dict[str, float]] = []
     for number in range(count):
         others += [await steps.step() for _ in range(STEPS_BETWEEN)]
         steps.told.clear()
         router.left = steps.session.chain[number % 2][0]
         began = time.perf_counter()
-        while "handed-over" not in steps.told:
+        while not steps.has_handed_over:
             meanwhile.append(await steps.step())
             if time.perf_counter() > began + GIVE_UP_SECONDS:
                 raise BenchFailed(f"no hand-over within {GIVE_UP_SECONDS:.0f} s: {steps.told}")
         moves.append(time.perf_counter() - began)
         stalls.append(meanwhile.pop())
-        if "replay" in steps.told or "hop-lost" in steps.told:
+        parts.append(steps.parts_of(stalls[-1]))
+        if {"replay", "hop-lost"} & dict(steps.told).keys():
             raise BenchFailed(f"the cache was not handed over: {steps.told}")
         say(f"{number + 1} of {count}: stall {1000 * stalls[-1]:.0f} ms, {moves[-1]:.1f} s in all")
     return {
         "handovers": count,
         "context_tokens": CONTEXT_TOKENS,
         "stall_p50_p95_max_ms": percentiles(stalls),
+        "stall_parts_p50_p95_max_ms": {name: percentiles([each[name] for each in parts]) for name in parts[0]},
         "meanwhile_steps": len(meanwhile),
         "meanwhile_p50_p95_max_ms": percentiles(meanwhile),
         "other_steps_p50_p95_max_ms": percentiles(others),

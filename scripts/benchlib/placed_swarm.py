@@ -124,6 +124,10 @@ class BenchSwarm:
         """By move of any peer from blocks to others: how many were loaded."""
         return [blocks for peer in self.started for blocks in peer.moved_blocks()]
 
+    def cpu_seconds(self) -> float:
+        """CPU time used so far by the peers and their daemons."""
+        return sum(peer.child.cpu_seconds() for peer in self.peers)
+
     def close(self) -> None:
         for peer in self.started:
             peer.child.end(CLOSE_SECONDS)
