@@ -27,13 +27,13 @@ from ..proto.network.address import LOOPBACK, HostPort, PeerAddress
 from ..proto.network.crowding import raise_descriptor_limit
 from ..proto.network.transport import Dialer, introduction
 from ..proto.service_manager import STOPPING, tell_service_manager
+from ..proto.weights.kept import FORMS_FILE_NAME, KeptMeasurements
 from ..routing.outlook import Outlook, outlook_of, with_peer_at
 from ..routing.place.moves import ReplanPolicy
 from ..routing.place.rule import upcoming
 from ..routing.swarm import BlockRange, ComputeCost, MoveClaim, PeerState, Swarm
 from .config import BlockRequest, PeerConfig, ReachMode
 from .engine.driver import check_device
-from .engine.machine.kept import FORMS_FILE_NAME, KeptMeasurements
 from .hosting import BlockSource, Hosted
 from .join import first_contacts, join_swarm
 from .key_lock import exclusive_key

@@ -32,9 +32,9 @@ TOP_LEVEL = {*FOLDERS, "tests", "scripts", "docs", "examples"} | {
 PRESENTATION = {"routing/sim/cli.py", "routing/sim/plots.py"}
 """The two modules of routing/ that face a person: they may use a terminal, a clock and plots."""
 TORCH_ALLOWED = re.compile(
-    r"peer/engine/.*|client/model/(growing|load|model|remote|slices|stream|text_session|batch/(history|packing|padding)|guess/(draft_model|forwards|front|guesser))\.py"
+    r"peer/engine/.*|client/model/(growing|head|load|model|remote|slices|stream|text_session|batch/(history|packing|padding)|guess/(draft_model|forwards|front|guesser))\.py"
     r"|client/api/run/(call|grammar|sampling|texts)\.py|client/dashboard/probe/program\.py"
-    r"|proto/wire/tensors\.py|proto/model/(cache|ends|family|tiny)\.py"
+    r"|proto/weights/.*|proto/wire/tensors\.py|proto/model/(cache|ends|family|tiny)\.py"
 )
 UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 

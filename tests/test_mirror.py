@@ -9,8 +9,8 @@ import pytest
 from support.sources import ROOT, imports_of, package_files, relative_path
 
 TESTED_BY = {
-    "peer/engine/kernels/element.py": "tests/peer/engine/kernels/test_matrix.py",
-    "peer/engine/kernels/host.py": "tests/peer/engine/kernels/test_matrix.py",
+    "proto/weights/kernels/element.py": "tests/proto/weights/kernels/test_matrix.py",
+    "proto/weights/kernels/host.py": "tests/proto/weights/kernels/test_matrix.py",
     "client/api/answering.py": "tests/client/api/test_app.py",
     "client/api/metrics.py": "tests/client/api/test_app.py",
     "client/api/pieces.py": "tests/client/api/run/test_texts.py",
@@ -57,7 +57,7 @@ TESTED_BY = {
     "peer/engine/cache/session.py": "tests/peer/engine/test_engine.py",
     "peer/engine/jobs.py": "tests/peer/engine/test_engine.py",
     "peer/engine/trial.py": "tests/peer/engine/test_device.py",
-    "peer/engine/weights/packed_gpu.py": "tests/peer/engine/test_device.py",
+    "proto/weights/packed_gpu.py": "tests/peer/engine/test_device.py",
     "peer/key_lock.py": "tests/peer/test_cli.py",
     "peer/offer/lookups.py": "tests/peer/offer/test_announce.py",
     "peer/program/terminal.py": "tests/peer/test_cli.py",

@@ -16,6 +16,8 @@ from ...proto.errors import OutOfMemory, UsageError
 from ...proto.model.bounds import check_elements
 from ...proto.model.checkpoint import Checkpoint
 from ...proto.model.family import FOREIGN_FAILURES, building, inference_copy, load_model, refused, stage_class
+from ...proto.weights.forms import Forms, Packing
+from ...proto.weights.kept import KeptMeasurements
 from ...proto.wire.tensors import DTYPES
 from ...routing.swarm import BlockRange
 from .blocks.selfcheck import check_family
@@ -23,11 +25,9 @@ from .blocks.sizes import block_sizes
 from .blocks.stage import Stage
 from .blocks.view import BatchingRoute, Shell, attention_of
 from .device import CPU, GPUS, Gpus, describe_device, find_device, find_dtype, free_device_bytes
-from .machine.kept import KeptMeasurements
 from .machine.pages import return_freed_memory, use_large_pages_soon
 from .machine.threads import one_thread, set_threads
 from .weights.choose import MachineProbe, find_forms
-from .weights.forms import Forms, Packing
 from .weights.quantize import FormChoice, pack_block, shared_inputs
 
 logger = logging.getLogger(__name__)

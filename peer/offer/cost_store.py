@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ...proto.weights.kept import KeptMeasurements, machine_and_versions, number_of
 from ...routing.swarm import ComputeCost
-from ..engine.machine.kept import KeptMeasurements, machine_and_versions, number_of
 
 FILE_NAME = "calibration.json"
 

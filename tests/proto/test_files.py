@@ -11,13 +11,13 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from blockswarm.peer.engine.machine.kept import KeptMeasurements
 from blockswarm.peer.join import RememberedPeers
 from blockswarm.peer.reach.ports import Ports, RememberedPorts
 from blockswarm.proto.errors import UsageError
 from blockswarm.proto.files import keep_text, write_whole
 from blockswarm.proto.model.fetched import Listing, RemoteFile, remember
 from blockswarm.proto.model.hashes import HashMemory
+from blockswarm.proto.weights.kept import KeptMeasurements
 from blockswarm.routing.swarm import PeerId
 from support.full_disk import full_disk
 from support.sources import package_files, relative_path

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .kept import KeptMeasurements, machine_and_versions, number_of
+from ....proto.weights.kept import KeptMeasurements, machine_and_versions, number_of
 
 WORTH_IT = 0.9
 """Twice the threads are taken if a step then takes less than this share of the time."""

@@ -15,7 +15,6 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -24,16 +23,16 @@ from ....proto.errors import UnsupportedModel, UsageError
 from ....proto.model.checkpoint import Checkpoint
 from ....proto.model.family import FOREIGN_FAILURES, find_blocks, refused
 from ....proto.model.tiny import random_model, tiny_config
+from ....proto.weights.forms import Forms, Packing, compiled_rows
+from ....proto.weights.kept import KeptMeasurements
+from ....proto.weights.measure import INT8_FORMS, Trial, relative_error
+from ....proto.weights.packed_gpu import check_bitsandbytes
+from ....proto.weights.trials import fastest_exact, tried
 from ....proto.wire.precision import QUANTIZATIONS
-from ....proto.wire.tensors import DTYPES
 from ..blocks.selfcheck import TOLERANCE
 from ..blocks.sizes import block_shapes
 from ..device import CPU
-from ..machine.kept import KeptMeasurements, machine_and_versions, number_of
 from ..machine.threads import one_thread
-from .forms import Forms, Packing
-from .measure import INT8_FORMS, TRIAL_ROWS, Trial, relative_error, try_packings
-from .packed_gpu import check_bitsandbytes
 from .quantize import pack_block, shared_inputs
 
 MAX_ERRORS: Mapping[Packing, float] = {
@@ -48,12 +47,8 @@ int8: the rounding of the activations alone. In exact arithmetic 4e-5 to 3.3e-4 
 that with the reduced range, which has one bit less in each of its two rows. Sums that saturate cost 0.25 to 0.5. The
 compiled product rounds none.
 int4: rounding the weights to 16 levels costs 0.08 to 0.10 where they are normally distributed."""
-MAX_EXACT_ERROR = 1e-5
-"""The largest `relative_error` of a form that keeps the numbers, unless the plain product has half as much."""
 WORTH_SAYING = 1.1
 """Less of a gain is noise to the reader."""
-MEMORY_IS_WORTH = 1.25
-"""A form that keeps the numbers in half of the memory is taken unless another one is faster than it by this factor."""
 MOST_SHAPES = 8
 FEWEST_ELEMENTS = 1 << 18
 """Matrices of more shapes than this, which few models have, and smaller ones, which caches hold, take the form of the
@@ -96,20 +91,7 @@ class MachineProbe:
 
     def try_forms(self, outputs: int, columns: int, dtype: str, forms: tuple[Packing, ...]) -> Mapping[Packing, Trial]:
         """Try forms on a matrix of that shape; the same question is measured once per machine."""
-        threads = torch.get_num_threads()
-        if self._kept is None:
-            return _measured(outputs, columns, dtype, forms, threads)
-        question = [f"({outputs}, {columns})", dtype, ", ".join(form.value for form in forms), f"{threads} threads"]
-        conditions = " | ".join(["forms", *question, machine_and_versions("torch", "llvmlite")])
-        kept = self._kept.load(conditions)
-        if kept is not None:
-            try:
-                return _trials_of(kept, forms)
-            except (TypeError, ValueError, KeyError, AttributeError) as error:
-                self._kept.refuse(error)
-        found = _measured(outputs, columns, dtype, forms, threads)
-        self._kept.save(conditions, _to_keep(found))
-        return found
+        return tried(outputs, columns, dtype, forms, self._kept)
 
     def check_bitsandbytes(self) -> None:
         """See `check_bitsandbytes`."""
@@ -185,8 +167,7 @@ def compiled_form(checkpoint: Checkpoint, dtype: str) -> Packing | None:
         for tensor in checkpoint.block_tensors(block)
         if len(tensor.shape) > 1
     }
-    narrow = {"BF16": Packing.ROWS_BFLOAT16, "F16": Packing.ROWS_FLOAT16}
-    return narrow.get(stored.pop(), Packing.ROWS) if len(stored) == 1 else Packing.ROWS
+    return compiled_rows(stored)
 
 
 def candidates(outputs: int, columns: int, quantize: str, compiled: Packing | None) -> tuple[Packing, ...]:
@@ -213,12 +194,7 @@ def choose_packing(quantize: str, trials: Mapping[Packing, Trial]) -> PackingCho
     if quantize == "int8":
         return _accurate(quantize, trials, INT8_FORMS)
     plain = trials[Packing.PLAIN]
-    bound = max(MAX_EXACT_ERROR, 2 * plain.relative_error)
-    exact = [form for form in trials if form.keeps_numbers and trials[form].relative_error <= bound]
-    best = min(
-        (Packing.PLAIN, *exact),
-        key=lambda form: trials[form].typical_seconds / (MEMORY_IS_WORTH if form.saves_memory else 1.0),
-    )
+    best = fastest_exact(trials)
     if best is Packing.PLAIN:
         reason = "weights stay as they are, the fastest form of their numbers here"
     else:
@@ -316,39 +292,3 @@ def _check_choice(quantize: str) -> None:
     _check_known(quantize)
     if quantize == "nf4":
         raise UsageError("nf4 weights need an NVIDIA GPU", hint="Start with --quantize int8 or --quantize int4.")
-
-
-@functools.lru_cache(maxsize=64)
-def _measured(
-    outputs: int, columns: int, dtype: str, forms: tuple[Packing, ...], threads: int
-) -> Mapping[Packing, Trial]:
-    """`threads` is part of the question: packed and plain products gain differently from them."""
-    return try_packings(outputs, columns, DTYPES[dtype], forms)
-
-
-def _to_keep(trials: Mapping[Packing, Trial]) -> dict[str, Any]:
-    """As JSON; forms that cannot be computed here have no entry."""
-    return {
-        form.value: {"error": trial.relative_error, "seconds": {str(rows): s for rows, s in trial.seconds.items()}}
-        for form, trial in trials.items()
-        if math.isfinite(trial.relative_error)
-    }
-
-
-def _trials_of(kept: Any, forms: Sequence[Packing]) -> dict[Packing, Trial]:
-    """The trials that `_to_keep` was given. Raises ValueError, KeyError, TypeError or AttributeError."""
-    trials = {}
-    for name, entry in kept.items():
-        form = Packing(name)
-        seconds = {rows: number_of(entry["seconds"][str(rows)]) for rows in TRIAL_ROWS}
-        error = number_of(entry["error"])
-        if (
-            form not in forms
-            or not all(0 < value < math.inf for value in seconds.values())
-            or not 0 <= error < math.inf
-        ):
-            raise ValueError(f"{name}: {entry}")
-        trials[form] = Trial(seconds, error)
-    if Packing.PLAIN not in trials:
-        raise ValueError("no plain product")
-    return trials

@@ -23,9 +23,9 @@ from transformers.pytorch_utils import Conv1D
 
 from ....proto.model.family import find_blocks
 from ....proto.model.tiny import random_model, tiny_config
+from ....proto.weights.forms import FEWEST_COLUMNS, FEWEST_OUTPUTS, Forms, Packing
+from ....proto.weights.packed import PackedMatrix
 from ..device import CPU
-from .forms import FEWEST_COLUMNS, FEWEST_OUTPUTS, Forms, Packing
-from .packed import PackedMatrix
 
 FormChoice = Packing | Forms
 """One form for every matrix, or a form by shape."""

@@ -22,10 +22,10 @@ from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.engine.load import examine_model, load_stage
 from blockswarm.peer.engine.trial import StepTrial
 from blockswarm.peer.engine.weights.choose import MachineProbe, choose_gpu_packing, find_forms
-from blockswarm.peer.engine.weights.forms import Packing
-from blockswarm.peer.engine.weights.packed_gpu import Int8WeightMatrix, check_bitsandbytes, int8_weight_bytes, pieces
 from blockswarm.proto.errors import UsageError
 from blockswarm.proto.model.checkpoint import open_checkpoint
+from blockswarm.proto.weights.forms import Packing
+from blockswarm.proto.weights.packed_gpu import Int8WeightMatrix, check_bitsandbytes, int8_weight_bytes, pieces
 from support.device_steps import BLOCKS, TOLERANCE, engine_steps, steps
 from support.pretended_gpu import CUDA, MixedDevices, pretended_gpu
 from support.tiny_models import PADDED_MODELS, SERVED_MODELS, write_tiny_checkpoint

@@ -17,12 +17,12 @@ from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.device import find_device, free_device_bytes
 from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.engine.load import examine_model, load_examined, load_stage
-from blockswarm.peer.engine.weights.forms import Packing
 from blockswarm.peer.offer.calibrate import calibrate
 from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
 from blockswarm.proto.model.ends import ends_class
 from blockswarm.proto.model.family import load_model
 from blockswarm.proto.model.tiny import random_model
+from blockswarm.proto.weights.forms import Packing
 from blockswarm.routing.swarm import BlockRange
 from support.device_steps import BLOCKS, engine_steps, steps
 from support.tiny_models import PADDED_MODELS, SERVED_MODELS, tiny_model_config, write_tiny_checkpoint

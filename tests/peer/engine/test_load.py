@@ -12,12 +12,12 @@ import torch
 from blockswarm.peer.engine.blocks.stage import BatchingRoute, RowSpan, Stage, StageView
 from blockswarm.peer.engine.load import examine_model, load_examined, load_stage
 from blockswarm.peer.engine.weights.choose import int8_form
-from blockswarm.peer.engine.weights.forms import Packing
 from blockswarm.peer.engine.weights.quantize import PackedLinear
 from blockswarm.proto.errors import UsageError
 from blockswarm.proto.model.checkpoint import open_checkpoint, read_checkpoint
 from blockswarm.proto.model.folder import FolderSource
 from blockswarm.proto.model.hashes import HashMemory
+from blockswarm.proto.weights.forms import Packing
 from blockswarm.routing.swarm import BlockRange
 from support.tiny_models import write_tiny_checkpoint
 

@@ -18,9 +18,9 @@ import torch
 from blockswarm.peer.engine.blocks.stage import BatchingRoute, Stage
 from blockswarm.peer.engine.engine import SessionKv
 from blockswarm.peer.engine.load import load_stage
-from blockswarm.peer.engine.weights.forms import Packing
 from blockswarm.proto.errors import SwarmError, UsageError
 from blockswarm.proto.model.checkpoint import open_checkpoint
+from blockswarm.proto.weights.forms import Packing
 from blockswarm.routing.swarm import BlockRange
 from support.local_engine import TOLERANCE, Client, LocalEngine, Truth, together
 from support.tiny_models import write_tiny_checkpoint

@@ -9,8 +9,8 @@ import torch
 from blockswarm.peer.engine.blocks.sizes import block_sizes
 from blockswarm.peer.engine.blocks.stage import BatchingRoute
 from blockswarm.peer.engine.load import load_stage
-from blockswarm.peer.engine.weights.forms import Packing
 from blockswarm.proto.model.checkpoint import open_checkpoint
+from blockswarm.proto.weights.forms import Packing
 from blockswarm.routing.swarm import BlockRange
 from support.tiny_models import PADDED_MODELS, write_tiny_checkpoint
 

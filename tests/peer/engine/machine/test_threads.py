@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from blockswarm.peer.engine.machine.kept import KeptMeasurements
 from blockswarm.peer.engine.machine.threads import available_cores, fewest_worthwhile, one_thread, set_threads
+from blockswarm.proto.weights.kept import KeptMeasurements
 
 
 @pytest.fixture(autouse=True)

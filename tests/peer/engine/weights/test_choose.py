@@ -10,23 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from blockswarm.peer.engine.machine.kept import KeptMeasurements
 from blockswarm.peer.engine.weights.choose import (
     MAX_ERRORS,
-    MAX_EXACT_ERROR,
     MachineProbe,
     check_packing,
     choose_packing,
     compiled_form,
     find_forms,
 )
-from blockswarm.peer.engine.weights.forms import Packing
-from blockswarm.peer.engine.weights.measure import TRIAL_ROWS, TWO_ROW_FORMS, Trial, try_packings
-from blockswarm.peer.engine.weights.packed import PackedMatrix
 from blockswarm.peer.engine.weights.quantize import PackedLinear, pack_block, shared_inputs
 from blockswarm.proto.errors import UnsupportedModel, UsageError
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.proto.model.tiny import random_model
+from blockswarm.proto.weights.forms import Packing
+from blockswarm.proto.weights.kept import KeptMeasurements
+from blockswarm.proto.weights.measure import TRIAL_ROWS, TWO_ROW_FORMS, Trial, try_packings
+from blockswarm.proto.weights.packed import PackedMatrix
+from blockswarm.proto.weights.trials import MAX_EXACT_ERROR
 from blockswarm.proto.wire.tensors import DTYPES
 from hypothesis import given
 from hypothesis import strategies as st

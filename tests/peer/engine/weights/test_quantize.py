@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 from blockswarm.peer.engine.weights.choose import int8_form
-from blockswarm.peer.engine.weights.forms import Packing
-from blockswarm.peer.engine.weights.measure import relative_error as error_here
 from blockswarm.peer.engine.weights.quantize import (
     PackedExperts,
     PackedLinear,
@@ -23,6 +21,8 @@ from blockswarm.peer.engine.weights.quantize import (
 )
 from blockswarm.proto.model.family import family_class, find_blocks
 from blockswarm.proto.model.tiny import random_model
+from blockswarm.proto.weights.forms import Packing
+from blockswarm.proto.weights.measure import relative_error as error_here
 from support.tiny_models import SERVED_MODELS, tiny_model_config
 from torch import nn
 from transformers import PreTrainedConfig

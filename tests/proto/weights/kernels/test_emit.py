@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("llvmlite", reason="the extra `fast` is not installed")
 
-from blockswarm.peer.engine.kernels.element import Element
-from blockswarm.peer.engine.kernels.emit import Vectors, emit
+from blockswarm.proto.weights.kernels.element import Element
+from blockswarm.proto.weights.kernels.emit import Vectors, emit
 from llvmlite import binding
 
 

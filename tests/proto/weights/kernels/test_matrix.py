@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("llvmlite", reason="the extra `fast` is not installed")
 
-from blockswarm.peer.engine.kernels.element import Element
-from blockswarm.peer.engine.kernels.matrix import DTYPES, RowMatrix, fits
-from blockswarm.peer.engine.weights.packed import int8_weight
+from blockswarm.proto.weights.kernels.element import Element
+from blockswarm.proto.weights.kernels.matrix import DTYPES, RowMatrix, fits
+from blockswarm.proto.weights.packed import int8_weight
 
 SHAPES = ((64, 64), (36, 176), (8, 16), (260, 1040), (4, 2816))
 of_every_element = pytest.mark.parametrize("element", Element, ids=lambda element: element.value)
@@ -155,3 +155,13 @@ def test_a_default_device_of_the_moment_changes_nothing() -> None:
         assert torch.equal(matrix.multiply(rows), expected)
     with pytest.raises(ValueError, match="device meta"):
         matrix.multiply(rows.to("meta"))
+
+
+@of_every_element
+def test_the_weights_of_some_outputs_are_read_back_as_they_were(element: Element) -> None:
+    weight = weight_of(260, 1040, element)
+    expected = int8_weight(weight)[0].float() if element is Element.INT8 else weight
+    matrix, _ = matrix_of(weight, element)
+    outputs = torch.tensor([[0, 259], [7, 7], [258, 4]])
+    assert torch.equal(matrix.weights_of(outputs), expected[outputs])
+    assert matrix.weights_of(outputs[:0]).shape == (0, 2, 1040)

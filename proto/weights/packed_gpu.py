@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ....proto.errors import UsageError
+from ..errors import UsageError
 from .packed import int8_weight
 
 PIECE_ELEMENTS = 1 << 25

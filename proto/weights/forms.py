@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from ..device import CPU
-from ..kernels.element import Element
+from .kernels.element import Element
 from .packed import (
     Int4Matrix,
     PackedMatrix,
@@ -24,6 +23,7 @@ from .packed import (
 from .packed_gpu import NF4_GROUP, Int8WeightMatrix, Nf4Matrix, int8_weight_bytes, nf4_bytes
 from .row_forms import row_bytes, row_fits, row_matrix
 
+_CPU = torch.device("cpu")
 FEWEST_OUTPUTS, FEWEST_COLUMNS = 16, 2
 """Smaller matrices stay as they are."""
 
@@ -92,7 +92,7 @@ class Packing(enum.Enum):
             return columns % NF4_GROUP == 0
         return self is not Packing.INT4 or int4_group(outputs, columns) is not None
 
-    def pack(self, weights: Sequence[torch.Tensor], device: torch.device = CPU) -> PackedMatrix:
+    def pack(self, weights: Sequence[torch.Tensor], device: torch.device = _CPU) -> PackedMatrix:
         """One matrix of weights (N_i, K), stacked; those for GPUs are packed on `device`, wherever the weights are.
 
         Raises RuntimeError if this torch or processor cannot.
@@ -133,6 +133,15 @@ _COMPILED: Mapping[Packing, Element] = {
 }
 """The forms for the compiled product, and what they hold."""
 _EXACT = (Packing.PLAIN, Packing.PREPACKED, Packing.ROWS, Packing.ROWS_BFLOAT16, Packing.ROWS_FLOAT16)
+
+
+def compiled_rows(stored: Collection[str]) -> Packing:
+    """The form for the compiled product that keeps numbers stored in these dtypes, as safetensors calls them ("BF16").
+
+    They are held as they are stored if all are stored alike.
+    """
+    narrow = {"BF16": Packing.ROWS_BFLOAT16, "F16": Packing.ROWS_FLOAT16}
+    return narrow.get(next(iter(stored)), Packing.ROWS) if len(stored) == 1 else Packing.ROWS
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Measurements of earlier runs, in the peer's own folder; a machine that has not changed starts faster.
+"""Measurements of earlier runs, in a program's own folder; a machine that has not changed starts faster.
 
-A file may be of another version, or garbled: then there is nothing in it, the log says so, and the peer measures again.
+A file may be of another version, or garbled: then there is nothing in it, the log says so, and it is measured again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ....proto.files import keep_text
+from ..files import keep_text
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class KeptMeasurements:
         return self._read().get(conditions)
 
     def save(self, conditions: str, value: Any) -> None:
-        """Keep a measurement; that it cannot be written is no reason to stop a peer."""
+        """Keep a measurement; that it cannot be written is no reason to stop."""
         entries = {key: kept for key, kept in self._read().items() if key != conditions}
         entries[conditions] = value
         newest = dict(list(entries.items())[-_MAX_ENTRIES:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blockswarm.peer.engine.weights.forms import Forms, Packing
+from blockswarm.proto.weights.forms import Forms, Packing
 
 
 def test_every_shape_has_a_form_of_its_own() -> None:

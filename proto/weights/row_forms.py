@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..kernels.element import Element
+from .kernels.element import Element
 from .packed import int8_weight
 
 if TYPE_CHECKING:
-    from ..kernels.matrix import RowMatrix
+    from .kernels.matrix import RowMatrix
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ _OUTPUTS_AT_ONCE = 1024
 
 
 def _compiled_products() -> ModuleType:
-    from ..kernels import matrix  # brings LLVM
+    from .kernels import matrix  # brings LLVM
 
     matrix.fits(1, 1, Element.FLOAT32)  # its library is loaded now, not with the package
     return matrix
@@ -32,7 +32,7 @@ def _compiled_products() -> ModuleType:
 def kernels(load: Callable[[], ModuleType] = _compiled_products) -> ModuleType | None:
     """The module of the compiled product; None where there is no LLVM, or one that is too old or broken: a word then.
 
-    Asked once: a peer serves without it.
+    Asked once: programs run without it.
     """
     try:
         return load()
@@ -56,7 +56,7 @@ def row_matrix(weights: Sequence[torch.Tensor], element: Element) -> RowMatrix:
     """
     if kernels() is None:
         raise RuntimeError("the extra `fast` is not installed, or cannot be used")
-    from ..kernels.matrix import RowMatrix
+    from .kernels.matrix import RowMatrix
 
     if element is Element.INT8:
         pieces = [int8_weight(piece) for weight in weights for piece in weight.split(_OUTPUTS_AT_ONCE)]

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 from blockswarm.peer.engine.weights.choose import MAX_ERRORS, choose_packing, int8_form
-from blockswarm.peer.engine.weights.forms import Packing
-from blockswarm.peer.engine.weights.measure import TWO_ROW_FORMS, relative_error, try_packings
+from blockswarm.proto.weights.forms import Packing
+from blockswarm.proto.weights.measure import TWO_ROW_FORMS, relative_error, try_packings
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ import sys
 import pytest
 import torch
 from blockswarm.peer.engine.weights.choose import MAX_ERRORS
-from blockswarm.peer.engine.weights.forms import Packing
-from blockswarm.peer.engine.weights.measure import TWO_ROW_FORMS
-from blockswarm.peer.engine.weights.measure import relative_error as error_here
-from blockswarm.peer.engine.weights.packed import (
+from blockswarm.proto.weights.forms import Packing
+from blockswarm.proto.weights.measure import TWO_ROW_FORMS
+from blockswarm.proto.weights.measure import relative_error as error_here
+from blockswarm.proto.weights.packed import (
     Int4Matrix,
     PrepackedMatrix,
     TwoRowMatrix,
@@ -167,7 +167,7 @@ def test_int4_refuses_odd_shapes() -> None:
 
 _MEASURE = """
 import ctypes, torch
-from blockswarm.peer.engine.weights.packed import PrepackedMatrix, TwoRowMatrix
+from blockswarm.proto.weights.packed import PrepackedMatrix, TwoRowMatrix
 
 def resident():
     ctypes.CDLL(None).malloc_trim(0)  # as the loader does

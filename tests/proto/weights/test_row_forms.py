@@ -6,7 +6,7 @@ import logging
 from types import ModuleType
 
 import pytest
-from blockswarm.peer.engine.weights.row_forms import kernels
+from blockswarm.proto.weights.row_forms import kernels
 
 
 @pytest.mark.parametrize(

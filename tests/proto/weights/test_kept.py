@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from blockswarm.peer.engine.machine.kept import KeptMeasurements, machine_and_versions
+from blockswarm.proto.weights.kept import KeptMeasurements, machine_and_versions
 
 
 def test_a_value_comes_back_under_its_own_conditions_only(tmp_path: Path) -> None:

@@ -44,8 +44,11 @@ class RowMatrix:
         self._element = element
         self.outputs = sum(weight.shape[0] for weight in weights)
         self.columns = weights[0].shape[1]
-        pieces = [_laid_out(piece, element) for weight in weights for piece in weight.split(_OUTPUTS_AT_ONCE)]
-        self._weight = torch.cat(pieces)
+        self._weight = torch.empty(self.outputs * self.columns, dtype=DTYPES[element])
+        filled = 0
+        for piece in (piece for weight in weights for piece in weight.split(_OUTPUTS_AT_ONCE)):
+            self._weight[filled : filled + piece.numel()] = _laid_out(piece, element)
+            filled += piece.numel()
         self._factors = torch.cat(list(factors)) if factors is not None else torch.empty(0, dtype=torch.float32)
         self.nbytes = self._weight.nbytes + self._factors.nbytes
 
@@ -70,6 +73,13 @@ class RowMatrix:
             for other in others:
                 other.result()
         return products.to(rows.dtype)
+
+    def weights_of(self, outputs: torch.Tensor) -> torch.Tensor:
+        """The weights of outputs (...) as they were given, exactly: (..., K) float32, for int8 without its factors."""
+        group, lanes = self._element.group, _lanes()
+        grouped = self._weight.view(self.outputs // group, self.columns // lanes, group, lanes)
+        found = grouped[outputs // group, :, outputs % group]
+        return found.reshape(*outputs.shape, self.columns).float()
 
     def _multiply(self, values: torch.Tensor, products: torch.Tensor, start: int, stop: int) -> None:
         """The outputs from `start` to `stop`, of all rows."""
@@ -101,11 +111,16 @@ def _laid_out(weight: torch.Tensor, element: Element) -> torch.Tensor:
     exact = weight.detach().to(DTYPES[element])
     if exact.dtype != weight.dtype and not torch.equal(exact.to(weight.dtype), weight):
         raise ValueError(f"weights that are no numbers of {element.value}")
+    outputs, columns = weight.shape
+    grouped = exact.reshape(outputs // element.group, element.group, columns // _lanes(), _lanes())
+    return grouped.transpose(1, 2).reshape(-1)
+
+
+def _lanes() -> int:
+    """For a matrix that exists, so that products can be compiled here."""
     found = vectors()
     assert found is not None
-    outputs, columns = weight.shape
-    grouped = exact.reshape(outputs // element.group, element.group, columns // found.lanes, found.lanes)
-    return grouped.transpose(1, 2).reshape(-1)
+    return found.lanes
 
 
 @functools.cache
