@@ -5,6 +5,7 @@ Only the tensors outside the blocks are read, and from a hub only those are fetc
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import weakref
@@ -18,11 +19,15 @@ from transformers import GenerationConfig, PreTrainedModel
 from ...proto.errors import UsageError
 from ...proto.model.checkpoint import Checkpoint, open_checkpoint
 from ...proto.model.family import load_model
+from ...proto.model.folder import cache_root
+from ...proto.weights.kept import FORMS_FILE_NAME, KeptMeasurements
+from ...proto.weights.trials import tried
 from ..background import background_loop
 from .guess.draft_model import DraftModel
 from .guess.open_draft import open_draft
 from .guess.policy import AUTO, checked_setting
 from .guess.suffix import SuffixDrafter
+from .head import pack_head
 from .model import SwarmModel, swarm_class
 from .remote import SessionFactory
 
@@ -30,6 +35,9 @@ if TYPE_CHECKING:
     from ...proto.directory.swarm_key import SwarmKey
 
 logger = logging.getLogger(__name__)
+
+HEADS = ("auto", "plain")
+"""How the head may be held."""
 
 
 class AutoSwarmModelForCausalLM:
@@ -45,6 +53,7 @@ class AutoSwarmModelForCausalLM:
         revision: str | None = None,
         guess: str | int = AUTO,
         draft: str | Path | PreTrainedModel | None = None,
+        head: str = HEADS[0],
         **connect_options: Any,
     ) -> SwarmModel:
         """The model of a local folder or a hub's "owner/name", computed by the swarm that `initial_peers` belong to.
@@ -52,6 +61,7 @@ class AutoSwarmModelForCausalLM:
         Reads, and from a hub fetches, only the tensors outside the blocks. `dtype` is that of this machine's part.
         `guess`: how many tokens are guessed ahead, "auto", "off" or a number (`SwarmModel.guess`). `draft`: a small
         model with the same tokenizer that runs on this machine and guesses, too: a folder, a hub's name, or loaded.
+        `head`: "auto", in the fastest form of its numbers here, or "plain", as torch has it.
         The other options are those of `blockswarm.client.connect.connect`. Raises SwarmError.
         """
         from ..connect import connect, parsed_peers  # brings grpc and the directory
@@ -64,7 +74,7 @@ class AutoSwarmModelForCausalLM:
         _refuse_foreign(connect_options, inspect.signature(connect).parameters)
         checkpoint = open_checkpoint(model_name_or_path, revision=revision)
         drafting = open_draft(draft, model_name_or_path, revision) if draft is not None else None
-        model = load_ends(checkpoint, dtype)
+        model = load_ends(checkpoint, dtype, head)
         factory = connect(
             checkpoint=checkpoint,
             initial_peers=initial_peers,
@@ -107,17 +117,24 @@ def _dtype(given: torch.dtype | str) -> torch.dtype:
     return found
 
 
-def load_ends(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model without its blocks, not connected to a swarm yet: see `attach`.
+def load_ends(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, head: str = HEADS[0]) -> PreTrainedModel:
+    """The model without its blocks, not connected to a swarm yet: see `attach`; for `head` see `from_pretrained`.
 
-    Raises UnsupportedModel, ModelMismatch, and what reading the checkpoint raises.
+    Raises UnsupportedModel, ModelMismatch, UsageError, and what reading the checkpoint raises.
     """
+    if head not in HEADS:
+        raise UsageError(f"there is no way {head!r} to hold the head", hint=f"Choose one of {', '.join(HEADS)}.")
     model = load_model(
         swarm_class(checkpoint.config), checkpoint.config, checkpoint.ends_state(), dtype, check_size=True
     )
     if (checkpoint.folder / "generation_config.json").is_file():
         model.generation_config = _generation_config(checkpoint)
-    return prepare(model)
+    prepare(model)
+    if head == "auto":
+        stored = {tensor.dtype for tensor in checkpoint.ends_tensors() if len(tensor.shape) > 1}
+        kept = KeptMeasurements(cache_root(None) / FORMS_FILE_NAME)
+        pack_head(model, stored, functools.partial(tried, kept=kept))
+    return model
 
 
 def _generation_config(checkpoint: Checkpoint) -> GenerationConfig:

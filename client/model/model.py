@@ -288,7 +288,7 @@ def _checked_inputs(model: SwarmModel, kwargs: dict[str, Any]) -> dict[str, Any]
         raise UsageError("the attention mask must have two dimensions: one number per token")
     if batch * count > 1 or cache.columns == 0:  # a single new token is one that generate has chosen
         if ids is not None:
-            refuse_unknown_tokens(ids, len(model.get_input_embeddings().weight))
+            refuse_unknown_tokens(ids, model.get_input_embeddings().num_embeddings)
         refuse_long_texts(cache.columns + count - least_padding(mask), model.position_limit)
     cache.expect(ForwardInputs(ids, mask, kwargs.get("position_ids"), keep if isinstance(keep, int) else 0))
     return kwargs | {"past_key_values": cache, "use_cache": True}

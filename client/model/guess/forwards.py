@@ -60,5 +60,5 @@ class GuessedForwards:
         columns = step.after.columns
         positions_given = inputs.position_ids is not None
         front = Front(self.model, columns, piece.stop, inputs.attention_mask, positions_given)
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        vocabulary = self.model.get_input_embeddings().num_embeddings
         return Feed(tokens, min(room, self.most_columns - columns), vocabulary, front.hidden)

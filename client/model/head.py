@@ -1,0 +1,122 @@
+"""A head and an embedding that are stored in 16 bits, held in 16 bits; the head is most of what a client computes.
+
+The numbers are widened in registers: half of the bytes are read for every token, and none is another number.  A sum is
+added up in another order than torch's, so a logit may differ in its last bits, as it does between two processors.
+Where embedding and head are one matrix, the embedding's rows are read from the packed one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ...proto.weights.forms import Packing, compiled_rows
+from ...proto.weights.measure import Trial
+from ...proto.weights.trials import fastest_exact
+
+if TYPE_CHECKING:
+    from ...proto.weights.kernels.matrix import RowMatrix
+
+logger = logging.getLogger(__name__)
+
+TryForms = Callable[[int, int, str, tuple[Packing, ...]], Mapping[Packing, Trial]]
+"""As `proto.weights.trials.tried`."""
+FEWEST_ELEMENTS = 1 << 20
+"""Smaller heads stay in caches: nothing is compiled and tried for them."""
+_AT_ONCE = 1024
+"""Rows of an embedding that are compared at a time."""
+
+
+@torch.no_grad()
+def pack_head(
+    model: PreTrainedModel, stored: Collection[str], try_forms: TryForms, fewest_elements: int = FEWEST_ELEMENTS
+) -> None:
+    """Hold the head of `model`, and its embedding, in 16 bits where that keeps their numbers and is the fastest here.
+
+    `stored`: the dtypes of the checkpoint's matrices, as safetensors calls them ("BF16"). Changes nothing for those of
+    32 bits, whose compiled product gains nothing with the one row that a client mostly computes; where the extra `fast`
+    is not installed; for a part in another dtype than float32; for a small head, or one that is more than a linear;
+    and if it shares its weight with anything but a plain embedding.
+    """
+    head: Any = model.get_output_embeddings()
+    form = compiled_rows(stored)
+    if type(head) is not nn.Linear or head.weight.dtype != torch.float32 or not form.saves_memory:
+        return
+    shape: tuple[int, int] = (head.out_features, head.in_features)
+    sharing = [module for module in model.modules() if getattr(module, "weight", None) is head.weight]
+    if head.weight.numel() < fewest_elements or not all(map(_is_plain, sharing)) or not form.fits(*shape):
+        return
+    if fastest_exact(try_forms(*shape, "float32", (Packing.PLAIN, form))) is Packing.PLAIN:
+        return
+    matrix: Any = form.pack([head.weight])
+    _replace(model, head, PackedHead(matrix, head.bias))
+    embedding: Any = model.get_input_embeddings()
+    is_shared = embedding in sharing
+    del head, sharing  # the weight is let go before an embedding of its own is looked at
+    if is_shared:
+        _replace(model, embedding, NarrowEmbedding(matrix.weights_of, *shape))
+    elif type(embedding) is nn.Embedding and _is_plain(embedding):
+        _narrow(model, embedding, torch.bfloat16 if form is Packing.ROWS_BFLOAT16 else torch.float16)
+    logger.debug("the head is %s, %d MiB", form.described, matrix.nbytes >> 20)
+
+
+class _Narrow(nn.Module):
+    """Stands where a weight was; families ask weights for the dtype of what passes through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(0, dtype=torch.float32), requires_grad=False)
+
+
+class PackedHead(_Narrow):
+    """Stands where a model had its head."""
+
+    def __init__(self, matrix: RowMatrix, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = matrix.outputs, matrix.columns
+        self.bias = bias
+        self._matrix = matrix
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(..., H) -> (..., vocabulary). The matrix stays in this machine's memory, wherever the model has moved."""
+        rows = hidden_states.reshape(-1, self.in_features)
+        product = self._matrix.multiply(rows.cpu()).to(rows.device)
+        output = product.view(*hidden_states.shape[:-1], self.out_features)
+        return output if self.bias is None else output + self.bias
+
+
+class NarrowEmbedding(_Narrow):
+    """Stands where a model had a plain embedding, whose very numbers it gives."""
+
+    def __init__(self, rows_of: Callable[[torch.Tensor], torch.Tensor], count: int, width: int) -> None:
+        """`rows_of`: ids (...) -> their rows (..., `width`)."""
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = count, width
+        self._rows_of = rows_of
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(...) -> (..., H)."""
+        return self._rows_of(input.cpu()).to(input.device, self.weight.dtype)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return type(module) is nn.Linear or (type(module) is nn.Embedding and module.max_norm is None)
+
+
+def _narrow(model: nn.Module, embedding: nn.Embedding, dtype: torch.dtype) -> None:
+    """Hold an embedding in `dtype` if that keeps its numbers."""
+    table = embedding.weight.to(dtype)
+    pieces = zip(table.split(_AT_ONCE), embedding.weight.split(_AT_ONCE), strict=True)
+    if all(torch.equal(narrow.to(wide.dtype), wide) for narrow, wide in pieces):
+        _replace(model, embedding, NarrowEmbedding(lambda ids: table[ids], *table.shape))
+
+
+def _replace(model: nn.Module, module: nn.Module, replacement: nn.Module) -> None:
+    path = next(path for path, found in model.named_modules() if found is module)
+    owner, _, name = path.rpartition(".")
+    setattr(model.get_submodule(owner), name, replacement)
