@@ -1,13 +1,14 @@
-"""Measure what programs add to the Python client: an endpoint's time per token, alone and with many streams.
+"""Measure the programs that people see: what an endpoint adds to the Python client, and how fast the dashboard is.
 
 overhead   one text through the endpoint and one in Python, in turn: seconds per token and to the first one
 streams    many texts at once through the endpoint, against one alone
 left       seconds from a client that goes away in mid-text until the endpoint is idle
-memory     of the endpoint and of a Python client
+memory     of the endpoint, of a Python client, and of a dashboard without and with the program that probes
+pages      the dashboard in a headless Chromium with 10, 100 and 1,000 peers: first paint, updates, bytes, requests
 
-Two peers of the demo model, an endpoint and a Python client, each a process of its own, on loopback. Every prompt is
-new. An interval is that of the median, at 96 % with nine pairs. The exit status is 1 if a text through the endpoint was
-another one than in Python.
+Two peers of the demo model, an endpoint, a Python client and a dashboard, each a process of its own, on loopback; the
+swarms of `pages` are made up. Every prompt and every swarm is new. An interval is that of the median, at 96 % with nine
+pairs. The exit status is 1 if a text through the endpoint was another one than in Python.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ import argparse
 import contextlib
 import http.client
 import json
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .intervals import interval
+from .intervals import median_of
+from .pages import SWARMS, find_browser, measure_pages, tables
 from .processes import SCRIPTS, Child, command_line, describe_machine, machine, run_program
 from .swarm_runs import Prompts, Question, running_peers
 
@@ -35,6 +36,9 @@ MODEL = SCRIPTS / "demo_model"
 NAME = "demo"
 PROMPT_TOKENS = 32
 READY = "serving "
+SHOWN = "showing the swarm at "
+PROBED_SECONDS = 120.0
+SECTIONS = ("overhead", "streams", "left", "memory", "pages")
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class Faces:
 
     endpoint: EndpointProcess
     python: Child
+    dashboard: Child
     prompts: Prompts
     new_tokens: int
 
@@ -111,11 +116,6 @@ class Faces:
         answer = self.python.ask(**question)
         (first, _), last = answer["arrivals"][0], answer["arrivals"][-1][0]
         return Text(answer["text"], len(answer["tokens"]), first, last)
-
-
-def median_of(values: Sequence[float]) -> tuple[float, float, float]:
-    """The median, and the interval in which it is."""
-    return statistics.median(values), *interval(values)
 
 
 def measure_overhead(faces: Faces, pairs: int) -> dict[str, Any]:
@@ -164,13 +164,18 @@ def measure_left(faces: Faces, times: int) -> dict[str, Any]:
 
 
 def measure_memory(faces: Faces) -> dict[str, Any]:
+    """Bytes of PSS: memory that processes share counts in proportion."""
     programs = {"endpoint": faces.endpoint.child, "python client": faces.python}
-    return {name: child.memory_bytes() for name, child in programs.items()}
+    alone, both = faces.dashboard.memory_by_process()[0], faces.dashboard.memory_bytes()
+    return {
+        **{name: child.memory_bytes() for name, child in programs.items()},
+        "dashboard alone": alone, "dashboard and probe": both,
+    }  # fmt: skip
 
 
 @contextlib.contextmanager
 def running(folder: Path, new_tokens: int, streams: int) -> Iterator[Faces]:
-    """Peers, endpoint and client, ready."""
+    """Peers, endpoint, client and dashboard, ready; the dashboard has probed."""
     with contextlib.ExitStack() as stack:
         _, addresses = stack.enter_context(running_peers(folder, MODEL, 2))
         python = stack.enter_context(
@@ -184,24 +189,53 @@ def running(folder: Path, new_tokens: int, streams: int) -> Iterator[Faces]:
         )
         stack.enter_context(serve)
         address = serve.read_text(READY)
-        yield Faces(EndpointProcess(serve, address), python, Prompts(256), new_tokens)
+        dashboard = stack.enter_context(running_dashboard(folder, peers))
+        yield Faces(EndpointProcess(serve, address), python, dashboard, Prompts(256), new_tokens)
+
+
+@contextlib.contextmanager
+def running_dashboard(folder: Path, peers: Sequence[str]) -> Iterator[Child]:
+    """A `swarm-dashboard` that has probed. Raises TimeoutError if it does not."""
+    options = ["--model", MODEL, "--port", "0", "--data", folder / "history"]
+    command = ("-m", "blockswarm.client.dashboard.cli", *peers, *options)
+    with Child(*command, log=folder / "dashboard.log") as child:
+        address, until = child.read_text(SHOWN), time.perf_counter() + PROBED_SECONDS
+        while not any(model["probe"] for model in status_of(address)["models"]):
+            if time.perf_counter() > until:
+                raise TimeoutError("the dashboard does not probe")
+            time.sleep(0.2)
+        yield child
+
+
+def status_of(dashboard: str) -> Any:
+    connection = http.client.HTTPConnection(urlsplit(dashboard).netloc, timeout=30)
+    with contextlib.closing(connection):
+        connection.request("GET", "/api/v1/status")
+        return json.load(connection.getresponse())
 
 
 def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    quick = chosen.quick
-    with running(folder, 16 if quick else chosen.tokens, chosen.streams) as faces:
-        sections: Mapping[str, Any] = {
-            "overhead": lambda: measure_overhead(faces, 2 if quick else chosen.pairs),
-            "streams": lambda: measure_streams(faces, 4 if quick else chosen.streams),
-            "left": lambda: measure_left(faces, 2 if quick else chosen.pairs),
-            "memory": lambda: measure_memory(faces),
-        }
-        found = {}
-        for name, measure in sections.items():
+    quick, found = chosen.quick, dict[str, Any]()
+
+    def measure(name: str, section: Callable[[], Any]) -> None:
+        if name in chosen.only:
             print(f"{name} ...", file=sys.stderr, flush=True)
-            found[name] = measure()
-            print(f"{name}: {json.dumps(found[name])}", file=sys.stderr, flush=True)
-        return found
+            found[name] = section()
+            if name != "pages":  # which has tables
+                print(f"{name}: {json.dumps(found[name])}", file=sys.stderr, flush=True)
+
+    if set(chosen.only) != {"pages"}:
+        with running(folder, 16 if quick else chosen.tokens, chosen.streams) as faces:
+            measure("overhead", lambda: measure_overhead(faces, 2 if quick else chosen.pairs))
+            measure("streams", lambda: measure_streams(faces, 4 if quick else chosen.streams))
+            measure("left", lambda: measure_left(faces, 2 if quick else chosen.pairs))
+            measure("memory", lambda: measure_memory(faces))
+    measure("pages", lambda: measure_pages(SWARMS[:1] if quick else SWARMS, 1 if quick else chosen.visits, tell))
+    return found
+
+
+def tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:
@@ -212,15 +246,22 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=9, help="of texts through endpoint and Python [default: 9]")
     parser.add_argument("--streams", type=int, default=32, help="texts at once [default: 32]")
     parser.add_argument("--tokens", type=int, default=96, help="new tokens of a text [default: 96]")
+    parser.add_argument("--visits", type=int, default=7, help="of each page, and updates of a kind [default: 7]")
+    parser.add_argument("--only", choices=SECTIONS, action="append", help="may be given again [default: all]")
     parser.add_argument("--quick", action="store_true", help="a look whether it works")
     chosen = parser.parse_args()
+    chosen.only = chosen.only or list(SECTIONS)
+    if "pages" in chosen.only and find_browser() is None:
+        parser.error("`pages` needs a chromium (Debian: apt install chromium); --only names other sections")
     facts = dict(machine())
     with tempfile.TemporaryDirectory(prefix="faces-") as folder:
         found = run(chosen, Path(folder))
     print(describe_machine(facts, command_line("bench_faces", sys.argv[1:])), file=sys.stderr)
+    if "pages" in found:
+        print(tables(found["pages"]), file=sys.stderr)
     if chosen.json:
         print(json.dumps({"machine": facts, **found}, indent=2))
-    return 0 if found["overhead"]["same"] else 1
+    return 0 if found.get("overhead", {"same": True})["same"] else 1
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 CONFIDENCE = 0.95
@@ -19,3 +20,8 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
         cut += 1
     cut = max(0, cut - 1)
     return ordered[cut], ordered[count - 1 - cut]
+
+
+def median_of(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median, and the interval in which it is."""
+    return statistics.median(values), *interval(values)

@@ -120,7 +120,11 @@ class Child:
 
     def memory_bytes(self) -> int:
         """Proportional set size of the process and those it started: what is shared counts in proportion."""
-        return sum(psutil.Process(pid).memory_full_info().pss for pid in self._pids())
+        return sum(self.memory_by_process())
+
+    def memory_by_process(self) -> list[int]:
+        """The same of each: that of the process comes first."""
+        return [psutil.Process(pid).memory_full_info().pss for pid in self._pids()]
 
     def ask_to_end(self) -> None:
         """Ask and do not wait: where many are to end, they do it side by side. `end` has to follow."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,15 @@ from blockswarm.client.api.openai.replies import DONE, AnswerHead, ChatShape, ch
 from blockswarm.client.api.page import FILES
 from blockswarm.client.api.pieces import STOP, Piece
 from blockswarm.routing.swarm import BlockRange
+from support.browsers import ABSENT, CHROMIUM, open_browser
 from support.endpoint import RunningEndpoint, running_endpoint
 from support.swarm_thread import SwarmThread, swarm_thread
 
 MODEL = Path(__file__).parents[4] / "scripts" / "demo_model"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 WAIT_MS = 30_000
 END = json.loads((MODEL / "generation_config.json").read_text())["eos_token_id"]
 
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None, reason="there is no chromium here: install Debian's package `chromium` to test the page"
-)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason=ABSENT)
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +42,9 @@ def running(serving: SwarmThread) -> Iterator[RunningEndpoint]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox"] if os.name == "posix" and os.getuid() == 0 else []
-        )
+    pytest.importorskip("playwright.sync_api")
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 def endless(request: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,10 +18,11 @@ from blockswarm.client.dashboard.timing import DashboardTiming
 from blockswarm.client.dashboard.watch.sighting import Failure, LastProbe, ModelState
 from blockswarm.client.dashboard.web.templating import SCREENS
 from blockswarm.routing.swarm import BlockRange, MoveClaim, PeerState
+from support.browsers import ABSENT, CHROMIUM, open_browser
+from support.crowds import Crowd
 from support.dashboards import ServedSite, served_site
 from support.sightings import FACTS, HOST, NOW, known, seen, site_of
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 WAIT_MS = 30_000
 SIZES = {"block_bytes": 1e6, "kv_bytes_per_token": 100.0}
 PICTURE = {"width": 1000, "height": 600}
@@ -38,9 +39,7 @@ HOSTILE = (
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="there is no chromium here: install Debian's package `chromium` to test the pages"
-    ),
+    pytest.mark.skipif(CHROMIUM is None, reason=ABSENT),
 ]
 
 
@@ -63,9 +62,7 @@ def healthy(name: str = "a model", peer_name: str | None = None) -> ModelState:
 
 
 def crowd() -> ModelState:
-    facts = replace(FACTS, num_blocks=80)
-    peers = [known(f"{i % 74}:{i % 74 + 7}", f"peer {i}", **SIZES, cost=0.001 + i / 1e5) for i in range(950)]
-    return seen(*peers, silent=[known("0:8", f"silent {i}") for i in range(50)], facts=facts)
+    return Crowd(1000, random.Random(0)).state(NOW)
 
 
 STATES: dict[str, Callable[[], ModelState]] = {
@@ -88,13 +85,9 @@ WORDS = {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox"] if os.name == "posix" and os.getuid() == 0 else []
-        )
+    pytest.importorskip("playwright.sync_api")
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 @contextmanager
