@@ -19,6 +19,7 @@ from ..survey.survey import open_caller
 from ..timing import ClientTiming
 from .board.listing import PeerQuery
 from .board.model import ModelBoard, model_board
+from .board.routes import MOST_EXPLAINED
 from .config import DashboardConfig
 from .history.recorder import Recorder
 from .watch.keeper import SnapshotKeeper
@@ -111,6 +112,8 @@ def _of_model(board: ModelBoard) -> Iterator[tuple[str, str]]:
         for end, name in (("", "blocks"), ("/peers", "peers")):
             number = f"-{page}" if page > 1 else ""
             yield f"/models/{model}{end}{query.at_page(page)}", f"models/{model}/{name}{number}.html"
+    if len(board.peers) > MOST_EXPLAINED:
+        yield f"/models/{model}/routes?others=all", f"models/{model}/routes-others.html"
     for span in ("24h", "7d", "30d"):
         yield f"/models/{model}/history?span={span}", f"models/{model}/history-{span}.html"
         yield f"/api/v1/history?model={model}&span={span}", f"api/v1/history-{model}-{span}.json"

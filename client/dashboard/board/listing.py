@@ -12,7 +12,8 @@ from .peers import PeerRow
 
 T = TypeVar("T")
 
-ROWS_A_PAGE = 200
+ROWS_A_PAGE = 100
+"""An update of 200 took server and browser 140 ms of CPU and more: too long to be seen at once."""
 MAX_FILTER_CHARS = 64
 MAX_PAGE = 1000
 

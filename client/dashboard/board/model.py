@@ -9,9 +9,6 @@ from .coverage import CoverageMap, coverage_map
 from .now import ModelCard, PeerTally, StaleAfter, model_card
 from .peers import PeerRow, peer_rows
 
-KEPT = "board"
-"""The name of the boards among what a state keeps."""
-
 
 @dataclass(frozen=True, eq=False)
 class ModelBoard:
@@ -34,11 +31,8 @@ class ModelBoard:
 
 
 def model_board(state: ModelState) -> ModelBoard:
-    """The boards of a state, computed once for each: two threads may both do it."""
-    board = state.kept.get(KEPT)
-    if not isinstance(board, ModelBoard):
-        board = state.kept[KEPT] = _made(state)
-    return board
+    """The boards of a state, computed once for each."""
+    return state.once("board", lambda: _made(state))
 
 
 def _made(state: ModelState) -> ModelBoard:

@@ -23,6 +23,8 @@ from ..written.words import failure_words
 REQUEST = RequestSpec(128, 128)
 """The request that is planned for, as `swarm-client route` has it."""
 MOST_ALTERNATIVES = 8
+MOST_EXPLAINED = 100
+"""Swarms of more peers say only to those that ask why the others are not on the chain: a millisecond for each."""
 SEARCH_SHARE = 0.2
 """Part of a client's time for a search that each search takes here at most."""
 
@@ -88,7 +90,8 @@ class RoutesBoard:
     failure: str = ""
     """Why there is no chain, in words."""
     alternatives: tuple[Alternative, ...] = ()
-    not_chosen: tuple[PassedOver, ...] = ()
+    not_chosen: tuple[PassedOver, ...] | None = ()
+    """None: nobody has asked for these."""
 
 
 def measured_hops(outcome: ProbeOutcome) -> dict[tuple[PeerId, int, int], tuple[float, float]]:
@@ -101,15 +104,18 @@ def routes_board(
     measured: Mapping[tuple[PeerId, int, int], tuple[float, float]],
     now: float,
     clock: Callable[[], float],
+    *,
+    explained: bool = True,
 ) -> RoutesBoard:
     """`measured`: by peer and blocks, queue and compute seconds of the last probe; `now` in Unix seconds.
 
+    Without `explained` nothing is said of the peers that are not on the chain.
     `clock` bounds the searches, in seconds: each takes a part of what a client gives one, so this is for a thread.
     """
     current = _current(sighting, now)
     chosen = _chain(current, frozenset(), clock)
     if isinstance(chosen, str):
-        return RoutesBoard(failure=chosen, not_chosen=_not_chosen(sighting, current, ()))
+        return RoutesBoard(failure=chosen, not_chosen=_not_chosen(sighting, current, ()) if explained else None)
     chain = predict(chosen, current.prepared, push=True)
     hops = []
     for hop, choice in zip(chain.hops, chosen, strict=True):
@@ -127,7 +133,7 @@ def routes_board(
         chain.gap_seconds == 0,
         chain.gap_seconds,
         alternatives=tuple(_alternative(current, hop, clock) for hop in hops[:MOST_ALTERNATIVES]),
-        not_chosen=_not_chosen(sighting, current, chosen),
+        not_chosen=_not_chosen(sighting, current, chosen) if explained else None,
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 from ....proto.directory.records import PeerRecord
 from ....proto.errors import SwarmError
@@ -11,6 +12,8 @@ from ....routing.swarm import PeerId
 from ...swarm.snapshot import PreparedSwarm
 from ..history.entries import Availability
 from ..probe.messages import ProbeOutcome
+
+T = TypeVar("T")
 
 ID_CHARS = 12
 """Digits of a model's digest that name it in addresses of pages."""
@@ -95,7 +98,13 @@ class ModelState:
     measured_block_seconds: Mapping[PeerId, float] = field(default_factory=dict)
     """Time of one block for one token, as the latest probes took it."""
     kept: dict[str, object] = field(default_factory=dict, init=False, repr=False)
-    """Values that are computed from this state once; they live as long as it does."""
+    """The values of `once`; they live as long as this state does."""
+
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """The value of that name, computed from this state once; two threads may both do it."""
+        if name not in self.kept:
+            self.kept[name] = compute()
+        return cast(T, self.kept[name])
 
 
 @dataclass(frozen=True)

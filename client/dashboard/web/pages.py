@@ -14,6 +14,7 @@ from ..board.history import HistoryBoard, parse_span
 from ..board.join import JoinQuery, join_board
 from ..board.listing import PeerQuery
 from ..board.model import ModelBoard
+from ..board.routes import MOST_EXPLAINED
 from ..written.chart import Chart, chart
 from .api import known_model
 from .badge import badge_of
@@ -66,13 +67,13 @@ class _Pages:
         )
 
     async def routes(self, request: Request, model_id: str) -> Response:
-        return await self._model_page(
-            request,
-            model_id,
-            "/routes",
-            "routes.html",
-            lambda moment, board: {"routes": self._site.routes(board, moment.now)},
-        )
+        asked = request.query_params.get("others") == "all"
+
+        def values(moment: Moment, board: ModelBoard) -> Mapping[str, Any]:
+            explained = asked or len(board.peers) <= MOST_EXPLAINED
+            return {"routes": self._site.routes(board, moment.now, explained=explained)}
+
+        return await self._model_page(request, model_id, "/routes", "routes.html", values)
 
     async def placement(self, request: Request, model_id: str) -> Response:
         def values(moment: Moment, board: ModelBoard) -> Mapping[str, Any]:

@@ -74,18 +74,23 @@ class Site:
     streams: Streams = field(default_factory=lambda: Streams(secrets.token_hex(4)))
     maker: BodyMaker = field(default_factory=BodyMaker)
 
-    def routes(self, board: ModelBoard, now: float) -> RoutesBoard:
-        """For a thread: it searches for chains."""
-        if board.state.sighting is None:
+    def routes(self, board: ModelBoard, now: float, *, explained: bool = True) -> RoutesBoard:
+        """As `routes_board` has it; once for each state, at the time of the first that asks. For a thread."""
+        state, sighting = board.state, board.state.sighting
+        if sighting is None:
             return RoutesBoard()
-        measured = {} if board.state.probe is None else measured_hops(board.state.probe.outcome)
-        return routes_board(board.state.sighting, measured, now, self.search_clock)
+        measured = {} if state.probe is None else measured_hops(state.probe.outcome)
+        return state.once(
+            f"routes, explained: {explained}",
+            lambda: routes_board(sighting, measured, now, self.search_clock, explained=explained),
+        )
 
     def placement(self, board: ModelBoard) -> PlacementBoard | None:
-        """None before the first look. For a thread: it plans."""
-        if board.state.sighting is None:
+        """None before the first look. For a thread: it plans, once for each state."""
+        state, sighting = board.state, board.state.sighting
+        if sighting is None:
             return None
-        return placement_board(board.state.facts, board.state.sighting)
+        return state.once("placement", lambda: placement_board(state.facts, sighting))
 
     def history(self, model_id: str, span: Span, now: float) -> HistoryBoard:
         """Read the history of a model up to `now`, Unix seconds; for a thread that may wait."""

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 import pytest
 from blockswarm.client.dashboard.board.listing import ROWS_A_PAGE
+from blockswarm.client.dashboard.board.routes import MOST_EXPLAINED
 from blockswarm.client.dashboard.history.entries import Availability, EventEntry, ProbeEntry
 from blockswarm.client.dashboard.history.recorder import Recorder
 from blockswarm.client.dashboard.probe.messages import ProbeOutcome
@@ -317,6 +318,32 @@ def test_the_chain_and_its_alternatives_are_shown() -> None:
     board = ask(site, f"/api/v1/routes?model={ID}").json
     assert [hop["blocks"] for hop in board["hops"]] == [[0, 4], [4, 8]]
     assert len(board["not_chosen"]) == 2
+
+
+def test_in_a_large_swarm_reasons_are_told_to_those_that_ask() -> None:
+    """They take a millisecond for each peer, and the chain is shown without."""
+    peers = [known("0:8", f"peer {index}") for index in range(MOST_EXPLAINED + 1)]
+    site = site_of(seen(*peers, proven=dict.fromkeys(range(8), b"8" * 8)))
+    page = ask(site, f"/models/{ID}/routes").text
+    link = next(value for _, found in Tags(page).found for value in found.values() if value and "others" in value)
+    reason = "chains with it are slower"
+    assert reason not in page
+    assert f"Why {MOST_EXPLAINED} peers are not on it" in page
+    everything = "".join(Tags(ask(site, link).text).words)
+    assert all(f"peer {index} " in everything for index in range(MOST_EXPLAINED + 1))
+    assert len(ask(site, f"/api/v1/routes?model={ID}").json["not_chosen"]) == MOST_EXPLAINED
+
+
+def test_an_analysis_is_made_once_for_page_and_data_of_a_snapshot() -> None:
+    reads = []
+    site = site_of(healthy(), search_clock=lambda: float(reads.append(None) is not None))
+    ask(site, f"/models/{ID}/routes")
+    after_page = len(reads)
+    ask(site, f"/api/v1/routes?model={ID}")
+    assert 0 < after_page == len(reads)
+    asyncio.run(site.keeper.put(healthy()))
+    ask(site, f"/api/v1/routes?model={ID}")
+    assert len(reads) > after_page
 
 
 def test_only_the_address_that_the_operator_gives_is_told() -> None:
