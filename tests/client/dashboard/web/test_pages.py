@@ -182,9 +182,10 @@ def test_the_map_is_a_grid_for_the_keyboard(browser: Any) -> None:
 
         grid.locator("th").first.focus()
         for key, text in (
-            ("ArrowRight", "0"), ("ArrowDown", "serving 0:4"), ("ArrowDown", ""), ("ArrowDown", "1"),
-            ("End", "1"), ("ArrowUp", "serving 4:8"), ("ArrowUp", ""), ("ArrowLeft", "serving 0:4"),
-            ("Control+Home", "Peer"), ("ArrowUp", "Peer"), ("Control+End", "4"),
+            ("ArrowRight", "0"), ("ArrowDown", "1"), ("ArrowDown", "4096"), ("ArrowDown", "4"),
+            ("ArrowDown", "serving 0:4"), ("ArrowDown", ""), ("End", "serving 4:8"), ("ArrowUp", ""),
+            ("ArrowLeft", "serving 0:4"), ("Control+Home", "Peer"), ("ArrowUp", "Peer"),
+            ("Control+End", "serving 4:8"),
         ):  # fmt: skip
             page.keyboard.press(key)
             assert at() == text, key
@@ -244,6 +245,19 @@ def test_an_update_says_what_a_new_page_says_and_keeps_the_rows_that_are_there(b
             if rows >= ROWS_A_PAGE and not address.endswith("/routes"):  # a chain less, and the rest moves
                 assert page.evaluate(KEPT_ROWS) >= ROWS_A_PAGE - 3, address
             assert page.locator("table[role=grid] [tabindex='0']").count() == page.locator("table[role=grid]").count()
+
+
+def test_rows_of_a_large_map_are_low_and_its_sums_are_on_the_first_screen(browser: Any) -> None:
+    """Names stay in one line where there is room, and in two on a narrow screen, however wide the map is."""
+    with served_site(site_of(crowd())) as served:
+        for width, lines in ((1280, 1), (320, 2)):
+            with visited(browser, served, viewport={"width": width, "height": 800}) as page:
+                page.goto(f"{served.root}/models/{FACTS.id}")
+                heights = page.evaluate(
+                    "[...document.querySelectorAll('.map tbody tr')].map((row) => row.offsetHeight)"
+                )
+                assert max(heights) < 24 * lines + 12
+                assert page.evaluate("document.querySelector('.sums').getBoundingClientRect().bottom") < 800
 
 
 def test_everything_is_there_without_javascript(browser: Any) -> None:
