@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -35,11 +36,13 @@ pytestmark = [
 IDS = [Identity.generate() for _ in range(4)]
 QUICK = HivemindTiming(
     call_seconds=0.7, first_backoff_seconds=0.1, max_backoff_seconds=0.2, heartbeat_seconds=0.1,
-    heartbeat_answer_seconds=1.0, first_contact_seconds=0.1, max_contact_seconds=0.4, note_seconds=0.1,
+    heartbeat_answer_seconds=10.0, first_contact_seconds=0.1, max_contact_seconds=0.4, note_seconds=0.1,
     patrol_seconds=0.5, silent_clocks_seconds=1.0,
 )  # fmt: skip
 UNSEEN = replace(QUICK, patrol_seconds=1e6)
 """Without patrols."""
+PATIENT = replace(QUICK, call_seconds=10.0)
+"""Where no node is silent: on a busy machine each of them may be, for a second."""
 
 
 @dataclass
@@ -66,8 +69,9 @@ class Node:
 class Net:
     """Nodes and their cables, all of them closed at the end."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, timing: HivemindTiming) -> None:
         self._folder = folder
+        self._timing = timing
         self.nodes: list[Node] = []
 
     async def __aenter__(self) -> Net:
@@ -79,25 +83,27 @@ class Net:
             await node.directory.close()
             await node.cable.close()
 
-    async def start(self, *initial: str, timing: HivemindTiming = QUICK, **options: Any) -> Node:
+    async def start(self, *initial: str, timing: HivemindTiming | None = None, **options: Any) -> Node:
         cable = await Cable.lay(free_port())
         folder = self._folder / f"node-{len(self.nodes)}"
         directory = await self._start(folder, cable, initial, timing, **options)
         self.nodes.append(Node(IDS[len(self.nodes)], cable, directory, folder))
         return self.nodes[-1]
 
-    async def start_again(self, node: Node, *initial: str, timing: HivemindTiming = QUICK, **options: Any) -> None:
+    async def start_again(
+        self, node: Node, *initial: str, timing: HivemindTiming | None = None, **options: Any
+    ) -> None:
         node.directory = await self._start(node.folder, node.cable, initial, timing, **options)
 
     async def _start(
-        self, folder: Path, cable: Cable, initial: Sequence[str], timing: HivemindTiming, **options: Any
+        self, folder: Path, cable: Cable, initial: Sequence[str], timing: HivemindTiming | None, **options: Any
     ) -> HivemindDirectory:
         return await HivemindDirectory.start(
             folder / "key",
             initial,
             [f"/ip4/127.0.0.1/tcp/{cable.target_port}"],
             announce_maddrs=[f"/ip4/127.0.0.1/tcp/{cable.port}"],
-            timing=timing,
+            timing=timing or self._timing,
             **options,
         )
 
@@ -110,9 +116,9 @@ class Net:
             node.cable.mend()
 
 
-def run(scenario: Callable[[Net], Awaitable[None]], folder: Path) -> None:
+def run(scenario: Callable[[Net], Awaitable[None]], folder: Path, timing: HivemindTiming = QUICK) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(90), Net(folder) as net:
+        async with asyncio.timeout(90), Net(folder, timing) as net:
             await scenario(net)
 
     asyncio.run(bounded())
@@ -354,7 +360,7 @@ def test_a_contact_that_answers_nonsense_ends_nothing(tmp_path: Path) -> None:
             await second.directory.announce(record)
             assert await first.directory.lookup(name) == (record,)
 
-    run(scenario, tmp_path)
+    run(scenario, tmp_path, PATIENT)
 
 
 def test_an_error_of_any_class_concerns_the_contact_only() -> None:
@@ -405,7 +411,7 @@ def test_what_a_bad_contact_says_fails_a_start_only_if_all_say_so(
             assert first.directory.isolated
 
     with caplog.at_level(logging.WARNING):
-        run(scenario, tmp_path)
+        run(scenario, tmp_path, PATIENT)
     assert any("no node of this DHT" in line for line in caplog.messages)
 
 
@@ -452,7 +458,7 @@ def test_a_peer_whose_clock_is_set_is_seen_all_the_time(
                 assert await node.directory.lookup(name) == (record,), moment
 
     with caplog.at_level(logging.WARNING):
-        run(scenario, tmp_path)
+        run(scenario, tmp_path, PATIENT)
     told = f"this machine's clock is 1.0 h (3600 s) {'behind' if step < 0 else 'ahead of'} the clocks of other nodes"
     assert sum(told in line for line in caplog.messages) == 1
 
@@ -471,11 +477,12 @@ def test_a_first_node_follows_the_correction_of_a_clock_that_was_wrong(tmp_path:
         clock.machine.offset_seconds = 0.0
         await until(lambda: clock.is_right)
         record = a_record(first.identity, name, next_expiry(expiry, clock.steady()))
-        await first.directory.announce(record)
+        with contextlib.suppress(PeerUnavailable):  # if it has met the refused one, it misses it, and keeps the record
+            await first.directory.announce(record)
         second = await net.start(first.through_cable)
         assert await second.directory.lookup(name) == (record,)
 
-    run(scenario, tmp_path)
+    run(scenario, tmp_path, PATIENT)
 
 
 @pytest.mark.long
@@ -495,7 +502,7 @@ def test_a_first_node_whose_others_are_gone_follows_the_correction(tmp_path: Pat
         await second.directory.announce(a_record(second.identity, name, time.time() + 60))
         assert len(await first.directory.lookup(name)) == 1
 
-    run(scenario, tmp_path)
+    run(scenario, tmp_path, PATIENT)
 
 
 @pytest.mark.long
@@ -512,7 +519,7 @@ def test_nodes_whose_clocks_are_all_corrected_all_follow(tmp_path: Path) -> None
             await asyncio.sleep(0.3)
         await until(lambda: all(clock.is_right for clock in clocks))
 
-    run(scenario, tmp_path)
+    run(scenario, tmp_path, PATIENT)
 
 
 # --- the daemon ----------------------------------------------------------------------------------------------------
@@ -533,7 +540,7 @@ def test_a_daemon_that_hangs_is_started_again(tmp_path: Path, caplog: pytest.Log
         await until_seen(net.nodes, name, records)
 
     with caplog.at_level(logging.WARNING):
-        run(scenario, tmp_path)
+        run(scenario, tmp_path, replace(PATIENT, heartbeat_answer_seconds=1.0))
     assert "the DHT daemon does not answer; starting it again" in caplog.messages
 
 
