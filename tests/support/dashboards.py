@@ -35,7 +35,7 @@ class RunningDashboard:
     def json(self, path: str) -> Any:
         return json.loads(self.get(path))
 
-    def wait(self, path: str, wanted: Callable[[Any], bool], seconds: float = 60.0) -> Any:
+    def wait(self, path: str, wanted: Callable[[Any], bool], seconds: float = 180.0) -> Any:
         """The JSON at `path` as soon as it is as wanted; fails if that takes too long."""
         until = time.monotonic() + seconds
         while not wanted(found := self.json(path)):
