@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.benchlib import benchlib
 
 faults, processes = map(benchlib, ("faults", "processes"))
-acts, cases, forks, links_of, play, report, world = (
-    benchlib(f"breaking.{name}") for name in ("acts", "cases", "forks", "links", "play", "report", "world")
+acts, cases, client_of_faults, forks, links_of, play, report, world = (
+    benchlib(f"breaking.{name}") for name in ("acts", "cases", "client", "forks", "links", "play", "report", "world")
 )
 
 AT = 2
@@ -33,8 +34,16 @@ def case(error: bool = False) -> Any:
 
 def said(*tokens: int, **end: Any) -> list[dict[str, Any]]:
     """The lines of a client: a token each second, and the end after the last one's second."""
-    lines = [{"token": token, "at": float(second), "chain": [], "relays": []} for second, token in enumerate(tokens)]
+    lines = [{"token": token, "at": float(second)} for second, token in enumerate(tokens)]
     return [*lines, {"done": True, "error": None, "at": float(len(tokens)), **end}]
+
+
+def at_second(second: float, over: float | None = None) -> dict[str, Any]:
+    """The line of `watch` about a fault."""
+    return {"fault": "a fault", "at": second, "over": second if over is None else over}
+
+
+PAUSED = {"paused": True, "chain": [], "relays": [], "step_seconds": 0.01}
 
 
 def played(lines: Sequence[Mapping[str, Any]], log: Path, hangs_seconds: float = 60.0) -> list[dict[str, Any]]:
@@ -62,9 +71,11 @@ def test_a_text_that_ends_before_the_fault_fails_the_case_in_words(tmp_path: Pat
 
 @pytest.mark.long
 def test_a_client_that_dies_is_told_from_one_that_hangs_and_its_log_is_kept(tmp_path: Path) -> None:
-    dead = play.judge(case(), played(said(5, 6, 7)[:-1], tmp_path / "dead"), EXPECTED)
-    hanging = play.judge(case(), played(said(5, 6, 7)[:-1], tmp_path / "hanging", hangs_seconds=0.5), EXPECTED)
-    assert (dead.error, hanging.error) == ("the client ended by itself", "the client hangs")
+    lines = [*said(5, 6)[:-1], PAUSED]
+    dead = play.judge(case(), played(lines, tmp_path / "dead"), EXPECTED)
+    hanging = play.judge(case(), played(lines, tmp_path / "hanging", hangs_seconds=0.5), EXPECTED)
+    assert "the client ended by itself" in dead.error
+    assert "the client hangs" in hanging.error
     assert "no memory left" in dead.log
     assert not dead.passed
     assert not hanging.passed
@@ -81,14 +92,53 @@ def test_a_client_that_never_begins_fails_the_case(tmp_path: Path) -> None:
 def test_the_stall_of_a_client_that_hangs_lasts_until_it_was_given_up() -> None:
     lines = [
         *said(5, 6)[:-1],
-        {"fault": "a fault", "at": 1.0},
+        at_second(1.0),
         {"done": False, "error": "the client hangs", "at": 31.0},
     ]
     assert play.judge(case(), lines, EXPECTED).stall_seconds == 30.0
 
 
+def test_a_text_goes_on_only_when_the_fault_has_been_played(tmp_path: Path) -> None:
+    """A script that reads late on a busy machine what the client says found a text that was nearly over."""
+    played_to = tmp_path / "played"
+    program = (
+        f"import json, pathlib, sys; print('[]', flush=True); sys.stdin.readline(); print({json.dumps(PAUSED)!r}, "
+        f"flush=True); sys.stdin.readline(); print(json.dumps({{'done': pathlib.Path({str(played_to)!r}).exists()}}))"
+    )
+    at_the_pause = replace(case(), act=lambda moment: played_to.touch())
+    on_the_way = replace(case(), into_step=0.5, act=lambda moment: clients[-1].read())
+    clients, ends = [], []
+    for a_case in (at_the_pause, on_the_way):
+        played_to.unlink(missing_ok=True)
+        with processes.Child("-c", program, log=tmp_path / "log") as client:
+            clients.append(client)
+            ends.append(list(play.watch(a_case, world.World(None, tmp_path), client, [1])))
+    assert ends[0][-1]["done"] is True
+    assert "ended by itself" in ends[1][-1]["error"]
+
+
+def test_the_stall_is_counted_from_the_end_of_the_fault() -> None:
+    """The text paused until then; what had happened meanwhile belongs to the fault all the same."""
+    lost = {"event": "hop-lost", "detail": "gone", "at": 1.5}
+    whole = said(*EXPECTED)
+    outcome = play.judge(case(), [*whole[:AT], lost, at_second(1.0, over=1.75), *whole[AT:]], EXPECTED)
+    assert outcome.passed
+    assert outcome.stall_seconds == 1.0
+    assert outcome.events == ("hop-lost -0.2",)
+    late = play.judge(case(), [*whole[:AT], at_second(9.0), *whole[AT:]], EXPECTED)
+    assert late.error == "the text ended before the fault: it is shorter"
+
+
+def test_a_client_pauses_at_one_length_of_its_text_and_never_stops_it() -> None:
+    pauses: list[float] = []
+    pause_at = client_of_faults.PauseAt(3, pauses.append)
+    stops = [pause_at(torch.zeros(1, length, dtype=torch.long), None) for length in (2, 3, 4)]
+    assert not torch.cat(stops).any()
+    assert len(pauses) == 1
+
+
 def test_a_case_passes_with_the_tokens_of_the_model_alone_or_with_the_error_that_it_is_about() -> None:
-    fault = {"fault": "a fault", "at": 1.0}
+    fault = at_second(1.0)
     whole = said(*EXPECTED)
     assert play.judge(case(), [*whole[:AT], fault, *whole[AT:]], EXPECTED).passed
     assert not play.judge(case(error=True), [*whole[:AT], fault, *whole[AT:]], EXPECTED).passed
@@ -152,7 +202,7 @@ def test_a_replay_is_counted_with_the_time_until_its_caches_are_rebuilt() -> Non
         {"event": "rebuilt", "detail": "", "at": 2.25},
     ]
     whole = said(*EXPECTED)
-    outcome = play.judge(case(), [*whole[:AT], {"fault": "a fault", "at": 1.0}, *told, *whole[AT:]], EXPECTED)
+    outcome = play.judge(case(), [*whole[:AT], at_second(1.0), *told, *whole[AT:]], EXPECTED)
     assert (outcome.replayed_tokens, outcome.replay_seconds) == (41, 0.25)
     assert outcome.events == ("hop-lost +0.5", "replay +1.0", "rebuilt +1.2")
     assert "beyond the replay p50 0.75" in report.summary([outcome])

@@ -69,7 +69,9 @@ class Case:
     short: bool = False
     """Whether it is one of the cases of --short."""
     at: int = FAULT_AT
-    """The number of tokens after which the fault comes."""
+    """The number of tokens after which the fault comes. The text pauses there until it has been played."""
+    into_step: float = 0.0
+    """The share of a step that passes before the fault comes: if more than 0 the text does not wait for it."""
     peers: tuple[Spec, ...] = PLAIN
     setting: Callable[[World], None] = _nothing
     """Before the client starts."""
@@ -79,8 +81,6 @@ class Case:
     """After the text: the end of the fault and what has to come of it, in words. Raises CaseFailed."""
     log: str = ""
     """A pattern that a line of a peer's log has to match: what its operator sees of the fault."""
-    rest_seconds: float = 0.0
-    """Pause of the reader after each token."""
     alone: bool = False
     """Whether the client generates this text only, and no short ones before and after it."""
 
@@ -97,7 +97,7 @@ class Outcome:
     same_tokens: bool
     error: str | None
     stall_seconds: float
-    """The longest time between two tokens, or the last one and the end, from the fault on."""
+    """The longest time without a token from the moment on at which the fault has been played."""
     total_seconds: float
     events: tuple[str, ...]
     """Kinds, with the seconds after the fault."""
@@ -270,18 +270,18 @@ def judge(case: Case, lines: Sequence[Mapping[str, Any]], expected: Sequence[int
     tokens = [line["token"] for line in lines if "token" in line]
     times = [line["at"] for line in lines if "token" in line or "done" in line]
     end = lines[-1]
-    came_at = next((line["at"] for line in lines if "fault" in line), None)
+    fault = next((line for line in lines if "fault" in line), None)
     error = end["error"]
-    if came_at is None:
-        error = f"the text ended before the fault: {error or 'it is shorter'}"
-    since = came_at if came_at is not None else float("inf")
-    gaps = [after - before for before, after in itertools.pairwise(times) if after > since]
-    told = [line for line in lines if "event" in line and line["at"] >= since]
+    if fault is None or fault["over"] > end["at"]:
+        error, fault = f"the text ended before the fault: {error or 'it is shorter'}", None
+    begins, since = (fault["at"], fault["over"]) if fault is not None else (float("inf"), float("inf"))
+    gaps = [after - before for before, after in itertools.pairwise(sorted([*times, since])) if before >= since]
+    told = [line for line in lines if "event" in line and line["at"] >= begins]
     right = tokens == list(expected[: len(tokens)]) if error else tokens == list(expected)
     return Outcome(
         case=case.name,
         fault_at=case.at,
-        passed=right and end["done"] and came_at is not None and bool(error) == case.error,
+        passed=right and end["done"] and fault is not None and bool(error) == case.error,
         tokens=len(tokens),
         same_tokens=right,
         error=error,
@@ -335,23 +335,31 @@ def watch(
         try:
             client.read()
             before()
-            line = client.ask(prompt=prompt, new_tokens=NEW_TOKENS, rest_seconds=case.rest_seconds)
-            count = 0
-            while True:
-                yield line
-                if "done" in line:
-                    return
-                count += "token" in line
-                if "token" in line and count == case.at:
-                    chain = tuple(world.nodes[peer] for peer in line["chain"])
-                    (act or case.act)(Moment(world, client.pid, chain, tuple(line["relays"])))
-                    yield {"fault": case.name, "at": line["at"]}
-                line = client.read()
+            client.send(prompt=prompt, new_tokens=NEW_TOKENS, pause_after=case.at)
+            while "done" not in (line := client.read()):
+                yield line if "paused" not in line else _fault(case, world, client, line, act or case.act)
+            yield line
         except CaseFailed as failed:
             yield {"done": False, "error": str(failed), "at": time.monotonic()}
         except (ChildFailed, OSError) as failed:  # OSError: nobody reads the question any more
             error = "the client hangs" if hangs.is_set() else "the client ended by itself"
             yield {"done": False, "error": error, "log": str(failed), "at": time.monotonic()}
+
+
+def _fault(
+    case: Case, world: World, client: Child, paused: Mapping[str, Any], act: Callable[[Moment], None]
+) -> Mapping[str, Any]:
+    """Play the fault to a text that is paused, and let that go on; a line that says when it began and was over."""
+    chain = tuple(world.nodes[peer] for peer in paused["chain"])
+    if case.into_step:
+        client.send(go_on=True)
+        time.sleep(case.into_step * paused["step_seconds"])
+    began = time.monotonic()
+    act(Moment(world, client.pid, chain, tuple(paused["relays"])))
+    over = time.monotonic()
+    if not case.into_step:
+        client.send(go_on=True)
+    return {"fault": case.name, "at": began, "over": over}
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = 120.0) -> float:
