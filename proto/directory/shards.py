@@ -10,14 +10,18 @@ long as the base key is not full it has all records, and is all that is read.  B
 group (the two shards that share its first b - 1 bits) and those of groups that are read in turn are counted; the median
 of these counts, times the number of groups, is the size of the swarm, so that ids that were chosen to fall into one
 group move nobody far.  b grows when a shard has more than 300 records and shrinks when it has fewer than 100; between
-the two it stays.  Nodes that disagree, by one as a rule, still find each other: of its own group a node also reads the
-shards of b - 1 and b + 1 bits.  b is at most 7, whatever is stored, and a look reads a bounded number of keys.
+the two it stays.  Nodes that disagree, by one as a rule, still find and count each other: of its own group a node also
+reads the shards of b - 1 and b + 1 bits, and where these have records, those of other groups as well.  b is at most 7,
+whatever is stored, and a look reads a bounded number of keys.
 
 **At 900 records in the base key** it is full, at each of the nodes that keep it.  Those that are there stay: a renewed
 record keeps its place, however many others ask for one.  A newcomer gets a place when one becomes free (its owner has
 left, or let its record run out), or if its network has at least two places fewer than the network with the most, whose
 youngest record goes (`hivemind/places.py`).  So the set changes only as peers come and go.  A peer that is not kept
 there is found by its shard, which it has written since there were 300, and asks again every five minutes or so.
+
+**Beyond**, the five nodes near the base key must not be asked more the more peers there are: in a swarm of k times 900
+a peer reads the full base key, and asks it for a place again, k times more rarely.
 """
 
 from __future__ import annotations
@@ -56,8 +60,9 @@ MAX_NAMES = 16
 COUNTED_GROUPS = 7
 """Groups whose last counts are remembered."""
 PATIENCE = 15
-"""Announcements for which a peer that the full base key has no place for does not ask again."""
+"""Announcements for which a peer that the full base key has no place for does not ask again, if it is just full."""
 BASE_EVERY = 16
+"""One look in this many reads the base key, if it is just full."""
 NEIGHBOURS_EVERY = 4
 """One look in this many reads the shards of one bit more and one bit less that were empty before."""
 _ALL_BITS = range(1, MAX_BITS + 1)
@@ -137,13 +142,18 @@ class Shards:
         """Whether the base key may lack some records."""
         return self._counts.get(self.base, 0) >= FULL
 
+    @property
+    def times_full(self) -> int:
+        """How many times over the base key could be filled; at least 1."""
+        return max(self.peers // MAX_RECORDS_PER_KEY, 1)
+
     # --- reading ---
 
     def next_look(self) -> ReadingList:
         """The base key as long as it is not full; then at most fourteen keys.
 
         A node that knows nothing of the shards probes.  Otherwise it reads its own group and another one in its turn,
-        and every sixteenth time the base key, for which five nodes answer to all.
+        and now and then the base key, for which five nodes answer to all.
         """
         self._looks += 1
         if not self.is_full:
@@ -151,7 +161,7 @@ class Shards:
         if not self._groups:
             own = (shard_key(self.base, bits, prefix_of(self.base, self.own, bits)) for bits in _ALL_BITS)
             return ReadingList((self.base, *own), probe=True)
-        if self._looks % BASE_EVERY == 0:
+        if self._looks % (BASE_EVERY * self.times_full) == 0:
             return ReadingList((self.base, *self._shards_in(self._own_group, True)), (self._own_group,))
         groups = dict.fromkeys((self._own_group, self._next_group()))
         keys = [key for group in groups for key in self._shards_in(group, group == self._own_group)]
@@ -188,7 +198,7 @@ class Shards:
         while len(self._records) > MAX_KNOWN:
             self._records.popitem(last=False)
         self.peers = self._size_from(look, found)
-        bits = bits_for(self.peers, self.bits)
+        bits = bits_for(self.peers, self._bits_before(look, found))
         if bits != self.bits and not look.probe:
             self._groups.clear()  # to be probed
         if bits != self.bits:
@@ -211,6 +221,7 @@ class Shards:
     def keys_to_write(self) -> tuple[bytes, ...]:
         """The keys under which the node's next record goes; the base key first, unless that would have no place."""
         shard = (shard_key(self.base, self.bits, prefix_of(self.base, self.own, self.bits)),) if self.bits else ()
+        self._without_base = min(self._without_base, PATIENCE * self.times_full)  # the swarm may have shrunk
         if self._without_base and shard:
             self._without_base -= 1
             return shard
@@ -219,7 +230,8 @@ class Shards:
     def wrote(self, refused: Collection[bytes]) -> None:
         """The base key need not be tried again soon if nobody has kept the record there, and the shard's nodes have."""
         if self.base in refused and self.is_full:
-            self._without_base = self._rng.randint(PATIENCE * 2 // 3, PATIENCE)
+            patience = PATIENCE * self.times_full
+            self._without_base = self._rng.randint(patience * 2 // 3, patience)
 
     # --- groups ---
 
@@ -231,6 +243,14 @@ class Shards:
     def _own_group(self) -> int:
         return prefix_of(self.base, self.own, self._group_bits)
 
+    def _bits_before(self, look: ReadingList, found: Mapping[bytes, Sequence[SignedRecord]]) -> int:
+        """The bits that stay if they will do: after a probe those of the most records, which are the swarm's."""
+        if not look.probe:
+            return self.bits
+        counts = {bits: len(found.get(key, ())) for bits, key in zip(_ALL_BITS, look.keys[1:], strict=True)}
+        most = max(counts, key=lambda bits: (counts[bits], -bits))
+        return most if counts[most] else self.bits
+
     def _size_from(self, look: ReadingList, found: Mapping[bytes, Sequence[SignedRecord]]) -> int:
         """About how many records there are."""
         if not self.is_full or not (look.probe or look.groups):
@@ -238,7 +258,7 @@ class Shards:
         if look.probe:
             sizes = {bits: len(found.get(key, ())) for bits, key in zip(_ALL_BITS, look.keys[1:], strict=True)}
             size = max(FULL, sum(count << bits for bits, count in sizes.items()))
-            bits = bits_for(size, self.bits)
+            bits = bits_for(size, self._bits_before(look, found))
             self._groups[prefix_of(self.base, self.own, max(bits - 1, 0))] = round(size / 2 ** max(bits - 1, 0))
             return size
         peers = {record.peer_id for key, records in found.items() if key != self.base for record in records}
@@ -251,17 +271,24 @@ class Shards:
         return max(FULL, round(statistics.median(self._groups.values())) << self._group_bits)
 
     def _shards_in(self, group: int, is_own: bool) -> list[bytes]:
-        """The shards of a group; of its own one a node reads those of one bit more or less, too, if they have any."""
+        """The shards of a group, and those of one bit more or less, if they have any in this node's own group."""
         if self.bits == 0:
             return [self.base]
-        shards = [shard_key(self.base, self.bits, 2 * group + half) for half in (0, 1)]
-        if not is_own:
-            return shards
-        others = [shard_key(self.base, self.bits - 1, group)] if self.bits > 1 else []
-        if self.bits < MAX_BITS:
-            others += [shard_key(self.base, self.bits + 1, 4 * group + quarter) for quarter in range(4)]
-        all_of_them = self._looks % NEIGHBOURS_EVERY == 0
-        return shards + [key for key in others if all_of_them or self._counts.get(key, 1)]
+        every_one = is_own and self._looks % NEIGHBOURS_EVERY == 0
+        mine = self._neighbours(self._own_group)
+        keys = [shard_key(self.base, self.bits, 2 * group + half) for half in (0, 1)]
+        for others, those_of_mine in zip(self._neighbours(group), mine, strict=True):
+            if is_own:
+                keys += [key for key in others if every_one or self._counts.get(key, 1)]
+            elif any(self._counts.get(key, 1) for key in those_of_mine):
+                keys += others
+        return keys
+
+    def _neighbours(self, group: int) -> tuple[list[bytes], list[bytes]]:
+        """The shards of a group for one bit less, and for one more."""
+        less = [shard_key(self.base, self.bits - 1, group)] if self.bits > 1 else []
+        more = range(4 * group, 4 * group + 4) if self.bits < MAX_BITS else ()
+        return less, [shard_key(self.base, self.bits + 1, quarter) for quarter in more]
 
     def _next_group(self) -> int:
         if not self._turn:

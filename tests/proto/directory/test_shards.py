@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 
 import pytest
 from blockswarm.proto.directory.shards import (
+    BASE_EVERY,
     FULL,
     MANY,
     MAX_BITS,
@@ -47,7 +48,11 @@ class Dht:
 
     def __init__(self) -> None:
         self.kept: dict[bytes, dict[PeerId, SignedRecord]] = defaultdict(dict)
-        self.reads = 0
+        self.read_keys: Counter[bytes] = Counter()
+
+    @property
+    def reads(self) -> int:
+        return self.read_keys.total()
 
     def write(self, shards: Shards, said: SignedRecord) -> None:
         refused = set()
@@ -62,7 +67,7 @@ class Dht:
     def look(self, shards: Shards) -> None:
         todo = shards.next_look()
         assert len(todo.keys) <= MAX_KEYS_A_LOOK
-        self.reads += len(todo.keys)
+        self.read_keys.update(todo.keys)
         shards.took(todo, {key: tuple(self.kept[key].values()) for key in todo.keys}, 0.0)
 
 
@@ -213,6 +218,25 @@ def test_a_newcomer_finds_the_number_of_shards_in_its_second_look() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("count", [1300, 2600])
+def test_a_newcomer_never_takes_the_swarm_for_a_small_one(count: int) -> None:
+    """Also one whose shard has few records, so that it chooses one bit less than the swarm has.
+
+    It read other groups where nobody writes, found nothing, began anew, and wrote its record where nobody reads.
+    """
+    dht, peers = swarm_of(count)
+    usual = Counter(shards.bits for shards in peers.values())
+    for number in range(60):
+        shards = Shards(BASE, PeerId(f"newcomer {number}"), random.Random(number))
+        dht.look(shards)
+        dht.look(shards)
+        for _ in range(8):
+            dht.look(shards)
+            assert 0.4 * count < shards.peers < 2.5 * count
+            assert min(usual) - 1 <= shards.bits <= max(usual) + 1
+
+
+@pytest.mark.long
 def test_ids_that_crowd_into_one_group_move_the_number_of_shards_by_no_more_than_one() -> None:
     """Ids are free and can be chosen by their shard; the group that is flooded is one of several that are counted."""
     dht, peers = swarm_of(4000)
@@ -251,6 +275,35 @@ def test_those_that_have_a_place_under_the_full_base_key_keep_it_and_the_others_
     assert asked[True] < 0.3 * asked[False]
     for shards in lookers(peers):
         assert BASE in shards.keys_to_write()
+
+
+@pytest.mark.long
+def test_the_full_base_key_is_asked_as_often_by_many_peers_together_as_by_few() -> None:
+    """Else each of the five nodes near it sends megabytes a second among 10,000. A smaller swarm finds it again."""
+    count, looks = 3 * MAX_RECORDS_PER_KEY + 300, 10 * BASE_EVERY
+    dht, _ = swarm_of(count)
+    shards = Shards(BASE, record(count).peer_id, random.Random(1))
+
+    def asked_in(looks: int) -> tuple[int, int]:
+        """The looks that read the base key, and the announcements that asked it for a place."""
+        reads = writes = 0
+        for _ in range(looks):
+            before = dht.read_keys[BASE]
+            dht.look(shards)
+            reads += dht.read_keys[BASE] > before
+            writes += BASE in shards.keys_to_write()
+            shards.wrote({BASE})
+        return reads, writes
+
+    asked_in(3)  # finds out where it is
+    reads, _ = asked_in(looks)
+    assert 0 < reads <= looks / BASE_EVERY / 3 + 1
+    for kept in dht.kept.values():
+        for number in range(FULL // 2, count):
+            kept.pop(record(number).peer_id, None)
+    _, writes = asked_in(3 * BASE_EVERY)
+    assert writes
+    assert not shards.is_full
 
 
 # --- pace ------------------------------------------------------------------------------------------------------------
