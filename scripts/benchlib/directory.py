@@ -6,6 +6,9 @@ which asks three of these nodes, over a network that takes the crowd's round tri
 answers, without TLS.  All of it runs in one process: `cpu_seconds` are those of the client and of the answers.
 `peer`: one look and one announcement, with the CPU time of everything that takes part, the nodes that answer included:
 since a peer answers as much as it asks on average, that is its own share.  A rate is that of looks as they are paced.
+`near_key`: the share of a node near the key of the name, and of one near the key of a shard, which are asked more than
+the average: measured costs of one question, one walk and one store, the asking side included, times how many of them
+come to such a node from all peers.
 """
 
 from __future__ import annotations
@@ -33,8 +36,10 @@ from blockswarm.peer.session.unary import UnaryCalls
 from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto.directory import shards as pace
 from blockswarm.proto.directory.hivemind.entries import value_of
+from blockswarm.proto.directory.hivemind.exchange import REPLICAS, ask, give
 from blockswarm.proto.directory.hivemind.node import HivemindDirectory
 from blockswarm.proto.directory.hivemind.places import Kept, StorageLimits
+from blockswarm.proto.directory.hivemind.shim import PeerID
 from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
 from blockswarm.proto.directory.shards import bits_for, prefix_of, shard_key
 from blockswarm.proto.directory.signed import SignedRecord
@@ -50,7 +55,7 @@ from .processes import command_line, machine, run_program
 
 NODES = 4
 CLIENTS = 5
-WARM_LOOKS, MEASURED_LOOKS = 15, 8
+WARM_LOOKS, MEASURED_LOOKS, MEASURED_CALLS = 15, 8, 30
 NAME = swarm_key_name(DIGEST, None)
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 
@@ -127,6 +132,48 @@ async def peer_share(nodes: Sequence[HivemindDirectory], record: Callable[[], Si
     }  # fmt: skip
 
 
+async def near_key(
+    nodes: Sequence[HivemindDirectory], count: int, peer: dict[str, Any], record: Callable[[], SignedRecord]
+) -> dict[str, Any]:
+    """The load of one of the five nodes near a key, by key: that of the name, and that of a shard if they are read."""
+    node, to, base = nodes[1].node, PeerID.from_base58(nodes[2].peer_id), record().key
+    assert node is not None
+    shards, writers = nodes[1].shards.of(base), min(count, MAX_RECORDS_PER_KEY)
+    others = REPLICAS if shards.answers_from(base) == REPLICAS else NODES - 1
+    looks = count / (peer["seconds_between_looks"] * others / (NODES - 1))
+    refused = (count - writers) / (pace.PATIENCE * 5 / 6 * shards.times_full)
+    # by key: reads a second, and owners that write there in the time of a refresh
+    loads = {"name": (base, looks, writers + refused)}
+    if shards.is_full:
+        key = shard_key(base, shards.bits, prefix_of(base, nodes[1].peer_id, shards.bits))
+        loads["name"] = (base, looks / (pace.BASE_EVERY * shards.times_full), writers + refused)
+        loads["shard"] = (key, 2 * looks / 2 ** (shards.bits - 1), count / 2**shards.bits)
+    walk, _ = await _cost(lambda: ask(node, to, bytes(20)))
+    store, _ = await _cost(lambda: give(node, to, record(), base))
+    figures: dict[str, Any] = {"ms_walk": round(1e3 * walk, 2), "ms_store": round(1e3 * store, 2)}
+    for name, (key, reads, owners) in loads.items():
+        answer, found = await _cost(lambda key=key: ask(node, to, key))
+        answers, stores = reads * shards.answers_from(key) / REPLICAS, owners / RECORD_REFRESH_SECONDS
+        size = sum(len(entry.value) for entry in found)
+        figures[name] = {
+            "records": len(found), "reads_per_second": round(reads, 1), "stores_per_second": round(stores, 1),
+            "sent_kB_per_second": round(answers * size / 1e3),
+            "received_kB_per_second": round(stores * size / len(found) / 1e3, 1),
+            "cpu_share_reads": round(answers * answer + reads * walk, 3),
+            "cpu_share_stores": round(stores * (store + walk), 3),
+        }  # fmt: skip
+    return figures
+
+
+async def _cost(call: Callable[[], Awaitable[Any]]) -> tuple[float, Any]:
+    """CPU seconds of one call, and what it gave."""
+    await call()
+    began = cpu_seconds()
+    for _ in range(MEASURED_CALLS):
+        result = await call()
+    return (cpu_seconds() - began) / MEASURED_CALLS, result
+
+
 async def first_sessions(crowd: Crowd, nodes: Sequence[HivemindDirectory], clock: Clock) -> dict[str, Any]:
     """First looks of clients in different places, each of which asks three nodes."""
     lookups = [RecentLookups(node, DIGEST, None, clock, PeerTiming(), num_blocks=BLOCKS) for node in nodes[1:]]
@@ -182,11 +229,10 @@ async def measure(count: int, folder: Path) -> dict[str, Any]:
         for node in nodes[1:]:
             for _ in range(WARM_LOOKS):
                 await node.lookup(NAME)
-        return {
-            "peers": count,
-            "first_session": await first_sessions(crowd, nodes, clock),
-            "peer": await peer_share(nodes, own_record),
-        }
+        first = await first_sessions(crowd, nodes, clock)
+        peer = await peer_share(nodes, own_record)
+        near = await near_key(nodes, count, peer, own_record)
+        return {"peers": count, "first_session": first, "peer": peer, "near_key": near}
     finally:
         for node in reversed(nodes):
             await node.close()
