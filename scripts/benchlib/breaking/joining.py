@@ -15,6 +15,7 @@ from pathlib import Path
 from ..processes import SCRIPTS
 from .links import Rule
 from .play import CaseFailed, Moment, until
+from .sight import blocks_seen_by, seen_by
 from .world import MODEL, PLAIN, Node, Spec, World, exit_of
 
 ODD = ("-m", "benchlib.breaking.odd_peer")
@@ -131,10 +132,14 @@ def is_refused(moment: Moment) -> str:
     return f"the peer ends: {said}"
 
 
-def as_before(moment: Moment) -> None:
-    """The usual peers are there again before the next text."""
+def as_before(moment: Moment) -> str:
+    """The usual peers are there again, and seen by each other, before the next text: that begins without waiting."""
     moment.world.heal()
     moment.world.arrange(PLAIN)
+    nodes = moment.world.running()
+    peers = {node.peer_id for node in nodes}
+    seconds = until(lambda: all(seen_by(node) >= peers for node in nodes), "all peers are seen by all")
+    return f"the peers that were started again were seen by all {seconds:.0f} s after they served"
 
 
 # --- a peer that moves ---
@@ -187,7 +192,5 @@ def kill_mover_when_it_has_moved(moment: Moment) -> None:
 
 
 def _says_so(world: World, mover: Node) -> bool:
-    from .sight import blocks_seen_by
-
     other = next(node for node in world.running() if node is not mover)
     return blocks_seen_by(other).get(mover.peer_id, mover.blocks) != mover.blocks
