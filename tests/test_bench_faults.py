@@ -188,6 +188,12 @@ def test_peers_that_never_get_ready_are_ended_with_the_others(links: Any, tmp_pa
     assert not any(child.is_running() for child in started)
 
 
+def test_a_port_is_chosen_that_no_outgoing_connection_gets() -> None:
+    """A peer listens there some seconds later, and found it taken. Linux gives out ports from 32768 on by default."""
+    assert min(world.free_port() for _ in range(20)) >= 1024
+    assert max(world.free_port() for _ in range(20)) < 32768
+
+
 def test_the_cases_have_names_of_their_own_and_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     names = [case.name for case in cases.CASES]
     assert len(set(names)) == len(names)

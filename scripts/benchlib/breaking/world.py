@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -22,6 +23,8 @@ MODEL = SCRIPTS / "demo_model"
 HOST, LINE_HOST = "127.0.0.1", "127.0.0.2"
 """A peer announces the second one, where only its lines listen: its DHT node is announced with its own port."""
 PRODUCT = ("-m", "blockswarm.peer.cli")
+PORTS = 20_000, 32_768
+"""Below those of outgoing connections."""
 CLOSE_SECONDS = 3.0
 
 
@@ -220,11 +223,14 @@ class World:
 
 
 def free_port() -> int:
-    """A port that is free at both addresses at the moment."""
+    """A port that is free at both addresses, of those that Linux gives to nobody who asks for any.
+
+    A peer loads for a while before it listens there.
+    """
     with socket.socket() as probe, socket.socket() as other:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
+        port = random.randrange(*PORTS)
         try:
+            probe.bind((HOST, port))
             other.bind((LINE_HOST, port))
         except OSError:
             return free_port()
