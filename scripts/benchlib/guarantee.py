@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import re
 import statistics
@@ -200,7 +199,6 @@ async def guarantee(folder: Path, sessions: int, rtt_seconds: float) -> dict[str
             "alone": against_the_bound(alone, of_lone, own_seconds),
             "at_most_R": against_the_bound(bounded, of_loaded, own_seconds),
             "cores_used_by_peers_and_client": cpu / took,
-            "load": [round(average, 1) for average in os.getloadavg()],
         }
         say(f"at most R: {found['at_most_R']}")
         await settled(client)
@@ -245,6 +243,9 @@ def against_the_bound(sessions: Sequence[Session], outlook: Outlook, own_seconds
         "mean_ms": 1000 * statistics.fmean(per_token),
         "median_ms": 1000 * statistics.median(per_token),
         "above_the_bound": sum(seconds > bound_seconds for seconds in per_token),
+        "mean_over_predicted": statistics.fmean(
+            s.token_seconds / (s.predicted_seconds + own_seconds) for s in sessions
+        ),
         "of_it_ms": where_time_goes(sessions),
     }
 
