@@ -230,7 +230,8 @@ def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
             measure("streams", lambda: measure_streams(faces, 4 if quick else chosen.streams))
             measure("left", lambda: measure_left(faces, 2 if quick else chosen.pairs))
             measure("memory", lambda: measure_memory(faces))
-    measure("pages", lambda: measure_pages(SWARMS[:1] if quick else SWARMS, 1 if quick else chosen.visits, tell))
+    swarms = SWARMS[:1] if quick else chosen.peers or SWARMS
+    measure("pages", lambda: measure_pages(swarms, 1 if quick else chosen.visits, tell))
     return found
 
 
@@ -247,6 +248,7 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=32, help="texts at once [default: 32]")
     parser.add_argument("--tokens", type=int, default=96, help="new tokens of a text [default: 96]")
     parser.add_argument("--visits", type=int, default=7, help="of each page, and updates of a kind [default: 7]")
+    parser.add_argument("--peers", type=int, action="append", help="of `pages`, may be given again [default: all]")
     parser.add_argument("--only", choices=SECTIONS, action="append", help="may be given again [default: all]")
     parser.add_argument("--quick", action="store_true", help="a look whether it works")
     chosen = parser.parse_args()
