@@ -140,6 +140,8 @@ def split_plan(plan: StepPlan, max_tokens: int) -> tuple[StepPlan, ...]:
     flight.
     Tokens keep their packed order: the steps' tokens joined are the plan's tokens, and so are their answers.
     """
+    if plan.tokens <= max_tokens:  # every decoded token
+        return (plan,)
     parts: list[list[RowSlice]] = [[]]
     room = max_tokens
     for piece in plan.rows:
