@@ -345,8 +345,9 @@ class ChainMachine(Watching):
                 return
             operation = progress.operation
             while progress.sent < len(operation.steps) and in_flight < hops[0].credits:
+                allowed_seconds = self._allowed_seconds()
                 if in_flight == 0:
-                    self._deadline = self._now + self._allowed_seconds()
+                    self._deadline = self._now + allowed_seconds
                 index = progress.sent
                 step = WireStep(
                     epoch=self._roster.epoch,
@@ -354,7 +355,7 @@ class ChainMachine(Watching):
                     plan=operation.steps[index],
                     data=operation.data[index],
                     acked_seq=self._progress[0].operation.first_seq - 1,
-                    timeout_seconds=4 * self._allowed_seconds(),
+                    timeout_seconds=4 * allowed_seconds,
                 )
                 progress.sent_at[index] = self._now
                 progress.sent += 1
