@@ -79,9 +79,11 @@ def test_the_hole_of_a_peer_that_is_gone_is_filled_by_one_that_is_not_needed(tmp
         placed, victim = await four_peers(swarm)
         before = await swarm.placement()
         await victim.kill()
-        await swarm.until(lambda specs: str(specs[placed.id].blocks) == before[victim.id])
+        settled = (before[victim.id], PeerState.SERVING, None)
+        await swarm.until(
+            lambda specs: (str(specs[placed.id].blocks), specs[placed.id].state, specs[placed.id].claim) == settled
+        )
         specs = await swarm.specs()
-        assert (specs[placed.id].state, specs[placed.id].claim) == (PeerState.SERVING, None)
         for peer in swarm.peers:
             if peer not in (placed, victim):
                 assert specs[peer.id].blocks_fixed
