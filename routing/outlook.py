@@ -7,6 +7,7 @@ For people (`swarm-client status`, `swarm-peer plan`) and for the log of a peer'
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,8 +45,14 @@ class Outlook:
     """Claimed moves: the peer, the blocks that it serves, and those that it claims."""
 
 
-def outlook_of(swarm: Swarm, policy: ReplanPolicy | None = None) -> Outlook | None:
-    """The outlook of a snapshot; None if no peer stays."""
+def outlook_of(
+    swarm: Swarm, policy: ReplanPolicy | None = None, *, rtts: Mapping[PeerId, float] | None = None
+) -> Outlook | None:
+    """The outlook of a snapshot; None if no peer stays.
+
+    `rtts`: seconds to peers and back, as a client has measured them. The bounds then hold for this client as well, on
+    whose way coordinates may be wrong (a busy machine answers later than its place says).
+    """
     view = PlanningView.of(swarm, policy or ReplanPolicy())
     if view is None:
         return None
@@ -54,10 +61,11 @@ def outlook_of(swarm: Swarm, policy: ReplanPolicy | None = None) -> Outlook | No
     servers = hosts_per_block(ranges, view.model.num_blocks)
     weakest = int(servers.argmin())
     times = view.request_times(ranges)
+    promising = _with_rtts(view, rtts or {})
     return Outlook(
         concurrency=view.concurrency,
-        bound_seconds=_bound(view, ranges),
-        scratch_bound_seconds=_scratch_bound(view),
+        bound_seconds=_bound(promising, view.concurrency, ranges),
+        scratch_bound_seconds=_scratch_bound(promising, view.concurrency),
         token_seconds=_mean_token_seconds(view, ranges),
         request_seconds=times.among_others,
         weakest_block=weakest,
@@ -76,17 +84,23 @@ def with_peer_at(swarm: Swarm, peer_id: PeerId, blocks: BlockRange) -> Swarm:
     return replace(swarm, peers=tuple(moved))
 
 
-def _bound(view: PlanningView, ranges: IntArray) -> float:
+def _with_rtts(view: PlanningView, rtts: Mapping[PeerId, float]) -> PerfModel:
+    """The model in which no client is nearer to a peer than a measurement says."""
+    measured = np.array([rtts.get(peer.id, 0.0) for peer in view.peers])
+    return replace(view.model, rtt_seconds=np.maximum(view.model.rtt_seconds, measured))
+
+
+def _bound(model: PerfModel, concurrency: int, ranges: IntArray) -> float:
     """The cheapest walk of the farthest client over the peers with room for R sessions at all their blocks: memory
     binds nobody there.  It is no longer than the walk that Theorem 2 adds up for CG-BP's placement."""
-    roomy = view.model.full_sessions(ranges[:, 1] - ranges[:, 0]) >= view.concurrency
-    farthest = view.model.rtt_seconds.max(axis=0, keepdims=True)
-    return float(_token_seconds(view.model, farthest, np.where(roomy[:, None], ranges, 0))[0])
+    roomy = model.full_sessions(ranges[:, 1] - ranges[:, 0]) >= concurrency
+    farthest = model.rtt_seconds.max(axis=0, keepdims=True)
+    return float(_token_seconds(model, farthest, np.where(roomy[:, None], ranges, 0))[0])
 
 
-def _scratch_bound(view: PlanningView) -> float:
+def _scratch_bound(model: PerfModel, concurrency: int) -> float:
     try:
-        return place(view.model, view.concurrency).bound_seconds
+        return place(model, concurrency).bound_seconds
     except InfeasiblePlacementError:
         return math.inf
 

@@ -221,12 +221,16 @@ async def live_snapshot(model: ModelName, options: SwarmOptions) -> Mapping[Peer
 
 
 async def swarm_outlook(model: ModelName, options: SwarmOptions) -> Outlook:
-    """The figures of the peers that answer and of those that join. Raises PeerUnavailable if nobody stays."""
+    """The figures of the peers that answer and of those that join, with bounds that hold from here as well.
+
+    Raises PeerUnavailable if nobody stays.
+    """
     async with survey_view(model, options) as view:
         joining = [record.spec for record in view.silent.values() if record.spec.state is PeerState.JOINING]
         peers = counted(view.current().prepared, joining)
+        rtts = {peer: known.rtt_seconds for peer, known in view.peers.items()}
     swarm = Swarm.of_announced(ModelSpec(model.num_blocks), peers, time.time())
-    outlook = await asyncio.to_thread(outlook_of, swarm)
+    outlook = await asyncio.to_thread(outlook_of, swarm, rtts=rtts)
     if outlook is None:
         raise PeerUnavailable("all peers of this model are about to leave")
     return outlook

@@ -13,7 +13,7 @@ import random
 import re
 import statistics
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from blockswarm.routing.place.cgbp import CgbpPlan
 from blockswarm.routing.sim.runs.product import run_exact
 from blockswarm.routing.sim.runs.published import RequestResult
 from blockswarm.routing.sim.runs.push import PushTimes
-from blockswarm.routing.swarm import BlockRange, RequestSpec, Swarm
+from blockswarm.routing.swarm import BlockRange, PeerId, RequestSpec, Swarm
 
 from .placed_swarm import DEMO_MODEL, BenchFailed, BenchSwarm, say, watching
 
@@ -147,6 +147,10 @@ class BenchClient:
         """The peers that serve, as they announce themselves now."""
         return replace(self.view.current().prepared.finder.swarm, now_seconds=time.time())
 
+    def rtts(self) -> dict[PeerId, float]:
+        """The round trips that the client has measured, in seconds."""
+        return {peer: known.rtt_seconds for peer, known in self.view.peers.items()}
+
 
 @contextlib.asynccontextmanager
 async def bench_client(swarm: BenchSwarm) -> AsyncIterator[BenchClient]:
@@ -179,13 +183,14 @@ async def guarantee(folder: Path, sessions: int, rtt_seconds: float) -> dict[str
         await settled(client)
         alone = await client.closed_loop(1, ALONE_SESSIONS)
         await settled(client)
-        of_lone = promised(client.snapshot())
+        of_lone = promised(client.snapshot(), client.rtts())
         own_seconds = statistics.fmean(session.between_seconds for session in alone)
         say(f"R is {of_lone.concurrency}; alone: {against_the_bound(alone, of_lone, own_seconds)}")
         await client.closed_loop(of_lone.concurrency, ALONE_SESSIONS)
         await settled(client)
         announced = client.snapshot()
-        of_loaded = promised(announced)
+        rtts = client.rtts()
+        of_loaded = promised(announced, rtts)
         cpu, began = swarm.cpu_seconds() + time.process_time(), time.perf_counter()
         bounded = await client.closed_loop(of_lone.concurrency, sessions)
         cpu, took = swarm.cpu_seconds() + time.process_time() - cpu, time.perf_counter() - began
@@ -194,7 +199,7 @@ async def guarantee(folder: Path, sessions: int, rtt_seconds: float) -> dict[str
             "placement": sorted(str(peer.blocks) for peer in client.snapshot().peers),
             "R": of_lone.concurrency,
             "visits_ms": [1000 * peer.cost.visit for peer in announced.peers],
-            "bound_without_visits_ms": 1000 * promised(without_visits(announced)).bound_seconds,
+            "bound_without_visits_ms": 1000 * promised(without_visits(announced), rtts).bound_seconds,
             "bound_of_lone_sessions_ms": 1000 * (of_lone.bound_seconds + own_seconds),
             "alone": against_the_bound(alone, of_lone, own_seconds),
             "at_most_R": against_the_bound(bounded, of_loaded, own_seconds),
@@ -217,9 +222,9 @@ async def settled(client: BenchClient) -> None:
     await client.view.refresh()
 
 
-def promised(swarm: Swarm) -> Outlook:
-    """Raises BenchFailed."""
-    found = outlook_of(swarm)
+def promised(swarm: Swarm, rtts: Mapping[PeerId, float]) -> Outlook:
+    """The outlook as `swarm-client status` has it. Raises BenchFailed."""
+    found = outlook_of(swarm, rtts=rtts)
     if found is None:
         raise BenchFailed("no peer stays")
     return found

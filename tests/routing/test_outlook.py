@@ -28,6 +28,21 @@ def test_a_chain_of_three() -> None:
     assert found.request_seconds > POLICY.request.new_tokens * found.token_seconds
 
 
+def test_the_bounds_hold_for_a_client_that_is_farther_away_than_coordinates_say() -> None:
+    """A token then goes there and back on every one of these ways."""
+    snapshot = swarm(peer("a", "0:4"), peer("b", "4:8", decode=0.02), peer("c", "8:12"))
+    known, near = outlook_of(snapshot), outlook_of(snapshot, rtts={"a": 0.001, "gone": 9.0})
+    assert near == known, "a shorter way promises no less to others"
+    rtts = {"a": 0.3, "b": 0.2, "c": 0.1}
+    far = outlook_of(snapshot, rtts=rtts)
+    assert far is not None
+    assert known is not None
+    assert far.bound_seconds == pytest.approx(4 * (0.01 + 0.02 + 0.01) + sum(rtts.values()))
+    assert far.scratch_bound_seconds > known.scratch_bound_seconds
+    assert far.token_seconds == known.token_seconds
+    assert far.concurrency == known.concurrency
+
+
 def test_a_hole_is_named_and_promises_nothing() -> None:
     claim = MoveClaim(0.0, BlockRange(4, 8))
     found = outlook_of(
