@@ -227,8 +227,8 @@ async def swarm_outlook(model: ModelName, options: SwarmOptions) -> Outlook:
     """
     async with survey_view(model, options) as view:
         joining = [record.spec for record in view.silent.values() if record.spec.state is PeerState.JOINING]
-        peers = counted(view.current().prepared, joining)
-        rtts = {peer: known.rtt_seconds for peer, known in view.peers.items()}
+        prepared = view.current().prepared
+        peers, rtts = counted(prepared, joining), prepared.client_rtts
     swarm = Swarm.of_announced(ModelSpec(model.num_blocks), peers, time.time())
     outlook = await asyncio.to_thread(outlook_of, swarm, rtts=rtts)
     if outlook is None:

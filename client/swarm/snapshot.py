@@ -93,6 +93,11 @@ class PreparedSwarm:
         return self.known[peer].record.spec if index is None else self.finder.peers[index]
 
     @property
+    def client_rtts(self) -> dict[PeerId, float]:
+        """The round trips to all known peers in seconds, as this client has measured them."""
+        return {peer: known.rtt_seconds for peer, known in self.known.items()}
+
+    @property
     def announced(self) -> tuple[PeerSpec, ...]:
         """The router's peers in the states that they announce."""
         peers = self.finder.swarm.peers

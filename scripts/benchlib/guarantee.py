@@ -147,10 +147,6 @@ class BenchClient:
         """The peers that serve, as they announce themselves now."""
         return replace(self.view.current().prepared.finder.swarm, now_seconds=time.time())
 
-    def rtts(self) -> dict[PeerId, float]:
-        """The round trips that the client has measured, in seconds."""
-        return {peer: known.rtt_seconds for peer, known in self.view.peers.items()}
-
 
 @contextlib.asynccontextmanager
 async def bench_client(swarm: BenchSwarm) -> AsyncIterator[BenchClient]:
@@ -183,13 +179,13 @@ async def guarantee(folder: Path, sessions: int, rtt_seconds: float) -> dict[str
         await settled(client)
         alone = await client.closed_loop(1, ALONE_SESSIONS)
         await settled(client)
-        of_lone = promised(client.snapshot(), client.rtts())
+        of_lone = promised(client.snapshot(), client.view.prepared.client_rtts)
         own_seconds = statistics.fmean(session.between_seconds for session in alone)
         say(f"R is {of_lone.concurrency}; alone: {against_the_bound(alone, of_lone, own_seconds)}")
         await client.closed_loop(of_lone.concurrency, ALONE_SESSIONS)
         await settled(client)
         announced = client.snapshot()
-        rtts = client.rtts()
+        rtts = client.view.prepared.client_rtts
         of_loaded = promised(announced, rtts)
         cpu, began = swarm.cpu_seconds() + time.process_time(), time.perf_counter()
         bounded = await client.closed_loop(of_lone.concurrency, sessions)

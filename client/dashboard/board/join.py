@@ -96,7 +96,7 @@ def join_board(
     found = JoinBoard(
         board.formats, board.command, board.address_told, candidate.memory_bytes, candidate.block_bytes,
     )  # fmt: skip
-    return _planned(found, planning_swarm(facts, sighting), candidate)
+    return _planned(found, planning_swarm(facts, sighting), candidate, sighting.prepared.client_rtts)
 
 
 def join_command(model: str, addresses: Sequence[str]) -> str:
@@ -105,8 +105,8 @@ def join_command(model: str, addresses: Sequence[str]) -> str:
     return shlex.join(["swarm-peer", model, *initial])
 
 
-def _planned(board: JoinBoard, swarm: Swarm, candidate: PeerSpec) -> JoinBoard:
-    before = outlook_of(swarm)
+def _planned(board: JoinBoard, swarm: Swarm, candidate: PeerSpec, rtts: Mapping[PeerId, float]) -> JoinBoard:
+    before = outlook_of(swarm, rtts=rtts)
     joined = replace(swarm, peers=tuple(sorted((*swarm.peers, candidate), key=lambda peer: peer.id)))
     moves = upcoming(joined, limit=MOST_MOVES)
     blocks = next((move.after for move in moves if move.peer == CANDIDATE), None)
@@ -114,7 +114,7 @@ def _planned(board: JoinBoard, swarm: Swarm, candidate: PeerSpec) -> JoinBoard:
     if blocks is None:
         fits = candidate.memory_bytes >= candidate.block_bytes + candidate.kv_bytes_per_token
         return replace(board, reason="the swarm has no place for it now" if fits else "not even one block fits")
-    after = outlook_of(with_peer_at(joined, CANDIDATE, blocks))
+    after = outlook_of(with_peer_at(joined, CANDIDATE, blocks), rtts=rtts)
     return replace(
         board,
         blocks=(blocks.start, blocks.stop),

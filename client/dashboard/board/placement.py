@@ -76,8 +76,8 @@ def planning_swarm(facts: ModelFacts, sighting: Sighting, further: Sequence[Peer
 
 def placement_board(facts: ModelFacts, sighting: Sighting) -> PlacementBoard:
     """Takes long with many peers: for a thread."""
-    swarm = planning_swarm(facts, sighting)
-    outlook = outlook_of(swarm)
+    swarm, rtts = planning_swarm(facts, sighting), sighting.prepared.client_rtts
+    outlook = outlook_of(swarm, rtts=rtts)
     if outlook is None:
         return PlacementBoard(None)
     names = {peer: known.record.public_name for peer, known in sighting.prepared.known.items()}
@@ -87,7 +87,7 @@ def placement_board(facts: ModelFacts, sighting: Sighting) -> PlacementBoard:
     planned = upcoming(swarm, limit=MOST_MOVES)
     for move in planned:
         moved = after_move(moved, move)
-    then = outlook_of(moved) if moved is not swarm else None
+    then = outlook_of(moved, rtts=rtts) if moved is not swarm else None
     return PlacementBoard(
         figures_of(outlook),
         figures_of(then) if then is not None else None,

@@ -35,10 +35,11 @@ def test_figures_and_moves_are_the_rules() -> None:
 def test_a_swarm_that_rests_has_no_moves_and_a_gap() -> None:
     seen = sighting([peer("0:8", "a"), peer("0:8", "b")])
     board = placement_board(FACTS, seen)
-    outlook = outlook_of(planning_swarm(FACTS, seen))
+    outlook = outlook_of(planning_swarm(FACTS, seen), rtts=seen.prepared.client_rtts)
     assert (board.claimed, board.planned, board.then) == ((), (), None)
     assert board.now.gap_seconds == pytest.approx(outlook.bound_seconds - outlook.scratch_bound_seconds)
     assert board.now.concurrency == outlook.concurrency
+    assert board.now.bound_seconds > seen.prepared.client_rtts[seen.prepared.announced[0].id] > 0, "from here as well"
 
 
 def test_claims_are_moves_in_flight() -> None:
