@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from ...proto.weights.forms import Packing, compiled_rows
 from ...proto.weights.measure import Trial
 from ...proto.weights.trials import fastest_exact
+from .refusals import refuse_unknown_tokens
 
 if TYPE_CHECKING:
     from ...proto.weights.kernels.matrix import RowMatrix
@@ -100,7 +101,8 @@ class NarrowEmbedding(_Narrow):
         self._rows_of = rows_of
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(...) -> (..., H)."""
+        """(...) -> (..., H). Raises UsageError for an id without a row, where an index would count from the end."""
+        refuse_unknown_tokens(input, self.num_embeddings)
         return self._rows_of(input.cpu()).to(input.device, self.weight.dtype)
 
 

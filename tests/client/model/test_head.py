@@ -74,6 +74,9 @@ def test_a_narrow_head_is_the_plain_one_up_to_the_order_of_sums(dtype: torch.dty
     ids = torch.arange(VOCABULARY).view(2, -1)
     assert isinstance(packed.get_input_embeddings(), NarrowEmbedding)
     assert torch.equal(packed.get_input_embeddings()(ids), plain.get_input_embeddings()(ids))
+    for unknown in (-1, VOCABULARY):
+        with pytest.raises(UsageError, match=f"token {unknown} is not in"):
+            packed.get_input_embeddings()(torch.tensor([[unknown]]))
     held = sum(weight.numel() for weight in packed.parameters())
     assert held == sum(weight.numel() for weight in plain.parameters()) - (1 if tied else 2) * VOCABULARY * HIDDEN
 
