@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 from blockswarm.peer.engine.weights.choose import MAX_ERRORS, choose_packing, int8_form
 from blockswarm.proto.weights.forms import Packing
 from blockswarm.proto.weights.measure import TWO_ROW_FORMS, relative_error, try_packings
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_this_machine_is_tried() -> None:

@@ -32,11 +32,6 @@ FORMS_HERE = [form for form in TWO_ROW_FORMS if error_here(form, 512) <= MAX_ERR
 of_every_form = pytest.mark.parametrize("form", FORMS_HERE, ids=lambda form: form.value)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def weight_of(outputs: int, columns: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(outputs, columns, generator=torch.Generator().manual_seed(seed)) * 0.02
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,14 +17,6 @@ from blockswarm.proto.weights.packed import int8_weight
 
 SHAPES = ((64, 64), (36, 176), (8, 16), (260, 1040), (4, 2816))
 of_every_element = pytest.mark.parametrize("element", Element, ids=lambda element: element.value)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def weight_of(outputs: int, columns: int, element: Element, seed: int = 0) -> torch.Tensor:
