@@ -16,8 +16,8 @@ from .operation import Operation
 FIRST_PART_TOKENS = 8
 """The size of the first part; the next ones follow from the time that it takes."""
 MAX_PART_TOKENS = 4096
-LITTLE = 8
-"""A part of this fraction of the usual size has little to bring."""
+LITTLE_SHARE = 0.125
+"""A part of at most this share of the usual size takes hardly any time beside its way."""
 
 
 @dataclass(slots=True)
@@ -45,8 +45,8 @@ class CacheCopy:
 
     @property
     def little_tokens(self) -> int:
-        """The size of a part that takes hardly any time beside its way."""
-        return max(1, self.part_tokens // LITTLE)
+        """The most tokens of a part that takes hardly any time beside its way."""
+        return max(1, int(self.part_tokens * LITTLE_SHARE))
 
     def note(self, operation: Operation) -> None:
         """An operation begins: its first step permutes and truncates, the others append only."""

@@ -103,8 +103,8 @@ def run_job(
     recorded = RecordedScores() if wish.top_logprobs is not None else None
     shown = served.reasoning.shown if served.reasoning is not None and job.is_chat else frozenset()
     rows = [
-        RowText(first, served.talker.tokenizer, wish.stop, served.end_tokens, job.max_new_tokens, shown)
-        for first in range(job.first_choice, job.first_choice + wish.choices)
+        RowText(choice, served.talker.tokenizer, wish.stop, served.end_tokens, job.max_new_tokens, shown)
+        for choice in range(job.first_choice, job.first_choice + wish.choices)
     ]
     watcher = RowWatcher(
         rows, len(job.prompt), cancelled, _noting_repairs(generation, emit),
