@@ -7,18 +7,18 @@ For people (`swarm-client status`, `swarm-peer plan`) and for the log of a peer'
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .perf import FloatArray, IntArray, PerfModel
-from .place.cgbp import InfeasiblePlacementError, place
+from .place.cgbp import InfeasiblePlacementError, bound_of_placement
 from .place.loaded import cheapest_chains
 from .place.moves import ReplanPolicy
 from .place.view import PlanningView
 from .place.windows import hosts_per_block, range_rows
-from .swarm import BlockRange, PeerId, PeerState, Swarm
+from .swarm import BlockRange, PeerId, PeerSpec, PeerState, Swarm
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,11 @@ def outlook_of(
     whose way coordinates may be wrong (a busy machine answers later than its place says).
     """
     view = PlanningView.of(swarm, policy or ReplanPolicy())
-    if view is None:
-        return None
+    return outlook_of_view(view, rtts) if view is not None else None
+
+
+def outlook_of_view(view: PlanningView, rtts: Mapping[PeerId, float] | None = None) -> Outlook:
+    """The same of a snapshot's view, which may be used for its moves as well."""
     serving = [peer.blocks if peer.state is PeerState.SERVING else None for peer in view.peers]
     ranges = range_rows(serving)
     servers = hosts_per_block(ranges, view.model.num_blocks)
@@ -77,11 +80,17 @@ def outlook_of(
 
 def with_peer_at(swarm: Swarm, peer_id: PeerId, blocks: BlockRange) -> Swarm:
     """The snapshot in which the peer serves these blocks and claims none."""
-    moved = (
-        replace(p, blocks=blocks, block_hashes=(), state=PeerState.SERVING, claim=None) if p.id == peer_id else p
-        for p in swarm.peers
-    )
-    return replace(swarm, peers=tuple(moved))
+    return replace(swarm, peers=tuple(peer_at(p, blocks) if p.id == peer_id else p for p in swarm.peers))
+
+
+def view_with_peers_at(view: PlanningView, places: Iterable[tuple[PeerId, BlockRange]]) -> PlanningView:
+    """The view of the snapshot in which these peers of it serve these blocks and claim none; of several the last."""
+    return view.with_peers({peer: peer_at(view.peers[view.index[peer]], blocks) for peer, blocks in places})
+
+
+def peer_at(peer: PeerSpec, blocks: BlockRange) -> PeerSpec:
+    """The peer once it serves these blocks and claims none."""
+    return replace(peer, blocks=blocks, block_hashes=(), state=PeerState.SERVING, claim=None)
 
 
 def _with_rtts(view: PlanningView, rtts: Mapping[PeerId, float]) -> PerfModel:
@@ -100,7 +109,7 @@ def _bound(model: PerfModel, concurrency: int, ranges: IntArray) -> float:
 
 def _scratch_bound(model: PerfModel, concurrency: int) -> float:
     try:
-        return place(model, concurrency).bound_seconds
+        return bound_of_placement(model, concurrency)
     except InfeasiblePlacementError:
         return math.inf
 

@@ -10,7 +10,7 @@ are compared with a relative tolerance, so that "ties -> smallest first block" h
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,29 +99,34 @@ def closed_form_concurrency(model: PerfModel) -> int:
 
 def place(model: PerfModel, concurrency: int) -> CgbpPlan:
     """Steps 1 and 2 of Alg. 1. Raises InfeasiblePlacementError if some block stays unplaced."""
-    if concurrency < 1:
-        raise ValueError(f"the concurrency R must be at least 1, not {concurrency}")
-    sizes = conservative_sizes(model, concurrency)
-    amortised = amortised_seconds(model, sizes)
-    sessions = model.full_sessions(sizes)
-    order = greedy_order(amortised)
-    starts, capacities, covering = _place_greedily(model.num_blocks, concurrency, sizes, sessions, amortised, order)
-    if covering is None:
-        missing = tuple(int(block) for block in np.flatnonzero(capacities < concurrency))
-        raise InfeasiblePlacementError(concurrency, missing)
+    cover = _cover(model, concurrency)
+    starts, capacities = dict(cover.starts), cover.capacities.copy()
+    for j in cover.order[cover.covering :]:
+        size = int(cover.sizes[j])
+        starts[j] = start = least_served_window(capacities, size)
+        capacities[start : start + size] += cover.full_sessions[j]
     return CgbpPlan(
         concurrency=concurrency,
         ranges=tuple(
-            BlockRange(starts[j], starts[j] + int(sizes[j])) if j in starts else None for j in range(model.num_peers)
+            BlockRange(starts[j], starts[j] + int(cover.sizes[j])) if j in starts else None
+            for j in range(model.num_peers)
         ),
-        order=order,
-        sizes=sizes,
-        full_sessions=sessions,
-        amortised_seconds=amortised,
+        order=cover.order,
+        sizes=cover.sizes,
+        full_sessions=cover.full_sessions,
+        amortised_seconds=cover.amortised_seconds,
         capacities=capacities,
-        covering=covering,
-        bound_seconds=_theorem_2(model, sizes, amortised, order[:covering]),
+        covering=cover.covering,
+        bound_seconds=_theorem_2(model, cover),
     )
+
+
+def bound_of_placement(model: PerfModel, concurrency: int) -> float:
+    """Theorem 2's bound of `place(model, concurrency)` in seconds. Raises InfeasiblePlacementError as that does.
+
+    Only the K peers that cover all blocks count; in a large swarm they are few, and the others are not placed.
+    """
+    return _theorem_2(model, _cover(model, concurrency))
 
 
 def amortised_seconds(model: PerfModel, sizes: IntArray) -> FloatArray:
@@ -135,7 +140,11 @@ def amortised_seconds(model: PerfModel, sizes: IntArray) -> FloatArray:
 
 def greedy_order(amortised_seconds: FloatArray) -> tuple[int, ...]:
     """The peers that host something by increasing amortised time; equal times keep the input order."""
-    order = [int(j) for j in np.argsort(amortised_seconds, kind="stable") if np.isfinite(amortised_seconds[j])]
+    by_time = np.argsort(amortised_seconds, kind="stable")
+    by_time = by_time[np.isfinite(amortised_seconds[by_time])]
+    times, order = amortised_seconds[by_time], by_time.tolist()
+    if (np.diff(times) > _TOLERANCE * times[1:]).all():
+        return tuple(order)
     result: list[int] = []
     group: list[int] = []
     for j in order:
@@ -146,41 +155,55 @@ def greedy_order(amortised_seconds: FloatArray) -> tuple[int, ...]:
     return tuple(result + sorted(group))
 
 
-def _theorem_2(model: PerfModel, sizes: IntArray, amortised: FloatArray, first: Sequence[int]) -> float:
-    """One walk of the farthest client through peers 1..K, less the overlap charged to the K-th."""
-    walk = math.fsum(float(amortised[q] * sizes[q]) for q in first)
-    overlap = int(sum(sizes[q] for q in first)) - model.num_blocks
-    return walk - float(model.decode_seconds[first[-1]]) * overlap
+@dataclass(frozen=True)
+class _Cover:
+    """Step 1, and step 2 up to the K-th peer. Arrays are per peer, in the model's order, unless said otherwise."""
+
+    sizes: IntArray
+    full_sessions: IntArray
+    amortised_seconds: FloatArray
+    order: tuple[int, ...]
+    """The greedy order of all peers with a block."""
+    covering: int
+    """K."""
+    starts: Mapping[int, int]
+    """The first block of each of the first K peers."""
+    capacities: IntArray
+    """C_b of these, (L,)."""
 
 
-def _place_greedily(
-    num_blocks: int,
-    concurrency: int,
-    sizes: IntArray,
-    sessions: IntArray,
-    amortised: FloatArray,
-    order: Sequence[int],
-) -> tuple[dict[int, int], IntArray, int | None]:
-    """Step 2: first block per peer, final C_b, and K (None if some block stays below R)."""
-    capacities = np.zeros(num_blocks, dtype=np.int64)
+def _cover(model: PerfModel, concurrency: int) -> _Cover:
+    """Raises InfeasiblePlacementError if some block stays below R."""
+    if concurrency < 1:
+        raise ValueError(f"the concurrency R must be at least 1, not {concurrency}")
+    sizes = conservative_sizes(model, concurrency)
+    amortised = amortised_seconds(model, sizes)
+    sessions = model.full_sessions(sizes)
+    order = greedy_order(amortised)
+    capacities = np.zeros(model.num_blocks, dtype=np.int64)
     dummy = float(amortised[list(order)].max()) + 0.001 if order else 0.001
-    backlog = np.full(num_blocks, concurrency * dummy)
+    backlog = np.full(model.num_blocks, concurrency * dummy)
     starts: dict[int, int] = {}
-    covering: int | None = None
     for rank, j in enumerate(order):
         size = int(sizes[j])
-        if covering is None:
-            start = _most_backlogged_window(backlog, capacities < concurrency, size)
-        else:
-            start = least_served_window(capacities, size)
+        start = _most_backlogged_window(backlog, capacities < concurrency, size)
         window = slice(start, start + size)
         newly = np.clip(concurrency - capacities[window], 0, sessions[j])
         backlog[window] -= (dummy - amortised[j]) * newly
         capacities[window] += sessions[j]
         starts[j] = start
-        if covering is None and (capacities >= concurrency).all():
-            covering = rank + 1
-    return starts, capacities, covering
+        if (capacities >= concurrency).all():
+            return _Cover(sizes, sessions, amortised, order, rank + 1, starts, capacities)
+    missing = tuple(int(block) for block in np.flatnonzero(capacities < concurrency))
+    raise InfeasiblePlacementError(concurrency, missing)
+
+
+def _theorem_2(model: PerfModel, cover: _Cover) -> float:
+    """One walk of the farthest client through peers 1..K, less the overlap charged to the K-th."""
+    first, sizes = cover.order[: cover.covering], cover.sizes
+    walk = math.fsum(float(cover.amortised_seconds[q] * sizes[q]) for q in first)
+    overlap = int(sum(sizes[q] for q in first)) - model.num_blocks
+    return walk - float(model.decode_seconds[first[-1]]) * overlap
 
 
 def _most_backlogged_window(backlog: FloatArray, short: np.ndarray, size: int) -> int:

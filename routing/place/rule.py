@@ -29,6 +29,7 @@ Symbols: R concurrency, m_j sizes, t~_j amortised, f_j sessions, C_b capacity, V
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -50,10 +51,7 @@ def decide(swarm: Swarm, policy: ReplanPolicy | None = None) -> Move | None:
     Draining and leaving peers are planned without; claimed moves count as made.  Only peers that serve, are not
     fixed and have no claim are moved.  O(n L) with n peers and L blocks.
     """
-    view = PlanningView.of(swarm, policy or ReplanPolicy())
-    if view is None:
-        return None
-    return joining_move(view) or _repair(view) or _improve(view)
+    return next(moves_of(PlanningView.of(swarm, policy or ReplanPolicy()), swarm.now_seconds), None)
 
 
 def upcoming(swarm: Swarm, policy: ReplanPolicy | None = None, limit: int = 8) -> tuple[Move, ...]:
@@ -61,12 +59,16 @@ def upcoming(swarm: Swarm, policy: ReplanPolicy | None = None, limit: int = 8) -
 
     All peers compute the same list, so each may claim its own entry at once: a crowd that joins need not queue.
     """
-    moves: list[Move] = []
-    while len(moves) < limit and (move := decide(swarm, policy)) is not None:
-        moves.append(move)
-        claim = MoveClaim(swarm.now_seconds, move.after)
-        swarm = replace(swarm, peers=tuple(replace(p, claim=claim) if p.id == move.peer else p for p in swarm.peers))
-    return tuple(moves)
+    view = PlanningView.of(swarm, policy or ReplanPolicy())
+    return tuple(itertools.islice(moves_of(view, swarm.now_seconds), limit))
+
+
+def moves_of(view: PlanningView | None, now_seconds: float) -> Iterator[Move]:
+    """The entries of `upcoming` without a limit, each decided when it is asked for; none if there is no view."""
+    while view is not None and (move := joining_move(view) or _repair(view) or _improve(view)) is not None:
+        yield move
+        claimed = replace(view.peers[view.index[move.peer]], claim=MoveClaim(now_seconds, move.after))
+        view = view.with_peers({move.peer: claimed})
 
 
 # --- 1. join ---------------------------------------------------------------------------------------------------

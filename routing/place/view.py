@@ -7,6 +7,7 @@ Symbols as in cgbp.py: R concurrency, m_j sizes, t~_j amortised, f_j sessions, C
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -77,7 +78,6 @@ class PlanningView:
         sizes = np.where(chosen, model.block_limit, sizes)
         farthest = model.rtt_seconds.max(axis=0)
         amortised = np.where(sizes > 0, farthest / np.maximum(sizes, 1) + model.decode_seconds, np.inf)
-        hosted = [peer.claim.blocks if peer.claim is not None else peer.blocks for peer in peers]
         return cls(
             policy=policy,
             peers=peers,
@@ -87,9 +87,22 @@ class PlanningView:
             sizes=sizes,
             amortised=amortised,
             order=greedy_order(amortised),
-            ranges=range_rows(hosted),
+            ranges=range_rows(map(_hosted_then, peers)),
             holders=lasting_servers(peers, model.num_blocks),
         )
+
+    def with_peers(self, changed: Mapping[PeerId, PeerSpec]) -> PlanningView:
+        """The view of the snapshot in which these of its peers have other blocks, claims, or states that stay.
+
+        Clients, times, R and sizes do not depend on these, so this costs little. Raises KeyError for another peer.
+        """
+        peers = list(self.peers)
+        ranges = self.ranges.copy()
+        for peer_id, peer in changed.items():
+            j = self.index[peer_id]
+            peers[j] = peer
+            ranges[j] = range_rows([_hosted_then(peer)])
+        return replace(self, peers=tuple(peers), ranges=ranges, holders=lasting_servers(peers, self.model.num_blocks))
 
     def is_placed(self, j: int) -> bool:
         """Whether peer j hosts blocks."""
@@ -163,6 +176,11 @@ class PlanningView:
         both = (self.model.rtt_seconds, self.model.prefill_rtt_seconds)
         rtt, prefill_rtt = (np.vstack([rtt, rtt.max(axis=0)]) for rtt in both)
         return replace(self.model, rtt_seconds=rtt, prefill_rtt_seconds=prefill_rtt)
+
+
+def _hosted_then(peer: PeerSpec) -> BlockRange | None:
+    """The blocks of a peer once the move that it has claimed is made."""
+    return peer.claim.blocks if peer.claim is not None else peer.blocks
 
 
 def _expected_sessions(concurrency: int) -> float:

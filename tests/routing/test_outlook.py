@@ -7,11 +7,11 @@ import random
 from dataclasses import replace
 
 import pytest
-from blockswarm.routing.outlook import outlook_of
+from blockswarm.routing.outlook import outlook_of, outlook_of_view, view_with_peers_at, with_peer_at
 from blockswarm.routing.place.cgbp import place
 from blockswarm.routing.place.view import PlanningView
 from blockswarm.routing.swarm import BlockRange, MoveClaim, PeerState
-from support.placement import POLICY, peer, random_swarm, settle, swarm
+from support.placement import POLICY, mixed_swarm, peer, random_swarm, settle, swarm
 
 RTT = 2 * 0.005
 """From the clients at x = 0, whose height is rounded to a whole cell of 10 ms, to peers there: heights of 5 ms."""
@@ -94,3 +94,19 @@ def test_the_bound_of_a_placement_from_scratch_is_theorem_2s_or_better(seed: int
     rested = outlook_of(settle(snapshot)[0])
     assert rested is not None
     assert rested.uncovered == ()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_view_of_moved_peers_says_what_the_moved_snapshot_says(seed: int) -> None:
+    rng = random.Random(seed)
+    snapshot = mixed_swarm(rng, 14)
+    view = PlanningView.of(snapshot, POLICY)
+    assert view is not None
+    moving = rng.sample([p.id for p in view.peers], 3)
+    places = [(peer_id, BlockRange(start, start + 6)) for peer_id, start in zip(moving, (0, 5, 10), strict=True)]
+    moved = snapshot
+    for peer_id, blocks in places:
+        moved = with_peer_at(moved, peer_id, blocks)
+    rtts = {p.id: rng.uniform(0, 0.3) for p in snapshot.peers}
+    assert outlook_of_view(view_with_peers_at(view, places), rtts) == outlook_of(moved, rtts=rtts)
+    assert outlook_of_view(view) == outlook_of(snapshot), "the first view is as it was"

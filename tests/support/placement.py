@@ -7,7 +7,17 @@ from dataclasses import replace
 
 from blockswarm.routing.place.moves import Move, Reason, ReplanPolicy, after_move
 from blockswarm.routing.place.rule import decide
-from blockswarm.routing.swarm import BlockRange, ComputeCost, Coordinate, ModelSpec, PeerId, PeerSpec, PeerState, Swarm
+from blockswarm.routing.swarm import (
+    BlockRange,
+    ComputeCost,
+    Coordinate,
+    ModelSpec,
+    MoveClaim,
+    PeerId,
+    PeerSpec,
+    PeerState,
+    Swarm,
+)
 
 GB = 1e9
 MODEL = ModelSpec(num_blocks=12, block_bytes=1.0 * GB, kv_bytes_per_token=65536.0)
@@ -100,4 +110,24 @@ def random_swarm(rng: random.Random, count: int, blocks: int = 32) -> Swarm:
                 x=rng.choice([0.0, 0.04, 0.09]) + rng.gauss(0, 0.005),
             )
         )
+    return swarm(*peers, model=ModelSpec(blocks, 1.3 * GB, 57344.0))
+
+
+def mixed_swarm(rng: random.Random, count: int, blocks: int = 16) -> Swarm:
+    """Peers in every state, some placed by chance, some with claims, fixed, of equal speed, or without a place."""
+    peers = []
+    for member in random_swarm(rng, count, blocks).peers:
+        size = rng.randint(1, blocks // 2)
+        spans = [BlockRange(start, start + size) for start in (rng.randint(0, blocks - size) for _ in range(2))]
+        state = rng.choice([PeerState.SERVING] * 6 + [PeerState.JOINING, PeerState.DRAINING, PeerState.LEAVING])
+        placed = state is not PeerState.JOINING
+        claim = MoveClaim(rng.uniform(-60, 0), spans[1]) if rng.random() < 0.2 else None
+        peers.append(
+            replace(
+                member, state=state, blocks=spans[0] if placed else None, claim=claim,
+                blocks_fixed=rng.random() < 0.1, size_fixed=rng.random() < 0.1, concurrency=rng.choice([0.0, 0.5, 3.0]),
+                max_blocks=rng.choice([None, None, size]), coordinate=rng.choice([member.coordinate, None]),
+                cost=rng.choice([member.cost, ComputeCost(0.01)]), load_seconds=rng.choice([0.0, rng.uniform(1, 9)]),
+            )
+        )  # fmt: skip
     return swarm(*peers, model=ModelSpec(blocks, 1.3 * GB, 57344.0))

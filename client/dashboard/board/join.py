@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ....proto.errors import UsageError
-from ....routing.outlook import outlook_of, with_peer_at
-from ....routing.place.rule import upcoming
-from ....routing.swarm import PeerId, PeerSpec, PeerState, Swarm
-from ..watch.sighting import ModelFacts, Sighting
-from .placement import PlacementFigures, figures_of, planning_swarm
+from ....routing.outlook import outlook_of_view, view_with_peers_at
+from ....routing.place.moves import ReplanPolicy
+from ....routing.place.rule import moves_of
+from ....routing.place.view import PlanningView
+from ....routing.swarm import BlockRange, PeerId, PeerSpec, PeerState
+from ..watch.sighting import Sighting
+from .placement import PlacementFigures, Planning, figures_of
 
 CANDIDATE = PeerId("~candidate")
 """No peer's id; it sorts behind them."""
@@ -80,13 +83,14 @@ class JoinBoard:
 
 
 def join_board(
-    facts: ModelFacts, sighting: Sighting | None, query: JoinQuery, model: str, addresses: Sequence[str]
+    sighting: Sighting | None, planning: Planning | None, query: JoinQuery, model: str, addresses: Sequence[str]
 ) -> JoinBoard:
-    """`model` and `addresses` are for the command. Takes long with many peers: for a thread."""
+    """`planning` is of the sighting, and may be None where nothing was asked; `model` and `addresses` are for the
+    command. Takes long with many peers: for a thread."""
     serving = _serving(sighting)
     formats = _formats(serving)
     board = JoinBoard(formats, join_command(model, addresses), bool(addresses))
-    if query.memory_gib is None or sighting is None:
+    if query.memory_gib is None or sighting is None or planning is None:
         return board
     wanted = query.numeric_format or (formats[0] if formats else "")
     alike = [peer for peer in serving if peer.numeric_format == wanted and peer.block_bytes > 0]
@@ -96,7 +100,7 @@ def join_board(
     found = JoinBoard(
         board.formats, board.command, board.address_told, candidate.memory_bytes, candidate.block_bytes,
     )  # fmt: skip
-    return _planned(found, planning_swarm(facts, sighting), candidate, sighting.prepared.client_rtts)
+    return _planned(found, planning, candidate, sighting.prepared.client_rtts)
 
 
 def join_command(model: str, addresses: Sequence[str]) -> str:
@@ -105,22 +109,27 @@ def join_command(model: str, addresses: Sequence[str]) -> str:
     return shlex.join(["swarm-peer", model, *initial])
 
 
-def _planned(board: JoinBoard, swarm: Swarm, candidate: PeerSpec, rtts: Mapping[PeerId, float]) -> JoinBoard:
-    before = outlook_of(swarm, rtts=rtts)
-    joined = replace(swarm, peers=tuple(sorted((*swarm.peers, candidate), key=lambda peer: peer.id)))
-    moves = upcoming(joined, limit=MOST_MOVES)
-    blocks = next((move.after for move in moves if move.peer == CANDIDATE), None)
+def _planned(board: JoinBoard, planning: Planning, candidate: PeerSpec, rtts: Mapping[PeerId, float]) -> JoinBoard:
+    before, swarm = planning.outlook, planning.swarm
     board = replace(board, now=figures_of(before) if before is not None else None)
-    if blocks is None:
+    joined = replace(swarm, peers=tuple(sorted((*swarm.peers, candidate), key=lambda peer: peer.id)))
+    view = PlanningView.of(joined, ReplanPolicy())
+    blocks = _first_blocks(view, joined.now_seconds)
+    if view is None or blocks is None:
         fits = candidate.memory_bytes >= candidate.block_bytes + candidate.kv_bytes_per_token
         return replace(board, reason="the swarm has no place for it now" if fits else "not even one block fits")
-    after = outlook_of(with_peer_at(joined, CANDIDATE, blocks), rtts=rtts)
     return replace(
         board,
         blocks=(blocks.start, blocks.stop),
         weights_bytes=len(blocks) * candidate.block_bytes,
-        then=figures_of(after) if after is not None else None,
+        then=figures_of(outlook_of_view(view_with_peers_at(view, [(CANDIDATE, blocks)]), rtts)),
     )
+
+
+def _first_blocks(view: PlanningView | None, now_seconds: float) -> BlockRange | None:
+    """The blocks that the rule gives the candidate with one of its next moves; none behind it is decided."""
+    moves = itertools.islice(moves_of(view, now_seconds), MOST_MOVES)
+    return next((move.after for move in moves if move.peer == CANDIDATE), None)
 
 
 def _serving(sighting: Sighting | None) -> list[PeerSpec]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ....routing.outlook import Outlook, outlook_of, with_peer_at
-from ....routing.place.moves import after_move
-from ....routing.place.rule import upcoming
-from ....routing.swarm import BlockRange, ModelSpec, PeerId, PeerSpec, PeerState, Swarm, short_id
+from ....routing.outlook import Outlook, outlook_of_view, view_with_peers_at
+from ....routing.place.moves import ReplanPolicy
+from ....routing.place.rule import moves_of
+from ....routing.place.view import PlanningView
+from ....routing.swarm import BlockRange, ModelSpec, PeerId, PeerState, Swarm, short_id
 from ...survey.survey import counted
 from ..watch.sighting import ModelFacts, Sighting
 from .peers import pair
@@ -67,27 +69,38 @@ class PlacementBoard:
     """The moves that the rule would make next, at most `MOST_MOVES`, one after the other."""
 
 
-def planning_swarm(facts: ModelFacts, sighting: Sighting, further: Sequence[PeerSpec] = ()) -> Swarm:
-    """The snapshot that the rule plans with: the peers that `swarm-client status` counts, and `further` ones."""
-    joining = [record.spec for record in sighting.silent.values() if record.spec.state is PeerState.JOINING]
-    peers = [*counted(sighting.prepared, joining), *further]
-    return Swarm.of_announced(ModelSpec(facts.num_blocks), peers, sighting.at_seconds)
+@dataclass(frozen=True, eq=False)
+class Planning:
+    """The snapshot that the boards of placement and joining plan with, derived from a look once."""
+
+    swarm: Swarm
+    """The peers that `swarm-client status` counts."""
+    view: PlanningView | None
+    """None if no peer stays, as the next."""
+    outlook: Outlook | None
 
 
-def placement_board(facts: ModelFacts, sighting: Sighting) -> PlacementBoard:
+def planning_of(facts: ModelFacts, sighting: Sighting) -> Planning:
     """Takes long with many peers: for a thread."""
-    swarm, rtts = planning_swarm(facts, sighting), sighting.prepared.client_rtts
-    outlook = outlook_of(swarm, rtts=rtts)
-    if outlook is None:
+    joining = [record.spec for record in sighting.silent.values() if record.spec.state is PeerState.JOINING]
+    peers = counted(sighting.prepared, joining)
+    swarm = Swarm.of_announced(ModelSpec(facts.num_blocks), peers, sighting.at_seconds)
+    view = PlanningView.of(swarm, ReplanPolicy())
+    outlook = outlook_of_view(view, sighting.prepared.client_rtts) if view is not None else None
+    return Planning(swarm, view, outlook)
+
+
+def placement_board(planning: Planning, sighting: Sighting) -> PlacementBoard:
+    """Takes long with many peers: for a thread."""
+    view, outlook = planning.view, planning.outlook
+    if view is None or outlook is None:
         return PlacementBoard(None)
     names = {peer: known.record.public_name for peer, known in sighting.prepared.known.items()}
-    moved = swarm
-    for peer, _, after in outlook.moves:
-        moved = with_peer_at(moved, peer, after)
-    planned = upcoming(swarm, limit=MOST_MOVES)
-    for move in planned:
-        moved = after_move(moved, move)
-    then = outlook_of(moved, rtts=rtts) if moved is not swarm else None
+    planned = tuple(itertools.islice(moves_of(view, planning.swarm.now_seconds), MOST_MOVES))
+    places = [(peer, after) for peer, _, after in outlook.moves] + [(move.peer, move.after) for move in planned]
+    then = None
+    if places:
+        then = outlook_of_view(view_with_peers_at(view, places), sighting.prepared.client_rtts)
     return PlacementBoard(
         figures_of(outlook),
         figures_of(then) if then is not None else None,

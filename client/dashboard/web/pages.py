@@ -11,7 +11,7 @@ from jinja2 import Environment
 from starlette.responses import Response
 
 from ..board.history import HistoryBoard, parse_span
-from ..board.join import JoinQuery, join_board
+from ..board.join import JoinQuery
 from ..board.listing import PeerQuery
 from ..board.model import ModelBoard
 from ..board.routes import MOST_EXPLAINED
@@ -86,8 +86,7 @@ class _Pages:
         query = JoinQuery.parse(request.query_params)
 
         def values(moment: Moment, board: ModelBoard) -> Mapping[str, Any]:
-            facts, addresses = board.state.facts, self._site.join_addresses
-            return {"query": query, "join": join_board(facts, board.state.sighting, query, facts.name, addresses)}
+            return {"query": query, "join": self._site.join(board, query)}
 
         return await self._model_page(request, model_id, "/join", "join.html", values)
 

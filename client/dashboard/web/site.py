@@ -12,9 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..board.history import HistoryBoard, Span, history_board
+from ..board.join import JoinBoard, JoinQuery, join_board
 from ..board.model import ModelBoard, model_board
 from ..board.now import ModelCard, StaleAfter
-from ..board.placement import PlacementBoard, placement_board
+from ..board.placement import PlacementBoard, Planning, placement_board, planning_of
 from ..board.routes import RoutesBoard, measured_hops, routes_board
 from ..history.entries import NumberedEvent
 from ..history.recorder import Recorder
@@ -87,10 +88,24 @@ class Site:
 
     def placement(self, board: ModelBoard) -> PlacementBoard | None:
         """None before the first look. For a thread: it plans, once for each state."""
+        state, planning = board.state, self._planning(board)
+        if state.sighting is None or planning is None:
+            return None
+        sighting = state.sighting
+        return state.once("placement", lambda: placement_board(planning, sighting))
+
+    def join(self, board: ModelBoard, query: JoinQuery) -> JoinBoard:
+        """The prospects of a reader's machine. For a thread: it plans."""
+        planning = self._planning(board) if query.memory_gib is not None else None
+        state = board.state
+        return join_board(state.sighting, planning, query, state.facts.name, self.join_addresses)
+
+    def _planning(self, board: ModelBoard) -> Planning | None:
+        """The snapshot that placements are planned with, once for each state; None before the first look."""
         state, sighting = board.state, board.state.sighting
         if sighting is None:
             return None
-        return state.once("placement", lambda: placement_board(state.facts, sighting))
+        return state.once("planning", lambda: planning_of(state.facts, sighting))
 
     def history(self, model_id: str, span: Span, now: float) -> HistoryBoard:
         """Read the history of a model up to `now`, Unix seconds; for a thread that may wait."""

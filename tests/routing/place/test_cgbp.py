@@ -71,9 +71,12 @@ def test_the_placement_is_the_specifications(model: PerfModel, concurrency: int)
         assert not cgbp.is_feasible(model, concurrency)
         with pytest.raises(cgbp.InfeasiblePlacementError):
             cgbp.place(model, concurrency)
+        with pytest.raises(cgbp.InfeasiblePlacementError):
+            cgbp.bound_of_placement(model, concurrency)
         return
     plan = cgbp.place(model, concurrency)
     assert ([r.start if r else None for r in plan.ranges], plan.covering) == expected
+    assert cgbp.bound_of_placement(model, concurrency) == plan.bound_seconds
 
 
 @pytest.mark.long

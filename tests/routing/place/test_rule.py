@@ -22,7 +22,7 @@ from blockswarm.routing.swarm import BlockRange, Coordinate, ModelSpec, MoveClai
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from support.placement import GB, POLICY, hosted, peer, random_swarm, settle, swarm, validate_move
+from support.placement import GB, POLICY, hosted, mixed_swarm, peer, random_swarm, settle, swarm, validate_move
 
 # --- any churn -------------------------------------------------------------------------------------------------
 
@@ -194,6 +194,20 @@ def test_upcoming_moves_are_of_different_peers_to_different_places():
     moves = upcoming(swarm(*(peer(name) for name in "abc")), limit=8)
     assert {move.peer for move in moves} == {"a", "b", "c"}
     assert {move.after for move in moves} == {BlockRange(0, 4), BlockRange(4, 8), BlockRange(8, 12)}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_upcoming_moves_are_those_decided_one_after_the_other(seed: int) -> None:
+    """On a snapshot in which every move before is claimed: views are carried on, and must say what new ones would."""
+    snapshot = mixed_swarm(random.Random(seed), 14)
+    expected: list[Move] = []
+    current = snapshot
+    while len(expected) < 6 and (move := decide(current)) is not None:
+        expected.append(move)
+        claim = MoveClaim(current.now_seconds, move.after)
+        peers = (replace(p, claim=claim) if p.id == move.peer else p for p in current.peers)
+        current = replace(current, peers=tuple(peers))
+    assert upcoming(snapshot, limit=6) == tuple(expected)
 
 
 def swarm_of_slow_and_idle_fast() -> Swarm:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from blockswarm.client.dashboard.board.join import CANDIDATE, GIB, JoinBoard, JoinQuery, join_board, join_command
+from blockswarm.client.dashboard.board.placement import planning_of
 from blockswarm.client.swarm.known import KnownPeer
 from blockswarm.proto.errors import UsageError
 from blockswarm.routing.swarm import PeerState
@@ -20,7 +21,8 @@ def peer(blocks: str | None, **spec: Any) -> KnownPeer:
 
 
 def asked(*peers: KnownPeer, **fields: str) -> JoinBoard:
-    return join_board(FACTS, sighting(peers), JoinQuery.parse(fields), "m", ())
+    seen = sighting(peers)
+    return join_board(seen, planning_of(FACTS, seen), JoinQuery.parse(fields), "m", ())
 
 
 def test_a_machine_takes_the_blocks_that_nobody_serves() -> None:
@@ -40,7 +42,7 @@ def test_a_machine_that_is_too_small_is_told() -> None:
 def test_nothing_is_planned_before_it_is_asked() -> None:
     board = asked(peer("0:8"))
     assert (board.memory_bytes, board.now, board.formats) == (None, None, ("float32",))
-    empty = join_board(FACTS, None, JoinQuery(1.0), "m", ())
+    empty = join_board(None, None, JoinQuery(1.0), "m", ())
     assert (empty.formats, empty.memory_bytes) == ((), None)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from blockswarm.client.dashboard.board.placement import placement_board, planning_swarm
+from blockswarm.client.dashboard.board.placement import PlacementBoard, placement_board, planning_of
+from blockswarm.client.dashboard.watch.sighting import Sighting
 from blockswarm.client.swarm.known import KnownPeer
 from blockswarm.routing.outlook import outlook_of
 from blockswarm.routing.place.rule import upcoming
@@ -19,10 +20,14 @@ def peer(blocks: str | None, name: str = "", **spec: Any) -> KnownPeer:
     return known(blocks, name, **SIZES, **spec)
 
 
+def board_of(seen: Sighting) -> PlacementBoard:
+    return placement_board(planning_of(FACTS, seen), seen)
+
+
 def test_figures_and_moves_are_the_rules() -> None:
     seen = sighting([peer("0:4", "a"), peer("0:4", "b"), peer(None, "new", state=PeerState.JOINING)])
-    board = placement_board(FACTS, seen)
-    swarm = planning_swarm(FACTS, seen)
+    board = board_of(seen)
+    swarm = planning_of(FACTS, seen).swarm
     expected = upcoming(swarm, limit=8)
     assert [(row.peer, row.after) for row in board.planned] == [
         (move.peer, (move.after.start, move.after.stop)) for move in expected
@@ -34,8 +39,8 @@ def test_figures_and_moves_are_the_rules() -> None:
 
 def test_a_swarm_that_rests_has_no_moves_and_a_gap() -> None:
     seen = sighting([peer("0:8", "a"), peer("0:8", "b")])
-    board = placement_board(FACTS, seen)
-    outlook = outlook_of(planning_swarm(FACTS, seen), rtts=seen.prepared.client_rtts)
+    board = board_of(seen)
+    outlook = outlook_of(planning_of(FACTS, seen).swarm, rtts=seen.prepared.client_rtts)
     assert (board.claimed, board.planned, board.then) == ((), (), None)
     assert board.now.gap_seconds == pytest.approx(outlook.bound_seconds - outlook.scratch_bound_seconds)
     assert board.now.concurrency == outlook.concurrency
@@ -44,12 +49,12 @@ def test_a_swarm_that_rests_has_no_moves_and_a_gap() -> None:
 
 def test_claims_are_moves_in_flight() -> None:
     claim = MoveClaim(NOW - 5, BlockRange(4, 8))
-    board = placement_board(FACTS, sighting([peer("0:8", "a"), peer("0:4", "mover", claim=claim)]))
+    board = board_of(sighting([peer("0:8", "a"), peer("0:4", "mover", claim=claim)]))
     (row,) = board.claimed
     assert (row.name, row.before, row.after, row.reason) == ("mover", (0, 4), (4, 8), "claimed")
     assert board.then is not None
 
 
 def test_where_nobody_stays_there_is_nothing_to_plan() -> None:
-    assert placement_board(FACTS, sighting([peer("0:8", state=PeerState.LEAVING)])).now is None
-    assert placement_board(FACTS, sighting()).now is None
+    assert board_of(sighting([peer("0:8", state=PeerState.LEAVING)])).now is None
+    assert board_of(sighting()).now is None
