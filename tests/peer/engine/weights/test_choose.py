@@ -94,6 +94,8 @@ def test_int8_needs_right_products_not_fast_ones() -> None:
     assert choose_packing("int8", wrong).packing is Packing.INT8
     saturating = {**TRIALS, Packing.INT8: trial(0.5, 0.3)}
     assert choose_packing("int8", saturating).packing is Packing.INT8_REDUCED
+    with_vnni = {**TRIALS, Packing.INT8: trial(0.61, 2e-4)}
+    assert choose_packing("int8", with_vnni).packing is Packing.INT8, "both right: no tie of the clock"
     assert Packing.INT8_REDUCED.numeric_format("float32") == "int8"
 
 
