@@ -33,7 +33,7 @@ class Hello(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., session_id: _Optional[bytes] = ..., issued_at: _Optional[float] = ..., nonce: _Optional[bytes] = ..., protocol: _Optional[int] = ..., swarm_proof: _Optional[bytes] = ...) -> None: ...
 
 class Capability(_message.Message):
-    __slots__ = ("session_id", "epoch", "peer_id", "first_block", "stop_block", "kv_tokens", "max_rows", "predecessor", "successor", "wire_format", "expires_at", "model_digest", "input_format")
+    __slots__ = ("session_id", "epoch", "peer_id", "first_block", "stop_block", "kv_tokens", "max_rows", "predecessor", "successor", "wire_format", "expires_at", "model_digest", "input_format", "prompt_tokens")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,7 @@ class Capability(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     INPUT_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     epoch: int
     peer_id: str
@@ -60,7 +61,8 @@ class Capability(_message.Message):
     expires_at: float
     model_digest: str
     input_format: str
-    def __init__(self, session_id: _Optional[bytes] = ..., epoch: _Optional[int] = ..., peer_id: _Optional[str] = ..., first_block: _Optional[int] = ..., stop_block: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., max_rows: _Optional[int] = ..., predecessor: _Optional[str] = ..., successor: _Optional[str] = ..., wire_format: _Optional[str] = ..., expires_at: _Optional[float] = ..., model_digest: _Optional[str] = ..., input_format: _Optional[str] = ...) -> None: ...
+    prompt_tokens: int
+    def __init__(self, session_id: _Optional[bytes] = ..., epoch: _Optional[int] = ..., peer_id: _Optional[str] = ..., first_block: _Optional[int] = ..., stop_block: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., max_rows: _Optional[int] = ..., predecessor: _Optional[str] = ..., successor: _Optional[str] = ..., wire_format: _Optional[str] = ..., expires_at: _Optional[float] = ..., model_digest: _Optional[str] = ..., input_format: _Optional[str] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class Open(_message.Message):
     __slots__ = ("hello", "capability", "successor_record", "relay", "wait", "wait_seconds", "prefixes", "place")

@@ -65,6 +65,7 @@ class ChainSession:
         self._next_seq = 1
         self._table = RowTable()
         """The rows after all operations that have begun."""
+        self._prompt_tokens = 0  # of a first operation that waits for the chain to open
         self._inputs = ReplayBuffer(config.codec.token_bytes)
         """Tokens that were fed to block 0 by the operations that are over."""
         self._plans: dict[int, tuple[StepPlan, bytes]] = {}
@@ -309,6 +310,7 @@ class ChainSession:
             input_format=self._links.format_to(choice, neighbours.stream_before),
             expires_at_seconds=config.clock() + config.timing.chain.capability_seconds,
             model_digest=config.model_digest,
+            prompt_tokens=min(self._kv_tokens, max(self._prompt_tokens, self._table.tokens)),
         )
         return sign_capability(config.identity, grant)
 
@@ -343,6 +345,7 @@ class ChainSession:
         """
         if plan.source_rows is not None or not PAGE_TOKENS <= plan.tokens <= MAX_PREFIX_TOKENS:
             return plan, data
+        self._prompt_tokens = plan.tokens
         token_bytes = self._config.codec.token_bytes
         rows = split_bytes(data, [piece.count * token_bytes for piece in plan.rows])
         self._pages = self._opening_prefixes = await named(lambda: tuple(map(names.chain, rows)), len(data))
@@ -371,12 +374,10 @@ class ChainSession:
 
     async def _worth_remembering(self, names: PageNames, confirmed: Sequence[int] | None) -> tuple[Digests, ...]:
         """The pages of all rows, if there are more than those that peers have kept already."""
-        lengths = self._inputs.lengths
-        lengths = lengths if confirmed is None else tuple(map(min, lengths, confirmed))
+        lengths = tuple(map(min, self._inputs.lengths, self._inputs.lengths if confirmed is None else confirmed))
         known = {pages[-1] for pages in self._pages if pages}
-        if self._machine.mixed:
-            return ()
-        if not self.chain or sum(lengths) > MAX_PREFIX_TOKENS or max(lengths, default=0) < PAGE_TOKENS:
+        unsuitable = sum(lengths) > MAX_PREFIX_TOKENS or max(lengths, default=0) < PAGE_TOKENS
+        if self._machine.mixed or not self.chain or unsuitable:
             return ()
         rows = [RowSlice(row, 0, length, 0) for row, length in enumerate(lengths)]
         nbytes = sum(lengths) * self._config.codec.token_bytes

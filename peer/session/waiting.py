@@ -187,7 +187,8 @@ class Admission:
 
 
 def _reservation(grant: Grant) -> Reservation:
-    return Reservation(grant.key, grant.client, grant.kv_tokens, len(grant.blocks))
+    num_blocks = len(grant.blocks)
+    return Reservation(grant.key, grant.client, grant.kv_tokens, num_blocks, grant.prompt_tokens, grant.max_rows)
 
 
 @contextmanager

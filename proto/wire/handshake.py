@@ -74,6 +74,8 @@ class Grant:
     """The format of the steps that come in this epoch."""
     expires_at_seconds: float
     model_digest: str
+    prompt_tokens: int = 0
+    """Those of `kv_tokens` that are known already; what is beyond them is decoded. 0: not said."""
 
     @property
     def key(self) -> bytes:
@@ -192,6 +194,7 @@ def sign_capability(identity: Identity, grant: Grant) -> Signed:
         input_format=grant.input_format,
         expires_at=grant.expires_at_seconds,
         model_digest=grant.model_digest,
+        prompt_tokens=grant.prompt_tokens,
     ).SerializeToString()
     return Signed(payload=payload, signer=identity.peer_id, signature=identity.sign(_CAPABILITY_TAG + payload))
 
@@ -216,6 +219,8 @@ def check_capability(
         raise AuthenticationError("the capability has expired or lasts too long")
     if not 1 <= capability.kv_tokens <= MAX_SESSION_KV_TOKENS:
         raise RemoteProtocolError("a session reserves at least one KV token, and no absurd number")
+    if capability.prompt_tokens > capability.kv_tokens:
+        raise RemoteProtocolError("the prompt of a session is longer than what it reserves")
     if not 1 <= capability.max_rows <= max_rows:
         raise RemoteProtocolError(f"a session has between 1 and {max_rows} rows")
     return Grant(
@@ -232,6 +237,7 @@ def check_capability(
         input_format=_format_in(capability.input_format),
         expires_at_seconds=expires_at,
         model_digest=capability.model_digest,
+        prompt_tokens=capability.prompt_tokens,
     )
 
 

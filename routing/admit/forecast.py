@@ -1,8 +1,9 @@
 """When reserved room is expected to become free, and what that means for the sessions that wait.
 
 Pure functions over numbers that the peer measures: how fast a session fills its reservation (`Pace`), hence when it
-is expected to end; which session is admitted when, if the queue is served strictly in order (`serve_in_order`); and
-what is left for a newcomer (`Room`), which is what the peer announces.
+is expected to end; how long those that wait will hold theirs (`HoldTimes`); which session is admitted when, if the
+queue is served strictly in order (`serve_in_order`); and what is left for a newcomer (`Room`), which is what the peer
+announces.
 
 A session is taken to end when it has filled its whole reservation.  Most sessions end earlier, so the announcements
 are on the safe side.  Times are Unix seconds, room is KV tokens x blocks.
@@ -22,6 +23,8 @@ SMOOTHING = 0.1
 """The share of a new observation in a running average, once there are enough of them."""
 DECODE_TOKENS = 16
 """A step with more new tokens per row than this is a prefill, and says nothing about the pace of decoding."""
+MOST_USED_SHARE = 10.0
+"""A session that rests for hours between two turns must not stand for those that come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +50,88 @@ class Pace:
     """The moment of the last step."""
     tokens: int = 0
     """Tokens in the cache after that step, all rows together."""
+    rows: int = 1
+    """Rows after that step."""
+    prompt_tokens: int = 0
+    """Tokens in the cache before the first token was decoded."""
+    prompt_end_seconds: float = 0.0
+    """When the last of them was computed; means nothing while there are none."""
 
     def after(self, tokens: int, rows: int, now: float) -> Pace:
         """The pace after a step that has left `tokens` tokens in `rows` rows."""
         grown = tokens - self.tokens
         average = self.seconds_per_token
-        if 0 < grown <= DECODE_TOKENS * rows:
+        if not self.tokens or grown > DECODE_TOKENS * rows:
+            later = replace(self, at_seconds=now, tokens=tokens, rows=rows)
+            return later if average.count else replace(later, prompt_tokens=tokens, prompt_end_seconds=now)
+        if grown > 0:
             average = average.after(max(0.0, now - self.at_seconds) / grown)
-        return Pace(average, now, tokens)
+        return replace(self, seconds_per_token=average, at_seconds=now, tokens=tokens, rows=rows)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a token has been decoded."""
+        return self.seconds_per_token.count > 0
+
+    @property
+    def position_seconds(self) -> float:
+        """How long a further token in every row takes."""
+        return self.seconds_per_token.value * self.rows
 
     def end_seconds(self, kv_tokens: int, now: float) -> float:
         """When a session that reserves `kv_tokens` tokens will have used them."""
         return now + max(0, kv_tokens - self.tokens) * self.seconds_per_token.value
+
+
+@dataclass(frozen=True, slots=True)
+class HoldTimes:
+    """How long sessions hold their room, from those that have ended.
+
+    A prompt takes seconds for hundreds of tokens and an answer seconds for dozens, so that a time per reserved token
+    says little of a session whose answer is longer than those before it.  Where a session says how long its prompt is,
+    the two are estimated apart.
+    """
+
+    reserved_token_seconds: Average
+    """Per token of a reservation, whatever it was used for."""
+    prompt_token_seconds: Average
+    """From the admission to the end of the prompt, per token of it: it contains the wait for the next peer's room."""
+    position_seconds: Average
+    """Per further token in every row."""
+    used_share: Average = Average(1.0)
+    """Part of the time that the tokens reserved for the answer would have taken: most sessions end earlier."""
+
+    @classmethod
+    def guessed(cls, token_seconds: float) -> HoldTimes:
+        """Before any session has ended."""
+        return cls(Average(token_seconds), Average(token_seconds), Average(token_seconds))
+
+    def after(self, pace: Pace, kv_tokens: int, since: float, now: float) -> HoldTimes:
+        """With one more session that has ended now: it held `kv_tokens` tokens, from `since` on."""
+        reserved = self.reserved_token_seconds.after(max(0.0, now - since) / kv_tokens)
+        if not pace.is_known:
+            return replace(self, reserved_token_seconds=reserved)
+        answer_seconds = max(0, kv_tokens - pace.prompt_tokens) * pace.seconds_per_token.value
+        used = (now - pace.prompt_end_seconds) / answer_seconds if answer_seconds > 0 else 1.0
+        prompt_seconds = max(0.0, pace.prompt_end_seconds - since)
+        return HoldTimes(
+            reserved,
+            self.prompt_token_seconds.after(prompt_seconds / max(1, pace.prompt_tokens)),
+            self.position_seconds.after(pace.position_seconds),
+            self.used_share.after(min(max(used, 0.0), MOST_USED_SHARE)),
+        )
+
+    def expected(self, kv_tokens: int, prompt_tokens: int, rows: int, position_seconds: float | None) -> float:
+        """Seconds for which a session will hold `kv_tokens` tokens in at most `rows` rows.
+
+        `prompt_tokens`: of these, those of its prompt; 0: not said.  `position_seconds`: the present time of a token in
+        every row, None where nobody decodes now.
+        """
+        if not prompt_tokens:
+            return kv_tokens * self.reserved_token_seconds.value
+        pace = self.position_seconds.value if position_seconds is None else position_seconds
+        positions = max(0, kv_tokens - prompt_tokens) / rows
+        return prompt_tokens * self.prompt_token_seconds.value + positions * pace * self.used_share.value
 
 
 @dataclass(frozen=True, slots=True)

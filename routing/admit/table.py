@@ -15,6 +15,7 @@ here: time comes in as Unix seconds, and the caller wakes the sessions that a me
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from ..releases import MAX_RELEASES, Room
 from ..swarm import KvRelease, PeerId
 from ..timing import MAX_FORECAST_SECONDS
-from .forecast import Average, Demand, Pace, TimeAverage, serve_in_order
+from .forecast import Average, Demand, HoldTimes, Pace, TimeAverage, serve_in_order
 from .queue import AdmissionQueue, Ticket
 
 MAX_SESSIONS = 256
@@ -65,6 +66,9 @@ class Reservation:
     kv_tokens: int
     """Tokens of all rows together, per block."""
     num_blocks: int
+    prompt_tokens: int = 0
+    """Those of `kv_tokens` that are the prompt's; 0: not said."""
+    max_rows: int = 1
 
     @property
     def room(self) -> int:
@@ -122,8 +126,7 @@ class SessionTable:
         """The room that each client holds."""
         self._sessions_of: Counter[PeerId] = Counter()
         self._waiting: dict[bytes, tuple[Ticket, Reservation]] = {}
-        self._token_seconds = Average(token_seconds)
-        """How long a session holds a token of its reservation, from those that have ended."""
+        self._hold_times = HoldTimes.guessed(token_seconds)
         self._concurrency: TimeAverage | None = None
         self._forecast: QueueForecast | None = None
 
@@ -187,8 +190,7 @@ class SessionTable:
         self._book(held.reservation, -1)
         self._count_sessions(now)
         if held.used:
-            held_seconds = max(0.0, now - held.since)
-            self._token_seconds = self._token_seconds.after(held_seconds / held.reservation.kv_tokens)
+            self._hold_times = self._hold_times.after(held.pace, held.reservation.kv_tokens, held.since, now)
         admitted = self._admit_waiting(now)
         if held.ticket is not None and not held.used:
             self._queue.give_back(held.ticket, now)
@@ -235,7 +237,7 @@ class SessionTable:
         return reservation.room <= self.kv_token_blocks_free and len(self._held) < self._max_sessions
 
     def _hold(self, reservation: Reservation, ticket: Ticket | None, now: float) -> None:
-        pace = Pace(Average(self._token_seconds.value), now)
+        pace = Pace(Average(self._hold_times.reserved_token_seconds.value), now)
         self._held[reservation.session_id] = _Held(reservation, now, pace, ticket)
         self._book(reservation, 1)
         self.admissions += 1
@@ -344,8 +346,7 @@ class SessionTable:
 
     def end_seconds(self, session_id: bytes, now: float) -> float:
         """When an open session is expected to have filled its reservation, at its present pace."""
-        held = self._held[session_id]
-        return held.pace.end_seconds(held.reservation.kv_tokens, now)
+        return self._end_seconds(self._held[session_id], self._position_seconds(), now)
 
     def retry_seconds(self, reservation: Reservation, now: float) -> float:
         """When a session that is refused now should come again."""
@@ -353,15 +354,33 @@ class SessionTable:
 
     def _newcomer_wait(self, forecast: QueueForecast, reservation: Reservation, now: float) -> float:
         wait = forecast.newcomer.wait_seconds(reservation.room, now)
-        return wait if math.isfinite(wait) else reservation.kv_tokens * self._token_seconds.value
+        return wait if math.isfinite(wait) else self._expected_seconds(reservation, self._position_seconds())
+
+    def _end_seconds(self, held: _Held, position_seconds: float | None, now: float) -> float:
+        if held.pace.is_known or not held.reservation.prompt_tokens:
+            return held.pace.end_seconds(held.reservation.kv_tokens, now)
+        return max(now, held.since + self._expected_seconds(held.reservation, position_seconds))
+
+    def _expected_seconds(self, reservation: Reservation, position_seconds: float | None) -> float:
+        """How long a session will hold its room."""
+        kv_tokens, rows = reservation.kv_tokens, reservation.max_rows
+        return self._hold_times.expected(kv_tokens, reservation.prompt_tokens, rows, position_seconds)
+
+    def _position_seconds(self) -> float | None:
+        """The pace to expect of a session that comes, from those that decode now.
+
+        The harmonic mean: slow sessions are open for longer, so that more of them are seen at any moment than come.
+        """
+        paces = [held.pace.position_seconds for held in self._held.values() if held.pace.is_known]
+        return statistics.harmonic_mean(paces) if paces else None
 
     def _look_ahead(self, now: float) -> QueueForecast:
         self.forecasts_made += 1
-        ends = [KvRelease(self.end_seconds(key, now), held.reservation.room) for key, held in self._held.items()]
+        pace = self._position_seconds()
+        ends = [KvRelease(self._end_seconds(held, pace, now), held.reservation.room) for held in self._held.values()]
         order = [ticket.session_id for ticket in self._in_turn()]
         waiting = [self._waiting[session_id][1] for session_id in order]
-        token_seconds = self._token_seconds.value
-        demands = [Demand(reservation.room, reservation.kv_tokens * token_seconds) for reservation in waiting]
+        demands = [Demand(each.room, self._expected_seconds(each, pace)) for each in waiting]
         places = self._max_sessions - len(self._held)
         schedule = serve_in_order(now, self.kv_token_blocks_free, places, ends, demands, MAX_RELEASES)
         return QueueForecast(now, dict(zip(order, schedule.starts, strict=True)), _within_reason(schedule.rest, now))

@@ -38,7 +38,7 @@ from blockswarm.proto.network.transport import Dialer, Handlers, serve
 from blockswarm.proto.wire.frames import ChunkFrame, StepFrame
 from blockswarm.proto.wire.handshake import HelloChecker
 from blockswarm.proto.wire.messages.limits import MAX_RECORDS_PER_KEY
-from blockswarm.routing.admit.table import SessionTable
+from blockswarm.routing.admit.table import Reservation, SessionTable
 from blockswarm.routing.nearby import Asker
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec, PeerState
 from support.relays import LocalRelay
@@ -68,6 +68,18 @@ class CountedStream:
 RECORD_SECONDS = 100.0
 
 
+class NotingTable(SessionTable):
+    """Notes what sessions that would wait ask for."""
+
+    def __init__(self, kv_token_blocks: int) -> None:
+        super().__init__(kv_token_blocks)
+        self.asked: list[Reservation] = []
+
+    def join(self, reservation: Reservation, now: float) -> bool:
+        self.asked.append(reservation)
+        return super().join(reservation, now)
+
+
 @dataclass
 class LocalPeer:
     """A peer in this process."""
@@ -80,6 +92,8 @@ class LocalPeer:
     blocks: BlockRange
     block_hashes: tuple[bytes, ...]
     cost: ComputeCost
+    asked: list[Reservation]
+    """By sessions that would wait for room."""
     relays: tuple[LocalRelay, ...] = ()
     """Through which it is reached; it then announces no address."""
     state: PeerState = PeerState.JOINING
@@ -141,7 +155,7 @@ class LocalSwarm:
         directory = MemoryDirectory(self.store, time.time)
         stage = load_stage(checkpoint, blocks, dtype)
         engine = Engine(stage, KvPool(kv_tokens * len(blocks) * stage.kv_bytes_per_token, self.prefix_bytes))
-        sessions = SessionTable(kv_tokens * len(blocks))
+        sessions = NotingTable(kv_tokens * len(blocks))
 
         async def lookup(name: str, asker: Asker | None = None, most: int = MAX_RECORDS_PER_KEY, /) -> Answer:
             await self.renew(time.time())
@@ -169,7 +183,9 @@ class LocalSwarm:
         service = PeerService(parts)
         server, port = await serve(identity, self._counting(service.handlers), host, 0)
         hashes = checkpoint.block_hashes(blocks)
-        peer = LocalPeer(identity, service, parts, server, f"{host}:{port}", blocks, hashes, cost, tuple(relays))
+        peer = LocalPeer(
+            identity, service, parts, server, f"{host}:{port}", blocks, hashes, cost, sessions.asked, tuple(relays)
+        )
         self.peers.append(peer)
         for relay in relays:
             await relay.tunnel(identity, HostPort(host, port), self.swarm_key)

@@ -133,6 +133,7 @@ def test_where_all_are_full_a_session_is_queued_and_starts_when_another_ends(fol
         assert told.peer in [peer.identity.peer_id for peer in middle(swarm)]
         queue = next(peer for peer in middle(swarm) if peer.parts.sessions.waiting)
         assert queue.identity.peer_id == told.peer
+        assert [each.prompt_tokens for each in queue.asked] == [ONE.tokens] * len(queue.asked) != [], "for estimates"
         await next(session for session in holders if session.chain[1][0] == told.peer).close()
         await asyncio.wait_for(running, 10)
         assert late.chain[1][0] == told.peer

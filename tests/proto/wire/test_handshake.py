@@ -121,7 +121,7 @@ def test_a_hello_is_good_once_also_where_the_clock_is_set_ahead_and_back() -> No
 GRANT = Grant(
     session_id=SESSION, epoch=3, client=CLIENT.peer_id, peer=PEER.peer_id, blocks=BlockRange(2, 5), kv_tokens=100,
     max_rows=4, predecessor=None, successor=OTHER.peer_id, wire_format="bfloat16", input_format="float32",
-    expires_at_seconds=NOW + 60, model_digest="aa",
+    expires_at_seconds=NOW + 60, model_digest="aa", prompt_tokens=40,
 )  # fmt: skip
 
 
@@ -148,6 +148,7 @@ def test_a_capability_says_exactly_what_the_client_granted() -> None:
         ({"kv_tokens": 1 << 40}, RemoteProtocolError),
         ({"max_rows": 0}, RemoteProtocolError),
         ({"max_rows": 17}, RemoteProtocolError),
+        ({"prompt_tokens": 101}, RemoteProtocolError),
         ({"successor": "nobody"}, AuthenticationError),
         ({"wire_format": "auto"}, RemoteProtocolError),
         ({"input_format": ""}, RemoteProtocolError),
