@@ -13,10 +13,12 @@ from blockswarm.client.config import SessionEvent
 from blockswarm.proto.errors import NoChainError, SwarmError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
-from blockswarm.routing.swarm import BlockRange
+from blockswarm.routing.swarm import BlockRange, ComputeCost, Coordinate, MoveClaim, PeerId, PeerSpec
 from support.benchlib import benchlib
 
-placement, churn, guarantee, placed_swarm = map(benchlib, ("placement", "churn", "guarantee", "placed_swarm"))
+placement, churn, guarantee, rest, placed_swarm = map(
+    benchlib, ("placement", "churn", "guarantee", "rest", "placed_swarm")
+)
 
 
 class Model:
@@ -125,3 +127,25 @@ def test_waits_are_compared_with_the_first_estimate() -> None:
 def test_a_session_overtakes_only_those_before_it_in_the_same_queue() -> None:
     sessions = [waiting(0.0, 9.0, 1.0), waiting(1.0, 8.0, 1.0), waiting(2.0, 7.0, 1.0, "b"), waiting(3.0, 10.0, 1.0)]
     assert guarantee.out_of_order(sessions) == 1
+
+
+def test_a_swarm_at_rest_shows_one_placement_one_coordinate_and_no_claim() -> None:
+    ranges, places = [BlockRange(0, 3), BlockRange(3, 6)], [Coordinate((x, 0.0, 0.0), 0.1, 0.2) for x in (0.0, 1.0)]
+    moved = MoveClaim(5.0, BlockRange(4, 7))
+    watcher = SimpleNamespace(lasting=[1, 2])
+
+    def look(blocks: BlockRange, place: Coordinate, claim: MoveClaim | None) -> None:
+        spec = PeerSpec(PeerId("p"), blocks, ComputeCost(0.01), claim=claim, coordinate=place)
+        watcher.announced, watcher.placement = lambda: [spec], lambda: {spec.id: spec.blocks}
+
+    seen = rest.Seen()
+    for now, blocks, place, claim in [
+        (0.0, ranges[0], places[0], None),
+        (5.0, ranges[0], places[0], None),
+        (10.0, ranges[0], places[1], moved),
+        (15.0, ranges[1], places[1], None),
+    ]:
+        look(blocks, place, claim)
+        seen.take(watcher, now)
+    assert (len(seen.placements), seen.changed_at, seen.claims, seen.fewest_servers) == (2, 15.0, 1, 1)
+    assert seen.coordinates == {PeerId("p"): places}

@@ -21,7 +21,7 @@ from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.network.dialling import EVERY_RANGE
 from blockswarm.proto.network.transport import Dialer
-from blockswarm.routing.swarm import BlockRange, PeerState
+from blockswarm.routing.swarm import BlockRange, PeerId, PeerSpec, PeerState
 
 from .long_line import LongLine
 from .processes import SCRIPTS, Child
@@ -162,14 +162,17 @@ class Watcher:
         return self._hosts(PeerState.SERVING, PeerState.DRAINING)
 
     def _hosts(self, *states: PeerState) -> list[int]:
-        assert self._view is not None
-        specs = [known.record.spec for known in self._view.peers.values()]
+        specs = self.announced()
         hosted = [spec.blocks for spec in specs if spec.state in states and spec.blocks is not None]
         return [sum(block in blocks for blocks in hosted) for block in range(self.num_blocks)]
 
-    def placement(self) -> dict[str, BlockRange]:
+    def announced(self) -> list[PeerSpec]:
+        """By all peers, at the last look."""
         assert self._view is not None
-        specs = [known.record.spec for known in self._view.peers.values()]
+        return [known.record.spec for known in self._view.peers.values()]
+
+    def placement(self) -> dict[PeerId, BlockRange]:
+        specs = self.announced()
         return {spec.id: spec.blocks for spec in specs if spec.state is PeerState.SERVING and spec.blocks}
 
     async def until_covered(self) -> None:

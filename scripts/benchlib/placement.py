@@ -3,7 +3,7 @@
     scripts/bench_placement --json
     scripts/bench_placement --churn-minutes 3 --churn-every 20
 
-All peers run on this machine, at most six at once, with the product's own times (a refresh of 20 s).  Five parts:
+All peers run on this machine, at most six at once, with the product's own times (a refresh of 20 s).  Six parts:
 
 * start: a first peer, then three more at the same moment, each with `--blocks 3` of the eight-block demo model: when
   every block is served.
@@ -12,6 +12,8 @@ All peers run on this machine, at most six at once, with the product's own times
   generates short texts and another one long ones with 512 tokens of context: failed generations, the fewest servers
   that any block had, moves, blocks loaded, how long a token takes before which a cache moves, memory.
 * hand-over: how long a step takes before which a cache of 512 tokens of the model `small` moves (`handover.py`).
+* rest: `--rest-minutes` in which nobody joins, leaves or asks for anything: moves and claims (none), coordinates that
+  peers announce anew, CPU and memory (`rest.py`).
 * guarantee: `--sessions` sessions on five peers, at most R at once, against Theorem 2's bound; more than that, against
   the waits that the peers predict; and arrivals at random, against the same peers simulated (`guarantee.py`).
 
@@ -38,6 +40,7 @@ from .guarantee import guarantee
 from .handover import handovers
 from .placed_swarm import BenchFailed, BenchPeer, BenchSwarm, say, watching
 from .processes import ChildFailed, command_line, machine, run_program
+from .rest import rest
 
 
 async def start_and_kill(folder: Path) -> dict[str, Any]:
@@ -98,6 +101,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--churn-minutes", type=float, default=10.0, help="0: leave this part out")
     parser.add_argument("--churn-every", type=float, default=20.0, help="seconds between a join and a leave")
     parser.add_argument("--handovers", type=int, default=20, help="of a running session; 0: leave this part out")
+    parser.add_argument("--rest-minutes", type=float, default=10.0, help="0: leave this part out")
     parser.add_argument("--sessions", type=int, default=200, help="for the guarantee; 0: leave this part out")
     parser.add_argument("--rtt-ms", type=float, default=40.0, help="for the guarantee, between any two nodes")
     parser.add_argument("--no-start", action="store_true", help="leave start and kill out")
@@ -115,6 +119,8 @@ def main(arguments: Sequence[str]) -> int:
         parts["churn"] = lambda folder: churn(folder, chosen.churn_minutes, chosen.churn_every)
     if chosen.handovers > 0:
         parts["hand-over"] = lambda folder: handovers(folder, chosen.handovers)
+    if chosen.rest_minutes > 0:
+        parts["rest"] = lambda folder: rest(folder, chosen.rest_minutes)
     if chosen.sessions > 0:
         parts["guarantee"] = lambda folder: guarantee(folder, chosen.sessions, chosen.rtt_ms / 1000)
     found: dict[str, Any] = {}
