@@ -159,6 +159,9 @@ def peer(
     ] = None,
     metrics_host: Annotated[str, typer.Option(help="Address to serve metrics on.")] = "127.0.0.1",
     name: Annotated[str, typer.Option(help="A name for the public map of the swarm.")] = "",
+    hide_device: Annotated[
+        bool, typer.Option("--hide-device", help="Do not announce which kind of device this is, and its memory.")
+    ] = False,
     revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face model.")] = None,
     cache_limit: Annotated[
         float | None,
@@ -222,6 +225,7 @@ def peer(
             metrics_host=metrics_host,
             metrics_port=metrics_port,
             name=name,
+            tell_device=not hide_device,
             revision=revision,
             cache_limit_bytes=None if cache_limit is None else int(cache_limit * 2**30),
         )

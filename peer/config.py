@@ -172,6 +172,8 @@ class PeerConfig:
     """For the files of blocks that were fetched; None: they stay."""
     client_share: float = CLIENT_SHARE
     """The part of the room that one client may hold while others wait."""
+    tell_device: bool = True
+    """Announce the class of the device: "cpu, 2 threads", or the model and memory of the GPU."""
     lan: bool = False
     """Dial private addresses, too: the swarm is on this machine's own network."""
     reach: ReachMode = ReachMode.AUTO

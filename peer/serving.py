@@ -313,6 +313,7 @@ class _Serving:
 
     def _observe(self, step: StepRecord) -> None:
         """In the engine's thread, after every step."""
+        self._counters.tokens_served += step.decode_rows + step.prefill_tokens
         if self._metrics is not None:
             self._metrics.observe(step)
         if self._owner is not None:
@@ -385,5 +386,6 @@ class _Serving:
             clients=ClientFacts(sessions.concurrency(now), self._clients.centroids(time.monotonic())),
             coordinate=through_relay(setup.watch.coordinate.value, ways.detour_seconds),
             claim=agent.claim if agent is not None else None,
+            tokens_served=self._counters.tokens_served,
         )
         return record_of(facts)

@@ -23,7 +23,7 @@ from .offer.announce import Announcer
 from .offer.capacity import MemoryOffer, free_memory_bytes
 from .offer.cost_store import Measured
 from .offer.lookups import RecentLookups
-from .offer.record import HostingFacts, IdentityFacts
+from .offer.record import HostingFacts, IdentityFacts, device_class_of
 from .placement.agent import Host, PlacementAgent
 from .placement.group import GroupLook
 from .placement.watch import SwarmWatch
@@ -79,7 +79,10 @@ class PeerSetup:
 
     @property
     def identity_facts(self) -> IdentityFacts:
-        return IdentityFacts(self.identity.peer_id, self.model_digest, self.incarnation, self.config.name)
+        config, examined = self.config, self.examined
+        name, memory_bytes = examined.gpu or (None, None)
+        device_class = device_class_of(name, memory_bytes, examined.threads) if config.tell_device else ""
+        return IdentityFacts(self.identity.peer_id, self.model_digest, self.incarnation, config.name, device_class)
 
     def hosting_facts(
         self, blocks: BlockRange | None, block_hashes: tuple[bytes, ...], load_seconds: float = 0.0, rests: bool = False

@@ -35,7 +35,7 @@ class SignedRecordMessage(_message.Message):
     def __init__(self, key: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., payload: _Optional[bytes] = ..., expires_at_seconds: _Optional[float] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class PeerRecordMessage(_message.Message):
-    __slots__ = ("model_digest", "state", "first_block", "stop_block", "block_hashes", "numeric_format", "cost", "memory_bytes", "kv_tokens_total", "kv_tokens_free", "release_seconds", "coordinate", "client_centroids", "concurrency", "max_blocks", "addresses", "relays", "dht_maddrs", "incarnation", "protocol_version", "software_version", "public_name", "blocks_fixed", "claim", "issued_seconds", "block_bytes", "kv_bytes_per_token", "load_seconds", "size_fixed", "release_tokens", "relay_places", "stream_format")
+    __slots__ = ("model_digest", "state", "first_block", "stop_block", "block_hashes", "numeric_format", "cost", "memory_bytes", "kv_tokens_total", "kv_tokens_free", "release_seconds", "coordinate", "client_centroids", "concurrency", "max_blocks", "addresses", "relays", "dht_maddrs", "incarnation", "protocol_version", "software_version", "public_name", "blocks_fixed", "claim", "issued_seconds", "block_bytes", "kv_bytes_per_token", "load_seconds", "size_fixed", "release_tokens", "relay_places", "stream_format", "device_class", "tokens_served")
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,8 @@ class PeerRecordMessage(_message.Message):
     RELEASE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RELAY_PLACES_FIELD_NUMBER: _ClassVar[int]
     STREAM_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_CLASS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_SERVED_FIELD_NUMBER: _ClassVar[int]
     model_digest: bytes
     state: StateMessage
     first_block: int
@@ -100,7 +102,9 @@ class PeerRecordMessage(_message.Message):
     release_tokens: _containers.RepeatedScalarFieldContainer[int]
     relay_places: int
     stream_format: str
-    def __init__(self, model_digest: _Optional[bytes] = ..., state: _Optional[_Union[StateMessage, str]] = ..., first_block: _Optional[int] = ..., stop_block: _Optional[int] = ..., block_hashes: _Optional[bytes] = ..., numeric_format: _Optional[str] = ..., cost: _Optional[_Union[CostMessage, _Mapping]] = ..., memory_bytes: _Optional[float] = ..., kv_tokens_total: _Optional[int] = ..., kv_tokens_free: _Optional[int] = ..., release_seconds: _Optional[_Iterable[float]] = ..., coordinate: _Optional[_Union[CoordinateMessage, _Mapping]] = ..., client_centroids: _Optional[_Iterable[_Union[CoordinateMessage, _Mapping]]] = ..., concurrency: _Optional[float] = ..., max_blocks: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., relays: _Optional[_Iterable[str]] = ..., dht_maddrs: _Optional[_Iterable[str]] = ..., incarnation: _Optional[int] = ..., protocol_version: _Optional[int] = ..., software_version: _Optional[str] = ..., public_name: _Optional[str] = ..., blocks_fixed: _Optional[bool] = ..., claim: _Optional[_Union[ClaimMessage, _Mapping]] = ..., issued_seconds: _Optional[float] = ..., block_bytes: _Optional[float] = ..., kv_bytes_per_token: _Optional[float] = ..., load_seconds: _Optional[float] = ..., size_fixed: _Optional[bool] = ..., release_tokens: _Optional[_Iterable[int]] = ..., relay_places: _Optional[int] = ..., stream_format: _Optional[str] = ...) -> None: ...
+    device_class: str
+    tokens_served: int
+    def __init__(self, model_digest: _Optional[bytes] = ..., state: _Optional[_Union[StateMessage, str]] = ..., first_block: _Optional[int] = ..., stop_block: _Optional[int] = ..., block_hashes: _Optional[bytes] = ..., numeric_format: _Optional[str] = ..., cost: _Optional[_Union[CostMessage, _Mapping]] = ..., memory_bytes: _Optional[float] = ..., kv_tokens_total: _Optional[int] = ..., kv_tokens_free: _Optional[int] = ..., release_seconds: _Optional[_Iterable[float]] = ..., coordinate: _Optional[_Union[CoordinateMessage, _Mapping]] = ..., client_centroids: _Optional[_Iterable[_Union[CoordinateMessage, _Mapping]]] = ..., concurrency: _Optional[float] = ..., max_blocks: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., relays: _Optional[_Iterable[str]] = ..., dht_maddrs: _Optional[_Iterable[str]] = ..., incarnation: _Optional[int] = ..., protocol_version: _Optional[int] = ..., software_version: _Optional[str] = ..., public_name: _Optional[str] = ..., blocks_fixed: _Optional[bool] = ..., claim: _Optional[_Union[ClaimMessage, _Mapping]] = ..., issued_seconds: _Optional[float] = ..., block_bytes: _Optional[float] = ..., kv_bytes_per_token: _Optional[float] = ..., load_seconds: _Optional[float] = ..., size_fixed: _Optional[bool] = ..., release_tokens: _Optional[_Iterable[int]] = ..., relay_places: _Optional[int] = ..., stream_format: _Optional[str] = ..., device_class: _Optional[str] = ..., tokens_served: _Optional[int] = ...) -> None: ...
 
 class CostMessage(_message.Message):
     __slots__ = ("decode_fixed", "decode_per_row", "decode_per_context_token", "prefill_fixed", "prefill_per_token", "visit")

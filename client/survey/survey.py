@@ -70,6 +70,10 @@ class PeerLine:
     sessions: int
     weights: str
     """Why its weights are believed, or "doubted"; "" if it does not answer."""
+    device_class: str
+    """The kind of its device, its own word; "": it does not say."""
+    tokens_served: int | None
+    """Tokens computed for sessions since its start, its own count as of its announcement; None: it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +202,7 @@ async def list_peers(model: ModelName, options: SwarmOptions) -> tuple[PeerLine,
             PeerLine(
                 peer, record.public_name, record.spec.blocks, record.spec.state.value, record.spec.numeric_format,
                 record.spec.cost.decode_seconds(), record.spec.kv_tokens_free, record.spec.kv_tokens_total, None,
-                ", ".join(record.addresses), None, 0, "",
+                ", ".join(record.addresses), None, 0, "", record.device_class, record.tokens_served,
             )
             for peer, record in view.silent.items()
         ]  # fmt: skip
@@ -264,6 +268,8 @@ def _answering(known: KnownPeer, now: float, weights: str) -> PeerLine:
         age_seconds=max(0.0, now + RECORD_LIFETIME_SECONDS - SignedRecord.decode(known.encoded).expires_at_seconds),
         sessions=known.status.sessions,
         weights=weights,
+        device_class=known.record.device_class,
+        tokens_served=known.record.tokens_served,
     )
 
 

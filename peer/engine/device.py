@@ -43,6 +43,9 @@ class Gpus:
         free, _total = torch.cuda.mem_get_info(device)
         return int(free)
 
+    def total_bytes(self, device: torch.device) -> int:
+        return int(torch.cuda.get_device_properties(device).total_memory)
+
 
 GPUS = Gpus()
 
@@ -60,6 +63,11 @@ def find_device(asked: str, gpus: Gpus = GPUS) -> torch.device:
 def describe_device(device: torch.device, gpus: Gpus = GPUS) -> str:
     """For people, and for telling two machines apart: "cpu", or "cuda:0 NVIDIA GeForce RTX 3060"."""
     return str(device) if device.type == "cpu" else f"{device} {gpus.name(device)}"
+
+
+def gpu_of(device: torch.device, gpus: Gpus = GPUS) -> tuple[str, int] | None:
+    """The model of the GPU, and its memory in bytes; None for a processor."""
+    return None if device.type == "cpu" else (gpus.name(device), gpus.total_bytes(device))
 
 
 def free_device_bytes(device: torch.device, gpus: Gpus = GPUS) -> int | None:

@@ -24,7 +24,7 @@ from .blocks.selfcheck import check_family
 from .blocks.sizes import block_sizes
 from .blocks.stage import Stage
 from .blocks.view import BatchingRoute, Shell, attention_of
-from .device import CPU, GPUS, Gpus, describe_device, find_device, find_dtype, free_device_bytes
+from .device import CPU, GPUS, Gpus, describe_device, find_device, find_dtype, free_device_bytes, gpu_of
 from .machine.pages import return_freed_memory, use_large_pages_soon
 from .machine.threads import one_thread, set_threads
 from .weights.choose import MachineProbe, find_forms
@@ -43,6 +43,8 @@ class Examined:
     device: str
     """As torch names it: "cpu" or "cuda:0"."""
     device_description: str
+    gpu: tuple[str, int] | None
+    """The model of the GPU, and its memory in bytes; None for a processor."""
     device_free_bytes: int | None
     """Free memory of the device; None where it has none of its own and uses the machine's."""
     dtype: str
@@ -98,6 +100,7 @@ def examine_model(
     return Examined(
         device=str(place),
         device_description=describe_device(place, gpus),
+        gpu=gpu_of(place, gpus),
         device_free_bytes=free_device_bytes(place, gpus),
         dtype=dtype,
         forms=choice.forms,

@@ -8,11 +8,18 @@ field of `PeerSpec` and `PeerRecord` is set here and means what their docstrings
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from ...proto.directory.records import MAX_ADDRESSES, MAX_REACH_BYTES, PeerRecord, in_single_precision
+from ...proto.directory.records import (
+    MAX_ADDRESSES,
+    MAX_DEVICE_CLASS_CHARS,
+    MAX_REACH_BYTES,
+    PeerRecord,
+    in_single_precision,
+)
 from ...proto.errors import LocalProtocolError
 from ...proto.wire.handshake import PROTOCOL_VERSION
 from ...routing.swarm import (
@@ -36,6 +43,8 @@ class IdentityFacts:
     incarnation: int
     """Grows with every start of the peer."""
     public_name: str = ""
+    device_class: str = ""
+    """As `device_class_of` says it; empty: the operator does not want it told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +138,21 @@ class RecordFacts:
     clients: ClientFacts
     coordinate: Coordinate | None = None
     claim: MoveClaim | None = None
+    tokens_served: int = 0
+    """Tokens computed for sessions since the start. Changes no decision, so it is told when something else is."""
+
+
+def device_class_of(gpu_name: str | None, memory_bytes: int | None, threads: int) -> str:
+    """The class of a device, as a record tells it: "cpu, 2 threads", "NVIDIA GeForce RTX 3060, 12 GiB".
+
+    `gpu_name`: None for a processor, whose model is not told; `memory_bytes`: of a GPU in all. No number, name or
+    address of this very machine is in it.
+    """
+    if gpu_name is None:
+        return f"cpu, {threads} thread{'s' * (threads != 1)}"
+    memory = f", {memory_bytes / 2**30:.0f} GiB" if memory_bytes is not None else ""
+    plain = re.sub(r"[^A-Za-z0-9.()/+_-]+", " ", gpu_name).strip(" .()/+_-") or "GPU"
+    return plain[: MAX_DEVICE_CLASS_CHARS - len(memory)].rstrip() + memory
 
 
 def record_of(facts: RecordFacts) -> PeerRecord:
@@ -176,4 +200,6 @@ def _record_of(facts: RecordFacts) -> PeerRecord:
         protocol_version=PROTOCOL_VERSION,
         software_version=version("blockswarm"),
         public_name=identity.public_name,
+        device_class=identity.device_class,
+        tokens_served=facts.tokens_served,
     )

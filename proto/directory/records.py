@@ -22,7 +22,7 @@ from ..wire.precision import STREAM_FORMATS
 from .signed import SignedRecord, sign_record
 from .swarm_key import SwarmKey, dht_id, swarm_key_name
 
-MAX_BLOCKS = 160
+MAX_BLOCKS = 152
 """Blocks of one peer: with the hashes of more the record would be too large."""
 MAX_CENTROIDS = 4
 MAX_ADDRESSES = 8
@@ -34,6 +34,9 @@ MAX_REACH_BYTES = 320
 MAX_PUBLIC_NAME_CHARS = 64
 MAX_PUBLIC_NAME_BYTES = 96
 """Length of its UTF-8 form."""
+MAX_DEVICE_CLASS_CHARS = 48
+MAX_TOKENS_SERVED = 2**53 - 1
+"""The largest number that every reader of JSON has exactly."""
 MAX_KV_TOKEN_BLOCKS = 2**42
 """KV tokens x blocks of one peer."""
 BLOCK_HASH_BYTES = 8
@@ -42,6 +45,7 @@ _MAX_UNIX_TIME = 1e12
 _MADDR = re.compile(r"(/[A-Za-z0-9._:-]+){2,}")
 _TOKEN = re.compile(r"[A-Za-z0-9._+-]{1,32}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_DEVICE_CLASS = re.compile(rf"[A-Za-z0-9][A-Za-z0-9 ,.()/+_-]{{0,{MAX_DEVICE_CLASS_CHARS - 1}}}")
 
 
 # --- what is announced -----------------------------------------------------------------------------------------------
@@ -70,6 +74,10 @@ class PeerRecord:
     public_name: str = ""
     relay_places: int = 0
     """The number of peers without an open port that the owner would still relay for."""
+    device_class: str = ""
+    """The kind of device that computes, in words for people: nothing is decided by it. Empty: not said."""
+    tokens_served: int | None = None
+    """Tokens computed for sessions since the peer's start, by its own count; likewise. None: not said."""
 
     def __post_init__(self) -> None:
         _check(_DIGEST.fullmatch(self.model_digest), "the model digest is 64 hexadecimal digits")
@@ -91,6 +99,12 @@ class PeerRecord:
         _check(0 <= self.protocol_version < 2**32, "the protocol version is an unsigned 32-bit number")
         _check(_TOKEN.fullmatch(self.software_version), "the software version has 1 to 32 plain characters")
         check_public_name(self.public_name)
+        _check(
+            not self.device_class or _DEVICE_CLASS.fullmatch(self.device_class),
+            f"a class of devices has at most {MAX_DEVICE_CLASS_CHARS} letters, digits, spaces and signs ,.()/+_-",
+        )
+        served = self.tokens_served
+        _check(served is None or 0 <= served <= MAX_TOKENS_SERVED, f"at most {MAX_TOKENS_SERVED} tokens are counted")
 
 
 def in_single_precision(coordinate: Coordinate) -> Coordinate:
@@ -148,6 +162,8 @@ def encode_peer_record(record: PeerRecord) -> bytes:
         kv_bytes_per_token=spec.kv_bytes_per_token,
         load_seconds=spec.load_seconds,
         size_fixed=spec.size_fixed,
+        device_class=record.device_class,
+        tokens_served=record.tokens_served,
     )
     if spec.coordinate is not None:
         message.coordinate.CopyFrom(_coordinate_to_message(spec.coordinate))
@@ -206,6 +222,8 @@ def decode_peer_record(peer_id: PeerId, payload: bytes) -> PeerRecord:
             protocol_version=message.protocol_version,
             software_version=message.software_version,
             public_name=message.public_name,
+            device_class=message.device_class,
+            tokens_served=message.tokens_served if message.HasField("tokens_served") else None,
         )
     except (DecodeError, ValueError) as error:
         raise RemoteProtocolError(f"peer {peer_id} announces a malformed record: {error}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -217,6 +218,11 @@ def test_a_private_swarm_of_real_peers_gives_the_models_own_tokens(
         os.killpg(second.process.pid, 0)
     assert "Traceback" not in second.log.read_text()
     assert first.process.poll() is None
+    asked = ("--initial-peers", first.address, "--swarm-key", swarm_key, "--json")
+    listed = json.loads(run_program("swarm-client", "peers", folder, *asked).stdout)["peers"]
+    left = next(peer for peer in listed if peer["state"] == "leaving")
+    assert left["tokens_served"] == 4 + 11, "the prompt and each further token but the last, which nobody computed"
+    assert re.fullmatch(r"cpu, \d+ threads?", left["device_class"])
 
 
 @pytest.mark.swarm

@@ -24,7 +24,7 @@ from blockswarm.peer.serving import ReadyPeer, serve_until
 from blockswarm.peer.setup import PeerSetup
 from blockswarm.peer.tasks import StopRequest, VitalTaskEnded
 from blockswarm.peer.timing import PeerTiming
-from blockswarm.proto.directory.records import open_peer_record
+from blockswarm.proto.directory.records import PeerRecord, open_peer_record
 from blockswarm.proto.directory.signed import SignedRecord
 from blockswarm.proto.errors import LocalProtocolError, PeerUnavailable, SwarmError, UsageError
 from blockswarm.proto.identity import Identity
@@ -69,8 +69,11 @@ class StubDirectory:
     async def close(self) -> None:
         self.ended.set()
 
+    def records(self) -> list[PeerRecord]:
+        return [open_peer_record(record, None) for record in self.announced]
+
     def specs(self) -> list[PeerSpec]:
-        return [open_peer_record(record, None).spec for record in self.announced]
+        return [record.spec for record in self.records()]
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +171,23 @@ def test_a_peer_announces_itself_until_it_is_stopped(
             assert spec.memory_bytes == len(BLOCKS) * per_block
             assert (spec.max_blocks, spec.blocks_fixed) == (3, False)
             assert abs(spec.issued_seconds - time.time()) < 60
+        told = {(record.device_class, record.tokens_served) for record in program.directory.records()}
+        assert told == {("cpu, 1 thread", 0)}, "measuring itself serves nobody"
         await program.check_nothing_listens()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.long
+def test_a_peer_that_hides_its_device_says_nothing_of_it(
+    tmp_path: Path, checkpoint: Checkpoint, examined: Examined
+) -> None:
+    async def scenario() -> None:
+        program = Program(tmp_path, checkpoint, examined, goes_well)
+        program.config = replace(program.config, tell_device=False)
+        program.on_ready = program.stop  # type: ignore[assignment]
+        await program.run()
+        assert {record.device_class for record in program.directory.records()} == {""}
 
     asyncio.run(scenario())
 

@@ -43,6 +43,8 @@ def known(
     status: PingReply | None = None,
     rtt_seconds: float = 0.05,
     reach: Reach | None = None,
+    device: str = "",
+    tokens: int | None = None,
     **spec: Any,
 ) -> KnownPeer:
     """A peer that answers, with blocks "0:4"."""
@@ -52,7 +54,10 @@ def known(
         identity.peer_id, hosted, ComputeCost(cost), state, kv_tokens_total=max(kv_free, 8 * 2048),
         kv_tokens_free=kv_free, block_hashes=(hashes,) * len(hosted or ()), **{"memory_bytes": 2.0**30, **spec},
     )  # fmt: skip
-    record = PeerRecord(DIGEST, described, addresses=(HOST,), incarnation=incarnation, public_name=name)
+    record = PeerRecord(
+        DIGEST, described, addresses=(HOST,), incarnation=incarnation, public_name=name, device_class=device,
+        tokens_served=tokens,
+    )  # fmt: skip
     address = reach or PeerAddress(identity.peer_id, HOST)
     encoded = f"record at {HOST}".encode()
     return KnownPeer(record, encoded, address, rtt_seconds, 0.0, status or PingReply(sessions=2, steps_answered=99))

@@ -35,6 +35,8 @@ SORT_KEYS: Mapping[str, Callable[[PeerRow], Any]] = {
     "version": lambda row: row.version,
     "start": lambda row: row.started_at,
     "steps": lambda row: row.steps_answered,
+    "device": lambda row: row.device_class.casefold() or None,
+    "tokens": lambda row: row.tokens_served,
 }
 """The columns that peers can be sorted by; those of which it is not known come last in either order."""
 

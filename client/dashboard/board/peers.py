@@ -57,6 +57,10 @@ class PeerRow:
     """Unix time of its start, as it says."""
     steps_answered: int | None
     """Since its start, as it says."""
+    device_class: str
+    """The kind of its device, its own word; "": it does not say."""
+    tokens_served: int | None
+    """Tokens computed for sessions since its start, its own count as of its announcement. None: it does not say."""
     moving_to: tuple[int, int] | None
     """The blocks that it claims to move to."""
 
@@ -109,6 +113,8 @@ def _row(
         version=record.software_version,
         started_at=started_at(record.incarnation, sighting.at_seconds),
         steps_answered=status.steps_answered if status is not None else None,
+        device_class=record.device_class,
+        tokens_served=record.tokens_served,
         moving_to=pair(spec.claim.blocks) if spec.claim is not None else None,
     )
 

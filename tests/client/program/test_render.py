@@ -59,7 +59,7 @@ def line(peer: str, blocks: BlockRange | None, state: str, answers: bool = True)
     rtt, age = (0.12, 20.0) if answers else (None, None)
     return PeerLine(
         PeerId("12D3KooW" + peer), "a name", blocks, state, "bfloat16", 12.34e-3, 300_000, 600_000, rtt,
-        "192.0.2.100:31337", age, 12, "unopposed" if answers else "",
+        "192.0.2.100:31337", age, 12, "unopposed" if answers else "", "cpu, 2 threads", 99,
     )  # fmt: skip
 
 

@@ -63,6 +63,9 @@ class Imagined(Gpus):
     def free_bytes(self, device: torch.device) -> int:
         return 7 << 30
 
+    def total_bytes(self, device: torch.device) -> int:
+        return 8 << 30
+
 
 class NoTrials(MachineProbe):
     """A machine of which nothing may be asked, and that has no bitsandbytes."""

@@ -16,6 +16,7 @@ from blockswarm.peer.offer.record import (
     ReachFacts,
     RecordFacts,
     RoomFacts,
+    device_class_of,
     record_of,
 )
 from blockswarm.proto.directory.records import PeerRecord, open_peer_record, sign_peer_record
@@ -118,11 +119,12 @@ def test_every_field_travels() -> None:
     facts = facts_of(
         SMALL, identity, "8", "8:16",
         state=PeerState.DRAINING,
-        identity=IdentityFacts(identity.peer_id, DIGEST, 77, "the kitchen"),
+        identity=IdentityFacts(identity.peer_id, DIGEST, 77, "the kitchen", "cpu, 2 threads"),
         room=RoomFacts(1000, 400, (KvRelease(NOW + 5, 100),)),
         reach=ReachFacts(("10.0.0.1:4000",), ("/ip4/10.0.0.1/tcp/4001",), (relay,), 3),
         clients=ClientFacts(2.5, (here,)),
         claim=MoveClaim(NOW - 3, BlockRange(0, 8)),
+        tokens_served=12,
     )  # fmt: skip
     record = travelled(identity, facts)
     assert record == record_of(facts)
@@ -131,9 +133,33 @@ def test_every_field_travels() -> None:
     assert spec.memory_bytes == 8 * (SMALL.block_bytes + 16_384 * SMALL.kv_bytes_per_token)
     assert spec.kv_tokens_total == 1000
     assert record.software_version[0].isdecimal()
+    assert (record.public_name, record.device_class, record.tokens_served) == ("the kitchen", "cpu, 2 threads", 12)
     nothing = PeerSpec(PeerId(""), None, ComputeCost(0.0))
     unset = [f.name for f in fields(PeerSpec) if getattr(spec, f.name) == getattr(nothing, f.name)]
     assert unset == ["blocks_fixed"], "a fact that the record does not state"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "memory", "told"),
+    [
+        (None, None, "cpu, 2 threads"),
+        ("NVIDIA GeForce RTX 3060", 12_884_901_888, "NVIDIA GeForce RTX 3060, 12 GiB"),
+        ("NVIDIA H200", 150_000_000_000, "NVIDIA H200, 140 GiB"),
+        ("AMD Radeon™ <b>\n" + "x" * 99, 8 << 30, "AMD Radeon b " + "x" * 28 + ", 8 GiB"),
+        ("  (\x1b[2J)", 1 << 30, "2J, 1 GiB"),
+        ("ユ", 1 << 30, "GPU, 1 GiB"),
+    ],
+)
+def test_any_device_has_a_class_that_a_record_may_tell(gpu: str | None, memory: int | None, told: str) -> None:
+    found = device_class_of(gpu, memory, 2)
+    assert found == told
+    identity = Identity.generate()
+    facts = facts_of(SMALL, identity, "8", "8:16", identity=IdentityFacts(identity.peer_id, DIGEST, 1, "", found))
+    assert travelled(identity, facts).device_class == told
+
+
+def test_one_thread_is_no_threads() -> None:
+    assert device_class_of(None, None, 1) == "cpu, 1 thread"
 
 
 def test_a_fact_beyond_the_bounds_is_no_record_and_no_crash() -> None:

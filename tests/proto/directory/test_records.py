@@ -13,10 +13,12 @@ from blockswarm.proto import record_pb2 as pb
 from blockswarm.proto.directory.records import (
     MAX_BLOCKS,
     MAX_CENTROIDS,
+    MAX_DEVICE_CLASS_CHARS,
     MAX_KV_TOKEN_BLOCKS,
     MAX_REACH_BYTES,
     MAX_RELAY_PLACES,
     MAX_RELAYS,
+    MAX_TOKENS_SERVED,
     PeerRecord,
     decode_peer_record,
     encode_peer_record,
@@ -103,6 +105,8 @@ def peer_records(draw: st.DrawFn) -> PeerRecord:
         protocol_version=draw(st.integers(0, 2**32 - 1)),
         software_version=draw(plain),
         public_name=draw(st.sampled_from(["", "Ada's GPU", "ユウキ"])),
+        device_class=draw(st.sampled_from(["", "cpu, 2 threads", "NVIDIA GeForce RTX 3060, 12 GiB"])),
+        tokens_served=draw(st.none() | st.integers(0, MAX_TOKENS_SERVED)),
     )
 
 
@@ -133,6 +137,17 @@ def signed(payload: bytes = b"payload", expires_at: float = NOW + 60, owner: Ide
 @given(record=peer_records())
 def test_what_is_announced_is_what_is_read(record: PeerRecord) -> None:
     assert decode_peer_record(ALICE.peer_id, encode_peer_record(record)) == record
+
+
+def test_an_old_peer_says_nothing_of_its_device_and_its_tokens() -> None:
+    """That is not the same as no tokens."""
+    message = pb.PeerRecordMessage.FromString(encode_peer_record(a_record(device_class="cpu", tokens_served=0)))
+    read = decode_peer_record(ALICE.peer_id, message.SerializeToString())
+    assert (read.device_class, read.tokens_served) == ("cpu", 0)
+    message.ClearField("device_class")
+    message.ClearField("tokens_served")
+    old = decode_peer_record(ALICE.peer_id, message.SerializeToString())
+    assert (old.device_class, old.tokens_served) == ("", None)
 
 
 def test_a_peer_that_says_nothing_of_its_stream_has_float32() -> None:
@@ -179,6 +194,8 @@ def test_no_field_is_forgotten(holder: type) -> None:
         protocol_version=2,
         software_version="3",
         public_name="four",
+        device_class="five",
+        tokens_served=6,
     )
     read = decode_peer_record(ALICE.peer_id, encode_peer_record(record))
     value = read if holder is PeerRecord else read.spec
@@ -260,6 +277,8 @@ def test_every_record_within_its_bounds_can_be_announced() -> None:
         protocol_version=2**32 - 1,
         software_version="x" * 32,
         public_name="é" * 32 + "x" * 32,
+        device_class="x" * MAX_DEVICE_CLASS_CHARS,
+        tokens_served=MAX_TOKENS_SERVED,
     )
     assert len(sign_peer_record(ALICE, worst, SWARM_KEY, NOW + 60).encode()) <= MAX_RECORD_BYTES
 
@@ -346,6 +365,14 @@ def mutate(**fields: object) -> bytes:
         {"public_name": "bad\x1b[2Jname"},
         {"public_name": "x" * 65},
         {"public_name": "ユ" * 33},
+        {"device_class": "x" * 49},
+        {"device_class": " cpu"},
+        {"device_class": "cpu\n"},
+        {"device_class": "<b>cpu</b>"},
+        {"device_class": "=1+1"},
+        {"device_class": "cpü"},
+        {"tokens_served": 2**53},
+        {"tokens_served": 2**64 - 1},
         {"addresses": ["x" * 200 + ":80"] * 2},
         {"dht_maddrs": ["/dns/" + "x" * 200 + "/tcp/1"], "addresses": ["x" * 200 + ":80"]},
     ],

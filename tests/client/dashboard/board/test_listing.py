@@ -10,7 +10,11 @@ from blockswarm.client.dashboard.board.peers import peer_rows
 from blockswarm.proto.errors import UsageError
 from support.sightings import FACTS, known, sighting
 
-PEERS = [known("0:4", "Ann B", kv_free=9), known("4:8", "bob", kv_free=30), known("2:3", "", kv_free=20)]
+PEERS = [
+    known("0:4", "Ann B", kv_free=9, device="GPU", tokens=7),
+    known("4:8", "bob", kv_free=30),
+    known("2:3", "", kv_free=20),
+]
 ROWS = peer_rows(FACTS, sighting(PEERS, [known("5:6", "Silent")]), {})
 
 

@@ -24,6 +24,14 @@ def test_a_row_says_what_the_peer_announces_and_what_it_answers() -> None:
     assert row.serves
 
 
+def test_the_device_and_the_tokens_are_the_peers_words_or_not_said() -> None:
+    told, silent, old = known("0:8", device="cpu, 2 threads", tokens=0), known("0:8", device="GPU"), known("0:8")
+    rows = {row.peer: row for row in rows_of(told, old, silent=[silent])}
+    said = [(rows[each.record.spec.id].device_class, rows[each.record.spec.id].tokens_served) for each in (told, old)]
+    assert said == [("cpu, 2 threads", 0), ("", None)]
+    assert rows[silent.record.spec.id].device_class == "GPU"
+
+
 def test_all_are_listed_by_their_first_block_and_those_without_blocks_last() -> None:
     first, last = known("0:1", "first"), known("7:8", "last")
     joining = known(None, "joining", state=PeerState.JOINING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import functools
 import json
 import re
@@ -118,6 +119,30 @@ def test_names_are_text_on_every_page(text: str) -> None:
         assert [tag for tag, _ in page.found] == [tag for tag, _ in reference.found]
         assert [sorted(attributes) for _, attributes in page.found] == [sorted(a) for _, a in reference.found]
         assert text in "".join(page.words)
+
+
+@pytest.mark.parametrize("text", CORPUS)
+def test_a_class_of_devices_is_text_too_even_if_a_record_with_it_were_taken(text: str) -> None:
+    with pytest.raises(ValueError, match="a class of devices"):
+        known("0:8", device=text)
+    peer = known("0:8")
+    object.__setattr__(peer.record, "device_class", text)
+    page, reference = (Tags(ask(site_of(seen(each)), PAGES[2]).text) for each in (peer, known("0:8", device="cpu")))
+    assert [tag for tag, _ in page.found] == [tag for tag, _ in reference.found]
+    assert text in "".join(page.words)
+
+
+def test_the_device_and_the_tokens_of_a_peer_are_shown_everywhere() -> None:
+    site = site_of(seen(known("0:4", device="cpu, 2 threads", tokens=1_234_567), known("4:8")))
+    words = Tags(ask(site, PAGES[2]).text).words
+    assert {"Device class", "Tokens served", "cpu, 2 threads", "1,234,567"} <= set(words)
+    assert words.count("not said") == 2, "of a peer that says neither"
+    told, old = ask(site, "/api/v1/peers").json[0]["peers"]
+    assert (told["device_class"], told["tokens_served"]) == ("cpu, 2 threads", 1_234_567)
+    assert (old["device_class"], old["tokens_served"]) == ("", None)
+    names, first, *_ = csv.reader(ask(site, f"/api/v1/models/{ID}/peers.csv").text.lstrip("\ufeff").splitlines())
+    assert dict(zip(names, first, strict=True))["device_class"] == "cpu, 2 threads"
+    assert dict(zip(names, first, strict=True))["tokens_served"] == "1234567"
 
 
 @functools.cache
