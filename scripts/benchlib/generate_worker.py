@@ -41,7 +41,9 @@ class TokenClock(BaseStreamer):
 
 
 def generate(model: Any, question: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """Generate greedily; the prompt is a list of token ids, or text."""
+    """Generate greedily; the prompt is a list of token ids, or text. `guess` is for a swarm, from now on."""
+    if "guess" in question and hasattr(model, "guess"):
+        model.guess = question["guess"]
     prompt = question["prompt"]
     if isinstance(prompt, str):
         prompt = tokenizer(prompt)["input_ids"]

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -180,11 +180,6 @@ def listening_port(pid: int) -> int:
 def listening_ports(pid: int) -> set[int]:
     """The TCP ports that a process listens on."""
     return {c.laddr.port for c in psutil.Process(pid).net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-
-
-def cpu_seconds(children: Iterable[Child]) -> float:
-    """CPU time that all of them have used so far."""
-    return sum(child.cpu_seconds() for child in children)
 
 
 def machine() -> Mapping[str, Any]:

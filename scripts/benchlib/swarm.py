@@ -1,13 +1,14 @@
 """Measure a swarm of real peers against the model alone, in the same run and interleaved with it.
 
 decode   tokens/s and CPU time per token through 1, 2 and 3 peers on loopback
+hops     CPU time per token beyond that of the model alone, without guesses: `tiny`, where little is arithmetic
 ttft     time to the first token of a prompt of 512 tokens on loopback: a new one, and the same again
 wan      both with a round trip of 50 ms between any two nodes, and prompt look-up with the demo model
 start    seconds and memory of a peer above a process that only imports torch and the family's modelling file
 
 Every timed prompt is one that the peers have never seen; what they hold of one that comes again is a row of its own.
-Every process computes with one thread.  With --against the decode section is measured through the peers and clients of
-another version as well, which are asked in turn with those of this one.
+Every process computes with one thread.  With --against the sections decode and hops are measured through the peers and
+clients of another version as well, which are asked in turn with those of this one.
 
 The exit status is 1 if a swarm gave other tokens than the model alone, if less than 99 % of the steps were pushed from
 peer to peer, or if peers held what was new, or nothing of what came again.
@@ -33,7 +34,7 @@ from .processes import HERE, SCRIPTS, Child, Version, run_program
 from .swarm_runs import Bench, Model, Pair, Prompts, Question, alone, interleaved, new_and_again, swarm
 from .swarm_tables import table
 
-SECTIONS = ("decode", "ttft", "wan", "start")
+SECTIONS = ("decode", "hops", "ttft", "wan", "start")
 PROMPT_TOKENS = 16
 LONG_PROMPT_TOKENS = 512
 RTT_SECONDS = 0.050
@@ -65,6 +66,24 @@ def decode(bench: Bench) -> list[dict[str, Any]]:
                 ):
                     facts = {"model": name, "peers": count, "version": version}
                     rows.append(facts | decode_figures(pairs) | chain_figures(bench, running))
+    return rows
+
+
+def hops(bench: Bench) -> list[dict[str, Any]]:
+    """Through the swarms of all versions: the CPU time of the client and of the peers beside the model alone."""
+    rows = []
+    model, prompts = bench.checkpoint("tiny"), Prompts(SHAPES["tiny"]["vocab_size"])
+    ask = lambda: prompts.question(PROMPT_TOKENS, bench.new_tokens) | {"guess": "off"}  # noqa: E731
+    with alone(bench, model) as plain:
+        for count in bench.peer_counts:
+            say(f"hops: {count} peers")
+            with contextlib.ExitStack() as stack:
+                swarms = [
+                    stack.enter_context(swarm(bench, model, count, version=version))
+                    for version in bench.versions.values()
+                ]
+                for version, pairs in zip(bench.versions, interleaved(bench, plain, swarms, ask), strict=True):
+                    rows.append({"model": "tiny", "peers": count, "version": version} | hop_figures(pairs))
     return rows
 
 
@@ -194,6 +213,20 @@ def decode_figures(pairs: Sequence[Pair]) -> dict[str, Any]:
     }
 
 
+def hop_figures(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Medians over the pairs, CPU seconds; "beyond" is that of each pair."""
+    calls = [pair.swarm for pair in pairs]
+    return {
+        "plain_cpu_seconds_per_token": median(pair.plain.cpu_seconds_per_token for pair in pairs),
+        "client_cpu_seconds_per_token": median(call.cpu_by_process[0] / len(call.tokens) for call in calls),
+        "peers_cpu_seconds_per_token": median(sum(call.cpu_by_process[1:]) / len(call.tokens) for call in calls),
+        "beyond_cpu_seconds_per_token": median(
+            pair.swarm.cpu_seconds_per_token - pair.plain.cpu_seconds_per_token for pair in pairs
+        ),
+        "same_tokens": all(pair.same_tokens for pair in pairs),
+    }
+
+
 def first_token_figures(pairs: Sequence[Pair]) -> dict[str, Any]:
     """Medians over the pairs."""
     return {
@@ -256,7 +289,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="timed runs after the warm-up [default: %(default)s]")
     parser.add_argument("--tokens", type=int, default=128, help="new tokens of a text [default: %(default)s]")
     parser.add_argument("--quick", action="store_true", help="a look whether it works: tiny, 1 and 3 peers, once")
-    parser.add_argument("--against", type=Path, metavar="FOLDER", help="a clone of another version, for decode")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="clone of another version, for decode and hops")
     parser.add_argument("--folder", type=Path, help="keep checkpoints and logs there [default: a temporary folder]")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -286,6 +319,8 @@ def measure(bench: Bench, sections: Sequence[str]) -> dict[str, list[dict[str, A
         results["start"] = start(bench)
     if "decode" in sections:
         results["decode"] = decode(bench)
+    if "hops" in sections:
+        results["hops"] = hops(bench)
     if "ttft" in sections:
         results["ttft"] = ttft(bench)
     if "wan" in sections:

@@ -11,12 +11,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .long_line import LongLine
-from .processes import HERE, SCRIPTS, Child, Version, cpu_seconds
+from .processes import HERE, SCRIPTS, Child, Version
 
 SETTLE_SECONDS = 0.1
 """Closing a session goes on for a moment after the call; its CPU time belongs to the call."""
@@ -51,6 +51,8 @@ class Call:
     """Sum over all processes that took part."""
     held_tokens: int = 0
     """The tokens of the prompt that the peers held already."""
+    cpu_by_process: tuple[float, ...] = ()
+    """CPU seconds of the one that generates, then of each peer."""
 
     @property
     def cpu_seconds_per_token(self) -> float:
@@ -110,10 +112,11 @@ class Model:
     def generate(self, question: Question) -> Call:
         """Ask, and count the CPU time of all processes that are involved."""
         involved = (self.worker, *self.peers)
-        cpu_before = cpu_seconds(involved)
+        before = [child.cpu_seconds() for child in involved]
         answer = self.worker.ask(**question)
         time.sleep(SETTLE_SECONDS)
-        return call_of(answer, cpu_seconds(involved) - cpu_before)
+        used = tuple(child.cpu_seconds() - earlier for child, earlier in zip(involved, before, strict=True))
+        return replace(call_of(answer, sum(used)), cpu_by_process=used)
 
     def status(self) -> Mapping[str, Any]:
         """See generate_worker.swarm_status."""
@@ -159,21 +162,28 @@ def running_peers(
         data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="keys-", dir=folder)))
         peers: list[Child] = []
         addresses: list[str] = []
+        lines: list[LongLine | None] = []
         for index in range(count):
             arguments: list[str | Path] = [
                 "-m", "blockswarm.peer.cli", model, "--blocks", f"{bounds[index]}:{bounds[index + 1]}",
                 "--host", "127.0.0.1", "--data", data / str(index), "--threads", "1", "--json",
             ]  # fmt: skip
             arguments += ["--initial-peers", addresses[0]] if addresses else ["--new-swarm"]
-            line = None
-            if rtt_seconds:
-                line = stack.enter_context(LongLine(rtt_seconds, folder / f"line{index}.log"))
-                arguments += line.options
+            line = LongLine(rtt_seconds, folder / f"line{index}.log") if rtt_seconds else None
+            lines.append(stack.enter_context(line) if line is not None else None)
+            arguments += line.options if line is not None else []
             peers.append(stack.enter_context(Child(*arguments, log=folder / f"peer{index}.log", version=version)))
-            addresses.append(peers[-1].read()["address"])
-            if line is not None:
-                line.lead_to(peers[-1])
+            if index == 0:
+                _await_peer(peers[0], lines[0], addresses)
+        for peer, line in zip(peers[1:], lines[1:], strict=True):  # they begin side by side
+            _await_peer(peer, line, addresses)
         yield peers, addresses
+
+
+def _await_peer(peer: Child, line: LongLine | None, addresses: list[str]) -> None:
+    addresses.append(peer.read()["address"])
+    if line is not None:
+        line.lead_to(peer)
 
 
 @contextlib.contextmanager

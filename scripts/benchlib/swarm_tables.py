@@ -30,6 +30,16 @@ TABLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("pushed", "pushed_share"),
         ("same tokens", "same_tokens"),
     ),
+    "hops": (
+        ("model", "model"),
+        ("peers", "peers"),
+        ("version", "version"),
+        ("alone CPU ms", "plain_cpu_seconds_per_token"),
+        ("client CPU ms", "client_cpu_seconds_per_token"),
+        ("peers CPU ms", "peers_cpu_seconds_per_token"),
+        ("beyond CPU ms", "beyond_cpu_seconds_per_token"),
+        ("same tokens", "same_tokens"),
+    ),
     "ttft": _FIRST_TOKEN,
     "wan_ttft": _FIRST_TOKEN,
     "wan": (
