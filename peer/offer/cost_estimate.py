@@ -127,6 +127,8 @@ class _Line:
         self._points = features / self._scale
         self._gram = np.zeros((len(start), len(start)))
         self._moment = np.zeros(len(start))
+        self._waiting: list[tuple[Sequence[float], float, float]] = []
+        """Observations since the last fit: a step only leaves them here."""
 
     @property
     def coefficients(self) -> NDArray[np.float64]:
@@ -135,17 +137,25 @@ class _Line:
 
     def observe(self, features: Sequence[float], seconds: float, keep: float) -> None:
         """One observation; what was seen before keeps the share `keep` of its weight."""
-        scaled = np.array(features) / self._scale
-        expected = float(scaled @ self._latest)
-        if expected < _SHORTEST_SECONDS:  # nothing was known
-            expected = seconds
-        # Errors are relative to what was expected: relative to what was seen, a slow step would count for less.
-        relative, seen = scaled / expected, min(seconds / expected, OUTLIER)
-        self._gram = keep * self._gram + np.outer(relative, relative)
-        self._moment = keep * self._moment + relative * seen
+        self._waiting.append((features, seconds, keep))
         self._seen += 1
         if self._seen % REFIT_STEPS == 1:
+            self._take_waiting()
             self._latest = self._fit()
+
+    def _take_waiting(self) -> None:
+        """Add up what was observed since the last fit, the later the more: at once, which is much less work."""
+        observed, seconds, keeps = (np.array(values) for values in zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        scaled = observed / self._scale
+        expected = scaled @ self._latest
+        expected = np.where(expected < _SHORTEST_SECONDS, seconds, expected)  # nothing was known
+        # Errors are relative to what was expected: relative to what was seen, a slow step would count for less.
+        relative, seen = scaled / expected[:, None], np.minimum(seconds / expected, OUTLIER)
+        kept = np.cumprod(keeps[::-1])[::-1]
+        weighted = relative * np.append(kept[1:], 1.0)[:, None]
+        self._gram = kept[0] * self._gram + weighted.T @ relative
+        self._moment = kept[0] * self._moment + weighted.T @ seen
 
     def _fit(self) -> NDArray[np.float64]:
         known = self._points @ self._latest

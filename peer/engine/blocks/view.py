@@ -97,6 +97,15 @@ class Shell:
         self._owner.to(device)
 
 
+class _Run(nn.ModuleList):
+    """A list of blocks. Families go through the first `num_hidden_layers` of it, for which torch makes a new list."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice) and index.indices(len(self)) == (0, len(self), 1):
+            return self
+        return super().__getitem__(index)
+
+
 class StageView:
     """Runs `blocks` in order, with the modules that it was made with. One thread at a time."""
 
@@ -117,7 +126,7 @@ class StageView:
         run: list[nn.Module] = list(modules)
         for edge in {0, len(run) - 1}:
             run[edge] = BlockEdge(run[edge], self._passage, first=edge == 0, last=edge == len(run) - 1)
-        self._owner = shell.around(nn.ModuleList(run), blocks)
+        self._owner = shell.around(_Run(run), blocks)
         self._parts: dict[BlockRange, StageView] = {}
 
     @cached_property
@@ -130,7 +139,7 @@ class StageView:
         """Where the weights and the rows' caches are, and where `forward` takes and gives tensors."""
         return self._parameter.device
 
-    @property
+    @cached_property
     def hidden_size(self) -> int:
         size: int = self._shell.config.hidden_size
         return size

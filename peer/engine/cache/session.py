@@ -15,7 +15,7 @@ import torch
 from ....proto.errors import BadActivations, RemoteProtocolError, RetryElsewhere
 from ....proto.wire.prefixes import PAGE_TOKENS, Digests
 from ....proto.wire.steps import RowTable, StepPlan
-from ....proto.wire.tensors import WireFormat
+from ....proto.wire.tensors import WireFormat, all_finite
 from ....routing.swarm import BlockRange
 from ..batch import Share, compute_shares
 from ..blocks.rows import RowSpan
@@ -87,7 +87,7 @@ class StepProgress:
     def finish(self) -> bytes:
         """All tokens of the step in wire format. Raises RetryElsewhere for values that are not finite."""
         assert not any(self.remaining)
-        if not torch.isfinite(self._output).all():
+        if not all_finite(self._output):
             self.abandon()
             raise RetryElsewhere("the peer computed values that are not finite")
         self._kv.end_step(self)
@@ -297,7 +297,7 @@ class SessionKv:
         if hidden.shape[0] != plan.tokens:
             raise RemoteProtocolError(f"a step of {plan.tokens} tokens came with {hidden.shape[0]}")
         hidden = hidden.to(self.view.dtype)
-        if not torch.isfinite(hidden).all():
+        if not all_finite(hidden):
             raise BadActivations("a step has activations that are not finite")
         return hidden
 
