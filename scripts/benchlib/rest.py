@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from blockswarm.routing.swarm import BlockRange, Coordinate, PeerId
+from blockswarm.routing.timing import CLAIM_LIFETIME_SECONDS
 
 from .placed_swarm import BenchFailed, BenchSwarm, Watcher, say, watching
 
 PEERS = 5
-SETTLED_SECONDS = 90.0
-"""A swarm has come to rest when nothing has moved for more than four refreshes."""
+SETTLED_SECONDS = CLAIM_LIFETIME_SECONDS
+"""A swarm has come to rest when nothing has moved for as long: costs are those of the first minutes by then."""
 SETTLE_LIMIT_SECONDS = 600.0
 LOOK_SECONDS = 5.0
 
