@@ -23,6 +23,8 @@ SMOOTHING = 0.1
 """The share of a new observation in a running average, once there are enough of them."""
 DECODE_TOKENS = 16
 """A step with more new tokens per row than this is a prefill, and says nothing about the pace of decoding."""
+MOST_TIMES_THE_USUAL_PROMPT = 4.0
+"""A short prompt may have taken long because it waited elsewhere; that is not multiplied by hundreds for a long one."""
 MOST_USED_SHARE = 10.0
 """A session that rests for hours between two turns must not stand for those that come."""
 
@@ -94,17 +96,19 @@ class HoldTimes:
 
     reserved_token_seconds: Average
     """Per token of a reservation, whatever it was used for."""
-    prompt_token_seconds: Average
-    """From the admission to the end of the prompt, per token of it: it contains the wait for the next peer's room."""
+    prompt_tokens: Average
+    """Length of a prompt."""
+    prompt_seconds: Average
+    """From the admission to the end of the prompt, which contains the wait for the next peer's room."""
     position_seconds: Average
-    """Per further token in every row."""
+    """A further token in every row."""
     used_share: Average = Average(1.0)
     """Part of the time that the tokens reserved for the answer would have taken: most sessions end earlier."""
 
     @classmethod
     def guessed(cls, token_seconds: float) -> HoldTimes:
         """Before any session has ended."""
-        return cls(Average(token_seconds), Average(token_seconds), Average(token_seconds))
+        return cls(Average(token_seconds), Average(1.0), Average(token_seconds), Average(token_seconds))
 
     def after(self, pace: Pace, kv_tokens: int, since: float, now: float) -> HoldTimes:
         """With one more session that has ended now: it held `kv_tokens` tokens, from `since` on."""
@@ -116,7 +120,8 @@ class HoldTimes:
         prompt_seconds = max(0.0, pace.prompt_end_seconds - since)
         return HoldTimes(
             reserved,
-            self.prompt_token_seconds.after(prompt_seconds / max(1, pace.prompt_tokens)),
+            self.prompt_tokens.after(pace.prompt_tokens),
+            self.prompt_seconds.after(prompt_seconds),
             self.position_seconds.after(pace.position_seconds),
             self.used_share.after(min(max(used, 0.0), MOST_USED_SHARE)),
         )
@@ -131,7 +136,12 @@ class HoldTimes:
             return kv_tokens * self.reserved_token_seconds.value
         pace = self.position_seconds.value if position_seconds is None else position_seconds
         positions = max(0, kv_tokens - prompt_tokens) / rows
-        return prompt_tokens * self.prompt_token_seconds.value + positions * pace * self.used_share.value
+        return self._expected_prompt(prompt_tokens) + positions * pace * self.used_share.value
+
+    def _expected_prompt(self, tokens: int) -> float:
+        times = tokens / self.prompt_tokens.value
+        known = self.prompt_seconds.count > 0
+        return self.prompt_seconds.value * (min(times, MOST_TIMES_THE_USUAL_PROMPT) if known else times)
 
 
 @dataclass(frozen=True, slots=True)
