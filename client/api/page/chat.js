@@ -39,41 +39,139 @@ function inline(text) {
   return nodes;
 }
 
-function markdown(text) {
+const DEEPEST = 6; // lists in lists, and quotations in quotations: what is deeper stays text
+
+function cellsOf(line) {
+  const inner = line.trim().replace(/^\|/, "").replace(/\|$/, "");
+  return inner.split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
+}
+
+function beginsTable(line, next) {
+  if (!line.includes("|") || !next || !next.includes("-")) return false;
+  const rule = cellsOf(next);
+  return rule.length === cellsOf(line).length && rule.every((cell) => /^:?-+:?$/.test(cell));
+}
+
+function scrollable(label, child) {
+  const box = make("div", child);
+  box.className = "scroll";
+  box.tabIndex = 0;
+  box.setAttribute("role", "group");
+  box.setAttribute("aria-label", label);
+  return box;
+}
+
+function table(lines) {
+  const columns = cellsOf(lines[0]).length;
+  const row = (line, tag) => {
+    const cells = cellsOf(line).slice(0, columns);
+    return make("tr", ...cells.map((cell) => make(tag, ...inline(cell))));
+  };
+  const body = make("tbody", ...lines.slice(2).map((line) => row(line, "td")));
+  return scrollable("Table", make("table", make("thead", row(lines[0], "th")), body));
+}
+
+// The lists that are open, the innermost last; a line may go on with the last item.
+class Lists {
+  constructor() {
+    this.open = [];
+  }
+  // A new item; the list to put on the page if it is a new outermost one.
+  add(indent, mark, children) {
+    while (this.open.length && this.open.at(-1).indent > indent) this.open.pop();
+    const kind = /\d/.test(mark) ? "OL" : "UL";
+    const within = this.open.at(-1);
+    let outermost = null;
+    let list = within && within.list;
+    if (!within || (within.indent < indent && this.open.length < DEEPEST) || list.tagName !== kind) {
+      list = make(kind);
+      if (within && within.indent === indent) this.open.pop();
+      if (this.open.length) this.open.at(-1).item.append(list);
+      else outermost = list;
+      this.open.push({ indent, list });
+    }
+    const item = make("li", ...children);
+    if (kind === "OL") item.value = parseInt(mark, 10);
+    list.append(item);
+    this.open.at(-1).item = item;
+    return outermost;
+  }
+}
+
+function markdown(text, depth = 0) {
   const blocks = [];
   const lines = text.split("\n");
   let paragraph = [];
+  let lists = new Lists();
+  const put = (block) => {
+    blocks.push(block);
+    lists = new Lists();
+  };
   const flush = () => {
-    if (paragraph.length) blocks.push(make("p", ...inline(paragraph.join("\n"))));
+    if (paragraph.length) put(make("p", ...inline(paragraph.join("\n"))));
     paragraph = [];
   };
-  for (let at = 0; at < lines.length; at++) {
+  // The lines from `at` on that `wanted` takes; `at` is then the last of them.
+  let at = 0;
+  const taken = (wanted) => {
+    const from = at;
+    while (at + 1 < lines.length && wanted(lines[at + 1])) at++;
+    return lines.slice(from, at + 1);
+  };
+  for (; at < lines.length; at++) {
     const line = lines[at];
     const heading = /^(#{1,6}) +(.*)/.exec(line);
-    const item = /^\s*([-*+]|\d{1,9}[.)]) +(.*)/.exec(line);
+    const item = /^(\s*)([-*+]|\d{1,9}[.)]) +(.*)/.exec(line);
     if (/^\s*```/.test(line)) {
       flush();
       const code = [];
       while (++at < lines.length && !/^\s*```/.test(lines[at])) code.push(lines[at]);
-      blocks.push(make("pre", make("code", code.join("\n"))));
+      const block = make("pre", make("code", code.join("\n")));
+      block.tabIndex = 0; // it scrolls, for the keyboard as well
+      put(block);
     } else if (heading) {
       flush();
-      blocks.push(make(`h${Math.min(6, heading[1].length + 2)}`, ...inline(heading[2])));
+      put(make(`h${Math.min(6, heading[1].length + 2)}`, ...inline(heading[2])));
+    } else if (beginsTable(line, lines[at + 1])) {
+      flush();
+      put(table(taken((next) => next.includes("|"))));
+    } else if (/^(?:(?:- *){3,}|(?:\* *){3,}|(?:_ *){3,})$/.test(line.trim())) {
+      flush();
+      put(make("hr"));
+    } else if (/^ {0,3}>/.test(line) && depth < DEEPEST) {
+      flush();
+      const quoted = taken((next) => /^ {0,3}>/.test(next)).map((each) => each.replace(/^ {0,3}> ?/, ""));
+      put(make("blockquote", ...markdown(quoted.join("\n"), depth + 1)));
     } else if (item) {
       flush();
-      const kind = /\d/.test(item[1]) ? "OL" : "UL";
-      const last = blocks[blocks.length - 1];
-      const list = last && last.tagName === kind ? last : make(kind);
-      if (list !== last) blocks.push(list);
-      list.append(make("li", ...inline(item[2])));
+      const list = lists.add(item[1].length, item[2], inline(item[3]));
+      if (list) blocks.push(list);
     } else if (line.trim() === "") flush();
-    else paragraph.push(line);
+    else if (/^\s/.test(line) && lists.open.length && !paragraph.length && lines[at - 1].trim()) {
+      lists.open.at(-1).item.append("\n", ...inline(line.trim()));
+    } else paragraph.push(line);
   }
   flush();
   return blocks;
 }
 
 // --- the conversation ---
+
+// A reader at the end of the page stays there, where the form and what is told are; one who has scrolled up is left.
+const page = document.scrollingElement;
+const atEnd = () => window.innerHeight + page.scrollTop >= page.scrollHeight - 40;
+
+function toEnd() {
+  page.scrollTop = page.scrollHeight;
+}
+
+function following(change) {
+  const follows = atEnd();
+  change();
+  if (follows) toEnd();
+}
+
+const tell = (id, text) => following(() => (element(id).textContent = text));
 
 function show(message) {
   const article = make("article", make("h2", message.role === "user" ? "You" : "Model"));
@@ -89,10 +187,9 @@ function show(message) {
     if (message.role === "user") body.textContent = message.content;
     else body.replaceChildren(...markdown(message.content));
     article.classList.toggle("cut", Boolean(message.cut));
-    article.scrollIntoView({ block: "end" });
   };
   fill();
-  return { article, fill };
+  return { article, fill: () => following(fill) };
 }
 
 function store() {
@@ -110,6 +207,7 @@ function restore() {
     messages.length = 0;
   }
   messages.forEach(show);
+  toEnd();
 }
 
 // --- the endpoint ---
@@ -156,7 +254,7 @@ async function* eventsOf(response) {
 const short = (peer) => (peer ? `..${peer.slice(-6)}` : "this machine");
 
 function tellEvent(event) {
-  element("events").append(make("li", `${event.kind}: ${short(event.peer)}`));
+  following(() => element("events").append(make("li", `${event.kind}: ${short(event.peer)}`)));
 }
 
 function tellEnd(swarm, finish) {
@@ -164,7 +262,7 @@ function tellEnd(swarm, finish) {
   const speed = `${swarm.tokens_per_second.toFixed(1)} tokens/s`;
   const cut = finish === "length" ? ", cut at its longest" : "";
   const repairs = swarm.repair_count ? `, ${swarm.repair_count} repairs` : "";
-  element("status").textContent = `${speed}, ${swarm.precision}${repairs}${cut}; chain: ${chain}`;
+  tell("status", `${speed}, ${swarm.precision}${repairs}${cut}; chain: ${chain}`);
 }
 
 async function answer(message, fill, signal) {
@@ -193,7 +291,7 @@ async function answer(message, fill, signal) {
         tokens += 1;
         fill();
         const seconds = (performance.now() - began) / 1000;
-        if (tokens > 1) element("status").textContent = `${((tokens - 1) / seconds).toFixed(1)} tokens/s`;
+        if (tokens > 1) tell("status", `${((tokens - 1) / seconds).toFixed(1)} tokens/s`);
       }
       finish = (choice && choice.finish_reason) || finish;
       if (data.swarm) tellEnd(data.swarm, finish);
@@ -228,14 +326,15 @@ async function send() {
     show(question);
     shown = show(reply);
     element("status").textContent = "waiting for the first token";
+    toEnd();
     shown.article.setAttribute("aria-busy", "true");
     await answer(reply, shown.fill, controller.signal);
   } catch (error) {
     reply.cut = true;
-    if (error.name === "AbortError") element("status").textContent = "stopped";
+    if (error.name === "AbortError") tell("status", "stopped");
     else {
-      element("alert").textContent = error.message;
-      element("status").textContent = shown ? "the answer is not complete" : "";
+      tell("alert", error.message);
+      tell("status", shown ? "the answer is not complete" : "");
     }
   } finally {
     if (shown) {
@@ -244,7 +343,7 @@ async function send() {
     }
     setRunning(null);
     store();
-    element("text").focus();
+    element("text").focus({ preventScroll: true });
   }
 }
 

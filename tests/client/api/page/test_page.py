@@ -210,6 +210,80 @@ def test_markdown_becomes_nodes_and_never_markup(visit: Visit) -> None:
     assert "[bad](javascript:alert(3))" in log.inner_text()
 
 
+TALE = (
+    "| Peer | Blocks | What it does |\n| --- | :-: | ---: |\n| `a\\|b` | 0:4 | **serves** | too much |\n| b |\n\n"
+    "2. two\n   - within\n     goes on\n3. three\n\n> quoted\n> - item\n\n---\na | b\nfirst line\nsecond line\n\n"
+    "```python\n" + "x = 1  # " * 40 + "\n```\n" + "long" * 80
+)
+
+
+@needs_browser
+@pytest.mark.long
+def test_tables_lists_and_quotations_are_shown_as_such(visit: Visit) -> None:
+    visit.page.evaluate("text => document.getElementById('log').append(...markdown(text))", TALE)
+    log = visit.page.locator("#log")
+    assert log.locator("thead th").all_inner_texts() == ["Peer", "Blocks", "What it does"]
+    rows = [row.locator("td").all_inner_texts() for row in log.locator("tbody tr").all()]
+    assert rows == [["a|b", "0:4", "serves"], ["b"]], "no row has more cells than the head"
+    assert [item.evaluate("item => item.value") for item in log.locator("ol > li").all()] == [2, 3]
+    assert log.locator("ol > li > ul > li").text_content() == "within\ngoes on"
+    assert log.locator("blockquote > ul > li").inner_text() == "item"
+    assert log.locator("hr").count() == 1
+    assert "a | b\nfirst line\nsecond line" in log.locator("p").all_text_contents(), "lines of a text stay lines"
+
+
+@needs_browser
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "text", [">" * 5000, "\n".join(" " * n + "- x" for n in range(2000)), "|" * 20000, "- " * 20000]
+)
+def test_no_text_is_too_deep_or_too_slow_for_the_page(visit: Visit, text: str) -> None:
+    nodes = visit.page.evaluate("text => make('div', ...markdown(text)).getElementsByTagName('*').length", text)
+    assert nodes < 50_000
+    deepest = "node => Math.max(0, ...[...node.children].map(deep)) + 1"
+    asked = f"text => {{ const deep = {deepest}; return deep(make('div', ...markdown(text))); }}"
+    assert visit.page.evaluate(asked, text) < 20
+
+
+@needs_browser
+@pytest.mark.long
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_conversation_fits_a_narrow_screen_and_an_error_is_seen(
+    browser: Any, running: RunningEndpoint, scheme: str
+) -> None:
+    """An id without a place to break it made the page twice as wide, and what went wrong was told below the screen."""
+    visit = Visit(browser, running.root, viewport={"width": 320, "height": 640}, color_scheme=scheme)
+    head, shape = AnswerHead("c1", 1, "demo", "fp"), ChatShape()
+    told = {"error": {"message": f"no peer serves block 3: {'12D3KooW' + 'x' * 44} is gone"}}
+    body = b"".join(event(chunk(head, shape, [shape.delta(Piece(0, TALE))])) for _ in range(3)) + event(told)
+    visit.page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    visit.say("w" * 200)
+    visit.wait_end()
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 320
+    for seen in ("#alert", "#send", "#status"):
+        box = visit.page.locator(seen).bounding_box()
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= 640, seen
+    visit.context.close()
+
+
+@needs_browser
+@pytest.mark.long
+def test_a_reader_who_has_scrolled_up_is_left_there(visit: Visit) -> None:
+    grown = """after => {
+        const message = { role: "assistant", content: "line\\n\\n".repeat(100) };
+        const shown = show(message);
+        scrollTo(0, after === "up" ? 0 : page.scrollHeight);
+        message.content += "line\\n\\n".repeat(200);
+        shown.fill();
+        return [page.scrollTop, page.scrollHeight - innerHeight];
+    }"""
+    top, _ = visit.page.evaluate(grown, "up")
+    assert top == 0
+    top, end = visit.page.evaluate(grown, "down")
+    assert top == pytest.approx(end, abs=1)
+
+
 @needs_browser
 @pytest.mark.long
 def test_it_is_used_with_the_keyboard_and_fits_a_narrow_screen(browser: Any, running: RunningEndpoint) -> None:

@@ -135,6 +135,8 @@ def test_every_screen_in_every_state_fits_a_narrow_dark_screen_and_names_no_addr
             page.goto(address)
             assert page.locator("h1").count() == 1
             assert page.evaluate("document.documentElement.scrollWidth") <= 320, address
+            lines = "codes => codes.map((code) => code.getClientRects().length)"
+            assert set(page.locator("pre code").evaluate_all(lines)) <= {1}, "a command is broken within a word"
             assert page.evaluate("document.getAnimations().length") == 0
             assert HOST not in page.content()
             assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 28)"
