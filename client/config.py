@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from ..proto.errors import SwarmError
+from ..proto.errors import SwarmError, UsageError
 from ..proto.identity import Identity
 from ..proto.wire.handshake import SwarmKeyProof
 from ..routing.swarm import BlockRange, Coordinate, PeerId, RequestSpec
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
     from .chain.formats import LinkCodec
     from .chain.machine.events import HopChoice, Layout
     from .chain.prefixes import PageNames
+
+
+HEADS = ("auto", "plain", "int8")
+"""The ways to hold the head: in the fastest form of its numbers, as torch has it, or rounded to int8."""
+
+
+def checked_head(head: str) -> str:
+    """`head`, if it is one of `HEADS`. Raises UsageError."""
+    if head not in HEADS:
+        raise UsageError(f"there is no way {head!r} to hold the head", hint=f"Choose one of {', '.join(HEADS)}.")
+    return head
 
 
 class ChainRouter(Protocol):

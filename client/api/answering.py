@@ -131,7 +131,8 @@ class Endpoint:
                             yield item
                             continue
                         times = Timings(waited, now if first is None else first, now)
-                        trace = Trace(item.report, item.events, times, item.counts.completion, item.guesses)
+                        head = served.talker.model.head_format
+                        trace = Trace(item.report, item.events, times, item.counts.completion, item.guesses, head)
                         self.metrics.note_answer(operation, served.name, item.counts.prompt, trace)
                         yield Completed(item.counts, trace)
             except ApiError as error:

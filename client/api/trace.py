@@ -34,6 +34,8 @@ class Trace:
     timings: Timings
     tokens: int
     guesses: GuessReport
+    head: str = "float32"
+    """The numeric format of the endpoint's head."""
 
     @property
     def repairs(self) -> tuple[SessionEvent, ...]:
@@ -47,8 +49,9 @@ class Trace:
 
     @property
     def precision(self) -> str:
-        """The numeric formats along the chain, each once."""
-        return ",".join(dict.fromkeys(hop.numeric_format for hop in self.report.hops if hop.numeric_format))
+        """The numeric formats along the chain, each once; that of the head is one of them where it is rounded."""
+        formats = [hop.numeric_format for hop in self.report.hops if hop.numeric_format]
+        return ",".join(dict.fromkeys([*formats, *(["int8"] if self.head == "int8" else [])]))
 
     def headers(self) -> dict[str, str]:
         """`Server-Timing`, and what has no place in it."""
@@ -58,6 +61,7 @@ class Trace:
             "x-swarm-chain": chain,
             "x-swarm-repairs": str(len(self.repairs)),
             "x-swarm-precision": self.precision,
+            "x-swarm-head": self.head,
             "x-swarm-trips": str(self.guesses.trips),
             "x-swarm-tokens-per-trip": f"{self.guesses.tokens_per_trip(self.tokens):.2f}",
             "x-swarm-guess-steps": str(self.guesses.guess_steps),
@@ -91,6 +95,7 @@ class Trace:
             "seconds": self.timings.total,
             "tokens_per_second": self.tokens_per_second,
             "precision": self.precision,
+            "head": self.head,
             "repair_count": len(self.repairs),
             "repairs": [told_event(event) for event in self.repairs[:MAX_EVENTS]],
             "guesses": self.guesses.as_json(self.tokens),

@@ -1,27 +1,32 @@
-"""A head and an embedding that are stored in 16 bits, held in 16 bits; the head is most of what a client computes.
+"""A head and an embedding that are stored in 16 bits, held in 16 bits, and a head in int8 for those who ask for one.
+
+The head is most of what a client computes.
 
 The numbers are widened in registers: half of the bytes are read for every token, and none is another number.  A sum is
 added up in another order than torch's, so a logit may differ in its last bits, as it does between two processors.
 Where embedding and head are one matrix, the embedding's rows are read from the packed one.
+
+A head in int8 rounds its weights and, without the extra `fast`, its input to 15 or 13 bits; what the peers are sent is
+the exact embedding's.  A row's logits are the same, bit for bit, among any others, so guesses are judged by the very
+logits of a text without them.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ...proto.errors import UsageError
 from ...proto.weights.forms import Packing, compiled_rows
-from ...proto.weights.measure import Trial
-from ...proto.weights.trials import fastest_exact
+from ...proto.weights.measure import INT8_FORMS, Trial
+from ...proto.weights.packed import PackedMatrix
+from ...proto.weights.trials import fastest_exact, fastest_right, int8_form
 from .refusals import refuse_unknown_tokens
-
-if TYPE_CHECKING:
-    from ...proto.weights.kernels.matrix import RowMatrix
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +34,7 @@ TryForms = Callable[[int, int, str, tuple[Packing, ...]], Mapping[Packing, Trial
 """As `proto.weights.trials.tried`."""
 FEWEST_ELEMENTS = 1 << 20
 """Smaller heads stay in caches: nothing is compiled and tried for them."""
+_EXACT_HINT = 'Leave out --head int8 (head="int8").'
 _AT_ONCE = 1024
 """Rows of an embedding that are compared at a time."""
 
@@ -55,32 +61,57 @@ def pack_head(
     if fastest_exact(try_forms(*shape, "float32", (Packing.PLAIN, form))) is Packing.PLAIN:
         return
     matrix: Any = form.pack([head.weight])
-    _replace(model, head, PackedHead(matrix, head.bias))
+    _replace(model, head, PackedHead(matrix, head, head.weight.dtype, "float32"))
     embedding: Any = model.get_input_embeddings()
     is_shared = embedding in sharing
     del head, sharing  # the weight is let go before an embedding of its own is looked at
     if is_shared:
         _replace(model, embedding, NarrowEmbedding(matrix.weights_of, *shape))
     elif type(embedding) is nn.Embedding and _is_plain(embedding):
-        _narrow(model, embedding, torch.bfloat16 if form is Packing.ROWS_BFLOAT16 else torch.float16)
+        _narrow(model, embedding, stored)
     logger.debug("the head is %s, %d MiB", form.described, matrix.nbytes >> 20)
+
+
+@torch.no_grad()
+def round_head(model: PreTrainedModel, stored: Collection[str], try_forms: TryForms) -> None:
+    """Hold the head of `model` in int8, in the form that is the fastest here of those whose products are right.
+
+    `stored` and `try_forms` as for `pack_head`. The embedding keeps its numbers, in 16 bits if it was stored so. Raises
+    UsageError for a head that is more than a linear, and where this machine computes no int8 products.
+    """
+    head: Any = model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        raise UsageError("the head of this model is no plain matrix, it cannot be rounded", hint=_EXACT_HINT)
+    shape: tuple[int, int] = (head.out_features, head.in_features)
+    forms = [form for form in (Packing.INT8_ROWS, int8_form(shape[1])) if form.fits(*shape)]
+    form = fastest_right(INT8_FORMS, try_forms(*shape, "float32", (Packing.PLAIN, *forms)))
+    if form is None:
+        raise UsageError("this machine cannot compute with an int8 head", hint=_EXACT_HINT)
+    matrix = form.pack([head.weight])
+    _replace(model, head, PackedHead(matrix, head, head.weight.dtype, "int8"))
+    embedding: Any = model.get_input_embeddings()
+    if type(embedding) is nn.Embedding and _is_plain(embedding) and embedding.weight.dtype == torch.float32:
+        _narrow(model, embedding, stored)
+    logger.debug("the head is %s, %d MiB", form.value, matrix.nbytes >> 20)
 
 
 class _Narrow(nn.Module):
     """Stands where a weight was; families ask weights for the dtype of what passes through."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(0, dtype=torch.float32), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
 
 
 class PackedHead(_Narrow):
     """Stands where a model had its head."""
 
-    def __init__(self, matrix: RowMatrix, bias: nn.Parameter | None) -> None:
-        super().__init__()
-        self.out_features, self.in_features = matrix.outputs, matrix.columns
-        self.bias = bias
+    def __init__(self, matrix: PackedMatrix, head: nn.Linear, dtype: torch.dtype, numeric_format: str) -> None:
+        """`matrix` has the weight of `head`, which is let go; `numeric_format` as peers announce theirs."""
+        super().__init__(dtype)
+        self.out_features, self.in_features = head.out_features, head.in_features
+        self.bias = head.bias
+        self.numeric_format = numeric_format
         self._matrix = matrix
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -110,8 +141,12 @@ def _is_plain(module: nn.Module) -> bool:
     return type(module) is nn.Linear or (type(module) is nn.Embedding and module.max_norm is None)
 
 
-def _narrow(model: nn.Module, embedding: nn.Embedding, dtype: torch.dtype) -> None:
-    """Hold an embedding in `dtype` if that keeps its numbers."""
+def _narrow(model: nn.Module, embedding: nn.Embedding, stored: Collection[str]) -> None:
+    """Hold an embedding in 16 bits if it was stored so, and that keeps its numbers."""
+    narrow_dtypes = {"BF16": torch.bfloat16, "F16": torch.float16}
+    dtype = narrow_dtypes.get(next(iter(stored))) if len(stored) == 1 else None
+    if dtype is None:
+        return
     table = embedding.weight.to(dtype)
     pieces = zip(table.split(_AT_ONCE), embedding.weight.split(_AT_ONCE), strict=True)
     if all(torch.equal(narrow.to(wide.dtype), wide) for narrow, wide in pieces):

@@ -23,11 +23,12 @@ from ...proto.model.folder import cache_root
 from ...proto.weights.kept import FORMS_FILE_NAME, KeptMeasurements
 from ...proto.weights.trials import tried
 from ..background import background_loop
+from ..config import HEADS, checked_head
 from .guess.draft_model import DraftModel
 from .guess.open_draft import open_draft
 from .guess.policy import AUTO, checked_setting
 from .guess.suffix import SuffixDrafter
-from .head import pack_head
+from .head import pack_head, round_head
 from .model import SwarmModel, swarm_class
 from .remote import SessionFactory
 
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from ...proto.directory.swarm_key import SwarmKey
 
 logger = logging.getLogger(__name__)
-
-HEADS = ("auto", "plain")
-"""How the head may be held."""
 
 
 class AutoSwarmModelForCausalLM:
@@ -61,14 +59,15 @@ class AutoSwarmModelForCausalLM:
         Reads, and from a hub fetches, only the tensors outside the blocks. `dtype` is that of this machine's part.
         `guess`: how many tokens are guessed ahead, "auto", "off" or a number (`SwarmModel.guess`). `draft`: a small
         model with the same tokenizer that runs on this machine and guesses, too: a folder, a hub's name, or loaded.
-        `head`: "auto", in the fastest form of its numbers here, or "plain", as torch has it.
+        `head`: "auto", in the fastest form of its numbers here, "plain", as torch has it, or "int8", rounded: a fourth
+        of the bytes is read for a token, and one likeliest token in some hundreds is another one.
         The other options are those of `blockswarm.client.connect.connect`. Raises SwarmError.
         """
         from ..connect import connect, parsed_peers  # brings grpc and the directory
 
         # Whatever can be refused is refused before anything is read, and in a forked child.
         background_loop()
-        guess = checked_setting(guess)
+        guess, head = checked_setting(guess), checked_head(head)
         parsed_peers(initial_peers)
         dtype = _dtype(connect_options.pop("torch_dtype", dtype))
         _refuse_foreign(connect_options, inspect.signature(connect).parameters)
@@ -122,18 +121,17 @@ def load_ends(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, head: 
 
     Raises UnsupportedModel, ModelMismatch, UsageError, and what reading the checkpoint raises.
     """
-    if head not in HEADS:
-        raise UsageError(f"there is no way {head!r} to hold the head", hint=f"Choose one of {', '.join(HEADS)}.")
+    checked_head(head)
     model = load_model(
         swarm_class(checkpoint.config), checkpoint.config, checkpoint.ends_state(), dtype, check_size=True
     )
     if (checkpoint.folder / "generation_config.json").is_file():
         model.generation_config = _generation_config(checkpoint)
     prepare(model)
-    if head == "auto":
+    if head != "plain":
         stored = {tensor.dtype for tensor in checkpoint.ends_tensors() if len(tensor.shape) > 1}
-        kept = KeptMeasurements(cache_root(None) / FORMS_FILE_NAME)
-        pack_head(model, stored, functools.partial(tried, kept=kept))
+        try_forms = functools.partial(tried, kept=KeptMeasurements(cache_root(None) / FORMS_FILE_NAME))
+        (round_head if head == "int8" else pack_head)(model, stored, try_forms)
     return model
 
 

@@ -30,6 +30,7 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from ...proto.errors import UsageError
 from ...proto.model.ends import ends_class, position_limit
+from ...proto.wire.tensors import dtype_name
 from ..quotes import Quote
 from .batch.packing import ForwardInputs
 from .batch.padding import RowEnds, least_padding, refuse_empty_rows
@@ -109,6 +110,14 @@ class SwarmModel(WithoutBlocks, _Family):
 
         self.register_forward_pre_hook(before_forward, with_kwargs=True)
         self.register_forward_hook(_without_unwanted_cache, with_kwargs=True)
+
+    @property
+    def head_format(self) -> str:
+        """The numeric format of the head, as peers announce theirs: "int8" where that was asked for."""
+        head: Any = self.get_output_embeddings()
+        if head is None:
+            return "float32"
+        return getattr(head, "numeric_format", None) or dtype_name(head.weight.dtype)
 
     @functools.wraps(GenerationMixin.generate)
     def generate(self, *args: Any, return_report: bool = False, **kwargs: Any) -> Any:

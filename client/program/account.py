@@ -40,6 +40,8 @@ class Account:
     """During the reply."""
     events: tuple[SessionEvent, ...]
     guesses: GuessReport
+    head: str
+    """The numeric format of the client's head."""
 
     @property
     def repairs(self) -> tuple[SessionEvent, ...]:
@@ -53,4 +55,6 @@ def account_for(talker: Talker, reply: Reply, before: StepCounts) -> Account:
     steps = StepCounts(max(0, after.pushed - before.pushed), max(0, after.relayed - before.relayed))
     names = {peer: known.record.public_name for peer, known in talker.swarm.view.peers.items()}
     generation = reply.generation or Generation()
-    return Account(reply, generation.report, names, steps, generation.events, generation.guesses)
+    return Account(
+        reply, generation.report, names, steps, generation.events, generation.guesses, talker.model.head_format
+    )

@@ -57,6 +57,14 @@ Lan = Annotated[
         " Not needed where an initial peer is at such an address.",
     ),
 ]
+Head = Annotated[
+    str,
+    typer.Option(
+        "--head",
+        help="How the head is held, which is most of what this client computes: auto keeps its numbers, in their"
+        " fastest form here; plain, as torch has it; int8 rounds them: faster, but now and then another token.",
+    ),
+]
 GuessAhead = Annotated[
     str,
     typer.Option(

@@ -18,6 +18,7 @@ from .arguments import (
     AsJson,
     Draft,
     GuessAhead,
+    Head,
     IdentityFile,
     InitialPeers,
     Lan,
@@ -91,6 +92,7 @@ def generate(
     allow_peer: AllowPeer = None,
     patience: Patience = 30.0,
     no_prefix_cache: NoPrefixCache = False,
+    head: Head = "auto",
     guess: GuessAhead = "auto",
     draft: Draft = None,
     revision: Revision = None,
@@ -114,7 +116,7 @@ def generate(
         options = swarm_options(
             initial_peers, swarm_key, identity, lan, no_push, revision, wire_format=wire_format,
             min_precision=min_precision, allow_peers=allowed_peers(allow_peer), patience_seconds=patience,
-            prefix_cache=not no_prefix_cache, guess=guess, draft=draft,
+            prefix_cache=not no_prefix_cache, head=head, guess=guess, draft=draft,
         )  # fmt: skip
         text = given_prompt(prompt)
         _generate(model, options, text, wish, report, as_json)
@@ -171,6 +173,7 @@ def chat(
     allow_peer: AllowPeer = None,
     patience: Patience = 30.0,
     no_prefix_cache: NoPrefixCache = False,
+    head: Head = "auto",
     guess: GuessAhead = "auto",
     draft: Draft = None,
     report: Report = False,
@@ -194,7 +197,7 @@ def chat(
         options = swarm_options(
             initial_peers, swarm_key, identity, lan, no_push, revision, wire_format=wire_format,
             min_precision=min_precision, allow_peers=allowed_peers(allow_peer), patience_seconds=patience,
-            prefix_cache=not no_prefix_cache, guess=guess, draft=draft,
+            prefix_cache=not no_prefix_cache, head=head, guess=guess, draft=draft,
         )  # fmt: skip
         from .terminal import spinner
 

@@ -318,6 +318,8 @@ def describe_account(account: Account) -> str:
         rows.append(("client", "", "", milliseconds(chain.return_seconds), "", "", ""))
         lines.append(table(("chain", "name", "blocks", "way ms", "queue ms", "compute ms", "weights"), rows))
         lines.append(f"{milliseconds(chain.step_seconds)} ms per step, mean of the last {chain.steps}")
+    if account.head == "int8":
+        lines.append("the head is rounded to int8 (--head): now and then a token is another one")
     lines += _unproven(chain.gap_seconds)
     lines += _guess_lines(account.guesses, len(reply.token_ids))
     lines.append(f"steps passed on: {account.steps.pushed} pushed, {account.steps.relayed} relayed through clients")
@@ -367,6 +369,7 @@ def account_as_json(account: Account) -> dict[str, object]:
         "step_seconds": chain.step_seconds,
         "exact": chain.exact,
         "gap_seconds": _finite(chain.gap_seconds),
+        "head": account.head,
         "guesses": account.guesses.as_json(len(reply.token_ids)),
         "steps_pushed": account.steps.pushed,
         "steps_relayed": account.steps.relayed,

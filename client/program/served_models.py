@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 PER_MODEL: Mapping[str, type | tuple[type, ...]] = {
     "model": str, "name": str, "max_length": int, "default_max_tokens": int, "initial_peers": list, "swarm_key": str,
     "identity": str, "lan": bool, "no_push": bool, "wire_format": str, "min_precision": str, "allow_peer": list,
-    "patience": (int, float), "no_prefix_cache": bool, "revision": str, "guess": (str, int), "draft": str,
+    "patience": (int, float), "no_prefix_cache": bool, "revision": str, "head": str,
+    "guess": (str, int), "draft": str,
 }  # fmt: skip
 """Options that each model may have of its own, and the types of their values."""
 
@@ -59,7 +60,7 @@ def entry_of(chosen: Mapping[str, Any]) -> ModelConfig:
         chosen["initial_peers"], chosen["swarm_key"], chosen["identity"], chosen["lan"], chosen["no_push"],
         chosen["revision"], wire_format=chosen["wire_format"], min_precision=chosen["min_precision"],
         allow_peers=allowed_peers(chosen["allow_peer"]), patience_seconds=chosen["patience"],
-        prefix_cache=not chosen["no_prefix_cache"], guess=chosen["guess"], draft=chosen["draft"],
+        prefix_cache=not chosen["no_prefix_cache"], head=chosen["head"], guess=chosen["guess"], draft=chosen["draft"],
     )  # fmt: skip
     name = chosen["name"] or usual_name(model)
     return ModelConfig(model, name, options, chosen["max_length"], chosen["default_max_tokens"])

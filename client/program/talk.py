@@ -96,7 +96,7 @@ def open_talker(
     )
     with swarm:
         spinner.say("loading the embedding and the head")
-        ends = attach(load_ends(checkpoint), swarm, options.guess, drafting)
+        ends = attach(load_ends(checkpoint, head=options.head), swarm, options.guess, drafting)
         yield Talker(ends, load_tokenizer(model, options.revision), swarm)
 
 

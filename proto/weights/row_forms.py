@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from .kernels.element import Element
-from .packed import int8_weight
+from .packed import int8_weights
 
 if TYPE_CHECKING:
     from .kernels.matrix import RowMatrix
 
 logger = logging.getLogger(__name__)
-
-_OUTPUTS_AT_ONCE = 1024
 
 
 def _compiled_products() -> ModuleType:
@@ -59,8 +57,8 @@ def row_matrix(weights: Sequence[torch.Tensor], element: Element) -> RowMatrix:
     from .kernels.matrix import RowMatrix
 
     if element is Element.INT8:
-        pieces = [int8_weight(piece) for weight in weights for piece in weight.split(_OUTPUTS_AT_ONCE)]
-        return RowMatrix([values for values, _ in pieces], element, [factors for _, factors in pieces])
+        values, factors = int8_weights(weights)
+        return RowMatrix([values], element, [factors])
     try:
         return RowMatrix(weights, element)
     except ValueError:

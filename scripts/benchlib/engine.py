@@ -80,8 +80,8 @@ class Bench:
 
 def packing_of(name: str) -> Any:
     """The form of one of `FORMATS` on this processor."""
-    from blockswarm.peer.engine.weights.choose import int8_form
     from blockswarm.proto.weights.forms import Packing
+    from blockswarm.proto.weights.trials import int8_form
 
     return int8_form(columns=1024) if name == "int8" else Packing(name)
 

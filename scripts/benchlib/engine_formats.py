@@ -19,11 +19,11 @@ import torch
 from blockswarm.peer.engine.blocks.selfcheck import check_family
 from blockswarm.peer.engine.blocks.stage import RowSpan, Stage
 from blockswarm.peer.engine.load import load_stage
-from blockswarm.peer.engine.weights.choose import int8_form
 from blockswarm.peer.engine.weights.quantize import pack_block, shared_inputs
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.proto.model.family import find_blocks
 from blockswarm.proto.weights.forms import Packing
+from blockswarm.proto.weights.trials import int8_form
 from blockswarm.routing.swarm import BlockRange
 from transformers import AutoModelForCausalLM, DynamicCache
 

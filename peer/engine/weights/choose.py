@@ -11,7 +11,6 @@ gain; to trade digits for speed and memory is one word on the command line, and 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +24,9 @@ from ....proto.model.family import FOREIGN_FAILURES, find_blocks, refused
 from ....proto.model.tiny import random_model, tiny_config
 from ....proto.weights.forms import Forms, Packing, compiled_rows
 from ....proto.weights.kept import KeptMeasurements
-from ....proto.weights.measure import INT8_FORMS, Trial, relative_error
+from ....proto.weights.measure import INT8_FORMS, Trial
 from ....proto.weights.packed_gpu import check_bitsandbytes
-from ....proto.weights.trials import fastest_exact, tried
+from ....proto.weights.trials import fastest_exact, fastest_right, int8_form, tried
 from ....proto.wire.precision import QUANTIZATIONS
 from ..blocks.selfcheck import TOLERANCE
 from ..blocks.sizes import block_shapes
@@ -35,18 +34,6 @@ from ..device import CPU
 from ..machine.threads import one_thread
 from .quantize import pack_block, shared_inputs
 
-MAX_ERRORS: Mapping[Packing, float] = {
-    Packing.INT8_ROWS: 1e-5,
-    Packing.INT8: 1e-3,
-    Packing.INT8_REDUCED: 4e-3,
-    Packing.INT4: 0.15,
-}
-"""The largest `relative_error` with which a form that rounds is right.
-
-int8: the rounding of the activations alone. In exact arithmetic 4e-5 to 3.3e-4 for 32 to 28,672 columns, and four times
-that with the reduced range, which has one bit less in each of its two rows. Sums that saturate cost 0.25 to 0.5. The
-compiled product rounds none.
-int4: rounding the weights to 16 levels costs 0.08 to 0.10 where they are normally distributed."""
 WORTH_SAYING = 1.1
 """Less of a gain is noise to the reader."""
 MOST_SHAPES = 8
@@ -240,16 +227,6 @@ def check_packing(config: PreTrainedConfig, pack: Callable[..., object] = pack_b
         raise _cannot_be_packed(config, f"it differs by {difference:.1e}")
 
 
-@functools.cache
-def int8_form(columns: int) -> Packing:
-    """The int8 form of two rows for this processor: with all bits of the activations where their products are right.
-
-    Where neither form's are, `choose_packing` refuses the one that is returned.
-    """
-    right = relative_error(Packing.INT8, columns) <= MAX_ERRORS[Packing.INT8]
-    return Packing.INT8 if right else Packing.INT8_REDUCED
-
-
 def _cannot_be_packed(config: PreTrainedConfig, reason: str) -> UnsupportedModel:
     return UnsupportedModel(
         f"the weights of {config.model_type} cannot be packed: {reason}", hint="Start with --quantize none."
@@ -257,16 +234,13 @@ def _cannot_be_packed(config: PreTrainedConfig, reason: str) -> UnsupportedModel
 
 
 def _accurate(quantize: str, trials: Mapping[Packing, Trial], packings: Sequence[Packing]) -> PackingChoice:
-    """The fastest of `packings` whose products are right; of two that differ in a bit only, the more exact one."""
-    right = [form for form in packings if form in trials and trials[form].relative_error <= MAX_ERRORS[form]]
-    if Packing.INT8 in right:  # with VNNI both forms are right and equally fast, and the clock would draw lots
-        right = [form for form in right if form is not Packing.INT8_REDUCED]
-    if not right:
+    """See `fastest_right`."""
+    best = fastest_right(packings, trials)
+    if best is None:
         raise UsageError(
             f"this machine cannot compute with {quantize} weights: its products are wrong or missing in this torch",
             hint="Start with --quantize none." if quantize == "int8" else "Start with --quantize int8.",
         )
-    best = min(right, key=lambda form: trials[form].typical_seconds)
     return PackingChoice(best, f"{best.value} weights{_compared(trials[best], trials[Packing.PLAIN])}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from blockswarm.client.api.trace import MAX_EVENTS, Timings, Trace
 from blockswarm.client.config import SessionEvent
@@ -31,6 +32,13 @@ def test_headers_tell_chain_times_repairs_and_precision() -> None:
     assert (times["queue"], times["first"], times["total"]) == ("500.00", "1000.00", "3000.00")
     assert (times["hop1-network"], times["hop1-queue"], times["hop1-compute"]) == ("20.00", "4.00", "5.00")
     assert (times["return"], times["step"]) == ("6.00", "50.00")
+
+
+def test_a_rounded_head_is_told_beside_the_chain() -> None:
+    told = replace(trace(), head="int8", report=replace(REPORT, hops=HOPS[:1]))
+    assert told.headers()["x-swarm-head"] == told.as_json()["head"] == "int8"
+    assert told.headers()["x-swarm-precision"] == told.as_json()["precision"] == "float32,int8"
+    assert trace().headers()["x-swarm-head"] == "float32"
 
 
 def test_the_speed_is_that_of_the_tokens_after_the_first() -> None:

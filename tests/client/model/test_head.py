@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from blockswarm.client.model.head import FEWEST_ELEMENTS, NarrowEmbedding, PackedHead, pack_head
+from blockswarm.client.model.head import FEWEST_ELEMENTS, NarrowEmbedding, PackedHead, pack_head, round_head
 from blockswarm.client.model.load import attach, load_ends
 from blockswarm.proto.errors import UsageError
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.proto.weights.forms import Packing
 from blockswarm.proto.weights.kept import FORMS_FILE_NAME
-from blockswarm.proto.weights.measure import TRIAL_ROWS, Trial
+from blockswarm.proto.weights.measure import TRIAL_ROWS, Trial, relative_error
 from support.local_chain import LocalChain
 from support.prompts import GREEDY, prompt
 from torch import nn
@@ -152,6 +152,83 @@ def test_a_head_stays_plain(reason: str) -> None:
     fewest = VOCABULARY * HIDDEN + 1 if reason == "small" else 1
     pack_head(model, stored, SLOWER if reason == "slower" else FASTER, fewest)
     assert type(model.lm_head) is nn.Linear
+
+
+def bias_and_odd_shape(model: Any, odd: bool) -> None:
+    """Give the head a bias; `odd`: of a shape for which nothing is compiled, so that it is held by two rows."""
+    assert model.lm_head.out_features % 4 == (2 if odd else 0)
+    model.lm_head.bias = nn.Parameter(torch.arange(model.lm_head.out_features) / 100, requires_grad=False)
+
+
+@pytest.mark.parametrize("odd", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_in_int8_multiplies_with_the_rounded_weight(tied: bool, odd: bool) -> None:
+    """Against the product in float64 with weights that are rounded here; the embedding keeps every number."""
+    model: Any = model_of(torch.float32, tie_word_embeddings=tied, vocab_size=VOCABULARY - 2 * odd)
+    bias_and_odd_shape(model, odd)
+    weight, bias, embedding = model.lm_head.weight.double(), model.lm_head.bias, model.get_input_embeddings()
+    scales = weight.abs().amax(1, keepdim=True) / 127
+    rounded = (weight / scales).round() * scales
+    assert not torch.allclose(rounded, weight, rtol=1e-4), "something is rounded"
+    round_head(model, {"F32"}, trials_of_this_machine)
+    rows = torch.randn(2, 3, HIDDEN, generator=torch.Generator().manual_seed(1))
+    expected = rows.double() @ rounded.T
+    found = model.lm_head(rows) - bias
+    assert (found - expected).norm() < 4e-3 * expected.norm(), "the promise of the format"
+    assert model.get_input_embeddings() is embedding
+    assert model.lm_head.numeric_format == "int8"
+    for row in range(3):
+        assert torch.equal(model.lm_head(rows[:, row : row + 1]), model.lm_head(rows)[:, row : row + 1])
+
+
+def trials_of_this_machine(outputs: int, columns: int, dtype: str, forms: Sequence[Packing]) -> Mapping[Packing, Trial]:
+    """Errors as they are, and no times: these are only compared."""
+    return {
+        form: Trial(dict.fromkeys(TRIAL_ROWS, 1.0), relative_error(form, columns) if form is not Packing.PLAIN else 0.0)
+        for form in forms
+    }
+
+
+def test_a_wrong_product_is_no_head() -> None:
+    def wrong(outputs: int, columns: int, dtype: str, forms: Sequence[Packing]) -> Mapping[Packing, Trial]:
+        return {form: Trial(dict.fromkeys(TRIAL_ROWS, 1.0), 0.3) for form in forms}
+
+    model: Any = model_of()
+    with pytest.raises(UsageError, match="int8 head"):
+        round_head(model, {"BF16"}, wrong)
+    assert type(model.lm_head) is nn.Linear
+
+
+def test_a_head_that_is_more_than_a_matrix_is_not_rounded() -> None:
+    class Scaled(nn.Linear):
+        pass
+
+    model: Any = model_of()
+    model.lm_head.__class__ = Scaled
+    with pytest.raises(UsageError, match="no plain matrix"):
+        round_head(model, {"BF16"}, trials_of_this_machine)
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+def test_guesses_are_judged_by_the_head_in_int8(tmp_path: Path, sampling: bool) -> None:
+    """A text with guesses is the text without them, and both are those of a model whose head was rounded by hand."""
+    full: Any = model_of()
+    full.save_pretrained(tmp_path)
+    chain, loaded = LocalChain(full, [1]), load_ends(open_checkpoint(tmp_path))
+    round_head(loaded, {"F32"}, trials_of_this_machine)
+    model = attach(loaded, chain)
+    assert model.head_format == "int8"
+    scales = full.lm_head.weight.abs().amax(1, keepdim=True) / 127
+    full.lm_head.weight.data = (full.lm_head.weight / scales).round() * scales
+    wish = {**GREEDY, "do_sample": sampling, **({"temperature": 0.8} if sampling else {})}
+    texts = []
+    for text, guess in ((full, None), (model, "off"), (model, 4)):
+        if guess is not None:
+            text.guess = guess
+        torch.manual_seed(7)
+        texts.append(text.generate(**prompt(5), **wish))
+    assert torch.equal(texts[1], texts[2])
+    assert torch.equal(texts[0], texts[1])
 
 
 def test_an_unknown_way_to_hold_the_head_is_refused(tmp_path: Path) -> None:

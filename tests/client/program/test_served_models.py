@@ -18,7 +18,7 @@ SHARED: dict[str, Any] = {
     "model": None, "name": None, "max_length": None, "default_max_tokens": 1024, "initial_peers": [ADDRESS],
     "swarm_key": None, "identity": None, "lan": False, "no_push": False, "wire_format": "auto",
     "min_precision": None, "allow_peer": None, "patience": 30.0, "no_prefix_cache": False, "revision": None,
-    "guess": "auto", "draft": None,
+    "head": "auto", "guess": "auto", "draft": None,
 }  # fmt: skip
 FILE = f"""\
 initial-peers = ["{ADDRESS}"]
@@ -60,6 +60,14 @@ def test_each_model_may_be_guessed_for_in_its_own_way() -> None:
     chosen = [entry_of({**SHARED, "model": "org/one", **own}).swarm for own in tables]
     assert [swarm.guess for swarm in chosen] == [4, "4", "off", "auto"]
     assert [swarm.draft for swarm in chosen] == [None, "org/small", None, None]
+
+
+def test_each_model_may_have_a_head_of_its_own() -> None:
+    tables = models_of({"models": [{"head": "int8"}, {}]})
+    chosen = [entry_of({**SHARED, "model": "org/one", **own}).swarm.head for own in tables]
+    assert chosen == ["int8", "auto"]
+    with pytest.raises(UsageError, match="no way 'int2' to hold the head"):
+        entry_of({**SHARED, "model": "org/one", "head": "int2"})
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
-from blockswarm.peer.engine.weights.choose import MAX_ERRORS, choose_packing, int8_form
+from blockswarm.peer.engine.weights.choose import choose_packing
 from blockswarm.proto.weights.forms import Packing
 from blockswarm.proto.weights.measure import TWO_ROW_FORMS, relative_error, try_packings
+from blockswarm.proto.weights.trials import MAX_ERRORS, int8_form
 
 
 def test_this_machine_is_tried() -> None:

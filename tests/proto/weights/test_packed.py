@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-from blockswarm.peer.engine.weights.choose import MAX_ERRORS
 from blockswarm.proto.weights.forms import Packing
 from blockswarm.proto.weights.measure import TWO_ROW_FORMS
 from blockswarm.proto.weights.measure import relative_error as error_here
@@ -20,6 +19,7 @@ from blockswarm.proto.weights.packed import (
     int4_group,
     int8_weight,
 )
+from blockswarm.proto.weights.trials import MAX_ERRORS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import warnings
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from blockswarm.proto.errors import RemoteProtocolError, UsageError
-from blockswarm.proto.wire.tensors import DTYPES, WireFormat, decode_tensor, dtype_name, encode_tensor
+from blockswarm.proto.wire.tensors import DTYPES, WireFormat, all_finite, decode_tensor, dtype_name, encode_tensor
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -154,3 +155,16 @@ def test_values_that_are_no_numbers_are_found(name: str) -> None:
     bad = torch.randn(3, 70)
     bad[1, 69] = float("nan")
     assert not wire.is_finite(wire.encode(bad))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_value_that_is_no_number_is_found_anywhere(dtype: torch.dtype) -> None:
+    values = torch.full((3, 70), torch.finfo(dtype).max, dtype=dtype)
+    assert all_finite(values)
+    assert all_finite(-values)
+    assert all_finite(values[:0])
+    for bad in (math.nan, math.inf, -math.inf):
+        for place in (0, 101, 209):
+            spoilt = values.clone()
+            spoilt.view(-1)[place] = bad
+            assert not all_finite(spoilt)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from blockswarm.peer.engine.weights.choose import (
-    MAX_ERRORS,
     MachineProbe,
     check_packing,
     choose_packing,
@@ -26,7 +25,7 @@ from blockswarm.proto.weights.forms import Packing
 from blockswarm.proto.weights.kept import KeptMeasurements
 from blockswarm.proto.weights.measure import TRIAL_ROWS, TWO_ROW_FORMS, Trial, try_packings
 from blockswarm.proto.weights.packed import PackedMatrix
-from blockswarm.proto.weights.trials import MAX_EXACT_ERROR
+from blockswarm.proto.weights.trials import MAX_ERRORS, MAX_EXACT_ERROR
 from blockswarm.proto.wire.tensors import DTYPES
 from hypothesis import given
 from hypothesis import strategies as st

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from blockswarm.peer.engine.weights.choose import int8_form
 from blockswarm.peer.engine.weights.quantize import (
     PackedExperts,
     PackedLinear,
@@ -23,6 +22,7 @@ from blockswarm.proto.model.family import family_class, find_blocks
 from blockswarm.proto.model.tiny import random_model
 from blockswarm.proto.weights.forms import Packing
 from blockswarm.proto.weights.measure import relative_error as error_here
+from blockswarm.proto.weights.trials import int8_form
 from support.tiny_models import SERVED_MODELS, tiny_model_config
 from torch import nn
 from transformers import PreTrainedConfig
