@@ -214,7 +214,7 @@ def announce(missing: dict[str, str], build: str, from_cpu_index: bool) -> None:
     size = f", about {DOWNLOAD_MB[build]} MB" if "torch" in missing else ""
     say(f"installing {len(missing)} packages{size} (the sources that pip is configured with, or its cache):")
     names = ", ".join(f"{name} {version}" for name, version in sorted(missing.items()))
-    print(names, flush=True)
+    print(names, file=sys.stderr, flush=True)
     if "torch" in missing:
         source = f"from {CPU_INDEX}" if from_cpu_index else "from pip's configured sources"
         reason = (
@@ -224,11 +224,15 @@ def announce(missing: dict[str, str], build: str, from_cpu_index: bool) -> None:
 
 
 def pip(*arguments: object, advice: str = "pip could not install what is needed; its message above says why") -> None:
-    """Run the environment's pip, which shows its own progress. Raises SetupError with `advice` if it fails."""
+    """Run the environment's pip, which shows its own progress, all of it as messages.
+
+    Raises SetupError with `advice` if it fails.
+    """
     command = [PYTHON, "-m", "pip", "--no-input", "--disable-pip-version-check", *map(str, arguments)]
-    if subprocess.run(command, cwd=ROOT, check=False).returncode:
+    if subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False).returncode:
         raise SetupError(advice)
 
 
 def say(message: str) -> None:
-    print(f"==> {message}", flush=True)
+    """Tell progress beside a program's own output, which another program may read."""
+    print(f"==> {message}", file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import random
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -116,3 +117,17 @@ def test_a_line_that_leads_nowhere_closes_the_connection(told: bool) -> None:
             writer.close()
 
     asyncio.run(main())
+
+
+def test_making_the_environment_leaves_standard_output_to_the_script() -> None:
+    """Its answer may be JSON that another program reads."""
+    code = (
+        "import bootstrap; bootstrap.say('the environment is ready');"
+        "bootstrap.announce({'torch': '2.13.0', 'numpy': '2.3.0'}, 'cpu', True);"
+        "bootstrap.PYTHON = __import__('sys').executable; bootstrap.pip('--version')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=SCRIPTS, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert "the environment is ready" in done.stderr
+    assert "numpy 2.3.0" in done.stderr
+    assert "pip " in done.stderr
