@@ -1,9 +1,9 @@
 """The peers that a placement agent plans with: all of them, or, where there are thousands, those of its own group.
 
-A plan over thousands of peers would need all their records at every peer.  So a swarm that has outgrown the base key
-(`proto/directory/shards.py`) is placed in groups of some hundreds, by the shards of their records: the members of a
-group all read the same records, plan the same, and see to it that the group serves every block.  Clients route over all
-groups.  Safety asks for nothing more: a peer drops a block only for a witness among the peers that it has read.
+A plan over thousands of peers would need all their records at every peer.  So a large swarm is placed in groups of
+some hundreds, by the shards of their records (`proto/directory/shards.py`): the members of a group all read the same
+records, plan the same, and see to it that the group serves every block.  Clients route over all groups.  Safety asks
+for nothing more: a peer drops a block only for a witness among the peers that it has read.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class GroupLook:
         shards = self._shards()
         group = [record for record in found if shards.in_group(record.peer_id)]
         self.planned_with = len(group)
-        self.peers = max(shards.peers, len(found)) if shards.is_full else len(found)
+        self.peers = max(shards.peers, len(found)) if shards.has_groups else len(found)
         if self.is_part and not was_part:
             logger.info(
                 "there are about %d peers: this one plans with the %d of its group", self.peers, self.planned_with

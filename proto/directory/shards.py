@@ -1,27 +1,26 @@
-"""Records of a large swarm spread over several DHT keys. Pure: which keys a node writes and reads next, no I/O.
+"""Records of a swarm spread over several DHT keys. Pure: which keys a node writes and reads next, no I/O.
 
-**Keys.** Every record is written under the base key, the one of its name, and where there are many also under one of
-2^b shard keys.  A peer's shard follows from the first b bits of an HMAC over base key and peer id, so nobody needs to
-be asked, and the shards of b + 1 bits are the halves of those of b.  The record is the same: it is signed for the base
-key, and a node that is asked to keep it under a shard key can check that it belongs there (`belongs_under`).
+**Keys.** The base key is the one of the swarm's name.  Where there are more than a few records every record is written
+under one of 2^b shard keys.  A peer's shard follows from the first b bits of an HMAC over base key and peer id, so
+nobody needs to be asked, and the shards of b + 1 bits are the halves of those of b.  The record is the same: it is
+signed for the base key, and a node that is asked to keep it under a shard key can check that it belongs there
+(`belongs_under`).  The keys of all shards lie at even distances in the DHT, so that its nodes share them evenly: each
+key is kept by five nodes, which answer everybody who reads it.
 
-**The number of shards** is no claim of anybody: every node finds it by itself, from the records that it has seen.  As
-long as the base key is not full it has all records, and is all that is read.  Beyond, the records of the node's own
-group (the two shards that share its first b - 1 bits) and those of groups that are read in turn are counted; the median
-of these counts, times the number of groups, is the size of the swarm, so that ids that were chosen to fall into one
-group move nobody far.  b grows when a shard has more than 300 records and shrinks when it has fewer than 100; between
-the two it stays.  Nodes that disagree, by one as a rule, still find and count each other: of its own group a node also
-reads the shards of b - 1 and b + 1 bits, and where these have records, those of other groups as well.  b is at most 7,
-whatever is stored, and a look reads a bounded number of keys.
+**The base key** is where a newcomer begins.  All write there as long as there are few; of more a sample does, chosen by
+another part of the same HMAC: half as many for each further bit.  The values that the sample has tell how large the
+swarm is.
 
-**At 900 records in the base key** it is full, at each of the nodes that keep it.  Those that are there stay: a renewed
-record keeps its place, however many others ask for one.  A newcomer gets a place when one becomes free (its owner has
-left, or let its record run out), or if its network has at least two places fewer than the network with the most, whose
-youngest record goes (`hivemind/places.py`).  So the set changes only as peers come and go.  A peer that is not kept
-there is found by its shard, which it has written since there were 300, and asks again every five minutes or so.
+**The number of shards** is no claim of anybody: every node finds it by itself, from the records that it has seen.  It
+counts those of its own group (up to 32 shards) and of parts that are read in turn; the median of what these make the
+swarm is its size, so that ids that were chosen to fall into one group move nobody far.  b grows when a shard has more
+than 20 records and shrinks when it has fewer than 5; between the two it stays, and it changes by one at a time.  A peer
+whose b changes writes under the earlier keys for five minutes more.  Nodes that disagree by one still find each other:
+of its own group a node also reads the shards of b - 1 and b + 1 bits where these have records, and every few looks
+those that had none; where its own group has some, the same of other groups.
 
-**Beyond**, the five nodes near the base key must not be asked more the more peers there are: in a swarm of k times 900
-a peer reads the full base key, and asks it for a place again, k times more rarely.
+**A look** reads the own group, and of the others one in turn, or the half of one where there are many.  Up to about
+1,280 peers that is everybody.  b is at most 11, whatever is stored, and a look reads a bounded number of keys.
 """
 
 from __future__ import annotations
@@ -31,58 +30,74 @@ import hmac
 import random
 import statistics
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...routing.swarm import PeerId
 from ..wire.messages.limits import MAX_RECORDS_PER_KEY
 from .signed import KEY_BYTES, SignedRecord, newest_per_peer
 
-MAX_BITS = 7
-"""128 shards, of 300 records each as a rule: 38,400 peers."""
-MOST_PER_SHARD = 300
-LEAST_PER_SHARD = 100
-FULL = MAX_RECORDS_PER_KEY * 9 // 10
-"""Records under the base key from which on some may be missing there."""
+MAX_BITS = 11
+"""2,048 shards, of 20 records each at most as a rule: 40,960 peers."""
+MOST_PER_SHARD = 20
+LEAST_PER_SHARD = 5
+BITS_IN_GROUP = 5
+"""A group has 32 shards."""
+MAX_PART = 2 ** (BITS_IN_GROUP - 1)
+"""The most shards of another group that are read in one look, where there are more than two groups."""
+SAMPLE_BITS = 2
+"""Bits up to which all write under the base key."""
 MAX_KNOWN = 4 * MAX_RECORDS_PER_KEY
 """Records that are remembered from look to look, 11 MB at most."""
-MANY = 100
-"""Records under a key from which on it is read from two nodes."""
-PACED = 30
+MAX_KEYS = 1024
+"""Keys of which it is remembered who had records there."""
+MANY = 20
+"""Records under the base key from which on it is read from two nodes, as a shard is at first."""
+PACED = 10
 """Records under a key from which on a look is followed by a rest."""
-ALL_ANSWERS, FEW_ANSWERS = 5, 2
-READ_BYTES_PER_SECOND = 25e3
+READ_BYTES_PER_SECOND = 10e3
 """Pace at which a node reads records, on average: as much again is asked of it."""
 LONGEST_REST = 40.0
 """Seconds without a look; a record lives for 60."""
 MAX_NAMES = 16
 """Names of others that are remembered."""
-COUNTED_GROUPS = 7
-"""Groups whose last counts are remembered."""
-PATIENCE = 15
-"""Announcements for which a peer that the full base key has no place for does not ask again, if it is just full."""
+COUNTED_PARTS = 7
+"""Parts whose last counts are remembered."""
 BASE_EVERY = 16
-"""One look in this many reads the base key, if it is just full."""
-NEIGHBOURS_EVERY = 4
+"""One look in this many reads the base key, in a swarm of 800; proportionally fewer in a larger one."""
+BASE_PEERS = 800
+NEIGHBOURS_EVERY = 6
 """One look in this many reads the shards of one bit more and one bit less that were empty before."""
+OVERLAP_ANNOUNCEMENTS = 18
+"""Announcements under the earlier keys after a change: as long as `NEIGHBOURS_EVERY` looks at the slowest pace."""
 _ALL_BITS = range(1, MAX_BITS + 1)
+
+
+def _place_of(base: bytes, peer: PeerId) -> tuple[int, int]:
+    """Two numbers of 16 bits: where a peer is among the shards of a base key, and in the sample."""
+    digest = hmac.digest(base, b"blockswarm-shard-of\0" + peer.encode(), "sha256")
+    return int.from_bytes(digest[:2], "big"), int.from_bytes(digest[2:4], "big")
 
 
 def prefix_of(base: bytes, peer: PeerId, bits: int) -> int:
     """The first bits of a peer's place among the shards of a base key."""
-    digest = hmac.digest(base, b"blockswarm-shard-of\0" + peer.encode(), "sha256")
-    return int.from_bytes(digest[:2], "big") >> (16 - bits)
+    prefix: int = _place_of(base, peer)[0] >> (16 - bits)
+    return prefix
 
 
 @functools.lru_cache(maxsize=4096)
 def shard_key(base: bytes, bits: int, prefix: int) -> bytes:
-    """The DHT id of a shard."""
-    return hmac.digest(base, b"blockswarm-shard\0" + bytes([bits, prefix]), "sha256")[:KEY_BYTES]
+    """The DHT id of a shard. Those of one number of bits lie at even distances: each begins in another way."""
+    begin = hmac.digest(base, b"blockswarm-shards\0" + bytes([bits]), "sha256")[:2]
+    place = (prefix << (16 - bits)) ^ int.from_bytes(begin, "big")
+    rest = hmac.digest(base, b"blockswarm-shard\0" + bytes([bits]) + prefix.to_bytes(2, "big"), "sha256")
+    return place.to_bytes(2, "big") + rest[2:KEY_BYTES]
 
 
 def keys_of(base: bytes, peer: PeerId) -> tuple[bytes, ...]:
     """Every key under which a record of a peer may be kept: the base key first, then by bits."""
-    return (base, *(shard_key(base, bits, prefix_of(base, peer, bits)) for bits in _ALL_BITS))
+    place = _place_of(base, peer)[0]
+    return (base, *(shard_key(base, bits, place >> (16 - bits)) for bits in _ALL_BITS))
 
 
 def belongs_under(key: bytes, base: bytes, peer: PeerId) -> bool:
@@ -100,13 +115,31 @@ def bits_for(peers: float, before: int) -> int:
     return bits
 
 
+def in_sample(base: bytes, peer: PeerId, bits: int) -> bool:
+    """Whether a peer writes under the base key while its shard has this number of bits."""
+    value = _place_of(base, peer)[1]
+    return value < 2**16 >> max(bits - SAMPLE_BITS, 0)
+
+
+def size_of_sample(base: bytes, peers: Sequence[PeerId]) -> int:
+    """About how many peers there are if these are the ones under the base key; at least their number."""
+    if not peers:
+        return 0
+    middle = statistics.median(float(_place_of(base, peer)[1]) for peer in peers) + 1.0
+    return max(len(peers), round(len(peers) * min(2**15 / middle, float(2**MAX_BITS))))
+
+
+Part = tuple[int, int]
+"""Number of bits, and the prefix of that length that all peers of the part have."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReadingList:
     """The keys that a node reads in one look."""
 
     keys: tuple[bytes, ...]
-    groups: tuple[int, ...] = ()
-    """The groups of which these are all shards."""
+    parts: tuple[Part, ...] = ()
+    """The parts of the swarm of which these are all shards."""
     probe: bool = False
     """The keys are the node's own shards for every number of bits from 1 on, after the base key."""
 
@@ -126,46 +159,49 @@ class Shards:
         self._rng = rng
         self._records: OrderedDict[PeerId, SignedRecord] = OrderedDict()
         """The ones that were seen last come last."""
-        self._counts: dict[bytes, int] = {}
-        """Records under each key when it was read last."""
-        self._groups: OrderedDict[int, int] = OrderedDict()
-        """Records of the groups that were read last."""
-        self._turn: list[int] = []
-        """Groups that are still to be read in this turn."""
+        self._under: OrderedDict[bytes, frozenset[PeerId]] = OrderedDict()
+        """Whose records were under each key when it was read last."""
+        self._sizes: OrderedDict[Part, int] = OrderedDict()
+        """The size of the swarm by each of the parts that were read last."""
+        self._earlier: dict[int, int] = {}
+        """Numbers of bits that were left, and for how many announcements they are written still."""
+        self._turn: list[Part] = []
+        """Parts that are still to be read in this turn."""
+        self._must_probe = False
         self._looks = 0
-        self._without_base = 0
         self._rest_until = float("-inf")
         self._received_bytes = 0
 
     @property
-    def is_full(self) -> bool:
-        """Whether the base key may lack some records."""
-        return self._counts.get(self.base, 0) >= FULL
+    def has_groups(self) -> bool:
+        """Whether the swarm is so large that a look reads a part of it only."""
+        return self._group_bits > 0
 
     @property
-    def times_full(self) -> int:
-        """How many times over the base key could be filled; at least 1."""
-        return max(self.peers // MAX_RECORDS_PER_KEY, 1)
+    def is_settled(self) -> bool:
+        """Whether the last look read where the swarm's records are: a newcomer looks for these first."""
+        return not self._must_probe and (self.bits == 0 or bool(self._sizes))
 
     # --- reading ---
 
     def next_look(self) -> ReadingList:
-        """The base key as long as it is not full; then at most fourteen keys.
+        """The base key as long as it has all; else the own group's shards and a part of the others in its turn.
 
-        A node that knows nothing of the shards probes.  Otherwise it reads its own group and another one in its turn,
-        and now and then the base key, for which five nodes answer to all.
+        A node that knows nothing of the shards probes.  Now and then the base key is read as well, for which five
+        nodes answer to all.
         """
         self._looks += 1
-        if not self.is_full:
-            return ReadingList((self.base,))
-        if not self._groups:
+        if self._must_probe:
             own = (shard_key(self.base, bits, prefix_of(self.base, self.own, bits)) for bits in _ALL_BITS)
             return ReadingList((self.base, *own), probe=True)
-        if self._looks % (BASE_EVERY * self.times_full) == 0:
-            return ReadingList((self.base, *self._shards_in(self._own_group, True)), (self._own_group,))
-        groups = dict.fromkeys((self._own_group, self._next_group()))
-        keys = [key for group in groups for key in self._shards_in(group, group == self._own_group)]
-        return ReadingList(tuple(keys), tuple(groups))
+        if self.bits == 0:
+            return ReadingList((self.base,))
+        mine = (self._group_bits, self._own_group)
+        parts = dict.fromkeys((mine, *self._next_part()))
+        keys = dict.fromkeys(key for part in parts for key in self._shards_in(part, part == mine))
+        if self._looks % (BASE_EVERY * max(self.peers // BASE_PEERS, 1)) == 0:
+            keys[self.base] = None
+        return ReadingList(tuple(keys), tuple(parts))
 
     def is_due(self, monotonic: float) -> bool:
         """Whether it is time for another look: a look at many records is followed by a rest."""
@@ -173,11 +209,20 @@ class Shards:
 
     def has_many(self, key: bytes) -> bool:
         """Whether there were many records under a key when it was read last."""
-        return self._counts.get(key, 0) > MANY
+        return self.is_many(len(self._under.get(key, ())))
 
-    def answers_from(self, key: bytes) -> int:
-        """The number of nodes that are asked for the records under a key, out of the five that keep them."""
-        return FEW_ANSWERS if self.has_many(key) else ALL_ANSWERS
+    @staticmethod
+    def is_many(records: int) -> bool:
+        """Whether that many records under a key are not asked for more often than need be."""
+        return records > MANY
+
+    def has_few(self, key: bytes) -> bool:
+        """Whether it is known that there are only few records under a key."""
+        return key in self._under and not self.has_many(key)
+
+    def under(self, key: bytes) -> tuple[SignedRecord, ...]:
+        """The records that were under a key when it was read last, the newest that were seen of their owners."""
+        return tuple(self._records[peer] for peer in sorted(self._under.get(key, ())) if peer in self._records)
 
     def received(self, count: int) -> None:
         """Bytes have come in a look that is under way."""
@@ -185,26 +230,31 @@ class Shards:
 
     def took(self, look: ReadingList, found: Mapping[bytes, Sequence[SignedRecord]], monotonic: float) -> None:
         """Take what was found under the keys of a look."""
-        if max(map(len, found.values()), default=0) > PACED or self.is_full:
+        if self.bits or max(map(len, found.values()), default=0) > PACED:
             self._rest_until = monotonic + min(self._received_bytes / READ_BYTES_PER_SECOND, LONGEST_REST)
         self._received_bytes, self.read_at = 0, monotonic
-        if not self.is_full and len(found.get(self.base, ())) < FULL:
+        if self.bits == 0 and not look.probe:
             self._records.clear()  # all are there
-        for key, records in found.items():
-            self._counts[key] = len(records)
-            for record in records:
-                known = self._records.pop(record.peer_id, record)
-                self._records[record.peer_id] = newest_per_peer([known, record])[0]
-        while len(self._records) > MAX_KNOWN:
-            self._records.popitem(last=False)
-        self.peers = self._size_from(look, found)
-        bits = bits_for(self.peers, self._bits_before(look, found))
-        if bits != self.bits and not look.probe:
-            self._groups.clear()  # to be probed
-        if bits != self.bits:
-            self.bits = bits
-            self._turn.clear()
-            self._counts = {self.base: self._counts.get(self.base, 0)}
+        self._remember(found)
+        in_base = [record.peer_id for record in found.get(self.base, ())]
+        if look.probe:
+            self._must_probe = False
+            self.peers = max(size_of_sample(self.base, in_base), 1)
+            counts = {bits: len(found.get(key, ())) for bits, key in zip(_ALL_BITS, look.keys[1:], strict=True)}
+            likely = max(counts, key=lambda bits: (min(counts[bits], MOST_PER_SHARD), -bits))
+            most = max(bits_for(self.peers, likely if counts[likely] else 0), 1)
+            self._change_to(min(max(most, likely - 2), likely + 2) if counts[likely] else most)
+        elif look.parts:
+            before, size = self.bits, self._size_from(look.parts, found)
+            lost = len({record.peer_id for records in found.values() for record in records} | {self.own}) == 1
+            bits = 0 if lost else bits_for(size, self.bits)
+            self.peers = size
+            self._change_to(min(max(bits, self.bits - 1), self.bits + 2) if bits else 0)
+            many_more = size_of_sample(self.base, in_base) > 4 * MOST_PER_SHARD * 2**self.bits
+            self._must_probe = many_more and bits == before
+        else:
+            self.peers = len(in_base)
+            self._must_probe = self.peers > MOST_PER_SHARD
 
     def known(self, now: float) -> tuple[SignedRecord, ...]:
         """The records that were seen and are not over, by peer id."""
@@ -213,87 +263,97 @@ class Shards:
         return tuple(self._records[peer] for peer in sorted(self._records))
 
     def in_group(self, peer: PeerId) -> bool:
-        """Whether a peer is in this node's own group: that is all peers as long as the base key has them all."""
-        return not self.is_full or prefix_of(self.base, peer, self._group_bits) == self._own_group
+        """Whether a peer is in this node's own group: that is all peers as long as a look reads them all."""
+        return prefix_of(self.base, peer, self._group_bits) == self._own_group
 
     # --- writing ---
 
     def keys_to_write(self) -> tuple[bytes, ...]:
-        """The keys under which the node's next record goes; the base key first, unless that would have no place."""
-        shard = (shard_key(self.base, self.bits, prefix_of(self.base, self.own, self.bits)),) if self.bits else ()
-        self._without_base = min(self._without_base, PATIENCE * self.times_full)  # the swarm may have shrunk
-        if self._without_base and shard:
-            self._without_base -= 1
-            return shard
-        return (self.base, *shard)
-
-    def wrote(self, refused: Collection[bytes]) -> None:
-        """The base key need not be tried again soon if nobody has kept the record there, and the shard's nodes have."""
-        if self.base in refused and self.is_full:
-            patience = PATIENCE * self.times_full
-            self._without_base = self._rng.randint(patience * 2 // 3, patience)
+        """The keys under which the node's next record goes: where others look for it, and for a while where it was."""
+        levels = (self.bits, *(bits for bits in self._earlier if bits != self.bits))
+        base = [self.base] if any(in_sample(self.base, self.own, bits) for bits in levels) else []
+        self._earlier = {bits: left - 1 for bits, left in self._earlier.items() if left > 1}
+        return (*base, *(shard_key(self.base, b, prefix_of(self.base, self.own, b)) for b in levels if b))
 
     # --- groups ---
 
     @property
     def _group_bits(self) -> int:
-        return max(self.bits - 1, 0)
+        return max(self.bits - BITS_IN_GROUP, 0)
 
     @property
     def _own_group(self) -> int:
         return prefix_of(self.base, self.own, self._group_bits)
 
-    def _bits_before(self, look: ReadingList, found: Mapping[bytes, Sequence[SignedRecord]]) -> int:
-        """The bits that stay if they will do: after a probe those of the most records, which are the swarm's."""
-        if not look.probe:
-            return self.bits
-        counts = {bits: len(found.get(key, ())) for bits, key in zip(_ALL_BITS, look.keys[1:], strict=True)}
-        most = max(counts, key=lambda bits: (counts[bits], -bits))
-        return most if counts[most] else self.bits
+    def _remember(self, found: Mapping[bytes, Sequence[SignedRecord]]) -> None:
+        for key, records in found.items():
+            self._under.pop(key, None)
+            self._under[key] = frozenset(record.peer_id for record in records)
+            for record in records:
+                known = self._records.pop(record.peer_id, record)
+                self._records[record.peer_id] = newest_per_peer([known, record])[0]
+        while len(self._records) > MAX_KNOWN:
+            self._records.popitem(last=False)
+        while len(self._under) > MAX_KEYS:
+            self._under.popitem(last=False)
 
-    def _size_from(self, look: ReadingList, found: Mapping[bytes, Sequence[SignedRecord]]) -> int:
+    def _change_to(self, bits: int) -> None:
+        if bits == self.bits:
+            return
+        if self.bits:  # a node that was at 0 has written where newcomers look
+            self._earlier[self.bits] = OVERLAP_ANNOUNCEMENTS
+        self._earlier.pop(bits, None)
+        self.bits = bits
+        self._turn.clear()
+        if bits == 0:
+            self._sizes.clear()
+
+    def _size_from(self, parts: Iterable[Part], found: Mapping[bytes, Sequence[SignedRecord]]) -> int:
         """About how many records there are."""
-        if not self.is_full or not (look.probe or look.groups):
-            return self._counts.get(self.base, 0)
-        if look.probe:
-            sizes = {bits: len(found.get(key, ())) for bits, key in zip(_ALL_BITS, look.keys[1:], strict=True)}
-            size = max(FULL, sum(count << bits for bits, count in sizes.items()))
-            bits = bits_for(size, self._bits_before(look, found))
-            self._groups[prefix_of(self.base, self.own, max(bits - 1, 0))] = round(size / 2 ** max(bits - 1, 0))
-            return size
-        peers = {record.peer_id for key, records in found.items() if key != self.base for record in records}
-        of_group = Counter(prefix_of(self.base, peer, self._group_bits) for peer in peers)
-        for group in look.groups:
-            self._groups.pop(group, None)
-            self._groups[group] = of_group[group]
-        while len(self._groups) > COUNTED_GROUPS:
-            self._groups.popitem(last=False)
-        return max(FULL, round(statistics.median(self._groups.values())) << self._group_bits)
+        places = {r.peer_id: _place_of(self.base, r.peer_id)[0] for rs in found.values() for r in rs}
+        for bits, prefix in parts:
+            self._sizes.pop((bits, prefix), None)
+            inside = Counter(place >> (16 - bits) for place in places.values())[prefix]
+            self._sizes[bits, prefix] = inside << bits
+        while len(self._sizes) > COUNTED_PARTS:
+            self._sizes.popitem(last=False)
+        if not self._group_bits:
+            return self._sizes[0, 0]
+        return max(round(statistics.median(self._sizes.values())), 1)
 
-    def _shards_in(self, group: int, is_own: bool) -> list[bytes]:
-        """The shards of a group, and those of one bit more or less, if they have any in this node's own group."""
-        if self.bits == 0:
-            return [self.base]
-        every_one = is_own and self._looks % NEIGHBOURS_EVERY == 0
-        mine = self._neighbours(self._own_group)
-        keys = [shard_key(self.base, self.bits, 2 * group + half) for half in (0, 1)]
-        for others, those_of_mine in zip(self._neighbours(group), mine, strict=True):
+    def _shards_in(self, part: Part, is_own: bool) -> list[bytes]:
+        """The shards of a part, and those of one bit more or less, if they have any in this node's own group."""
+        keys = self._at(self.bits, part)
+        mine = (self._group_bits, self._own_group)
+        again = is_own and self._looks % NEIGHBOURS_EVERY == 0
+        for bits in (self.bits - 1, self.bits + 1):
             if is_own:
-                keys += [key for key in others if every_one or self._counts.get(key, 1)]
-            elif any(self._counts.get(key, 1) for key in those_of_mine):
-                keys += others
+                keys += [key for key in self._at(bits, part) if again or self._under.get(key, True)]
+            elif any(self._under.get(key) for key in self._at(bits, mine)):
+                keys += self._at(bits, part)
         return keys
 
-    def _neighbours(self, group: int) -> tuple[list[bytes], list[bytes]]:
-        """The shards of a group for one bit less, and for one more."""
-        less = [shard_key(self.base, self.bits - 1, group)] if self.bits > 1 else []
-        more = range(4 * group, 4 * group + 4) if self.bits < MAX_BITS else ()
-        return less, [shard_key(self.base, self.bits + 1, quarter) for quarter in more]
+    def _at(self, bits: int, part: Part) -> list[bytes]:
+        """The shards of a number of bits that make up a part; the base key stands for the shard of none."""
+        if bits == 0:
+            return [self.base]
+        if bits > MAX_BITS:
+            return []
+        shift = max(bits - part[0], 0)
+        first = (part[1] << shift) >> max(part[0] - bits, 0)
+        return [shard_key(self.base, bits, first + number) for number in range(2**shift)]
 
-    def _next_group(self) -> int:
+    def _next_part(self) -> list[Part]:
+        """A part of the other groups, in turn; none if there is one group."""
+        group_bits = self._group_bits
+        if not group_bits:
+            return []
         if not self._turn:
-            self._turn = self._rng.sample(range(2**self._group_bits), 2**self._group_bits)
-        return self._turn.pop()
+            bits = group_bits if group_bits == 1 else self.bits - (BITS_IN_GROUP - 1)
+            all_parts = [(bits, prefix) for prefix in range(2**bits)]
+            others = [part for part in all_parts if part[1] >> (bits - group_bits) != self._own_group]
+            self._turn = self._rng.sample(others, len(others))
+        return [self._turn.pop()]
 
 
 class ShardsByName:

@@ -6,15 +6,16 @@ which asks three of these nodes, over a network that takes the crowd's round tri
 answers, without TLS.  All of it runs in one process: `cpu_seconds` are those of the client and of the answers.
 `peer`: one look and one announcement, with the CPU time of everything that takes part, the nodes that answer included:
 since a peer answers as much as it asks on average, that is its own share.  A rate is that of looks as they are paced.
-`near_key`: the share of a node near the key of the name, and of one near the key of a shard, which are asked more than
-the average: measured costs of one question, one walk and one store, the asking side included, times how many of them
-come to such a node from all peers.
+`near_key`: the share of a node near the key of the name, and of the one that keeps the most shards of all nodes of such
+a swarm, which are asked more than the average: measured costs of one question, one step of a walk and one store, the
+asking side included, times how many of them come to such a node from all peers.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import heapq
 import json
 import math
 import os
@@ -23,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,12 +37,13 @@ from blockswarm.peer.session.unary import UnaryCalls
 from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto.directory import shards as pace
 from blockswarm.proto.directory.hivemind.entries import value_of
-from blockswarm.proto.directory.hivemind.exchange import REPLICAS, ask, give
+from blockswarm.proto.directory.hivemind.exchange import REPLICAS, ask, give, node_id_of
 from blockswarm.proto.directory.hivemind.node import HivemindDirectory
 from blockswarm.proto.directory.hivemind.places import Kept, StorageLimits
 from blockswarm.proto.directory.hivemind.shim import PeerID
+from blockswarm.proto.directory.reading import FEW_ANSWERS
 from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
-from blockswarm.proto.directory.shards import bits_for, prefix_of, shard_key
+from blockswarm.proto.directory.shards import bits_for, in_sample, prefix_of, shard_key
 from blockswarm.proto.directory.signed import SignedRecord
 from blockswarm.proto.directory.swarm_key import swarm_key_name
 from blockswarm.proto.identity import Identity
@@ -71,7 +73,7 @@ class Clock:
 
 
 async def start_nodes(folder: Path, clock: Clock) -> list[HivemindDirectory]:
-    limits = StorageLimits(keys=400, records=10**6, unreached=10**6)
+    limits = StorageLimits(keys=4000, records=10**6, unreached=10**6)
     nodes: list[HivemindDirectory] = []
     for index in range(NODES):
         known = await nodes[0].visible_maddrs() if nodes else ()
@@ -85,11 +87,11 @@ def fill(nodes: Sequence[HivemindDirectory], records: Sequence[SignedRecord]) ->
 
     Not by calls, which would take longer than a record lives.
     """
-    bits = bits_for(len(records), 0)
+    bits = bits_for(1.1 * len(records), 0)  # nodes that count a little more must not leave the crowd, which stays
     under = defaultdict[bytes, dict[str, Kept]](dict)
     for record in records:
         kept = Kept(value_of(record), record.expires_at_seconds, math.inf, 0.0, None)
-        if len(under[record.key]) < MAX_RECORDS_PER_KEY:
+        if in_sample(record.key, record.peer_id, bits) and len(under[record.key]) < MAX_RECORDS_PER_KEY:
             under[record.key][record.peer_id] = kept
         if bits:
             under[shard_key(record.key, bits, prefix_of(record.key, record.peer_id, bits))][record.peer_id] = kept
@@ -135,34 +137,52 @@ async def peer_share(nodes: Sequence[HivemindDirectory], record: Callable[[], Si
 async def near_key(
     nodes: Sequence[HivemindDirectory], count: int, peer: dict[str, Any], record: Callable[[], SignedRecord]
 ) -> dict[str, Any]:
-    """The load of one of the five nodes near a key, by key: that of the name, and that of a shard if they are read."""
+    """The load of the nodes near keys: of one near the key of the name, and of the one that has most of the shards."""
     node, to, base = nodes[1].node, PeerID.from_base58(nodes[2].peer_id), record().key
     assert node is not None
-    shards, writers = nodes[1].shards.of(base), min(count, MAX_RECORDS_PER_KEY)
-    others = REPLICAS if shards.answers_from(base) == REPLICAS else NODES - 1
-    looks = count / (peer["seconds_between_looks"] * others / (NODES - 1))
-    refused = (count - writers) / (pace.PATIENCE * 5 / 6 * shards.times_full)
-    # by key: reads a second, and owners that write there in the time of a refresh
-    loads = {"name": (base, looks, writers + refused)}
-    if shards.is_full:
+    shards, pause = nodes[1].shards.of(base), peer["seconds_between_looks"]
+    writers = count if shards.bits <= pace.SAMPLE_BITS else count / 2 ** (shards.bits - pace.SAMPLE_BITS)
+    every = pace.BASE_EVERY * max(count // pace.BASE_PEERS, 1) if shards.bits else 1
+    of_base = REPLICAS if shards.has_few(base) else FEW_ANSWERS
+    # by key: answers a second of one of its five nodes, owners that write there, and how many such keys it keeps
+    loads = {"name": (base, count / pause / every * (1 if shards.bits else of_base) / REPLICAS, writers, 1)}
+    if shards.bits:
         key = shard_key(base, shards.bits, prefix_of(base, nodes[1].peer_id, shards.bits))
-        loads["name"] = (base, looks / (pace.BASE_EVERY * shards.times_full), writers + refused)
-        loads["shard"] = (key, 2 * looks / 2 ** (shards.bits - 1), count / 2**shards.bits)
+        group_bits = max(shards.bits - pace.BITS_IN_GROUP, 0)
+        part = 0.0 if not group_bits else 1.0 if group_bits == 1 else pace.MAX_PART / 2**shards.bits
+        share = min(2.0**-group_bits + (0.5 if group_bits == 1 else part), 1.0)
+        loads["shard"] = (
+            key,
+            count * share / pause / REPLICAS,
+            count / 2**shards.bits,
+            most_keys(base, count, shards.bits),
+        )
     walk, _ = await _cost(lambda: ask(node, to, bytes(20)))
     store, _ = await _cost(lambda: give(node, to, record(), base))
     figures: dict[str, Any] = {"ms_walk": round(1e3 * walk, 2), "ms_store": round(1e3 * store, 2)}
-    for name, (key, reads, owners) in loads.items():
+    for name, (key, answers, owners, keys) in loads.items():
         answer, found = await _cost(lambda key=key: ask(node, to, key))
-        answers, stores = reads * shards.answers_from(key) / REPLICAS, owners / RECORD_REFRESH_SECONDS
+        answers, stores = answers * keys, owners * keys / RECORD_REFRESH_SECONDS
         size = sum(len(entry.value) for entry in found)
         figures[name] = {
-            "records": len(found), "reads_per_second": round(reads, 1), "stores_per_second": round(stores, 1),
+            "records": len(found), "keys": keys,
+            "answers_per_second": round(answers, 1), "stores_per_second": round(stores, 1),
             "sent_kB_per_second": round(answers * size / 1e3),
             "received_kB_per_second": round(stores * size / len(found) / 1e3, 1),
-            "cpu_share_reads": round(answers * answer + reads * walk, 3),
+            "cpu_share_reads": round(answers * answer, 3),
             "cpu_share_stores": round(stores * (store + walk), 3),
         }  # fmt: skip
     return figures
+
+
+def most_keys(base: bytes, count: int, bits: int) -> int:
+    """The most shards that one of `count` nodes keeps, each of which is kept by the five nodes nearest to its key."""
+    places = [int.from_bytes(node_id_of(f"node {number}").to_bytes(), "big") for number in range(count)]
+    kept: Counter[int] = Counter()
+    for prefix in range(2**bits):
+        place = int.from_bytes(shard_key(base, bits, prefix), "big")
+        kept.update(heapq.nsmallest(REPLICAS, places, key=place.__xor__))
+    return max(kept.values())
 
 
 async def _cost(call: Callable[[], Awaitable[Any]]) -> tuple[float, Any]:

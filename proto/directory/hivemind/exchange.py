@@ -155,16 +155,19 @@ def _nodes_in(result: Any, most: int) -> dict[Any, Any]:
     return nodes
 
 
-async def nearest_nodes(node: RunningNode, key: bytes, with_self: bool) -> list[Any]:
+async def nearest_nodes(node: RunningNode, key: bytes, with_self: bool, beam: int | None = None) -> list[Any]:
     """The nodes nearest to a key, without this one, which may be one of the five.
 
-    Raises PeerUnavailable if the walk fails or takes longer than `lookup_seconds`.
+    At least `beam` nodes are asked, twenty if it is not given.  Raises PeerUnavailable if the walk fails or takes
+    longer than `lookup_seconds`.
     """
     beside, seconds = DHTID(int.from_bytes(key, "big") ^ 1), node.timing.lookup_seconds
     try:
         async with asyncio.timeout(seconds):
             with translated("a walk through the DHT failed"):
-                found = await node.dht.find_nearest_nodes([beside], k_nearest=REPLICAS, exclude_self=not with_self)
+                found = await node.dht.find_nearest_nodes(
+                    [beside], k_nearest=REPLICAS, beam_size=beam, exclude_self=not with_self
+                )
     except TimeoutError:
         raise PeerUnavailable(f"the DHT did not answer in {seconds:.0f} s") from None
     return [peer_id for node_id, peer_id in found[beside].items() if node_id != node.dht.node_id]

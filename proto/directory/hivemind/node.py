@@ -29,20 +29,24 @@ from ....routing.swarm import PeerId
 from ...clock import SteadyClock
 from ...errors import PeerUnavailable, RetryElsewhere, SwarmError, UsageError
 from ...identity import Identity
-from ..directory import check_announcement, verified_records
-from ..shards import ALL_ANSWERS, Shards, ShardsByName
+from ..directory import check_announcement
+from ..reading import Reader
+from ..shards import ShardsByName
 from ..signed import SignatureCache, SignedRecord
 from ..swarm_key import SwarmKey, dht_id
 from . import control
 from .contacts import ClockCheck, Contacts, MoreMaddrs, backoff, note_present, reach_any, seek
 from .daemon import HivemindTiming, NodeSettings, RunningNode, start_node, sweep_stale_sockets
 from .entries import encoded_in, entries_of, value_of
-from .exchange import ask, at_nearest, check_kept, give, in_turns, read_back
+from .exchange import at_nearest, check_kept, give, read_back
 from .maddrs import check_maddr, pin_ports, usable_maddrs, with_known_ports
 from .places import Places, StorageLimits
 from .shim import use_hivemind_log_handler
 
 log = logging.getLogger(__name__)
+
+NEWCOMERS_LOOKS = 3
+"""Looks that follow each other without a rest: at the base key, for the number of shards, and at these."""
 
 
 class HivemindDirectory:
@@ -57,7 +61,7 @@ class HivemindDirectory:
         self.shards = ShardsByName(settings.peer_id)
         self._isolated = asyncio.Event()
         self._clock_check = ClockCheck(settings.clock)
-        self._rng = random.Random()
+        self._reader = Reader(settings, random.Random())
         self._node: RunningNode | None = None
         self._up = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
@@ -180,13 +184,15 @@ class HivemindDirectory:
     async def lookup(self, name: str) -> tuple[SignedRecord, ...]:
         node, shards = await self._running(), self.shards.of(dht_id(name))
         self._expect_others(node)
-        if shards.is_due(time.monotonic()):
+        for _ in range(NEWCOMERS_LOOKS if shards.is_due(time.monotonic()) else 0):
             look = shards.next_look()
-            found = {key: await self._read(node, key, shards) for key in look.keys}
+            found = await self._reader.read(node, look.keys, shards)
             self._check_alive(node)
             if not node.others:
                 self._note_isolation()
             shards.took(look, found, time.monotonic())
+            if shards.is_settled:
+                break
         return shards.known(self._settings.clock())
 
     async def until_closed(self) -> None:
@@ -231,18 +237,8 @@ class HivemindDirectory:
         if not node.is_alive:
             raise PeerUnavailable("the DHT daemon died during the call", hint="It is being started again; try again.")
 
-    async def _read(self, node: RunningNode, key: bytes, shards: Shards) -> tuple[SignedRecord, ...]:
-        """The records under a key of a name: of all that keep them, or of two where there are many records."""
-        with_self, enough = not self._settings.client_mode, shards.answers_from(key)
-        rng = self._rng if enough < ALL_ANSWERS else None
-        answers = await at_nearest(node, key, with_self, lambda peer: ask(node, peer, key), enough, rng)
-        found = [entries_of(self._settings.places.records_under(key)), *answers.values()]
-        shards.received(sum(len(entry.value) for answer in answers.values() for entry in answer))
-        encoded = (encoded for entry in in_turns(found, self._rng) if (encoded := encoded_in(entry.value)))
-        return await verified_records(shards.base, encoded, self._settings.clock(), self._cache)
-
     async def _store(self, node: RunningNode, record: SignedRecord) -> None:
-        """Have a record kept under its name, and under its shard; one of them is enough."""
+        """Have a record kept under its name and its shard, as `Shards` says; one of the keys is enough."""
         shards = self.shards.of(record.key)
         failures: dict[bytes, PeerUnavailable] = {}
         for key in (keys := shards.keys_to_write()):
@@ -250,7 +246,6 @@ class HivemindDirectory:
                 await self._store_under(node, record, key)
             except PeerUnavailable as error:
                 failures[key] = error
-        shards.wrote(failures)
         if len(failures) == len(keys):
             raise failures[keys[0]]
 

@@ -37,7 +37,7 @@ _HOST = re.compile(r"/ip([46])/([^/]+)/")
 class StorageLimits:
     """The most that a node keeps for others; what it is given under the keys of its own records comes on top."""
 
-    keys: int = 64
+    keys: int = 256
     records_per_key: int = MAX_RECORDS_PER_KEY
     records: int = 8192
     """Records under all keys together: at most 26 MB."""
@@ -45,7 +45,7 @@ class StorageLimits:
     """Places for owners that this node has no connection with, when places are scarce."""
     unreached: int = 512
     """The same under all keys together."""
-    unreached_keys: int = 8
+    unreached_keys: int = 32
     """Keys whose oldest record is of such an owner, when keys are scarce."""
 
 

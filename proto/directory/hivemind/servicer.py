@@ -130,12 +130,14 @@ class Servicer:
             return dht_pb2.PingResponse(peer=self._protocol.node_info, dht_time=self._clock(), available=reached)
 
     async def rpc_find(self, request: Any, context: Any) -> Any:
-        """The records under a key, and the nodes nearest to it that this one knows."""
+        """The records under a key, or, where it has none, the nodes nearest to it that this one knows."""
         with self._admitted(context):
             (key,) = request.keys  # more than one are not asked for
             key_id = DHTID.from_bytes(key)
             takes_part = await self._greet(request, context)
             result = await self._records_under(key)
+            if result.type == dht_pb2.FOUND_DICTIONARY:  # a walk goes to a key beside: this is no step of one
+                return dht_pb2.FindResponse(results=[result], peer=self._protocol.node_info)
             protocol, asking = self._protocol, node_id_of(context.remote_id.to_base58()) if takes_part else None
             for node_id, peer_id in protocol.routing_table.get_nearest_neighbors(
                 key_id, k=protocol.bucket_size, exclude=asking

@@ -8,7 +8,7 @@ import random
 
 import pytest
 from blockswarm.peer.placement.group import GroupLook
-from blockswarm.proto.directory.shards import Shards, prefix_of
+from blockswarm.proto.directory.shards import Shards, keys_of, prefix_of
 from blockswarm.proto.directory.signed import SignedRecord
 from blockswarm.proto.wire.messages.limits import MAX_RECORDS_PER_KEY
 from blockswarm.routing.swarm import PeerId
@@ -29,7 +29,13 @@ class World:
         self.look = GroupLook(self.lookup, lambda: self.shards, lambda: self.now)
 
     async def lookup(self) -> list[SignedRecord]:
-        self.shards.took(self.shards.next_look(), {BASE: self.found}, self.now)
+        for _ in range(3):
+            look = self.shards.next_look()
+            under = {
+                key: [r for r in self.found if key in (BASE, *keys_of(BASE, r.peer_id)[self.shards.bits or 7 :][:1])]
+                for key in look.keys
+            }
+            self.shards.took(look, under, self.now)
         return self.found
 
 
@@ -47,7 +53,7 @@ def test_of_thousands_the_own_group_is_planned_and_the_log_says_so_once(caplog: 
     world.found = records(MAX_RECORDS_PER_KEY)
     with caplog.at_level(logging.INFO):
         group = [record.peer_id for record in asyncio.run(world.look.records())]
-    bits = world.shards.bits - 1
+    bits = world.shards.bits - 5
     assert group == [r.peer_id for r in world.found if prefix_of(BASE, r.peer_id, bits) == prefix_of(BASE, ME, bits)]
     assert 0 < len(group) < MAX_RECORDS_PER_KEY
     assert world.look.is_part

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Awaitable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from blockswarm.proto.directory.hivemind.exchange import ask, give
 from blockswarm.proto.directory.hivemind.node import HivemindDirectory
 from blockswarm.proto.directory.hivemind.places import Kept
 from blockswarm.proto.directory.hivemind.shim import DHTID, MSGPackSerializer, P2PHandlerError, PeerID, dht_pb2
-from blockswarm.proto.directory.shards import prefix_of, shard_key
+from blockswarm.proto.directory.shards import Shards, prefix_of, shard_key
 from blockswarm.proto.directory.signed import SignedRecord
 from blockswarm.proto.directory.swarm_key import dht_id
 from blockswarm.proto.errors import ClockSkew, PeerUnavailable, UsageError
@@ -517,3 +518,40 @@ def test_the_import_brings_neither_torch_nor_the_rest_of_hivemind() -> None:
         "assert not bad, bad\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def has_rested(shards: Shards) -> bool:
+    return shards.is_due(time.monotonic())
+
+
+def test_a_shard_is_read_again_from_nodes_that_are_remembered(
+    swarm: DirectorySwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first look walks to its keys; the second does not, and sees the renewed record all the same."""
+    name = fresh_name()
+    announcer, reader = swarm.announcers
+    identity = swarm.identities[0]
+    walks: list[Any] = []
+    looks: list[int] = []
+
+    async def scenario() -> None:
+        dht = reader.node.dht
+        walk = dht.find_nearest_nodes
+
+        async def counted(keys: Any, **options: Any) -> Any:
+            walks.append(keys)
+            return await walk(keys, **options)
+
+        monkeypatch.setattr(dht, "find_nearest_nodes", counted)
+        for lifetime in (60, 60.5):
+            said = a_record(identity, name, swarm.clock() + lifetime)
+            shards = reader.shards.of(said.key)
+            await until(partial(has_rested, shards))
+            announcer.shards.of(said.key).bits = shards.bits = 2
+            await announcer.announce(said)
+            assert await reader.lookup(name) == (said,)
+            assert walks, "a shard was read"
+            looks.append(len(walks))
+
+    swarm.run(scenario())
+    assert looks[0] == looks[1]

@@ -1,0 +1,90 @@
+"""Which nodes keep the records under a key: remembered for some minutes, so that they are asked without a walk. Pure.
+
+Five nodes keep a key; of these a node asks two in turns, which it has chosen by chance, so that all readers together
+spread over the five.  One that left out what another one had is asked last for a while: it has only just come, or it
+hides records, which it must not do for ever.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from ...routing.swarm import PeerId
+from ..wire.timing import RECORD_LIFETIME_SECONDS, RECORD_REFRESH_SECONDS
+from .signed import SignedRecord
+
+REMEMBERED = 600.0
+"""Seconds after which the nodes that keep a key are sought again: nearer ones may have come."""
+DISTRUSTED = 600.0
+"""Seconds for which a node that left out records is asked last."""
+MAX_KEYS = 1024
+MAX_DISTRUSTED = 256
+FAVOURITES = 2
+OLD = RECORD_LIFETIME_SECONDS - 1.5 * RECORD_REFRESH_SECONDS
+"""A record that has fewer seconds than this to live was not renewed when it should have been."""
+
+Node = TypeVar("Node", bound=Hashable)
+
+
+class Keepers(Generic[Node]):
+    """The nodes that keep the records under each key, in the order in which they are asked. Bounded."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._nodes: OrderedDict[bytes, tuple[tuple[Node, ...], float]] = OrderedDict()
+        """The nodes of each key, the two that are asked in turns first, and until when they are remembered."""
+        self._distrusted: OrderedDict[Node, float] = OrderedDict()
+        """Until when a node is asked last."""
+
+    def of(self, key: bytes, monotonic: float) -> tuple[Node, ...]:
+        """The nodes that keep a key, in the order in which they are to be asked; none if they are to be sought."""
+        nodes, until = self._nodes.get(key, ((), 0.0))
+        if monotonic >= until:
+            self._nodes.pop(key, None)
+            return ()
+        favourites = self._rng.sample(nodes[:FAVOURITES], len(nodes[:FAVOURITES]))
+        order = (*favourites, *nodes[FAVOURITES:])
+        return tuple(sorted(order, key=lambda node: self._distrusted.get(node, 0.0) > monotonic))
+
+    def found(self, key: bytes, nodes: Collection[Node], monotonic: float) -> None:
+        """Remember what a walk has found."""
+        self._nodes.pop(key, None)
+        if nodes:
+            chosen = self._rng.sample(list(nodes), len(nodes))
+            self._nodes[key] = tuple(chosen), monotonic + REMEMBERED
+        while len(self._nodes) > MAX_KEYS:
+            self._nodes.popitem(last=False)
+
+    def forget(self, key: bytes) -> None:
+        """The nodes of a key are to be sought again."""
+        self._nodes.pop(key, None)
+
+    def is_silent(self, key: bytes, node: Node) -> None:
+        """A node has not answered; when few are left, they are sought again."""
+        nodes, until = self._nodes.get(key, ((), 0.0))
+        left = tuple(other for other in nodes if other != node)
+        if len(left) < FAVOURITES:
+            self._nodes.pop(key, None)
+        elif left != nodes:
+            self._nodes[key] = left, until
+
+    def left_out(self, node: Node, monotonic: float) -> None:
+        """A node has not told what another one has."""
+        self._distrusted.pop(node, None)
+        self._distrusted[node] = monotonic + DISTRUSTED
+        while len(self._distrusted) > MAX_DISTRUSTED:
+            self._distrusted.popitem(last=False)
+
+
+def fresh_owners(records: Sequence[SignedRecord], now: float) -> frozenset[PeerId]:
+    """Those whose records were renewed when they should have been."""
+    return frozenset(record.peer_id for record in records if record.expires_at_seconds - now >= OLD)
+
+
+def those_that_left_out(answers: Mapping[Node, Collection[PeerId]], expected: Collection[PeerId]) -> frozenset[Node]:
+    """The nodes whose answers, given by their fresh owners, lack one that was expected and that another answer has."""
+    still = {owner for owners in answers.values() for owner in owners if owner in expected}
+    return frozenset(node for node, owners in answers.items() if not still <= set(owners))

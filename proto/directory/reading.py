@@ -1,0 +1,132 @@
+"""How a node reads the records of a swarm: which nodes it asks for each key of a look.
+
+The base key of a small swarm has all records: all nodes that keep it are asked, and the next ones in the place of those
+that are silent.  Of a shard, of which a look reads many, the nodes that keep it are remembered (`keepers.py`).  One of
+them will do if it has whatever was there before, renewed; otherwise, and the first time, two are asked and their
+records united.  Records prove themselves, so that a node can only leave some out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from ...routing.swarm import PeerId
+from ..errors import PeerUnavailable
+from .directory import verified_records
+from .hivemind.daemon import NodeSettings, RunningNode
+from .hivemind.entries import Entry, encoded_in, entries_of
+from .hivemind.exchange import REPLICAS, ask, at_nearest, in_turns, nearest_nodes
+from .keepers import Keepers, fresh_owners, those_that_left_out
+from .shards import Shards
+from .signed import SignedRecord, newest_per_peer
+
+log = logging.getLogger(__name__)
+
+FEW_ANSWERS = 2
+READS_AT_ONCE = 6
+"""Keys that are read side by side: a node answers eight calls of another one at a time."""
+BEAM = 2 * REPLICAS
+"""Nodes that are asked on a walk to a shard's key, at least."""
+
+
+class Reader:
+    """Reads keys for one directory, and remembers who keeps them."""
+
+    def __init__(self, settings: NodeSettings, rng: random.Random) -> None:
+        self._settings = settings
+        self._rng = rng
+        self._keepers = Keepers[Any](rng)
+
+    async def read(
+        self, node: RunningNode, keys: Sequence[bytes], shards: Shards
+    ) -> dict[bytes, Sequence[SignedRecord]]:
+        """The records under each key of a look. Raises PeerUnavailable if that fails for all of them."""
+        turn = asyncio.Semaphore(READS_AT_ONCE)
+        failures: list[PeerUnavailable] = []
+
+        async def read(key: bytes) -> Sequence[SignedRecord]:
+            async with turn:
+                try:
+                    if key == shards.base and not shards.bits:
+                        return await self._read_of_all(node, key, shards)
+                    return await self._read_of_some(node, key, shards)
+                except PeerUnavailable as error:
+                    log.debug("a key is not read: %s", error)
+                    failures.append(error)
+                    return shards.under(key)
+
+        found = dict(zip(keys, await asyncio.gather(*map(read, keys)), strict=True))
+        if len(failures) == len(keys):
+            raise failures[0]
+        return found
+
+    async def _read_of_all(self, node: RunningNode, key: bytes, shards: Shards) -> Sequence[SignedRecord]:
+        """The records of all nodes that keep a key, or of two where these have many."""
+        with_self = not self._settings.client_mode
+        answers: Mapping[Any, list[Entry]] = {}
+        if not shards.has_few(key):
+            answers = await at_nearest(node, key, with_self, lambda peer: ask(node, peer, key), FEW_ANSWERS, self._rng)
+        if not shards.is_many(max(map(len, answers.values()), default=0)):
+            answers = await at_nearest(node, key, with_self, lambda peer: ask(node, peer, key))
+        shards.received(sum(len(entry.value) for answer in answers.values() for entry in answer))
+        return await self._verified(shards.base, [self._own(key), *answers.values()])
+
+    async def _read_of_some(self, node: RunningNode, key: bytes, shards: Shards) -> Sequence[SignedRecord]:
+        """The records of one node that keeps a key, or of two. Raises PeerUnavailable if none answers."""
+        own = await self._verified(shards.base, [self._own(key)])
+        expected = frozenset(record.peer_id for record in shards.under(key))
+        nodes = self._keepers.of(key, time.monotonic())
+        answers = await self._ask_in_turn(node, key, shards, nodes, expected - self._fresh(own), 1) if nodes else {}
+        if not answers:
+            nodes = tuple(await nearest_nodes(node, key, not self._settings.client_mode, BEAM))
+            self._keepers.found(key, nodes, time.monotonic())
+            nodes = self._keepers.of(key, time.monotonic())
+            answers = await self._ask_in_turn(node, key, shards, nodes, expected, FEW_ANSWERS)
+        if not answers and node.others:
+            raise PeerUnavailable("no node that keeps a key of the DHT answers")
+        fresh = {peer: self._fresh(records) for peer, records in answers.items()}
+        for peer in those_that_left_out(fresh, expected):
+            self._keepers.left_out(peer, time.monotonic())
+            self._keepers.forget(key)
+        return newest_per_peer([*own, *(record for records in answers.values() for record in records)])
+
+    async def _ask_in_turn(
+        self,
+        node: RunningNode,
+        key: bytes,
+        shards: Shards,
+        nodes: Sequence[Any],
+        expected: Collection[PeerId],
+        enough: int,
+    ) -> dict[Any, Sequence[SignedRecord]]:
+        """The answers of the first `enough` nodes, and of two if these lack an owner that is expected."""
+        answers: dict[Any, Sequence[SignedRecord]] = {}
+        waiting = list(nodes)
+        while waiting and len(answers) < enough:
+            asked = [waiting.pop(0) for _ in range(min(enough - len(answers), len(waiting)))]
+            said = await asyncio.gather(*(ask(node, peer, key) for peer in asked))
+            for peer, answer in zip(asked, said, strict=True):
+                if answer is None:
+                    self._keepers.is_silent(key, peer)
+                    continue
+                shards.received(sum(len(entry.value) for entry in answer))
+                answers[peer] = await self._verified(shards.base, [answer])
+            present = frozenset(owner for records in answers.values() for owner in self._fresh(records))
+            if answers and not present >= frozenset(expected):
+                enough = FEW_ANSWERS
+        return answers
+
+    def _own(self, key: bytes) -> list[Entry]:
+        return entries_of(self._settings.places.records_under(key))
+
+    def _fresh(self, records: Sequence[SignedRecord]) -> frozenset[PeerId]:
+        return fresh_owners(records, self._settings.clock())
+
+    async def _verified(self, base: bytes, answers: Sequence[Sequence[Entry]]) -> tuple[SignedRecord, ...]:
+        encoded = (encoded for entry in in_turns(answers, self._rng) if (encoded := encoded_in(entry.value)))
+        return await verified_records(base, encoded, self._settings.clock(), self._settings.cache)
