@@ -37,16 +37,26 @@ class Guard:
         self._loopback_only = loopback_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        head_only = scope["method"] == "HEAD"
+        answered = asyncio.timeout(None)
+
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
+            elif head_only:
+                if not answered.expired() and answered.when() is None:
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    answered.reschedule(0.0)  # ends what would have been sent, a stream without end as well
+                return
             for piece in _pieces(message):
                 async with asyncio.timeout(self._seconds):
                     await send(piece)
 
         refusal = self._refusal(scope)
         try:
-            await (refusal or self._app)(scope, receive, guarded)
+            async with answered:
+                # The pages are written for GET; the head of an answer is the same.
+                await (refusal or self._app)({**scope, "method": "GET"} if head_only else scope, receive, guarded)
         except TimeoutError:
             return  # the client took nothing for too long: what is left is not sent, and the server closes
 

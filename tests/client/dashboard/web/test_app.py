@@ -110,6 +110,21 @@ def test_pages_name_no_other_origin_and_have_no_code_of_their_own(target: str) -
             assert re.match(r"$|/(?!/)|#|data:,$|\?", attributes.get(name) or ""), (tag, attributes)
 
 
+@pytest.mark.parametrize("target", [*PAGES, *DATA, "/nothing"])
+def test_the_head_of_an_answer_can_be_asked_for_alone(target: str) -> None:
+    whole, head = (ask(site_of(healthy()), target, method=method) for method in ("GET", "HEAD"))
+    assert (head.status, head.body) == (whole.status, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]
+
+
+def test_the_head_of_a_stream_ends() -> None:
+    site = site_of(healthy())
+    head = ask(site, "/api/v1/stream", method="HEAD")
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["content-type"].startswith("text/event-stream")
+    assert site.streams.count == 0
+
+
 @pytest.mark.parametrize("text", CORPUS)
 def test_names_are_text_on_every_page(text: str) -> None:
     """Peers and models are named by strangers."""
