@@ -527,7 +527,7 @@ def has_rested(shards: Shards) -> bool:
 def test_a_shard_is_read_again_from_nodes_that_are_remembered(
     swarm: DirectorySwarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first look walks to its keys; the second does not, and sees the renewed record all the same."""
+    """The first look walks to its keys; the second to few of them, and sees the renewed record all the same."""
     name = fresh_name()
     announcer, reader = swarm.announcers
     identity = swarm.identities[0]
@@ -554,4 +554,4 @@ def test_a_shard_is_read_again_from_nodes_that_are_remembered(
             looks.append(len(walks))
 
     swarm.run(scenario())
-    assert looks[0] == looks[1]
+    assert looks[1] - looks[0] < looks[0], "at most the keys of a node that has left are sought again"
