@@ -250,8 +250,8 @@ class Shards:
             bits = 0 if lost else bits_for(size, self.bits)
             self.peers = size
             self._change_to(min(max(bits, self.bits - 1), self.bits + 2) if bits else 0)
-            many_more = size_of_sample(self.base, in_base) > 4 * MOST_PER_SHARD * 2**self.bits
-            self._must_probe = many_more and bits == before
+            many_more = bits_for(size_of_sample(self.base, in_base), self.bits) > self.bits
+            self._must_probe = many_more and bits == before  # others write shards that are not read here
         else:
             self.peers = len(in_base)
             self._must_probe = self.peers > MOST_PER_SHARD

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 from blockswarm.proto.directory.shards import (
+    BASE_EVERY,
     LEAST_PER_SHARD,
     MANY,
     MAX_BITS,
@@ -273,6 +274,18 @@ def test_nobody_becomes_invisible_while_a_swarm_changes_its_size(change: Callabl
         swarm.run(LOOK_SECONDS)
         swarm.assert_all_see_their_group()
     assert max(swarm.bits()) - min(swarm.bits()) <= 1
+
+
+def test_two_parts_that_grew_apart_and_have_no_shards_of_near_numbers_meet_by_the_base_key() -> None:
+    """10 peers read the keys of 0 to 2 bits and 40 those of 2 to 4: neither would count the other ever."""
+    swarm = Swarm()
+    for number in range(50):
+        shards = swarm.peers[number] = Shards(BASE, record(number).peer_id, swarm.rng)
+        shards.bits = 1 if number < 10 else 3
+        swarm.write(number)
+    swarm.run((BASE_EVERY + 4) * LOOK_SECONDS)
+    assert max(swarm.bits()) - min(swarm.bits()) <= 1
+    swarm.assert_all_see_their_group()
 
 
 @pytest.mark.long
