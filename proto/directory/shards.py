@@ -240,9 +240,12 @@ class Shards:
         if look.probe:
             self._must_probe = False
             self.peers = max(size_of_sample(self.base, in_base), 1)
-            counts = {bits: len(found.get(key, ())) for bits, key in zip(_ALL_BITS, look.keys[1:], strict=True)}
+            mine = zip(_ALL_BITS, look.keys[1:], strict=True)
+            counts = {bits: sum(r.peer_id != self.own for r in found.get(key, ())) for bits, key in mine}
             likely = max(counts, key=lambda bits: (min(counts[bits], MOST_PER_SHARD), -bits))
             most = max(bits_for(self.peers, likely if counts[likely] else 0), 1)
+            if not counts[likely] and len(in_base) <= MOST_PER_SHARD:
+                self.peers, most = len(in_base), 0  # there are no shards: these are all
             self._change_to(min(max(most, likely - 2), likely + 2) if counts[likely] else most)
         elif look.parts:
             before, size = self.bits, self._size_from(look.parts, found)
@@ -254,7 +257,9 @@ class Shards:
             self._must_probe = many_more and bits == before  # others write shards that are not read here
         else:
             self.peers = len(in_base)
-            self._must_probe = self.peers > MOST_PER_SHARD
+            doubt = self._looks % NEIGHBOURS_EVERY == 1 and self.peers >= LEAST_PER_SHARD
+            size = size_of_sample(self.base, in_base) if doubt else self.peers  # a score may be a sample of many
+            self._must_probe = size > MOST_PER_SHARD
 
     def known(self, now: float) -> tuple[SignedRecord, ...]:
         """The records that were seen and are not over, by peer id."""

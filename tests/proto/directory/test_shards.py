@@ -301,6 +301,32 @@ def test_a_newcomer_reads_and_writes_where_the_others_do_after_its_first_look() 
         assert group <= {found.peer_id for found in shards.known(swarm.now)}
 
 
+def test_a_newcomer_does_not_take_a_small_sample_for_all_there_are() -> None:
+    """Shards of 5 to 6 leave some twenty under the base key: as many as a swarm without shards may have."""
+    swarm = Swarm()
+    for number in range(168):
+        swarm.peers[number] = Shards(BASE, record(number).peer_id, swarm.rng)
+        swarm.peers[number].bits = 5
+        swarm.write(number)
+    for peer in list(swarm.kept[BASE])[MOST_PER_SHARD - 2 :]:
+        del swarm.kept[BASE][peer]
+    newcomer = Shards(BASE, PeerId("newcomer"), swarm.rng)
+    swarm.look(newcomer)
+    assert len(newcomer.known(swarm.now)) == 168
+
+
+@pytest.mark.parametrize("count", range(1, 13))
+def test_few_peers_stay_with_the_base_key_also_if_they_look_like_a_sample(count: int) -> None:
+    ids = [number for number in range(10_000) if in_sample(BASE, record(number).peer_id, SAMPLE_BITS + 5)][:count]
+    swarm = Swarm()
+    for number in ids:
+        swarm.peers[number] = Shards(BASE, record(number).peer_id, swarm.rng)
+    for _ in range(8):
+        swarm.run(LOOK_SECONDS)
+        assert set(swarm.bits()) == {0}
+    swarm.assert_all_see_their_group()
+
+
 def test_a_peer_writes_where_others_look_for_it_for_a_while_after_a_change() -> None:
     swarm = swarm_of(40)
     shards, before = swarm.peers[0], swarm.peers[0].keys_to_write()
