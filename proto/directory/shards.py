@@ -57,8 +57,8 @@ PACED = 10
 """Records under a key from which on a look is followed by a rest."""
 READ_BYTES_PER_SECOND = 10e3
 """Pace at which a node reads records, on average: as much again is asked of it."""
-LONGEST_REST = 40.0
-"""Seconds without a look; a record lives for 60."""
+LONGEST_REST = 30.0
+"""Seconds without a look: a record that is renewed late has 36 left when it is read, and a look takes some."""
 MAX_NAMES = 16
 """Names of others that are remembered."""
 COUNTED_PARTS = 7
