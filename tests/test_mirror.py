@@ -9,7 +9,6 @@ import pytest
 from support.sources import ROOT, imports_of, package_files, relative_path
 
 TESTED_BY = {
-    "proto/directory/reading.py": "tests/proto/directory/hivemind/test_node.py",
     "proto/weights/kernels/element.py": "tests/proto/weights/kernels/test_matrix.py",
     "proto/weights/kernels/host.py": "tests/proto/weights/kernels/test_matrix.py",
     "client/api/answering.py": "tests/client/api/test_app.py",

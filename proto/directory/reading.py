@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ...routing.swarm import PeerId
@@ -33,19 +33,31 @@ READS_AT_ONCE = 6
 BEAM = 2 * REPLICAS
 """Nodes that are asked on a walk to a shard's key, at least."""
 
+Ask = Callable[[RunningNode, Any, bytes], Awaitable[Sequence[Entry] | None]]
+NearestNodes = Callable[[RunningNode, bytes, bool, int], Awaitable[Sequence[Any]]]
+
 
 class Reader:
     """Reads keys for one directory, and remembers who keeps them."""
 
-    def __init__(self, settings: NodeSettings, rng: random.Random) -> None:
+    def __init__(
+        self, settings: NodeSettings, rng: random.Random, ask: Ask = ask, nearest_nodes: NearestNodes = nearest_nodes
+    ) -> None:
+        """`ask` and `nearest_nodes` reach the network, for shards."""
         self._settings = settings
+        self._ask = ask
+        self._nearest_nodes = nearest_nodes
         self._rng = rng
         self._keepers = Keepers[Any](rng)
+        self._node: RunningNode | None = None
+        """The node that has found them; one that is started again has the addresses of few."""
 
     async def read(
         self, node: RunningNode, keys: Sequence[bytes], shards: Shards
     ) -> dict[bytes, Sequence[SignedRecord]]:
         """The records under each key of a look. Raises PeerUnavailable if that fails for all of them."""
+        if node is not self._node:
+            self._node, self._keepers = node, Keepers[Any](self._rng)
         turn = asyncio.Semaphore(READS_AT_ONCE)
         failures: list[PeerUnavailable] = []
 
@@ -83,7 +95,7 @@ class Reader:
         nodes = self._keepers.of(key, time.monotonic())
         answers = await self._ask_in_turn(node, key, shards, nodes, expected - self._fresh(own), 1) if nodes else {}
         if not answers:
-            nodes = tuple(await nearest_nodes(node, key, not self._settings.client_mode, BEAM))
+            nodes = tuple(await self._nearest_nodes(node, key, not self._settings.client_mode, BEAM))
             self._keepers.found(key, nodes, time.monotonic())
             nodes = self._keepers.of(key, time.monotonic())
             answers = await self._ask_in_turn(node, key, shards, nodes, expected, FEW_ANSWERS)
@@ -108,8 +120,9 @@ class Reader:
         answers: dict[Any, Sequence[SignedRecord]] = {}
         waiting = list(nodes)
         while waiting and len(answers) < enough:
+            waiting.sort(key=lambda peer: peer in node.dht.blacklist)  # the silent would be waited for at every key
             asked = [waiting.pop(0) for _ in range(min(enough - len(answers), len(waiting)))]
-            said = await asyncio.gather(*(ask(node, peer, key) for peer in asked))
+            said = await asyncio.gather(*(self._ask(node, peer, key) for peer in asked))
             for peer, answer in zip(asked, said, strict=True):
                 if answer is None:
                     self._keepers.is_silent(key, peer)
