@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 FEW_ANSWERS = 2
 READS_AT_ONCE = 6
-"""Keys that are read side by side: a node answers eight calls of another one at a time."""
+"""Keys that are read side by side, of all looks: a node answers eight calls of another one at a time."""
 BEAM = 2 * REPLICAS
 """Nodes that are asked on a walk to a shard's key, at least."""
 
@@ -49,6 +49,7 @@ class Reader:
         self._nearest_nodes = nearest_nodes
         self._rng = rng
         self._keepers = Keepers[Any](rng)
+        self._turn = asyncio.Semaphore(READS_AT_ONCE)
         self._node: RunningNode | None = None
         """The node that has found them; one that is started again has the addresses of few."""
 
@@ -58,11 +59,10 @@ class Reader:
         """The records under each key of a look. Raises PeerUnavailable if that fails for all of them."""
         if node is not self._node:
             self._node, self._keepers = node, Keepers[Any](self._rng)
-        turn = asyncio.Semaphore(READS_AT_ONCE)
         failures: list[PeerUnavailable] = []
 
         async def read(key: bytes) -> Sequence[SignedRecord]:
-            async with turn:
+            async with self._turn:
                 try:
                     if key == shards.base and not shards.bits:
                         return await self._read_of_all(node, key, shards)

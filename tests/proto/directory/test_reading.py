@@ -23,6 +23,8 @@ class Network:
         self.silent: frozenset[str] = frozenset()
         self.asked: Counter[str] = Counter()
         self.walks = 0
+        self.under_way: Counter[str] = Counter()
+        self.most_at_once = 0
         self.shards = Shards(b"b" * 20, PeerId("me"), random.Random(1))
         self.shards.bits = 4
         self.keys = self.shards.next_look().keys
@@ -40,7 +42,10 @@ class Network:
 
     async def _ask(self, node: Any, peer: str, key: bytes) -> list[Any] | None:
         self.asked[peer] += 1
+        self.under_way[peer] += 1
+        self.most_at_once = max(self.most_at_once, self.under_way[peer])
         await asyncio.sleep(0)
+        self.under_way[peer] -= 1
         if peer in self.silent:
             node.dht.blacklist.add(peer)
             return None
@@ -76,3 +81,14 @@ def test_a_node_that_was_started_again_seeks_the_keepers_again() -> None:
 
     asyncio.run(scenario())
     assert network.walks == 2 * len(network.keys)
+
+
+def test_looks_at_a_time_ask_no_node_more_than_it_answers() -> None:
+    """A call too many is refused, and its node would be taken for silent."""
+    network, node = Network(), Network.node()
+
+    async def scenario() -> None:
+        await asyncio.gather(*(network.look(node) for _ in range(4)))
+
+    asyncio.run(scenario())
+    assert network.most_at_once <= READS_AT_ONCE
