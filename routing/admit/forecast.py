@@ -23,6 +23,8 @@ SMOOTHING = 0.1
 """The share of a new observation in a running average, once there are enough of them."""
 DECODE_TOKENS = 16
 """A step with more new tokens per row than this is a prefill, and says nothing about the pace of decoding."""
+TURNOVER_COUNT = 8
+"""Admissions after which how fast the queue was served counts as much as looking ahead."""
 MOST_TIMES_THE_USUAL_PROMPT = 4.0
 """A short prompt may have taken long because it waited elsewhere; that is not multiplied by hundreds for a long one."""
 MOST_USED_SHARE = 10.0
@@ -142,6 +144,30 @@ class HoldTimes:
         times = tokens / self.prompt_tokens.value
         known = self.prompt_seconds.count > 0
         return self.prompt_seconds.value * (min(times, MOST_TIMES_THE_USUAL_PROMPT) if known else times)
+
+
+@dataclass(frozen=True, slots=True)
+class Turnover:
+    """How fast a queue is served while sessions wait in it.
+
+    It says what no look ahead at one peer can: that sessions hold room here while they wait for it at the next peer of
+    their chains, and that others end early.  It begins anew with every crowd.
+    """
+
+    interval: Average = Average(0.0)
+    """Seconds between two admissions."""
+    since: float = 0.0
+    """The last admission, or the moment from which somebody waits."""
+
+    def admitted(self, now: float) -> Turnover:
+        """With one more session that was let in."""
+        return Turnover(self.interval.after(max(0.0, now - self.since)), now)
+
+    def corrected(self, starts: Sequence[float], now: float) -> list[float]:
+        """When the sessions of the queue are let in, in its order, where looking ahead says `starts`."""
+        share = self.interval.count / (self.interval.count + TURNOVER_COUNT)
+        by_turnover = (max(now, self.since + place * self.interval.value) for place in range(1, len(starts) + 1))
+        return [(1 - share) * start + share * seen for start, seen in zip(starts, by_turnover, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

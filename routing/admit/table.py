@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from ..releases import MAX_RELEASES, Room
 from ..swarm import KvRelease, PeerId
 from ..timing import MAX_FORECAST_SECONDS
-from .forecast import Average, Demand, HoldTimes, Pace, TimeAverage, serve_in_order
+from .forecast import Average, Demand, HoldTimes, Pace, TimeAverage, Turnover, serve_in_order
 from .queue import AdmissionQueue, Ticket
 
 MAX_SESSIONS = 256
@@ -127,6 +127,7 @@ class SessionTable:
         self._sessions_of: Counter[PeerId] = Counter()
         self._waiting: dict[bytes, tuple[Ticket, Reservation]] = {}
         self._hold_times = HoldTimes.guessed(token_seconds)
+        self._turnover = Turnover()
         self._concurrency: TimeAverage | None = None
         self._forecast: QueueForecast | None = None
 
@@ -172,6 +173,8 @@ class SessionTable:
         if self._queue.is_full_for(reservation.client):
             self.refusals += 1
             raise NoRoomNow(f"{len(self._queue)} sessions wait for room already", self.retry_seconds(reservation, now))
+        if not self._queue:
+            self._turnover = Turnover(since=now)
         ticket = self._queue.join(reservation.client, reservation.session_id, now)
         self._waiting[reservation.session_id] = ticket, reservation
         admitted = self._admit_waiting(now)
@@ -261,6 +264,7 @@ class SessionTable:
                 break
             del self._waiting[ticket.session_id]
             self._queue.admit(ticket)
+            self._turnover = self._turnover.admitted(now)
             self._hold(reservation, ticket, now)
             admitted.append(ticket.session_id)
         return tuple(admitted)
@@ -367,10 +371,7 @@ class SessionTable:
         return self._hold_times.expected(kv_tokens, reservation.prompt_tokens, rows, position_seconds)
 
     def _position_seconds(self) -> float | None:
-        """The pace to expect of a session that comes, from those that decode now.
-
-        The harmonic mean: slow sessions are open for longer, so that more of them are seen at any moment than come.
-        """
+        """The pace of those that decode now: the harmonic mean, for slow ones are open, and seen, for longer."""
         paces = [held.pace.position_seconds for held in self._held.values() if held.pace.is_known]
         return statistics.harmonic_mean(paces) if paces else None
 
@@ -383,7 +384,8 @@ class SessionTable:
         demands = [Demand(each.room, self._expected_seconds(each, pace)) for each in waiting]
         places = self._max_sessions - len(self._held)
         schedule = serve_in_order(now, self.kv_token_blocks_free, places, ends, demands, MAX_RELEASES)
-        return QueueForecast(now, dict(zip(order, schedule.starts, strict=True)), _within_reason(schedule.rest, now))
+        starts = dict(zip(order, self._turnover.corrected(schedule.starts, now), strict=True))
+        return QueueForecast(now, starts, _within_reason(schedule.rest, now))
 
     def _count_sessions(self, now: float) -> None:
         if self._concurrency is None:
