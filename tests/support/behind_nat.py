@@ -111,7 +111,8 @@ def main(model: Path, folder: Path, prompt: str, ports: str) -> None:
             )
             print(json.dumps({
                 "reach": home.described["reach"], "status": text.returncode, "errors": text.stderr,
-                "answer": text.stdout, "refused": router.refused, "log": home.log.read_text(),
+                "answer": text.stdout, "log": home.log.read_text(),
+                "refused": router.refused, "invited": router.invited,
             }))  # fmt: skip
         finally:
             kill_group(home.process)

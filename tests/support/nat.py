@@ -34,6 +34,8 @@ class Router:
     passed: int = 0
     refused: int = 0
     """Packets from outside that nobody in the home had asked for."""
+    invited: int = 0
+    """The same to a port that is forwarded."""
 
     def forward(self, port: int, host: str) -> None:
         """Lead what comes to this TCP port to the same port of a host in the home, as its owner may set the router."""
@@ -63,9 +65,11 @@ class Router:
         if found is None:
             return None
         protocol, source, (_, port) = found
-        if (protocol, port, source) not in self.sent_to and (protocol, port) not in self.forwarded:
-            self.refused += 1
-            return None
+        if (protocol, port, source) not in self.sent_to:
+            if (protocol, port) not in self.forwarded:
+                self.refused += 1
+                return None
+            self.invited += 1
         self.passed += 1
         return readdressed(packet, source, self.inside[protocol, port])
 
