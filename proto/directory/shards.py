@@ -14,8 +14,9 @@ swarm is.
 **The number of shards** is no claim of anybody: every node finds it by itself, from the records that it has seen.  It
 counts those of its own group (up to 32 shards) and of parts that are read in turn; the median of what these make the
 swarm is its size, so that ids that were chosen to fall into one group move nobody far.  b grows when a shard has more
-than 20 records and shrinks when it has fewer than 5; between the two it stays, and it changes by one at a time.  A peer
-whose b changes writes under the earlier keys for five minutes more.  Nodes that disagree by one still find each other:
+than 20 records and shrinks when it has fewer than 5; between the two it stays.  Where a swarm grows or shrinks
+many times over at once it changes by several, and for some looks nodes miss others (docs/design/announcements.md).  A
+peer whose b changes writes under the earlier keys for five minutes more.  Nodes that disagree by one find each other:
 of its own group a node also reads the shards of b - 1 and b + 1 bits where these have records, and every few looks
 those that had none; where its own group has some, the same of other groups.
 
