@@ -65,25 +65,41 @@ def test_prompts_are_new_ones_and_the_same_in_every_run(kind: str, monkeypatch: 
     assert len({tuple(text["turns"]) for text in first}) == 9
 
 
-def test_eight_sessions_are_compared_beside_a_ninth_in_the_same_seconds() -> None:
-    """Ten tokens a second for three seconds, then five; the ninth guesses in the later part of each pair."""
-    moments = [(index / 10, 1) for index in range(30)] + [(3 + index / 5, 1) for index in range(15)]
-    answer = {"moments": [moments], "ended": 6.0}
+def test_sessions_are_compared_beside_one_that_guesses_in_the_same_seconds() -> None:
+    """Ten tokens a second for six seconds, then five, and 20 ms at the peer, then 30; then it guesses."""
+    moments = [(index / 10, 1) for index in range(60)] + [(6 + index / 5, 1) for index in range(15)]
+    samples = [(index / 2, 5 * index, 0.1 * index) for index in range(13)]
+    samples += [(6.5 + index / 2, 60 + 2 * index, 1.2 + 0.06 * index) for index in range(5)]
+    answer = {"moments": [moments], "at_peers": [samples], "ended": 9.0}
 
     def window(began: float, guessed: int) -> dict[str, Any]:
-        return {"began": began, "ended": began + 1.7, "guessed": guessed}
+        return {"began": began, "ended": began + 1.7, "guessed": guessed, "busy": 0.25}
 
-    pairs = [{"off": window(1.0, 0), "fixed": window(3.5, 7)}, {"off": window(5.0, 0), "fixed": window(6.0, 7)}]
-    figures = guess_crowd.beside(answer, pairs, "fixed")
-    assert (figures["pairs"], figures["guessed"]) == (1, 7), "the second pair ends when nobody is there"
-    assert figures["ratio"] == pytest.approx(0.5)
-    assert figures["token_ratio"] == pytest.approx(2)
+    kept = f"fixed, {guess_crowd.KEPT_BACK}"
+    turns = [
+        {"off": window(1.0, 0), kept: window(3.0, 0), "fixed": window(6.5, 7)},
+        {"off": window(6.5, 0), kept: window(7.5, 0), "fixed": window(8.5, 7)},
+    ]
+    figures = guess_crowd.beside(answer, turns, "off", kept, "fixed")
+    assert (figures["pairs"], figures["guessed"]) == (1, 7), "the second turn ends when nobody is there"
+    assert (figures["ratio"], figures["sent_ratio"]) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert figures["kept_ratio"] == pytest.approx(1)
     assert (figures["without"], figures["with"]) == (pytest.approx(10), pytest.approx(5))
+    assert figures["at_peer_ms"] == pytest.approx(20)
+    assert figures["peer_cost"] == pytest.approx(0.1), "10 ms of a token's 100"
 
 
 def test_in_virtual_time_the_rules_of_a_peer_keep_guesses_from_costing_eight_sessions_more_than_a_little() -> None:
     """The promise is 3 %, with the peer's own decisions; without them it is broken, so the model can show it."""
     case = (8, 0.050, 0.060, 0.003)
-    plain, bare, ruled = (guess_model.token_seconds(case, rules, 1) for rules in guess_model.RULES)
+    (plain, _), (bare, _), (ruled, _) = (guess_model.run(case, rules, 1) for rules in guess_model.RULES)
     assert ruled < 1.03 * plain
     assert bare > 1.1 * plain
+
+
+def test_in_virtual_time_one_other_session_hardly_waits_for_guesses_and_some_are_made() -> None:
+    """Going by crowds alone it paid 18 %."""
+    case = (1, 0.050, 0.060, 0.003)
+    (plain, _), (bare, _), (ruled, share) = (guess_model.run(case, rules, 1) for rules in guess_model.RULES)
+    assert ruled < 1.03 * plain < 1.3 * plain < bare
+    assert share > 0

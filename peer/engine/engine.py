@@ -32,8 +32,19 @@ from .blocks.stage import Stage
 from .cache.memory import SessionMemory
 from .cache.pool import KvPool
 from .cache.session import SessionKv, StepOutput, StepProgress
-from .jobs import EngineWork, Outcome, StepJob, answer_of, deliver, record_of_step, run_work, takes_by_job
-from .scheduler import MOST_DEFERRALS, EnginePolicy, ExpectedSessions, TextTime, gather_until, plan_step
+from .guess_time import EngineStep, GuessTime
+from .jobs import (
+    EngineWork,
+    Outcome,
+    StepJob,
+    answer_of,
+    deliver,
+    record_of_step,
+    run_work,
+    takes_by_job,
+    text_and_guesses,
+)
+from .scheduler import MOST_DEFERRALS, EnginePolicy, ExpectedSessions, gather_until, plan_step
 from .step_record import StepListener
 
 __all__ = ["Engine", "EnginePolicy", "SessionKv", "StepOutput"]
@@ -72,7 +83,7 @@ class Engine:
         # The engine's thread's own:
         self._jobs: dict[StepJob, StepProgress] = {}
         """Steps that have begun, in the order of `scheduler.StepChoice`."""
-        self._text_time = TextTime()
+        self._guess_time = GuessTime()
         self._last_step_seconds = 0.0
         self._last_step_ended = 0.0
         self._free_since = 0.0
@@ -306,7 +317,10 @@ class Engine:
         deferrable = {index: count for index, count in guesses.items() if jobs[index].deferred < MOST_DEFERRALS}
         choice = plan_step(left, self._policy.chunk_tokens, deferrable)
         takes = takes_by_job(choice.takes)
-        texts = [jobs[index].kv for index in takes if sum(left[index]) > guesses.get(index, 0)]
+        uses = [
+            (jobs[index].kv, *text_and_guesses(left[index], rows, guesses.get(index, 0)))
+            for index, rows in takes.items()
+        ]
         for index in deferrable:
             jobs[index].deferred += 1
         shares = [self._jobs[jobs[index]].share(rows) for index, rows in takes.items()]
@@ -320,7 +334,7 @@ class Engine:
         outputs = compute_shares(shares)
         self._last_step_ended = self._free_since = time.monotonic()
         self._last_step_seconds = self._last_step_ended - began
-        self._text_time.note(texts, self._last_step_seconds, self._last_step_ended)
+        self._note_use(uses, began)
         over: dict[StepJob, Outcome] = {}
         for (index, rows), output in zip(takes.items(), outputs, strict=True):
             job = jobs[index]
@@ -337,6 +351,17 @@ class Engine:
             for listener in self._listeners:
                 listener(record)
 
+    def _note_use(self, uses: Sequence[tuple[SessionKv, int, int]], began: float) -> None:
+        """Tell who the last step, which `began` then, was for: sessions, with tokens of their texts and guesses."""
+        guesses = {kv: guessed for kv, _, guessed in uses if guessed}
+        waiting: dict[SessionKv, float] = {}
+        if guesses:
+            with self._changed:
+                waiting = {job.kv: job.arrived_at for job in self._inbox if isinstance(job, StepJob) and job.has_text}
+        texts = [kv for kv, text, _ in uses if text]
+        tokens = sum(text + guessed for _, text, guessed in uses)
+        self._guess_time.note(EngineStep(texts, guesses, tokens, began, self._last_step_ended, waiting))
+
     def _store(
         self, job: StepJob, rows: Sequence[tuple[int, int]], output: torch.Tensor | SwarmError
     ) -> Outcome | None:
@@ -350,7 +375,7 @@ class Engine:
             return None
         started_at = job.started_at
         assert started_at is not None
-        waited, crowded = job.queue_seconds, self._text_time.crowds_out(job.kv, self._last_step_ended)
+        waited, crowded = job.queue_seconds, self._guess_time.is_lacking(job.kv, self._last_step_ended)
         return answer_of(
             job.future, lambda: StepOutput(progress.finish(), started_at, time.time(), waited, crowded), error_of
         )

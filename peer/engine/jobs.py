@@ -40,6 +40,11 @@ class StepJob:
     deferred: int = 0
     """Steps of the engine that went before its guesses."""
 
+    @property
+    def has_text(self) -> bool:
+        """Whether some of its tokens are no guesses."""
+        return self.plan.tokens > self.plan.guessed
+
     def guesses_left(self, remaining: Sequence[int]) -> int:
         """How many of the last tokens that are left, by row, are only guesses."""
         return min(self.plan.guessed, remaining[-1])
@@ -70,6 +75,17 @@ def takes_by_job(takes: Iterable[Take]) -> dict[int, list[tuple[int, int]]]:
     for take in takes:
         by_job.setdefault(take.job, []).append((take.row, take.count))
     return by_job
+
+
+def text_and_guesses(left: Sequence[int], rows: Iterable[tuple[int, int]], guesses_left: int) -> tuple[int, int]:
+    """How many tokens of a text and how many guesses a step takes of a job; guesses are the last of its last row.
+
+    `left`: tokens by row before the step; `rows`: (row, tokens) that it takes.
+    """
+    by_row = dict(rows)
+    last = len(left) - 1
+    guessed = max(0, by_row.get(last, 0) - (left[last] - guesses_left))
+    return sum(by_row.values()) - guessed, guessed
 
 
 def record_of_step(shares: Sequence[Share], seconds: float, longest_wait_seconds: float) -> StepRecord:

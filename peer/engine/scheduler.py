@@ -1,4 +1,4 @@
-"""The choice of the tokens of the next step, of a moment's wait for more, and whether guesses are welcome: no tensors.
+"""The choice of the tokens of the next step, and of a moment's wait for more: no tensors.
 
 The rules:
 
@@ -18,8 +18,7 @@ The rules:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -198,55 +197,3 @@ def gather_until(ready_since: float, expected: Iterable[Return], last_step_secon
     limit = ready_since + min(GATHER_LIMIT_SECONDS, GATHER_SHARE * last_step_seconds)
     ends = (min(back.latest_at, limit) for back in expected if back.usually_at <= limit)
     return max(ready_since, max(ends, default=ready_since))
-
-
-# Guesses only save waiting for the network, and every row of theirs keeps the texts of other sessions waiting.
-
-FADING = 1.0
-"""The rate, per second, at which computed time fades: after a second it counts for a third."""
-CROWDED_SHARE = 0.5
-"""Where the texts of others are in the engine for more than this share of the time, guesses keep too many waiting.
-
-The share is added up over sessions: it is how many of their steps are met by one that takes as long as theirs.
-"""
-
-
-class TextTime:
-    """The share of the time in which each session's text is computed, newer times counting more.
-
-    Sessions are any hashable objects; one that nobody else holds is forgotten. Moments are of any clock.
-    """
-
-    def __init__(self) -> None:
-        self._all = _Share()
-        self._own: WeakKeyDictionary[Any, _Share] = WeakKeyDictionary()
-
-    def note(self, sessions: Collection[Any], seconds: float, now: float) -> None:
-        """A step that ended `now` has taken `seconds`, and had tokens of the texts of these sessions."""
-        self._all.add(seconds * len(sessions), now)
-        for session in sessions:
-            self._own.setdefault(session, _Share()).add(seconds, now)
-
-    def others(self, session: Any, now: float) -> float:
-        """The shares of all sessions but this one, added up: above 1 where they share steps. O(1)."""
-        own = self._own.get(session)
-        return max(0.0, self._all.at(now) - (own.at(now) if own is not None else 0.0))
-
-    def crowds_out(self, session: Any, now: float) -> bool:
-        """Whether the texts of others leave no time for the guesses of a session."""
-        return self.others(session, now) > CROWDED_SHARE
-
-
-class _Share:
-    """A share of the time, fading."""
-
-    def __init__(self) -> None:
-        self._value = 0.0
-        self._at = 0.0
-
-    def at(self, now: float) -> float:
-        return self._value * math.exp(-FADING * max(0.0, now - self._at))
-
-    def add(self, seconds: float, now: float) -> None:
-        self._value = self.at(now) + FADING * seconds
-        self._at = now

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ SKIP_SECONDS = 1.5
 NINTH_SKIP_SECONDS = 0.7
 TOGETHER = ((3, 0.050, "suffix"), (3, 0.050, "both"))
 """Peers, the round trip between any two nodes, and the mode."""
-CROWD = ((0.050, "both"), (0.0, "fixed"))
-"""Round trip, and the mode of the session that guesses: 8 ahead also where no line is long."""
+CROWD = ((8, 0.050, "both"), (8, 0.100, "both"), (8, 0.0, "fixed"), (2, 0.050, "both"), (1, 0.050, "both"))
+"""Sessions without guesses, the round trip, and the mode of the session that guesses; "fixed" is 8 ahead anywhere."""
+KEPT_BACK = "kept back"
+"""Behind a mode: guesses are made, and none is sent."""
 DEMO_MODEL = SCRIPTS / "demo_model"
 
 
@@ -45,49 +49,109 @@ def together(folder: Path, pairs: int, seconds: float, say: Callable[[str], obje
     return rows
 
 
-def crowd(folder: Path, pairs: int, seconds: float, say: Callable[[str], object]) -> list[dict[str, Any]]:
-    """Eight sessions without guesses at one peer, all the time, beside a ninth one: by turns with guesses and without.
+def crowd(
+    folder: Path,
+    pairs: int,
+    seconds: float,
+    say: Callable[[str], object],
+    cases: Sequence[tuple[int, float, str]] = CROWD,
+) -> list[dict[str, Any]]:
+    """Sessions without guesses at one peer, all the time, beside a further one that guesses and does not, by turns.
 
-    The ninth client's process gives way to the others (nice), since its own machine is not what is measured.
+    In a third turn it makes guesses and keeps them back, which tells what its client costs the others from what its
+    guesses do: the peer has a core for itself, but the clients share the other ones.  The guessing client's process
+    only gets the time that others leave.
     """
     rows = []
-    for rtt_seconds, mode in CROWD:
-        say(f"crowd: 1 peer, {1000 * rtt_seconds:.0f} ms, {mode}")
+    for count, rtt_seconds, mode in cases:
+        say(f"crowd: {count} sessions at 1 peer, {1000 * rtt_seconds:.0f} ms, {mode}")
         with (
-            running_peers(folder, DEMO_MODEL, 1, rtt_seconds) as (_, addresses),
+            running_peers(folder, DEMO_MODEL, 1, rtt_seconds) as ((peer,), addresses),
+            apart(peer),
             client(folder, addresses) as others,
-            client(folder, addresses, nice=19) as ninth,
+            client(folder, addresses, "idle") as guessing,
         ):
             texts = beginnings(1)
-            whole = SKIP_SECONDS + 2 * pairs * (seconds + NINTH_SKIP_SECONDS + 0.5)
-            eight = [next(texts) for _ in range(CLIENTS)]
-            others.send(texts=eight, temperature=0.0, mode="off", seconds=whole)
-            ninth.ask(texts=[next(texts)], temperature=0.0, mode="off", seconds=SKIP_SECONDS)
+            modes = ("off", f"{mode}, {KEPT_BACK}", mode)
+            whole = SKIP_SECONDS + len(modes) * pairs * (seconds + NINTH_SKIP_SECONDS + 0.5)
+            others.send(texts=[next(texts) for _ in range(count)], temperature=0.0, mode="off", seconds=whole)
+            guessing.ask(texts=[next(texts)], temperature=0.0, mode="off", seconds=SKIP_SECONDS)
             windows = []
             for number in range(pairs):
                 question = {"texts": [next(texts)], "temperature": 0.0, "seconds": seconds + NINTH_SKIP_SECONDS}
-                windows.append({each: ninth.ask(**question, mode=each) for each in in_turn(number, "off", mode)})
+                windows.append({each: busy_share(peer, guessing, question, each) for each in in_turn(number, *modes)})
             answer = others.read()
-        rows.append({"peers": 1, "rtt_ms": 1000 * rtt_seconds, "mode": mode, **beside(answer, windows, mode)})
+        facts = {"others": count, "rtt_ms": 1000 * rtt_seconds, "mode": mode}
+        rows.append({**facts, **beside(answer, windows, *modes)})
     return rows
 
 
-def beside(answer: Mapping[str, Any], windows: Sequence[Mapping[str, Any]], mode: str) -> dict[str, Any]:
-    """Figures of the eight while the ninth did this and that; windows after their end do not count.
+def busy_share(peer: Child, guessing: Child, question: Mapping[str, Any], mode: str) -> dict[str, Any]:
+    """The answer of a session, and the share of its time in which the peer's process was at work (`busy`)."""
+    used, began = peer.cpu_seconds(), time.perf_counter()
+    answer = guessing.ask(**question, mode=mode)
+    return {**answer, "busy": (peer.cpu_seconds() - used) / (time.perf_counter() - began)}
 
-    Beside tokens per second the time of a token, the median of a window: bursts of other load change it less.
+
+@contextlib.contextmanager
+def apart(peer: Child) -> Iterator[None]:
+    """A peer has one core for itself, and what this process starts meanwhile the others; where there is one, all it."""
+    cores = os.sched_getaffinity(0)
+    own = {min(cores)}
+    for thread in peer.threads():
+        os.sched_setaffinity(thread, own)
+    os.sched_setaffinity(0, cores - own or cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def beside(
+    answer: Mapping[str, Any], windows: Sequence[Mapping[str, Any]], off: str, kept: str, mode: str
+) -> dict[str, Any]:
+    """Figures of the others while one session did this and that; windows after their end do not count.
+
+    `ratio` is tokens per second with guesses over those without, `sent_ratio` over those with guesses kept back.
+    `peer_cost` is by what share of the time of a token its step was longer at the peer, from arrival to answer: there
+    no load of the clients' machine is in it.
     """
-    found, token_ratios = [], []
-    for pair in windows:
-        if max(each["ended"] for each in pair.values()) > answer["ended"]:
+    found, sent, kept_back, costs, at_peer = [], [], [], [], []
+    for turn in windows:
+        if max(each["ended"] for each in turn.values()) > answer["ended"]:
             break
-        spans = [(pair[each]["began"] + NINTH_SKIP_SECONDS, pair[each]["ended"]) for each in ("off", mode)]
-        off, with_ = (tokens_of(answer, *span) / (span[1] - span[0]) for span in spans)
-        found.append((off, with_, pair[mode]["guessed"]))
-        before, after = (statistics.median(token_seconds(answer, *span)) for span in spans)
-        token_ratios.append(after / before)
-    token_time = {"token_ratio": statistics.median(token_ratios), "token_interval": interval(token_ratios)}
-    return {**compared(found), **token_time}
+        spans = {each: (turn[each]["began"] + NINTH_SKIP_SECONDS, turn[each]["ended"]) for each in (off, kept, mode)}
+        rates = {each: tokens_of(answer, *span) / (span[1] - span[0]) for each, span in spans.items()}
+        found.append((rates[off], rates[mode], turn[mode]["guessed"]))
+        sent.append(rates[mode] / rates[kept])
+        kept_back.append(rates[kept] / rates[off])
+        before, after = (seconds_at_peers(answer, *spans[each]) for each in (off, mode))
+        token = statistics.median(token_seconds(answer, *spans[off]))
+        costs.append((after - before) / token)
+        at_peer.append(before)
+    return {
+        **compared(found),
+        "kept_ratio": statistics.median(kept_back),
+        "kept_interval": interval(kept_back),
+        "sent_ratio": statistics.median(sent),
+        "sent_interval": interval(sent),
+        "at_peer_ms": 1000 * statistics.median(at_peer),
+        "peer_cost": statistics.median(costs),
+        "peer_cost_interval": interval(costs),
+        "busy": statistics.median(turn[off]["busy"] for turn in windows),
+        "busy_with": statistics.median(turn[mode]["busy"] for turn in windows),
+    }
+
+
+def seconds_at_peers(answer: Mapping[str, Any], begin: float, end: float) -> float:
+    """The mean time that a step was at peers, over the samples of all texts from one moment to the other."""
+    steps, seconds = 0, 0.0
+    for samples in answer["at_peers"]:
+        within = [sample for sample in samples if begin <= sample[0] < end]
+        if within:
+            steps += within[-1][1] - within[0][1]
+            seconds += within[-1][2] - within[0][2]
+    return seconds / steps
 
 
 def tokens_of(answer: Mapping[str, Any], begin: float, end: float = float("inf")) -> int:
@@ -131,9 +195,9 @@ def beginnings(seed: int) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def client(folder: Path, addresses: Sequence[str], nice: int = 0) -> Iterator[Child]:
+def client(folder: Path, addresses: Sequence[str], rank: str = "usual") -> Iterator[Child]:
     """A process of guess_crowd_worker.py that has generated something."""
-    arguments: list[str | Path] = ["-m", "benchlib.guess_crowd_worker", str(nice), DEMO_MODEL, *addresses]
+    arguments: list[str | Path] = ["-m", "benchlib.guess_crowd_worker", rank, DEMO_MODEL, *addresses]
     with Child(*arguments, log=folder / "crowd.log") as child:
         child.read()
         for mode in ("off", "both"):

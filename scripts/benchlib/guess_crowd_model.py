@@ -12,11 +12,15 @@ import heapq
 import itertools
 import random
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .intervals import interval
+
+if TYPE_CHECKING:
+    from blockswarm.peer.engine.guess_time import EngineStep
+    from blockswarm.peer.engine.scheduler import StepChoice
 
 GUESSES = 8
 CHUNK_TOKENS = 64
@@ -45,6 +49,8 @@ class Session:
     at_work: bool = False
     queue: list[Job] = field(default_factory=list)
     token_seconds: list[float] = field(default_factory=list)
+    guessing_texts: int = 0
+    """Tokens with which guesses travelled."""
 
 
 @dataclass(eq=False)
@@ -75,9 +81,10 @@ class Peer:
 
     def run(self, sessions: list[Session]) -> None:
         """Compute until the time is over."""
-        from blockswarm.peer.engine.scheduler import MOST_DEFERRALS, TextTime, plan_step
+        from blockswarm.peer.engine.guess_time import GuessTime
+        from blockswarm.peer.engine.scheduler import MOST_DEFERRALS, plan_step
 
-        text_time = TextTime()
+        guess_time = GuessTime()
         for session in sessions:
             self.send_text(session, self.rng.random() * (self.rtt_seconds + self.step_seconds))
         while self.now < VIRTUAL_SECONDS:
@@ -95,7 +102,8 @@ class Peer:
             for at in waiting:
                 self.jobs[at].deferred += 1
             self.now += seconds
-            text_time.note(texts, seconds, self.now)
+            step = self.step(choice, guesses, texts, self.now - seconds)
+            guess_time.note(step)
             for take in choice.takes:
                 self.jobs[take.job].left -= take.count
             order, self.jobs = [self.jobs[at] for at in choice.order], []
@@ -103,7 +111,19 @@ class Peer:
                 if job.left:
                     self.jobs.append(job)
                 else:
-                    self.answer(job, self.rules and text_time.crowds_out(job.session, self.now))
+                    self.answer(job, self.rules and guess_time.is_lacking(job.session, self.now))
+
+    def step(self, choice: StepChoice, guesses: Mapping[int, int], texts: list[Session], began_at: float) -> EngineStep:
+        """The step that ends now, as the peer notes it."""
+        from blockswarm.peer.engine.guess_time import EngineStep
+
+        taken = [
+            (self.jobs[take.job], take.count - self.jobs[take.job].left + guesses.get(take.job, 0))
+            for take in choice.takes
+        ]
+        guessed = {job.session: count for job, count in taken if count > 0}
+        arrived = {job.session: at for at, _, job in self.arrivals if job.text and at < self.now}
+        return EngineStep(texts, guessed, sum(take.count for take in choice.takes), began_at, self.now, arrived)
 
     def accept(self) -> None:
         """Take what has arrived; wait for it if there is nothing to do."""
@@ -133,6 +153,7 @@ class Peer:
 
     def send_text(self, session: Session, at: float) -> None:
         guesses = 0 if session.crowded else session.guesses
+        session.guessing_texts += guesses > 0
         self.send(Job(session, 1, 1 + guesses, guesses), at)
         if guesses:
             self.send(Job(session, 0, guesses, guesses), at + self.rtt_seconds / 2)
@@ -141,22 +162,26 @@ class Peer:
         heapq.heappush(self.arrivals, (at, next(self.numbers), job))
 
 
-def token_seconds(case: tuple[int, float, float, float], rules: str, seed: int) -> float:
-    """The mean time of a token of the sessions without guesses."""
+def run(case: tuple[int, float, float, float], rules: str, seed: int) -> tuple[float, float]:
+    """The mean time of a token of the others, and the share of the guessing session's tokens with guesses."""
     count, *times = case
     others = [Session() for _ in range(count)]
     guessing = Session(guesses=0 if rules == "no guesses" else GUESSES)
     Peer(*times, rules == "rules", random.Random(seed)).run([*others, guessing])
-    return statistics.mean(seconds for session in others for seconds in session.token_seconds[1:])
+    seconds = statistics.mean(seconds for session in others for seconds in session.token_seconds[1:])
+    return seconds, guessing.guessing_texts / len(guessing.token_seconds)
 
 
 def crowd_model(runs: int) -> list[dict[str, Any]]:
     """The cost to the others with the peer's rules, and if guesses were rows like any others; over as many seeds."""
     rows = []
     for case in CASES:
-        found = {rules: [token_seconds(case, rules, seed) for seed in range(runs)] for rules in RULES}
+        found = {rules: [run(case, rules, seed) for seed in range(runs)] for rules in RULES}
         costs = {
-            rules: [100 * (after / before - 1) for before, after in zip(found["no guesses"], found[rules], strict=True)]
+            rules: [
+                100 * (after / before - 1)
+                for (before, _), (after, _) in zip(found["no guesses"], found[rules], strict=True)
+            ]
             for rules in RULES
         }
         count, rtt_seconds, step_seconds, row_seconds = case
@@ -166,9 +191,10 @@ def crowd_model(runs: int) -> list[dict[str, Any]]:
                 "rtt_ms": 1000 * rtt_seconds,
                 "step_ms": 1000 * step_seconds,
                 "row_ms": 1000 * row_seconds,
-                "token_ms": 1000 * statistics.median(found["no guesses"]),
+                "token_ms": 1000 * statistics.median(seconds for seconds, _ in found["no guesses"]),
                 "cost_percent": statistics.median(costs["rules"]),
                 "interval": interval(costs["rules"]),
+                "guessing_percent": 100 * statistics.median(share for _, share in found["rules"]),
                 "percent_without_rules": statistics.median(costs["no rules"]),
             }
         )

@@ -104,7 +104,19 @@ TABLES: Mapping[str, Sequence[tuple[str, str]]] = {
     "lines": _TEXTS,
     "loopback": _TEXTS,
     "together": _CLIENTS,
-    "crowd": (*_CLIENTS, ("time of a token", "token_ratio"), ("interval", "token_interval")),
+    "crowd": (
+        ("others", "others"),
+        *_CLIENTS[1:],
+        ("kept back", "kept_ratio"),
+        ("interval", "kept_interval"),
+        ("over kept back", "sent_ratio"),
+        ("interval", "sent_interval"),
+        ("at the peer ms", "at_peer_ms"),
+        ("longer there, of a token", "peer_cost"),
+        ("interval", "peer_cost_interval"),
+        ("peer busy without", "busy"),
+        ("with", "busy_with"),
+    ),
     "crowd-model": (
         ("others", "clients"),
         ("RTT ms", "rtt_ms"),
@@ -114,6 +126,7 @@ TABLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("cost %", "cost_percent"),
         ("interval", "interval"),
         ("without rules %", "percent_without_rules"),
+        ("tokens with guesses %", "guessing_percent"),
     ),
     "flips": (("text", "kind"), ("tokens", "tokens"), ("flips", "flips"), ("rows guessed", "guessed")),
 }
@@ -134,5 +147,5 @@ def cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "NO"
     if isinstance(value, tuple):
-        return "-".join(f"{bound:.2f}" for bound in value)
+        return " to ".join(f"{bound:.3f}" for bound in value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)

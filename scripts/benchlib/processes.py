@@ -118,6 +118,10 @@ class Child:
         """CPU time used so far by the process and those it started."""
         return sum(_cpu_seconds(pid) for pid in self._pids())
 
+    def threads(self) -> list[int]:
+        """The ids of all threads of the process and of those it started."""
+        return [thread.id for pid in self._pids() for thread in psutil.Process(pid).threads()]
+
     def memory_bytes(self) -> int:
         """Proportional set size of the process and those it started: what is shared counts in proportion."""
         return sum(self.memory_by_process())

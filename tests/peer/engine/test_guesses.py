@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from blockswarm.peer.engine import engine
+from blockswarm.peer.engine.batch import Share, compute_shares
 from blockswarm.peer.engine.cache.session import SessionKv, StepOutput
-from blockswarm.peer.engine.scheduler import CROWDED_SHARE, MOST_DEFERRALS, TextTime
+from blockswarm.peer.engine.jobs import text_and_guesses
+from blockswarm.peer.engine.scheduler import MOST_DEFERRALS
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.proto.wire.tensors import encode_tensor
 from support.local_engine import HeldThread, LocalEngine, random_hidden
 from support.tiny_models import write_tiny_checkpoint
-
-
-class Session:
-    pass
 
 
 @pytest.fixture
@@ -31,37 +33,21 @@ async def step(peer: LocalEngine, kv: SessionKv, start: int, count: int, guessed
     return await peer.engine.step(kv, plan, encode_tensor(random_hidden(count)))
 
 
-def test_what_others_take_is_a_share_of_the_time() -> None:
-    """Two sessions that share steps of 10 ms, one every 40 ms, are computed for a quarter of the time each."""
-    time, mine, other = TextTime(), Session(), Session()
-    for number in range(200):
-        time.note([mine, other], 0.01, 0.04 * number)
-    assert time.others(mine, 8.0) == pytest.approx(0.25, rel=0.1)
-    assert time.others(Session(), 8.0) == pytest.approx(0.5, rel=0.1)
-    assert not time.crowds_out(mine, 8.0)
-
-
-def test_a_session_that_is_alone_is_never_crowded_out() -> None:
-    time, mine = TextTime(), Session()
-    for number in range(100):
-        time.note([mine], 0.1, 0.1 * number)
-        assert not time.crowds_out(mine, 0.1 * number)
-    assert time.crowds_out(Session(), 10.0)
-    assert time.others(Session(), 10.0) > CROWDED_SHARE
-
-
-def test_crowds_are_forgotten_when_they_go() -> None:
-    time, mine = TextTime(), Session()
-    for number in range(100):
-        time.note([Session()], 0.1, 0.1 * number)
-    assert time.crowds_out(mine, 10.0)
-    assert not time.crowds_out(mine, 13.0)
-
-
-def test_steps_of_guesses_only_change_no_share() -> None:
-    time, mine = TextTime(), Session()
-    time.note([], 100.0, 1.0)
-    assert time.others(mine, 1.0) == 0.0
+@pytest.mark.parametrize(
+    ("left", "takes", "guesses_left", "expected"),
+    [
+        ([1], [(0, 1)], 0, (1, 0)),
+        ([9], [(0, 9)], 8, (1, 8)),
+        ([9], [(0, 1)], 8, (1, 0)),
+        ([8], [(0, 8)], 8, (0, 8)),
+        ([3, 9], [(0, 3), (1, 7)], 8, (4, 6)),
+        ([3, 9], [(0, 3)], 8, (3, 0)),
+    ],
+)
+def test_the_tokens_of_a_take_are_texts_before_they_are_guesses(
+    left: list[int], takes: list[tuple[int, int]], guesses_left: int, expected: tuple[int, int]
+) -> None:
+    assert text_and_guesses(left, takes, guesses_left) == expected
 
 
 def test_texts_go_before_guesses_and_these_wait_for_a_bounded_number_of_steps(peer: LocalEngine) -> None:
@@ -134,3 +120,35 @@ def test_a_session_hears_when_others_need_the_time_and_one_alone_never_does(peer
         raise AssertionError("the other session's prompts take nearly all of the time")
 
     asyncio.run(scenario())
+
+
+def test_a_session_hears_that_the_text_of_another_has_waited_for_its_guesses(
+    peer: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text that comes while guesses are computed waits until they are: 0.1 s in the first second is too much."""
+    computing, arrived = threading.Event(), threading.Event()
+
+    def slow(shares: Sequence[Share]) -> Any:
+        computing.set()
+        assert arrived.wait(60)
+        came = time.monotonic()
+        while time.monotonic() < came + 0.1:
+            pass
+        return compute_shares(shares)
+
+    async def scenario() -> tuple[bool, bool]:
+        guessing, other = peer.open(), peer.open()
+        assert not (await step(peer, guessing, 0, 1)).crowded
+        await step(peer, other, 0, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "compute_shares", slow)
+            guesses = asyncio.ensure_future(step(peer, guessing, 1, 4, guessed=4))
+            assert await asyncio.to_thread(computing.wait, 60)
+            text = asyncio.ensure_future(step(peer, other, 1, 1))
+            await asyncio.sleep(0)  # it puts what it has into the engine
+            arrived.set()
+            await guesses
+        other_hears = (await text).crowded
+        return (await step(peer, guessing, 1, 1)).crowded, other_hears
+
+    assert asyncio.run(scenario()) == (True, False)

@@ -1,0 +1,124 @@
+"""Whether there is time for guesses: they only save waiting for the network, and texts of other sessions wait for them.
+
+Two things say no.  Where the texts of others take much of the engine's time, every guessed row keeps some of them
+waiting.  And where they do not, a text may still arrive while a step of guesses is computed, which cannot be stopped:
+how long the texts of each session have waited for that is measured, and is kept to a small share of the session's time.
+A session that has guessed itself bears the guesses of others, since all of them gain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+TEXT_FADING = 1.0
+"""The rate, per second, at which computed time fades: after a second it counts for a third."""
+CROWDED_SHARE = 0.5
+"""Where the texts of others are in the engine for more than this share of the time, guesses keep too many waiting.
+
+The share is added up over sessions: it is how many of their steps are met by one that takes as long as theirs.
+"""
+DELAY_FADING = 0.2
+"""That of waits for guesses: a single one may be longer than what a second allows."""
+DELAYED_SHARE = 0.015
+"""Guesses pause where the texts of a session that makes none have waited for them for more than this share of the time.
+
+The promise is 3 %; what guesses cost beside the engine, and a wait that begins before the pause, have the rest.
+"""
+
+
+_SMOOTHING = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStep:
+    """The tokens of a step of the engine, and the texts that came meanwhile."""
+
+    texts: Collection[Any]
+    """Sessions of whose texts it had tokens."""
+    guesses: Mapping[Any, int]
+    """Guessed tokens that it had, by session."""
+    tokens: int
+    """All that it had."""
+    began_at: float
+    ended_at: float
+    waiting: Mapping[Any, float]
+    """Sessions whose texts arrived meanwhile, and when."""
+
+
+class GuessTime:
+    """The use of the engine by texts and guesses, newer times counting more.
+
+    Sessions are any hashable objects; one that nobody else holds is forgotten. Moments are of any clock.
+    """
+
+    def __init__(self) -> None:
+        self._all = _Share(TEXT_FADING)
+        self._own: WeakKeyDictionary[Any, _Share] = WeakKeyDictionary()
+        self._delays: WeakKeyDictionary[Any, _Share] = WeakKeyDictionary()
+        """Waits of sessions that make no guesses; those that have faded are dropped."""
+        self._guessing: WeakSet[Any] = WeakSet()
+        self._usual_seconds = 0.0
+        """The time of a step with one token of each text, smoothed."""
+
+    def note(self, step: EngineStep) -> None:
+        """A step of the engine has ended. O(its sessions, and those that wait)."""
+        seconds, now = step.ended_at - step.began_at, step.ended_at
+        self._all.add(seconds * len(step.texts), now)
+        for session in step.texts:
+            self._own.setdefault(session, _Share(TEXT_FADING)).add(seconds, now)
+        if not step.guesses:
+            if step.tokens == len(step.texts):
+                self._usual_seconds += _SMOOTHING * (seconds - self._usual_seconds)
+            return
+        for session in step.guesses:
+            self._guessing.add(session)
+            self._delays.pop(session, None)
+        longer = self._longer_by_guesses(step)
+        waited = {session: min(longer, now - at) for session, at in step.waiting.items()}
+        for session, extra in (dict.fromkeys(step.texts, longer) | waited).items():
+            if session not in self._guessing and extra > 0.0:
+                self._delays.setdefault(session, _Share(DELAY_FADING)).add(extra, now)
+
+    def _longer_by_guesses(self, step: EngineStep) -> float:
+        """By how many seconds guesses made a step longer: of two estimates that are too high, the lower one."""
+        seconds = step.ended_at - step.began_at
+        if not step.texts:
+            return seconds
+        share = sum(step.guesses.values()) / step.tokens
+        return max(0.0, min(seconds * share, seconds - self._usual_seconds))
+
+    def others(self, session: Any, now: float) -> float:
+        """The shares of all sessions but this one, added up: above 1 where they share steps. O(1)."""
+        own = self._own.get(session)
+        return max(0.0, self._all.at(now) - (own.at(now) if own is not None else 0.0))
+
+    def most_delayed(self, session: Any, now: float) -> float:
+        """The largest share of its time that another session's text has waited for guesses. O(sessions that have)."""
+        shares = {other: share.at(now) for other, share in self._delays.items() if other is not session}
+        for other in [other for other, share in shares.items() if share < DELAYED_SHARE / 100]:
+            del self._delays[other]
+        return max(shares.values(), default=0.0)
+
+    def is_lacking(self, session: Any, now: float) -> bool:
+        """Whether there is no time for the guesses of a session."""
+        return self.others(session, now) > CROWDED_SHARE or self.most_delayed(session, now) > DELAYED_SHARE
+
+
+class _Share:
+    """A share of the time, fading."""
+
+    def __init__(self, fading: float) -> None:
+        self._fading = fading
+        self._value = 0.0
+        self._at = 0.0
+
+    def at(self, now: float) -> float:
+        return self._value * math.exp(-self._fading * max(0.0, now - self._at))
+
+    def add(self, seconds: float, now: float) -> None:
+        self._value = self.at(now) + self._fading * seconds
+        self._at = now
