@@ -389,6 +389,7 @@ async def _cost_before_blocks(setup: PeerSetup) -> ComputeCost:
         from .engine.load import sample_stage  # brings torch
         from .offer.calibrate import calibrate
 
-        return calibrate(sample_stage(setup.checkpoint.config, setup.examined), time.perf_counter)
+        stage = sample_stage(setup.checkpoint.config, setup.examined)
+        return calibrate(stage, time.perf_counter, setup.config.timing.calibration_seconds)
 
     return await asyncio.to_thread(measure)

@@ -93,10 +93,11 @@ async def _known_cost(setup: PeerSetup, stage: Stage) -> ComputeCost:
     """
     store = CostStore(setup.config.data_folder)
     known = store.load(setup.measured)
-    if known is not None and await asyncio.to_thread(still_holds, stage, known, time.perf_counter):
+    budget_seconds = setup.config.timing.calibration_seconds
+    if known is not None and await asyncio.to_thread(still_holds, stage, known, time.perf_counter, budget_seconds):
         return known
     logger.info("measuring the blocks")
-    cost = await asyncio.to_thread(calibrate, stage, time.perf_counter)
+    cost = await asyncio.to_thread(calibrate, stage, time.perf_counter, budget_seconds)
     cost = replace(cost, visit=known.visit if known is not None else 0.0)
     await asyncio.to_thread(store.save, setup.measured, cost)
     return cost
@@ -111,20 +112,22 @@ class _Serving:
 
         config = setup.config
         self._setup = setup
-        self._timing = config.timing
-        self._owner = OwnerLoad(read_cpu, time.monotonic, os.cpu_count() or 1) if config.nice else None
-        self._estimate = CostEstimate(cost)
+        self._timing = timing = config.timing
+        self._owner = OwnerLoad(read_cpu, time.monotonic, os.cpu_count() or 1, timing) if config.nice else None
+        self._estimate = CostEstimate(cost, timing.cost_half_life_seconds)
         self._cost = cost
         """The cost that clients plan with: the estimate as it was taken last, see `_take_cost`."""
         pool = KvPool(hosted.room_bytes, config.prefix_cache_bytes)
         policy = self._policy(len(hosted.blocks))
-        self._engine = engine = Engine(hosted.stage, pool, policy, [self._observe])
+        self._engine = engine = Engine(hosted.stage, pool, policy, [self._observe], timing.steps)
         self._hosting = hosting = Hosting(
-            engine, hosted, setup.offer, setup.source, self._note_swap, setup.free_bytes, config.timing
+            engine, hosted, setup.offer, setup.source, self._note_swap, setup.free_bytes, timing
         )
         self._swapped = asyncio.Event()
         token_seconds = cost.decode_seconds() * len(hosted.blocks)
-        self._sessions = SessionTable(hosted.room, token_seconds=token_seconds, client_share=config.client_share)
+        self._sessions = SessionTable(
+            hosted.room, token_seconds=token_seconds, client_share=config.client_share, timing=timing.admission
+        )
         self._replay = ReplayStore(config.replay_bytes)
         hellos = HelloChecker(setup.identity.peer_id, setup.clock, setup.swarm_key, config.allowed_peers)
         self._reach = PeerReach(self._reach_needs(hellos), self._swapped.set)
@@ -297,7 +300,7 @@ class _Serving:
     # --- what follows the engine ---
 
     def _policy(self, num_blocks: int) -> EnginePolicy:
-        policy = EnginePolicy(chunk_tokens_within(self._cost, num_blocks))
+        policy = EnginePolicy(chunk_tokens_within(self._cost, num_blocks, self._timing.steps.stall_seconds))
         return policy if self._owner is None else replace(policy, pause=self._owner.pause)
 
     def _take_cost(self) -> None:

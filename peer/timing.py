@@ -21,6 +21,8 @@ from ..proto.wire.timing import (
     UNUSED_ROOM_SECONDS,
 )
 from ..routing.place.moves import ClaimTiming
+from ..routing.timing import AdmissionTiming
+from .engine.scheduler import StepTiming
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,18 @@ class PeerTiming:
     """Time for a peer that is stopped before it serves to clean up; then its process is left, whatever runs in it."""
     goodbye_seconds: float = 3.0
     """Wait for the directory to take the last records; without them the old one runs out by itself."""
+
+    # Computing.
+    steps: StepTiming = field(default_factory=StepTiming)
+    calibration_seconds: float = 2.0
+    """For the timed runs that measure the blocks at the start. A stage that is too slow for it is measured with fewer
+    of its blocks and shorter steps."""
+    cost_half_life_seconds: float = 200.0
+    """Time of serving after which a step counts half for the cost that is announced."""
+    owner_sample_seconds: float = 1.0
+    """Time between two looks at how busy the machine is, where the peer yields to its owner."""
+    owner_pause_seconds: float = 2.0
+    """Longest pause between two steps for the owner's sake."""
 
     # The directory.
     record_refresh_seconds: float = RECORD_REFRESH_SECONDS
@@ -135,6 +149,7 @@ class PeerTiming:
     """The same for a peer that is; one that finds itself not reached asks once more before it believes it."""
 
     # Waiting for room.
+    admission: AdmissionTiming = field(default_factory=AdmissionTiming)
     max_wait_seconds: float = MAX_WAIT_SECONDS
     """Longest wait of a session, whatever it asks for."""
     news_seconds: float = 1.0

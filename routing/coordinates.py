@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .swarm import Coordinate, PeerId
+from .timing import MAX_RTT_SECONDS, RTT_MEMORY_SECONDS
 
 FloatArray = NDArray[np.float64]
 
@@ -36,8 +37,6 @@ DIMENSIONS = 3
 """Dimensions of the Euclidean part; the height comes on top."""
 MIN_HEIGHT = 1e-4
 """Heights stay positive (section 5.4 of the paper); seconds, as all lengths here."""
-MAX_RTT_SECONDS = 30.0
-"""A longer round trip is an error or an attack, not a network."""
 MAX_PLACE = 2.0
 """The largest number on an axis, and the largest height; what lies farther out is an error or an attack likewise."""
 MIN_GAIN = 0.02
@@ -96,8 +95,6 @@ MAX_NEIGHBOURS = 32
 """Nodes whose round trips are kept (the paper's number, section 5.1)."""
 MAX_ROUND_TRIPS = 4
 """Round trips that are kept of each; the shortest counts, since noise only makes them longer."""
-SAMPLE_AGE = 1800.0
-"""The age at which a round trip no longer counts."""
 
 
 class Samples:
@@ -118,7 +115,7 @@ class Samples:
 
     def rtt_seconds(self, now_seconds: float) -> dict[PeerId, float]:
         """The shortest round trip to each node."""
-        oldest = now_seconds - SAMPLE_AGE
+        oldest = now_seconds - RTT_MEMORY_SECONDS
         self._round_trips = {
             peer: recent
             for peer, kept in self._round_trips.items()

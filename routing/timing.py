@@ -2,10 +2,12 @@
 
 Placement judges claims, ages and absences by them, so peers with other numbers would plan other swarms.  The rest of
 what nodes must agree on in time is in `proto/wire/timing.py`, which begins with these; how they depend on each other
-is asserted in its test.  All are seconds.
+is asserted in its test.  `AdmissionTiming` alone is each peer's own.  All are seconds.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 RECORD_LIFETIME_SECONDS = 60.0
 """Time after its issue during which a record says that its peer serves."""
@@ -31,9 +33,31 @@ RANK_MEMORY_SECONDS = 180.0
 MAX_FORECAST_SECONDS = 7 * 86400.0
 """Farthest moment, from now, at which room is expected to become free: no session may last longer."""
 
+
+@dataclass(frozen=True, slots=True)
+class AdmissionTiming:
+    """The times of a peer's table of sessions; no other node relies on them."""
+
+    min_retry_seconds: float = 1.0
+    """Shortest pause that a session which got no room is asked for."""
+    forecast_seconds: float = 1.0
+    """How long a forecast is reused, so that thousands of refusals cost no more than a few."""
+    concurrency_seconds: float = 600.0
+    """Time over which the number of open sessions is averaged."""
+
+
+# --- round trips -----------------------------------------------------------------------------------------------------
+
+MAX_RTT_SECONDS = 30.0
+"""A longer round trip is an error or an attack, not a network."""
+RTT_MEMORY_SECONDS = 1800.0
+"""Age at which a measured round trip no longer counts."""
+
 # --- planning --------------------------------------------------------------------------------------------------------
 
 UNKNOWN_RTT_SECONDS = 0.1
 """Assumed round trip to a peer that has no coordinate yet."""
 CLIENT_CELL_SECONDS = 0.01
 """Side of the cells into which clients are sorted: those in one cell are planned for as one."""
+OVERLOAD_SECONDS = 3600.0
+"""Time under the planned rate for which R is chosen where no R carries it; for longer, only more peers help."""

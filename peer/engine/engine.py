@@ -44,7 +44,7 @@ from .jobs import (
     takes_by_job,
     text_and_guesses,
 )
-from .scheduler import MOST_DEFERRALS, EnginePolicy, ExpectedSessions, gather_until, plan_step
+from .scheduler import MOST_DEFERRALS, EnginePolicy, ExpectedSessions, StepTiming, gather_until, plan_step
 from .step_record import StepListener
 
 __all__ = ["Engine", "EnginePolicy", "SessionKv", "StepOutput"]
@@ -64,12 +64,14 @@ class Engine:
         pool: KvPool,
         policy: EnginePolicy = EnginePolicy(),  # noqa: B008  # a value
         listeners: Sequence[StepListener] = (),
+        timing: StepTiming = StepTiming(),  # noqa: B008  # a value
     ) -> None:
         """`pool` is the memory of the sessions; `listeners` hear of every step, in the engine's thread."""
         self.pool = pool
         self._stage = stage
         self._policy = policy
         self._listeners = tuple(listeners)
+        self._timing = timing
         # A task of this executor runs while there is something to do: an engine that is forgotten holds no thread up.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._changed = threading.Condition()
@@ -77,7 +79,7 @@ class Engine:
         self._running = False
         self._closed = False
         self._inbox: list[StepJob | EngineWork] = []
-        self._expected = ExpectedSessions()
+        self._expected = ExpectedSessions(timing.turnaround_seconds)
         # The loop's own:
         self._latest: WeakKeyDictionary[SessionKv, asyncio.Future[StepOutput]] = WeakKeyDictionary()
         # The engine's thread's own:
@@ -302,7 +304,8 @@ class Engine:
         ready_since = max(self._last_step_ended, min(job.arrived_at for job in self._jobs))
         with self._changed:
             while not self._closed:
-                until = gather_until(ready_since, self._expected.returns(ready_since), self._last_step_seconds)
+                expected = self._expected.returns(ready_since)
+                until = gather_until(ready_since, expected, self._last_step_seconds, self._timing.gather_seconds)
                 left = until - time.monotonic()
                 if left <= 0:
                     return

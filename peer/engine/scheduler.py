@@ -31,12 +31,20 @@ DEFAULT_CHUNK_TOKENS = 64
 MIN_CHUNK_TOKENS = 32
 """Smaller chunks read the weights more often than a prompt's speed bears."""
 MAX_CHUNK_TOKENS = 512
-STALL_SECONDS = 0.25
-"""A chunk should not add more than this to a step, or than the step of a decode row takes, where that is more."""
-
-
 MOST_DEFERRALS = 4
 """Steps of the engine that go before the guesses of a session's step."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTiming:
+    """The times by which steps are cut and waited for."""
+
+    stall_seconds: float = 0.25
+    """A chunk should not add more than this to a step, or than the step of a decode row takes, where that is more."""
+    gather_seconds: float = 0.025
+    """The longest wait of a ready job for others; see also `GATHER_SHARE`."""
+    turnaround_seconds: float = 0.1
+    """Longer turnarounds count as this: somebody read the answer, which says little about the next time."""
 
 
 def _no_pause() -> float:
@@ -100,12 +108,12 @@ def plan_step(
     return StepChoice(tuple(takes), (*waiting, *served))
 
 
-def chunk_tokens_within(cost: ComputeCost, num_blocks: int) -> int:
-    """The largest power of two whose prefill keeps the promise of `STALL_SECONDS` on a peer of `num_blocks` blocks.
+def chunk_tokens_within(cost: ComputeCost, num_blocks: int, stall_seconds: float) -> int:
+    """The largest power of two whose prefill keeps `StepTiming.stall_seconds` on a peer of `num_blocks` blocks.
 
     Between `MIN_CHUNK_TOKENS` and `MAX_CHUNK_TOKENS`.
     """
-    allowed_seconds = max(STALL_SECONDS, num_blocks * cost.decode_seconds())
+    allowed_seconds = max(stall_seconds, num_blocks * cost.decode_seconds())
     chunk_tokens = MAX_CHUNK_TOKENS
     while chunk_tokens > MIN_CHUNK_TOKENS and num_blocks * cost.prefill_per_token * chunk_tokens > allowed_seconds:
         chunk_tokens //= 2
@@ -120,10 +128,7 @@ def chunk_tokens_within(cost: ComputeCost, num_blocks: int) -> int:
 
 GATHER_SHARE = 0.25
 """The longest wait of a ready job for others, as a share of the last step's time."""
-GATHER_LIMIT_SECONDS = 0.025
 _SMOOTHING = 0.25
-_LONGEST_TURNAROUND_SECONDS = 0.1
-"""Longer turnarounds count as this: somebody read the answer, which says little about the next time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +140,10 @@ class TurnAround:
 
     @classmethod
     def first(cls, seconds: float) -> TurnAround:
-        seconds = min(seconds, _LONGEST_TURNAROUND_SECONDS)
         return cls(seconds, seconds / 2)
 
     def observed(self, seconds: float) -> TurnAround:
         """With one more observation."""
-        seconds = min(seconds, _LONGEST_TURNAROUND_SECONDS)
         deviation = self.deviation_seconds + _SMOOTHING * (abs(seconds - self.mean_seconds) - self.deviation_seconds)
         return TurnAround(self.mean_seconds + _SMOOTHING * (seconds - self.mean_seconds), deviation)
 
@@ -163,7 +166,9 @@ class ExpectedSessions:
     Sessions are any hashable objects; a session that nobody else holds is forgotten.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, turnaround_seconds: float) -> None:
+        """`turnaround_seconds` as in `StepTiming`."""
+        self._turnaround_seconds = turnaround_seconds
         self._answered_at: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
         self._turn_arounds: WeakKeyDictionary[Any, TurnAround] = WeakKeyDictionary()
         self._expected: WeakKeyDictionary[Any, Return] = WeakKeyDictionary()
@@ -178,7 +183,7 @@ class ExpectedSessions:
         self._expected.pop(session, None)
         answered_at = self._answered_at.pop(session, None)
         if answered_at is not None:
-            before, seconds = self._turn_arounds.get(session), now - answered_at
+            before, seconds = self._turn_arounds.get(session), min(now - answered_at, self._turnaround_seconds)
             self._turn_arounds[session] = before.observed(seconds) if before is not None else TurnAround.first(seconds)
 
     def returns(self, now: float) -> list[Return]:
@@ -188,12 +193,15 @@ class ExpectedSessions:
         return list(self._expected.values())
 
 
-def gather_until(ready_since: float, expected: Iterable[Return], last_step_seconds: float) -> float:
+def gather_until(
+    ready_since: float, expected: Iterable[Return], last_step_seconds: float, gather_seconds: float
+) -> float:
     """The moment until which the engine waits for more jobs; `ready_since`, i.e. not at all, if nobody is expected.
 
     `ready_since`: since when the engine is free and a job is ready. `expected`: of the sessions that are not back yet.
-    A session that usually comes later than the limit is not waited for, and no wait is longer.
+    A session that usually comes later than the limit is not waited for, and no wait is longer.  `gather_seconds` as in
+    `StepTiming`.
     """
-    limit = ready_since + min(GATHER_LIMIT_SECONDS, GATHER_SHARE * last_step_seconds)
+    limit = ready_since + min(gather_seconds, GATHER_SHARE * last_step_seconds)
     ends = (min(back.latest_at, limit) for back in expected if back.usually_at <= limit)
     return max(ready_since, max(ends, default=ready_since))

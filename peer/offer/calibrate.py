@@ -17,8 +17,6 @@ from ..engine.blocks.stage import Stage
 from ..engine.trial import StepTrial
 from .least_squares import nonnegative_least_squares
 
-BUDGET_SECONDS = 2.0
-"""For the timed runs. A stage that is too slow for it is measured with fewer of its blocks and shorter steps."""
 ROUNDS = 4
 DECODE_POINTS = ((1, 64), (1, 512), (4, 64), (8, 64), (8, 256))
 """(rows, context of each)"""
@@ -36,12 +34,12 @@ class _Point:
     run: Callable[[], None]
 
 
-def calibrate(stage: Stage, clock: Callable[[], float]) -> ComputeCost:
-    """Measure a stage that nobody else uses meanwhile, for about `BUDGET_SECONDS` at most.
+def calibrate(stage: Stage, clock: Callable[[], float], budget_seconds: float) -> ComputeCost:
+    """Measure a stage that nobody else uses meanwhile; the timed runs take about `budget_seconds` at most.
 
     `clock` is a monotonic clock in seconds.
     """
-    trial = _warm_up(stage, clock)
+    trial = _warm_up(stage, clock, budget_seconds)
     limit = stage.position_limit
     contexts = _within(limit, [context + 1 for _, context in DECODE_POINTS])
     decode = [
@@ -54,7 +52,7 @@ def calibrate(stage: Stage, clock: Callable[[], float]) -> ComputeCost:
     best = [float("inf")] * (len(decode) + len(prefill))
     # Round by round, so that a moment of other load hits one run of every point and not all runs of one.
     for done in range(ROUNDS):
-        if done and (clock() - spent_from) * (done + 1) / done > BUDGET_SECONDS:
+        if done and (clock() - spent_from) * (done + 1) / done > budget_seconds:
             break
         for index, point in enumerate([*decode, *prefill]):
             best[index] = min(best[index], _timed(point.run, clock))
@@ -64,9 +62,9 @@ def calibrate(stage: Stage, clock: Callable[[], float]) -> ComputeCost:
     return ComputeCost(*(value / blocks for value in (fixed, per_row, per_token, prefill_fixed, prefill_per_token)))
 
 
-def still_holds(stage: Stage, known: ComputeCost, clock: Callable[[], float]) -> bool:
+def still_holds(stage: Stage, known: ComputeCost, clock: Callable[[], float], budget_seconds: float) -> bool:
     """Whether one decode step takes what an earlier measurement says, within 30 %. Nobody else uses the stage."""
-    trial = _warm_up(stage, clock)
+    trial = _warm_up(stage, clock, budget_seconds)
     (length,) = _within(stage.position_limit, [65])
     run = trial.decode(1, length - 1)
     seconds = min(_timed(run, clock) for _ in range(ROUNDS)) / trial.num_blocks
@@ -74,14 +72,14 @@ def still_holds(stage: Stage, known: ComputeCost, clock: Callable[[], float]) ->
     return abs(seconds - expected) <= _SAME_SHARE * expected
 
 
-def _warm_up(stage: Stage, clock: Callable[[], float]) -> StepTrial:
+def _warm_up(stage: Stage, clock: Callable[[], float], budget_seconds: float) -> StepTrial:
     """A trial with as many blocks as the budget allows, warm."""
     total = len(stage.blocks)
     few = StepTrial(stage, min(_MIN_BLOCKS, total))
     run = few.decode(1, 1)
     seconds = min(_timed(run, clock) for _ in range(3))
     # One round has the work of about 60 decoded tokens where prompts are computed at ten times that speed.
-    affordable = int(BUDGET_SECONDS / ROUNDS / 30 / (seconds / few.num_blocks))
+    affordable = int(budget_seconds / ROUNDS / 30 / (seconds / few.num_blocks))
     blocks = min(total, max(_MIN_BLOCKS, affordable))
     trial = StepTrial(stage, blocks)
     warm = trial.decode(1, 1)

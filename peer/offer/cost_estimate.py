@@ -2,7 +2,7 @@
 
 The same two lines as in `calibrate`: decode takes `a + b * rows + c * context`, prefill `a' + p * tokens`, seconds per
 block.  Each is a least-squares fit of relative errors that forgets: an observation loses half of its weight for every
-`HALF_LIFE_SECONDS` of serving and every `HALF_LIFE_STEPS` steps.  What was last known stays in each fit with the weight
+`half_life_seconds` of serving and every `HALF_LIFE_STEPS` steps.  What was last known stays in each fit with the weight
 of a few steps, so that what the traffic does not tell (the cost of a context that nobody uses) is not invented.
 What a visit takes beside computing is a mean that forgets alike; before the first one it is what an earlier run saw.
 No I/O and no clock here.
@@ -19,7 +19,6 @@ from ...routing.swarm import ComputeCost
 from ..engine.step_record import StepRecord
 from .least_squares import nonnegative_least_squares
 
-HALF_LIFE_SECONDS = 200.0
 HALF_LIFE_STEPS = 2000
 INERTIA = 8.0
 """Weight of the last known cost, in steps."""
@@ -43,11 +42,11 @@ class CostEstimate:
     One thread observes steps, and one visits; any thread may read `cost`.
     """
 
-    def __init__(self, start: ComputeCost) -> None:
+    def __init__(self, start: ComputeCost, half_life_seconds: float) -> None:
         self._decode = _Line(_DECODE_POINTS, (start.decode_fixed, start.decode_per_row, start.decode_per_context_token))
         self._prefill = _Line(_PREFILL_POINTS, (start.prefill_fixed, start.prefill_per_token))
         self._visit = _Mean(start.visit)
-        self._steps, self._visits = _Fading(), _Fading()
+        self._steps, self._visits = _Fading(half_life_seconds), _Fading(half_life_seconds)
 
     def observe(self, step: StepRecord, now_seconds: float) -> None:
         """Take in one step; `now_seconds` is of any clock that never goes back.
@@ -90,13 +89,15 @@ def has_changed(announced: ComputeCost, present: ComputeCost, share: float = 0.2
 class _Fading:
     """How much of their weight earlier observations keep at each new one."""
 
-    def __init__(self) -> None:
+    def __init__(self, half_life_seconds: float) -> None:
+        self._half_life_seconds = half_life_seconds
         self._last_seconds: float | None = None
 
     def keep(self, now_seconds: float) -> float:
         idle = 0.0 if self._last_seconds is None else max(0.0, now_seconds - self._last_seconds)
         self._last_seconds = now_seconds
-        return float(0.5 ** (min(idle, HALF_LIFE_SECONDS) / HALF_LIFE_SECONDS + 1 / HALF_LIFE_STEPS))
+        half_lives = min(idle, self._half_life_seconds) / self._half_life_seconds
+        return float(0.5 ** (half_lives + 1 / HALF_LIFE_STEPS))
 
 
 class _Mean:

@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 import psutil
 
 from ..engine.step_record import StepRecord
+from ..timing import PeerTiming
 
 YIELD_FROM = 0.5
 YIELD_UNTIL = 0.33
 LONGEST_PAUSE_STEPS = 9.0
 """Pauses are at most this many times as long as the step before."""
-LONGEST_PAUSE_SECONDS = 2.0
-SAMPLE_SECONDS = 1.0
 NICENESS = 10
 
 
@@ -43,20 +42,23 @@ def others_share(before: CpuReading, after: CpuReading, cores: int) -> float:
     return min(1.0, max(0.0, others / (elapsed * cores)))
 
 
-def pause_seconds(share: float, step_seconds: float) -> float:
+def pause_seconds(share: float, step_seconds: float, longest_seconds: float) -> float:
     """The pause after a step that leaves the others the `share` of the machine that they use."""
     steps = min(share / max(1e-9, 1 - share), LONGEST_PAUSE_STEPS)
-    return min(steps * step_seconds, LONGEST_PAUSE_SECONDS)
+    return min(steps * step_seconds, longest_seconds)
 
 
 class OwnerLoad:
     """Looks at the machine from time to time and says how long to pause. Used by the engine's thread alone."""
 
-    def __init__(self, read: Callable[[], CpuReading], clock: Callable[[], float], cores: int) -> None:
+    def __init__(
+        self, read: Callable[[], CpuReading], clock: Callable[[], float], cores: int, timing: PeerTiming
+    ) -> None:
         """`clock` is the one that readings are taken by."""
         self._read = read
         self._clock = clock
         self._cores = cores
+        self._timing = timing
         self._before = read()
         self._share = 0.0
         self._yields = False
@@ -69,12 +71,14 @@ class OwnerLoad:
 
     def pause(self) -> float:
         """Seconds to wait before the next step; 0 while the machine is free."""
-        if self._clock() - self._before.at_seconds >= SAMPLE_SECONDS:
+        if self._clock() - self._before.at_seconds >= self._timing.owner_sample_seconds:
             reading = self._read()
             self._share = others_share(self._before, reading, self._cores)
             self._before = reading
             self._yields = self._share >= (YIELD_UNTIL if self._yields else YIELD_FROM)
-        return pause_seconds(self._share, self._step_seconds) if self._yields else 0.0
+        if not self._yields:
+            return 0.0
+        return pause_seconds(self._share, self._step_seconds, self._timing.owner_pause_seconds)
 
 
 def read_cpu() -> CpuReading:

@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager, contextmanager
 from ...proto.errors import OutOfMemory, PeerBusy, RemoteProtocolError, SessionLost, SwarmError
 from ...proto.wire.handshake import Grant
 from ...routing.admit.table import (
-    MIN_RETRY_SECONDS,
     AdmissionError,
     AlreadyOpen,
     NeverFits,
@@ -139,7 +138,7 @@ class Admission:
 
     def _too_long(self, grant: Grant, wait_seconds: float) -> PeerBusy:
         self._table.refusals += 1
-        left = max(MIN_RETRY_SECONDS, self._table.start_seconds(grant.key, self._clock()))
+        left = max(self._timing.admission.min_retry_seconds, self._table.start_seconds(grant.key, self._clock()))
         return PeerBusy(left, f"there was no room within {wait_seconds:.0f} s, come back in {left:.0f} s")
 
     def _wake(self, admitted: Iterable[bytes]) -> None:

@@ -22,19 +22,13 @@ from dataclasses import dataclass
 
 from ..releases import MAX_RELEASES, Room
 from ..swarm import KvRelease, PeerId
-from ..timing import MAX_FORECAST_SECONDS
+from ..timing import MAX_FORECAST_SECONDS, AdmissionTiming
 from .forecast import Average, Demand, HoldTimes, Pace, TimeAverage, Turnover, serve_in_order
 from .queue import AdmissionQueue, Ticket
 
 MAX_SESSIONS = 256
 CLIENT_SHARE = 0.5
 """The part of a peer's room, and of its sessions, that one client may hold while others wait."""
-MIN_RETRY_SECONDS = 1.0
-FORECAST_SECONDS = 1.0
-"""How long a forecast is reused, so that thousands of refusals cost no more than a few."""
-UNKNOWN_TOKEN_SECONDS = 0.05
-"""Assumed time of a token before anything was measured."""
-CONCURRENCY_SECONDS = 600.0
 
 
 class AdmissionError(Exception):
@@ -103,9 +97,10 @@ class SessionTable:
         self,
         kv_token_blocks: int,
         max_sessions: int = MAX_SESSIONS,
-        token_seconds: float = UNKNOWN_TOKEN_SECONDS,
+        token_seconds: float = 0.05,
         queue: AdmissionQueue | None = None,
         client_share: float = CLIENT_SHARE,
+        timing: AdmissionTiming = AdmissionTiming(),  # noqa: B008  # a value
     ) -> None:
         """`token_seconds`: time of one token on this peer, until sessions show how long it takes on their chains."""
         if kv_token_blocks < 1 or max_sessions < 1:
@@ -121,6 +116,7 @@ class SessionTable:
         self._max_sessions = max_sessions
         self._queue = AdmissionQueue() if queue is None else queue
         self._client_share = client_share
+        self._timing = timing
         self._held: dict[bytes, _Held] = {}
         self._room_of: Counter[PeerId] = Counter()
         """The room that each client holds."""
@@ -307,7 +303,7 @@ class SessionTable:
     # --- looking ahead ---
 
     def concurrency(self, now: float) -> float:
-        """Open sessions, averaged over the last ten minutes."""
+        """Open sessions, averaged over the last `AdmissionTiming.concurrency_seconds`."""
         return self._concurrency.mean(now) if self._concurrency is not None else 0.0
 
     def releases(self, now: float) -> tuple[KvRelease, ...]:
@@ -324,12 +320,13 @@ class SessionTable:
         return 0 if full else max(0, self.kv_token_blocks_free)
 
     def forecast(self, now: float) -> QueueForecast:
-        """The forecast, at most `FORECAST_SECONDS` old and for about as many waiting sessions as there are now.
+        """The forecast, for about as many waiting sessions as there are now.
 
+        It is at most `AdmissionTiming.forecast_seconds` old.
         O(n log n) for n open and waiting sessions when it is made anew; thousands of simultaneous arrivals reuse it.
         """
         made = self._forecast
-        if made is not None and 0 <= now - made.at_seconds < FORECAST_SECONDS:
+        if made is not None and 0 <= now - made.at_seconds < self._timing.forecast_seconds:
             before = len(made.starts)
             if abs(len(self._queue) - before) <= before // 8:
                 return made
@@ -354,7 +351,7 @@ class SessionTable:
 
     def retry_seconds(self, reservation: Reservation, now: float) -> float:
         """When a session that is refused now should come again."""
-        return max(MIN_RETRY_SECONDS, self._newcomer_wait(self.forecast(now), reservation, now))
+        return max(self._timing.min_retry_seconds, self._newcomer_wait(self.forecast(now), reservation, now))
 
     def _newcomer_wait(self, forecast: QueueForecast, reservation: Reservation, now: float) -> float:
         wait = forecast.newcomer.wait_seconds(reservation.room, now)
@@ -389,7 +386,7 @@ class SessionTable:
 
     def _count_sessions(self, now: float) -> None:
         if self._concurrency is None:
-            self._concurrency = TimeAverage(CONCURRENCY_SECONDS, now)
+            self._concurrency = TimeAverage(self._timing.concurrency_seconds, now)
         self._concurrency = self._concurrency.after(len(self._held), now)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from ..chains import CapacityChain, gca, theorem_4
 from ..perf import FloatArray, IntArray, PerfModel
+from ..timing import OVERLOAD_SECONDS
 from .cgbp import conservative_sizes, largest_feasible_concurrency, place, same_sizes
 
 LOAD_MARGIN = 1.25
@@ -29,9 +30,6 @@ LOAD_MARGIN = 1.25
 
 MOST_PEERS_PLACED = 100_000
 """The effort of a search: placements times peers."""
-
-OVERLOAD_SECONDS = 3600.0
-"""Time under the planned rate for which R is chosen where no R carries it; for longer, only more peers help."""
 
 _ENOUGH = 3.0
 """Chains beyond this many times the planned rate are hardly ever joined."""

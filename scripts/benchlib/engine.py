@@ -405,14 +405,16 @@ def resident_bytes() -> int:
 def measure_cost(bench: Bench) -> list[dict[str, Any]]:
     """The cost that a peer announces after its start, against the time that steps of sessions then take."""
     from blockswarm.peer.offer.calibrate import calibrate
+    from blockswarm.peer.timing import PeerTiming
 
+    budget_seconds = PeerTiming().calibration_seconds
     folder = bench.checkpoint(bench.effort.model)
     rows = []
     for packing in FORMATS[1:]:
         with engine(folder, packing) as ours:
             say(f"cost: {packing}")
             began = time.perf_counter()
-            cost = asyncio.run(in_engine(ours, lambda: calibrate(ours.stage, time.perf_counter)))
+            cost = asyncio.run(in_engine(ours, lambda: calibrate(ours.stage, time.perf_counter, budget_seconds)))
             took = time.perf_counter() - began
             for count in bench.effort.sessions:
                 rate = asyncio.run(decode_rate(ours, count, bench.effort.new_tokens))

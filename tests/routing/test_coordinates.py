@@ -10,10 +10,8 @@ from blockswarm.routing.coordinates import (
     DIMENSIONS,
     MAX_NEIGHBOURS,
     MAX_PLACE,
-    MAX_RTT_SECONDS,
     MIN_HEIGHT,
     ORIGIN,
-    SAMPLE_AGE,
     Sample,
     Samples,
     centroids,
@@ -21,6 +19,7 @@ from blockswarm.routing.coordinates import (
     validate,
 )
 from blockswarm.routing.swarm import Coordinate, PeerId
+from blockswarm.routing.timing import MAX_RTT_SECONDS, RTT_MEMORY_SECONDS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -155,8 +154,8 @@ def test_the_shortest_of_the_latest_round_trips_counts_until_it_is_old() -> None
     for when, seconds in enumerate([0.01, 0.05, 0.06, 0.04, 0.07]):
         samples.add(PeerId("a"), seconds, when)
     assert samples.rtt_seconds(10.0) == {"a": 0.04}  # the first one was pushed out by the fifth
-    assert samples.rtt_seconds(SAMPLE_AGE + 3.5) == {"a": 0.07}
-    assert samples.rtt_seconds(SAMPLE_AGE + 5.0) == {}
+    assert samples.rtt_seconds(RTT_MEMORY_SECONDS + 3.5) == {"a": 0.07}
+    assert samples.rtt_seconds(RTT_MEMORY_SECONDS + 5.0) == {}
 
 
 def test_the_nodes_that_were_measured_last_are_kept() -> None:

@@ -21,11 +21,6 @@ from ...timing import PEER_MEMORY_SECONDS, RECORD_LIFETIME_SECONDS, RECORD_REFRE
 from ..worlds.population import Population
 from .rest import distance_from_scratch
 
-QUIET_SECONDS = 900.0
-"""A swarm in which nothing has changed for this time is taken to rest."""
-AFTERMATH_SECONDS = 5400.0
-"""Time after the last event within which a swarm must come to rest."""
-
 
 @dataclass(frozen=True, slots=True)
 class ProtocolSetup:
@@ -45,6 +40,10 @@ class ProtocolSetup:
     """Every peer's clock is off by a random amount up to this, either way."""
     memory_seconds: float = PEER_MEMORY_SECONDS
     """Time after its last record during which an agent plans with a peer."""
+    quiet_seconds: float = 900.0
+    """A swarm in which nothing has changed for this time is taken to rest."""
+    aftermath_seconds: float = 5400.0
+    """Time after the last event within which a swarm must come to rest."""
     joins_at_once: bool = False
     """See `next_action`."""
 
@@ -131,6 +130,7 @@ class _ProtocolRun:
 
     def run(self) -> ProtocolReport:
         end = self.setup.hours * 3600.0
+        quiet, latest = self.setup.quiet_seconds, end + self.setup.aftermath_seconds
         for _ in range(self.setup.peers):
             self.join()
         for rate, action in (
@@ -141,7 +141,7 @@ class _ProtocolRun:
             at = 0.0
             while rate > 0 and (at := at + self.rng.expovariate(rate / 3600.0)) < end:
                 self.schedule(at, action)
-        while self.heap and self.heap[0][0] < min(max(end, self.last_change) + QUIET_SECONDS, end + AFTERMATH_SECONDS):
+        while self.heap and self.heap[0][0] < min(max(end, self.last_change) + quiet, latest):
             at, _, action = heapq.heappop(self.heap)
             self.advance(at)
             action()

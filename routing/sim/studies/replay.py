@@ -15,13 +15,16 @@ from ..metrics import summarise
 from ..runs.policies import OFFLINE_POLICIES, InfeasibleError, MissingFieldError, prepare
 from ..runs.published import RequestResult, no_progress
 
-MILP_TIME_LIMIT_SECONDS = 300.0
 
+def replay(
+    instance: Instance, policy: str, *, zero_fixed_delay: bool = False, milp_seconds: float = 300.0
+) -> dict[str, Any]:
+    """The report as one JSON-able object; the MILP's solver stops after `milp_seconds`.
 
-def replay(instance: Instance, policy: str, *, zero_fixed_delay: bool = False) -> dict[str, Any]:
-    """The report as one JSON-able object. Raises InfeasibleError, MissingFieldError."""
+    Raises InfeasibleError, MissingFieldError.
+    """
     if policy in OFFLINE_POLICIES:
-        return _offline(instance, policy)
+        return _offline(instance, policy, milp_seconds)
     prepared = prepare(instance, policy, zero_fixed_delay=zero_fixed_delay)
     results = prepared.run(no_progress)
     report = {
@@ -81,7 +84,7 @@ def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else seconds / MILLISECOND
 
 
-def _offline(instance: Instance, policy: str) -> dict[str, Any]:
+def _offline(instance: Instance, policy: str, milp_seconds: float) -> dict[str, Any]:
     """All requests present at once, without block limits, as the published offline problem has it."""
     if instance.requests_per_client is None:
         raise MissingFieldError(f"offline: is missing, but policy {policy} needs it")
@@ -89,7 +92,7 @@ def _offline(instance: Instance, policy: str) -> dict[str, Any]:
     counts = [instance.requests_per_client] * model.num_clients
     report: dict[str, Any] = {"instance": instance.name, "policy": policy, "feasible": True}
     if policy == "milp":
-        solved = solve_bprr(model, counts, time_limit_seconds=MILP_TIME_LIMIT_SECONDS)
+        solved = solve_bprr(model, counts, time_limit_seconds=milp_seconds)
         total = solved.total_seconds
         report |= {
             "R": sum(counts),

@@ -34,7 +34,7 @@ from ...swarm import BlockRange
 from ...timing import DRAIN_SECONDS, RECORD_REFRESH_SECONDS
 
 _MOST_EVENTS = 10_000
-_MOST_SECONDS = 1e10
+_SECONDS_RANGE = (0.0, 1e10)
 _MOST_PER_HOUR = 1e6
 _MOST_FACTOR = 1e6
 
@@ -95,10 +95,10 @@ def read_churn(field: Field, servers: int, num_blocks: int) -> ChurnSpec | None:
     rate_keys = {f"{name}_per_hour": kind for name, kind in _RATES.items()}
     numbers = {
         "slow_factor": (1.0, _MOST_FACTOR),
-        "slow_seconds": (0.0, _MOST_SECONDS),
-        "after_seconds": (0.0, _MOST_SECONDS),
-        "drain_seconds": (0.0, _MOST_SECONDS),
-        "refresh_seconds": (0.0, _MOST_SECONDS),
+        "slow_seconds": _SECONDS_RANGE,
+        "after_seconds": _SECONDS_RANGE,
+        "drain_seconds": _SECONDS_RANGE,
+        "refresh_seconds": _SECONDS_RANGE,
     }
     field.keys((), {*rate_keys, *numbers, "events"})
     given = {
@@ -158,11 +158,11 @@ def _event(field: Field, num_blocks: int) -> ChurnEvent:
             raise field.child(key).error(f'has no meaning for "{kind.value}"')
     slow = kind is Kind.SLOW
     return ChurnEvent(
-        at_seconds=field.child("at_seconds").number(0, _MOST_SECONDS),
+        at_seconds=field.child("at_seconds").number(*_SECONDS_RANGE),
         kind=kind,
         server=field.child("server").integer(0, 10**6),
         factor=field.child("factor").number(1, _MOST_FACTOR) if slow else 1.0,
-        duration_seconds=field.child("duration_seconds").number(0, _MOST_SECONDS) if slow else 0.0,
+        duration_seconds=field.child("duration_seconds").number(*_SECONDS_RANGE) if slow else 0.0,
         blocks=_blocks(field.child("blocks"), num_blocks) if field.child("blocks").value is not None else None,
     )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...coordinates import MAX_RTT_SECONDS
+from ...timing import MAX_RTT_SECONDS
 
 FloatArray = NDArray[np.float64]
 

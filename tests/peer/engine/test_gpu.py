@@ -18,6 +18,7 @@ from blockswarm.peer.engine.device import find_device, free_device_bytes
 from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.engine.load import examine_model, load_examined, load_stage
 from blockswarm.peer.offer.calibrate import calibrate
+from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
 from blockswarm.proto.model.ends import ends_class
 from blockswarm.proto.model.family import load_model
@@ -170,7 +171,7 @@ def test_a_gpu_is_found_and_measured(tmp_path: Path) -> None:
         assert before is not None
         assert after is not None
         assert after < before
-        cost = calibrate(engine.stage, time.perf_counter)
+        cost = calibrate(engine.stage, time.perf_counter, PeerTiming().calibration_seconds)
     finally:
         engine.close()
     assert cost.decode_seconds(1, 64) > 0

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 
 import pytest
 from blockswarm.peer.engine.scheduler import (
-    GATHER_LIMIT_SECONDS,
     GATHER_SHARE,
     MAX_CHUNK_TOKENS,
     MIN_CHUNK_TOKENS,
-    STALL_SECONDS,
     ExpectedSessions,
     Return,
     StepChoice,
+    StepTiming,
     TurnAround,
     chunk_tokens_within,
     gather_until,
@@ -26,6 +25,7 @@ from blockswarm.routing.swarm import ComputeCost
 from hypothesis import given
 from hypothesis import strategies as st
 
+TIMING = StepTiming()
 JOBS = st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=5), min_size=1, max_size=8)
 
 
@@ -127,8 +127,8 @@ def test_what_the_first_prompt_leaves_goes_to_the_next_that_fits() -> None:
 @given(st.floats(1e-6, 0.1), st.floats(1e-6, 0.1), st.integers(1, 80))
 def test_a_chunk_adds_a_quarter_of_a_second_or_one_step_at_most(decode: float, prefill: float, blocks: int) -> None:
     cost = ComputeCost(decode, prefill_per_token=prefill)
-    chunk = chunk_tokens_within(cost, blocks)
-    allowed = max(STALL_SECONDS, blocks * decode)
+    chunk = chunk_tokens_within(cost, blocks, TIMING.stall_seconds)
+    allowed = max(TIMING.stall_seconds, blocks * decode)
     assert chunk == MIN_CHUNK_TOKENS or blocks * prefill * chunk <= allowed
     assert chunk == MAX_CHUNK_TOKENS or blocks * prefill * chunk * 2 > allowed
 
@@ -139,8 +139,8 @@ def test_the_engine_waits_for_who_is_expected_and_never_long(
 ) -> None:
     ready_since = 0.5
     returns = [Return(usually_at, usually_at + later) for usually_at, later in expected]
-    until = gather_until(ready_since, returns, last_step)
-    limit = ready_since + min(GATHER_LIMIT_SECONDS, GATHER_SHARE * last_step)
+    until = gather_until(ready_since, returns, last_step, TIMING.gather_seconds)
+    limit = ready_since + min(TIMING.gather_seconds, GATHER_SHARE * last_step)
     assert ready_since <= until <= limit
     awaited = [back for back in returns if back.usually_at <= limit]
     assert until == ready_since or awaited
@@ -153,7 +153,7 @@ class _Session:
 
 
 def test_who_was_answered_is_expected_after_the_usual_time_and_given_up_when_overdue() -> None:
-    sessions = ExpectedSessions()
+    sessions = ExpectedSessions(TIMING.turnaround_seconds)
     punctual, silent = _Session(), _Session()
     for second in range(5):
         for session in (punctual, silent):
@@ -188,7 +188,7 @@ def test_a_steady_turn_around_is_learnt(seconds: float) -> None:
 def rows_of_steps(turn_around: float, *, gather: bool, clients: int = 8, steps: int = 300) -> list[int]:
     """Rows of steps of 80 ms + 5 ms per row; clients come back `turn_around` after an answer, 20 % more or less."""
     rng = random.Random(0)
-    expected = ExpectedSessions()
+    expected = ExpectedSessions(TIMING.turnaround_seconds)
     sessions = [_Session() for _ in range(clients)]
     arrivals = [(rng.random() * 0.1, index) for index in range(clients)]
     heapq.heapify(arrivals)
@@ -207,7 +207,10 @@ def rows_of_steps(turn_around: float, *, gather: bool, clients: int = 8, steps: 
         now = max(now, arrivals[0][0])
         ready = arrive()
         ready_since = now
-        while gather and (until := gather_until(ready_since, expected.returns(ready_since), last_step)) > now:
+        while gather:
+            until = gather_until(ready_since, expected.returns(ready_since), last_step, TIMING.gather_seconds)
+            if until <= now:
+                break
             now = min([until, *(moment for moment, _ in arrivals[:1])])
             ready += arrive()
         rows.append(len(ready))

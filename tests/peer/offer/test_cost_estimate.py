@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 from blockswarm.peer.engine.step_record import StepRecord
 from blockswarm.peer.offer.cost_estimate import CostEstimate, has_changed
+from blockswarm.peer.timing import PeerTiming
 from blockswarm.routing.swarm import ComputeCost
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 TRUE = ComputeCost(4e-3, 3e-4, 2e-6, 1e-3, 5e-4)
-
+HALF_LIFE_SECONDS = PeerTiming().cost_half_life_seconds
 
 BLOCKS = 8
 
@@ -53,7 +54,7 @@ def assert_near(found: ComputeCost, true: ComputeCost, share: float) -> None:
 @settings(max_examples=20, deadline=None)
 def test_a_wrong_start_is_corrected(seed: int, factor: float) -> None:
     wrong = ComputeCost(*(factor * getattr(TRUE, name) for name in ComputeCost.__slots__))
-    estimate = CostEstimate(wrong)
+    estimate = CostEstimate(wrong, HALF_LIFE_SECONDS)
     for index, step in enumerate(traffic(TRUE, random.Random(seed), 1500, noise=0.1)):
         estimate.observe(step, 0.05 * index)
     assert_near(estimate.cost, TRUE, 0.1)
@@ -61,7 +62,7 @@ def test_a_wrong_start_is_corrected(seed: int, factor: float) -> None:
 
 @pytest.mark.long
 def test_a_machine_that_becomes_slow_is_followed() -> None:
-    estimate = CostEstimate(TRUE)
+    estimate = CostEstimate(TRUE, HALF_LIFE_SECONDS)
     slow = ComputeCost(*(2 * getattr(TRUE, name) for name in ComputeCost.__slots__))
     steps = traffic(TRUE, random.Random(1), 2000, 0.05) + traffic(slow, random.Random(2), 12000, 0.05)
     for index, step in enumerate(steps):
@@ -70,7 +71,7 @@ def test_a_machine_that_becomes_slow_is_followed() -> None:
 
 
 def test_one_suspended_step_is_no_news() -> None:
-    estimate = CostEstimate(TRUE)
+    estimate = CostEstimate(TRUE, HALF_LIFE_SECONDS)
     for index, step in enumerate(traffic(TRUE, random.Random(1), 300, 0.05)):
         estimate.observe(step, 0.05 * index)
     estimate.observe(replace(step_of(TRUE, 1, 100, 0), seconds=3600.0), 20.0)
@@ -79,7 +80,7 @@ def test_one_suspended_step_is_no_news() -> None:
 
 def test_on_a_busy_machine_a_step_costs_what_it_takes_on_average() -> None:
     """One step in ten waits for other programs for fifteen times as long as it computes: a token loses that time."""
-    estimate, rng = CostEstimate(TRUE), random.Random(5)
+    estimate, rng = CostEstimate(TRUE, HALF_LIFE_SECONDS), random.Random(5)
     factors = [16.0 if rng.random() < 0.1 else 1.0 for _ in range(4000)]
     for index, factor in enumerate(factors):
         estimate.observe(step_of(TRUE, 1, 500, 0, factor), 0.05 * index)
@@ -88,7 +89,7 @@ def test_on_a_busy_machine_a_step_costs_what_it_takes_on_average() -> None:
 
 
 def test_without_steps_it_stays_the_start() -> None:
-    cost = CostEstimate(TRUE).cost
+    cost = CostEstimate(TRUE, HALF_LIFE_SECONDS).cost
     assert_near(cost, TRUE, 1e-9)
 
 
@@ -100,7 +101,7 @@ def test_without_steps_it_stays_the_start() -> None:
 @settings(max_examples=60, deadline=None)
 def test_whatever_is_seen_the_cost_is_one(steps: list[tuple[int, int, int, float]]) -> None:
     """ComputeCost refuses negative and infinite values, so it is enough that there is one, always."""
-    estimate = CostEstimate(TRUE)
+    estimate = CostEstimate(TRUE, HALF_LIFE_SECONDS)
     for index, (rows, context, prefill, seconds) in enumerate(steps):
         record = StepRecord(1, max(1, rows), rows, prefill, context, 4, seconds, 0.0)
         estimate.observe(record, 100.0 * index)
@@ -108,7 +109,7 @@ def test_whatever_is_seen_the_cost_is_one(steps: list[tuple[int, int, int, float
 
 
 def test_a_start_without_measured_slopes_is_fine() -> None:
-    estimate = CostEstimate(ComputeCost(1e-3))
+    estimate = CostEstimate(ComputeCost(1e-3), HALF_LIFE_SECONDS)
     for index in range(2000):
         estimate.observe(step_of(TRUE, 2, 50, 0), index)
         estimate.observe(step_of(TRUE, 0, 0, 64), index)
@@ -118,7 +119,7 @@ def test_a_start_without_measured_slopes_is_fine() -> None:
 
 def test_a_visit_costs_what_it_costs_on_average() -> None:
     """Most visits are short, and some wait for the processor: the mean is what a token loses."""
-    estimate, rng = CostEstimate(TRUE), random.Random(3)
+    estimate, rng = CostEstimate(TRUE, HALF_LIFE_SECONDS), random.Random(3)
     assert estimate.cost.visit == 0.0, "nothing is invented"
     seen = [rng.expovariate(1 / 2e-3) for _ in range(4000)]
     for index, seconds in enumerate(seen):
@@ -133,7 +134,7 @@ def test_a_visit_costs_what_it_costs_on_average() -> None:
 
 
 def test_what_an_earlier_run_knew_of_visits_stays_until_there_are_some() -> None:
-    estimate = CostEstimate(replace(TRUE, visit=4e-3))
+    estimate = CostEstimate(replace(TRUE, visit=4e-3), HALF_LIFE_SECONDS)
     assert estimate.cost.visit == 4e-3
     estimate.observe_visit(2e-3, 0.0)
     assert 3e-3 < estimate.cost.visit < 4e-3, "one is not the whole truth"

@@ -7,7 +7,6 @@ import time
 import pytest
 from blockswarm.peer.engine.step_record import StepRecord
 from blockswarm.peer.owner.governor import (
-    LONGEST_PAUSE_SECONDS,
     LONGEST_PAUSE_STEPS,
     CpuReading,
     OwnerLoad,
@@ -15,10 +14,12 @@ from blockswarm.peer.owner.governor import (
     pause_seconds,
     read_cpu,
 )
+from blockswarm.peer.timing import PeerTiming
 from hypothesis import given
 from hypothesis import strategies as st
 
 CORES = 4
+TIMING = PeerTiming()
 
 
 class Machine:
@@ -26,7 +27,7 @@ class Machine:
 
     def __init__(self) -> None:
         self.reading = CpuReading(0.0, 0.0, 0.0)
-        self.load = OwnerLoad(lambda: self.reading, lambda: self.reading.at_seconds, CORES)
+        self.load = OwnerLoad(lambda: self.reading, lambda: self.reading.at_seconds, CORES, TIMING)
         self.load.observe(StepRecord(1, 1, 1, 0, 10, 4.0, 0.1, 0.0))
 
     def run(self, seconds: float, others: float, own: float) -> float:
@@ -66,7 +67,7 @@ def test_begins_at_half_and_ends_below_a_third() -> None:
 
 @given(share=st.floats(0, 1), step=st.floats(0, 100))
 def test_sessions_get_on(share: float, step: float) -> None:
-    assert 0 <= pause_seconds(share, step) <= min(LONGEST_PAUSE_SECONDS, LONGEST_PAUSE_STEPS * step)
+    assert 0 <= pause_seconds(share, step, longest_seconds=2.0) <= min(2.0, LONGEST_PAUSE_STEPS * step)
 
 
 def test_a_clock_that_stands_still_is_no_load() -> None:

@@ -9,11 +9,11 @@ from blockswarm.routing.perf import PerfModel
 from blockswarm.routing.place import cgbp
 from blockswarm.routing.place.concurrency import (
     LOAD_MARGIN,
-    OVERLOAD_SECONDS,
     best_concurrency,
     cheapest_cover,
     predicted,
 )
+from blockswarm.routing.timing import OVERLOAD_SECONDS
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
