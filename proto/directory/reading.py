@@ -33,6 +33,7 @@ READS_AT_ONCE = 6
 BEAM = 2 * REPLICAS
 """Nodes that are asked on a walk to a shard's key, at least."""
 
+Call = asyncio.Future[Sequence[Entry] | None]
 Ask = Callable[[RunningNode, Any, bytes], Awaitable[Sequence[Entry] | None]]
 NearestNodes = Callable[[RunningNode, bytes, bool, int], Awaitable[Sequence[Any]]]
 
@@ -52,6 +53,8 @@ class Reader:
         self._turn = asyncio.Semaphore(READS_AT_ONCE)
         self._node: RunningNode | None = None
         """The node that has found them; one that is started again has the addresses of few."""
+        self._late: dict[Call, Any] = {}
+        """Calls that are waited for no longer, and the nodes that they are to."""
 
     async def read(
         self, node: RunningNode, keys: Sequence[bytes], shards: Shards
@@ -76,6 +79,11 @@ class Reader:
         if len(failures) == len(keys):
             raise failures[0]
         return found
+
+    def close(self) -> None:
+        """Give up the calls that are waited for no longer."""
+        for call in tuple(self._late):
+            call.cancel()
 
     async def _read_of_all(self, node: RunningNode, key: bytes, shards: Shards) -> Sequence[SignedRecord]:
         """The records of all nodes that keep a key, or of two where these have many."""
@@ -116,23 +124,55 @@ class Reader:
         expected: Collection[PeerId],
         enough: int,
     ) -> dict[Any, Sequence[SignedRecord]]:
-        """The answers of the first `enough` nodes, and of two if these lack an owner that is expected."""
+        """The answers of the first `enough` nodes, and of two if these lack an owner that is expected.
+
+        While nodes are silent for longer than `patience_seconds`, the next ones are asked as well: many may be gone.
+        """
         answers: dict[Any, Sequence[SignedRecord]] = {}
-        waiting = list(nodes)
-        while waiting and len(answers) < enough:
-            waiting.sort(key=lambda peer: peer in node.dht.blacklist)  # the silent would be waited for at every key
-            asked = [waiting.pop(0) for _ in range(min(enough - len(answers), len(waiting)))]
-            said = await asyncio.gather(*(self._ask(node, peer, key) for peer in asked))
-            for peer, answer in zip(asked, said, strict=True):
-                if answer is None:
-                    self._keepers.is_silent(key, peer)
-                    continue
-                shards.received(sum(len(entry.value) for entry in answer))
-                answers[peer] = await self._verified(shards.base, [answer])
-            present = frozenset(owner for records in answers.values() for owner in self._fresh(records))
-            if answers and not present >= frozenset(expected):
-                enough = FEW_ANSWERS
+        calls: dict[Call, Any] = {}
+        waiting, late = list(nodes), set[Call]()
+        try:
+            while len(answers) < enough and (waiting or calls):
+                self._put_silent_last(node, waiting)
+                for _ in range(min(enough - len(answers) - len(calls.keys() - late), len(waiting))):
+                    peer = waiting.pop(0)
+                    calls[asyncio.ensure_future(self._ask(node, peer, key))] = peer
+                patience = node.timing.patience_seconds if waiting else None
+                done, _ = await asyncio.wait(calls, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                late = late - done if done else set(calls)
+                for call in done:
+                    peer, answer = calls.pop(call), call.result()
+                    if answer is None:
+                        self._keepers.is_silent(key, peer)
+                        continue
+                    shards.received(sum(len(entry.value) for entry in answer))
+                    answers[peer] = await self._verified(shards.base, [answer])
+                present = frozenset(owner for records in answers.values() for owner in self._fresh(records))
+                if answers and not present >= frozenset(expected):
+                    enough = FEW_ANSWERS
+        except BaseException:
+            for call in calls:
+                call.cancel()
+            raise
+        self._leave(key, calls)
         return answers
+
+    def _put_silent_last(self, node: RunningNode, peers: list[Any]) -> None:
+        """Sort nodes that do not answer behind the others: they would be waited for at every key."""
+        late = set(self._late.values())
+        peers.sort(key=lambda peer: peer in node.dht.blacklist or peer in late)
+
+    def _leave(self, key: bytes, calls: Mapping[Call, Any]) -> None:
+        """Wait no longer for calls, which end by their own time-out and say then whether the node is gone."""
+
+        def note(call: Call) -> None:
+            peer = self._late.pop(call)
+            if not call.cancelled() and call.exception() is None and call.result() is None:
+                self._keepers.is_silent(key, peer)
+
+        for call, peer in calls.items():
+            self._late[call] = peer
+            call.add_done_callback(note)
 
     def _own(self, key: bytes) -> list[Entry]:
         return entries_of(self._settings.places.records_under(key))

@@ -40,6 +40,8 @@ class HivemindTiming:
 
     call_seconds: float = 5.0
     """Wait for the answer of one node, or of the daemon."""
+    patience_seconds: float = 0.5
+    """Silence of one node after which another one is asked as well, where another one will do."""
     lookup_seconds: float = 20.0
     """Wait for a walk through the DHT, and for a node that is being started again."""
     startup_seconds: float = 30.0

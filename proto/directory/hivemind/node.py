@@ -212,6 +212,7 @@ class HivemindDirectory:
             self._supervisor.cancel()
             await asyncio.wait({self._supervisor}, timeout=1.0)
         self._up.clear()
+        self._reader.close()
         if self._node is not None:
             node, self._node = self._node, None
             await node.stop()

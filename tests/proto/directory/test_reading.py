@@ -21,6 +21,9 @@ class Network:
 
     def __init__(self) -> None:
         self.silent: frozenset[str] = frozenset()
+        self.gone: frozenset[str] = frozenset()
+        """They say nothing, and `time_out` has not come."""
+        self.time_out, self.has_asked = asyncio.Event(), asyncio.Event()
         self.asked: Counter[str] = Counter()
         self.walks = 0
         self.under_way: Counter[str] = Counter()
@@ -34,7 +37,8 @@ class Network:
 
     @staticmethod
     def node() -> Any:
-        return SimpleNamespace(dht=SimpleNamespace(blacklist=set()), others=KEEPERS)
+        timing = SimpleNamespace(patience_seconds=0.05)
+        return SimpleNamespace(dht=SimpleNamespace(blacklist=set()), others=KEEPERS, timing=timing)
 
     async def look(self, node: Any) -> None:
         self.asked.clear()
@@ -42,11 +46,14 @@ class Network:
 
     async def _ask(self, node: Any, peer: str, key: bytes) -> list[Any] | None:
         self.asked[peer] += 1
+        self.has_asked.set()
         self.under_way[peer] += 1
         self.most_at_once = max(self.most_at_once, self.under_way[peer])
         await asyncio.sleep(0)
         self.under_way[peer] -= 1
-        if peer in self.silent:
+        if peer in self.gone:
+            await self.time_out.wait()
+        if peer in self.silent | self.gone:
             node.dht.blacklist.add(peer)
             return None
         return []
@@ -92,3 +99,60 @@ def test_looks_at_a_time_ask_no_node_more_than_it_answers() -> None:
 
     asyncio.run(scenario())
     assert network.most_at_once <= READS_AT_ONCE
+
+
+def other_tasks() -> set[asyncio.Task[Any]]:
+    return asyncio.all_tasks() - {task for task in (asyncio.current_task(),) if task is not None}
+
+
+def test_while_nodes_say_nothing_others_are_asked_and_every_node_is_waited_for_once() -> None:
+    """No call to the two that are gone has ended when the look is over, and the next look asks the others first."""
+    network, node = Network(), Network.node()
+
+    async def scenario() -> None:
+        network.gone = frozenset("ab")
+        await network.look(node)
+        assert sum(network.asked[peer] for peer in network.gone) <= 2 * READS_AT_ONCE
+        assert not node.dht.blacklist
+        await network.look(node)
+        assert not network.asked["a"] + network.asked["b"]
+        late = other_tasks()
+        assert late
+        network.time_out.set()
+        await asyncio.wait(late)
+        assert node.dht.blacklist == network.gone, "their calls went on to the end"
+
+    asyncio.run(scenario())
+
+
+def test_a_reader_that_is_closed_gives_up_what_it_waits_for_no_longer() -> None:
+    network, node = Network(), Network.node()
+
+    async def scenario() -> None:
+        network.gone = frozenset("ab")
+        await network.look(node)
+        late = other_tasks()
+        assert late
+        network.reader.close()
+        await asyncio.wait(late)
+        assert all(call.cancelled() for call in late)
+
+    asyncio.run(scenario())
+    assert not node.dht.blacklist
+
+
+def test_a_look_that_is_given_up_takes_its_calls_with_it() -> None:
+    network, node = Network(), Network.node()
+
+    async def scenario() -> None:
+        network.gone = frozenset(KEEPERS)
+        look = asyncio.ensure_future(network.look(node))
+        await network.has_asked.wait()
+        look.cancel()
+        await asyncio.wait({look})
+        assert look.cancelled()
+        if left := other_tasks():
+            await asyncio.wait(left)
+
+    asyncio.run(scenario())
+    assert not node.dht.blacklist
