@@ -72,7 +72,6 @@ TESTED_BY = {
     "proto/directory/hivemind/shim.py": "tests/proto/directory/hivemind/test_node.py",
     "proto/model/ends.py": "tests/proto/model/test_family.py",
     "proto/network/line.py": "tests/proto/network/test_transport.py",
-    "proto/network/stub.py": "tests/proto/network/test_transport.py",
     "proto/wire/messages/calls.py": "tests/proto/wire/messages/test_codec.py",
     "proto/wire/messages/opening.py": "tests/proto/wire/messages/test_codec.py",
     "proto/wire/messages/relay.py": "tests/proto/wire/messages/test_codec.py",

@@ -76,8 +76,11 @@ class Line:
                 raise SessionLost("the connection was closed")
             return connection.channel
 
-    async def ask(self, method: str, question: bytes, timeout_seconds: float) -> bytes:
-        """The answer of a call that has one. Raises SwarmError where the peer is not dialled, and what grpc raises."""
+    async def ask(self, method: str, question: bytes, timeout_seconds: float) -> bytes | None:
+        """The answer of a call that should have one; None where the peer says that all is well and nothing else.
+
+        Raises SwarmError where the peer is not dialled, and what grpc raises.
+        """
         self.begin()
         try:
             try:
@@ -86,7 +89,7 @@ class Line:
             except TimeoutError:
                 raise DeadlineExceeded(f"not dialled within {timeout_seconds:.1f} s") from None
             with self.watched():
-                answer: bytes = await channel.unary_unary(method)(question, timeout=timeout_seconds)
+                answer: bytes | None = await channel.unary_unary(method)(question, timeout=timeout_seconds)
             self.answered()
             return answer
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from ..errors import RemoteProtocolError
 from ..wire.messages.calls import (
     LOOKUP_REPLY,
     LOOKUP_REQUEST,
@@ -81,4 +82,6 @@ class PeerStub:
     async def _ask(self, method: str, question: bytes, answer: Codec[In], timeout_seconds: float) -> In:
         with translated_grpc_errors(self._peer):
             data = await self._line.ask(f"/{SERVICE}/{method}", question, timeout_seconds)
+        if data is None:
+            raise RemoteProtocolError(f"{self._peer}: the call {method} has ended well, and without an answer")
         return decoded(answer, data, self._peer)

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +26,8 @@ from blockswarm.proto.network.dialling import EVERY_RANGE
 from blockswarm.proto.network.transport import Dialer
 from blockswarm.proto.wire.handshake import PROTOCOL_VERSION
 from blockswarm.proto.wire.messages.calls import PingReply
-from blockswarm.routing.swarm import BlockRange, ComputeCost, Coordinate, PeerSpec
+from blockswarm.routing.swarm import BlockRange, ComputeCost, Coordinate, PeerSpec, PeerState
+from support.raw_http2 import CONTENT, headers, raw_http2_peer
 from support.virtual_time import VirtualTimeLoop
 
 DIGEST, NOW = "ab" * 32, 1.7e9
@@ -244,3 +246,26 @@ def test_the_time_to_connect_is_no_part_of_a_round_trip() -> None:
     watch, _ = look(net, *(stranger(0.0, f"192.0.2.1:{n + 1}", coordinate=there) for n in range(8)))
     assert watch.coordinate.value is not None
     assert watch.coordinate.value.rtt_seconds(there) < 0.1
+
+
+def test_a_peer_that_answers_a_ping_with_nothing_ends_no_look_of_others() -> None:
+    """gRPC gives its caller None; what comes out of a look ends the peer that looks."""
+
+    async def scenario() -> None:
+        liar, own = Identity.generate(), Identity.generate().peer_id
+        nothing = [*CONTENT, ("grpc-status", "0")]
+        async with raw_http2_peer(lambda stream: headers(stream, nothing, ends=True), liar) as there:
+            spec = PeerSpec(liar.peer_id, None, ComputeCost(1e-3), PeerState.JOINING, issued_seconds=NOW)
+            near = replace(spec, coordinate=Coordinate((0.0, 0.0, 0.0)))
+
+            async def records() -> Sequence[SignedRecord]:
+                record = PeerRecord(DIGEST, near, addresses=(there.target,))
+                return [sign_peer_record(liar, record, None, NOW + 60)]
+
+            dialer = Dialer(rule=EVERY_RANGE)
+            watch = SwarmWatch(own, 4, records, None, dialer, lambda: NOW, random.Random(1), PeerTiming())
+            seen = await watch.snapshot(lambda: PeerSpec(own, None, ComputeCost(1e-3)))
+            assert {peer.id for peer in seen.peers} == {own, liar.peer_id}
+            await dialer.close()
+
+    asyncio.run(scenario())
