@@ -20,6 +20,7 @@ from ..proto.service_manager import READY, tell_service_manager
 from ..proto.settings import ConfigFile, PrintConfig, Version, arguments_or_exit, as_file, settings_of
 from ..routing.admit.table import CLIENT_SHARE
 from .config import DEFAULT_KV_TOKENS
+from .program import options
 from .session.replay_store import DEFAULT_LIMIT_BYTES
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ logger = logging.getLogger("blockswarm.peer")  # not __name__: this may be the m
 
 DEFAULT_FOLDER = Path("~/.local/share/blockswarm")
 
-KvTokens = Annotated[int, typer.Option(help="Tokens of attention cache to offer in each block.")]
-
 plan_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 """`swarm-peer plan`, beside the command that has no name."""
 
@@ -50,130 +49,41 @@ doctor_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, r
 @app.command()
 def peer(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A local folder with a safetensors checkpoint, or a Hugging Face id.")],
-    new_swarm: Annotated[bool, typer.Option("--new-swarm", help="Begin a new swarm.")] = False,
-    initial_peers: Annotated[
-        list[str] | None,
-        typer.Option("--initial-peers", help="Join the swarm of this peer, ID@HOST:PORT; may be given several times."),
-    ] = None,
-    blocks: Annotated[
-        str,
-        typer.Option(
-            help="A range A:B (half-open, from 0), a number N, or auto for all blocks that fit into free memory."
-        ),
-    ] = "auto",
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses of the machine.")
-    ] = "0.0.0.0",
-    port: Annotated[int, typer.Option(help="Port for clients and peers; 0 for any free port.")] = 0,
-    dht_port: Annotated[int, typer.Option(help="Port of the DHT node; 0 for any free port.")] = 0,
-    announce: Annotated[
-        list[str] | None,
-        typer.Option(help="HOST:PORT under which others reach this peer, where that differs (port forwarding)."),
-    ] = None,
-    reach: Annotated[
-        str,
-        typer.Option(
-            help="How others reach this peer. auto: other peers dial it back; where that fails, it is reached through"
-            " peers that offer --relay. direct: announce the address unchecked. relay: through relays only."
-        ),
-    ] = "auto",
-    relay: Annotated[
-        bool,
-        typer.Option(
-            "--relay", help="Let peers without an open port be reached through this one. It sees only encrypted bytes."
-        ),
-    ] = False,
-    relay_peers: Annotated[int, typer.Option(help="With --relay: for how many peers at once.")] = 8,
-    relay_connections: Annotated[int, typer.Option(help="With --relay: connections of all these peers at once.")] = 64,
-    relay_rate: Annotated[
-        float,
-        typer.Option(help="With --relay: MiB per second for all of them, both directions; each has at most half."),
-    ] = 16.0,
-    identity: Annotated[
-        Path | None,
-        typer.Option(help="Key file of this peer; created if it does not exist.  [default: peer.key in --data]"),
-    ] = None,
-    data: Annotated[Path, typer.Option(help="Folder for the peer's own files.")] = DEFAULT_FOLDER,
-    swarm_key: Annotated[
-        Path | None, typer.Option(help="Key file of a private swarm; make one with `swarm-client new-key FILE`.")
-    ] = None,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(help="In a private swarm, the id of a client that needs no key; may be given several times."),
-    ] = None,
-    lan: Annotated[
-        bool,
-        typer.Option(
-            "--lan",
-            help="The swarm is on your own network: connect to private addresses, too, when a record has them."
-            " Not needed where an initial peer is at such an address.",
-        ),
-    ] = False,
-    kv_tokens: KvTokens = DEFAULT_KV_TOKENS,
-    client_share: Annotated[
-        float, typer.Option(help="Part of the room that one client may hold while others wait for room.")
-    ] = CLIENT_SHARE,
-    replay_memory: Annotated[
-        int, typer.Option(help="MiB for replay buffers, from which clients recover when another peer fails.")
-    ] = DEFAULT_LIMIT_BYTES >> 20,
-    prefix_cache: Annotated[
-        int,
-        typer.Option(
-            help="MiB for attention caches of earlier prompts: where a client's next prompt begins with the same text,"
-            " only the rest is computed. Never shared between clients."
-        ),
-    ] = 256,
-    device: Annotated[
-        str, typer.Option(help="Device to compute on: cpu, cuda, cuda:N, or auto for a GPU if torch sees one.")
-    ] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="float32, bfloat16 or float16. auto: float32 on a CPU; on a GPU as the model was published, if the"
-            " GPU computes in that."
-        ),
-    ] = "auto",
-    quantize: Annotated[
-        str,
-        typer.Option(
-            help="Format of the weights in memory. none: as --dtype says. int8: a quarter of float32's memory,"
-            " about 1 % error per layer. int4 (CPU), nf4 (GPU): an eighth, less exact. auto: what this machine"
-            " computes fastest without loss. Clients see the format and can demand a better one."
-        ),
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads for computing.  [default: the fastest number, measured]")
-    ] = None,
-    nice: Annotated[
-        bool,
-        typer.Option(
-            "--nice",
-            help="Yield to other programs: run at low priority, and pause between steps while they use half of"
-            " the machine or more. Sessions get slower then, and the announced speed follows.",
-        ),
-    ] = False,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(help="Serve Prometheus metrics on this port; 0 for any free port.  [default: not served]"),
-    ] = None,
-    metrics_host: Annotated[str, typer.Option(help="Address to serve metrics on.")] = "127.0.0.1",
-    name: Annotated[str, typer.Option(help="A name for the public map of the swarm.")] = "",
-    hide_device: Annotated[
-        bool, typer.Option("--hide-device", help="Do not announce which kind of device this is, and its memory.")
-    ] = False,
-    revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face model.")] = None,
-    cache_limit: Annotated[
-        float | None,
-        typer.Option(
-            help="GiB for fetched blocks in the cache folder: beyond that, those that no peer uses are deleted, the"
-            " least recently used first.  [default: no limit]"
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="When ready, print one line of JSON to standard output.")
-    ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    model: options.Model,
+    new_swarm: options.NewSwarm = False,
+    initial_peers: options.InitialPeers = None,
+    blocks: options.Blocks = "auto",
+    host: options.Host = "0.0.0.0",
+    port: options.Port = 0,
+    dht_port: options.DhtPort = 0,
+    announce: options.Announce = None,
+    reach: options.Reach = "auto",
+    relay: options.Relay = False,
+    relay_peers: options.RelayPeers = 8,
+    relay_connections: options.RelayConnections = 64,
+    relay_rate: options.RelayRate = 16.0,
+    identity: options.Identity = None,
+    data: options.Data = DEFAULT_FOLDER,
+    swarm_key: options.SwarmKey = None,
+    allow: options.Allow = None,
+    lan: options.Lan = False,
+    kv_tokens: options.KvTokens = DEFAULT_KV_TOKENS,
+    client_share: options.ClientShare = CLIENT_SHARE,
+    replay_memory: options.ReplayMemory = DEFAULT_LIMIT_BYTES >> 20,
+    prefix_cache: options.PrefixCache = 256,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    quantize: options.Quantize = "auto",
+    threads: options.Threads = None,
+    nice: options.Nice = False,
+    metrics_port: options.MetricsPort = None,
+    metrics_host: options.MetricsHost = "127.0.0.1",
+    name: options.Name = "",
+    hide_device: options.HideDevice = False,
+    revision: options.Revision = None,
+    cache_limit: options.CacheLimit = None,
+    as_json: options.AsJson = False,
+    verbose: options.Verbose = False,
     config_file: ConfigFile = None,
     print_config: PrintConfig = False,
     version: Version = False,
@@ -189,46 +99,7 @@ def peer(
     Every option is also read from the environment: --kv-tokens from SWARM_PEER_KV_TOKENS.
     """
     with reported_errors(verbose):
-        from ..proto.errors import UsageError
-        from ..proto.network.address import PeerAddress
-        from .config import BlockRequest, PeerConfig, RelayQuota, listening_host, reach_mode
-
-        if new_swarm == bool(initial_peers):
-            raise UsageError(
-                "say which swarm to join, and only one",
-                hint="Give --initial-peers ID@HOST:PORT, or --new-swarm for the first peer.",
-            )
-        config = PeerConfig(
-            model=model,
-            blocks=BlockRequest.parse(blocks),
-            initial_peers=tuple(PeerAddress.parse(text) for text in initial_peers or []),
-            identity_path=(identity or data / "peer.key").expanduser(),
-            data_folder=data.expanduser(),
-            host=listening_host(host),
-            port=port,
-            announce=tuple(announce or []),
-            reach=reach_mode(reach),
-            relay=RelayQuota(relay_peers, relay_connections, bytes_per_second=relay_rate * 2**20) if relay else None,
-            dht_port=dht_port,
-            swarm_key_path=swarm_key,
-            allowed_peers=frozenset(allow or []),
-            kv_tokens=kv_tokens,
-            client_share=client_share,
-            lan=lan,
-            replay_bytes=replay_memory << 20,
-            prefix_cache_bytes=prefix_cache << 20,
-            device=device,
-            dtype=dtype,
-            quantize=quantize,
-            threads=threads,
-            nice=nice,
-            metrics_host=metrics_host,
-            metrics_port=metrics_port,
-            name=name,
-            tell_device=not hide_device,
-            revision=revision,
-            cache_limit_bytes=None if cache_limit is None else int(cache_limit * 2**30),
-        )
+        config = options.peer_config(context.params)
         if print_config:
             print(as_file(settings_of(context)), end="")
         else:
@@ -253,21 +124,21 @@ def reported_errors(verbose: bool) -> Iterator[None]:
 
 @plan_app.command()
 def plan(
-    model: Annotated[str, typer.Argument(help="A local folder with a safetensors checkpoint, or a Hugging Face id.")],
+    model: options.Model,
     initial_peers: Annotated[
         list[str],
         typer.Option("--initial-peers", help="A peer of the swarm, ID@HOST:PORT; may be given several times."),
     ],
     blocks: Annotated[str, typer.Option(help="As for swarm-peer: a range A:B, a number N, or auto.")] = "auto",
-    kv_tokens: KvTokens = DEFAULT_KV_TOKENS,
+    kv_tokens: options.KvTokens = DEFAULT_KV_TOKENS,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")] = "auto",
     quantize: Annotated[str, typer.Option(help="Format of the weights in memory, as for swarm-peer.")] = "auto",
     swarm_key: Annotated[Path | None, typer.Option(help="Key file of a private swarm.")] = None,
     lan: Annotated[bool, typer.Option("--lan", help="Connect to private addresses, too, as for swarm-peer.")] = False,
     data: Annotated[Path, typer.Option(help="Folder with the measurements of earlier runs.")] = DEFAULT_FOLDER,
-    revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face model.")] = None,
+    revision: options.Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Say what this machine would host, what that would bring, and what it would download. Nothing is downloaded."""
     import asyncio

@@ -1,0 +1,179 @@
+"""The options of `swarm-peer`, and the configuration that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...proto.errors import UsageError
+from ...proto.network.address import PeerAddress
+from ..config import BlockRequest, PeerConfig, RelayQuota, listening_host, reach_mode
+
+Model = Annotated[str, typer.Argument(help="A local folder with a safetensors checkpoint, or a Hugging Face id.")]
+NewSwarm = Annotated[bool, typer.Option("--new-swarm", help="Begin a new swarm.")]
+InitialPeers = Annotated[
+    list[str] | None,
+    typer.Option("--initial-peers", help="Join the swarm of this peer, ID@HOST:PORT; may be given several times."),
+]
+Blocks = Annotated[
+    str,
+    typer.Option(help="A range A:B (half-open, from 0), a number N, or auto for all blocks that fit into free memory."),
+]
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses of the machine.")]
+Port = Annotated[int, typer.Option(help="Port for clients and peers; 0 for any free port.")]
+DhtPort = Annotated[int, typer.Option(help="Port of the DHT node; 0 for any free port.")]
+Announce = Annotated[
+    list[str] | None,
+    typer.Option(help="HOST:PORT under which others reach this peer, where that differs (port forwarding)."),
+]
+Reach = Annotated[
+    str,
+    typer.Option(
+        help="How others reach this peer. auto: other peers dial it back; where that fails, it is reached through"
+        " peers that offer --relay. direct: announce the address unchecked. relay: through relays only."
+    ),
+]
+Relay = Annotated[
+    bool,
+    typer.Option(
+        "--relay", help="Let peers without an open port be reached through this one. It sees only encrypted bytes."
+    ),
+]
+RelayPeers = Annotated[int, typer.Option(help="With --relay: for how many peers at once.")]
+RelayConnections = Annotated[int, typer.Option(help="With --relay: connections of all these peers at once.")]
+RelayRate = Annotated[
+    float,
+    typer.Option(help="With --relay: MiB per second for all of them, both directions; each has at most half."),
+]
+Identity = Annotated[
+    Path | None,
+    typer.Option(help="Key file of this peer; created if it does not exist.  [default: peer.key in --data]"),
+]
+Data = Annotated[Path, typer.Option(help="Folder for the peer's own files.")]
+SwarmKey = Annotated[
+    Path | None, typer.Option(help="Key file of a private swarm; make one with `swarm-client new-key FILE`.")
+]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(help="In a private swarm, the id of a client that needs no key; may be given several times."),
+]
+Lan = Annotated[
+    bool,
+    typer.Option(
+        "--lan",
+        help="The swarm is on your own network: connect to private addresses, too, when a record has them."
+        " Not needed where an initial peer is at such an address.",
+    ),
+]
+KvTokens = Annotated[int, typer.Option(help="Tokens of attention cache to offer in each block.")]
+ClientShare = Annotated[
+    float, typer.Option(help="Part of the room that one client may hold while others wait for room.")
+]
+ReplayMemory = Annotated[
+    int, typer.Option(help="MiB for replay buffers, from which clients recover when another peer fails.")
+]
+PrefixCache = Annotated[
+    int,
+    typer.Option(
+        help="MiB for attention caches of earlier prompts: where a client's next prompt begins with the same text,"
+        " only the rest is computed. Never shared between clients."
+    ),
+]
+Device = Annotated[
+    str, typer.Option(help="Device to compute on: cpu, cuda, cuda:N, or auto for a GPU if torch sees one.")
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="float32, bfloat16 or float16. auto: float32 on a CPU; on a GPU as the model was published, if the"
+        " GPU computes in that."
+    ),
+]
+Quantize = Annotated[
+    str,
+    typer.Option(
+        help="Format of the weights in memory. none: as --dtype says. int8: a quarter of float32's memory,"
+        " about 1 % error per layer. int4 (CPU), nf4 (GPU): an eighth, less exact. auto: what this machine"
+        " computes fastest without loss. Clients see the format and can demand a better one."
+    ),
+]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads for computing.  [default: the fastest number, measured]")
+]
+Nice = Annotated[
+    bool,
+    typer.Option(
+        "--nice",
+        help="Yield to other programs: run at low priority, and pause between steps while they use half of"
+        " the machine or more. Sessions get slower then, and the announced speed follows.",
+    ),
+]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(help="Serve Prometheus metrics on this port; 0 for any free port.  [default: not served]"),
+]
+MetricsHost = Annotated[str, typer.Option(help="Address to serve metrics on.")]
+Name = Annotated[str, typer.Option(help="A name for the public map of the swarm.")]
+HideDevice = Annotated[
+    bool, typer.Option("--hide-device", help="Do not announce which kind of device this is, and its memory.")
+]
+Revision = Annotated[str | None, typer.Option(help="Revision of a Hugging Face model.")]
+CacheLimit = Annotated[
+    float | None,
+    typer.Option(
+        help="GiB for fetched blocks in the cache folder: beyond that, those that no peer uses are deleted, the"
+        " least recently used first.  [default: no limit]"
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="When ready, print one line of JSON to standard output.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")]
+
+
+def peer_config(chosen: Mapping[str, Any]) -> PeerConfig:
+    """The configuration of a peer from its options by name, as the command line has them. Raises UsageError."""
+    initial_peers, data = chosen["initial_peers"] or (), Path(chosen["data"])
+    if chosen["new_swarm"] == bool(initial_peers):
+        raise UsageError(
+            "say which swarm to join, and only one",
+            hint="Give --initial-peers ID@HOST:PORT, or --new-swarm for the first peer.",
+        )
+    swarm_key, cache_limit = chosen["swarm_key"], chosen["cache_limit"]
+    return PeerConfig(
+        model=chosen["model"],
+        blocks=BlockRequest.parse(chosen["blocks"]),
+        initial_peers=tuple(PeerAddress.parse(text) for text in initial_peers),
+        identity_path=Path(chosen["identity"] or data / "peer.key").expanduser(),
+        data_folder=data.expanduser(),
+        host=listening_host(chosen["host"]),
+        port=chosen["port"],
+        announce=tuple(chosen["announce"] or ()),
+        reach=reach_mode(chosen["reach"]),
+        relay=_relay_quota(chosen) if chosen["relay"] else None,
+        dht_port=chosen["dht_port"],
+        swarm_key_path=Path(swarm_key) if swarm_key is not None else None,
+        allowed_peers=frozenset(chosen["allow"] or ()),
+        kv_tokens=chosen["kv_tokens"],
+        client_share=chosen["client_share"],
+        lan=chosen["lan"],
+        replay_bytes=chosen["replay_memory"] << 20,
+        prefix_cache_bytes=chosen["prefix_cache"] << 20,
+        device=chosen["device"],
+        dtype=chosen["dtype"],
+        quantize=chosen["quantize"],
+        threads=chosen["threads"],
+        nice=chosen["nice"],
+        metrics_host=chosen["metrics_host"],
+        metrics_port=chosen["metrics_port"],
+        name=chosen["name"],
+        tell_device=not chosen["hide_device"],
+        revision=chosen["revision"],
+        cache_limit_bytes=int(cache_limit * 2**30) if cache_limit is not None else None,
+    )
+
+
+def _relay_quota(chosen: Mapping[str, Any]) -> RelayQuota:
+    rate = chosen["relay_rate"] * 2**20
+    return RelayQuota(chosen["relay_peers"], chosen["relay_connections"], bytes_per_second=rate)
