@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,23 +78,34 @@ def find_route(config: PreTrainedConfig) -> BatchingRoute | UnsupportedModel:
     except FOREIGN_FAILURES as error:
         return refused(config, error)
     try:
-        return _try_routes(tiny)
-    except Exception as error:  # whatever goes wrong inside a family's code is a reason to refuse it
+        with _family_code(tiny):
+            return _try_routes(tiny)
+    except UnsupportedModel as error:
         return _reason(tiny, error)
 
 
-def _reason(tiny: PreTrainedConfig, error: Exception) -> UnsupportedModel:
+@contextmanager
+def _family_code(tiny: PreTrainedConfig) -> Iterator[None]:
+    """Whatever goes wrong inside a family's code is a reason to refuse it, or one of its routes: UnsupportedModel."""
+    try:
+        yield
+    except UnsupportedModel:
+        raise
+    except Exception as error:
+        raise UnsupportedModel(
+            f"{tiny.model_type} fails where some of its blocks run without the rest of the model"
+        ) from error
+
+
+def _reason(tiny: PreTrainedConfig, error: UnsupportedModel) -> UnsupportedModel:
     """A reason that names what is in the way of the family, for an error that says only where the check stumbled."""
-    logger.info("the check of %s: %s: %s", tiny.model_type, type(error).__name__, str(error)[:1000])
+    cause = error.__cause__ or error
+    logger.info("the check of %s: %s: %s", tiny.model_type, type(cause).__name__, str(cause)[:1000])
     try:
         found = obstacle(tiny)
     except UnsupportedModel as reason:
         return reason
-    if found is not None:
-        return UnsupportedModel(f"{tiny.model_type} {found}")
-    if isinstance(error, UnsupportedModel):
-        return error
-    return UnsupportedModel(f"{tiny.model_type} fails where some of its blocks run without the rest of the model")
+    return error if found is None else UnsupportedModel(f"{tiny.model_type} {found}")
 
 
 _routes = FamilyRoutes(find_route)
@@ -109,16 +121,20 @@ class _Sequence:
 
 @torch.inference_mode()
 def _try_routes(config: PreTrainedConfig) -> BatchingRoute:
-    """The first route that equals the whole model. Raises the reason against the last one."""
+    """The first route that equals the whole model.
+
+    Raises the reason against the last one, UnsupportedModel, or whatever the family's code raises as a whole.
+    """
     model = random_model(config)
     # The shorter one first: some families remember the longest sequence they have seen.
     short = _whole_model(model, _random_tokens(config, _SHORT, seed=2))
     long = _whole_model(model, _random_tokens(config, _LONG, seed=1))
-    reason: Exception | None = None
+    reason: UnsupportedModel | None = None
     for route in BatchingRoute:
         try:
-            _check_route(_Trial(model, config, route), long, short)
-        except Exception as error:  # whatever goes wrong inside a family's code is a reason against this route
+            with _family_code(config):
+                _check_route(_Trial(model, config, route), long, short)
+        except UnsupportedModel as error:
             reason = error
         else:
             return route
