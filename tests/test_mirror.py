@@ -65,7 +65,7 @@ TESTED_BY = {
     "peer/setup.py": "tests/peer/test_serving.py",
     "peer/session/outlet.py": "tests/peer/session/test_service.py",
     "peer/session/parts.py": "tests/peer/session/test_service.py",
-    "peer/session/reader.py": "tests/swarm/test_bad_input.py",
+    "peer/session/reader.py": "tests/swarm/bad_input/test_frames.py",
     "peer/session/work/compute.py": "tests/swarm/test_session.py",
     "peer/session/work/seams.py": "tests/swarm/test_session_machine.py",
     "proto/directory/hivemind/guard.py": "tests/proto/directory/hivemind/test_private.py",
