@@ -17,6 +17,7 @@ from ..proto.errors import RetryElsewhere, SwarmError
 from ..proto.network.address import Reach
 from ..proto.network.crowding import PortRoom, connections_within, descriptor_limit
 from ..proto.network.options import PortLimits
+from ..proto.network.server import RegisteredServer
 from ..proto.network.transport import introduction, serve
 from ..proto.wire.handshake import HelloChecker
 from ..routing.admit.table import SessionTable
@@ -191,10 +192,10 @@ class _Serving:
     async def run(self, on_ready: Callable[[ReadyPeer], None], stop: StopRequest) -> None:
         """Serve until `stop`. Whatever was begun is ended, however this ends."""
         announcer = self._setup.announcer
-        async with self._listening() as port:
+        async with self._listening() as (server, port):
             await self._reach.ways.start(port)
             announcer.make_record = self._record
-            async with self._leaving(announcer), vital_tasks(self._vital_work(announcer, port)):
+            async with self._leaving(announcer), vital_tasks(self._vital_work(announcer, server, port)):
                 await self._reach.ways.until_reachable()
                 await self._announce(announcer)
                 with self._served_metrics() as metrics_port:
@@ -204,11 +205,14 @@ class _Serving:
                     await self._drain(announcer)
                     logger.info("%s", self._service.usage.summary)
 
-    def _vital_work(self, announcer: Announcer, port: int) -> Mapping[str, Coroutine[Any, Any, None]]:
+    def _vital_work(
+        self, announcer: Announcer, server: RegisteredServer, port: int
+    ) -> Mapping[str, Coroutine[Any, Any, None]]:
         """The parts that the peer cannot do without, by their names for people."""
         setup, config = self._setup, self._setup.config
         remembered = RememberedPeers(config.data_folder, setup.model_digest, setup.swarm_key)
         return {
+            "answering calls": server.until_ended(),
             "announcing the peer": announcer.run(),
             "watching the engine": self._watch(announcer),
             "the node of the DHT": setup.directory.until_closed(),
@@ -234,8 +238,8 @@ class _Serving:
         return await self._setup.watch.snapshot(lambda: self._record(state).spec)
 
     @asynccontextmanager
-    async def _listening(self) -> AsyncIterator[int]:
-        """The port on which streams are served."""
+    async def _listening(self) -> AsyncIterator[tuple[RegisteredServer, int]]:
+        """The server of streams, and its port."""
         config = self._setup.config
         handlers = self._reach.serving(self._service.handlers)
         limits = PortLimits(connections_within(descriptor_limit()))
@@ -243,7 +247,7 @@ class _Serving:
         remembered = RememberedPorts(config.data_folder, self._setup.identity.peer_id)
         await asyncio.to_thread(remembered.save, Ports(port, self._setup.dht_port))
         try:
-            yield port
+            yield server, port
         finally:
             await run_to_end(server.stop(grace=0))
 

@@ -69,6 +69,7 @@ from .dialling import DialRule, IpAddress, grpc_target, literal, range_of
 from .line import Connection, Line
 from .options import CHANNEL_OPTIONS, PortLimits, server_options
 from .resolver import Lookup, Resolver
+from .server import RegisteredServer
 from .streams import (
     ERROR_CODE_KEY,
     ServedStream,
@@ -117,17 +118,16 @@ async def serve(
     port: int,
     clock: Callable[[], float] = time.time,
     limits: PortLimits | None = None,
-) -> tuple[grpc.aio.Server, int]:
+) -> tuple[RegisteredServer, int]:
     """Start a server on `host:port` (port 0: any free one); the server and its port.
 
     Raises UsageError if that is no host and port, or if it cannot be bound.
     """
     target = HostPort.of(host, port)
-    server = grpc.aio.server(options=server_options(limits or PortLimits()))
-    calls = [grpc.method_handlers_generic_handler(SERVICE, _method_handlers(handlers))]
+    server = RegisteredServer(server_options(limits or PortLimits()))
+    server.add_registered_method_handlers(SERVICE, _method_handlers(handlers))
     if handlers.relay is not None:
-        calls.append(grpc.method_handlers_generic_handler(RELAY_SERVICE, _relay_handlers(handlers.relay)))
-    server.add_generic_rpc_handlers(tuple(calls))
+        server.add_registered_method_handlers(RELAY_SERVICE, _relay_handlers(handlers.relay))
     try:
         bound = server.add_secure_port(str(target), _server_credentials(identity, clock))
     except RuntimeError:

@@ -55,6 +55,7 @@ __all__ = [
     "RELAY_IDLE_SECONDS",
     "RESOLVE_SECONDS",
     "ROOT_LIFETIME_SECONDS",
+    "SERVER_LOOK_SECONDS",
     "TLS_HANDSHAKE_SECONDS",
     "UNFED_ROOM_SECONDS",
     "UNUSED_ROOM_SECONDS",
@@ -140,6 +141,8 @@ RESOLVE_SECONDS = 5.0
 """Wait of a dialler for a name to be resolved."""
 TLS_HANDSHAKE_SECONDS = 10.0
 """Wait of a server for a new connection to become an encrypted one."""
+SERVER_LOOK_SECONDS = 60.0
+"""How often the end of a server is waited for anew: gRPC waits without a limit in a way that cannot be cancelled."""
 CONNECTION_IDLE_SECONDS = 300.0
 """Time without a call after which a server ends a connection; the next call dials anew."""
 CROWDING_SECONDS = 2.0

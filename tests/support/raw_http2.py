@@ -1,4 +1,4 @@
-"""A peer with a key of its own that speaks HTTP/2 itself: it can say what gRPC never would."""
+"""A peer and a client that speak HTTP/2 themselves: they can say what gRPC never would."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from blockswarm.proto.network.address import PeerAddress
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
 ACK, END_STREAM, END_HEADERS = 1, 1, 4
-PREFACE_BYTES = 24
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 CONTENT = [(":status", "200"), ("content-type", "application/grpc")]
 
 Answer = Callable[[int], bytes]
@@ -72,7 +72,7 @@ def _server_context(identity: Identity) -> ssl.SSLContext:
 
 
 async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: Answer) -> None:
-    await reader.readexactly(PREFACE_BYTES)
+    await reader.readexactly(len(PREFACE))
     writer.write(frame(SETTINGS, 0, 0))
     while True:
         head = await reader.readexactly(9)
@@ -85,3 +85,24 @@ async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
         elif kind == HEADERS:
             writer.write(answer(stream))
             await writer.drain()
+
+
+async def raw_http2_call(address: PeerAddress, path: bytes, fields: Sequence[tuple[str, str]] = ()) -> int:
+    """Make one call, with an empty message and these fields beside gRPC's own; the kind of the frame that ends it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    host, _, port = address.target.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
+    try:
+        own = [(":method", "POST"), (":scheme", "https"), (":authority", "peer"), (":path", path.decode("latin-1"))]
+        own += [("content-type", "application/grpc"), ("te", "trailers"), *fields]
+        writer.write(PREFACE + frame(SETTINGS, 0, 0) + headers(1, own))
+        writer.write(message(1) + frame(DATA, END_STREAM, 1))
+        while True:
+            head = await reader.readexactly(9)
+            await reader.readexactly(int.from_bytes(head[:3], "big"))
+            if head[3] in (RST_STREAM, GOAWAY) or (head[3] == HEADERS and head[4] & END_STREAM):
+                return head[3]
+    finally:
+        writer.close()
