@@ -16,7 +16,7 @@ from llguidance.hf import from_tokenizer
 from transformers import LogitsProcessor
 
 from ....proto.errors import one_line
-from ..openai.errors import invalid
+from ..openai.errors import ApiError, invalid
 from .reasoning import ReasoningTokens
 
 WHITESPACE = r"[ \n\t]{0,16}"
@@ -52,6 +52,7 @@ class SchemaMask(LogitsProcessor):
 
         Raises ApiError, which names `param`, for an impossible schema.
         """
+        self._param = param
         matcher = _matcher(schema, tokenizer, param)
         self._matchers = [matcher, *(matcher.deep_copy() for _ in range(rows - 1))]
         self._read: list[list[int]] = [[] for _ in range(rows)]
@@ -60,7 +61,7 @@ class SchemaMask(LogitsProcessor):
         self._reasoning = reasoning
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """(B, length), (B, V) -> (B, V)."""
+        """(B, length), (B, V) -> (B, V). Raises ApiError where no text of the schema begins like an answer."""
         answers = input_ids[:, self._prompt_length :].tolist()
         return torch.stack([self._masked(row, answer, scores[row]) for row, answer in enumerate(answers)])
 
@@ -71,6 +72,8 @@ class SchemaMask(LogitsProcessor):
         if not self._advance(row, answer[start:]):
             return scores  # the row has ended, and is filled up
         words = np.frombuffer(self._matchers[row].compute_bitmask(), dtype=np.uint8)
+        if self._matchers[row].is_error():  # the library would then have the answer end where it is
+            raise _impossible(self._matchers[row], self._param)
         allowed = torch.from_numpy(np.unpackbits(words, bitorder="little")[: len(scores)]).bool()
         if self._reasoning is not None and not self._reasoning.begun and not answer:
             allowed[self._reasoning.begin] = True
@@ -97,5 +100,10 @@ def _matcher(schema: str, tokenizer: Any, param: str) -> LLMatcher:
     grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": WHITESPACE})
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
     if matcher.is_error():
-        raise invalid(f"the schema is not possible here: {one_line(matcher.get_error())}", param, "invalid_value")
+        raise _impossible(matcher, param)
     return matcher
+
+
+def _impossible(matcher: LLMatcher, param: str) -> ApiError:
+    """For a schema that is none, and for one that some texts cannot be continued in."""
+    return invalid(f"the schema is not possible here: {one_line(matcher.get_error())}", param, "invalid_value")

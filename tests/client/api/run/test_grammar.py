@@ -124,6 +124,16 @@ def test_an_impossible_schema_is_the_requests_fault(schema: Any) -> None:
     assert (refused.value.status, refused.value.param) == (400, "response_format")
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["at the begin", "within"])
+def test_a_schema_without_a_way_out_ends_with_an_error_and_not_as_an_answer(inside: bool) -> None:
+    """The library finds it out where the answer gets there, and would end the answer as if the model had."""
+    endless: dict[str, Any] = {"$ref": "#/$defs/endless"}
+    schema = {"type": "object", "properties": {"a": endless}, "required": ["a"]} if inside else endless
+    with pytest.raises(ApiError) as refused:
+        drawn({**schema, "$defs": {"endless": endless}}, 0)
+    assert (refused.value.status, refused.value.param) == (400, "response_format")
+
+
 def test_a_schema_may_contain_itself() -> None:
     child = {"type": "object", "properties": {"child": {"$ref": "#/$defs/tree"}}, "additionalProperties": False}
     tree = {"$ref": "#/$defs/tree", "$defs": {"tree": child}}
