@@ -48,7 +48,7 @@ class Spending:
         self.used = 0
 
     def reserve(self, tokens: int) -> None:
-        """The most tokens that the request may need."""
+        """The most tokens that the request may need. Raises ApiError if those of other requests left nothing."""
         self.reserved = tokens
 
     def use(self, tokens: int) -> None:
@@ -61,6 +61,7 @@ class _Counted(Spending):
         self._budget = budget
 
     def reserve(self, tokens: int) -> None:
+        _require_tokens(self._budget)
         super().reserve(tokens)
         self._budget.take(tokens)
 
@@ -77,8 +78,8 @@ class Allowance:
         """One request. Raises ApiError with a time if nothing is left for it; what it did not use comes back."""
         if self._requests is not None and (seconds := self._requests.seconds_until(1)) > 0:
             raise _exhausted("too many requests with this key", "rate_limit_exceeded", seconds)
-        if self._tokens is not None and (seconds := self._tokens.seconds_until(1)) > 0:
-            raise _exhausted("the tokens of this key are used up", "insufficient_quota", seconds)
+        if self._tokens is not None:
+            _require_tokens(self._tokens)
         if self._requests is not None:
             self._requests.take(1)
         spending = Spending() if self._tokens is None else _Counted(self._tokens)
@@ -87,6 +88,12 @@ class Allowance:
         finally:
             if self._tokens is not None:
                 self._tokens.take(spending.used - spending.reserved)
+
+
+def _require_tokens(budget: Budget) -> None:
+    """Raises ApiError if nothing is left."""
+    if (seconds := budget.seconds_until(1)) > 0:
+        raise _exhausted("the tokens of this key are used up", "insufficient_quota", seconds)
 
 
 def _exhausted(message: str, code: str, seconds: float) -> ApiError:

@@ -70,6 +70,19 @@ def test_tokens_that_a_request_may_need_are_taken_until_it_ends() -> None:
         pass
 
 
+def test_requests_that_came_together_overdraw_a_budget_by_one() -> None:
+    """All were let in before the first of them had its place, and could say what it may need."""
+    allowance = Allowance(None, 100, Clock())
+    with allowance.spending() as first, allowance.spending() as second, allowance.spending() as third:
+        first.reserve(90)
+        second.reserve(90)
+        with pytest.raises(ApiError) as refused:
+            third.reserve(90)
+        assert (refused.value.status, refused.value.code) == (429, "insufficient_quota")
+    with allowance.spending() as fourth:
+        fourth.reserve(100)
+
+
 def test_a_request_that_fails_pays_for_what_it_used() -> None:
     allowance = Allowance(None, 100, Clock())
     with contextlib.suppress(RuntimeError), allowance.spending() as spending:
