@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ..web.slashes import NoTrailingSlashes
 from .access.allowance import Allowance
 from .access.origins import is_allowed
 from .answering import Endpoint
@@ -85,7 +86,7 @@ def make_app(endpoint: Endpoint) -> Starlette:
     cors = Middleware(
         CORSMiddleware, allow_origins=list(endpoint.allowed_origins), allow_methods=["GET", "POST"], allow_headers=["*"]
     )
-    middleware = [cors] if endpoint.allowed_origins else []
+    middleware = [Middleware(NoTrailingSlashes), *([cors] if endpoint.allowed_origins else [])]
     return Starlette(routes=routes, exception_handlers=handlers, middleware=middleware)  # type: ignore[arg-type]
 
 
@@ -134,7 +135,9 @@ async def _read_body(request: Request) -> bytes:
 async def http_error(request: Request, error: Exception) -> Response:
     """Say in the API's shape what the router says: no such path, no such method."""
     assert isinstance(error, HTTPException)
-    return error_response(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+    response = error_response(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+    response.headers.update(error.headers or {})  # Allow
+    return response
 
 
 async def defect(request: Request, error: Exception) -> Response:

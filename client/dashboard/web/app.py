@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from jinja2 import Environment
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from ....proto.errors import UsageError
+from ...web.slashes import NoTrailingSlashes
 from .api import api_router
 from .guard import Guard
 from .operation import ops_router
@@ -21,6 +24,13 @@ from .site import HTML, Site, overloaded_response
 from .templating import environment
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReply:
+    """Why there is no answer."""
+
+    error: str
 
 
 def make_app(site: Site) -> ASGIApp:
@@ -33,6 +43,7 @@ def make_app(site: Site) -> ASGIApp:
         redoc_url=None,
         openapi_url="/api/v1/openapi.json",
         redirect_slashes=False,
+        responses={"4XX": {"model": ErrorReply, "description": "The request is at fault."}},
     )
     templates = environment()
     app.include_router(api_router(site))
@@ -40,6 +51,7 @@ def make_app(site: Site) -> ASGIApp:
     app.include_router(ops_router(site))
     for kind, handler in _handlers(templates).items():
         app.add_exception_handler(kind, handler)
+    app.add_middleware(NoTrailingSlashes)
     return Guard(app, send_seconds=site.timing.send, loopback_only=site.loopback_only)
 
 
@@ -53,6 +65,11 @@ def _handlers(templates: Environment) -> dict[type[Exception], Callable[[Request
         assert isinstance(error, HTTPException)
         return told(request, error.status_code, str(error.detail))
 
+    async def incomplete(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        named = ", ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
+        return told(request, 400, named)
+
     async def usage(request: Request, error: Exception) -> Response:
         return told(request, 400, str(error))
 
@@ -63,4 +80,10 @@ def _handlers(templates: Environment) -> dict[type[Exception], Callable[[Request
         """The log has it, with its traceback."""
         return told(request, 500, "this page has a fault; it is in the log of the dashboard")
 
-    return {HTTPException: http_error, UsageError: usage, Overloaded: overloaded, Exception: defect}
+    return {
+        HTTPException: http_error,
+        RequestValidationError: incomplete,
+        UsageError: usage,
+        Overloaded: overloaded,
+        Exception: defect,
+    }

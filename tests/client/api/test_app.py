@@ -233,9 +233,17 @@ def test_bodies_that_are_no_request(running: RunningEndpoint, body: bytes, statu
 
 def test_paths_and_methods_that_there_are_not(running: RunningEndpoint) -> None:
     assert running.post("/v1/audio/speech", b"{}")[0] == 404
-    status, _, body = running.post("/v1/models", b"{}")
-    assert status == 405
+    status, headers, body = running.post("/v1/models", b"{}")
+    assert (status, set(headers["allow"].split(", "))) == (405, {"GET", "HEAD"})
     assert "error" in json.loads(body)
+
+
+def test_a_slash_behind_a_path_changes_nothing(running: RunningEndpoint) -> None:
+    for path in ("/v1/models", f"/v1/models/{NAME}", "/healthz"):
+        assert running.get(f"{path}/") == running.get(path)
+    for path in ("/v1/completions/", "/v1/chat/completions/"):
+        status, _, body = running.post(path, b"{}")
+        assert (status, json.loads(body)["error"]["param"]) == (400, "model" if "chat" not in path else "messages")
 
 
 def test_the_official_client_raises_its_own_errors(client: openai.OpenAI) -> None:

@@ -219,6 +219,17 @@ def test_errors_come_in_the_form_that_was_asked_for() -> None:
     assert ask(site, "/api/v1/peers?model=zz").status == 404
     assert ask(site, "/api/v1/peers?block=x").json == {"error": "block must be a number between 0 and 1048576"}
     assert ask(site, "/nothing").status == 404
+    for target, field in (("routes", "model"), ("placement", "model"), (f"peers?q={'x' * 1000}", "q")):
+        refused = ask(site, f"/api/v1/{target}")
+        assert (refused.status, set(refused.json)) == (400, {"error"})
+        assert refused.json["error"].startswith(f"{field}: ")
+
+
+@pytest.mark.parametrize("target", [PAGES[1], PAGES[2], "/api/v1/status", f"/api/v1/models/{ID}", "/healthz"])
+def test_a_slash_behind_an_address_changes_nothing(target: str) -> None:
+    site = site_of(healthy())
+    there = ask(site, f"{target}/")
+    assert (there.status, there.body) == (200, ask(site, target).body)
 
 
 def test_an_unchanged_answer_is_not_sent_again() -> None:
@@ -264,6 +275,8 @@ def test_the_api_is_described_and_its_answers_fit_the_description() -> None:
     for path in (*paths, *(f"/api/v1/{name}?model={ID}" for name in ("history", "routes", "placement"))):
         operation = described["paths"][path.partition("?")[0].replace(ID, "{model_id}")]["get"]
         check(ask(site, path).json, operation["responses"]["200"]["content"]["application/json"]["schema"])
+        assert "422" not in operation["responses"]
+        check({"error": "x"}, operation["responses"]["4XX"]["content"]["application/json"]["schema"])
     assert json.dumps(described)
 
 
