@@ -120,7 +120,7 @@ def _unproven(gap_seconds: float) -> list[str]:
 
 
 def describe_peers(num_blocks: int, lines: Sequence[PeerLine]) -> str:
-    """The peers in two tables, of their work (80 columns) and of how they are reached, and a map of their blocks."""
+    """Tables of the peers' work (80 columns), of what they say they are and how they are reached; a map of blocks."""
     header = ("peer", "blocks", "state", "format", "ms/block", "KV free", "KV total", "sessions")
     work = [
         (
@@ -133,6 +133,10 @@ def describe_peers(num_blocks: int, lines: Sequence[PeerLine]) -> str:
             str(_per_block(line, line.kv_tokens_total)),
             str(line.sessions),
         )
+        for line in lines
+    ]
+    said = [
+        (short_id(line.peer), "" if line.tokens_served is None else str(line.tokens_served), line.device_class)
         for line in lines
     ]
     ways = [
@@ -148,6 +152,7 @@ def describe_peers(num_blocks: int, lines: Sequence[PeerLine]) -> str:
     ]
     parts = [
         table(header, work) + "\n(KV: tokens of attention cache in each of the peer's blocks)",
+        table(("peer", "tokens served", "device"), said) + "\n(as the peers announce it; nobody checks it)",
         table(("peer", "weights", "RTT ms", "record age s", "address", "name"), ways),
         block_map(num_blocks, _serving(lines, short_id)),
     ]

@@ -19,7 +19,7 @@ MEASURED: Sequence[tuple[str, str]] = (
     (r"\b[0-9a-f]{12}\b", "DIGEST"),
     (r"\b\d+(?= (KV tokens free|pushed|relayed|answered|tokens rebuilt|bytes kept))", "N"),
     (r"\d+ threads? (is|are) used .*", "N threads are used (measured ...)"),
-    (r"with \d+ threads?", "with N threads"),
+    (r"(with|cpu,) \d+ threads?", r"\1 N threads"),
     (r"(?<![\d.])[+-]?\d+\.\d+(?![\d.])", "N"),
     (r"(?<=\S) {2,}", "  "),
 )

@@ -242,7 +242,7 @@ class LocalSwarm:
         )
         record = PeerRecord(
             self.digest, spec, addresses=() if peer.relays else (peer.target,), incarnation=time.time_ns(),
-            relays=tuple(relay.address.peer for relay in peer.relays),
+            relays=tuple(relay.address.peer for relay in peer.relays), device_class="cpu, 1 thread", tokens_served=0,
         )  # fmt: skip
         signed = sign_peer_record(peer.identity, record, self.swarm_key, peer.announced_at + RECORD_SECONDS)
         await MemoryDirectory(self.store, time.time).announce(signed)

@@ -70,7 +70,8 @@ def test_the_table_of_peers_fits_a_terminal_and_counts_tokens() -> None:
         line("cccccc", None, "joining", answers=False),
         line("dddddd", BlockRange(110, 126), "leaving", answers=False),
     ]
-    work, ways, blocks = describe_peers(126, lines).split("\n\n")
+    lines[1] = replace(lines[1], device_class="", tokens_served=None)
+    work, said, ways, blocks = describe_peers(126, lines).split("\n\n")
     assert all(len(row) <= 80 for row in work.splitlines())
     assert [row.split()[1:4] for row in work.splitlines()[1:3]] == [
         ["100:110", "draining", "bfloat16"],
@@ -79,6 +80,8 @@ def test_the_table_of_peers_fits_a_terminal_and_counts_tokens() -> None:
     assert work.splitlines()[1].split()[-3:] == ["30000", "60000", "12"], "of each block"
     assert "joining" in work.splitlines()[3]
     assert "leaving" in work.splitlines()[4], "it has said goodbye, and is not expected to answer"
+    assert said.splitlines()[1].split() == ["..aaaaaa", "99", "cpu,", "2", "threads"]
+    assert said.splitlines()[2] == "..bbbbbb", "it does not say"
     assert "192.0.2.100:31337  a name" in ways
     assert "nobody serves" in blocks
 
