@@ -173,6 +173,8 @@ class SwarmModel(WithoutBlocks, _Family):
         Leaving the iteration early (break and aclose, or cancelling the task) fails the pending step and closes the
         session at once. Raises what generate raises.
         """
+        if "streamer" in kwargs:
+            raise UsageError("astream takes no streamer: it is one", hint="Use its tokens, or call generate.")
         cancellation = Cancellation()
         generation = Generation(cancellation)
         note_last(self, generation)

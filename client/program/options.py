@@ -90,6 +90,10 @@ class GenerateOptions:
             if value is not None and not low <= value <= high:
                 or_zero = "0 or " if low == LEAST_TEMPERATURE else ""
                 raise UsageError(f"{name} must be {or_zero}between {low} and {high}, not {value}")
+        if "" in self.stop:
+            raise UsageError(
+                "--stop has no text", hint="Every text has an empty one: say at which to stop, or leave it out."
+            )
         if self.prompt_lookup is not None and self.num_beams > 1:
             raise UsageError("--prompt-lookup and --num-beams cannot be combined", hint="Leave one of them out.")
 

@@ -52,8 +52,10 @@ class Reply:
 
     @property
     def tokens_per_second(self) -> float:
-        """Speed of the tokens after the first; 0 if there are none or no time passed."""
-        return (len(self.token_ids) - 1) / rest if (rest := self.seconds - self.first_token_seconds) > 0 else 0.0
+        """Speed of the tokens after the first, or of all where they came together; 0 if none came or no time passed."""
+        if (rest := self.seconds - self.first_token_seconds) > 0:
+            return (len(self.token_ids) - 1) / rest
+        return len(self.token_ids) / self.seconds if self.seconds > 0 else 0.0
 
 
 @contextmanager
@@ -210,12 +212,12 @@ def _reply(
             stream.put(output[0, ids.shape[1] :])
             stream.end()
     finished = time.perf_counter()
-    first_at = stream.first_at if stream.first_at is not None else finished
+    first_at = stream.first_at if options.num_beams == 1 else None
     return Reply(
         text=stream.text,
         token_ids=tuple(stream.token_ids),
         prompt_tokens=ids.shape[1],
-        first_token_seconds=first_at - started,
+        first_token_seconds=(finished if first_at is None else first_at) - started,
         seconds=finished - started,
         generation=last_generation(talker.model),
     )

@@ -39,6 +39,15 @@ def test_astream_raises_what_generate_raises(model: Any):
         asyncio.run(collect())
 
 
+def test_astream_with_a_streamer_is_told_that_it_is_one(model: Any):
+    async def collect() -> None:
+        async for _ in model.astream(**prompt(5), streamer=None, **GREEDY):
+            pass
+
+    with pytest.raises(UsageError, match="takes no streamer"):
+        asyncio.run(collect())
+
+
 def test_leaving_a_stream_closes_its_session(model: Any, chain: LocalChain):
     async def leave_early() -> list[int]:
         stream = model.astream(**prompt(5), **GREEDY | {"max_new_tokens": 400, "eos_token_id": None})

@@ -129,6 +129,16 @@ def test_json_and_report_tell_the_chain_and_how_steps_were_passed_on(
 
 
 @pytest.mark.long
+def test_the_speed_of_beams_is_that_of_the_whole_search(serving: SwarmThread, folder: Path) -> None:
+    """Their tokens come together; that of all but the first, in the time that was left, was any number."""
+    result = run("generate", folder, *serving.initial, "-p", PROMPT, "-n", 8, "--num-beams", 2, "--json")
+    told = json.loads(result.stdout)
+    assert told["first_token_seconds"] == told["seconds"]
+    assert told["tokens_per_second"] == pytest.approx(told["new_tokens"] / told["seconds"])
+    serving.wait_idle()
+
+
+@pytest.mark.long
 def test_guesses_are_told_and_change_no_word(serving: SwarmThread, full_model: Any, folder: Path) -> None:
     """The model is its own draft model, so all that it guesses comes."""
     text = f"{PROMPT} {PROMPT} {PROMPT}"
@@ -394,6 +404,7 @@ def test_without_initial_peers(folder: Path, name: str) -> None:
         (("--initial-peers", NOBODY, "-n", "0"), "--max-new-tokens"),
         (("--initial-peers", NOBODY, "--num-beams", "2", "--prompt-lookup", "3"), "combined"),
         (("--initial-peers", NOBODY, "-p", ""), "prompt is empty"),
+        (("--initial-peers", NOBODY, "--stop", ""), "--stop has no text"),
         (("--initial-peers", NOBODY, "--swarm-key", "/nonexistent/key"), "/nonexistent/key"),
         (("--initial-peers", NOBODY, "--wire-format", "float12"), "float12"),
         (("--initial-peers", NOBODY, "--guess", "some"), "auto, off, or 0 to 64"),
