@@ -17,7 +17,7 @@ from ..proto.errors import RetryElsewhere, SwarmError
 from ..proto.network.address import Reach
 from ..proto.network.crowding import PortRoom, connections_within, descriptor_limit
 from ..proto.network.options import PortLimits
-from ..proto.network.server import RegisteredServer
+from ..proto.network.server import Server, until_ended
 from ..proto.network.transport import introduction, serve
 from ..proto.wire.handshake import HelloChecker
 from ..routing.admit.table import SessionTable
@@ -205,14 +205,12 @@ class _Serving:
                     await self._drain(announcer)
                     logger.info("%s", self._service.usage.summary)
 
-    def _vital_work(
-        self, announcer: Announcer, server: RegisteredServer, port: int
-    ) -> Mapping[str, Coroutine[Any, Any, None]]:
+    def _vital_work(self, announcer: Announcer, server: Server, port: int) -> Mapping[str, Coroutine[Any, Any, None]]:
         """The parts that the peer cannot do without, by their names for people."""
         setup, config = self._setup, self._setup.config
         remembered = RememberedPeers(config.data_folder, setup.model_digest, setup.swarm_key)
         return {
-            "answering calls": server.until_ended(),
+            "answering calls": until_ended(server),
             "announcing the peer": announcer.run(),
             "watching the engine": self._watch(announcer),
             "the node of the DHT": setup.directory.until_closed(),
@@ -238,7 +236,7 @@ class _Serving:
         return await self._setup.watch.snapshot(lambda: self._record(state).spec)
 
     @asynccontextmanager
-    async def _listening(self) -> AsyncIterator[tuple[RegisteredServer, int]]:
+    async def _listening(self) -> AsyncIterator[tuple[Server, int]]:
         """The server of streams, and its port."""
         config = self._setup.config
         handlers = self._reach.serving(self._service.handlers)

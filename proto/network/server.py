@@ -2,44 +2,73 @@
 
 That loop asks for the name of every call that is of no registered method, as text: a name that is no UTF-8 raises an
 error there, and gRPC stops the server.  So all methods are registered here, whose names gRPC compares as bytes, and
-other calls are ended before anybody asks for their names.
+other calls are ended before anybody asks for their names.  This needs inner parts of gRPC's; with a gRPC that has other
+ones its own server is used, and the log says so.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from grpc._cython import cygrpc
-from grpc.aio import _server
+import grpc
+from grpc.aio import Server
 
 from ..wire.timing import SERVER_LOOK_SECONDS
 
+__all__ = ["Server", "new_server", "until_ended"]
 
-class RegisteredServer(_server.Server):
-    """A server whose methods are those that are registered."""
+logger = logging.getLogger(__name__)
 
-    def __init__(self, options: Sequence[tuple[str, Any]]) -> None:
-        self._loop = cygrpc.get_working_loop()
-        self._server = _RegisteredCalls(self._loop, None, (), None, tuple(options), None)
-
-    async def until_ended(self) -> None:
-        """Return when calls are taken no more, or raise what gRPC has ended for."""
-        while await self.wait_for_termination(SERVER_LOOK_SECONDS):
-            pass
+Options = Sequence[tuple[str, Any]]
 
 
-class _RegisteredCalls(cygrpc.AioServer):
-    """The loop of the server, which waits for a call of each registered method and for one of any other."""
+def _registered_server(options: Options) -> Server:
+    """A server whose methods are those that are registered. Raises what a gRPC of other inner parts raises."""
+    from grpc._cython import cygrpc
+    from grpc.aio import _server
 
-    def _make_request_call_future(self, method: bytes | None) -> asyncio.Future[Any]:
-        if method is None:
-            return asyncio.create_task(self._end_other_calls(), name="end calls of no method")
-        future: asyncio.Future[Any] = super()._make_request_call_future(method)
-        return future
+    class RegisteredCalls(cygrpc.AioServer):
+        """The loop of the server, which waits for a call of each registered method and for one of any other."""
 
-    async def _end_other_calls(self) -> None:
-        """Until the server stops, which is told by an exception of gRPC's."""
-        while True:
-            await self._request_call()  # nobody refers to the call, so gRPC cancels it
+        def _make_request_call_future(self, method: bytes | None) -> asyncio.Future[Any]:
+            if method is None:
+                return asyncio.create_task(self._end_other_calls(), name="end calls of no method")
+            future: asyncio.Future[Any] = super()._make_request_call_future(method)
+            return future
+
+        async def _end_other_calls(self) -> None:
+            """Until the server stops, which is told by an exception of gRPC's."""
+            while True:
+                await self._request_call()  # nobody refers to the call, so gRPC cancels it
+
+    class RegisteredServer(_server.Server):
+        def __init__(self) -> None:
+            self._loop = cygrpc.get_working_loop()
+            self._server = RegisteredCalls(self._loop, None, (), None, tuple(options), None)
+
+    for part in ("_make_request_call_future", "_request_call"):
+        getattr(cygrpc.AioServer, part)
+    return RegisteredServer()
+
+
+def new_server(options: Options, make: Callable[[Options], Server] = _registered_server) -> Server:
+    """A server of no calls yet; `make` makes the one that strangers cannot end."""
+    try:
+        return make(options)
+    except (ImportError, AttributeError, TypeError) as error:
+        logger.warning(
+            "grpcio %s is not known: one call with a name that is no UTF-8 can end this peer (%s)",
+            grpc.__version__,
+            error,
+        )
+        server: Server = grpc.aio.server(options=options)
+        return server
+
+
+async def until_ended(server: Server) -> None:
+    """Return when calls are taken no more, or raise what gRPC has ended for."""
+    while await server.wait_for_termination(SERVER_LOOK_SECONDS):
+        pass

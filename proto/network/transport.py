@@ -69,7 +69,7 @@ from .dialling import DialRule, IpAddress, grpc_target, literal, range_of
 from .line import Connection, Line
 from .options import CHANNEL_OPTIONS, PortLimits, server_options
 from .resolver import Lookup, Resolver
-from .server import RegisteredServer
+from .server import Server, new_server
 from .streams import (
     ERROR_CODE_KEY,
     ServedStream,
@@ -118,13 +118,13 @@ async def serve(
     port: int,
     clock: Callable[[], float] = time.time,
     limits: PortLimits | None = None,
-) -> tuple[RegisteredServer, int]:
+) -> tuple[Server, int]:
     """Start a server on `host:port` (port 0: any free one); the server and its port.
 
     Raises UsageError if that is no host and port, or if it cannot be bound.
     """
     target = HostPort.of(host, port)
-    server = RegisteredServer(server_options(limits or PortLimits()))
+    server = new_server(server_options(limits or PortLimits()))
     server.add_registered_method_handlers(SERVICE, _method_handlers(handlers))
     if handlers.relay is not None:
         server.add_registered_method_handlers(RELAY_SERVICE, _relay_handlers(handlers.relay))

@@ -13,6 +13,8 @@ from blockswarm.proto.errors import SessionLost
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.network.dialling import EVERY_RANGE
+from blockswarm.proto.network.options import PortLimits, server_options
+from blockswarm.proto.network.server import new_server, until_ended
 from blockswarm.proto.network.stub import SERVICE
 from blockswarm.proto.network.transport import Dialer, Handlers, ping, serve
 from blockswarm.proto.wire.handshake import PROTOCOL_VERSION
@@ -92,7 +94,7 @@ def test_a_call_that_is_not_served_ends_at_once() -> None:
 def test_the_end_of_a_server_is_told_and_waiting_for_it_can_be_given_up() -> None:
     async def main() -> None:
         server, _ = await serve(Identity.generate(), Handlers(unused, unused, unused, unused), "127.0.0.1", 0)
-        given_up, waiting = (asyncio.create_task(server.until_ended()) for _ in range(2))
+        given_up, waiting = (asyncio.create_task(until_ended(server)) for _ in range(2))
         await asyncio.sleep(0)
         given_up.cancel()
         await asyncio.wait([given_up])
@@ -103,3 +105,31 @@ def test_the_end_of_a_server_is_told_and_waiting_for_it_can_be_given_up() -> Non
             await waiting
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [ImportError, AttributeError, TypeError])
+def test_with_a_grpc_of_other_inner_parts_its_own_server_is_used_and_it_is_said(
+    error: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    def make(options: object) -> Any:
+        raise error("no such part")
+
+    async def main() -> None:
+        server = new_server(server_options(PortLimits()), make)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        assert port
+        await server.stop(grace=0)
+        async with asyncio.timeout(SECONDS):
+            await until_ended(server)
+
+    asyncio.run(main())
+    assert "grpcio" in caplog.text
+
+
+def test_the_grpc_that_is_installed_has_the_inner_parts(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        await new_server(server_options(PortLimits())).stop(grace=0)
+
+    asyncio.run(main())
+    assert not caplog.text
