@@ -31,6 +31,8 @@ DEFAULT_KV_TOKENS = 16_384
 MAX_ANNOUNCED_CHARS = MAX_REACH_BYTES * 2 // 3
 """Characters of all --announce together: the record also has the addresses of the DHT, at the same hosts."""
 MAX_RELAY_CONNECTIONS = 4096
+MAX_THREADS = 1024
+"""With very many of them torch breaks down."""
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
@@ -211,8 +213,6 @@ class PeerConfig:
             raise UsageError("--client-share must be above 0 and at most 1")
         if self.replay_bytes < 0:
             raise UsageError("--replay-memory must not be negative")
-        if self.cache_limit_bytes is not None and self.cache_limit_bytes < 0:
-            raise UsageError("--cache-limit must not be negative")
         if self.prefix_cache_bytes < 0:
             raise UsageError("--prefix-cache must not be negative")
         if self.quantize not in QUANTIZATIONS:
@@ -223,8 +223,8 @@ class PeerConfig:
             raise UsageError(f"--device {self.device!r} is not known", hint="Use auto, cpu, cuda or cuda:1.")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise UsageError(f"--dtype {self.dtype!r} is not known", hint="Use auto, float32, bfloat16 or float16.")
-        if self.threads is not None and self.threads < 1:
-            raise UsageError("--threads must be at least 1")
+        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
+            raise UsageError(f"--threads must be between 1 and {MAX_THREADS}")
 
     @property
     def model_name(self) -> str:

@@ -128,6 +128,7 @@ CacheLimit = Annotated[
         " least recently used first.  [default: no limit]"
     ),
 ]
+MAX_CACHE_LIMIT_GIB = 2**20
 AsJson = Annotated[bool, typer.Option("--json", help="When ready, print one line of JSON to standard output.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")]
 
@@ -170,10 +171,16 @@ def peer_config(chosen: Mapping[str, Any]) -> PeerConfig:
         name=chosen["name"],
         tell_device=not chosen["hide_device"],
         revision=chosen["revision"],
-        cache_limit_bytes=int(cache_limit * 2**30) if cache_limit is not None else None,
+        cache_limit_bytes=_cache_limit_bytes(cache_limit) if cache_limit is not None else None,
     )
 
 
 def _relay_quota(chosen: Mapping[str, Any]) -> RelayQuota:
     rate = chosen["relay_rate"] * 2**20
     return RelayQuota(chosen["relay_peers"], chosen["relay_connections"], bytes_per_second=rate)
+
+
+def _cache_limit_bytes(gib: float) -> int:
+    if not 0 <= gib <= MAX_CACHE_LIMIT_GIB:
+        raise UsageError(f"--cache-limit must be between 0 and {MAX_CACHE_LIMIT_GIB} GiB")
+    return int(gib * 2**30)

@@ -56,3 +56,16 @@ def test_the_key_of_a_peer_is_in_its_folder_unless_another_one_is_named() -> Non
 def test_a_peer_serves_one_swarm(swarm: list[str]) -> None:
     with pytest.raises(UsageError, match="which swarm"):
         config_of("./model", *swarm)
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--cache-limit", ["nan", "inf", "-inf", "1e308", "-1"]),
+        ("--threads", ["0", "-1", "1025", "4294967297", "9" * 30]),
+    ],
+)
+def test_a_number_that_no_machine_can_take_is_refused(option: str, values: list[str]) -> None:
+    for value in values:
+        with pytest.raises(UsageError, match=f"{option} must be between"):
+            config_of("./model", "--new-swarm", f"{option}={value}")
