@@ -45,7 +45,11 @@ class Resolver:
         found: asyncio.Future[tuple[IpAddress, ...]] = asyncio.get_running_loop().create_future()
         self._running += 1
         # A thread of its own, and not the loop's pool: others wait for that one.
-        threading.Thread(target=self._look_up, args=(target, found), name="resolve", daemon=True).start()
+        try:
+            threading.Thread(target=self._look_up, args=(target, found), name="resolve", daemon=True).start()
+        except RuntimeError as error:  # the system gives no more threads
+            self._running -= 1
+            raise PeerUnavailable(f"{target}: the name cannot be looked up now: {error}") from error
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 addresses = await asyncio.shield(found)

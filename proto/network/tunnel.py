@@ -82,9 +82,15 @@ class LocalEnd:
     """The dialling side of the tunnels to one peer: every connection to `target` goes through a tunnel of its own."""
 
     def __init__(self, connect: Callable[[], Awaitable[TunnelStream]]) -> None:
-        """`connect` opens a stream at the relay that leads to the peer; it raises SwarmError."""
+        """`connect` opens a stream at the relay that leads to the peer; it raises SwarmError.
+
+        Raises PeerUnavailable where this machine has no socket left.
+        """
         self._connect = connect
-        self._socket = socket.create_server((LOOPBACK, 0), backlog=MAX_LOCAL_CONNECTIONS)
+        try:
+            self._socket = socket.create_server((LOOPBACK, 0), backlog=MAX_LOCAL_CONNECTIONS)
+        except OSError as error:
+            raise PeerUnavailable(f"there is no socket for a tunnel: {error.strerror}") from error
         self._socket.setblocking(False)
         self.target = f"{LOOPBACK}:{self._socket.getsockname()[1]}"
         self._room = asyncio.Semaphore(MAX_LOCAL_CONNECTIONS)

@@ -47,6 +47,22 @@ def test_a_name_that_nobody_knows_is_a_peer_that_is_not_there(error: Exception) 
         asyncio.run(Resolver(fails).addresses(NAME))
 
 
+def test_without_a_thread_for_it_a_name_is_not_looked_up_and_the_next_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        resolver = Resolver(answer("192.0.2.1"), most=1)
+        for _ in range(2):
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", no_thread)
+                with pytest.raises(PeerUnavailable, match="cannot be looked up now"):
+                    await resolver.addresses(NAME)
+        assert await resolver.addresses(NAME) == (ipaddress.ip_address("192.0.2.1"),)
+
+    asyncio.run(main())
+
+
 def test_slow_names_are_given_up_and_do_not_take_all_threads() -> None:
     """The owner of a name can have its look-up take as long as it likes."""
     release = threading.Event()

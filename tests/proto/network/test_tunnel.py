@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import resource
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import pytest
 from blockswarm.proto.errors import PeerBusy, PeerUnavailable, RemoteProtocolError, SwarmError
-from blockswarm.proto.network.address import HostPort
+from blockswarm.proto.identity import Identity
+from blockswarm.proto.network.address import HostPort, PeerAddress, RelayedAddress
+from blockswarm.proto.network.dialling import EVERY_RANGE
+from blockswarm.proto.network.transport import Dialer, ping
 from blockswarm.proto.network.tunnel import MAX_LOCAL_CONNECTIONS, LocalEnd, pump
 from blockswarm.proto.wire.messages.limits import MAX_TUNNEL_BYTES
 from blockswarm.proto.wire.messages.relay import TunnelData, TunnelReadyFrame
@@ -207,5 +211,24 @@ def test_the_reason_of_a_relay_is_raised(frames: list[Any], error: type[SwarmErr
             _, writer = await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1])
             with closing(writer), pytest.raises(error):
                 await asyncio.wait_for(accepted, 10)
+
+    asyncio.run(main())
+
+
+def test_without_a_socket_for_it_a_peer_behind_a_relay_is_not_reached() -> None:
+    """An error of another class would end a peer that only looks whether another one is there."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def main() -> None:
+        relay, hidden = Identity.generate().peer_id, Identity.generate().peer_id
+        dialer = Dialer(rule=EVERY_RANGE)
+        reach = RelayedAddress(hidden, PeerAddress(relay, "127.0.0.1:1"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            with pytest.raises(PeerUnavailable, match="no socket"):
+                await ping(dialer.stub(reach), reach, 5.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        await dialer.close()
 
     asyncio.run(main())
