@@ -23,7 +23,7 @@ class Compute:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """The step was applied before; send `output` again."""
+    """The same step was applied before; send `output` again."""
 
     output: WireStep
 
@@ -104,6 +104,9 @@ class StepGate:
             if step.seq <= self._acked_seq:
                 return None
             raise RemoteProtocolError(f"step {step.seq} was applied, and its output is gone")
+        if kept.plan != step.plan:
+            # That output is no answer to this one; and a client that sends a token must not have thousands sent for it.
+            raise RemoteProtocolError(f"step {step.seq} was applied, and was another one")
         return Repeat(kept)
 
     def _forget(self, acked_seq: int) -> None:

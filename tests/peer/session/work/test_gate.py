@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from blockswarm.peer.session.work.gate import Compute, Repeat, StepGate
 from blockswarm.proto.errors import RemoteProtocolError
@@ -46,6 +48,16 @@ def test_a_repeated_step_gets_its_old_output_until_it_is_acknowledged() -> None:
     assert gate.offer(step(1)) == Repeat(step(1))
     feed(gate, step(2, acked=1))
     assert gate.offer(step(1)) is None
+
+
+def test_a_number_that_is_used_again_for_another_step_is_refused() -> None:
+    """Else a client could have thousands of tokens sent for each that it sends, and nothing computed."""
+    gate = StepGate(1, CREDITS, MAX_TOKENS)
+    large = replace(step(1), plan=StepPlan((RowSlice(0, 0, 500, 500),)))
+    feed(gate, large)
+    assert gate.offer(replace(large, epoch=1)) == Repeat(large)
+    with pytest.raises(RemoteProtocolError, match="another one"):
+        gate.offer(step(1))
 
 
 def test_other_epochs_are_dropped_and_an_epoch_never_goes_back() -> None:
