@@ -9,6 +9,8 @@ from ...proto.wire.steps import StepPlan
 from ...routing.swarm import PeerId
 
 DEFAULT_LIMIT_BYTES = 256 << 20
+FULL_SHARE = 15 / 16
+"""The part of the memory that is in use after buffers were evicted."""
 
 
 class ReplayStore:
@@ -19,8 +21,10 @@ class ReplayStore:
         self._buffers: OrderedDict[bytes, ReplayBuffer] = OrderedDict()
         """The least recently used one comes first."""
         self._clients: dict[bytes, PeerId] = {}
+        self._bounds: dict[bytes, int] = {}
+        """The most bytes that each buffer has: truncation and shared rows only show when all are counted again."""
         self._used_bytes = 0
-        """An upper bound: truncation and shared rows only show when it is counted again."""
+        """The sum of these."""
 
     def __len__(self) -> int:
         """The number of sessions that have a buffer."""
@@ -32,9 +36,10 @@ class ReplayStore:
 
     def begin(self, session_id: bytes, client: PeerId, token_bytes: int) -> None:
         """Start an empty buffer for a session, in place of the one it may have had."""
+        self.end(session_id)
         self._buffers[session_id] = ReplayBuffer(token_bytes)
         self._clients[session_id] = client
-        self._buffers.move_to_end(session_id)
+        self._bounds[session_id] = 0
 
     def append(self, session_id: bytes, plan: StepPlan, data: bytes) -> None:
         """Record what a step sent on; does nothing for a session whose buffer was evicted. May evict."""
@@ -43,6 +48,7 @@ class ReplayStore:
             return
         buffer.apply(plan, data)
         self._buffers.move_to_end(session_id)
+        self._bounds[session_id] += len(data)
         self._used_bytes += len(data)
         if self._used_bytes > self._limit_bytes:
             self._evict()
@@ -52,26 +58,21 @@ class ReplayStore:
         return self._buffers.get(session_id)
 
     def end(self, session_id: bytes) -> None:
-        """Forget a session."""
+        """Forget a session. O(1): sessions cost their client nothing, and buffers may have a million parts."""
         if session_id in self._buffers:
-            self._drop(session_id)
-            self._used_bytes = sum(self._sizes().values())
-
-    def _drop(self, session_id: bytes) -> None:
-        del self._buffers[session_id], self._clients[session_id]
+            del self._buffers[session_id], self._clients[session_id]
+            self._used_bytes -= self._bounds.pop(session_id)
 
     def _evict(self) -> None:
-        """Take from the client that holds most its least recently used buffer, until all fit."""
-        sizes = self._sizes()
+        """Count all buffers, and take from the client that holds most its least recently used one, until there is room
+        for some steps: it would take long to count with every step."""
+        self._bounds = {session_id: buffer.nbytes for session_id, buffer in self._buffers.items()}
+        self._used_bytes = sum(self._bounds.values())
         used = Counter[PeerId]()
-        for session_id, size in sizes.items():
+        for session_id, size in self._bounds.items():
             used[self._clients[session_id]] += size
-        while (total := used.total()) > self._limit_bytes:
+        while self._used_bytes > FULL_SHARE * self._limit_bytes:
             largest = max(used.values())
-            victim = next(s for s in self._buffers if sizes[s] and used[self._clients[s]] == largest)
-            used[self._clients[victim]] -= sizes[victim]
-            self._drop(victim)
-        self._used_bytes = total
-
-    def _sizes(self) -> dict[bytes, int]:
-        return {session_id: buffer.nbytes for session_id, buffer in self._buffers.items()}
+            victim = next(s for s in self._buffers if self._bounds[s] and used[self._clients[s]] == largest)
+            used[self._clients[victim]] -= self._bounds[victim]
+            self.end(victim)

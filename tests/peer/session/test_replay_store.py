@@ -77,3 +77,26 @@ def test_the_client_that_holds_most_loses_first() -> None:
         assert store.nbytes <= 100
     assert store.get(b"greedy 49") is not None
     assert store.get(b"greedy 47") is None
+
+
+def test_only_a_full_store_is_counted_and_there_is_room_for_some_steps_then() -> None:
+    """Counting takes a while where there are many sessions, so neither an end nor a step may ask for it each time."""
+    store = ReplayStore(1000)
+    for session in (b"a", b"b"):
+        store.begin(session, ME, TOKEN_BYTES)
+        append(store, session, 0, 20)
+        append(store, session, 0, 20)
+    store.end(b"a")
+    assert store.nbytes == 400, "the bound of the other one, whose first tokens are gone"
+    for number in range(9):
+        store.begin(b"%d" % number, PeerId(str(number)), TOKEN_BYTES)
+        append(store, b"%d" % number, 0, 10)
+    assert (len(store), store.nbytes) == (9, 900), "the one that held most is gone, and the others fit"
+
+
+def test_a_buffer_that_begins_anew_is_counted_anew() -> None:
+    store = ReplayStore(100)
+    store.begin(b"a", ME, TOKEN_BYTES)
+    append(store, b"a", 0, 4)
+    store.begin(b"a", ME, TOKEN_BYTES)
+    assert store.nbytes == 0
