@@ -8,12 +8,15 @@ import itertools
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from blockswarm.proto.directory.directory import Directory, LookupDirectory, MemoryDirectory, MemoryStore
 from blockswarm.proto.directory.signed import SignedRecord, sign_record
 from blockswarm.proto.directory.swarm_key import SwarmKey, dht_id
 from blockswarm.proto.identity import Identity
+
+if TYPE_CHECKING:
+    from blockswarm.proto.directory.hivemind.daemon import HivemindTiming
 
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 
@@ -86,7 +89,9 @@ def lookup_swarm() -> DirectorySwarm:
     return swarm
 
 
-def hivemind_swarm(folder: Path, num_nodes: int, swarm_key: SwarmKey | None = None) -> DirectorySwarm:
+def hivemind_swarm(
+    folder: Path, num_nodes: int, swarm_key: SwarmKey | None = None, timing: HivemindTiming | None = None
+) -> DirectorySwarm:
     """Real DHT nodes, each with its own daemon."""
     from blockswarm.proto.directory.hivemind.node import HivemindDirectory
 
@@ -97,7 +102,8 @@ def hivemind_swarm(folder: Path, num_nodes: int, swarm_key: SwarmKey | None = No
         for index in range(num_nodes):
             initial = await nodes[0].visible_maddrs() if nodes else ()
             path = folder / f"identity-{index}"
-            nodes.append(await HivemindDirectory.start(path, initial, LOOPBACK, swarm_key, swarm.clock))
+            node = await HivemindDirectory.start(path, initial, LOOPBACK, swarm_key, swarm.clock, timing=timing)
+            nodes.append(node)
         return nodes
 
     swarm.announcers = swarm.readers = swarm.run(start())

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from blockswarm.proto.directory.hivemind.daemon import RunningNode, sweep_stale_sockets
+from blockswarm.proto.directory.hivemind.daemon import HivemindTiming, RunningNode, sweep_stale_sockets
 from blockswarm.proto.directory.hivemind.entries import DICTIONARY_TAG, pack_dictionary, value_of
 from blockswarm.proto.directory.hivemind.exchange import ask, give
 from blockswarm.proto.directory.hivemind.node import HivemindDirectory
@@ -381,6 +381,7 @@ def test_a_dead_daemon_is_started_again_and_its_records_are_back(swarm: Director
     async def scenario() -> None:
         await directory.announce(record)
         maddrs = await directory.visible_maddrs()
+        await until(lambda: directory.met_maddrs)  # it has noted where the other is, and can find it by itself
         dead = directory.node
         if how == "killed":
             os.kill(dead.daemon.pid, signal.SIGKILL)
@@ -397,6 +398,32 @@ def test_a_dead_daemon_is_started_again_and_its_records_are_back(swarm: Director
         assert set(await other.lookup(name)) == {record, fresh_record}
 
     swarm.run(scenario())
+
+
+def test_a_node_that_does_not_know_yet_where_the_others_are_is_found_by_them(tmp_path: Path) -> None:
+    """Its daemon dies soon after another node has joined through it, before it has noted where that one is."""
+    swarm = hivemind_swarm(tmp_path, num_nodes=2, timing=HivemindTiming(note_seconds=3600.0))
+    name = fresh_name()
+    record = a_record(ALICE, name, swarm.clock() + 100)
+    first, other = swarm.announcers
+
+    async def scenario() -> None:
+        await first.announce(record)
+        assert first.met_maddrs == ()
+        dead = first.node
+        os.kill(dead.daemon.pid, signal.SIGKILL)
+        await dead.ended()
+        await until(lambda: first.node not in (dead, None))
+        await until(lambda: first.isolated)
+        while first.isolated:
+            assert set(await other.lookup(name)) <= {record}
+            await asyncio.sleep(0.05)
+        fresh_record = a_record(BOB, name, swarm.clock() + 100)
+        await first.announce(fresh_record)
+        assert set(await other.lookup(name)) == {record, fresh_record}
+
+    swarm.run(scenario())
+    swarm.close()
 
 
 def sockets_of(pid: int) -> set[Path]:
