@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import socket
 import time
@@ -159,11 +160,15 @@ def test_a_peer_announces_itself_until_it_is_stopped(
 
         program = Program(tmp_path, checkpoint, examined, stop_with_the_third)
         await program.run()
-        states = [spec.state for spec in program.directory.specs()]
-        assert states[:2] == [PeerState.SERVING, PeerState.SERVING]
-        assert states[-3:] == [PeerState.DRAINING, PeerState.DRAINING, PeerState.LEAVING]
-        rooms = [spec.kv_tokens_total for spec in program.directory.specs()]
-        assert rooms[-3:] == [KV_TOKENS * len(BLOCKS), 0, 0], "it refuses sessions when nobody waits for a successor"
+        told = [(spec.state, spec.kv_tokens_total) for spec in program.directory.specs()]
+        room = KV_TOKENS * len(BLOCKS)
+        assert told[:2] == [(PeerState.SERVING, room), (PeerState.SERVING, room)]
+        assert [news for news, _ in itertools.groupby(told)] == [  # on a busy machine some are announced again
+            (PeerState.SERVING, room),
+            (PeerState.DRAINING, room),
+            (PeerState.DRAINING, 0),  # it refuses sessions when nobody waits for a successor
+            (PeerState.LEAVING, 0),
+        ]
         for spec in program.directory.specs():
             assert spec.blocks == BLOCKS
             assert spec.kv_tokens_total == spec.kv_tokens_free
@@ -171,8 +176,8 @@ def test_a_peer_announces_itself_until_it_is_stopped(
             assert spec.memory_bytes == len(BLOCKS) * per_block
             assert (spec.max_blocks, spec.blocks_fixed) == (3, False)
             assert abs(spec.issued_seconds - time.time()) < 60
-        told = {(record.device_class, record.tokens_served) for record in program.directory.records()}
-        assert told == {("cpu, 1 thread", 0)}, "measuring itself serves nobody"
+        devices = {(record.device_class, record.tokens_served) for record in program.directory.records()}
+        assert devices == {("cpu, 1 thread", 0)}, "measuring itself serves nobody"
         await program.check_nothing_listens()
 
     asyncio.run(scenario())
