@@ -129,6 +129,8 @@ class ClientTiming:
     """Pause between two looks at the swarm."""
     look_seconds: float = 4.0
     """Time in which a look begins to ask peers; the last of them have `ping_seconds` to answer."""
+    look_patience_seconds: float = 0.5
+    """Silence of a peer after which another one is asked in its place."""
     first_looks_seconds: float = 12.0
     """Time for further looks at the start, while blocks are missing and there are peers that were not asked."""
     silent_seconds: float = 10.0

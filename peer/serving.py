@@ -134,7 +134,7 @@ class _Serving:
         self._reach = PeerReach(self._reach_needs(hellos), self._swapped.set)
         self._metrics = PeerMetrics() if config.metrics_port is not None else None
         self._counters = Counters()
-        self._clients = ClientPlaces()
+        self._clients = ClientPlaces(timing.client_memory_seconds)
         moves = config.blocks.blocks is None
         self._agent = setup.agent_for(hosting, lambda: self._record(PeerState.SERVING).spec) if moves else None
         self._service = PeerService(

@@ -64,6 +64,8 @@ class PeerTiming:
     """Time between two announcements."""
     record_refresh_jitter: float = RECORD_REFRESH_JITTER
     """Largest relative deviation from it."""
+    client_memory_seconds: float = 600.0
+    """Time after its last opening for which a client's place counts among those that are announced."""
     watch_seconds: float = 1.0
     """Time between two looks at what should be announced at once, and two readings of the metrics."""
     min_announce_seconds: float = 5.0

@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 
 from .coordinates import DIMENSIONS, is_plausible, point_of, rtts_to
 from .swarm import Coordinate, PeerSpec, PeerState
-from .timing import UNKNOWN_RTT_SECONDS
+from .timing import LEAVING_PENALTY_SECONDS, UNKNOWN_RTT_SECONDS
 
 FloatArray = NDArray[np.float64]
 
 SPREAD = 0.5
 """The largest part by which a peer's cost is lengthened for one node and not for another."""
-LEAVING_PENALTY = 1000.0
-"""Seconds that a block on a peer that drains costs more: it is told of only where nobody else has the block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +106,7 @@ class HostTable:
             tuple((blocks.start, blocks.stop) for _, _, blocks in inside),
             np.array([
                 spec.cost.decode_seconds() + spec.cost.visit / len(blocks)
-                + (LEAVING_PENALTY if spec.state is PeerState.DRAINING else 0.0)
+                + (LEAVING_PENALTY_SECONDS if spec.state is PeerState.DRAINING else 0.0)
                 for _, spec, blocks in inside
             ]),
             np.array([len(blocks) for _, _, blocks in inside], dtype=np.float64),

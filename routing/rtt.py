@@ -8,11 +8,10 @@ import numpy as np
 
 from .perf import FloatArray
 from .swarm import Coordinate, PeerId, Swarm
+from .timing import RTT_SLACK_SECONDS
 
 MOST_ERROR = 0.5
 """The estimated error of a client's own coordinate up to which it judges others by it."""
-SLACK = 0.01
-"""Seconds by which a prediction may be wrong in any case."""
 
 
 class RttTable:
@@ -79,7 +78,7 @@ def contradicts(peer: Coordinate | None, client: Coordinate | None, rtt_seconds:
         return True
     predicted = client.rtt_seconds(peer)
     apart = abs(predicted - rtt_seconds)
-    return apart > SLACK and max(predicted, rtt_seconds) > 2 * min(predicted, rtt_seconds)
+    return apart > RTT_SLACK_SECONDS and max(predicted, rtt_seconds) > 2 * min(predicted, rtt_seconds)
 
 
 def _predict(coordinates: Sequence[Coordinate | None], seconds: FloatArray) -> None:

@@ -50,6 +50,8 @@ class AdmissionTiming:
 
 MAX_RTT_SECONDS = 30.0
 """A longer round trip is an error or an attack, not a network."""
+RTT_SLACK_SECONDS = 0.01
+"""A prediction may be wrong by this in any case."""
 RTT_MEMORY_SECONDS = 1800.0
 """Age at which a measured round trip no longer counts."""
 
@@ -57,6 +59,8 @@ RTT_MEMORY_SECONDS = 1800.0
 
 UNKNOWN_RTT_SECONDS = 0.1
 """Assumed round trip to a peer that has no coordinate yet."""
+LEAVING_PENALTY_SECONDS = 1000.0
+"""A block on a peer that drains costs this much more: it is told of only where nobody else has the block."""
 CLIENT_CELL_SECONDS = 0.01
 """Side of the cells into which clients are sorted: those in one cell are planned for as one."""
 OVERLOAD_SECONDS = 3600.0

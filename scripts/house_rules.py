@@ -195,9 +195,9 @@ def seconds_constant(source: Source) -> Findings:
                 targets = [single]
             case _:
                 continue
-        for target in targets:
-            if isinstance(target, ast.Name) and re.fullmatch(r"_?[A-Z][A-Z0-9_]*_SECONDS", target.id):
-                yield node.lineno, f"{target.id}: time-outs live in the timing modules and are injected"
+        for name in (name for target in targets for name in ast.walk(target)):
+            if isinstance(name, ast.Name) and re.fullmatch(r"_?[A-Z][A-Z0-9_]*_SECONDS", name.id):
+                yield node.lineno, f"{name.id}: time-outs live in the timing modules and are injected"
 
 
 # --- what tests may touch ---

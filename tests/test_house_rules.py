@@ -54,7 +54,11 @@ WRONG = {
         "try:\n    f()\nexcept:\n    pass\n",
         "try:\n    f()\nexcept (OSError, BaseException) as error:\n    log(error)\n",
     ],
-    "seconds outside the timing modules": ["CLOSE_SECONDS = 3.0\n", "_CLOSE_SECONDS: float = 3.0\n"],
+    "seconds outside the timing modules": [
+        "CLOSE_SECONDS = 3.0\n",
+        "_CLOSE_SECONDS: float = 3.0\n",
+        "TRIES, CLOSE_SECONDS = 5, 3.0\n",
+    ],
 }
 RIGHT = {
     "long file": ["x = 1\n" * 400],

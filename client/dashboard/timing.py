@@ -19,12 +19,16 @@ class DashboardTiming:
     """From the beginning of one probe to that of the next."""
     probe_stale: float = 180.0
     """A probe that ended longer ago than this says nothing of now."""
+    measured: float = 900.0
+    """A peer's measured time is shown for this time after the last probe through it."""
     probe: float = 60.0
     """A probe has ended within this time, or has failed."""
     open_model: float = 3600.0
     """The files of a model have been read within this time; the first time all of them are."""
     count_pause: float = 60.0
     """Between two entries of the history that count peers and blocks."""
+    keep_history: float = 30 * 86400.0
+    """Age at which an entry of the history goes."""
     prune_pause: float = 3600.0
     """Between two times at which old entries go."""
     read_history: float = 5.0

@@ -30,8 +30,6 @@ Closer = Callable[[Coordinate | None], Awaitable[Mapping[PeerId, Found]]]
 
 MAX_ASKED_AT_ONCE = 64
 RTT_SMOOTHING = 0.3
-PATIENCE = 0.5
-"""Seconds after which another peer is asked in the place of one that has not answered yet."""
 
 
 class Meetings:
@@ -192,7 +190,7 @@ class Meetings:
         def meet(question: Question) -> Coroutine[Any, Any, KnownPeer | None]:
             return self._meet(question, found[question.peer], known.get(question.peer))
 
-        asking = _Asking(deque(questions), met, meet, begin_until)
+        asking = _Asking(deque(questions), met, meet, begin_until, self._timing.look_patience_seconds)
         try:
             yield asking
             await asking.finish()
@@ -234,6 +232,7 @@ class _Asking:
         met: dict[PeerId, KnownPeer],
         meet: Callable[[Question], Coroutine[Any, Any, KnownPeer | None]],
         begin_until: float,
+        patience_seconds: float,
     ) -> None:
         self.waiting = waiting
         self.failed: list[Question] = []
@@ -241,6 +240,7 @@ class _Asking:
         self._met = met
         self._meet = meet
         self._begin_until = begin_until
+        self._patience_seconds = patience_seconds
         self._loop = asyncio.get_running_loop()
         self._asked: dict[asyncio.Task[KnownPeer | None], tuple[Question, float]] = {}
 
@@ -254,14 +254,15 @@ class _Asking:
         eagerness = 1  # twice as many each time that nobody answers: among many silent ones the others are rare
         while len(self._met) < enough:
             now = self._loop.time()
-            hopeful = sum(task.done() or now - begun < PATIENCE for task, (_, begun) in self._asked.items())
+            patience = self._patience_seconds
+            hopeful = sum(task.done() or now - begun < patience for task, (_, begun) in self._asked.items())
             wanted = (enough - len(self._met)) * eagerness + spare
             while self.goes_on and len(self._asked) < MAX_ASKED_AT_ONCE and hopeful < wanted:
                 question, hopeful = self.waiting.popleft(), hopeful + 1
                 self._asked[asyncio.create_task(self._meet(question))] = question, now
             if not self._asked:
                 return
-            if not await self._wait(PATIENCE if self.goes_on else None):
+            if not await self._wait(self._patience_seconds if self.goes_on else None):
                 eagerness *= 2
 
     async def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""Where the clients of the last ten minutes are, as they say themselves; what the record tells of it are centroids."""
+"""Where the latest clients are, as they say themselves; what the record tells of it are centroids."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from ...routing.swarm import Coordinate, PeerId
 
 MAX_CLIENTS = 256
 """Clients that are remembered; those that came last."""
-REMEMBERED = 600.0
-"""Seconds for which a client counts after its last opening."""
 
 
 class ClientPlaces:
     """The last place of each client. Bounded; a client counts once, whatever the number of its sessions."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory_seconds: float) -> None:
+        """`memory_seconds`: time for which a client counts after its last opening."""
+        self._memory_seconds = memory_seconds
         self._seen: dict[PeerId, tuple[float, Coordinate]] = {}
 
     def note(self, client: PeerId, place: Coordinate, now_seconds: float) -> None:
@@ -28,5 +28,6 @@ class ClientPlaces:
 
     def centroids(self, now_seconds: float) -> tuple[Coordinate, ...]:
         """At most four places that stand for all of them."""
-        self._seen = {client: seen for client, seen in self._seen.items() if seen[0] > now_seconds - REMEMBERED}
+        oldest = now_seconds - self._memory_seconds
+        self._seen = {client: seen for client, seen in self._seen.items() if seen[0] > oldest}
         return centroids([place for _, place in self._seen.values()])

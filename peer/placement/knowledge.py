@@ -11,11 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ...proto.directory.records import PeerRecord
+from ...proto.wire.timing import OVERDUE_REFRESHES
 from ...routing.place.moves import ClaimTiming
 from ...routing.swarm import ModelSpec, PeerId, PeerSpec, PeerState, Swarm
 
-OVERDUE_REFRESHES = 1.5
-"""Age of a record, in refreshes, at which its peer is pinged."""
 MAX_REMEMBERED = 2000
 
 

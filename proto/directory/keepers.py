@@ -13,18 +13,12 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from ...routing.swarm import PeerId
-from ..wire.timing import RECORD_LIFETIME_SECONDS, RECORD_REFRESH_SECONDS
+from ..wire.timing import OVERDUE_REFRESHES, RECORD_LIFETIME_SECONDS, RECORD_REFRESH_SECONDS
 from .signed import SignedRecord
 
-REMEMBERED = 600.0
-"""Seconds after which the nodes that keep a key are sought again: nearer ones may have come."""
-DISTRUSTED = 600.0
-"""Seconds for which a node that left out records is asked last."""
 MAX_KEYS = 1024
 MAX_DISTRUSTED = 256
 FAVOURITES = 2
-OLD = RECORD_LIFETIME_SECONDS - 1.5 * RECORD_REFRESH_SECONDS
-"""A record that has fewer seconds than this to live was not renewed when it should have been."""
 
 Node = TypeVar("Node", bound=Hashable)
 
@@ -32,8 +26,13 @@ Node = TypeVar("Node", bound=Hashable)
 class Keepers(Generic[Node]):
     """The nodes that keep the records under each key, in the order in which they are asked. Bounded."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, remembered_seconds: float, distrusted_seconds: float) -> None:
+        """The nodes of a key are sought again after `remembered_seconds`: nearer ones may have come.  A node that left
+        out records is asked last for `distrusted_seconds`.
+        """
         self._rng = rng
+        self._remembered_seconds = remembered_seconds
+        self._distrusted_seconds = distrusted_seconds
         self._nodes: OrderedDict[bytes, tuple[tuple[Node, ...], float]] = OrderedDict()
         """The nodes of each key, the two that are asked in turns first, and until when they are remembered."""
         self._distrusted: OrderedDict[Node, float] = OrderedDict()
@@ -54,7 +53,7 @@ class Keepers(Generic[Node]):
         self._nodes.pop(key, None)
         if nodes:
             chosen = self._rng.sample(list(nodes), len(nodes))
-            self._nodes[key] = tuple(chosen), monotonic + REMEMBERED
+            self._nodes[key] = tuple(chosen), monotonic + self._remembered_seconds
         while len(self._nodes) > MAX_KEYS:
             self._nodes.popitem(last=False)
 
@@ -74,14 +73,15 @@ class Keepers(Generic[Node]):
     def left_out(self, node: Node, monotonic: float) -> None:
         """A node has not told what another one has."""
         self._distrusted.pop(node, None)
-        self._distrusted[node] = monotonic + DISTRUSTED
+        self._distrusted[node] = monotonic + self._distrusted_seconds
         while len(self._distrusted) > MAX_DISTRUSTED:
             self._distrusted.popitem(last=False)
 
 
 def fresh_owners(records: Sequence[SignedRecord], now: float) -> frozenset[PeerId]:
     """Those whose records were renewed when they should have been."""
-    return frozenset(record.peer_id for record in records if record.expires_at_seconds - now >= OLD)
+    least_left = RECORD_LIFETIME_SECONDS - OVERDUE_REFRESHES * RECORD_REFRESH_SECONDS
+    return frozenset(record.peer_id for record in records if record.expires_at_seconds - now >= least_left)
 
 
 def those_that_left_out(answers: Mapping[Node, Collection[PeerId]], expected: Collection[PeerId]) -> frozenset[Node]:

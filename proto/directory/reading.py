@@ -49,7 +49,7 @@ class Reader:
         self._ask = ask
         self._nearest_nodes = nearest_nodes
         self._rng = rng
-        self._keepers = Keepers[Any](rng)
+        self._keepers = self._no_keepers()
         self._turn = asyncio.Semaphore(READS_AT_ONCE)
         self._node: RunningNode | None = None
         """The node that has found them; one that is started again has the addresses of few."""
@@ -61,7 +61,7 @@ class Reader:
     ) -> dict[bytes, Sequence[SignedRecord]]:
         """The records under each key of a look. Raises PeerUnavailable if that fails for all of them."""
         if node is not self._node:
-            self._node, self._keepers = node, Keepers[Any](self._rng)
+            self._node, self._keepers = node, self._no_keepers()
         failures: list[PeerUnavailable] = []
 
         async def read(key: bytes) -> Sequence[SignedRecord]:
@@ -79,6 +79,10 @@ class Reader:
         if len(failures) == len(keys):
             raise failures[0]
         return found
+
+    def _no_keepers(self) -> Keepers[Any]:
+        timing = self._settings.timing
+        return Keepers(self._rng, timing.keepers_seconds, timing.distrust_seconds)
 
     def close(self) -> None:
         """Give up the calls that are waited for no longer."""

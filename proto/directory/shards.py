@@ -58,8 +58,6 @@ PACED = 10
 """Records under a key from which on a look is followed by a rest."""
 READ_BYTES_PER_SECOND = 10e3
 """Pace at which a node reads records, on average: as much again is asked of it."""
-LONGEST_REST = 30.0
-"""Seconds without a look: a record that is renewed late has 36 left when it is read, and a look takes some."""
 MAX_NAMES = 16
 """Names of others that are remembered."""
 COUNTED_PARTS = 7
@@ -148,7 +146,8 @@ class ReadingList:
 class Shards:
     """The records under one base key as one node has seen them, and what that says about the next keys. Bounded."""
 
-    def __init__(self, base: bytes, own: PeerId, rng: random.Random) -> None:
+    def __init__(self, base: bytes, own: PeerId, rng: random.Random, longest_rest_seconds: float) -> None:
+        """`longest_rest_seconds`: most time between a look and the next one is due."""
         self.bits = 0
         """Number of bits of the shard that this node writes; 0: the base key only."""
         self.peers = 0
@@ -158,6 +157,7 @@ class Shards:
         self.base = base
         self.own = own
         self._rng = rng
+        self._longest_rest_seconds = longest_rest_seconds
         self._records: OrderedDict[PeerId, SignedRecord] = OrderedDict()
         """The ones that were seen last come last."""
         self._under: OrderedDict[bytes, frozenset[PeerId]] = OrderedDict()
@@ -232,7 +232,8 @@ class Shards:
     def took(self, look: ReadingList, found: Mapping[bytes, Sequence[SignedRecord]], monotonic: float) -> None:
         """Take what was found under the keys of a look."""
         if self.bits or max(map(len, found.values()), default=0) > PACED:
-            self._rest_until = monotonic + min(self._received_bytes / READ_BYTES_PER_SECOND, LONGEST_REST)
+            rest = min(self._received_bytes / READ_BYTES_PER_SECOND, self._longest_rest_seconds)
+            self._rest_until = monotonic + rest
         self._received_bytes, self.read_at = 0, monotonic
         if self.bits == 0 and not look.probe:
             self._records.clear()  # all are there
@@ -365,10 +366,11 @@ class Shards:
 class ShardsByName:
     """The shards of a node's own names, and of a few that others have asked it for."""
 
-    def __init__(self, peer: PeerId) -> None:
+    def __init__(self, peer: PeerId, longest_rest_seconds: float) -> None:
         self.own: frozenset[bytes] = frozenset()
         """The base keys under which the node announces itself: strangers' questions displace none of these."""
         self._peer = peer
+        self._longest_rest_seconds = longest_rest_seconds
         self._rng = random.Random()
         self._shards: dict[bytes, Shards] = {}
 
@@ -378,5 +380,5 @@ class ShardsByName:
             foreign = [key for key in self._shards if key not in self.own]
             for key in foreign[: max(len(foreign) + 1 - MAX_NAMES, 0)]:
                 del self._shards[key]
-            self._shards[base] = Shards(base, self._peer, self._rng)
+            self._shards[base] = Shards(base, self._peer, self._rng, self._longest_rest_seconds)
         return self._shards[base]

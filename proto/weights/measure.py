@@ -31,8 +31,7 @@ _BYTES_IN_ALL, _MOST_COPIES = 48 << 20, 12
 """More than most caches hold: decoding reads weights that were not used for a whole step."""
 _MEMORY_ROWS = 1
 """With more rows than this, products take their time for computing, and one copy is enough."""
-_REPEATS, _MOST_SECONDS = 5, 0.25
-"""No repeat begins after this: on a busy machine threads wait for each other, and a start must not."""
+_REPEATS = 5
 
 _Multiply = Callable[[torch.Tensor], torch.Tensor]
 Pack = Callable[[Packing, Sequence[torch.Tensor]], PackedMatrix]
@@ -58,13 +57,19 @@ class Trial:
 
 @torch.inference_mode()
 def try_packings(
-    outputs: int, columns: int, dtype: torch.dtype, packings: Sequence[Packing], pack: Pack = Packing.pack
+    outputs: int,
+    columns: int,
+    dtype: torch.dtype,
+    packings: Sequence[Packing],
+    pack: Pack = Packing.pack,
+    repeat_seconds: float = 0.25,
 ) -> dict[Packing, Trial]:
     """Time and check products with a random weight (outputs, columns); few enough of the outputs are tried for it to
     take a fraction of a second.
 
     The forms take turns, so that what else the machine does meets all alike. Several copies of the weight are read
-    one after the other, as a stage reads its blocks, so that none is found in a cache where it will not be.
+    one after the other, as a stage reads its blocks, so that none is found in a cache where it will not be.  No repeat
+    begins after `repeat_seconds`: on a busy machine threads wait for each other, and a start must not.
     """
     generator = torch.Generator().manual_seed(0)
     columns = min(columns, _MOST_COLUMNS)
@@ -77,7 +82,7 @@ def try_packings(
         for packing in packings
         if math.isfinite(errors[packing])
     }
-    seconds = _time(multipliers, columns, dtype)
+    seconds = _time(multipliers, columns, dtype, repeat_seconds)
     return {
         packing: Trial(seconds.get(packing, dict.fromkeys(TRIAL_ROWS, math.inf)), errors[packing])
         for packing in packings
@@ -90,7 +95,7 @@ def _of_few_bits(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _time(
-    multipliers: Mapping[Packing, Sequence[_Multiply]], columns: int, dtype: torch.dtype
+    multipliers: Mapping[Packing, Sequence[_Multiply]], columns: int, dtype: torch.dtype, repeat_seconds: float
 ) -> dict[Packing, dict[int, float]]:
     """Per copy the least of a few, and of those the mean: what disturbs a measurement only ever makes it longer."""
     values = {rows: torch.linspace(-1, 1, rows * columns).view(rows, columns).to(dtype) for rows in TRIAL_ROWS}
@@ -98,7 +103,7 @@ def _time(
         packing: {rows: [math.inf] * (len(copies) if rows <= _MEMORY_ROWS else 1) for rows in TRIAL_ROWS}
         for packing, copies in multipliers.items()
     }
-    ends = time.perf_counter() + _MOST_SECONDS
+    ends = time.perf_counter() + repeat_seconds
     for repeat, rows, (packing, copies) in itertools.product(range(_REPEATS), TRIAL_ROWS, multipliers.items()):
         if repeat and time.perf_counter() > ends:
             break

@@ -43,6 +43,7 @@ __all__ = [
     "MAX_TRANSFER_SECONDS",
     "MAX_WAIT_SECONDS",
     "MIN_KEEPALIVE_SECONDS",
+    "OVERDUE_REFRESHES",
     "PEER_MEMORY_SECONDS",
     "PREVIOUS_STREAM_SECONDS",
     "PUSH_CONNECT_SECONDS",
@@ -65,6 +66,8 @@ __all__ = [
 
 RECORD_REFRESH_JITTER = 0.2
 """Largest relative deviation from the refresh time: peers that start together must not stay in step."""
+OVERDUE_REFRESHES = 1.5
+"""Age of a record, in refresh times, from which on it should have been renewed."""
 MAX_RECORD_LIFETIME_SECONDS = 120.0
 """Longest life from now with which a record is accepted: a peer that is gone is forgotten soon."""
 

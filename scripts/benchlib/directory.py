@@ -36,6 +36,7 @@ from blockswarm.peer.offer.lookups import RecentLookups
 from blockswarm.peer.session.unary import UnaryCalls
 from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto.directory import shards as pace
+from blockswarm.proto.directory.hivemind.daemon import HivemindTiming
 from blockswarm.proto.directory.hivemind.entries import value_of
 from blockswarm.proto.directory.hivemind.exchange import REPLICAS, ask, give, node_id_of
 from blockswarm.proto.directory.hivemind.node import HivemindDirectory
@@ -60,6 +61,8 @@ CLIENTS = 5
 WARM_LOOKS, MEASURED_LOOKS, MEASURED_CALLS = 15, 8, 30
 NAME = swarm_key_name(DIGEST, None)
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
+TIMING = HivemindTiming(longest_rest_seconds=0.0)
+"""Looks follow each other here; the rests between them are counted in."""
 
 
 class Clock:
@@ -78,7 +81,7 @@ async def start_nodes(folder: Path, clock: Clock) -> list[HivemindDirectory]:
     for index in range(NODES):
         known = await nodes[0].visible_maddrs() if nodes else ()
         path = folder / f"identity-{index}"
-        nodes.append(await HivemindDirectory.start(path, known, LOOPBACK, clock=clock, limits=limits))
+        nodes.append(await HivemindDirectory.start(path, known, LOOPBACK, clock=clock, limits=limits, timing=TIMING))
     return nodes
 
 
@@ -123,7 +126,8 @@ async def peer_share(nodes: Sequence[HivemindDirectory], record: Callable[[], Si
         await reader.announce(record())
     announce_cpu = (cpu_seconds() - began) / MEASURED_LOOKS
     look_bytes, look_cpu = (statistics.mean(column) for column in list(zip(*looks, strict=True))[:2])
-    pause = max(min(look_bytes / pace.READ_BYTES_PER_SECOND, 40.0), PeerTiming().lookup_max_age_seconds)
+    rest = min(look_bytes / pace.READ_BYTES_PER_SECOND, HivemindTiming().longest_rest_seconds)
+    pause = max(rest, PeerTiming().lookup_max_age_seconds)
     share = look_cpu / pause + announce_cpu / RECORD_REFRESH_SECONDS
     return {
         "known": looks[-1][2], "bits": shards.bits, "peers_estimated": shards.peers,
@@ -266,7 +270,6 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--peers", type=int, nargs="+", default=[10, 100, 1000, 10_000], help="[default: %(default)s]")
     options = parser.parse_args(arguments)
     report: dict[str, Any] = {"machine": machine(), "command": command_line("bench_directory", arguments)}
-    pace.LONGEST_REST = 0.0  # looks follow each other here; the rests between them are counted in
     rows = []
     for count in options.peers:
         with tempfile.TemporaryDirectory(prefix="bench-directory-") as folder:

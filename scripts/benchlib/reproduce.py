@@ -20,7 +20,7 @@ from blockswarm.routing.sim.runs.product import run_exact
 from blockswarm.routing.sim.runs.published import RequestResult, no_progress
 from blockswarm.routing.sim.studies.agents import ProtocolSetup, run_protocol
 from blockswarm.routing.sim.studies.compare import Row, run_policy
-from blockswarm.routing.sim.studies.places import TURN, Lie, PlacedSwarm
+from blockswarm.routing.sim.studies.places import Lie, PlacedSwarm
 from blockswarm.routing.sim.studies.rest import RestReport, rest_after_every_event
 from blockswarm.routing.sim.worlds.cluster import Cluster, clustered, scattered
 from blockswarm.routing.sim.worlds.geography import TOPOLOGIES, Planet, bundled_topology, violation_fraction
@@ -336,7 +336,7 @@ def coordinates_section() -> str:
         liars = rng.sample(range(1, count), round(count / 10))
         rows[-1].append(_placed(PlacedSwarm(rtt, rng, liars=dict.fromkeys(liars, Lie.CROWD)), 60))
         noisy.run(30)
-        rows[-1].append(f"{np.mean(noisy.changes[60:]) / count * 3600 / TURN:.1f}")
+        rows[-1].append(f"{np.mean(noisy.changes[60:]) / count * 3600 / noisy.turn_seconds:.1f}")
     return table(
         [
             "round trips",

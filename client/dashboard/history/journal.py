@@ -44,7 +44,7 @@ class Journal:
 
     async def _prune(self) -> None:
         while True:
-            await self._recorder.write(lambda store: store.prune(self._clock()))
+            await self._recorder.write(lambda store: store.prune(self._clock() - self._timing.keep_history))
             await asyncio.sleep(self._timing.prune_pause)
 
     async def _note(self, snapshot: DashboardSnapshot) -> None:

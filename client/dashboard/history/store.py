@@ -21,8 +21,6 @@ APPLICATION_ID = 0x626C6B64
 SCHEMA_VERSION = 1
 MAX_BYTES = 64 << 20
 PAGE_BYTES = 4096
-MAX_AGE = 30 * 86400.0
-"""Seconds after which entries go."""
 MOST_EVENTS = 100_000
 """Beyond this number, over all models, the oldest go."""
 BROKEN_KEPT = 3
@@ -93,12 +91,12 @@ class HistoryStore:
 
         return self._with_room(add)
 
-    def prune(self, now: float) -> int:
-        """Drop what is too old at `now`, Unix seconds, and events beyond their number; how many entries went."""
+    def prune(self, oldest: float) -> int:
+        """Drop what is older than `oldest`, Unix seconds, and events beyond their number; how many entries went."""
         before = self._db.total_changes
         with self._db:
             for table in TABLES:
-                self._db.execute(f"DELETE FROM {table} WHERE at_seconds < ?", (now - MAX_AGE,))
+                self._db.execute(f"DELETE FROM {table} WHERE at_seconds < ?", (oldest,))
             newest = self._db.execute("SELECT MAX(number) FROM events").fetchone()[0] or 0
             self._db.execute("DELETE FROM events WHERE number <= ?", (newest - MOST_EVENTS,))
         return self._db.total_changes - before

@@ -18,8 +18,6 @@ from .sighting import LastProbe
 logger = logging.getLogger(__name__)
 
 DAY = 86400.0
-MEASURED_FOR = 900.0
-"""Seconds for which a peer's measured time is shown after the last probe through it."""
 
 
 class Probing(Protocol):
@@ -100,6 +98,6 @@ class Prober:
         for hop in outcome.hops:
             self._measured[hop.peer] = ((hop.compute_seconds + hop.queue_seconds) / (hop.stop - hop.start), now)
         self._measured = {
-            peer: (seconds, at) for peer, (seconds, at) in self._measured.items() if now - at <= MEASURED_FOR
+            peer: (seconds, at) for peer, (seconds, at) in self._measured.items() if now - at <= self._timing.measured
         }
         return {peer: seconds for peer, (seconds, _) in self._measured.items()}

@@ -62,6 +62,13 @@ class HivemindTiming:
     """Longest such pause."""
     clock_difference_seconds: float = 3.0
     """Largest difference to the clock of a node through which this one joins."""
+    keepers_seconds: float = 600.0
+    """Time for which the nodes that keep a key are remembered."""
+    distrust_seconds: float = 600.0
+    """Time for which a node that left out records is asked last."""
+    longest_rest_seconds: float = 30.0
+    """Longest time without a look at a large swarm: a record that is renewed late has 36 left when it is read, and a
+    look takes some."""
     silent_seconds: float = 5.0
     """Time for which a node that did not answer is left out of searches; twice as long each further time."""
     max_silent_seconds: float = 60.0

@@ -58,7 +58,7 @@ class HivemindDirectory:
         self._cache = settings.cache
         self._timing = settings.timing
         self._announced: dict[bytes, SignedRecord] = {}
-        self.shards = ShardsByName(settings.peer_id)
+        self.shards = ShardsByName(settings.peer_id, settings.timing.longest_rest_seconds)
         self._isolated = asyncio.Event()
         self._clock_check = ClockCheck(settings.clock)
         self._reader = Reader(settings, random.Random())

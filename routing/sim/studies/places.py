@@ -28,8 +28,6 @@ from ...coordinates import (
 from ...swarm import Coordinate, PeerId
 
 PINGS_AT_START = 8
-TURN = 10.0
-"""Seconds."""
 
 
 class Lie(enum.Enum):
@@ -55,6 +53,7 @@ class PlacedSwarm:
     jitter: float = 0.1
     """Mean of the noise, relative to the round trip; exponential, and another 0.3 ms by the machines."""
     liars: Mapping[int, Lie] = field(default_factory=dict)
+    turn_seconds: float = 10.0
     turns: int = 0
     changes: list[int] = field(default_factory=list)
     """The number of honest nodes that announced something else, for each turn."""
@@ -95,7 +94,7 @@ class PlacedSwarm:
 
     def _turn(self, node: int) -> bool:
         """Whether the node announces another place afterwards."""
-        own, now = self._ids[node], self.turns * TURN
+        own, now = self._ids[node], self.turns * self.turn_seconds
         others = [peer for peer in self._places if peer != own]
         before = self._places.get(own)
         pings = PINGS_AT_START if before is None else 1

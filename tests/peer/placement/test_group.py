@@ -23,7 +23,7 @@ def records(count: int) -> list[SignedRecord]:
 
 class World:
     def __init__(self) -> None:
-        self.shards = Shards(BASE, ME, random.Random(1))
+        self.shards = Shards(BASE, ME, random.Random(1), longest_rest_seconds=30.0)
         self.found = records(5)
         self.now = 100.0
         self.look = GroupLook(self.lookup, lambda: self.shards, lambda: self.now)

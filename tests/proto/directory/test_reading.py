@@ -8,9 +8,11 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
+from blockswarm.proto.directory.hivemind.daemon import HivemindTiming
 from blockswarm.proto.directory.reading import READS_AT_ONCE, Reader
 from blockswarm.proto.directory.shards import Shards
 from blockswarm.proto.directory.signed import SignatureCache
+from blockswarm.proto.wire.timing import RECORD_LIFETIME_SECONDS, RECORD_REFRESH_JITTER, RECORD_REFRESH_SECONDS
 from blockswarm.routing.swarm import PeerId
 
 KEEPERS = ("a", "b", "c", "d", "e")
@@ -28,11 +30,13 @@ class Network:
         self.walks = 0
         self.under_way: Counter[str] = Counter()
         self.most_at_once = 0
-        self.shards = Shards(b"b" * 20, PeerId("me"), random.Random(1))
+        self.shards = Shards(b"b" * 20, PeerId("me"), random.Random(1), longest_rest_seconds=30.0)
         self.shards.bits = 4
         self.keys = self.shards.next_look().keys
         places = SimpleNamespace(records_under=lambda key: {})
-        settings: Any = SimpleNamespace(client_mode=False, places=places, clock=lambda: 1e9, cache=SignatureCache())
+        settings: Any = SimpleNamespace(
+            client_mode=False, places=places, clock=lambda: 1e9, cache=SignatureCache(), timing=HivemindTiming()
+        )
         self.reader = Reader(settings, random.Random(1), self._ask, self._walk)
 
     @staticmethod
@@ -156,3 +160,9 @@ def test_a_look_that_is_given_up_takes_its_calls_with_it() -> None:
 
     asyncio.run(scenario())
     assert not node.dht.blacklist
+
+
+def test_a_record_that_is_renewed_late_outlives_a_rest_and_the_look_after_it() -> None:
+    """Else a peer would be unknown to a node now and then though it announces itself in time."""
+    left_when_read = RECORD_LIFETIME_SECONDS - RECORD_REFRESH_SECONDS * (1 + RECORD_REFRESH_JITTER)
+    assert HivemindTiming().longest_rest_seconds + HivemindTiming().call_seconds < left_when_read

@@ -41,6 +41,7 @@ from hypothesis import strategies as st
 BASE = b"b" * 20
 NOW = 1e9
 MAX_KEYS_A_LOOK = 225
+LONGEST_REST_SECONDS = 30.0
 LOOK_SECONDS = 40
 """Time between two looks at the slowest pace; records are renewed twice in it."""
 
@@ -63,7 +64,7 @@ class Swarm:
     def join(self, count: int) -> None:
         """Newcomers look first and then announce themselves."""
         for number in range(self._next, self._next + count):
-            self.peers[number] = Shards(BASE, record(number).peer_id, self.rng)
+            self.peers[number] = Shards(BASE, record(number).peer_id, self.rng, LONGEST_REST_SECONDS)
             self.look(self.peers[number])
             self.write(number)
         self._next += count
@@ -235,10 +236,10 @@ def test_of_many_a_peer_knows_its_group_and_an_attacker_of_one_shard_moves_it_li
     """Ids are free and can be chosen by their shard; the group that is flooded is one of several that are counted."""
     swarm = Swarm()
     for number in range(2000):
-        swarm.peers[number] = Shards(BASE, record(number).peer_id, swarm.rng)
+        swarm.peers[number] = Shards(BASE, record(number).peer_id, swarm.rng, LONGEST_REST_SECONDS)
         swarm.peers[number].bits = 7
         swarm.write(number)
-    victim = Shards(BASE, record(5000).peer_id, swarm.rng)
+    victim = Shards(BASE, record(5000).peer_id, swarm.rng, LONGEST_REST_SECONDS)
     for _ in range(4):
         swarm.look(victim)
     group = [peer.own for peer in swarm.peers.values() if victim.in_group(peer.own)]
@@ -281,7 +282,7 @@ def test_two_parts_that_grew_apart_and_have_no_shards_of_near_numbers_meet_by_th
     """10 peers read the keys of 0 to 2 bits and 40 those of 2 to 4: neither would count the other ever."""
     swarm = Swarm()
     for number in range(50):
-        shards = swarm.peers[number] = Shards(BASE, record(number).peer_id, swarm.rng)
+        shards = swarm.peers[number] = Shards(BASE, record(number).peer_id, swarm.rng, LONGEST_REST_SECONDS)
         shards.bits = 1 if number < 10 else 3
         swarm.write(number)
     swarm.run((BASE_EVERY + 4) * LOOK_SECONDS)
@@ -294,7 +295,7 @@ def test_a_newcomer_reads_and_writes_where_the_others_do_after_its_first_look() 
     swarm = swarm_of(150)
     (usual,) = swarm.bits()
     for number in range(10_000, 10_020):
-        shards = Shards(BASE, record(number).peer_id, random.Random(number))
+        shards = Shards(BASE, record(number).peer_id, random.Random(number), LONGEST_REST_SECONDS)
         swarm.look(shards)
         assert abs(shards.bits - usual) <= 1
         assert 100 < shards.peers < 230
@@ -306,12 +307,12 @@ def test_a_newcomer_does_not_take_a_small_sample_for_all_there_are() -> None:
     """Shards of 5 to 6 leave some twenty under the base key: as many as a swarm without shards may have."""
     swarm = Swarm()
     for number in range(168):
-        swarm.peers[number] = Shards(BASE, record(number).peer_id, swarm.rng)
+        swarm.peers[number] = Shards(BASE, record(number).peer_id, swarm.rng, LONGEST_REST_SECONDS)
         swarm.peers[number].bits = 5
         swarm.write(number)
     for peer in list(swarm.kept[BASE])[MOST_PER_SHARD - 2 :]:
         del swarm.kept[BASE][peer]
-    newcomer = Shards(BASE, PeerId("newcomer"), swarm.rng)
+    newcomer = Shards(BASE, PeerId("newcomer"), swarm.rng, LONGEST_REST_SECONDS)
     swarm.look(newcomer)
     assert len(newcomer.known(swarm.now)) == 168
 
@@ -321,7 +322,7 @@ def test_few_peers_stay_with_the_base_key_also_if_they_look_like_a_sample(count:
     ids = [number for number in range(10_000) if in_sample(BASE, record(number).peer_id, SAMPLE_BITS + 5)][:count]
     swarm = Swarm()
     for number in ids:
-        swarm.peers[number] = Shards(BASE, record(number).peer_id, swarm.rng)
+        swarm.peers[number] = Shards(BASE, record(number).peer_id, swarm.rng, LONGEST_REST_SECONDS)
     for _ in range(8):
         swarm.run(LOOK_SECONDS)
         assert set(swarm.bits()) == {0}
@@ -343,7 +344,7 @@ def test_a_peer_writes_where_others_look_for_it_for_a_while_after_a_change() -> 
 
 
 def test_many_records_are_followed_by_a_rest() -> None:
-    shards = Shards(BASE, PeerId("me"), random.Random(1))
+    shards = Shards(BASE, PeerId("me"), random.Random(1), LONGEST_REST_SECONDS)
     many = [record(number) for number in range(PACED + 1)]
     shards.received(10**6)
     shards.took(shards.next_look(), {BASE: many[:PACED]}, 100.0)
@@ -359,7 +360,7 @@ def test_many_records_are_followed_by_a_rest() -> None:
 
 
 def test_it_is_known_whose_records_were_under_a_key_and_whether_these_are_many() -> None:
-    shards = Shards(BASE, PeerId("me"), random.Random(1))
+    shards = Shards(BASE, PeerId("me"), random.Random(1), LONGEST_REST_SECONDS)
     assert not shards.has_few(BASE)
     assert not shards.has_many(BASE)
     some = tuple(record(number) for number in range(3))
@@ -371,13 +372,13 @@ def test_it_is_known_whose_records_were_under_a_key_and_whether_these_are_many()
 
 
 def test_records_that_are_over_are_forgotten() -> None:
-    shards = Shards(BASE, PeerId("me"), random.Random(1))
+    shards = Shards(BASE, PeerId("me"), random.Random(1), LONGEST_REST_SECONDS)
     shards.took(shards.next_look(), {BASE: [record(1, NOW + 5), record(2, NOW + 50)]}, 0.0)
     assert [found.peer_id for found in shards.known(NOW + 6)] == ["peer 2"]
 
 
 def test_a_strangers_names_do_not_displace_a_nodes_own() -> None:
-    names = ShardsByName(PeerId("me"))
+    names = ShardsByName(PeerId("me"), LONGEST_REST_SECONDS)
     own = names.of(BASE)
     names.own = frozenset({BASE})
     first = names.of(b"0" * 20)

@@ -11,7 +11,7 @@ from blockswarm.client.dashboard.history.recorder import Recorder
 from blockswarm.client.dashboard.probe.messages import ProbedHop, ProbeOutcome
 from blockswarm.client.dashboard.timing import DashboardTiming
 from blockswarm.client.dashboard.watch.keeper import SnapshotKeeper
-from blockswarm.client.dashboard.watch.prober import MEASURED_FOR, Prober
+from blockswarm.client.dashboard.watch.prober import Prober
 from blockswarm.client.dashboard.watch.sighting import ModelState
 from blockswarm.routing.swarm import PeerId
 from support.sightings import FACTS, NOW
@@ -59,7 +59,7 @@ def test_a_probe_each_minute_whatever_the_one_before_brought() -> None:
         assert shown[1].probe.at_seconds == NOW + begun + 61
         assert shown[1].measured_block_seconds == {"p": 0.02}, "what was measured before is still known"
         assert shown[2].measured_block_seconds == {"p": 0.02, "q": 0.02}
-        await asyncio.sleep(MEASURED_FOR)
+        await asyncio.sleep(TIMING.measured)
         assert keeper.snapshot.models[0].measured_block_seconds == {"q": 0.02}
         running.cancel()
 
