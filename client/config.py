@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -21,15 +22,25 @@ if TYPE_CHECKING:
     from .chain.prefixes import PageNames
 
 
-HEADS = ("auto", "plain", "int8")
-"""The ways to hold the head: in the fastest form of its numbers, as torch has it, or rounded to int8."""
+class HeadForm(enum.StrEnum):
+    """The ways to hold the head."""
 
+    AUTO = "auto"
+    """In the fastest form of its numbers."""
+    PLAIN = "plain"
+    """As torch has it."""
+    INT8 = "int8"
+    """Rounded."""
 
-def checked_head(head: str) -> str:
-    """`head`, if it is one of `HEADS`. Raises UsageError."""
-    if head not in HEADS:
-        raise UsageError(f"there is no way {head!r} to hold the head", hint=f"Choose one of {', '.join(HEADS)}.")
-    return head
+    @classmethod
+    def parse(cls, text: str) -> HeadForm:
+        """Raises UsageError for a way that there is not."""
+        try:
+            return cls(text)
+        except ValueError:
+            raise UsageError(
+                f"there is no way {text!r} to hold the head", hint=f"Choose one of {', '.join(cls)}."
+            ) from None
 
 
 class ChainRouter(Protocol):

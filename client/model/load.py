@@ -23,7 +23,7 @@ from ...proto.model.folder import cache_root
 from ...proto.weights.kept import FORMS_FILE_NAME, KeptMeasurements
 from ...proto.weights.trials import tried
 from ..background import background_loop
-from ..config import HEADS, checked_head
+from ..config import HeadForm
 from .guess.draft_model import DraftModel
 from .guess.open_draft import open_draft
 from .guess.policy import AUTO, checked_setting
@@ -51,7 +51,7 @@ class AutoSwarmModelForCausalLM:
         revision: str | None = None,
         guess: str | int = AUTO,
         draft: str | Path | PreTrainedModel | None = None,
-        head: str = HEADS[0],
+        head: str = HeadForm.AUTO,
         **connect_options: Any,
     ) -> SwarmModel:
         """The model of a local folder or a hub's "owner/name", computed by the swarm that `initial_peers` belong to.
@@ -67,13 +67,13 @@ class AutoSwarmModelForCausalLM:
 
         # Whatever can be refused is refused before anything is read, and in a forked child.
         background_loop()
-        guess, head = checked_setting(guess), checked_head(head)
+        guess, head_form = checked_setting(guess), HeadForm.parse(head)
         parsed_peers(initial_peers)
         dtype = _dtype(connect_options.pop("torch_dtype", dtype))
         _refuse_foreign(connect_options, inspect.signature(connect).parameters)
         checkpoint = open_checkpoint(model_name_or_path, revision=revision)
         drafting = open_draft(draft, model_name_or_path, revision) if draft is not None else None
-        model = load_ends(checkpoint, dtype, head)
+        model = load_ends(checkpoint, dtype, head_form)
         factory = connect(
             checkpoint=checkpoint,
             initial_peers=initial_peers,
@@ -116,22 +116,24 @@ def _dtype(given: torch.dtype | str) -> torch.dtype:
     return found
 
 
-def load_ends(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, head: str = HEADS[0]) -> PreTrainedModel:
+def load_ends(
+    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, head: HeadForm = HeadForm.AUTO
+) -> PreTrainedModel:
     """The model without its blocks, not connected to a swarm yet: see `attach`; for `head` see `from_pretrained`.
 
-    Raises UnsupportedModel, ModelMismatch, UsageError, and what reading the checkpoint raises.
+    Raises UnsupportedModel, ModelMismatch, UsageError where the head cannot be held so, and what reading the checkpoint
+    raises.
     """
-    checked_head(head)
     model = load_model(
         swarm_class(checkpoint.config), checkpoint.config, checkpoint.ends_state(), dtype, check_size=True
     )
     if (checkpoint.folder / "generation_config.json").is_file():
         model.generation_config = _generation_config(checkpoint)
     prepare(model)
-    if head != "plain":
+    if head is not HeadForm.PLAIN:
         stored = {tensor.dtype for tensor in checkpoint.ends_tensors() if len(tensor.shape) > 1}
         try_forms = functools.partial(tried, kept=KeptMeasurements(cache_root(None) / FORMS_FILE_NAME))
-        (round_head if head == "int8" else pack_head)(model, stored, try_forms)
+        (round_head if head is HeadForm.INT8 else pack_head)(model, stored, try_forms)
     return model
 
 

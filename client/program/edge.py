@@ -82,12 +82,15 @@ def swarm_options(
     lan: bool,
     no_push: bool,
     revision: str | None,
+    *,
+    head: str = "auto",
     **session: Any,
 ) -> SwarmOptions:
-    """`session`: the fields of SwarmOptions that are about sessions."""
+    """`session`: the other fields of SwarmOptions, which are about sessions. Raises UsageError."""
     from ...proto.directory.swarm_key import SwarmKey
     from ...proto.errors import UsageError
     from ...proto.network.address import PeerAddress
+    from ..config import HeadForm
     from .options import SwarmOptions
 
     if not initial_peers:
@@ -102,6 +105,7 @@ def swarm_options(
         lan=lan,
         push=not no_push,
         revision=revision,
+        head=HeadForm.parse(head),
         **session,
     )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...proto.errors import UsageError
 from ...proto.wire.precision import at_least
-from ..config import HEADS, checked_head
+from ..config import HeadForm
 from ..model.guess.policy import AUTO, OFF, checked_setting
 from ..timing import PATIENCE_SECONDS
 
@@ -43,8 +43,7 @@ class SwarmOptions:
     patience_seconds: float = PATIENCE_SECONDS
     """Wait of a session for room."""
     revision: str | None = None
-    head: str = HEADS[0]
-    """How the head is held, one of `HEADS`."""
+    head: HeadForm = HeadForm.AUTO
     guess: str | int = AUTO
     """Tokens that are guessed ahead: "auto", "off", or the most of them."""
     draft: str | None = None
@@ -55,7 +54,6 @@ class SwarmOptions:
             raise UsageError(f"--patience must be between 0 and 86400 seconds, not {self.patience_seconds}")
         if self.min_precision is not None:
             at_least("float32", self.min_precision)  # refuses what is no format
-        checked_head(self.head)
         if checked_setting(self.guess) == OFF and self.draft is not None:
             raise UsageError("a draft model guesses nothing with --guess off", hint="Leave out --draft or --guess.")
 

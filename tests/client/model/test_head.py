@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from blockswarm.client.config import HeadForm
 from blockswarm.client.model.head import FEWEST_ELEMENTS, NarrowEmbedding, PackedHead, pack_head, round_head
-from blockswarm.client.model.load import attach, load_ends
+from blockswarm.client.model.load import AutoSwarmModelForCausalLM, attach, load_ends
 from blockswarm.proto.errors import UsageError
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.proto.weights.forms import Packing
@@ -101,7 +102,7 @@ def test_a_checkpoint_in_16_bits_is_tried_once_on_a_machine(tmp_path: Path, monk
     full = model_of(vocab_size=vocabulary)
     chain = LocalChain(full, [1])
     kept = tmp_path / "cache" / "blockswarm" / FORMS_FILE_NAME
-    plain = attach(load_ends(open_checkpoint(tmp_path / "model"), head="plain"), chain)
+    plain = attach(load_ends(open_checkpoint(tmp_path / "model"), head=HeadForm.PLAIN), chain)
     assert type(plain.get_output_embeddings()) is nn.Linear
     assert not kept.exists()
     expected = full.generate(**prompt(5), **GREEDY)
@@ -231,7 +232,7 @@ def test_guesses_are_judged_by_the_head_in_int8(tmp_path: Path, sampling: bool) 
     assert torch.equal(texts[0], texts[1])
 
 
-def test_an_unknown_way_to_hold_the_head_is_refused(tmp_path: Path) -> None:
-    model_of().save_pretrained(tmp_path)
+def test_an_unknown_way_to_hold_the_head_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    nobody = "12D3KooWA29sxFFTDw3qgZr3igFR4Cz3XLFKKBWPuJ85BYzMzjiX@127.0.0.1:1"
     with pytest.raises(UsageError, match="int2"):
-        load_ends(open_checkpoint(tmp_path), head="int2")
+        AutoSwarmModelForCausalLM.from_pretrained(tmp_path / "no folder", initial_peers=nobody, head="int2")
