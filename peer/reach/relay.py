@@ -159,8 +159,8 @@ class RelayService:
 
     # --- the node that reaches it ---
 
-    async def connect(self, stream: Side) -> None:
-        """Reach the peer that the first frame names, for as long as both sides stay."""
+    async def connect(self, stream: Side, host: str) -> None:
+        """Reach the peer that the first frame names, for as long as both sides stay; the sender is seen at `host`."""
         try:
             async with self._handshake():
                 frame = await stream.read()
@@ -169,11 +169,15 @@ class RelayService:
                 if not isinstance(frame, ConnectFrame):
                     raise RemoteProtocolError("a connection begins with the peer to reach")
                 self._hellos.check(frame.hello)
-            with self.table.connection(PeerId(frame.peer_id)) as reservation:
-                async with self._other_side(self._held[reservation.peer]) as other:
-                    await self._splice(stream, other, reservation)
+            needed = asyncio.Event()
+            with self.table.connection(PeerId(frame.peer_id), network_of_host(host), needed.set) as place:
+                await run_until_first(self._carry(stream, place), _until_needed(needed))
         except SwarmError as error:
             await self._refuse(stream, error)
+
+    async def _carry(self, stream: Side, place: RelayPlace) -> None:
+        async with self._other_side(self._held[place.peer]) as other:
+            await self._splice(stream, other, place)
 
     @asynccontextmanager
     async def _other_side(self, held: _Held) -> AsyncIterator[Side]:
@@ -261,3 +265,9 @@ async def _until_end(stream: Stream[ReserveFrame, ReserveReply]) -> None:
 
 async def _until(event: asyncio.Event) -> None:
     await event.wait()
+
+
+async def _until_needed(event: asyncio.Event) -> None:
+    """Raises PeerBusy when the room of a connection is given to another network."""
+    await event.wait()
+    raise PeerBusy(RELAY_FULL_SECONDS, "the relay has given the room of this connection to another network")

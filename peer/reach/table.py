@@ -2,12 +2,14 @@
 
 A reservation is one peer's right to be reached through here; it ends with the stream that holds it, and so do its
 connections.  All limits count what a peer can make others cost: reservations (also per network, as ids are free),
-connections of one peer and of all, and bytes per second of one peer and of all, in both directions together.
+connections of one peer and of all, and bytes per second of one peer and of all, in both directions together.  Where
+there are no more connections, the network from which most come gives one back: no network keeps others out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -41,8 +43,18 @@ class RelayPlace:
     peer: PeerId
     network: str
     throttle: Throttle
-    connections: int = 0
     relayed_bytes: int = 0
+
+
+@dataclass(eq=False, frozen=True, slots=True)
+class RelayedConnection:
+    """One connection to a peer that is reached through here."""
+
+    place: RelayPlace
+    network: str
+    """The one that it comes from."""
+    end: Callable[[], None]
+    """Is called where another network needs its room."""
 
 
 @dataclass
@@ -54,6 +66,8 @@ class RelayTable:
     relayed_bytes: int = 0
     """Since the start."""
     _held: dict[PeerId, RelayPlace] = field(default_factory=dict)
+    _connections: list[RelayedConnection] = field(default_factory=list)
+    """The oldest come first."""
 
     def __post_init__(self) -> None:
         self._throttle = Throttle(self.quota.bytes_per_second)
@@ -69,7 +83,7 @@ class RelayTable:
 
     @property
     def connections(self) -> int:
-        return sum(reservation.connections for reservation in self._held.values())
+        return len(self._connections)
 
     def reserve(self, peer: PeerId, network: str) -> RelayPlace:
         """A place for `peer`, seen in `network`; takes the place of its older reservation.
@@ -91,18 +105,39 @@ class RelayTable:
             del self._held[reservation.peer]
 
     @contextmanager
-    def connection(self, peer: PeerId) -> Iterator[RelayPlace]:
-        """Count a connection to `peer` for the time of the block. Raises PeerUnavailable, PeerBusy."""
-        reservation = self._held.get(peer)
-        if reservation is None:
+    def connection(self, peer: PeerId, network: str, end: Callable[[], None]) -> Iterator[RelayPlace]:
+        """Count a connection to `peer` from a network for the time of the block, or until `end` is called.
+
+        Raises PeerUnavailable, PeerBusy.
+        """
+        place = self._held.get(peer)
+        if place is None:
             raise PeerUnavailable("that peer is not reached through this relay")
-        if reservation.connections >= self.quota.connections_per_peer or self.connections >= self.quota.connections:
-            raise PeerBusy(RELAY_FULL_SECONDS, "the relay has no room for another connection")
-        reservation.connections += 1
+        mine = RelayedConnection(place, network, end)
+        to_peer = [connection for connection in self._connections if connection.place is place]
+        if len(to_peer) >= self.quota.connections_per_peer:
+            self._make_room(to_peer, network)
+        elif self.connections >= self.quota.connections:
+            self._make_room(self._connections, network)
+        self._connections.append(mine)
         try:
-            yield reservation
+            yield place
         finally:
-            reservation.connections -= 1
+            if mine in self._connections:
+                self._connections.remove(mine)
+
+    def _make_room(self, held: Sequence[RelayedConnection], network: str) -> None:
+        """End the youngest connection of the network that has most of these, if it keeps as many as `network` gets.
+
+        Raises PeerBusy.
+        """
+        counts = Counter(connection.network for connection in held)
+        most = max(counts.values())
+        if most <= counts[network] + 1:
+            raise PeerBusy(RELAY_FULL_SECONDS, "the relay has no room for another connection")
+        youngest = next(connection for connection in reversed(held) if counts[connection.network] == most)
+        self._connections.remove(youngest)
+        youngest.end()
 
     def delay(self, reservation: RelayPlace, nbytes: int, now: float) -> float:
         """Count bytes that are moved for a peer; the seconds to wait before they are sent on."""

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 64
 """Connections of one relay, whatever it allows."""
+ENDING_CONNECTIONS = 4
+"""Further ones: the relay may have given the room of a connection to another one before this peer hears of it."""
 
 
 class Tunnel:
@@ -59,7 +61,7 @@ class Tunnel:
                 if not isinstance(reply, ReservedFrame):
                     raise RemoteProtocolError("the relay does not say whether there is a place")
                 on_reserved()
-                limit = min(reply.connections, MAX_CONNECTIONS)
+                limit = min(reply.connections + ENDING_CONNECTIONS, MAX_CONNECTIONS)
                 while (frame := await stream.read()) is not None:
                     if isinstance(frame, FailureFrame):
                         raise frame.error

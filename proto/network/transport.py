@@ -93,7 +93,8 @@ class RelayHandlers:
 
     reserve: Callable[[Stream[ReserveFrame, ReserveReply], str], Awaitable[None]]
     """Is told the host that the caller is seen at."""
-    connect: Callable[[Stream[TunnelCall, TunnelReply]], Awaitable[None]]
+    connect: Callable[[Stream[TunnelCall, TunnelReply], str], Awaitable[None]]
+    """Likewise."""
     accept: Callable[[Stream[TunnelCall, TunnelReply]], Awaitable[None]]
 
 
@@ -163,7 +164,7 @@ def _method_handlers(handlers: Handlers) -> dict[str, grpc.RpcMethodHandler[Any,
 def _relay_handlers(handlers: RelayHandlers) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     return {
         "Reserve": grpc.stream_stream_rpc_method_handler(_served(handlers.reserve, RESERVE, RESERVE_REPLY)),
-        "Connect": _stream(handlers.connect, TUNNEL_CALL, TUNNEL_REPLY),
+        "Connect": grpc.stream_stream_rpc_method_handler(_served(handlers.connect, TUNNEL_CALL, TUNNEL_REPLY)),
         "Accept": _stream(handlers.accept, TUNNEL_CALL, TUNNEL_REPLY),
     }
 

@@ -63,7 +63,7 @@ def honest(usual: RelayHandlers) -> RelayHandlers:
 def swallowing(usual: RelayHandlers) -> RelayHandlers:
     """Says that the peer is there, and passes nothing on."""
 
-    async def connect(stream: Any) -> None:
+    async def connect(stream: Any, host: str) -> None:
         while await stream.read() is not None:
             pass
 

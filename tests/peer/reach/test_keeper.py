@@ -118,7 +118,7 @@ def test_when_a_relay_dies_another_one_takes_its_place() -> None:
 
 def test_a_relay_that_takes_a_place_and_passes_nothing_on_is_not_used() -> None:
     def swallowing(usual: RelayHandlers) -> RelayHandlers:
-        async def connect(stream: Any) -> None:
+        async def connect(stream: Any, host: str) -> None:
             while await stream.read() is not None:
                 pass
 
@@ -140,12 +140,12 @@ def test_a_relay_that_stops_passing_on_is_left() -> None:
     stopped = [False]
 
     def breaking(usual: RelayHandlers) -> RelayHandlers:
-        async def connect(stream: Any) -> None:
+        async def connect(stream: Any, host: str) -> None:
             if stopped[0]:
                 while await stream.read() is not None:
                     pass
             else:
-                await usual.connect(stream)
+                await usual.connect(stream, host)
 
         return dataclasses.replace(usual, connect=connect)
 

@@ -72,7 +72,7 @@ def test_a_peer_is_reached_and_the_relay_sees_nothing_but_tls() -> None:
     seen: list[bytes] = []
 
     def recording(handlers: RelayHandlers) -> RelayHandlers:
-        async def connect(stream: Any) -> None:
+        async def connect(stream: Any, host: str) -> None:
             class Recorded:
                 async def read(self) -> Any:
                     frame = await stream.read()
@@ -85,7 +85,7 @@ def test_a_peer_is_reached_and_the_relay_sees_nothing_but_tls() -> None:
                         seen.append(frame.data)
                     await stream.write(frame)
 
-            await handlers.connect(Recorded())
+            await handlers.connect(Recorded(), host)
 
         return dataclasses.replace(handlers, connect=connect)
 
@@ -124,7 +124,7 @@ def test_a_relay_that_answers_itself_is_found_out_by_the_pin() -> None:
 @pytest.mark.long
 def test_a_relay_that_swallows_costs_the_deadline_and_no_more() -> None:
     def swallowing(handlers: RelayHandlers) -> RelayHandlers:
-        async def connect(stream: Any) -> None:
+        async def connect(stream: Any, host: str) -> None:
             await stream.read()
             await stream.write(TunnelReadyFrame())
             while await stream.read() is not None:
@@ -223,6 +223,56 @@ def test_places_and_connections_beyond_the_quota_are_refused() -> None:
             await ping(relay.dialer().stub(address), address, 10)
             frame = ConnectFrame(introduction(other, None)(relay.address.peer), peer.peer_id)
             assert isinstance(await refused(relay.dialer().stub(relay.address).connect(), frame), PeerBusy)
+
+    asyncio.run(main())
+
+
+class Caller:
+    """A stream as the relay sees it, of a caller that says its first frame and then listens."""
+
+    def __init__(self, frame: ConnectFrame) -> None:
+        self.heard: list[Any] = []
+        self._said = [frame]
+
+    async def read(self) -> Any:
+        if self._said:
+            return self._said.pop()
+        return await asyncio.get_running_loop().create_future()
+
+    async def write(self, frame: Any) -> None:
+        self.heard.append(frame)
+
+
+def test_one_network_keeps_nobody_else_from_a_peer() -> None:
+    """Connections that say nothing cost their sender nothing, and would take all that a peer behind a relay has."""
+
+    async def main() -> None:
+        async with local_relay(RelayQuota(connections_per_peer=2)) as relay:
+            peer = await relay.relayed_peer()
+
+            def call(host: str) -> tuple[Caller, asyncio.Task[None]]:
+                hello = introduction(Identity.generate(), None)(relay.address.peer)
+                caller = Caller(ConnectFrame(hello, peer.peer_id))
+                return caller, asyncio.create_task(relay.service.handlers.connect(caller, host))  # type: ignore[arg-type]
+
+            calls = []
+            for host in ("1.2.3.4", "1.2.3.5", "5.6.7.8"):
+                calls.append(call(host))
+                await until(lambda: calls[-1][0].heard == [TunnelReadyFrame()])
+            (first, held), (second, ended), (other, going_on) = calls
+            async with asyncio.timeout(20):
+                await ended
+            assert isinstance(second.heard[1], FailureFrame)
+            assert isinstance(second.heard[1].error, PeerBusy)
+            assert (first.heard, other.heard) == ([TunnelReadyFrame()],) * 2
+            assert relay.service.table.connections == 2
+            refused_caller, refusing = call("1.2.3.6")
+            async with asyncio.timeout(20):
+                await refusing
+            assert [type(frame) for frame in refused_caller.heard] == [FailureFrame]
+            for task in (held, going_on):
+                task.cancel()
+            await asyncio.gather(held, going_on, return_exceptions=True)
 
     asyncio.run(main())
 
@@ -450,7 +500,7 @@ def test_a_side_that_takes_no_frames_holds_nothing_for_ever(kind: str) -> None:
             calls: dict[str, Callable[[], Awaitable[None]]] = {
                 "reserve": lambda: service.reserve(Deaf(ReserveFrame(hello)), "192.0.2.1"),  # type: ignore[arg-type]
                 "reserve badly": lambda: service.reserve(Deaf(ReserveFrame(Signed())), "192.0.2.1"),  # type: ignore[arg-type]
-                "connect": lambda: service.connect(Deaf(ConnectFrame(hello, "nobody"))),  # type: ignore[arg-type]
+                "connect": lambda: service.connect(Deaf(ConnectFrame(hello, "nobody")), "192.0.2.1"),  # type: ignore[arg-type]
                 "accept": lambda: service.accept(Deaf(AcceptFrame(bytes(16)))),  # type: ignore[arg-type]
             }
             async with asyncio.timeout(10):

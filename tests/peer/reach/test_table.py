@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 from blockswarm.peer.config import RelayQuota
 from blockswarm.peer.reach.table import RelayTable, Throttle
@@ -15,6 +17,10 @@ ME, ALICE, BOB, CAROL = map(PeerId, ("me", "alice", "bob", "carol"))
 
 def table(**quota: object) -> RelayTable:
     return RelayTable(ME, RelayQuota(**quota))  # type: ignore[arg-type]
+
+
+def never() -> None:
+    raise AssertionError("nobody else needs the room")
 
 
 def test_a_relay_has_a_number_of_places() -> None:
@@ -43,7 +49,7 @@ def test_a_peer_that_comes_again_takes_its_own_place() -> None:
     old = relay.reserve(ALICE, "a")
     new = relay.reserve(ALICE, "a")
     relay.release(old)
-    with relay.connection(ALICE) as used:
+    with relay.connection(ALICE, "x", never) as used:
         assert used is new
     relay.release(new)
     assert relay.peers == 0
@@ -57,7 +63,7 @@ def test_a_relay_is_not_reached_through_itself() -> None:
 def test_nobody_is_reached_without_a_place() -> None:
     relay = table()
     relay.release(relay.reserve(ALICE, "a"))
-    with pytest.raises(PeerUnavailable, match="not reached through this relay"), relay.connection(ALICE):
+    with pytest.raises(PeerUnavailable, match="not reached through this relay"), relay.connection(ALICE, "x", never):
         pass
 
 
@@ -65,13 +71,40 @@ def test_connections_are_limited_for_each_peer_and_in_all() -> None:
     relay = table(connections=3, connections_per_peer=2)
     relay.reserve(ALICE, "a")
     relay.reserve(BOB, "b")
-    with relay.connection(ALICE), relay.connection(ALICE):
-        with pytest.raises(PeerBusy), relay.connection(ALICE):
+    with relay.connection(ALICE, "x", never), relay.connection(ALICE, "y", never):
+        with pytest.raises(PeerBusy), relay.connection(ALICE, "x", never):
             pass
-        with relay.connection(BOB):
+        with relay.connection(BOB, "z", never):
             assert relay.connections == 3
-            with pytest.raises(PeerBusy), relay.connection(BOB):
+            with pytest.raises(PeerBusy), relay.connection(BOB, "x", never):
                 pass
+    assert relay.connections == 0
+
+
+def test_a_network_keeps_no_other_one_from_a_peer_nor_from_the_relay() -> None:
+    """The youngest connection of the network that has most makes room; where all have as many, nobody loses any."""
+    relay, ended = table(connections=4, connections_per_peer=3), []
+    relay.reserve(ALICE, "a")
+    relay.reserve(BOB, "b")
+    with ExitStack() as stack:
+
+        def connect(peer: PeerId, network: str) -> None:
+            number = len(numbers)
+            numbers.append(number)
+            stack.enter_context(relay.connection(peer, network, lambda: ended.append(number)))
+
+        numbers: list[int] = []
+        for _ in range(3):
+            connect(ALICE, "greedy")
+        connect(ALICE, "one")
+        assert (ended, relay.connections) == ([2], 3)
+        with pytest.raises(PeerBusy):
+            connect(ALICE, "greedy")
+        connect(BOB, "greedy")
+        connect(BOB, "two")
+        assert (ended, relay.connections) == ([2, 5], 4)
+        with pytest.raises(PeerBusy):
+            connect(BOB, "one")
     assert relay.connections == 0
 
 
