@@ -10,7 +10,7 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from ..proto.errors import DeadlineExceeded, UsageError
@@ -59,11 +59,6 @@ class BackgroundLoop:
             work.close()
             raise _forked()
         return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def call_soon(self, action: Callable[[], object]) -> None:
-        """Call a function on the loop, from any thread, without waiting for it. Raises UsageError in a forked child."""
-        self.check()
-        self._loop.call_soon_threadsafe(action)
 
     @property
     def lost(self) -> bool:

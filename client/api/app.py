@@ -29,7 +29,6 @@ MAX_BODY_BYTES = 1 << 20
 """Reading JSON of this size takes less than what the loop may be kept for."""
 
 R = TypeVar("R", ChatRequest, CompletionRequest)
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(endpoint: Endpoint) -> Starlette:

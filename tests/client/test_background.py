@@ -105,15 +105,9 @@ def test_it_works_inside_somebody_elses_loop():
     assert asyncio.run(notebook()) == 3
 
 
-def test_a_function_can_be_called_on_the_loop():
-    called = threading.Event()
-    background_loop().call_soon(called.set)
-    assert called.wait(10)
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("call", ["a loop of its own", "run", "submit", "call_soon"])
+@pytest.mark.parametrize("call", ["a loop of its own", "run", "submit"])
 def test_a_forked_child_is_refused_at_once(call: str):
     """The thread of the loop is not there, so that a call would never end; and gRPC crashes in such a child."""
     loop = background_loop()
@@ -121,8 +115,6 @@ def test_a_forked_child_is_refused_at_once(call: str):
     def attempt() -> None:
         if call == "a loop of its own":
             background_loop()
-        elif call == "call_soon":
-            loop.call_soon(lambda: None)
         else:
             getattr(loop, call)(value(7), *([10] if call == "run" else []))
 

@@ -121,10 +121,6 @@ class Stage:
         """Attention cache of one token in the block that needs most, bytes."""
         return max(block.kv_bytes_per_token for block in self.hosted.values())
 
-    def token_blocks_in(self, nbytes: int) -> int:
-        """How many tokens in how many blocks (their product) fit into `nbytes` of attention cache."""
-        return nbytes // self.kv_bytes_per_token
-
     @cached_property
     def dtype(self) -> torch.dtype:
         """That of the residual stream."""

@@ -295,10 +295,9 @@ def test_only_like_stages_are_joined_and_swapped(moving: Moving) -> None:
 
 
 def test_the_pool_is_resized_with_the_blocks(moving: Moving) -> None:
-    """Reservations from before still count, and the room that a peer announces follows from the bytes."""
+    """Reservations from before still count."""
     engine = moving.peer.engine
     token = engine.stage.kv_bytes_per_token
-    assert engine.stage.token_blocks_in(10 * token + 1) == 10
 
     async def run() -> None:
         kv = moving.peer.open(OLD, kv_tokens=10)
