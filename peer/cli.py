@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..proto.errors import SwarmError, one_line
 from ..proto.exit_status import ExitStatus, exit_status
 from ..proto.lean_imports import lighten_imports
 from ..proto.logs import log_to_standard_error, print_whatever_comes
+from ..proto.network.address import HostPort, PeerAddress
 from ..proto.service_manager import READY, tell_service_manager
 from ..proto.settings import ConfigFile, PrintConfig, Version, arguments_or_exit, as_file, settings_of
 from ..routing.admit.table import CLIENT_SHARE
-from .config import DEFAULT_KV_TOKENS
+from .config import DEFAULT_KV_TOKENS, BlockRequest, PeerConfig, ReachMode, listening_host
 from .program import options
 from .session.replay_store import DEFAULT_LIMIT_BYTES
+from .timing import PeerTiming
 
 if TYPE_CHECKING:
-    from .config import PeerConfig
     from .serving import ReadyPeer
 
 app = typer.Typer(
@@ -111,8 +113,6 @@ def reported_errors(verbose: bool) -> Iterator[None]:
     """Expected errors become one line and a hint, and set the exit code."""
     print_whatever_comes()
     log_to_standard_error(logging.INFO, verbose, "%(asctime)s %(levelname)s %(message)s")
-    from ..proto.errors import SwarmError, one_line
-
     try:
         yield
     except SwarmError as error:
@@ -145,9 +145,6 @@ def plan(
     from tempfile import TemporaryDirectory
 
     with reported_errors(verbose), TemporaryDirectory() as scratch:
-        from ..proto.network.address import PeerAddress
-        from .config import BlockRequest, PeerConfig, ReachMode
-
         config = PeerConfig(
             model=model, blocks=BlockRequest.parse(blocks),
             initial_peers=tuple(PeerAddress.parse(text) for text in initial_peers),
@@ -192,10 +189,7 @@ def doctor(
 
     with reported_errors(verbose):
         from ..proto.directory.swarm_key import SwarmKey
-        from ..proto.network.address import HostPort, PeerAddress
-        from .config import listening_host
         from .program import doctor as examination
-        from .timing import PeerTiming
 
         patient = examination.Patient(
             tuple(PeerAddress.parse(text) for text in initial_peers or []), listening_host(host), port,

@@ -75,3 +75,8 @@ def split_bytes(data: bytes, sizes: Sequence[int]) -> list[bytes]:
         return [data]
     ends = itertools.accumulate(sizes)
     return [data[start:end] for start, end in itertools.pairwise([0, *ends])]
+
+
+def join_bytes(parts: Sequence[bytes]) -> bytes:
+    """The parts one after the other; no copy where there is one part."""
+    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -32,7 +32,7 @@ from .formats import Links
 from .hop import HopStream
 from .machine import events as ev
 from .machine.machine import ChainMachine
-from .operation import OPERATION_TOKENS, Operation, split_bytes
+from .operation import OPERATION_TOKENS, Operation, join_bytes, split_bytes
 from .prefixes import PageNames, named
 from .timing_log import TimingLog
 
@@ -45,12 +45,8 @@ class ChainSession:
         self._config = config
         self._id = os.urandom(SESSION_ID_BYTES)
         self._kv_tokens, self._max_rows = kv_tokens, max_rows
-        self._request = RequestSpec(
-            prompt_tokens=max(1, kv_tokens // (2 * max_rows)),
-            new_tokens=max(1, kv_tokens // (2 * max_rows)),
-            rows=max_rows,
-            kv_tokens=kv_tokens,
-        )
+        half = max(1, kv_tokens // (2 * max_rows))  # of a row: nobody knows yet how long the prompt is
+        self._request = RequestSpec(prompt_tokens=half, new_tokens=half, rows=max_rows, kv_tokens=kv_tokens)
         timing = replace(config.timing.chain, patience_seconds=config.patience_seconds)
         self._machine = ChainMachine(config.router, config.num_blocks, timing, relay_always=config.relay_always)
         self._links = Links(config.wire_format, config.codec)
@@ -123,7 +119,7 @@ class ChainSession:
         except asyncio.CancelledError:
             self._feed(ev.Close())
             raise
-        return answers[0] if len(answers) == 1 else b"".join(answers)
+        return join_bytes(answers)
 
     async def prepare(self, rows: int) -> tuple[int, ...]:
         """Open the chain before there is anything to compute; per row, how many of its first tokens all peers hold.
@@ -171,8 +167,8 @@ class ChainSession:
         try:
             for action in self._machine.handle(event, loop.time()):
                 self._perform(action)
-        except Exception as error:  # a defect of ours: nobody may wait for ever because of it
-            self._fail(LocalProtocolError(f"the session failed: {type(error).__name__}: {error}"))
+        except Exception as error:
+            self._fail_by(error)
             raise
         if self._timer is not None:
             self._timer.cancel()
@@ -230,15 +226,19 @@ class ChainSession:
         try:
             await work
         except Exception as error:
-            self._fail(LocalProtocolError(f"the session failed: {type(error).__name__}: {error}"))
+            self._fail_by(error)
             raise
+
+    def _fail_by(self, defect: Exception) -> None:
+        """Nobody may wait for ever because of a defect of ours."""
+        self._fail(LocalProtocolError(f"the session failed: {type(defect).__name__}: {defect}"))
 
     def _finish(self, operation: Operation, answers: Sequence[bytes]) -> None:
         self._inputs.apply(*self._plans.pop(operation.first_seq))
         self._guessed.difference_update(range(operation.first_seq, operation.stop_seq))
         future = self._done.pop(operation.first_seq)
         if not future.done():
-            future.set_result(answers[0] if len(answers) == 1 else b"".join(answers))
+            future.set_result(join_bytes(answers))
 
     def _fail(self, error: SwarmError) -> None:
         self._failure = self._failure or error

@@ -70,12 +70,7 @@ from .line import Connection, Line
 from .options import CHANNEL_OPTIONS, PortLimits, server_options
 from .resolver import Lookup, Resolver
 from .server import Server, new_server
-from .streams import (
-    ERROR_CODE_KEY,
-    ServedStream,
-    Stream,
-    StreamEnded,
-)
+from .streams import ERROR_CODE_KEY, ServedStream, Stream, StreamEnded
 from .stub import RELAY_SERVICE, SERVICE, PeerStub
 from .tunnel import LocalEnd, TunnelStream
 
