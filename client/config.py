@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
+import logging
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,13 +15,16 @@ from ..proto.errors import SwarmError, UsageError
 from ..proto.identity import Identity
 from ..proto.wire.handshake import SwarmKeyProof
 from ..routing.swarm import BlockRange, Coordinate, PeerId, RequestSpec
-from .timing import PATIENCE_SECONDS, ClientTiming
+from .timing import MOST_PATIENCE_SECONDS, PATIENCE_SECONDS, ClientTiming
 
 if TYPE_CHECKING:
     from ..proto.network.transport import Dialer
     from .chain.formats import LinkCodec
     from .chain.machine.events import HopChoice, Layout
     from .chain.prefixes import PageNames
+
+
+logger = logging.getLogger(__name__)
 
 
 class HeadForm(enum.StrEnum):
@@ -41,6 +46,16 @@ class HeadForm(enum.StrEnum):
             raise UsageError(
                 f"there is no way {text!r} to hold the head", hint=f"Choose one of {', '.join(cls)}."
             ) from None
+
+
+def checked_patience(seconds: float) -> float:
+    """`seconds`, if they are a time to wait for room. Raises UsageError."""
+    if not isinstance(seconds, int | float) or not 0 <= seconds <= MOST_PATIENCE_SECONDS:
+        raise UsageError(
+            f"patience is between 0 and {MOST_PATIENCE_SECONDS} seconds, not {seconds!r}",
+            hint="It is how long a session waits for room, and a running one for a replacement.",
+        )
+    return seconds
 
 
 class ChainRouter(Protocol):
@@ -151,6 +166,34 @@ class SessionConfig:
     clock: Callable[[], float] = time.time
     """Unix seconds."""
     timing: ClientTiming = field(default_factory=ClientTiming)
+
+
+class ListenerError(Exception):
+    """A function that is told of events failed; never leaves this module."""
+
+
+@contextmanager
+def _listeners_code() -> Iterator[None]:
+    """For code of the user's in the network thread: no session ends because of it."""
+    try:
+        yield
+    except Exception as error:
+        raise ListenerError from error
+
+
+def shielded(on_event: Callable[[SessionEvent], None]) -> Callable[[SessionEvent], None]:
+    """`on_event`, whose failures are in the log and are no session's. Raises UsageError for what is no function."""
+    if not callable(on_event):
+        raise UsageError(f"on_event is a function that is told of events, not {on_event!r}", hint="Try on_event=print.")
+
+    def tell(event: SessionEvent) -> None:
+        try:
+            with _listeners_code():
+                on_event(event)
+        except ListenerError as error:
+            logger.error("on_event failed when it was told of %r", event.kind, exc_info=error.__cause__)
+
+    return tell
 
 
 class Hears(Protocol):

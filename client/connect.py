@@ -29,7 +29,7 @@ from .chain.formats import AUTO, check_wire_format
 from .chain.prefixes import PageNames
 from .chain.session import ChainSession
 from .codec import FloatCodec
-from .config import SessionConfig, SessionEvent
+from .config import SessionConfig, SessionEvent, checked_patience, shielded
 from .quotes import Quote, QuoteHistory, SessionTimes
 from .report import ChainReport, Trip
 from .swarm.router import ViewRouter
@@ -71,12 +71,15 @@ def connect(
     `allow_peers` all but those ids. A session waits for room for `patience_seconds`. `on_event` hears of repairs and
     of waiting, in the network thread.
 
-    Raises UsageError for a bad address, PeerUnavailable if no peer answers, WrongKey in a private swarm.
+    Raises UsageError for a bad argument, PeerUnavailable if no peer answers, WrongKey in a private swarm.
     """
     timing = timing or ClientTiming()
     key = SwarmKey.load(swarm_key) if isinstance(swarm_key, (str, Path)) else swarm_key
+    if not isinstance(key, SwarmKey | None):
+        raise UsageError(f"swarm_key is a key or its file, not {type(key).__name__}", hint="Give the file's name.")
     addresses = parsed_peers(initial_peers)
     _check_formats(wire_format, min_precision)
+    patience_seconds, told = checked_patience(patience_seconds), shielded(on_event or _warn_of_waiting)
     allowed = None if allow_peers is None else peer_ids(allow_peers)
     identity = Identity.load_or_create(identity_path) if identity_path else Identity.generate()
     codec, blocks = FloatCodec(checkpoint.config.get_text_config(decoder=True).hidden_size), checkpoint.num_blocks
@@ -89,7 +92,7 @@ def connect(
             identity=identity, dialer=dialer, router=ViewRouter(view, timing), model_digest=model_digest,
             num_blocks=blocks, wire_format=wire_format, codec=codec, swarm_key=key, relay_always=not push,
             page_names=names, min_precision=min_precision, patience_seconds=patience_seconds,
-            on_event=on_event or _warn_of_waiting, place=lambda: view.rough_place, timing=timing,
+            on_event=told, place=lambda: view.rough_place, timing=timing,
         )  # fmt: skip
 
     def view(dialer: Dialer) -> SwarmView:
@@ -119,7 +122,10 @@ def parsed_peers(initial_peers: str | Sequence[str]) -> list[PeerAddress]:
         initial_peers = initial_peers.replace(",", " ").split()
     if not initial_peers:
         raise UsageError("no initial peers are given", hint="Name at least one peer: ID@HOST:PORT.")
-    return [PeerAddress.parse(text) for text in initial_peers]
+    try:
+        return [PeerAddress.parse(text) for text in initial_peers]
+    except (TypeError, AttributeError):
+        raise UsageError(f"initial_peers are texts, not {initial_peers!r}", hint="Write ID@HOST:PORT.") from None
 
 
 def _warn_of_waiting(event: SessionEvent) -> None:

@@ -12,6 +12,8 @@ from ..proto.wire.timing import ANSWER_SECONDS, CAPABILITY_SECONDS, LEASE_SECOND
 
 PATIENCE_SECONDS = 30.0
 """Wait of a session for room, and of a running one for the replacement of peers that are gone, unless the user says."""
+MOST_PATIENCE_SECONDS = 86400
+"""The most that a user may say."""
 
 
 @dataclass(frozen=True, slots=True)

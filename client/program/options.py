@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...proto.errors import UsageError
 from ...proto.wire.precision import at_least
-from ..config import HeadForm
+from ..config import HeadForm, checked_patience
 from ..model.guess.policy import AUTO, OFF, checked_setting
 from ..timing import PATIENCE_SECONDS
 
@@ -50,8 +50,7 @@ class SwarmOptions:
     """The folder or the hub's name of a small model that guesses, too."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.patience_seconds <= 86400:
-            raise UsageError(f"--patience must be between 0 and 86400 seconds, not {self.patience_seconds}")
+        checked_patience(self.patience_seconds)
         if self.min_precision is not None:
             at_least("float32", self.min_precision)  # refuses what is no format
         if checked_setting(self.guess) == OFF and self.draft is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -171,6 +172,47 @@ def test_a_forked_child_is_told_to_connect_itself(folder: Path, serving: SwarmTh
     assert done.stdout.splitlines() == [
         "generate 7", "session 7", "open session 7", "load 7", "close 7", "parent 10"
     ], done.stderr  # fmt: skip
+
+
+def test_a_listener_that_fails_is_in_the_log_and_fails_no_session(
+    folder: Path, serving: SwarmThread, model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is the user's own code, and runs in the network thread: a closed file that `print` writes to, say."""
+    heard: list[str] = []
+
+    def listen(event: SessionEvent) -> None:
+        heard.append(event.kind)
+        raise ValueError("I/O operation on closed file")
+
+    addresses = [str(peer.address) for peer in serving.swarm.peers]
+    call = {"do_sample": False, "max_new_tokens": 4, "eos_token_id": None}
+    listening = AutoSwarmModelForCausalLM.from_pretrained(folder, initial_peers=addresses, on_event=listen)
+    with listening:
+        assert listening.generate(**prompt(6), **call).tolist() == model.generate(**prompt(6), **call).tolist()
+    assert heard
+    assert "on_event failed" in caplog.text
+    assert "closed file" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ({"patience_seconds": math.nan}, "patience is between"),
+        ({"patience_seconds": -1}, "patience is between"),
+        ({"patience_seconds": "30"}, "patience is between"),
+        ({"on_event": 5}, "on_event is a function"),
+        ({"swarm_key": 5}, "swarm_key is a key or its file"),
+        ({"initial_peers": 5}, "initial_peers are texts"),
+        ({"initial_peers": [5]}, "initial_peers are texts"),
+    ],
+    ids=str,
+)
+def test_an_argument_that_is_none_is_refused_at_once(
+    folder: Path, serving: SwarmThread, argument: dict[str, Any], words: str
+) -> None:
+    addresses = [str(peer.address) for peer in serving.swarm.peers]
+    with pytest.raises(UsageError, match=words):
+        AutoSwarmModelForCausalLM.from_pretrained(folder, **{"initial_peers": addresses, **argument})
 
 
 def test_a_closed_connection_is_not_used(folder: Path, serving: SwarmThread) -> None:
