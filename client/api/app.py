@@ -83,8 +83,9 @@ def make_app(endpoint: Endpoint) -> Starlette:
         Exception: defect,
     }
     cors = Middleware(
-        CORSMiddleware, allow_origins=list(endpoint.allowed_origins), allow_methods=["GET", "POST"], allow_headers=["*"]
-    )
+        CORSMiddleware, allow_origins=list(endpoint.allowed_origins), allow_methods=["GET", "POST"],
+        allow_headers=["*"], expose_headers=["*"], allow_private_network=True,
+    )  # fmt: skip
     middleware = [Middleware(NoTrailingSlashes), *([cors] if endpoint.allowed_origins else [])]
     return Starlette(routes=routes, exception_handlers=handlers, middleware=middleware)  # type: ignore[arg-type]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -285,4 +286,18 @@ def test_pages_of_other_origins_may_not_ask_unless_they_are_allowed(running: Run
     with running_endpoint(serving, MODEL, allowed_origins=("http://app.example",)) as allowing:
         status, headers, _ = allowing.complete({"origin": "http://app.example"}, prompt=PROMPT, max_tokens=1)
         assert (status, headers["access-control-allow-origin"]) == (200, "http://app.example")
+        assert headers["access-control-expose-headers"] == "*", "Retry-After, x-swarm-chain and the like"
         assert allowing.complete(foreign, prompt=PROMPT, max_tokens=1)[0] == 403
+
+
+def test_a_browser_that_asks_first_is_told_that_a_page_of_the_internet_may_ask_this_machine(serving: Any) -> None:
+    """Browsers ask so before a page that is not of this machine or network may reach it."""
+    asked = {
+        "origin": "https://app.example", "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization", "access-control-request-private-network": "true",
+    }  # fmt: skip
+    with running_endpoint(serving, MODEL, allowed_origins=("https://app.example",)) as allowing:
+        request = urllib.request.Request(f"{allowing.root}/v1/chat/completions", headers=asked, method="OPTIONS")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            assert answer.headers["access-control-allow-origin"] == "https://app.example"
+            assert answer.headers["access-control-allow-private-network"] == "true"
