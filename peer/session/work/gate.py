@@ -7,10 +7,14 @@ No I/O here; the worker feeds it one step at a time.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from ....proto.errors import RemoteProtocolError
-from ....proto.wire.frames import WireStep
+from ....proto.wire.frames import CREDITS, WireStep
+
+MOST_ARRIVALS = 8 * CREDITS
+"""Those that matter are among the last: no more than `CREDITS` steps are held, and a client repeats as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,28 @@ class Repeat:
     """The same step was applied before; send `output` again."""
 
     output: WireStep
+
+
+class Arrivals:
+    """The steps of an epoch that have arrived: a client finds by them which link has lost one.
+
+    A step that came before its turn does not count: whoever sends steps of another session, or invents one, would have
+    others taken for those that lost what never came.
+    """
+
+    def __init__(self) -> None:
+        self._recent: deque[int] = deque(maxlen=MOST_ARRIVALS)
+
+    def note(self, seq: int) -> None:
+        """Step `seq` is here."""
+        self._recent.append(seq)
+
+    def until(self, applied_seq: int) -> int:
+        """The last step of those that follow `applied_seq`, the last one that is done, with none missing."""
+        until, recent = applied_seq, frozenset(self._recent)
+        while until + 1 in recent:
+            until += 1
+        return until
 
 
 class StepGate:

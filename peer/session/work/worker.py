@@ -20,7 +20,7 @@ from ....proto.wire.prefixes import PAGE_TOKENS, Digests
 from ....proto.wire.steps import StepPlan, answers_in
 from ...engine.cache.part import CachePart
 from ..transfer import KvImport
-from .gate import Compute, Repeat, StepGate
+from .gate import Arrivals, Compute, Repeat, StepGate
 from .seams import SessionParts, SuccessorLink
 
 _INBOX_SIZE = 2 * CREDITS
@@ -75,7 +75,7 @@ class SessionWorker:
     def __init__(self, grant: Grant, link: SuccessorLink | None, parts: SessionParts) -> None:
         """`link` is the way to the successor; None sends outputs to the client, to pass on or as the answer."""
         self.grant = grant
-        self.received_seq = 0
+        self._arrivals = Arrivals()
         self._link = link
         """Takes the outputs of the steps that are worked on."""
         self._newest_link = link
@@ -99,6 +99,11 @@ class SessionWorker:
         return self._tokens_waiting > 0
 
     @property
+    def received_seq(self) -> int:
+        """The steps up to this one have arrived."""
+        return self._arrivals.until(self.applied_seq)
+
+    @property
     def applied_seq(self) -> int:
         return self._gate.applied_seq
 
@@ -112,7 +117,7 @@ class SessionWorker:
         """Take a step from the client or the predecessor."""
         if step.epoch != self._latest_epoch:
             return
-        self.received_seq = max(self.received_seq, step.seq)
+        self._arrivals.note(step.seq)
         arrived_at = asyncio.get_running_loop().time()
         if self._tokens_waiting + step.plan.tokens > 2 * self.grant.kv_tokens:
             raise RemoteProtocolError(f"more tokens are under way than the {self.grant.kv_tokens} that are reserved")
@@ -135,7 +140,7 @@ class SessionWorker:
         if grant.epoch <= self._latest_epoch:
             raise RemoteProtocolError(f"epoch {grant.epoch} is not newer than {self._latest_epoch}")
         self._latest_epoch = grant.epoch
-        self.received_seq = 0
+        self._arrivals = Arrivals()
         if forget_prefixes:
             self._declared = ()
         old = self._newest_link

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from blockswarm.peer.session.work.gate import Compute, Repeat, StepGate
+from blockswarm.peer.session.work.gate import MOST_ARRIVALS, Arrivals, Compute, Repeat, StepGate
 from blockswarm.proto.errors import RemoteProtocolError
 from blockswarm.proto.wire.frames import WireStep
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
@@ -124,3 +124,22 @@ def test_what_is_held_and_kept_is_bounded() -> None:
         gate.offer(step(seq))
     with pytest.raises(RemoteProtocolError, match="5 tokens"):
         gate.offer(step(7))
+
+
+@given(st.permutations(range(1, 9)))
+def test_steps_have_arrived_up_to_the_first_one_that_is_missing(order: list[int]) -> None:
+    arrivals, here = Arrivals(), set[int]()
+    for seq in order:
+        arrivals.note(seq)
+        here.add(seq)
+        for applied in range(9):
+            missing = next(seq for seq in range(applied + 1, 11) if seq not in here)
+            assert arrivals.until(applied) == missing - 1
+
+
+def test_only_the_last_arrivals_are_remembered() -> None:
+    arrivals = Arrivals()
+    for seq in range(1, 2 * MOST_ARRIVALS):
+        arrivals.note(seq)
+    assert arrivals.until(0) == 0
+    assert arrivals.until(MOST_ARRIVALS) == 2 * MOST_ARRIVALS - 1

@@ -1,4 +1,4 @@
-"""A session's worker tells what its steps cost this peer beside computing."""
+"""A session's worker tells what its steps cost this peer beside computing, and which steps have arrived."""
 
 from __future__ import annotations
 
@@ -60,3 +60,28 @@ def test_a_visit_is_what_is_left_of_the_time_here() -> None:
     finally:
         loop.close()
     assert visits == pytest.approx([7.5 - 6.0] * 2), "of the second and the third step"
+
+
+def test_a_step_that_comes_before_its_turn_has_not_arrived_for_those_that_seek_one() -> None:
+    """A predecessor that sends a step of another session, of a higher number, has lost the one of this session."""
+
+    async def scenario() -> None:
+        link = FakeLink()
+        worker = make_worker(link, compute=SlowCompute())
+        working = asyncio.create_task(worker.run())
+        await worker.put_step(step_of(1, 0, 3))
+        await worker.put_step(step_of(9, 11, 1))
+        assert worker.received_seq == 1
+        await asyncio.sleep(30.0)
+        assert (worker.received_seq, worker.applied_seq) == (1, 1)
+        await worker.put_step(step_of(3, 4, 1))
+        assert worker.received_seq == 1
+        await worker.put_step(step_of(2, 3, 1))
+        assert worker.received_seq == 3
+        working.cancel()
+
+    loop = VirtualTimeLoop()
+    try:
+        loop.run(scenario())
+    finally:
+        loop.close()
