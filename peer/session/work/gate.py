@@ -35,8 +35,8 @@ class Repeat:
 class Arrivals:
     """The steps of an epoch that have arrived: a client finds by them which link has lost one.
 
-    A step that came before its turn does not count: whoever sends steps of another session, or invents one, would have
-    others taken for those that lost what never came.
+    A step that came before its turn does not count: a peer that sends steps of another session, or invents one, would
+    have its successor taken for the one that is stuck.
     """
 
     def __init__(self) -> None:
