@@ -70,7 +70,10 @@ def run_in_environment(module: str, *arguments: str) -> int:
 
 
 def exit_with(main: object, *arguments: object) -> None:
-    """Run a script's `main(*arguments) -> int`; an expected error or Ctrl-C ends in one line, not in a traceback."""
+    """Run a script's `main(*arguments) -> int`; an expected error or Ctrl-C ends in one line, not in a traceback.
+
+    The end of a program that reads the output ends it without a word.
+    """
     try:
         status = main(*arguments)  # type: ignore[operator]
     except SetupError as error:
@@ -78,6 +81,9 @@ def exit_with(main: object, *arguments: object) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         status = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at the end
+        status = 1
     sys.exit(status)
 
 

@@ -163,6 +163,17 @@ def test_a_peer_that_dies_at_start_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.swarm
+def test_a_reader_that_goes_away_ends_the_demo_without_a_word(tmp_path: Path) -> None:
+    """As `scripts/demo | head -1` does."""
+    with demo("--peers", 1, folder=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+        assert (process.wait(GONE_SECONDS), said) == (1, "")
+
+
+@pytest.mark.swarm
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
