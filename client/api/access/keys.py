@@ -92,7 +92,7 @@ def add_key(file: Path, name: str, requests_per_minute: int | None, tokens_per_d
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with open(descriptor, "a", encoding="utf-8") as out:
-            out.write(("\n" if known else "") + entry.as_toml())
+            out.write(("\n" if out.tell() else "") + entry.as_toml())  # its last line may be a comment without an end
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error}") from None
     return key

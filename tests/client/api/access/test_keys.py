@@ -39,6 +39,13 @@ def test_without_keys_everybody_may_ask_and_with_an_empty_file_nobody() -> None:
         Keys([], clock).allowance("Bearer secret")
 
 
+def test_a_key_is_no_part_of_a_comment_that_has_no_line_end(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text("# the keys of the club")
+    add_key(file, "ann", None, None, "random")
+    assert [entry.name for entry in read_keys(file)] == ["ann"]
+
+
 def test_what_is_added_is_read(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     key = add_key(file, "ann", 5, None, "random")
