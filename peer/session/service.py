@@ -68,6 +68,8 @@ class PeerService:
         self._admission = Admission(parts.sessions, parts.clock, parts.on_admitted, parts.timing)
         self._check = OpeningCheck(parts)
         self._handshakes = Handshakes(parts.timing.handshake_seconds)
+        self._questions = Handshakes(parts.timing.handshake_seconds)
+        """Apart from those of streams: many of either take no room of the other."""
         self._transfers = Transfers(parts.timing.transfer_hold_seconds, parts.timing.transfer_link_share)
         self._refusals = Refusals(parts.timing.refusals_seconds, parts.on_failure)
         self.usage = UsageLog(parts.timing.usage_seconds)
@@ -78,7 +80,8 @@ class PeerService:
 
     @property
     def handlers(self) -> Handlers:
-        return Handlers(session=self.session, push=self.push, lookup=self._unary.lookup, ping=self._unary.ping)
+        unary = self._unary
+        return Handlers(self.session, self.push, unary.lookup, unary.ping, question_time=self._questions.handshake)
 
     @property
     def open_sessions(self) -> int:

@@ -7,14 +7,18 @@ deserialisers of its own gRPC would log a traceback and give the reader None.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 
-from ..errors import RemoteProtocolError, SessionLost, from_grpc_status, from_wire
+from ..errors import RemoteProtocolError, SessionLost, SwarmError, from_grpc_status, from_wire, to_wire
 from ..wire.messages.codec import Codec
+from .address import host_of_caller
+
+logger = logging.getLogger(__name__)
 
 ERROR_CODE_KEY = "blockswarm-error"
 """Trailing metadata of a unary call that failed with one of our errors: its number on the wire."""
@@ -23,6 +27,7 @@ In = TypeVar("In", covariant=True)
 Out = TypeVar("Out", contravariant=True)
 Heard = TypeVar("Heard")
 Said = TypeVar("Said")
+QuestionTime = Callable[[], AbstractAsyncContextManager[Any]]
 
 
 class Stream(Protocol[In, Out]):
@@ -123,3 +128,43 @@ def translated_grpc_errors(peer: str) -> Iterator[None]:
         raise from_grpc_status(error.code().name, text) from None
     except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:
         raise from_grpc_status("CANCELLED", f"{peer}: {error}") from None
+
+
+def served_call(
+    handler: Callable[[Stream[Heard, Said], str], Awaitable[None]], heard: Codec[Heard], said: Codec[Said]
+) -> Any:
+    """A call that is a stream; `handler` is also told the host that the caller is seen at."""
+
+    async def serve_stream(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        try:
+            stream: ServedStream[Heard, Said] = ServedStream(context, heard, said)
+            await handler(stream, host_of_caller(context.peer()))
+        except StreamEnded as error:
+            logger.debug("nobody is there to hear more: %s", error)
+
+    return grpc.stream_stream_rpc_method_handler(serve_stream)
+
+
+def answered_call(
+    handler: Callable[[Heard, str], Awaitable[Said]],
+    question: Codec[Heard],
+    answer: Codec[Said],
+    question_time: QuestionTime,
+) -> Any:
+    """A call with one answer. It is served as a stream is: gRPC would wait for its question without any bound."""
+
+    async def serve_call(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        stream: ServedStream[Heard, Said] = ServedStream(context, question, answer)
+        try:
+            async with question_time():
+                asked = await stream.read()
+            if asked is None:
+                raise RemoteProtocolError("a call without a question")
+            await stream.write(await handler(asked, host_of_caller(context.peer())))
+        except StreamEnded as error:
+            logger.debug("nobody is there to hear an answer: %s", error)
+        except SwarmError as error:
+            code, text = to_wire(error)
+            await context.abort(grpc.StatusCode.ABORTED, text, trailing_metadata=((ERROR_CODE_KEY, str(code)),))
+
+    return grpc.stream_stream_rpc_method_handler(serve_call)

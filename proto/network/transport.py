@@ -14,7 +14,7 @@ import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from weakref import WeakSet
 import grpc
 
 from ...routing.swarm import PeerId
-from ..errors import SessionLost, SwarmError, UsageError, to_wire
+from ..errors import SessionLost, UsageError
 from ..identity import Identity, LeafRenewer, TlsLeaf, public_key_of, synthetic_root_pem, tls_name
 from ..wire.handshake import PROTOCOL_VERSION, SESSION_ID_BYTES, SwarmKeyProof, check_protocol, sign_hello
 from ..wire.messages.calls import (
@@ -63,14 +63,14 @@ from ..wire.messages.streams import (
     PushFrame,
     PushReply,
 )
-from .address import HostPort, PeerAddress, Reach, RelayedAddress, host_of_caller
+from .address import HostPort, PeerAddress, Reach, RelayedAddress
 from .crowding import connections_within, descriptor_limit
 from .dialling import DialRule, IpAddress, grpc_target, literal, range_of
 from .line import Connection, Line
 from .options import CHANNEL_OPTIONS, PortLimits, server_options
 from .resolver import Lookup, Resolver
 from .server import Server, new_server
-from .streams import ERROR_CODE_KEY, ServedStream, Stream, StreamEnded
+from .streams import QuestionTime, Stream, answered_call, served_call
 from .stub import RELAY_SERVICE, SERVICE, PeerStub
 from .tunnel import LocalEnd, TunnelStream
 
@@ -105,6 +105,8 @@ class Handlers:
     reach: Callable[[ReachRequest, str], Awaitable[ReachReply]] | None = None
     """Is told the host that the caller is seen at; None: the node checks no addresses for others."""
     relay: RelayHandlers | None = None
+    question_time: QuestionTime = nullcontext
+    """The block in which the question of a call with one answer is waited for: bounds the time and the number."""
 
 
 async def serve(
@@ -141,58 +143,25 @@ def _method_handlers(handlers: Handlers) -> dict[str, grpc.RpcMethodHandler[Any,
     """gRPC only moves bytes: what they mean is read where an error in it can be told to the one who sent them."""
 
     def answered(handler: Callable[[In], Awaitable[Out]], question: Codec[In], answer: Codec[Out]) -> Any:
-        return grpc.unary_unary_rpc_method_handler(
-            _answered(lambda request, _caller: handler(request), question, answer)
-        )
+        return answered_call(lambda request, _caller: handler(request), question, answer, handlers.question_time)
 
     calls = {
-        "Session": _stream(handlers.session, CLIENT_FRAME, PEER_FRAME),
-        "Push": _stream(handlers.push, PUSH_FRAME, PUSH_REPLY),
+        "Session": served_call(lambda stream, _caller: handlers.session(stream), CLIENT_FRAME, PEER_FRAME),
+        "Push": served_call(lambda stream, _caller: handlers.push(stream), PUSH_FRAME, PUSH_REPLY),
         "Lookup": answered(handlers.lookup, LOOKUP_REQUEST, LOOKUP_REPLY),
         "Ping": answered(handlers.ping, PING_REQUEST, PING_REPLY),
     }
     if handlers.reach is not None:
-        calls["Reach"] = grpc.unary_unary_rpc_method_handler(_answered(handlers.reach, REACH_REQUEST, REACH_REPLY))
+        calls["Reach"] = answered_call(handlers.reach, REACH_REQUEST, REACH_REPLY, handlers.question_time)
     return calls
 
 
 def _relay_handlers(handlers: RelayHandlers) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     return {
-        "Reserve": grpc.stream_stream_rpc_method_handler(_served(handlers.reserve, RESERVE, RESERVE_REPLY)),
-        "Connect": grpc.stream_stream_rpc_method_handler(_served(handlers.connect, TUNNEL_CALL, TUNNEL_REPLY)),
-        "Accept": _stream(handlers.accept, TUNNEL_CALL, TUNNEL_REPLY),
+        "Reserve": served_call(handlers.reserve, RESERVE, RESERVE_REPLY),
+        "Connect": served_call(handlers.connect, TUNNEL_CALL, TUNNEL_REPLY),
+        "Accept": served_call(lambda stream, _caller: handlers.accept(stream), TUNNEL_CALL, TUNNEL_REPLY),
     }
-
-
-def _stream(handler: Callable[[Stream[In, Out]], Awaitable[None]], heard: Codec[In], said: Codec[Out]) -> Any:
-    return grpc.stream_stream_rpc_method_handler(_served(lambda stream, _caller: handler(stream), heard, said))
-
-
-def _served(
-    handler: Callable[[Stream[In, Out], str], Awaitable[None]], heard: Codec[In], said: Codec[Out]
-) -> Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[None]]:
-    async def serve_stream(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        try:
-            stream: ServedStream[In, Out] = ServedStream(context, heard, said)
-            await handler(stream, host_of_caller(context.peer()))
-        except StreamEnded as error:
-            logger.debug("nobody is there to hear more: %s", error)
-
-    return serve_stream
-
-
-def _answered(
-    handler: Callable[[In, str], Awaitable[Out]], question: Codec[In], answer: Codec[Out]
-) -> Callable[[bytes, grpc.aio.ServicerContext[Any, Any]], Awaitable[bytes]]:
-    async def serve_call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-        try:
-            return answer.encode(await handler(question.decode(data), host_of_caller(context.peer())))
-        except SwarmError as error:
-            code, text = to_wire(error)
-            await context.abort(grpc.StatusCode.ABORTED, text, trailing_metadata=((ERROR_CODE_KEY, str(code)),))
-            raise AssertionError("abort raises") from error
-
-    return serve_call
 
 
 def _server_credentials(identity: Identity, clock: Callable[[], float]) -> grpc.ServerCredentials:
