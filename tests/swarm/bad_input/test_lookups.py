@@ -48,6 +48,7 @@ def test_a_call_that_ends_before_it_asks_is_refused(world: World) -> None:
         call = stranger.stub.channel.stream_stream(f"/{SERVICE}/Ping")()
         await call.done_writing()
         with pytest.raises(ProtocolError, match="without a question"), translated_grpc_errors("the peer"):
-            await call.read()
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await call.read()
 
     world.survive(attack)
