@@ -38,6 +38,7 @@ def known(
     state: PeerState = PeerState.SERVING,
     kv_free: int = 8 * 2048,
     cost: float = 0.002,
+    visit: float = 0.0,
     hashes: bytes = b"8" * 8,
     incarnation: int = int((NOW - 3600) * 1e9),
     status: PingReply | None = None,
@@ -51,7 +52,7 @@ def known(
     identity = Identity.generate()
     hosted = BlockRange.parse(blocks) if blocks is not None else None
     described = PeerSpec(
-        identity.peer_id, hosted, ComputeCost(cost), state, kv_tokens_total=max(kv_free, 8 * 2048),
+        identity.peer_id, hosted, ComputeCost(cost, visit=visit), state, kv_tokens_total=max(kv_free, 8 * 2048),
         kv_tokens_free=kv_free, block_hashes=(hashes,) * len(hosted or ()), **{"memory_bytes": 2.0**30, **spec},
     )  # fmt: skip
     record = PeerRecord(

@@ -39,6 +39,8 @@ class RouteHop:
     blocks: tuple[int, int]
     way_seconds: float
     """The way to it from the node before."""
+    visit_seconds: float
+    """At the peer, beside computing."""
     queue_seconds: float
     """Until it has room for the request."""
     compute_seconds: float
@@ -123,7 +125,7 @@ def routes_board(
         hops.append(
             RouteHop(
                 hop.peer, short_id(hop.peer), hop.name, (hop.blocks.start, hop.blocks.stop), hop.way_seconds,
-                choice.wait_seconds, hop.compute_seconds, hop.weights, *(found or (None, None)),
+                hop.visit_seconds, choice.wait_seconds, hop.compute_seconds, hop.weights, *(found or (None, None)),
             )
         )  # fmt: skip
     return RoutesBoard(

@@ -41,6 +41,14 @@ def test_the_fastest_chain_is_shown_with_what_follows_if_a_peer_fails() -> None:
     assert passed.compute_seconds_more == pytest.approx(0.4 - 0.004)
 
 
+def test_the_times_of_the_hops_make_up_the_step_visits_included() -> None:
+    """With peers that are near each other the visits are a third of the step: nobody could tell where they went."""
+    board = routes_of(known("0:4", cost=0.001, visit=0.003), known("4:8", cost=0.002, visit=0.005))
+    assert [hop.visit_seconds for hop in board.hops] == pytest.approx([0.003, 0.005])
+    at_hops = sum(hop.way_seconds + hop.visit_seconds + hop.compute_seconds for hop in board.hops)
+    assert at_hops + board.return_seconds == pytest.approx(board.step_seconds)
+
+
 def test_every_other_peer_has_its_reason() -> None:
     peers = [
         known("0:8", "used", cost=0.0001), known("0:8", "full", kv_free=0), known("0:8", "liar", hashes=b"x" * 8),
