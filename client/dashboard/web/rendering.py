@@ -14,6 +14,8 @@ MOST_AT_ONCE = 2
 MOST_WAITING = 64
 """Further requests for other bodies are told to come back."""
 MOST_REMEMBERED_BYTES = 32 << 20
+ENTRY_BYTES = 4 << 10
+"""Counted for a body beside its own bytes: addresses of two kilobytes are remembered with it, and may have none."""
 LEAST_COMPRESSED_BYTES = 1024
 
 
@@ -39,7 +41,8 @@ class Body:
 
     @property
     def size(self) -> int:
-        return len(self.plain) + len(self.packed or b"")
+        """The memory that it takes where it is remembered."""
+        return ENTRY_BYTES + len(self.plain) + len(self.packed or b"")
 
 
 class BodyMaker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -130,9 +131,9 @@ class Site:
         """The body that `make` gives for the newest snapshot, in a thread. Raises what it raises, and Overloaded."""
         body = await self.body((kind, request.url.path, request.url.query), make)
         sent = {"etag": body.etag, "cache-control": "no-cache", "vary": "accept-encoding", **(headers or {})}
-        if request.headers.get("if-none-match") == body.etag:
+        if body.etag in known_etags(request.headers.get("if-none-match", "")):
             return Response(status_code=304, headers=sent)
-        if body.packed is not None and "gzip" in request.headers.get("accept-encoding", ""):
+        if body.packed is not None and takes_gzip(request.headers.get("accept-encoding", "")):
             return Response(body.packed, headers={**sent, "content-encoding": "gzip"}, media_type=kind)
         return Response(body.plain, headers=sent, media_type=kind)
 
@@ -141,6 +142,20 @@ class Site:
         moment = Moment(self.keeper.snapshot, self.clock(), StaleAfter(self.timing.stale, self.timing.probe_stale))
         made_at = int(moment.now // self.timing.fresh_page)
         return await self.maker.body((moment.snapshot.version, made_at, what), partial(make, moment))
+
+
+def takes_gzip(accept_encoding: str) -> bool:
+    """Whether a client that says so takes bodies packed by gzip: "gzip;q=0" says that it does not."""
+    for coding in accept_encoding.lower().replace(" ", "").split(","):
+        name, _, weight = coding.partition(";")
+        if name == "gzip":
+            return re.fullmatch(r"q=0(\.0*)?", weight) is None
+    return False
+
+
+def known_etags(if_none_match: str) -> set[str]:
+    """The tags of the bodies that a client has; servers that pack bodies on their way mark tags as weak."""
+    return {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
 
 
 def overloaded_response() -> Response:

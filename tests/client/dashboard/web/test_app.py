@@ -243,6 +243,29 @@ def test_an_unchanged_answer_is_not_sent_again() -> None:
     assert packed.text == ask(site, f"/models/{ID}/peers").text
 
 
+@pytest.mark.parametrize(
+    ("said", "packed"),
+    [
+        ("gzip", True),
+        ("br, GZIP;q=0.5", True),
+        ("gzip;q=0", False),
+        ("identity, gzip; q=0.000", False),
+        ("x-gzip", False),
+    ],
+)
+def test_a_body_is_packed_only_for_those_that_take_it(said: str, packed: bool) -> None:
+    answer = ask(site_of(healthy()), PAGES[2], headers={"accept-encoding": said})
+    assert ("content-encoding" in answer.headers) is packed
+
+
+@pytest.mark.parametrize("form", ["{}", "W/{}", '"other", {}', '"other",W/{}'])
+def test_a_body_that_a_client_or_a_server_before_this_one_has_is_not_sent(form: str) -> None:
+    site = site_of(healthy())
+    first = ask(site, "/api/v1/status")
+    again = ask(site, "/api/v1/status", headers={"if-none-match": form.format(first.headers["etag"])})
+    assert again.status == 304
+
+
 def test_many_peers_come_in_pages_and_all_of_them_as_data() -> None:
     state = seen(*(known(f"{index % 8}:{index % 8 + 1}", f"peer {index}") for index in range(ROWS_A_PAGE + 5)))
     site = site_of(state)

@@ -103,6 +103,20 @@ def test_old_bodies_are_forgotten() -> None:
     assert made == 6, "the last is remembered, the first is not"
 
 
+def test_addresses_that_are_remembered_with_bodies_of_nothing_are_bounded_too() -> None:
+    """A reader makes up addresses of two kilobytes as fast as they are answered, and every answer is "[]"."""
+    most = MOST_REMEMBERED_BYTES // 2048
+    made: list[int] = []
+
+    async def play() -> None:
+        maker = BodyMaker()
+        for number in (*range(most), most - 1, 0):
+            await maker.body(number, lambda number=number: made.append(number) or b"[]")  # type: ignore[misc]
+
+    asyncio.run(play())
+    assert made == [*range(most), 0], "the last is remembered, the first is not"
+
+
 def test_bodies_are_packed_where_that_is_shorter() -> None:
     async def play() -> None:
         maker = BodyMaker()
