@@ -14,9 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from .hops import SOURCE, TIE_TOLERANCE, ChainResult
-from .perf import FloatArray, PerfModel, Segment, decimal_floor
+from .perf import MOST_SLOTS, FloatArray, PerfModel, Segment, decimal_floor
 from .place.cgbp import CgbpPlan
 from .swarm import BlockRange
+
+LEAST_SERVICE = 1e-9
+"""Seconds that chains which would take no time at all take, so that every rate is finite."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class ChainModel:
         slots = []
         for memory, blocks in zip(self.memory_bytes.tolist(), ranges, strict=True):
             room = (memory - self.block_bytes * len(blocks)) / self.session_bytes if blocks is not None else 0.0
-            slots.append(max(decimal_floor(room), 0))
+            slots.append(max(decimal_floor(min(room, MOST_SLOTS)), 0))
         return slots
 
 
@@ -86,7 +89,7 @@ def gbp_cr(model: ChainModel, capacity: int, requests_per_second: float, load: f
         if first < model.num_blocks:
             continue
         chains.append(tuple(members))
-        rate += 1.0 / seconds
+        rate += 1.0 / max(seconds, LEAST_SERVICE)
         if rate >= requests_per_second / (load * capacity):
             break
         members, first, seconds = [], 0, 0.0
@@ -118,7 +121,7 @@ def gca(
         for j, blocks in found.chain:
             residual[j] -= capacity * len(blocks)
             shortest.limit(j, residual[j])
-        yield CapacityChain(found.chain, capacity, found.cost)
+        yield CapacityChain(found.chain, capacity, max(found.cost, LEAST_SERVICE))
 
 
 class _ShortestChain:
@@ -293,7 +296,7 @@ def choose_capacity(model: ChainModel, requests_per_second: float, load: float) 
 
     O(c_max) compositions; c ranges to floor((max M_j - s_m) / s_c).
     """
-    most = decimal_floor((float(model.memory_bytes.max()) - model.block_bytes) / model.session_bytes)
+    most = decimal_floor(min((float(model.memory_bytes.max()) - model.block_bytes) / model.session_bytes, MOST_SLOTS))
     best: tuple[float, int] | None = None
     for capacity in range(1, most + 1):
         try:

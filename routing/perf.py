@@ -36,6 +36,15 @@ def decimal_floor(value: float) -> int:
     return int(np.floor(value + 1e-9))
 
 
+MOST_SLOTS = 2**40
+"""Slots of a peer beyond these are not counted: no request needs them, and sums over peers stay exact."""
+
+
+def whole_slots(room: FloatArray) -> IntArray:
+    """`decimal_floor` of rooms in sessions, from 0 to `MOST_SLOTS`, infinite rooms included."""
+    return np.clip(np.floor(room + 1e-9), 0, MOST_SLOTS).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class PerfModel:
     """Everything that placement and routing know of n peers, C clients and one kind of request.
@@ -198,13 +207,13 @@ class PerfModel:
     def cache_slots(self, sizes: IntArray) -> IntArray:
         """S_j: sessions x blocks that fit beside `sizes` (n,) hosted blocks; 0 where nothing is hosted."""
         room = (self.memory_bytes - self.block_bytes * sizes) / self.session_bytes
-        return np.where(sizes > 0, np.maximum(np.floor(room + 1e-9), 0), 0).astype(np.int64)
+        return np.where(sizes > 0, whole_slots(room), 0)
 
     def full_sessions(self, sizes: IntArray) -> IntArray:
         """f_j: sessions that fit when each uses every block of the peer; 0 where nothing is hosted."""
         room = self.memory_bytes - self.block_bytes * sizes
         per_session = self.session_bytes * np.maximum(sizes, 1)
-        return np.where(sizes > 0, np.maximum(np.floor(room / per_session + 1e-9), 0), 0).astype(np.int64)
+        return np.where(sizes > 0, whole_slots(room / per_session), 0)
 
     def used_bytes(self, sizes: IntArray, chains: Sequence[Sequence[Segment]]) -> FloatArray:
         """Memory in use on every peer with `sizes` hosted blocks and these chains running; (n,)."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..hops import SOURCE, ChainResult, Edges, HopGraph
-from ..perf import FloatArray, IntArray, PerfModel
+from ..perf import FloatArray, IntArray, PerfModel, whole_slots
 from ..place.windows import least_served_window
 from ..route.wsrr import Decision, Ledger
 from ..swarm import BlockRange
@@ -63,14 +63,13 @@ def petals_throughput(spec: PetalsSpec, sizes: IntArray) -> FloatArray:
 
 def petals_pool_slots(model: PerfModel, spec: PetalsSpec, sizes: IntArray) -> IntArray:
     """Cache slots of the pool m_j x cache4096 (not of all left-over memory); (n,)."""
-    slots: IntArray = np.floor(sizes * spec.cache_bytes_per_block / model.session_bytes + 1e-9).astype(np.int64)
-    return slots
+    pools: FloatArray = sizes.astype(np.float64) * spec.cache_bytes_per_block
+    return whole_slots(pools / model.session_bytes)
 
 
 def petals_pool_sessions(model: PerfModel, spec: PetalsSpec, sizes: IntArray) -> IntArray:
     """Sessions that the routing believes fit: cache4096 / s_c, whatever the size; (n,)."""
-    sessions = math.floor(spec.cache_bytes_per_block / model.session_bytes + 1e-9)
-    return np.where(sizes > 0, sessions, 0).astype(np.int64)
+    return np.where(sizes > 0, whole_slots(np.asarray(spec.cache_bytes_per_block / model.session_bytes)), 0)
 
 
 # --- placement ------------------------------------------------------------------------------------------------

@@ -6,8 +6,7 @@ Every value is checked once, here; an error names the file and the field.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +126,7 @@ class Field:
         """A finite number in [low, high], or in (low, high] with `above`."""
         if isinstance(self.value, bool) or not isinstance(self.value, int | float):
             raise self.error(f"must be a number, not {self.value!r}" if self.value is not None else "is missing")
-        if not (math.isfinite(self.value) and low <= self.value <= high and not (above and self.value == low)):
+        if not (low <= self.value <= high and not (above and self.value == low)):  # NaN is not within, either
             raise self.error(f"must be {'more than' if above else 'at least'} {low:g} and at most {high:g}")
         return float(self.value)
 
@@ -139,8 +138,11 @@ class Field:
         return int(value)
 
     def text(self) -> str:
+        """Text that can be printed and can name a file."""
         if not isinstance(self.value, str):
             raise self.error("must be text")
+        if "\0" in self.value or any("\ud800" <= char <= "\udfff" for char in self.value):
+            raise self.error("holds a sign that is no text: NUL, or half of a pair")
         return self.value
 
     def numbers(self, count: int, low: float = 0.0, high: float = _MOST_MS) -> FloatArray:
@@ -155,16 +157,24 @@ class Field:
 
 def read_json(path: Path) -> Field:
     """A parsed JSON file. Raises InstanceError if it cannot be read, is no JSON, or holds NaN or infinities."""
+    return parsed_file(path, "JSON", lambda text: json.loads(text, parse_constant=_refuse))
 
-    def refuse(constant: str) -> None:
-        raise InstanceError(f"{path.name}: holds {constant}, which is not a number")
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}, which is not a number")
+
+
+def parsed_file(path: Path, language: str, parse: Callable[[str], Any]) -> Field:
+    """The file as `parse` reads it. Raises InstanceError, also for what is nested too deeply, or has a number of
+    thousands of digits."""
     try:
-        return Field(path.name, "", json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse))
+        return Field(path.name, "", parse(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise InstanceError(f"{path.name}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InstanceError(f"{path.name}: is not JSON: {error}") from error
+    except RecursionError as error:
+        raise InstanceError(f"{path.name}: is nested too deeply") from error
+    except ValueError as error:  # of text that is no UTF-8, of the parsers, and of numbers that are too long
+        raise InstanceError(f"{path.name}: is not {language}: {error}") from error
 
 
 # --- instances --------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..chains import CapacityChain, gca, theorem_4
+from ..chains import LEAST_SERVICE, CapacityChain, gca, theorem_4
 from ..perf import FloatArray, IntArray, PerfModel
 from ..timing import OVERLOAD_SECONDS
 from .cgbp import conservative_sizes, largest_feasible_concurrency, place, same_sizes
@@ -147,7 +147,8 @@ def _range(model: PerfModel, first: int, last: int, planned_rate: float, fixed_s
     sessions = int(model.cache_slots(possible).sum()) // model.num_blocks
     if sessions < 1:
         return _Range(first, last, WORST)
-    service = fixed_seconds + cheapest_cover(model.num_blocks, largest, *model.mean_request_hop_seconds())
+    cover = cheapest_cover(model.num_blocks, largest, *model.mean_request_hop_seconds())
+    service = fixed_seconds + max(cover, LEAST_SERVICE)
     return _Range(first, last, Merit.of([CapacityChain((), sessions, service)], planned_rate))
 
 

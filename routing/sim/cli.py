@@ -6,7 +6,10 @@ Exit status: 0 done, 2 malformed input (one line on stderr names file and field)
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -156,11 +159,15 @@ def compare(
         raise _fail(f"--plot: {plot.name}: must end in .svg or .png", _MALFORMED)
     if plot is not None and find_spec("matplotlib") is None:
         raise _fail("--plot needs matplotlib: pip install 'blockswarm[plots]'", _MALFORMED)
+    for option, path in (("--out", out), ("--plot", plot)):
+        if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
+            raise _fail(f"{option}: {path} cannot be written", _MALFORMED)
     compared = _compared(scenarios, policy or [])
     rows = [row for row, _ in compared]
     typer.echo(to_table(rows))
     if out is not None:
-        out.write_text(to_csv(rows), encoding="utf-8")
+        with _written("--out", out):
+            out.write_text(to_csv(rows), encoding="utf-8")
     if plot is not None and any(results for _, results in compared):
         from .plots import Distribution, Sweep, draw, sweep_of
 
@@ -173,7 +180,19 @@ def compare(
             Distribution(f"{scenario}, {delays[zero]}", "seconds per token", samples)
             for (scenario, zero), samples in per_token_samples(compared).items()
         ]
-        draw(plot, panels, "seconds per token")
+        with _written("--plot", plot):
+            draw(plot, panels, "seconds per token")
+    if all(row.summary is None for row in rows):
+        raise typer.Exit(_INFEASIBLE)
+
+
+@contextmanager
+def _written(option: str, path: Path) -> Iterator[None]:
+    """Say in a line what went wrong where the file is written in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise _fail(f"{option}: {path} cannot be written: {error.strerror}", _MALFORMED) from error
 
 
 @app.command()

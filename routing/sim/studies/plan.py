@@ -116,8 +116,8 @@ def plan_report(snapshot: Snapshot) -> dict[str, Any]:
 def _present(snapshot: Snapshot, model: PerfModel) -> float | None:
     """The mean request under what the peers host now; None if that is no complete chain."""
     ranges = tuple(peer.blocks for peer in snapshot.swarm.peers)
-    seconds = mean_request_seconds(model, ranges)
-    return seconds if seconds > 0 else None
+    hosted = {block for blocks in ranges if blocks is not None for block in blocks}
+    return mean_request_seconds(model, ranges) if len(hosted) == model.num_blocks else None
 
 
 def _exemplars(model: PerfModel) -> list[int]:

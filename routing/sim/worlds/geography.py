@@ -134,7 +134,7 @@ def _section(
 ) -> Iterator[tuple[int, list[str]]]:
     """The rows of a section of a .graph file: a counting line, a title line, then that many rows."""
     number, fields = next(lines, (0, []))
-    if len(fields) != 2 or fields[0] != keyword or not fields[1].isdecimal():
+    if len(fields) != 2 or fields[0] != keyword or not _is_index(fields[1]):
         raise GeographyError(f"{source}:{number}: expected `{keyword} <count>`")
     count = int(fields[1])
     if next(lines, None) is None:
@@ -164,6 +164,10 @@ def _node(where: str, label: str, longitude: str, latitude: str) -> Node:
     return Node(label, _number(where, "longitude", longitude, -180, 180), _number(where, "latitude", latitude, -90, 90))
 
 
+def _is_index(text: str) -> bool:
+    return text.isdecimal() and len(text) <= 9
+
+
 def _float_or_nan(text: str) -> float:
     """The number that the text writes, or NaN."""
     try:
@@ -178,7 +182,7 @@ def _add_link(
     """Later lines replace earlier ones for the same two nodes (a .graph file lists every direction)."""
     ends = []
     for text in (a, b):
-        if not text.isdecimal() or int(text) >= len(nodes):
+        if not _is_index(text) or int(text) >= len(nodes):
             raise GeographyError(f"{where}: link end {text!r} is none of the {len(nodes)} nodes")
         ends.append(int(text))
     first, second = sorted(ends)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...papers.baselines import PetalsSpec
-from ...papers.instances import GIGABYTE, Field, Instance, InstanceError, RequestKind
+from ...papers.instances import GIGABYTE, Field, Instance, InstanceError, RequestKind, parsed_file
 from ...perf import FloatArray, PerfModel
 from ..runs.churn import Churn
 from ..runs.policies import CHURN_POLICIES, ONLINE_POLICIES
@@ -200,12 +200,7 @@ def load_scenarios(path: Path) -> tuple[Scenario, ...]:
 
     Raises InstanceError naming the file and the field.
     """
-    try:
-        root = Field(path.name, "", tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise InstanceError(f"{path.name}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InstanceError(f"{path.name}: is not TOML: {error}") from error
+    root = parsed_file(path, "TOML", tomllib.loads)
     sweeps = root.child("sweep")
     base = _scenario(Field(path.name, "", {key: value for key, value in root.value.items() if key != "sweep"}), path)
     if sweeps.value is None:

@@ -111,6 +111,17 @@ def test_chain_composition_reproduces_the_five_server_example() -> None:
         assert case[key] == close(expected[key])
 
 
+def test_chains_of_servers_that_take_no_time_have_finite_rates(tmp_path: Path) -> None:
+    server = {"M": 10, "tau_c_s": 0, "tau_p_s": 0}
+    case = {"name": "c", "L": 3, "sm": 1, "sc": 1e-300, "arrival_rate_per_s": 1, "rho_bar": 0.7, "c": 1}
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps({"cases": [case | {"servers": [server]}]}))
+    status, out, _ = run("chains", str(path), "--json")
+    assert status == 0
+    (found,) = json.loads(out)["cases"]
+    assert found["theorem4_mean_response_s"] == pytest.approx([0, 0], abs=1e-6)
+
+
 def test_a_case_without_a_chain_is_status_3_with_an_error(tmp_path: Path) -> None:
     cases = load("chain_composition")
     cases["cases"][0]["c"] = 1000
@@ -141,6 +152,8 @@ BAD = [
     ("n_clients", 2),
     ("bogus", 1),
     ("l_max", True),
+    ("l_max", 10**400),
+    ("name", "\0"),
 ]
 
 
@@ -157,7 +170,13 @@ def test_bad_values_name_the_file_and_the_field(tmp_path: Path, key: str, value:
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [("{", "is not JSON"), ("[1]", "must be an object"), ('{"L": NaN}', "NaN"), ("[" * 10**5, "is not")],
+    [
+        ("{", "is not JSON"),
+        ("[1]", "must be an object"),
+        ('{"L": NaN}', "NaN"),
+        ("[" * 10**5, "nested"),
+        ("1" * 5000, "is not JSON"),
+    ],
 )
 def test_a_file_that_is_no_instance_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
     path = tmp_path / "bad.json"

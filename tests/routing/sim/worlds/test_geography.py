@@ -85,6 +85,7 @@ def test_graph_files_load_and_the_last_direction_wins(tmp_path):
         ("41.9", "95", "latitude"),
         ("edge_2 1 2 1 1000000 500", "edge_2 1 7 1 1000000 500", "link end '7'"),
         ("edge_2 1 2 1 1000000 500", "edge_2 1 1 1 1000000 500", "linked to itself"),
+        ("edge_2 1 2 1 1000000 500", f"edge_2 1 {'9' * 5000} 1 1000000 500", "link end"),
         ("1000000 700", "1000000 -1", "delay"),
         ("1000000 700", "1000000 0", "more than 0"),
         ("1000000 700", "1000000 inf", "delay"),

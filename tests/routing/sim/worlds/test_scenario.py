@@ -131,6 +131,10 @@ BAD = [
     ("runs = 2", 'runs = 2\npolicies = ["best"]', "policies[0]"),
     ("seed = 5", 'memory = "bits"', "memory"),
     ("seed = 5", "seed = ", "is not TOML"),
+    ("seed = 5", "seed = 1" + "0" * 400, "seed"),
+    ("seed = 5", "seed = 1" + "0" * 5000, "is not TOML"),
+    ("seed = 5", "seed = " + "[" * 5000, "nested too deeply"),
+    ('"abovenet"', '"above\\u0000net"', "cluster.topology"),
 ]
 
 
@@ -222,6 +226,7 @@ def test_the_plan_of_a_snapshot_shows_the_bound_and_what_one_more_peer_brings(tm
         ({"concurrency": 3}, 2, "either concurrency or requests_per_second"),
         ({"peers": [SNAPSHOT["peers"][0] | {"blocks": "0:9"}]}, 2, "peers"),  # type: ignore[index]
         ({"peers": [SNAPSHOT["peers"][0] | {"blocks": "x"}]}, 2, "peers[0].blocks"),  # type: ignore[index]
+        ({"peers": [SNAPSHOT["peers"][0] | {"id": "\ud800"}]}, 2, "peers[0].id"),  # type: ignore[index]
         ({"peers": [SNAPSHOT["peers"][0] | {"memory_bytes": 1.5e9}]}, 3, "cannot be placed"),  # type: ignore[index]
     ],
 )
@@ -230,6 +235,45 @@ def test_bad_snapshots_are_refused(tmp_path: Path, change: dict[str, object], st
     assert (got, out) == (status, "")
     assert "snapshot.json" in err
     assert complaint in err
+
+
+def test_room_beyond_all_requests_is_room(tmp_path: Path) -> None:
+    """It was none, "lower R or add memory", where the sessions that fit were more than 2^63."""
+    model = SNAPSHOT["model"] | {"kv_bytes_per_token": 1e-4}  # type: ignore[operator]
+    peers = [peer | {"memory_bytes": 1e18} for peer in SNAPSHOT["peers"]]  # type: ignore[attr-defined]
+    changed = SNAPSHOT | {"model": model, "peers": peers}
+    status, out, err = run("plan", write(tmp_path, json.dumps(changed), "snapshot.json"))
+    assert (status, err) == (0, "")
+    assert json.loads(out)["largest_feasible_R"] >= 10**9
+
+
+def test_peers_that_take_no_time_are_planned_for(tmp_path: Path) -> None:
+    nothing = {"decode_seconds": 0, "prefill_seconds_per_token": 0, "client_rtt_seconds": [0]}
+    peers = [peer | nothing for peer in SNAPSHOT["peers"]]  # type: ignore[attr-defined]
+    status, out, _ = run("plan", write(tmp_path, json.dumps(SNAPSHOT | {"peers": peers}), "snapshot.json"))
+    report = json.loads(out)
+    assert (status, report["request_seconds"], report["present_request_seconds"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("option", ["--out", "--plot"])
+@pytest.mark.parametrize("where", ["absent/table.svg", "folder.svg"])
+def test_a_file_that_cannot_be_written_is_told_before_anything_runs(tmp_path: Path, option: str, where: str) -> None:
+    (tmp_path / "folder.svg").mkdir()
+    status, out, err = run("compare", write(tmp_path, BASE), option, tmp_path / where)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"swarm-sim: {option}: ")
+    assert "cannot be written" in err
+
+
+def test_a_disk_that_is_full_at_the_end_is_told_in_a_line(tmp_path: Path) -> None:
+    status, _, err = run("compare", write(tmp_path, BASE), "--policy", "ours", "--out", "/dev/full")
+    assert status == 2
+    assert err == "swarm-sim: --out: /dev/full cannot be written: No space left on device\n"
+
+
+def test_a_comparison_without_a_feasible_row_has_status_3(tmp_path: Path) -> None:
+    text = BASE.replace("servers = 9", "servers = 1").replace("runs = 2", "runs = 1")
+    assert run("compare", write(tmp_path, text), "--policy", "ours")[0] == 3
 
 
 SWEEP = (
