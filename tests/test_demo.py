@@ -139,6 +139,37 @@ def test_an_interrupt_in_the_middle_of_the_text_leaves_nothing_behind(tmp_path: 
     assert list(tmp_path.glob("blockswarm-*")) == []
 
 
+SWALLOWED = """
+import importlib.util, os, signal, sys
+from importlib.machinery import SourceFileLoader
+
+path = sys.argv[1]
+sys.path.insert(0, os.path.dirname(path))
+demo = importlib.util.module_from_spec(importlib.util.spec_from_loader("demo", SourceFileLoader("demo", path)))
+sys.modules["demo"] = demo
+demo.__loader__.exec_module(demo)
+
+def demonstrate(options, interrupts):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        pass
+    raise ImportError("cannot load module more than once per process")
+
+demo.demonstrate = demonstrate
+demo.bootstrap.exit_with(demo.main, [])
+"""
+"""The demo with a library that swallows the interrupt of its import, as numpy's do, and fails later."""
+
+
+def test_an_interrupt_that_a_library_turned_into_another_error_is_an_interrupt(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWED, DEMO], cwd=tmp_path, env=environment(), text=True, timeout=60, check=False,
+        capture_output=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.strip()) == (130, "interrupted")
+
+
 @pytest.mark.swarm
 def test_an_end_while_peers_start_leaves_nothing_behind(tmp_path: Path) -> None:
     with demo(folder=tmp_path) as process:
