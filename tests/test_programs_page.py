@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -26,3 +28,15 @@ def programs() -> ModuleType:
 def test_the_page_is_what_the_programs_say() -> None:
     module = programs()
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run .venv/bin/python scripts/programs"
+
+
+@pytest.mark.parametrize("script", ["programs", "limits"])
+@pytest.mark.parametrize(("option", "status"), [("--help", 0), ("--chekc", 2)])
+def test_a_script_that_is_asked_for_help_or_wrongly_writes_nothing(script: str, option: str, status: int) -> None:
+    pages = [ROOT / "docs" / f"{name}.md" for name in ("programs", "protocol")]
+    before = [page.stat().st_mtime_ns for page in pages]
+    command = [sys.executable, ROOT / "scripts" / script, option]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (status, "")
+    assert done.stdout.startswith("Write ")
+    assert [page.stat().st_mtime_ns for page in pages] == before
