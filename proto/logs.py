@@ -42,10 +42,4 @@ def log_to_standard_error(level: int, verbose: bool, form: str) -> None:
     logging.root.addHandler(handler)
     logging.root.setLevel(max(level, logging.WARNING))
     logging.getLogger("transformers").setLevel(max(level, logging.WARNING))  # it has a handler of its own
-    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_strangers_word)
     logging.getLogger(OWN).setLevel(logging.DEBUG if verbose else level)
-
-
-def _is_no_strangers_word(record: logging.LogRecord) -> bool:
-    """gRPC shows a traceback for each field of a call that is no UTF-8: with these a stranger could fill the disk."""
-    return not str(record.msg).startswith("Invalid encoding on")

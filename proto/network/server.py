@@ -22,6 +22,8 @@ __all__ = ["Server", "new_server", "until_ended"]
 
 logger = logging.getLogger(__name__)
 
+STRANGERS_WORDS = ("Invalid encoding on", "ExecuteBatchError raised in core")
+"""Errors that gRPC shows with a traceback: a field of a call that is no UTF-8, and a caller that has gone."""
 Options = Sequence[tuple[str, Any]]
 
 
@@ -55,7 +57,8 @@ def _registered_server(options: Options) -> Server:
 
 
 def new_server(options: Options, make: Callable[[Options], Server] = _registered_server) -> Server:
-    """A server of no calls yet; `make` makes the one that strangers cannot end."""
+    """A server of no calls yet; `make` makes the one that strangers cannot end. They cannot fill its log either."""
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_strangers_word)
     try:
         return make(options)
     except (ImportError, AttributeError, TypeError) as error:
@@ -66,6 +69,10 @@ def new_server(options: Options, make: Callable[[Options], Server] = _registered
         )
         server: Server = grpc.aio.server(options=options)
         return server
+
+
+def _is_no_strangers_word(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(STRANGERS_WORDS)
 
 
 async def until_ended(server: Server) -> None:

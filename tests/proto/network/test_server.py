@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -133,3 +134,17 @@ def test_the_grpc_that_is_installed_has_the_inner_parts(caplog: pytest.LogCaptur
 
     asyncio.run(main())
     assert not caplog.text
+
+
+def test_what_strangers_do_to_grpc_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """A caller that is gone before its call has ended is no error of a peer, and a traceback each time fills a disk."""
+
+    async def main() -> None:
+        await new_server(server_options(PortLimits())).stop(grace=0)
+
+    asyncio.run(main())
+    foreign = logging.getLogger("grpc._cython.cygrpc")
+    for words in ("Invalid encoding on %s", "ExecuteBatchError raised in core by servicer method [%s]"):
+        foreign.error(words, b"a stranger's", exc_info=ValueError("a traceback"))
+    foreign.error("Unexpected [%s] raised", "KeyError")
+    assert caplog.messages == ["Unexpected [KeyError] raised"]
