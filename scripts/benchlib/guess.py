@@ -4,7 +4,8 @@ lines      tokens/s, trips and acceptance with 1, 2 and 3 peers at a round trip 
 loopback   `auto` must guess nothing where no line is long
 flips      how often float32 chooses another token when guesses share its step, over 10,000 tokens
 together   tokens/s of eight clients at once on three peers, all with guesses or none
-crowd      tokens/s of eight sessions without guesses at one peer, beside a ninth one that guesses or does not
+crowd      tokens/s and time at the peer of one, two and eight sessions without guesses at one peer, beside another one
+           that guesses, does not, or keeps its guesses back
 crowd-model
            the same in virtual time, with the peer's own decisions and no other load of a machine
 

@@ -1,4 +1,4 @@
-"""Several sessions at once: what guessing brings eight clients together, and what one of them costs eight others."""
+"""Several sessions at once: what guessing brings eight clients together, and what one that guesses costs others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .swarm_runs import running_peers
 CLIENTS = 8
 SKIP_SECONDS = 1.5
 """Sessions open and read their prompts; then it is counted."""
-NINTH_SKIP_SECONDS = 0.7
+GUESSING_SKIP_SECONDS = 0.7
 TOGETHER = ((3, 0.050, "suffix"), (3, 0.050, "both"))
 """Peers, the round trip between any two nodes, and the mode."""
 CROWD = ((8, 0.050, "both"), (8, 0.100, "both"), (8, 0.0, "fixed"), (2, 0.050, "both"), (1, 0.050, "both"))
@@ -49,13 +49,7 @@ def together(folder: Path, pairs: int, seconds: float, say: Callable[[str], obje
     return rows
 
 
-def crowd(
-    folder: Path,
-    pairs: int,
-    seconds: float,
-    say: Callable[[str], object],
-    cases: Sequence[tuple[int, float, str]] = CROWD,
-) -> list[dict[str, Any]]:
+def crowd(folder: Path, pairs: int, seconds: float, say: Callable[[str], object]) -> list[dict[str, Any]]:
     """Sessions without guesses at one peer, all the time, beside a further one that guesses and does not, by turns.
 
     In a third turn it makes guesses and keeps them back, which tells what its client costs the others from what its
@@ -63,7 +57,7 @@ def crowd(
     only gets the time that others leave.
     """
     rows = []
-    for count, rtt_seconds, mode in cases:
+    for count, rtt_seconds, mode in CROWD:
         say(f"crowd: {count} sessions at 1 peer, {1000 * rtt_seconds:.0f} ms, {mode}")
         with (
             running_peers(folder, DEMO_MODEL, 1, rtt_seconds) as ((peer,), addresses),
@@ -73,12 +67,12 @@ def crowd(
         ):
             texts = beginnings(1)
             modes = ("off", f"{mode}, {KEPT_BACK}", mode)
-            whole = SKIP_SECONDS + len(modes) * pairs * (seconds + NINTH_SKIP_SECONDS + 0.5)
+            whole = SKIP_SECONDS + len(modes) * pairs * (seconds + GUESSING_SKIP_SECONDS + 0.5)
             others.send(texts=[next(texts) for _ in range(count)], temperature=0.0, mode="off", seconds=whole)
             guessing.ask(texts=[next(texts)], temperature=0.0, mode="off", seconds=SKIP_SECONDS)
             windows = []
             for number in range(pairs):
-                question = {"texts": [next(texts)], "temperature": 0.0, "seconds": seconds + NINTH_SKIP_SECONDS}
+                question = {"texts": [next(texts)], "temperature": 0.0, "seconds": seconds + GUESSING_SKIP_SECONDS}
                 windows.append({each: busy_share(peer, guessing, question, each) for each in in_turn(number, *modes)})
             answer = others.read()
         facts = {"others": count, "rtt_ms": 1000 * rtt_seconds, "mode": mode}
@@ -120,7 +114,7 @@ def beside(
     for turn in windows:
         if max(each["ended"] for each in turn.values()) > answer["ended"]:
             break
-        spans = {each: (turn[each]["began"] + NINTH_SKIP_SECONDS, turn[each]["ended"]) for each in (off, kept, mode)}
+        spans = {each: (turn[each]["began"] + GUESSING_SKIP_SECONDS, turn[each]["ended"]) for each in (off, kept, mode)}
         rates = {each: tokens_of(answer, *span) / (span[1] - span[0]) for each, span in spans.items()}
         found.append((rates[off], rates[mode], turn[mode]["guessed"]))
         sent.append(rates[mode] / rates[kept])
