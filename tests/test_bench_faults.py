@@ -9,7 +9,6 @@ import os
 import random
 import socket
 import struct
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -297,10 +296,8 @@ def test_a_reset_on_one_side_of_a_line_ends_the_other_side(links: Any) -> None:
             assert accepted.recv(1) == b"x"
             accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with a reset
             accepted.close()
-            began = time.monotonic()
-            with contextlib.suppress(ConnectionResetError):
+            with contextlib.suppress(ConnectionResetError):  # the client's time-out, a TimeoutError, fails the test
                 assert client.recv(1) == b""
-            assert time.monotonic() - began < 10
 
 
 def test_the_lines_leave_nothing_open(recwarn: pytest.WarningsRecorder) -> None:
