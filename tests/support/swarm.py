@@ -43,6 +43,8 @@ from blockswarm.routing.nearby import Asker
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId, PeerSpec, PeerState
 from support.relays import LocalRelay
 
+PATIENT = ClientTiming(lookup_seconds=20.0)
+"""Peers, clients and tests share one process; on a busy machine an answer took it longer than the usual 5 s."""
 USUAL_COST = ComputeCost(1e-3, prefill_per_token=1e-4)
 
 
@@ -258,7 +260,7 @@ class LocalSwarm:
         addresses = initial if initial is not None else [peer.address for peer in self.peers[:2]]
         view = SwarmView(
             identity, dialer, addresses, self.digest, self.checkpoint.num_blocks, swarm_key or self.swarm_key, push,
-            timing=timing, proven=proven,
+            timing=timing or PATIENT, proven=proven,
         )  # fmt: skip
         self.views.append(view)
         await view.start()
@@ -275,7 +277,7 @@ class LocalSwarm:
             swarm_key=swarm_key or self.swarm_key,
             relay_always=not push,
             on_event=(events.append if events is not None else lambda event: None),
-            timing=timing or ClientTiming(),
+            timing=timing or PATIENT,
         )
 
     async def session(self, kv_tokens: int = 512, max_rows: int = 4, **options: object) -> ChainSession:

@@ -59,7 +59,7 @@ def test_a_client_starts_and_its_session_goes_on_whatever_is_announced(tmp_path:
             await announce_silence(swarm, ports)
             config = await swarm.client(events=events, timing=TIMING)
             knocks = sum(port.knocks for port in ports)
-            assert 0 < knocks < 3 * SILENT, "a look ends by its time, and does not try all addresses"
+            assert 0 < knocks < MAX_ADDRESSES * SILENT, "the looks end by their time, and do not try all addresses"
             (view,), session = swarm.views, ChainSession(config, 100, 1)
             assert len(view.usable()) == 2
             for number, step in enumerate(STORY):
