@@ -96,7 +96,7 @@ def peer(
     swarm-peer ./model --new-swarm                                  # the first peer; it prints its address
     swarm-peer ./model --initial-peers ID@HOST:PORT --blocks 8:16   # another one
 
-    Ctrl-C takes no new sessions, lets the open ones end and leaves; a second Ctrl-C leaves at once.
+    On Ctrl-C the peer takes no new sessions, lets the open ones end and leaves; on a second one it leaves at once.
 
     Every option is also read from the environment: --kv-tokens from SWARM_PEER_KV_TOKENS.
     """
@@ -110,7 +110,7 @@ def peer(
 
 @contextmanager
 def reported_errors(verbose: bool) -> Iterator[None]:
-    """Expected errors become one line and a hint, and set the exit code."""
+    """Turn expected errors into one line and a hint, and set the exit code."""
     print_whatever_comes()
     log_to_standard_error(logging.INFO, verbose, "%(asctime)s %(levelname)s %(message)s")
     try:
@@ -140,7 +140,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Say what this machine would host, what that would bring, and what it would download. Nothing is downloaded."""
+    """Show what this machine would host, what that would gain, and what it would download. Nothing is downloaded."""
     import asyncio
     from tempfile import TemporaryDirectory
 
@@ -176,14 +176,12 @@ def doctor(
     lan: Annotated[bool, typer.Option("--lan", help="Connect to private addresses, too, as for swarm-peer.")] = False,
     data: Annotated[Path, typer.Option(help="Folder for the peer's own files.")] = DEFAULT_FOLDER,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Log more; the log may have addresses in it.")
-    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more; the log may contain addresses.")] = False,
 ) -> None:
     """Say what would keep this machine from serving, and what to do about it.
 
-    The output has no keys, addresses or names of files in it: it may be pasted anywhere. The status is 1 if anything is
-    bad.
+    The output contains no keys, addresses or file names, so it can be pasted anywhere. The exit status is 1 if anything
+    is bad.
     """
     import asyncio
 
@@ -206,7 +204,7 @@ def _run(config: PeerConfig, as_json: bool, leave: Callable[[], object] | None) 
     import asyncio
 
     logger.info("opening %s", config.model)
-    from .node import run_peer  # the heavy part: after all that a bad command line could say
+    from .node import run_peer  # heavy: imported only once the command line is known to be good
     from .program.ready import describe, print_ready, settle_memory
     from .program.terminal import LoadingBars
 
@@ -225,14 +223,14 @@ def _run(config: PeerConfig, as_json: bool, leave: Callable[[], object] | None) 
 
 
 def leave_process() -> None:
-    """End this process and those that it started, whatever their threads do."""
+    """Kill the child processes and exit at once, whatever the threads are doing."""
     import psutil
 
     for child in psutil.Process().children():
         with suppress(psutil.Error):
             child.kill()
     sys.stdout.flush()
-    os._exit(0)  # as a peer that was stopped before it served ends anyway
+    os._exit(0)  # the status of every peer that is stopped before it serves
 
 
 def main() -> None:

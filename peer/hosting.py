@@ -1,15 +1,15 @@
 """The blocks that a peer hosts now, and the one place where that changes.
 
 `Hosted` is a value; whatever depends on what is hosted (the record, the room, the metrics, the check of an opening)
-asks `Hosting.now` each time and keeps nothing that it computed from it.  `Hosting.load` loads beside, and
-`Hosting.adopt` replaces:
+asks `Hosting.now` each time and keeps nothing that it computed from it.  `Hosting.load` loads new blocks beside the
+present ones, and `Hosting.adopt` replaces these:
 
-* blocks that stay are the same modules, and go on batching together for sessions of before and after;
-* memory never holds more weights than the union of the old and the new blocks; where these do not fit together, as many
-  of the blocks that will be dropped as necessary are dropped before the load, once their sessions have left;
+* blocks that stay keep their modules, so that sessions opened before and after still batch together;
+* memory never holds more weights than the union of the old and the new blocks; if that does not fit, blocks that are
+  to go are dropped first, as few as necessary, and the load waits until their sessions have left;
 * open sessions keep the blocks that they opened on; dropped blocks live as long as their last session;
-* until the new blocks are loaded nothing has changed, so a load that fails leaves the peer as it was; blocks that were
-  dropped for it are loaded again.
+* nothing changes until the new blocks are loaded, so a load that fails leaves the peer as it was; blocks that were
+  dropped for it are loaded again, if they fit.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ class Hosted:
 
     @property
     def room_bytes(self) -> int:
-        """The attention caches of sessions that use all the room."""
+        """The size of the attention caches when all the room is used."""
         return self.room * self.stage.kv_bytes_per_token
 
 
 class LoadStopped(Exception):
-    """Nobody waits for the load any more."""
+    """The load was abandoned: nobody waits for it any more."""
 
 
 def load_error(error: OSError | MemoryError, blocks: BlockRange) -> SwarmError:
-    """The failure of a load that this machine's disk, network or memory is the reason of."""
+    """The error of a load that failed because of this machine's disk, network or memory."""
     if isinstance(error, MemoryError):
         return OutOfMemory(f"there is no memory for blocks {blocks}")
     return RetryElsewhere(f"blocks {blocks} cannot be loaded: {error}", hint="Check the disk and the model's files.")
@@ -70,18 +70,18 @@ def load_error(error: OSError | MemoryError, blocks: BlockRange) -> SwarmError:
 
 @dataclass(frozen=True, slots=True)
 class BlockSource:
-    """Where blocks come from. Both run in a thread of their own and may take minutes."""
+    """Where blocks come from. Both functions run in a thread and may take minutes."""
 
     load: Callable[[BlockRange, Stage | None, Callable[[], None]], Stage]
-    """Loads blocks; those that the given stage has are its very modules. Calls the function often: what that raises
-    ends the load."""
+    """(blocks, reuse, check): loads the blocks, with the modules of those that the stage `reuse` has. Calls `check`
+    often; what it raises ends the load."""
     hashes: Callable[[BlockRange], tuple[bytes, ...]]
 
     async def hosted(self, blocks: BlockRange, offer: MemoryOffer, before: Hosted | None = None) -> Hosted:
-        """`blocks`, loaded beside those of `before`; a caller that is cancelled stops the load.
+        """Load `blocks` beside those of `before`; a caller that is cancelled stops the load.
 
-        Raises OutOfMemory before anything is loaded, SwarmError where the load fails; what is neither that nor an
-        OSError or MemoryError is a defect, and raised as it is.
+        Raises OutOfMemory before anything is loaded, and SwarmError if the load fails, also for an OSError or a
+        MemoryError. Any other exception is a defect, and passes as it is.
         """
         room = offer.room(len(blocks))
         abandoned = threading.Event()
@@ -90,8 +90,8 @@ class BlockSource:
             if abandoned.is_set():
                 raise LoadStopped
 
-        # Emptied by the load: a thread may hold its arguments for a while after the result is there, and with these the
-        # blocks that are dropped next.
+        # The load empties this list: a thread may hold its arguments for a while after it has returned, which would
+        # keep the blocks that are dropped next in memory.
         reuse = [before.stage] if before else []
         began = time.perf_counter()
         try:
@@ -107,9 +107,9 @@ class BlockSource:
 
 
 def rest_after_release(before: BlockRange, after: BlockRange, count: int) -> BlockRange | None:
-    """The rest of `before` when `count` blocks (> 0) that `after` lacks are dropped; None if that cannot be.
+    """The range that stays of `before` when `count` > 0 blocks outside of `after` are dropped; None if there is none.
 
-    At least one block stays, and what stays is one run. The end that is farther from `after` is dropped first.
+    At least one block stays. Blocks are dropped first at the end that is farther from `after`.
     """
     size = len(before) - count
     runs = (
@@ -135,7 +135,7 @@ class Hosting:
     ) -> None:
         """`engine` computes with the stage of `first`; `on_swapped` is told what is hosted after a swap.
 
-        `free_bytes`: free memory where the blocks are.
+        `free_bytes` reads the free memory of the device with the blocks.
         """
         self._engine = engine
         self._now = first
@@ -155,13 +155,13 @@ class Hosting:
         return self._now.blocks
 
     async def load(self, blocks: BlockRange) -> Hosted:
-        """Load `blocks` beside the present ones, whose modules it shares, to be adopted before anything else is.
+        """Load `blocks` beside the present ones, sharing their modules; adopt the result before anything else.
 
-        Where there is no memory for both, some of the present blocks that are not among `blocks` are dropped first: the
-        caller knows that others serve them.
+        If there is no memory for both, some of the present blocks outside of `blocks` are dropped first: the caller has
+        to know that other peers serve them.
 
-        Raises OutOfMemory, UsageError, ModelMismatch or RetryElsewhere; the peer is as it was then. A caller that is
-        cancelled stops the load; what was dropped for it stays so.
+        Raises OutOfMemory, UsageError, ModelMismatch or RetryElsewhere; what was dropped is then loaded again, if it
+        fits. A caller that is cancelled stops the load; what was dropped for it stays dropped.
         """
         self._offer.room(len(blocks))
         before = self.blocks  # not the stage: a reference to it would keep what is dropped in memory
@@ -176,7 +176,7 @@ class Hosting:
             raise
 
     async def _make_room(self, blocks: BlockRange, missing_bytes: int) -> None:
-        """Drop as many blocks that are not in `blocks` as have `missing_bytes`. Raises OutOfMemory."""
+        """Drop blocks outside of `blocks` to free `missing_bytes`. Raises OutOfMemory."""
         rest = rest_after_release(self.blocks, blocks, -(-missing_bytes // self._offer.block_bytes))
         if rest is None:
             raise OutOfMemory(f"blocks {blocks} do not fit beside {self.blocks}: {gib(missing_bytes)} are missing")
@@ -184,12 +184,12 @@ class Hosting:
         await self._until_it_fits(blocks)
 
     async def _missing_bytes(self, blocks: BlockRange) -> int:
-        """Memory that is wanting to hold `blocks` beside the present ones; negative: that is left then."""
+        """The memory missing to hold `blocks` beside the present ones; negative: the memory that would be left."""
         added = len(set(blocks) - set(self._now.blocks))
         return added * self._offer.block_bytes - await asyncio.to_thread(self._free_bytes)
 
     async def _release(self, rest: BlockRange) -> None:
-        """Host only `rest`. The room stays: what is freed is wanted for weights."""
+        """Host only `rest`. The room for sessions stays as it is: what is freed is for weights."""
         before = self._now
         logger.info("dropping blocks to make room for others: %s stay of %s", rest, before.blocks)
         async with self._turn:
@@ -202,14 +202,14 @@ class Hosting:
         """Wait until the sessions that use dropped blocks have left them. Raises OutOfMemory if they do not."""
         try:
             async with asyncio.timeout(self._timing.release_seconds):
-                while await self._missing_bytes(blocks) > 0:  # noqa: ASYNC110 - nobody tells
+                while await self._missing_bytes(blocks) > 0:  # noqa: ASYNC110 - free memory has no event
                     await asyncio.sleep(self._timing.watch_seconds)
         except TimeoutError:
             seconds = self._timing.release_seconds
             raise OutOfMemory(f"dropped blocks were still in use after {seconds:.0f} s") from None
 
     async def _restore(self, blocks: BlockRange) -> None:
-        """Host again what was dropped for a load that has failed, if that can be."""
+        """Load the blocks again that were dropped for a failed load, if they fit."""
         try:
             if await self._missing_bytes(blocks) > 0:
                 raise OutOfMemory("the memory is in use")
@@ -218,12 +218,12 @@ class Hosting:
             logger.warning("blocks %s cannot be served again, %s are: %s", blocks, self._now.blocks, error)
 
     async def adopt(self, loaded: Hosted) -> None:
-        """Host what was loaded in place of the present blocks, without ending a session."""
+        """Host the loaded blocks in place of the present ones, without ending a session."""
         async with self._turn:
             before = [self._now]
             await run_to_end(self._replace(loaded))
             logger.info("hosting blocks %s in place of %s", loaded.blocks, before[0].blocks)
-            await asyncio.to_thread(before.clear)  # gigabytes go back to the system, which holds up who drops them
+            await asyncio.to_thread(before.clear)  # freeing gigabytes takes long: not on the loop
 
     async def _replace(self, after: Hosted) -> None:
         await self._engine.swap(after.stage, after.room_bytes)

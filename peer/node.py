@@ -1,4 +1,4 @@
-"""A peer from start to end: join, load, serve, announce, drain.
+"""A peer from start to stop: join, load, serve, announce, drain.
 
 Stopping has stages: take no new sessions, let the open ones end, say goodbye in the directory, close. A second signal
 skips the waiting.
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-"""(what, bytes done, bytes in all); the last is 0 for work of which nobody knows how long it takes"""
+"""(what, bytes done, bytes in all); the last is 0 for work of unknown length."""
 
 
 async def run_peer(
@@ -76,9 +76,9 @@ async def run_peer(
     progress: Progress,
     leave: Callable[[], object] | None = None,
 ) -> None:
-    """Run a peer until SIGINT or SIGTERM; `leave` is that of StopRequest. Raises SwarmError if it cannot start."""
+    """Run a peer until SIGINT or SIGTERM; `leave` as for StopRequest. Raises SwarmError if it cannot start."""
     if config.nice:
-        os.nice(NICENESS)  # of this thread, and of all that are started from now on
+        os.nice(NICENESS)  # of this thread, and of all threads started from now on
     raise_descriptor_limit()
     stop = StopRequest(lambda: tell_service_manager(STOPPING), leave, config.timing.cleanup_seconds)
     loop = asyncio.get_running_loop()
@@ -105,7 +105,7 @@ async def _run(
 
 @asynccontextmanager
 async def _in_swarm(identity: Identity, config: PeerConfig, progress: Progress) -> AsyncIterator[PeerSetup]:
-    """The setup of a peer that has examined the model and joined the swarm, and has announced nothing yet."""
+    """Examine the model, join the swarm and yield the peer's setup; nothing is announced yet."""
     swarm_key = SwarmKey.load(config.swarm_key_path) if config.swarm_key_path else None
     check_device(config.device)
     checkpoint = await asyncio.to_thread(_open, config)
@@ -118,7 +118,7 @@ async def _in_swarm(identity: Identity, config: PeerConfig, progress: Progress) 
     examining: asyncio.Task[Examined] | None = None
     try:
         contacts = await first_contacts(config, dialer, digest, swarm_key)
-        # Joining waits for the network and the DHT daemon; the processor has something to do meanwhile.
+        # Joining waits for the network and the DHT daemon: the processor is free meanwhile.
         examining = asyncio.create_task(_examine(config, checkpoint, progress), name="examine the model")
         config, verdict = await _reach(config, identity, dialer, swarm_key)
         reached = verdict.reached is not ReachStatus.NO and config.reach is not ReachMode.RELAY
@@ -131,7 +131,7 @@ async def _in_swarm(identity: Identity, config: PeerConfig, progress: Progress) 
             incarnation = time.time_ns()
             rng, timing = random.Random(incarnation), config.timing
             announcer = Announcer(directory, identity, swarm_key, clock, rng, lookups.announced, timing)
-            # Not from the looks kept for clients: these must not age because the peer itself has looked.
+            # Not through `lookups`, which keeps its looks for clients: a look by this peer must not make those older.
             name = swarm_key_name(digest, swarm_key)
             group = GroupLook(partial(directory.lookup, name), partial(directory.shards.of, dht_id(name)))
             watch = SwarmWatch(
@@ -153,7 +153,7 @@ async def _in_swarm(identity: Identity, config: PeerConfig, progress: Progress) 
 async def _reach(
     config: PeerConfig, identity: Identity, dialer: Dialer, swarm_key: SwarmKey | None
 ) -> tuple[PeerConfig, ReachVerdict]:
-    """The configuration with the ports to use, and whether the initial peers reach this one at them."""
+    """Return the configuration with the ports to use, and whether the initial peers reach this peer at them."""
     if config.reach is ReachMode.RELAY:
         config = replace(config, host=LOOPBACK)
     known = await asyncio.to_thread(RememberedPorts(config.data_folder, identity.peer_id).load)
@@ -175,9 +175,9 @@ async def _reach(
 
 
 def _open(config: PeerConfig) -> Checkpoint:
-    """The checkpoint, if it has the blocks that are asked for and the disk room for them.
+    """Open the checkpoint; check that it has the requested blocks, and the disk the space for them.
 
-    Raises as `open_checkpoint`.
+    Raises as `open_checkpoint`, `check_blocks` and `check_space`.
     """
     checkpoint = open_checkpoint(config.model, revision=config.revision, cache_limit_bytes=config.cache_limit_bytes)
     check_blocks(config.blocks, checkpoint.num_blocks)
@@ -186,7 +186,7 @@ def _open(config: PeerConfig) -> Checkpoint:
 
 
 async def _examine(config: PeerConfig, checkpoint: Checkpoint, progress: Progress) -> Examined:
-    """Whether the model may be served, and how. Raises UnsupportedModel, UsageError."""
+    """Find out, in a thread, whether the model can be served, and how. Raises UnsupportedModel, UsageError."""
 
     def examine() -> Examined:
         progress("importing torch", 0, 0)
@@ -202,10 +202,10 @@ async def _examine(config: PeerConfig, checkpoint: Checkpoint, progress: Progres
 
 
 def _offer(config: PeerConfig, checkpoint: Checkpoint, examined: Examined) -> tuple[MemoryOffer, BlockRequest]:
-    """The memory to offer: for the blocks that are asked for, or for as many as fit.
+    """Return the memory to offer, for the requested blocks or for as many as fit, and the request to go on with.
 
-    Where not even one planned request would fit beside a block, the number that fits is as good as asked for: the
-    placement rule knows no number for such a peer.  Raises OutOfMemory.
+    If `kv_tokens` is less than one planned request needs in a block, --blocks auto becomes a request for the number
+    that fits: the placement rule cannot derive a number for such a peer.  Raises OutOfMemory.
     """
     need, free = need_and_free(
         config.kv_tokens,
@@ -227,7 +227,7 @@ def _offer(config: PeerConfig, checkpoint: Checkpoint, examined: Examined) -> tu
 
 
 def _free_bytes(examined: Examined) -> Callable[[], int]:
-    """Asks for the free memory where the blocks are."""
+    """Return a function that reads the free memory, in bytes, of the device with the blocks."""
 
     def free() -> int:
         from .engine.device import device_free_bytes  # brings torch
@@ -239,7 +239,7 @@ def _free_bytes(examined: Examined) -> Callable[[], int]:
 
 
 def _source(checkpoint: Checkpoint, examined: Examined, progress: Progress) -> BlockSource:
-    """Fetches and loads blocks of the model as it was examined."""
+    """Return the source that fetches and loads blocks of the examined model."""
 
     def load(blocks: BlockRange, reuse: Stage | None, check: Callable[[], None]) -> Stage:
         from .engine.load import load_examined  # brings torch
@@ -257,9 +257,9 @@ def _source(checkpoint: Checkpoint, examined: Examined, progress: Progress) -> B
 
 
 async def first_blocks(setup: PeerSetup) -> Hosted:
-    """The blocks that the operator chose, or those that the agent claims; loaded, and announced meanwhile.
+    """Load the blocks that the operator chose or the agent claims; announce the peer as joining meanwhile.
 
-    Raises SwarmError if the swarm cannot be seen or the blocks not be loaded.
+    Raises SwarmError if the swarm cannot be seen or the blocks cannot be loaded.
     """
     announcer, chosen = setup.announcer, setup.config.blocks.blocks
     await setup.watch.look()
@@ -308,19 +308,19 @@ class PeerPlan:
     """The blocks that this machine would host, and their gain; nothing was downloaded or announced."""
 
     blocks: BlockRange | None
-    """None: there is nothing for it to do now."""
+    """None: the swarm has no place for it now."""
     num_blocks: int
     numeric_format: str
     checkpoint_bytes: int
-    """The size of these blocks where the model comes from; a download has no more."""
+    """Size of these blocks in the checkpoint: the most that a download could have."""
     memory_bytes: int
-    """To be offered for weights and attention caches."""
+    """Offered for weights and attention caches."""
     decode_seconds_per_block: float
     before: Outlook | None
-    """None: nobody is there yet."""
+    """None: the swarm has no other peer yet."""
     after: Outlook | None
     planned_with: int = 0
-    """Peers that the plan is made with..."""
+    """The number of peers that the plan considers..."""
     peers: int = 0
     """...of about this many: a swarm of thousands is placed in groups."""
 
@@ -356,7 +356,7 @@ def _plan(setup: PeerSetup, cost: ComputeCost, swarm: Swarm) -> PeerPlan:
 
 
 class _FirstBlocks:
-    """The host of a peer that joins: no blocks, until some are adopted."""
+    """The placement agent's host while a peer joins: no blocks, until some are adopted."""
 
     def __init__(self, setup: PeerSetup) -> None:
         self._setup = setup
@@ -379,7 +379,7 @@ class _FirstBlocks:
 
 
 async def _cost_before_blocks(setup: PeerSetup) -> ComputeCost:
-    """That of an earlier run, else measured on one block with random weights."""
+    """Return the cost that an earlier run measured, or else measure one block with random weights."""
     store = CostStore(setup.config.data_folder)
     if (known := store.load(setup.measured)) is not None:
         return known

@@ -59,7 +59,7 @@ class ReadyPeer:
 
     address: Reach
     checked: bool
-    """Others have reached it at an address of its own."""
+    """Whether other peers have reached it at an address of its own."""
     blocks: BlockRange
     num_blocks: int
     cost: ComputeCost
@@ -75,10 +75,10 @@ class ReadyPeer:
 async def serve_until(
     setup: PeerSetup, hosted: Hosted, on_ready: Callable[[ReadyPeer], None], stop: StopRequest
 ) -> None:
-    """Serve and announce until `stop`, then drain and say goodbye. Raises VitalTaskEnded if a part of it ends."""
+    """Serve and announce until `stop`, then drain and say goodbye. Raises VitalTaskEnded if a vital task ends."""
     cost = await _known_cost(setup, hosted.stage)
     serving = _Serving(setup, hosted, cost)
-    del hosted  # when the peer moves, nobody may hold the first blocks
+    del hosted  # a reference would keep the first blocks in memory after the peer has moved
     try:
         await serving.run(on_ready, stop)
         seen = replace(cost, visit=serving.visit_seconds)
@@ -88,9 +88,9 @@ async def serve_until(
 
 
 async def _known_cost(setup: PeerSetup, stage: Stage) -> ComputeCost:
-    """The start-up measurement: an earlier one, if it was made under the same conditions and still holds.
+    """Return the cost that was measured earlier under the same conditions, if it still holds; else measure it now.
 
-    What a visit costs is known from serving alone: as an earlier run has left it.
+    The cost of a visit cannot be measured before serving: it is that of the earlier run, else 0.
     """
     store = CostStore(setup.config.data_folder)
     known = store.load(setup.measured)
@@ -117,7 +117,7 @@ class _Serving:
         self._owner = OwnerLoad(read_cpu, time.monotonic, os.cpu_count() or 1, timing) if config.nice else None
         self._estimate = CostEstimate(cost, timing.cost_half_life_seconds)
         self._cost = cost
-        """The cost that clients plan with: the estimate as it was taken last, see `_take_cost`."""
+        """The announced cost, which clients plan with: the estimate at the last `_take_cost`."""
         pool = KvPool(hosted.room_bytes, config.prefix_cache_bytes)
         policy = self._policy(len(hosted.blocks))
         self._engine = engine = Engine(hosted.stage, pool, policy, [self._observe], timing.steps)
@@ -182,7 +182,7 @@ class _Serving:
 
     @property
     def visit_seconds(self) -> float:
-        """The cost of a visit, as it is known now."""
+        """The current estimate of the cost of a visit."""
         return self._estimate.cost.visit
 
     def close(self) -> None:
@@ -190,7 +190,7 @@ class _Serving:
         self._engine.close()
 
     async def run(self, on_ready: Callable[[ReadyPeer], None], stop: StopRequest) -> None:
-        """Serve until `stop`. Whatever was begun is ended, however this ends."""
+        """Serve until `stop`. Whatever was begun is ended on every way out."""
         announcer = self._setup.announcer
         async with self._listening() as (server, port):
             await self._reach.ways.start(port)
@@ -206,7 +206,7 @@ class _Serving:
                     logger.info("%s", self._service.usage.summary)
 
     def _vital_work(self, announcer: Announcer, server: Server, port: int) -> Mapping[str, Coroutine[Any, Any, None]]:
-        """The parts that the peer cannot do without, by their names for people."""
+        """The tasks that the peer cannot do without, by their names in messages."""
         setup, config = self._setup, self._setup.config
         remembered = RememberedPeers(config.data_folder, setup.model_digest, setup.swarm_key)
         return {
@@ -223,7 +223,7 @@ class _Serving:
         }
 
     async def _keep_placed(self) -> None:
-        """Move when that is worth it; a peer whose blocks the operator chose only looks at the others."""
+        """Move when it is worth it; a peer whose blocks the operator chose only watches the others."""
         if self._agent is not None:
             await self._agent.run()
         while True:
@@ -232,12 +232,12 @@ class _Serving:
                 await self._look(PeerState.SERVING)
 
     async def _look(self, state: PeerState) -> Swarm:
-        """The swarm with this peer in that state. Raises SwarmError."""
+        """Return a snapshot of the swarm with this peer in `state`. Raises SwarmError."""
         return await self._setup.watch.snapshot(lambda: self._record(state).spec)
 
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[tuple[Server, int]]:
-        """The server of streams, and its port."""
+        """Start the server of streams, remember its port and yield both; stop the server at the end of the block."""
         config = self._setup.config
         handlers = self._reach.serving(self._service.handlers)
         limits = PortLimits(connections_within(descriptor_limit()))
@@ -250,7 +250,7 @@ class _Serving:
             await run_to_end(server.stop(grace=0))
 
     async def _announce(self, announcer: Announcer) -> None:
-        """Say that the peer serves; one whose record nobody takes serves all the same, and tries on."""
+        """Announce that the peer serves; if nobody takes the record, it serves all the same, and tries again later."""
         try:
             await announcer.change(PeerState.SERVING)
         except RetryElsewhere as error:
@@ -269,7 +269,7 @@ class _Serving:
     def _ready(self, metrics_port: int | None) -> ReadyPeer:
         setup, config = self._setup, self._setup.config
         address = self._reach.address
-        assert address is not None, "there is a way to a peer that says that it serves"
+        assert address is not None, "a peer that announces itself as serving has an address"
         return ReadyPeer(
             address=address,
             checked=self._reach.ways.verdict.reached is ReachStatus.YES,
@@ -306,7 +306,7 @@ class _Serving:
         return policy if self._owner is None else replace(policy, pause=self._owner.pause)
 
     def _take_cost(self) -> None:
-        """Plan with the cost as it is known now: from here on the record states it, and prompts are cut by it."""
+        """Adopt the current estimate: from here on the record states it, and prompts are cut by it."""
         self._cost = self._estimate.cost
         self._engine.adopt_policy(self._policy(len(self._hosting.blocks)))
 
@@ -317,17 +317,17 @@ class _Serving:
         self._swapped.set()
 
     def _observe(self, step: StepRecord) -> None:
-        """In the engine's thread, after every step."""
+        """Called in the engine's thread after every step."""
         self._counters.tokens_served += step.decode_rows + step.prefill_tokens
         if self._metrics is not None:
             self._metrics.observe(step)
         if self._owner is not None:
-            step = self._owner.observe(step)  # what is announced is what sessions see
+            step = self._owner.observe(step)  # announce the speed that sessions see
         self._estimate.observe(step, time.monotonic())
 
     @contextmanager
     def _served_metrics(self) -> Iterator[int | None]:
-        """The port on which they are served, if they are."""
+        """Serve the metrics if the operator asked for them, and yield their port."""
         config = self._setup.config
         if self._metrics is None or config.metrics_port is None:
             yield None
@@ -341,7 +341,7 @@ class _Serving:
             server.close()
 
     async def _watch(self, announcer: Announcer) -> None:
-        """Announce other blocks and a cost that has changed, and take the readings for the metrics."""
+        """Announce changes of the blocks and of the cost, and take the readings for the metrics."""
         timing, loop = self._timing, asyncio.get_running_loop()
         taken_at = loop.time()
         while True:
@@ -376,7 +376,7 @@ class _Serving:
         ways = self._reach.ways
         now = setup.clock() if issued_seconds is None else issued_seconds
         if state is PeerState.SERVING and not ways.reachable:
-            state = PeerState.JOINING  # nobody may count on it
+            state = PeerState.JOINING  # nobody can reach it, so nobody may count on it
         rests = agent is not None and agent.rests
         facts = RecordFacts(
             state=state,

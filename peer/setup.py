@@ -1,4 +1,4 @@
-"""Everything about a peer that is settled before it serves, for the parts of the program that follow."""
+"""Everything about a peer that is settled before it serves, for the parts of the program that run later."""
 
 from __future__ import annotations
 
@@ -54,20 +54,20 @@ class PeerSetup:
     announcer: Announcer
     watch: SwarmWatch
     maddrs: tuple[str, ...]
-    """Addresses of this peer's node of the DHT."""
+    """Addresses of this peer's DHT node."""
     incarnation: int
     clock: Callable[[], float] = time.time
     free_bytes: Callable[[], int] = free_memory_bytes
-    """Free memory where the blocks are."""
+    """Reads the free memory, in bytes, of the device with the blocks."""
     first_verdict: ReachVerdict = UNCHECKED
     """Whether this peer was reached when it joined."""
     dht_port: int = 0
-    """The port of its node of the DHT; 0: not known."""
+    """The port of its DHT node; 0: not known."""
     group: GroupLook | None = None
-    """The peers that it plans with, where that may be a part of them."""
+    """Looks at the peers that it plans with; in a large swarm, only some of all peers."""
 
     async def others(self) -> list[PeerRecord]:
-        """The announcements of the other peers, from a recent look. Raises SwarmError."""
+        """Return the records of the other peers, from a recent look. Raises SwarmError."""
         found = []
         for record in await self.lookups.records():
             if record.peer_id != self.identity.peer_id:
@@ -87,7 +87,7 @@ class PeerSetup:
     def hosting_facts(
         self, blocks: BlockRange | None, block_hashes: tuple[bytes, ...], load_seconds: float = 0.0, rests: bool = False
     ) -> HostingFacts:
-        """`rests`: the peer stays where it is for a while, though the operator chose no blocks."""
+        """`rests`: the peer keeps its blocks for a while, though the operator chose none."""
         offer, asked = self.offer, self.config.blocks
         return HostingFacts(
             blocks=blocks,
@@ -104,7 +104,7 @@ class PeerSetup:
         )
 
     def described(self, blocks: BlockRange) -> Mapping[str, str]:
-        """This peer in words, for an operator of many."""
+        """Labels that describe this peer to an operator of many."""
         return {
             "version": version("blockswarm"),
             "peer_id": self.identity.peer_id,
@@ -123,7 +123,7 @@ class PeerSetup:
         return Measured(self.model_digest, form, examined.device_description, examined.threads)
 
     def agent_for(self, host: Host[Hosted], own: Callable[[], PeerSpec]) -> PlacementAgent[Hosted]:
-        """The placement agent of this peer, whose blocks are those of `host`; `own` tells the peer as it is now."""
+        """Return the placement agent that moves the blocks of `host`; `own` returns this peer's current spec."""
         return PlacementAgent(
             self.identity.peer_id, host, lambda: self.watch.snapshot(own), self.announcer.renew, self.config.timing,
             self.clock, random.Random(self.incarnation),

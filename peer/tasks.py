@@ -1,9 +1,9 @@
-"""Tasks with owners, and how a program that runs them is stopped: no task is left behind, whatever happens.
+"""Tasks with owners, and the stop of a program that runs them: no task is left behind, whatever happens.
 
 Rules:
 
-* Whatever has to be over before something else is told goes through `run_to_end`. `asyncio.shield` is no replacement:
-  a cancelled caller goes on at once and leaves the shielded work behind.
+* Work that has to be over before the caller goes on runs in `run_to_end`. `asyncio.shield` is no replacement: a
+  cancelled caller goes on at once and leaves the shielded work behind.
 * What a program cannot do without runs in `vital_tasks`: when such a task ends, the program ends with its reason.
 """
 
@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 
 async def run_to_end(work: Coroutine[Any, Any, _T]) -> _T:
-    """The result of `work`, which ends before this returns or raises, also if the caller is cancelled meanwhile.
+    """Run `work` to its end, even if the caller is cancelled meanwhile, and return its result.
 
     The cancellation is raised when the work is over. For short cleanup only: the caller cannot be stopped before.
     """
@@ -42,7 +42,7 @@ async def run_to_end(work: Coroutine[Any, Any, _T]) -> _T:
 
 
 class VitalTaskEnded(SwarmError):
-    """A part of the program that it cannot do without has ended."""
+    """A task that the program cannot do without has ended."""
 
     code = "vital-task"
     default_hint = "Start the program again; if this happens again, report it with the log (--verbose)."
@@ -66,7 +66,7 @@ async def vital_tasks(work: Mapping[str, Coroutine[Any, Any, object]]) -> AsyncI
         raise failures.exceptions[0] from failures.exceptions[0].__cause__
     finally:
         for coroutine in work.values():
-            coroutine.close()  # of those that were cancelled before they began, Python would complain
+            coroutine.close()  # Python warns of coroutines that were cancelled before they began
 
 
 async def _vital(name: str, work: Coroutine[Any, Any, object]) -> None:
@@ -86,7 +86,7 @@ async def run_until_first(
 ) -> None:
     """Run side by side until one ends; then cancel the others, wait for them, and raise what the first one raised.
 
-    The others are cancelled inside of the context `cancel_inside`. None of them is left when this returns or raises.
+    The others are cancelled inside the context `cancel_inside`. None of them is left when this returns or raises.
     """
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
@@ -106,7 +106,7 @@ async def _cancel(
 
 
 async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and wait for their end. What they raise, or have raised, is logged at the level of details."""
+    """Cancel tasks and wait for their end. Their errors, also earlier ones, are logged at debug level."""
     tasks = list(tasks)
     for task in tasks:
         task.cancel()
@@ -118,8 +118,8 @@ async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
 class StopRequest:
     """Stops a peer: the first time gently, the second time, or before it serves, at once.
 
-    A download or a load runs in a thread that nobody can end, so the process is left: after a short time for what the
-    peer has to clean up, and with the next signal at once.  What is written is written whole or not at all.
+    A download or a load runs in a thread that cannot be stopped, so the process exits: after a short time for cleanup,
+    or at once on the next signal.  Files are written whole or not at all.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class StopRequest:
         leave: Callable[[], object] | None = None,
         cleanup_seconds: float = 0.0,
     ) -> None:
-        """`leave` ends the process, whatever runs in it; None: nobody may. Called in any thread."""
+        """`leave` ends the process, whatever runs in it; called in any thread. None: the process is not ended."""
         self._on_stop = on_stop
         self._leave = leave
         self._cleanup_seconds = cleanup_seconds
@@ -162,17 +162,17 @@ async def until_stopped(work: Coroutine[Any, Any, None], stop: StopRequest) -> N
 
 
 class Changes:
-    """Wakes everybody who waits for a condition whenever something has changed. One event loop."""
+    """Wakes all that wait for a condition whenever something has changed. For one event loop."""
 
     def __init__(self) -> None:
         self._next = asyncio.Event()
 
     def notify(self) -> None:
-        """Have every waiter look again."""
+        """Have every waiter check its condition again."""
         changed, self._next = self._next, asyncio.Event()
         changed.set()
 
     async def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Return when `condition` holds; it is asked now and after every `notify`."""
+        """Return when `condition` holds; it is checked now and after every `notify`."""
         while not condition():
             await self._next.wait()

@@ -1,4 +1,4 @@
-"""The time-outs of a peer, all in one frozen value that is given to whatever waits.
+"""The time-outs of a peer, in one frozen value that is passed to whatever waits.
 
 Numbers that the other side of the protocol relies on come from proto/wire/timing.py; tests give smaller ones.
 """
@@ -27,7 +27,7 @@ from .engine.scheduler import StepTiming
 
 @dataclass(frozen=True, slots=True)
 class PeerTiming:
-    """How long a peer waits for what; seconds."""
+    """The waits and intervals of a peer, in seconds."""
 
     # Joining and leaving.
     join_ping_seconds: float = 10.0
@@ -39,23 +39,23 @@ class PeerTiming:
     join_remembered_seconds: float = 30.0
     """Time for which a peer that begins a swarm tries those that it met in an earlier run."""
     replaced_seconds: float = 120.0
-    """Longest wait of a peer that stops for others to serve the blocks that only it has: two refreshes, and a load."""
+    """Longest wait of a stopping peer until others serve the blocks that only it has: two refreshes and a load."""
     drain_seconds: float = DRAIN_SECONDS
-    """Wait of a peer that stops for its open sessions to end, after that."""
+    """Wait of a stopping peer for its open sessions to end, after that."""
     cleanup_seconds: float = 0.7
-    """Time for a peer that is stopped before it serves to clean up; then its process is left, whatever runs in it."""
+    """Time for a peer that is stopped before it serves to clean up; then the process exits, whatever runs in it."""
     goodbye_seconds: float = 3.0
-    """Wait for the directory to take the last records; without them the old one runs out by itself."""
+    """Wait for the directory to take the last records; without them the old one expires by itself."""
 
     # Computing.
     steps: StepTiming = field(default_factory=StepTiming)
     calibration_seconds: float = 2.0
-    """For the timed runs that measure the blocks at the start. A stage that is too slow for it is measured with fewer
-    of its blocks and shorter steps."""
+    """Budget of the timed runs that measure the blocks at the start. A stage that is too slow for it is measured with
+    fewer of its blocks and shorter steps."""
     cost_half_life_seconds: float = 200.0
-    """Time of serving after which a step counts half for the cost that is announced."""
+    """Time of serving after which a step counts half in the announced cost."""
     owner_sample_seconds: float = 1.0
-    """Time between two looks at how busy the machine is, where the peer yields to its owner."""
+    """Time between two looks at how busy the machine is, if the peer yields to its owner."""
     owner_pause_seconds: float = 2.0
     """Longest pause between two steps for the owner's sake."""
 
@@ -65,9 +65,9 @@ class PeerTiming:
     record_refresh_jitter: float = RECORD_REFRESH_JITTER
     """Largest relative deviation from it."""
     client_memory_seconds: float = 600.0
-    """Time after its last opening for which a client's place counts among those that are announced."""
+    """Time after a client's last opening for which its place counts among the announced ones."""
     watch_seconds: float = 1.0
-    """Time between two looks at what should be announced at once, and two readings of the metrics."""
+    """Time between two looks for changes to announce at once, and between two readings of the metrics."""
     min_announce_seconds: float = 5.0
     """Shortest time between two announcements of a changed cost."""
     lookup_max_age_seconds: float = 2.0
@@ -79,15 +79,15 @@ class PeerTiming:
 
     # Placement.
     claims: ClaimTiming = field(default_factory=ClaimTiming)
-    """By which claims and records are judged; its refresh is `record_refresh_seconds`."""
+    """The times by which claims and records are judged; its `refresh_seconds` has to equal `record_refresh_seconds`."""
     join_turn_seconds: float = 2.0
-    """Time between two looks of a peer that joins, or that waits for a successor, at what others claim."""
+    """Time between two looks at the claims of others, for a peer that joins or waits to be replaced."""
     release_seconds: float = 120.0
     """Wait for sessions to leave blocks that are dropped so that others can be loaded."""
     overdue_ping_seconds: float = 5.0
-    """Wait for the answer of a peer that is pinged, at all its addresses together."""
+    """Wait for a pinged peer to answer, for all its addresses together."""
     failed_move_seconds: float = 60.0
-    """Rest after a load that failed; every further one in turn doubles it."""
+    """Rest after a failed load; every further failure in a row doubles it."""
     max_failed_move_seconds: float = 3600.0
     """Longest such rest."""
     outcome_seconds: float = 600.0
@@ -99,23 +99,23 @@ class PeerTiming:
     previous_stream_seconds: float = PREVIOUS_STREAM_SECONDS
     """Wait of a new stream for the previous stream of the same session to close."""
     unused_room_seconds: float = UNUSED_ROOM_SECONDS
-    """Time in which a session has to compute its first step; also for one that crowds others out, between two steps."""
+    """Time in which a session has to compute its first step; for one that crowds others out, also each later step."""
     unfed_room_seconds: float = UNFED_ROOM_SECONDS
     """The same for a session whose steps come from a predecessor."""
     idle_seconds: float = 1800.0
-    """Time after which a session that was used and computes nothing more ends."""
+    """Time without a step after which a session that has computed some is ended."""
     frame_seconds: float = 0.5
     """Wait for a frame that is being written, before its writer is cancelled."""
     write_seconds: float = 60.0
     """Wait for the other side of a stream to take a frame; its session ends, or the push is given up."""
     transfer_hold_seconds: float = 30.0
-    """Longest time for which a part of an attention cache may move, whether others wait for their turn or not."""
+    """Longest time that one part of an attention cache may take to move, even if no other part waits for its turn."""
     transfer_link_share: float = 0.5
     """Parts of attention caches move for at most this share of the time: the rest of it belongs to steps."""
     usage_seconds: float = 600.0
-    """Time between two lines of the log about the use of the peer, once one session has had its own."""
+    """Time between two log lines about the use of the peer, after the first session has had its own."""
     refusals_seconds: float = 10.0
-    """Time between two lines of the log about sessions that were refused or ended."""
+    """Time between two log lines about sessions that were refused or ended."""
     push_connect_seconds: float = PUSH_CONNECT_SECONDS
     """Wait for the successor to accept a push stream."""
 
@@ -138,13 +138,13 @@ class PeerTiming:
 
     # The check of an address.
     reach_dial_seconds: float = 5.0
-    """Wait of a peer that dials another one back for its answer."""
+    """Wait for the answer of a peer that is dialled back."""
     reach_answer_seconds: float = 12.0
-    """Wait for such a peer to say what came of it."""
+    """Wait for a peer that dials back to report the outcome."""
     reach_pause_seconds: float = 5.0
     """Shortest time between two dials for the same network."""
     reach_warning_seconds: float = 60.0
-    """Time between two warnings of a peer to which there is no way."""
+    """Time between two warnings of a peer that nobody can reach."""
     reach_again_seconds: float = 120.0
     """Time between two checks of a peer that is not reached."""
     reach_recheck_seconds: float = 600.0
@@ -155,7 +155,7 @@ class PeerTiming:
     max_wait_seconds: float = MAX_WAIT_SECONDS
     """Longest wait of a session, whatever it asks for."""
     news_seconds: float = 1.0
-    """Time between two looks at which sessions should hear their place."""
+    """Shortest time between two rounds of telling the waiting sessions their places."""
     news_seconds_per_waiting: float = 0.01
     """Additional pause between two frames to the same client for each waiting session."""
     tell_seconds: float = 10.0

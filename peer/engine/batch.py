@@ -1,8 +1,8 @@
-"""One forward pass over the tokens of several sessions, each of which goes through blocks of its own.
+"""One forward pass over the tokens of several sessions, each with its own range of blocks.
 
-Sessions may use a part of the hosted blocks, and blocks that were hosted when they opened.  Those that go through the
-same module of a block compute it together, whatever stage they opened on: where some enter or leave, the pass is cut,
-and every run of blocks is computed with all tokens that go through it.
+A session may use a part of the hosted blocks, and of the blocks that were hosted when it opened.  Sessions with the
+same module for a block compute it together, whatever stage they opened on: the pass is cut where sessions enter or
+leave, and each run of blocks is computed with all tokens that go through it.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Share:
-    """The part of one session in a pass."""
+    """One session's part of a pass."""
 
     view: StageView
-    """The blocks, as the session has them."""
+    """The session's blocks."""
     hidden: torch.Tensor
-    """(T, H) in the view's dtype, on the CPU: the rows' tokens one after the other."""
+    """(T, H) in the view's dtype, on the CPU: the tokens of all rows, concatenated."""
     rows: tuple[RowSpan, ...]
 
 
 def compute_shares(shares: Sequence[Share]) -> list[torch.Tensor | SwarmError]:
     """The output of every share, (T, H) on the CPU, or its error; the rows of a failed share are as they were.
 
-    If a pass fails, each share is computed on its own, so that only the session to blame hears of it.
+    If a pass fails, each share is computed on its own, so that only the session at fault gets the error.
     """
     try:
         return [*_compute(shares)]
@@ -51,14 +51,14 @@ def compute_shares(shares: Sequence[Share]) -> list[torch.Tensor | SwarmError]:
 
 
 def error_of(error: Exception) -> SwarmError:
-    """The error that a session is told of after a failed computation."""
+    """The error to tell a session whose computation failed."""
     if isinstance(error, SwarmError):
         return error
     # torch's allocator of main memory raises a plain RuntimeError.
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
         return OutOfMemory("the peer has no memory for this step")
     if isinstance(error, IndexError):
-        # A table of positions or of tokens is too short for this input: so it is at every other peer.
+        # A table of positions or of tokens is too short for this input, at every other peer as well.
         logger.info("a session's step does not fit the model: %s", error)
         return UsageError(
             f"the input goes beyond a table of the model ({error})",
@@ -70,15 +70,15 @@ def error_of(error: Exception) -> SwarmError:
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """A run of blocks that is computed at once, for those who go through the same modules there."""
+    """A run of blocks that is computed in one go for all travellers with the same modules there."""
 
     blocks: BlockRange
     travellers: tuple[int, ...]
-    """Indices into what was planned for."""
+    """Indices into `journeys` of `plan_legs`."""
 
 
 def plan_legs(journeys: Sequence[Mapping[int, Hashable]]) -> list[Leg]:
-    """Cut journeys through blocks, each as block -> its module, into the fewest legs; ascending for each traveller.
+    """Cut journeys (block -> its module) into the fewest legs; the legs of each traveller are in ascending order.
 
     O(blocks * journeys). Pure.
     """
@@ -100,9 +100,9 @@ def plan_legs(journeys: Sequence[Mapping[int, Hashable]]) -> list[Leg]:
 
 
 class _PassingRow(RowKV):
-    """A row on a later leg of its way: what earlier legs wrote behind `start` has to stay.
+    """A row on a later leg: what earlier legs wrote after `start` must stay.
 
-    It is the same row, state and all; only that going back to `start` gives no memory back.
+    It shares the row's state, but truncating it to `start` frees no memory.
     """
 
     def __init__(self, row: RowKV) -> None:

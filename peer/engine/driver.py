@@ -1,4 +1,4 @@
-"""Which GPUs there are, asked of the driver and of torch's build, without loading torch: a second instead of many."""
+"""The GPUs there are, by the driver and torch's build, without loading torch: a second instead of many."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ...proto.errors import UsageError
 
 
 class GpuCount(Protocol):
-    """The facts that decide whether a GPU can be asked for."""
+    """The facts that decide whether a GPU can be requested."""
 
     def count(self) -> int:
-        """The GPUs there are."""
+        """Return the number of GPUs."""
 
     def are_supported(self) -> bool:
         """Whether the installed torch could compute on a GPU if there were one."""
 
     def torch_version(self) -> str:
-        """That of the installed torch."""
+        """Return the version of the installed torch."""
 
 
 def chosen_gpu(asked: str, gpus: GpuCount) -> int:
-    """The number of the GPU that "cuda" or "cuda:1" asks for. Raises UsageError where it is not there."""
+    """Return the index of the GPU that "cuda" or "cuda:1" asks for. Raises UsageError if there is no such GPU."""
     index, count = int(asked.partition(":")[2] or 0), gpus.count()
     if not gpus.are_supported():
         raise UsageError(
@@ -46,7 +46,7 @@ def chosen_gpu(asked: str, gpus: GpuCount) -> int:
 
 
 class DriverGpus:
-    """The GPUs that the NVIDIA driver lists; of other builds of torch than NVIDIA's and the CPU's nothing is known."""
+    """The GPUs that the NVIDIA driver lists; they are known only for torch's CUDA and CPU builds."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class DriverGpus:
         self._version_of = version_of
 
     def are_known(self) -> bool:
-        """Whether the driver has the last word: not with AMD's build of torch, nor where torch is not installed."""
+        """Whether the driver decides: it does not for AMD's build of torch, nor if torch is not installed."""
         build = self.torch_version().partition("+")[2]
         return bool(self.torch_version()) and (not build or build.startswith(("cu", "cpu")))
 
@@ -82,7 +82,7 @@ class DriverGpus:
 
 
 def check_device(asked: str, gpus: DriverGpus | None = None) -> None:
-    """Raises UsageError where the GPU that is asked for is not there, as far as that is known without torch."""
+    """Raise UsageError if the requested GPU is missing, as far as that is known without torch."""
     gpus = gpus or DriverGpus()
     if asked.startswith("cuda") and gpus.are_known():
         chosen_gpu(asked, gpus)

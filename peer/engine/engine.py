@@ -1,11 +1,11 @@
-"""The thread that computes: sessions' caches live here, and every step is shared by all sessions that are ready.
+"""The thread that computes: it owns the sessions' caches, and every step is shared by all sessions that are ready.
 
-The loop hands steps over with `Engine.step`, other work with `Engine.submit`, and never touches a tensor; what crosses
-are bytes in wire format.  The thread goes through turns: work that was submitted, then one forward pass over the tokens
-that `scheduler.plan_step` chooses from all steps that are there.  A step that arrives while one is computed is part of
-the next.  Between turns nothing is under way, so sessions end, are exported and move without locks, and the stage is
-replaced (`Engine.swap`): sessions keep the blocks that they opened on and batch with later ones where these are the
-same.
+The event loop hands over steps with `Engine.step` and other work with `Engine.submit`, and never touches a tensor: only
+bytes in wire format cross.  The thread works in turns: first the submitted work, then one forward pass over the tokens
+that `scheduler.plan_step` chooses from all steps that have arrived.  A step that arrives during a pass joins a later
+one.  Nothing is under way between turns, so that sessions end, move and are exported, and the stage is replaced
+(`Engine.swap`), without locks.  Sessions keep the blocks that they opened on, and batch with later sessions on the
+blocks that both share.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ class Engine:
         listeners: Sequence[StepListener] = (),
         timing: StepTiming = StepTiming(),  # noqa: B008  # a value
     ) -> None:
-        """`pool` is the memory of the sessions; `listeners` hear of every step, in the engine's thread."""
+        """`pool` is the sessions' memory; `listeners` are called in the engine's thread after steps without errors."""
         self.pool = pool
         self._stage = stage
         self._policy = policy
         self._listeners = tuple(listeners)
         self._timing = timing
-        # A task of this executor runs while there is something to do: an engine that is forgotten holds no thread up.
+        # `_run` occupies the executor only while there is work, so an engine that is forgotten keeps no thread alive.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._changed = threading.Condition()
         # Shared by the loop and the engine's thread, under the condition's lock:
@@ -80,16 +80,16 @@ class Engine:
         self._closed = False
         self._inbox: list[StepJob | EngineWork] = []
         self._expected = ExpectedSessions(timing.turnaround_seconds)
-        # The loop's own:
+        # Used on the loop only:
         self._latest: WeakKeyDictionary[SessionKv, asyncio.Future[StepOutput]] = WeakKeyDictionary()
-        # The engine's thread's own:
+        # Used in the engine's thread only:
         self._jobs: dict[StepJob, StepProgress] = {}
         """Steps that have begun, in the order of `scheduler.StepChoice`."""
         self._guess_time = GuessTime()
         self._last_step_seconds = 0.0
         self._last_step_ended = 0.0
         self._free_since = 0.0
-        """When it was last done with a step, or with waiting for sessions to share one."""
+        """When the last step ended, or the last wait for sessions to share one; monotonic seconds."""
 
     @property
     def stage(self) -> Stage:
@@ -106,7 +106,7 @@ class Engine:
         return self._policy
 
     def adopt_policy(self, policy: EnginePolicy) -> None:
-        """Divide the time by `policy` from the next step on; from any thread."""
+        """Use `policy` from the next step on; may be called from any thread."""
         self._policy = policy
 
     def wire_format(self, name: str) -> WireFormat:
@@ -122,13 +122,13 @@ class Engine:
         client: PeerId = _NOBODY,
         prefixes: Sequence[Digests] = (),
     ) -> SessionKv:
-        """The rows of a new session, which may begin with pages that are held of the client's `prefixes`.
+        """Open a session. Its rows may begin with pages of the client's `prefixes` that the peer still holds.
 
-        The session stays on the modules of these blocks whatever is hosted later, until `release`. Raises UsageError
-        for blocks that are not hosted now.
+        The session keeps the modules of these blocks until `release`, whatever is hosted later. Raises UsageError for
+        blocks that are not hosted now.
         """
         stage = self._stage
-        view = stage.view(blocks)  # refuses other blocks before anything is pinned
+        view = stage.view(blocks)  # raises for other blocks before any page is pinned
         nbytes = kv_tokens * len(blocks) * stage.kv_bytes_per_token
         memory = SessionMemory(self.pool, client, blocks, nbytes, prefixes)
         return SessionKv(view, wire_format, kv_tokens, max_rows, memory)
@@ -140,11 +140,11 @@ class Engine:
     ) -> StepOutput:
         """Compute a step together with those of other sessions; one step of a session at a time.
 
-        `input_format` is that of `data`; None: that of the outputs.
+        `input_format` is the format of `data`; None: that of the outputs.
 
-        Raises as `SessionKv.step` does, and PeerUnavailable when the engine is closed. The rows have the lengths that
-        the step began with after an error. A cancelled step is undone unless it is complete already; whatever is asked
-        for after the cancellation comes after that.
+        Raises as `SessionKv.step` does, and PeerUnavailable when the engine is closed. After an error the rows have the
+        lengths that they had before the step. A cancelled step is undone unless it is complete already; whatever is
+        submitted after the cancellation runs after that.
         """
         latest = self._latest.get(kv)
         if latest is not None and not latest.done():
@@ -155,7 +155,7 @@ class Engine:
         return await future
 
     async def submit(self, work: Callable[[], _T]) -> _T:
-        """Run `work` in the engine's thread, between two steps, after what was submitted before.
+        """Run `work` in the engine's thread, between two steps, after all that was submitted before.
 
         A step of the same session must be over or cancelled. Raises the errors of `work`, and PeerUnavailable when the
         engine is closed.
@@ -165,23 +165,23 @@ class Engine:
         return await future
 
     async def release(self, kv: SessionKv) -> None:
-        """End a session: free its rows and give its reservation back, after what was submitted before.
+        """End a session: free its rows and return its reservation, after all that was submitted before.
 
-        A step of the session must be over or cancelled. The memory is freed in any case: also if the caller is
-        cancelled, and also by an engine that closes or is closed.
+        A step of the session must be over or cancelled. The memory is freed in any case, even if the caller is
+        cancelled, or the engine closes or is closed.
         """
         work = EngineWork(kv.close, asyncio.get_running_loop().create_future(), unconditional=True)
         if self._put_or_refuse(work):
             await work.future
         else:
-            kv.close()  # there is no thread any more that could touch it
+            kv.close()  # the thread has ended: nothing else can touch the session
 
     async def swap(self, stage: Stage, pool_capacity_bytes: int | None = None) -> None:
         """Host `stage` in place of the present one, and resize the pool, between two steps.
 
-        The stage has the modules of the present one for the blocks that stay (`Stage.joined`). Sessions that are open
-        keep their blocks, in memory and computing, until they are released. Raises ValueError for a stage of another
-        model, dtype or device; nothing has changed then.
+        `stage` shares the modules of the blocks that stay with the present one (`Stage.joined`). Open sessions keep
+        their blocks, in memory and computing, until they are released. Raises ValueError, and changes nothing, for a
+        stage of another hidden size, dtype or device.
         """
         kept = self._stage
         if (stage.hidden_size, stage.dtype, stage.device) != (kept.hidden_size, kept.dtype, kept.device):
@@ -195,7 +195,7 @@ class Engine:
         await self.submit(replace_stage)
 
     def close(self) -> None:
-        """Stop the thread when the forward pass that runs now is done; what waits fails with PeerUnavailable."""
+        """End the thread after the forward pass that runs now, and wait for it; the rest fails with PeerUnavailable."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -206,7 +206,7 @@ class Engine:
             raise PeerUnavailable("the peer is shutting down")
 
     def _put_or_refuse(self, item: StepJob | EngineWork) -> bool:
-        """Hand something over; False if the engine is closed, to which only unconditional work may still come."""
+        """Hand over an item; False if the engine is closed, and takes only unconditional work while the thread runs."""
         with self._changed:
             if self._closed and not (item.unconditional and self._running):
                 return False
@@ -223,7 +223,7 @@ class Engine:
     # In the engine's thread.
 
     def _run(self) -> None:
-        """Take turns until there is nothing to do."""
+        """Take turns until there is nothing left to do."""
         failed = False
         while True:
             try:
@@ -233,12 +233,12 @@ class Engine:
                 if not self._take_turn():
                     return
             except BaseException:
-                # A defect: nobody may wait for ever, and sessions that come later are served.
+                # A defect. Fail the steps, so that nobody waits for ever, and go on serving later sessions.
                 logger.exception("the engine failed; all steps that were under way are lost")
                 failed = True
 
     def _take_turn(self) -> bool:
-        """Whether there may be more to do."""
+        """Take one turn; return whether there may be more to do."""
         self._accept()
         if self._jobs:
             self._gather()
@@ -256,11 +256,11 @@ class Engine:
             return self._running
 
     def _accept(self) -> None:
-        """Begin the steps and do the other work that arrived, in order."""
+        """Begin the steps and run the other work that arrived, in order."""
         if self._closed:
             return
         items = self._take_inbox()
-        # After the inbox was taken: what a session sends after it cancelled a step finds the step gone.
+        # After the inbox was taken: what a session submits after it cancelled a step must find the step undone.
         self._drop_cancelled()
         for item in items:
             if isinstance(item, EngineWork):
@@ -271,7 +271,7 @@ class Engine:
                     deliver([begun])
 
     def _begin(self, job: StepJob) -> StepOutput | None:
-        """The output of a step that is over at once."""
+        """Begin a step; return its output if it has nothing to compute."""
         now = time.time()
         progress = job.kv.begin(job.plan, job.data, job.input_format)
         if progress.remaining:
@@ -284,7 +284,7 @@ class Engine:
             self._jobs.pop(job).abandon()
 
     def _drop_steps(self, error: Exception) -> None:
-        """Fail what is under way and what waits; only unconditional work is left, in the inbox."""
+        """Fail all steps, and the waiting work; leave only unconditional work, in the inbox."""
         with self._changed:
             waiting = [item for item in self._inbox if not item.unconditional]
             self._inbox = [item for item in self._inbox if item.unconditional]
@@ -300,7 +300,7 @@ class Engine:
             return items
 
     def _gather(self) -> None:
-        """Wait a moment for sessions that should be back very soon, see `scheduler.gather_until`."""
+        """Wait a moment for sessions whose next steps are due, see `scheduler.gather_until`."""
         ready_since = max(self._last_step_ended, min(job.arrived_at for job in self._jobs))
         with self._changed:
             while not self._closed:
@@ -313,7 +313,7 @@ class Engine:
                 self._free_since = time.monotonic()
 
     def _step(self) -> None:
-        """One forward pass over the tokens that the scheduler chooses."""
+        """Run one forward pass over the tokens that the scheduler chooses."""
         jobs = list(self._jobs)
         left = [self._jobs[job].remaining for job in jobs]
         guesses = {index: job.guesses_left(left[index]) for index, job in enumerate(jobs) if job.plan.guessed}
@@ -355,7 +355,7 @@ class Engine:
                 listener(record)
 
     def _note_use(self, uses: Sequence[tuple[SessionKv, int, int]], began: float) -> None:
-        """Tell who the last step, which `began` then, was for: sessions, with tokens of their texts and guesses."""
+        """Note who used the last step, which began at `began`: (session, tokens of its text, guesses) of each."""
         guesses = {kv: guessed for kv, _, guessed in uses if guessed}
         waiting: dict[SessionKv, float] = {}
         if guesses:
@@ -368,7 +368,7 @@ class Engine:
     def _store(
         self, job: StepJob, rows: Sequence[tuple[int, int]], output: torch.Tensor | SwarmError
     ) -> Outcome | None:
-        """Keep the output of a pass for a job; the job's answer if that was the last part of it."""
+        """Store the output of a pass for a job; return the job's outcome if it is complete or has failed."""
         progress = self._jobs[job]
         if isinstance(output, Exception):
             progress.abandon()

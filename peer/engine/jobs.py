@@ -1,6 +1,6 @@
 """The traffic between the event loop and the engine's thread: jobs and work one way, answers the other.
 
-The loop makes a future with everything that it hands over; the thread answers through `deliver`, which wakes each loop
+The loop makes a future for each item that it hands over; the thread answers through `deliver`, which wakes each loop
 once for all of its answers.
 """
 
@@ -34,30 +34,30 @@ class StepJob:
     arrived_at: float
     """Monotonic seconds."""
     started_at: float | None = None
-    """Unix seconds; from the first forward pass on."""
+    """Start of its first forward pass in Unix seconds; None before."""
     queue_seconds: float = 0.0
-    """How long it waited for other sessions until then."""
+    """Its wait for other sessions until then."""
     deferred: int = 0
-    """Steps of the engine that went before its guesses."""
+    """Steps of the engine for which its guesses were deferrable."""
 
     @property
     def has_text(self) -> bool:
-        """Whether some of its tokens are no guesses."""
+        """Whether some of its tokens are not guesses."""
         return self.plan.tokens > self.plan.guessed
 
     def guesses_left(self, remaining: Sequence[int]) -> int:
-        """How many of the last tokens that are left, by row, are only guesses."""
+        """Return how many of the tokens left are guesses; `remaining` counts the tokens left by row."""
         return min(self.plan.guessed, remaining[-1])
 
 
 @dataclass(eq=False)
 class EngineWork:
-    """Something else that runs in the engine's thread."""
+    """Other work for the engine's thread."""
 
     run: Callable[[], Any]
     future: asyncio.Future[Any]
     unconditional: bool = False
-    """It runs even if it is cancelled or the engine closes."""
+    """Run it even if it is cancelled or the engine closes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +70,7 @@ class Outcome:
 
 
 def takes_by_job(takes: Iterable[Take]) -> dict[int, list[tuple[int, int]]]:
-    """StepJob -> (row, tokens) of its rows."""
+    """Group the takes: index of the job -> (row, tokens) of its rows."""
     by_job: dict[int, list[tuple[int, int]]] = {}
     for take in takes:
         by_job.setdefault(take.job, []).append((take.row, take.count))
@@ -78,9 +78,9 @@ def takes_by_job(takes: Iterable[Take]) -> dict[int, list[tuple[int, int]]]:
 
 
 def text_and_guesses(left: Sequence[int], rows: Iterable[tuple[int, int]], guesses_left: int) -> tuple[int, int]:
-    """How many tokens of a text and how many guesses a step takes of a job; guesses are the last of its last row.
+    """Count the (text tokens, guesses) that a step takes of a job; the guesses are the last tokens of its last row.
 
-    `left`: tokens by row before the step; `rows`: (row, tokens) that it takes.
+    `left`: tokens by row before the step; `rows`: (row, tokens) that the step takes.
     """
     by_row = dict(rows)
     last = len(left) - 1
@@ -105,7 +105,7 @@ def record_of_step(shares: Sequence[Share], seconds: float, longest_wait_seconds
 
 
 def run_work(work: EngineWork) -> None:
-    """Run it and answer, unless it was cancelled in time."""
+    """Run `work` and deliver its outcome, unless it was cancelled in time."""
     if work.future.cancelled() and not work.unconditional:
         return
     deliver([answer_of(work.future, work.run)])

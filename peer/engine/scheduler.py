@@ -1,19 +1,19 @@
-"""The choice of the tokens of the next step, and of a moment's wait for more: no tensors.
+"""The choice of the tokens of the next step, and of how long to wait for more; no tensors.
 
 The rules:
 
 1. Rows with one new token ("decode rows") of all sessions are part of every step: they share one read of the weights.
 2. Longer rows ("prompts") are cut into chunks of `chunk_tokens`, counted from the first token of the row's step, and a
    step takes at most `chunk_tokens` of them in all.  A prompt therefore delays a decode row by one chunk's time at
-   most, and where a row is cut never depends on who else is there: neither do the sums inside its attention.
+   most.  Where a row is cut never depends on other sessions, so the sums inside its attention do not either.
 3. Jobs with prompts take turns.  The one that was served longest ago goes first, and what it leaves of the budget goes
    to the next ones whose chunk fits.  Among N jobs, one of k chunks is complete after at most k * N steps, whatever
    arrives later.
-4. A session brings at most `chunk_tokens` decode rows to a step, so that one with a thousand rows is no other case than
+4. A session brings at most `chunk_tokens` decode rows to a step, so that a session with a thousand rows is treated like
    one with a long prompt.
-5. Guesses, the last tokens of a step that nobody may ever need, are no part of a step in which other sessions have
-   tokens of their texts, so that nobody's token takes longer for them; but not more than `MOST_DEFERRALS` times,
-   because the session's own text waits behind them.  (So a row may be cut where its guesses begin, beside rule 2.)
+5. Guesses, the last tokens of a session's step, may never be needed.  They are left out of a step of the engine in
+   which other sessions have tokens of their texts, so that they delay nobody's token; but at most `MOST_DEFERRALS`
+   times, because the session's own text waits behind them.  (So a row may also be cut where its guesses begin.)
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from ...routing.swarm import ComputeCost
 DEFAULT_CHUNK_TOKENS = 64
 """The chunk until the machine's speed is known, see `chunk_tokens_within`."""
 MIN_CHUNK_TOKENS = 32
-"""Smaller chunks read the weights more often than a prompt's speed bears."""
+"""Smaller chunks make prompts slow, because each chunk reads the weights once."""
 MAX_CHUNK_TOKENS = 512
 MOST_DEFERRALS = 4
-"""Steps of the engine that go before the guesses of a session's step."""
+"""Steps of the engine that may go ahead of the guesses of a session's step."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepTiming:
-    """The times by which steps are cut and waited for."""
+    """Limits on the time that a chunk adds to a step, and on waits to share a step."""
 
     stall_seconds: float = 0.25
-    """A chunk should not add more than this to a step, or than the step of a decode row takes, where that is more."""
+    """A chunk should not add more than this to a step, or more than the time of a decode step, if that is longer."""
     gather_seconds: float = 0.025
     """The longest wait of a ready job for others; see also `GATHER_SHARE`."""
     turnaround_seconds: float = 0.1
-    """Longer turnarounds count as this: somebody read the answer, which says little about the next time."""
+    """Longer turnarounds count as this: a person who read the answer says little about the next turnaround."""
 
 
 def _no_pause() -> float:
@@ -56,14 +56,14 @@ class EnginePolicy:
     """How the engine divides its time. A value: to change the policy, replace it (`Engine.adopt_policy`)."""
 
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
-    """Most tokens of prompts in a step; see `chunk_tokens_within`."""
+    """Most prompt tokens in a step; see `chunk_tokens_within`."""
     pause: Callable[[], float] = _no_pause
-    """Asked in the engine's thread after every step: seconds that are left to the machine's owner."""
+    """Called in the engine's thread after every step; returns the seconds to leave to the machine's owner."""
 
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """The next `count` tokens of row `row` of job `job` are computed now; both are indices into what was asked."""
+    """Compute the next `count` tokens of row `row` of job `job` now; both are indices into `jobs` of `plan_step`."""
 
     job: int
     row: int
@@ -85,9 +85,9 @@ def plan_step(
 ) -> StepChoice:
     """Choose the tokens of the next step.
 
-    `jobs[i]` has the tokens left of every row of job i; the jobs are in the order of the last choice, with new ones
-    behind.  `deferrable` has, by job, how many of its last row's last tokens are guesses that can wait.  The takes are
-    not empty if any token is left.  O(rows).
+    `jobs[i]` has the number of tokens left in every row of job i; the jobs are in the order of the last choice, new
+    ones at the end.  `deferrable` maps a job to the number of guesses, at the end of its last row, that can wait.  The
+    takes are empty only if no token is left.  O(rows).
     """
     takes: list[Take] = []
     waiting: list[int] = []
@@ -109,9 +109,9 @@ def plan_step(
 
 
 def chunk_tokens_within(cost: ComputeCost, num_blocks: int, stall_seconds: float) -> int:
-    """The largest power of two whose prefill keeps `StepTiming.stall_seconds` on a peer of `num_blocks` blocks.
+    """The largest power of two whose prefill takes at most `stall_seconds` on a peer of `num_blocks` blocks.
 
-    Between `MIN_CHUNK_TOKENS` and `MAX_CHUNK_TOKENS`.
+    `stall_seconds` as in `StepTiming`. The result is between `MIN_CHUNK_TOKENS` and `MAX_CHUNK_TOKENS`.
     """
     allowed_seconds = max(stall_seconds, num_blocks * cost.decode_seconds())
     chunk_tokens = MAX_CHUNK_TOKENS
@@ -120,8 +120,8 @@ def chunk_tokens_within(cost: ComputeCost, num_blocks: int, stall_seconds: float
     return chunk_tokens
 
 
-# Sessions that were answered by one step come back at nearly the same time.  Without a pause the first of them starts
-# the next step alone, the others miss it, and from then on two groups alternate that could share every step.  Simulated
+# Sessions that one step answered come back at nearly the same time.  Without a pause the first of them starts the next
+# step alone, the others miss it, and from then on two groups alternate that could share every step.  Simulated
 # with 8 sessions and steps of 80 ms + 5 ms per row, tokens/s without and with the pause: 40 and 66 where the sessions
 # come back after 0.2 or 1 ms, 63 after 5 ms, 56 after 20 ms; and the 99th percentile of the gaps between a session's
 # tokens falls from 200 ms to 120 to 144 ms.
@@ -143,7 +143,7 @@ class TurnAround:
         return cls(seconds, seconds / 2)
 
     def observed(self, seconds: float) -> TurnAround:
-        """With one more observation."""
+        """Return the statistics with one more observation."""
         deviation = self.deviation_seconds + _SMOOTHING * (abs(seconds - self.mean_seconds) - self.deviation_seconds)
         return TurnAround(self.mean_seconds + _SMOOTHING * (seconds - self.mean_seconds), deviation)
 
@@ -161,9 +161,9 @@ class Return:
 
 
 class ExpectedSessions:
-    """Sessions that were answered and are not back yet, and when they should be, going by the times before.
+    """Sessions that were answered and are not back yet, and when each is expected, by its earlier turnarounds.
 
-    Sessions are any hashable objects; a session that nobody else holds is forgotten.
+    Sessions are any hashable objects; they are held by weak references.
     """
 
     def __init__(self, turnaround_seconds: float) -> None:
@@ -187,7 +187,7 @@ class ExpectedSessions:
             self._turn_arounds[session] = before.observed(seconds) if before is not None else TurnAround.first(seconds)
 
     def returns(self, now: float) -> list[Return]:
-        """The expected returns; drops sessions that are overdue."""
+        """Return the expected returns; drop sessions that are overdue."""
         for session in [session for session, expected in self._expected.items() if expected.latest_at <= now]:
             del self._expected[session]
         return list(self._expected.values())
@@ -196,11 +196,11 @@ class ExpectedSessions:
 def gather_until(
     ready_since: float, expected: Iterable[Return], last_step_seconds: float, gather_seconds: float
 ) -> float:
-    """The moment until which the engine waits for more jobs; `ready_since`, i.e. not at all, if nobody is expected.
+    """The moment until which the engine waits for more jobs; `ready_since`, i.e. no wait, if nobody is expected.
 
-    `ready_since`: since when the engine is free and a job is ready. `expected`: of the sessions that are not back yet.
-    A session that usually comes later than the limit is not waited for, and no wait is longer.  `gather_seconds` as in
-    `StepTiming`.
+    `ready_since`: when the engine became free and a job was ready. `expected`: returns of the sessions that are not
+    back yet.  No wait exceeds the limit, and a session that usually comes after it is not waited for.
+    `gather_seconds` as in `StepTiming`.
     """
     limit = ready_since + min(gather_seconds, GATHER_SHARE * last_step_seconds)
     ends = (min(back.latest_at, limit) for back in expected if back.usually_at <= limit)

@@ -1,7 +1,7 @@
 """The examination behind `swarm-peer doctor`: what would keep this machine from serving, and what to do about it.
 
-Each subject is examined by a shell function and judged by a pure one.  What is told is safe to paste into a public
-place: it has no key, id, address, port, host or path in it, so nothing of an error's text but its stable code.
+Each subject is examined by a shell function and judged by a pure one.  The findings are safe to paste in public: they
+contain no key, id, address, port, host or path, and therefore of an error only its stable code, not its text.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Finding:
 
 
 def judge_peers(asked: int, codes: Sequence[str]) -> Finding:
-    """`codes`: of the errors of those that did not answer."""
+    """`asked` peers were pinged; `codes` are the error codes of those that did not answer."""
     answered = asked - len(codes)
     text = f"{answered} of {asked} initial peers answer"
     if codes:
@@ -67,7 +67,7 @@ def judge_peers(asked: int, codes: Sequence[str]) -> Finding:
 
 
 def judge_clock(offsets_seconds: Sequence[float]) -> Finding:
-    """The clocks of others minus this machine's."""
+    """`offsets_seconds`: the clocks of other peers minus this machine's."""
     if not offsets_seconds:
         return Finding("clock", Health.UNKNOWN, "no other clock was seen")
     offset = statistics.median(offsets_seconds)
@@ -95,7 +95,7 @@ def judge_reach(verdict: ReachVerdict) -> Finding:
 
 
 def judge_disk(free_bytes: int | None, writable: bool) -> Finding:
-    """For the data folder; None: not known."""
+    """Judge the disk of the data folder; `free_bytes` is None if it is not known."""
     if not writable:
         return Finding("disk", Health.BAD, "the data folder cannot be written", "Choose another one with --data.")
     if free_bytes is None:
@@ -118,13 +118,13 @@ def judge_memory(free_bytes: int) -> Finding:
 
 @dataclass(frozen=True)
 class Patient:
-    """The machine, as a peer on it would be started."""
+    """The machine to examine, with the options that a peer on it would get."""
 
     initial_peers: Sequence[PeerAddress]
     host: str
     port: int
     announced_port: int | None
-    """The number of a forwarded port."""
+    """The port that others dial, where it is forwarded."""
     data_folder: Path
     device: str
     swarm_key: SwarmKey | None = None
@@ -132,7 +132,7 @@ class Patient:
 
 
 async def examine(patient: Patient, timing: PeerTiming, find_device: Callable[[str], Finding]) -> list[Finding]:
-    """All findings; nothing is raised for a machine that is ill. `find_device` may take seconds."""
+    """Return all findings; a bad one raises nothing. `find_device` runs in a thread and may take seconds."""
     identity = Identity.generate()  # the peer's own may be in use
     rule = rule_for(private=patient.swarm_key is not None, lan=patient.lan)
     introduce = introduction(identity, patient.swarm_key)
@@ -158,7 +158,7 @@ async def examine(patient: Patient, timing: PeerTiming, find_device: Callable[[s
 
 
 async def _meet(dialer: Dialer, address: PeerAddress, timing: PeerTiming) -> float | str:
-    """The offset of a peer's clock, or the code of the error."""
+    """Ping a peer; return its clock minus ours in seconds, or the error's code."""
     try:
         return (await ping(dialer.stub(address), address, timing.join_ping_seconds))[2]
     except SwarmError as error:
@@ -170,14 +170,17 @@ async def _listen(patient: Patient, identity: Identity, asker: ReachAsker) -> tu
         verdict, _ = await first_verdict(identity, patient.host, patient.port, asker, time.time, patient.announced_port)
     except UsageError:
         taken = Finding(
-            "port", Health.BAD, "it cannot be listened on", "Stop the program that has it, or choose another --port."
+            "port",
+            Health.BAD,
+            "this machine cannot listen on it",
+            "Stop the program that has it, or choose another --port.",
         )
-        return taken, Finding("reachability", Health.UNKNOWN, "nothing could listen")
-    return Finding("port", Health.GOOD, "it can be listened on"), judge_reach(verdict)
+        return taken, Finding("reachability", Health.UNKNOWN, "not checked: the port cannot be used")
+    return Finding("port", Health.GOOD, "this machine can listen on it"), judge_reach(verdict)
 
 
 def _disk(folder: Path) -> Finding:
-    """For the nearest folder above that is there, since the folder itself is made by the first peer."""
+    """Judge the nearest existing parent: the folder itself is made by the first peer."""
     there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
     try:
         free = shutil.disk_usage(there).free
@@ -187,7 +190,7 @@ def _disk(folder: Path) -> Finding:
 
 
 def device_finding(asked: str) -> Finding:
-    """The device that torch would compute on."""
+    """Judge the device that torch would compute on."""
     from ..engine.device import describe_device, find_device  # brings torch
 
     try:

@@ -13,7 +13,7 @@ from ...proto.network.address import PeerAddress
 from ..config import BlockRequest, PeerConfig, RelayQuota, listening_host, reach_mode
 
 Model = Annotated[str, typer.Argument(help="A local folder with a safetensors checkpoint, or a Hugging Face id.")]
-NewSwarm = Annotated[bool, typer.Option("--new-swarm", help="Begin a new swarm.")]
+NewSwarm = Annotated[bool, typer.Option("--new-swarm", help="Start a new swarm.")]
 InitialPeers = Annotated[
     list[str] | None,
     typer.Option("--initial-peers", help="Join the swarm of this peer, ID@HOST:PORT; may be given several times."),
@@ -27,13 +27,13 @@ Port = Annotated[int, typer.Option(help="Port for clients and peers; 0 for any f
 DhtPort = Annotated[int, typer.Option(help="Port of the DHT node; 0 for any free port.")]
 Announce = Annotated[
     list[str] | None,
-    typer.Option(help="HOST:PORT under which others reach this peer, where that differs (port forwarding)."),
+    typer.Option(help="HOST:PORT at which others reach this peer, if not where it listens (port forwarding)."),
 ]
 Reach = Annotated[
     str,
     typer.Option(
-        help="How others reach this peer. auto: other peers dial it back; where that fails, it is reached through"
-        " peers that offer --relay. direct: announce the address unchecked. relay: through relays only."
+        help="How others reach this peer. auto: other peers dial it back; if that fails, it is reached through peers"
+        " that offer --relay. direct: announce the address unchecked. relay: through relays only."
     ),
 ]
 Relay = Annotated[
@@ -42,11 +42,11 @@ Relay = Annotated[
         "--relay", help="Let peers without an open port be reached through this one. It sees only encrypted bytes."
     ),
 ]
-RelayPeers = Annotated[int, typer.Option(help="With --relay: for how many peers at once.")]
-RelayConnections = Annotated[int, typer.Option(help="With --relay: connections of all these peers at once.")]
+RelayPeers = Annotated[int, typer.Option(help="With --relay: the most peers at once.")]
+RelayConnections = Annotated[int, typer.Option(help="With --relay: the most connections at once, of all these peers.")]
 RelayRate = Annotated[
     float,
-    typer.Option(help="With --relay: MiB per second for all of them, both directions; each has at most half."),
+    typer.Option(help="With --relay: MiB per second for all of them and both directions; one gets at most half."),
 ]
 Identity = Annotated[
     Path | None,
@@ -64,21 +64,19 @@ Lan = Annotated[
     bool,
     typer.Option(
         "--lan",
-        help="The swarm is on your own network: connect to private addresses, too, when a record has them."
-        " Not needed where an initial peer is at such an address.",
+        help="The swarm is on your own network: also connect to private addresses that records name."
+        " Not needed if an initial peer has such an address.",
     ),
 ]
-KvTokens = Annotated[int, typer.Option(help="Tokens of attention cache to offer in each block.")]
-ClientShare = Annotated[
-    float, typer.Option(help="Part of the room that one client may hold while others wait for room.")
-]
+KvTokens = Annotated[int, typer.Option(help="Tokens of attention cache to offer per block.")]
+ClientShare = Annotated[float, typer.Option(help="Share of the room that one client may hold while others wait.")]
 ReplayMemory = Annotated[
     int, typer.Option(help="MiB for replay buffers, from which clients recover when another peer fails.")
 ]
 PrefixCache = Annotated[
     int,
     typer.Option(
-        help="MiB for attention caches of earlier prompts: where a client's next prompt begins with the same text,"
+        help="MiB for attention caches of earlier prompts: if a client's next prompt begins with the same text,"
         " only the rest is computed. Never shared between clients."
     ),
 ]
@@ -88,8 +86,8 @@ Device = Annotated[
 Dtype = Annotated[
     str,
     typer.Option(
-        help="float32, bfloat16 or float16. auto: float32 on a CPU; on a GPU as the model was published, if the"
-        " GPU computes in that."
+        help="float32, bfloat16 or float16. auto: float32 on a CPU; on a GPU the dtype of the published model, if the"
+        " GPU supports it."
     ),
 ]
 Quantize = Annotated[
@@ -117,14 +115,12 @@ MetricsPort = Annotated[
 ]
 MetricsHost = Annotated[str, typer.Option(help="Address to serve metrics on.")]
 Name = Annotated[str, typer.Option(help="A name for the public map of the swarm.")]
-HideDevice = Annotated[
-    bool, typer.Option("--hide-device", help="Do not announce which kind of device this is, and its memory.")
-]
+HideDevice = Annotated[bool, typer.Option("--hide-device", help="Do not announce the kind of device and its memory.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of a Hugging Face model.")]
 CacheLimit = Annotated[
     float | None,
     typer.Option(
-        help="GiB for fetched blocks in the cache folder: beyond that, those that no peer uses are deleted, the"
+        help="GiB of fetched blocks to keep in the cache folder: beyond that, those that no peer uses are deleted,"
         " least recently used first.  [default: no limit]"
     ),
 ]
@@ -134,7 +130,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")]
 
 
 def peer_config(chosen: Mapping[str, Any]) -> PeerConfig:
-    """The configuration of a peer from its options by name, as the command line has them. Raises UsageError."""
+    """Build a peer's configuration from its command-line options by name. Raises UsageError."""
     initial_peers, data = chosen["initial_peers"] or (), Path(chosen["data"])
     if chosen["new_swarm"] == bool(initial_peers):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""A peer that serves, as the program tells of it: for people, and as JSON."""
+"""The report of a peer that has begun to serve: for people, and as JSON."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ if TYPE_CHECKING:
 
 
 def settle_memory() -> None:
-    """Give back the memory that starting took, and have the collector of garbage leave alone what is there now; it
-    stays for as long as the process does.
+    """Return the memory that starting took, and exempt today's objects from garbage collection: they live to the end.
 
-    A collection of all objects holds up every thread.  Measured with what a peer imports, 380,000 objects: 0.4 s and
-    more on a busy machine, once in every load of blocks; without them, a millisecond.  The blocks themselves are freed
-    by their reference counts.
+    A full collection stops every thread.  Measured with the 380,000 objects that a peer imports: 0.4 s and more on a
+    busy machine, once in every load of blocks; without them, a millisecond.  The blocks themselves are freed by their
+    reference counts.
     """
     gc.collect()
     gc.freeze()
@@ -66,7 +65,7 @@ def print_ready(model: str, peer: ReadyPeer) -> None:
 
 
 def describe_reach(peer: ReadyPeer) -> str:
-    """How the peer is reached: "relay", "direct", or "unchecked" where nobody has tried."""
+    """Return how the peer is reached: "relay", "direct", or "unchecked" if no other peer has tried."""
     if isinstance(peer.address, RelayedAddress):
         return "relay"
     return "direct" if peer.checked else "unchecked"

@@ -1,4 +1,4 @@
-"""Progress bars for what takes long at the start of a peer; plain lines where there is no terminal."""
+"""Progress bars for the slow parts of a peer's start; plain log lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Sized(ProgressColumn):
-    """A column about bytes, empty where there are none to count."""
+    """A column in bytes, empty for work that is not counted in bytes."""
 
     def __init__(self, column: ProgressColumn) -> None:
         self._column = column
@@ -34,7 +34,7 @@ class _Sized(ProgressColumn):
 
 
 class LoadingBars:
-    """One bar per kind of work, on standard error; without an end for work of which nobody knows how long it takes."""
+    """One bar per kind of work, on standard error; an endless one for work of unknown length."""
 
     def __init__(self) -> None:
         self._bars = Progress(
@@ -50,8 +50,8 @@ class LoadingBars:
         self._tasks: dict[str, TaskID] = {}
 
     def update(self, what: str, done_bytes: int, total_bytes: int) -> None:
-        """Show how far `what` is; may be called from any thread. `total_bytes` of 0: that it has begun, until something
-        else does."""
+        """Show the progress of `what`; may be called from any thread. With `total_bytes` 0, show an endless bar until
+        other work begins."""
         if what not in self._tasks:
             for task in self._bars.tasks:
                 self._bars.update(task.id, visible=task.total is not None)
