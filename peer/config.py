@@ -32,7 +32,7 @@ MAX_ANNOUNCED_CHARS = MAX_REACH_BYTES * 2 // 3
 """Characters of all --announce together: the record also has the addresses of the DHT, at the same hosts."""
 MAX_RELAY_CONNECTIONS = 4096
 MAX_THREADS = 1024
-"""With very many of them torch breaks down."""
+"""With far more of them torch breaks down."""
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
@@ -60,9 +60,9 @@ class BlockRequest:
 
 
 def listening_host(text: str, resolve: Callable[..., Any] = socket.getaddrinfo) -> str:
-    """The address behind the value of `--host`, without brackets; the DHT listens on addresses only.
+    """Resolve the value of `--host` to an address without brackets: the DHT listens on addresses only.
 
-    Raises UsageError for what is neither an address nor a name of this machine.
+    Raises UsageError if it is neither an address nor a name that resolves to one.
     """
     host = HostPort.of(text, 0).host
     try:
@@ -78,7 +78,7 @@ def listening_host(text: str, resolve: Callable[..., Any] = socket.getaddrinfo) 
 
 
 def check_listeners(ports: Sequence[tuple[str, str, int]]) -> None:
-    """Whether all can listen beside each other: option, host and port of each. Raises UsageError."""
+    """Check that no two listeners share a port; `ports` has option, host and port of each. Raises UsageError."""
     for (first, host, port), (second, other_host, other_port) in itertools.combinations(ports, 2):
         if port and port == other_port and (host == other_host or not _EVERY_HOST.isdisjoint((host, other_host))):
             raise UsageError(f"{second} {port} is the port of {first}", hint="Choose another one, or 0 for any.")
@@ -116,7 +116,7 @@ class RelayQuota:
     bytes_per_second: float = float(16 << 20)
     """For all peers together."""
     peer_share: float = 0.5
-    """The part of it that one peer may have."""
+    """The share of it that one peer may have."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.peers <= MAX_RELAY_PLACES:
@@ -133,7 +133,7 @@ class RelayQuota:
 
 @dataclass(frozen=True)
 class PeerConfig:
-    """Everything that a peer is started with."""
+    """Everything that a peer is told when it starts."""
 
     model: str
     """A local folder, or "owner/name" on a Hugging Face hub."""
@@ -144,7 +144,7 @@ class PeerConfig:
     host: str
     port: int
     announce: tuple[str, ...]
-    """host:port under which others reach this peer, where that is not host:port."""
+    """HOST:PORT at which others reach this peer, if these are not `host` and `port`."""
     dht_port: int
     swarm_key_path: Path | None
     allowed_peers: frozenset[str]
@@ -152,15 +152,15 @@ class PeerConfig:
     """Tokens of attention cache, counted once for each hosted block."""
     replay_bytes: int
     prefix_cache_bytes: int
-    """Attention caches of earlier prompts, kept where sessions need no room."""
+    """For attention caches of earlier prompts."""
     device: str
-    """auto, cpu, cuda or cuda:N; whether there is such a device, torch knows."""
+    """auto, cpu, cuda or cuda:N; only torch knows whether there is such a device."""
     dtype: str
-    """auto or the name of one: auto is float32 on a CPU, on a GPU that of the checkpoint if it computes in it."""
+    """A dtype by name, or auto: float32 on a CPU; on a GPU that of the checkpoint, if the GPU supports it."""
     quantize: str
     """One of `QUANTIZATIONS`."""
     threads: int | None
-    """None: what measures best."""
+    """None: the number that measures fastest."""
     nice: bool
     """Yield to the machine's owner."""
     data_folder: Path
@@ -171,16 +171,16 @@ class PeerConfig:
     name: str
     revision: str | None
     cache_limit_bytes: int | None = None
-    """For the files of blocks that were fetched; None: they stay."""
+    """Limit for the files of fetched blocks; None: all are kept."""
     client_share: float = CLIENT_SHARE
-    """The part of the room that one client may hold while others wait."""
+    """The share of the room that one client may hold while others wait."""
     tell_device: bool = True
     """Announce the class of the device: "cpu, 2 threads", or the model and memory of the GPU."""
     lan: bool = False
-    """Dial private addresses, too: the swarm is on this machine's own network."""
+    """Also dial private addresses: the swarm is on this machine's own network."""
     reach: ReachMode = ReachMode.AUTO
     relay: RelayQuota | None = None
-    """The most that this peer relays for others; None: it does not."""
+    """The most that this peer relays for others; None: it relays for nobody."""
     timing: PeerTiming = field(default_factory=PeerTiming)
 
     def __post_init__(self) -> None:
@@ -239,7 +239,7 @@ class PeerConfig:
         return [("--port", self.host, self.port), ("--dht-port", self.host, self.dht_port), *metrics]
 
     def dial_rule(self, private: bool) -> DialRule:
-        """Where this peer dials because a record says so; `private`: the swarm has a key."""
+        """The rule for dialling addresses that records name; `private`: the swarm has a key."""
         begins = not self.initial_peers
         announced = [HostPort.parse(target).host for target in self.announce] or announced_hosts(self.host)
         return rule_for(private=private, lan=self.lan, begun_at=announced if begins else ())

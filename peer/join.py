@@ -1,7 +1,7 @@
-"""How a peer gets into a swarm: the initial peers are asked whether they are the right ones, and lead into the DHT.
+"""How a peer joins a swarm: it checks by a ping that the initial peers serve its model, and joins their DHT.
 
-A peer that was in the swarm before remembers others in its data folder.  They make up for initial peers that do not
-answer, and a peer that began the swarm finds them again when the same command starts it anew.
+A peer that was in the swarm before remembers others in its data folder.  They stand in for initial peers that do not
+answer, and through them a peer that began the swarm finds it again when it is restarted with the same command.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_REMEMBERED = 128
-"""DHT addresses that are remembered."""
+"""DHT addresses to remember."""
 MAX_MADDRS_OF_A_PEER = 8
 MAX_RECORDS_READ = 64
 """Records whose addresses are tried when the DHT is lost, chosen at random."""
@@ -56,14 +56,14 @@ _MAX_FILE_BYTES = 1 << 16
 
 
 class RememberedPeers:
-    """The DHT addresses of the peers of one swarm that were met, in the data folder."""
+    """The DHT addresses of the peers that were met in one swarm, kept in the data folder."""
 
     def __init__(self, folder: Path, model_digest: str, swarm_key: SwarmKey | None) -> None:
         name = dht_id(swarm_key_name(model_digest, swarm_key)).hex()
         self._path = folder / f"peers-{name[:16]}.json"
 
     def load(self) -> tuple[str, ...]:
-        """The addresses that were saved last; none if the file is missing or garbled."""
+        """Return the addresses that were saved last; none if the file is missing or garbled."""
         try:
             if self._path.stat().st_size > _MAX_FILE_BYTES:
                 return ()
@@ -76,7 +76,7 @@ class RememberedPeers:
         return _bounded(content, MAX_REMEMBERED) if isinstance(content, list) else ()
 
     def save(self, maddrs: Sequence[str]) -> None:
-        """Replace what was saved; that it cannot be written is no reason to stop a peer."""
+        """Replace the saved addresses; a failure is only logged, because it is no reason to stop a peer."""
         try:
             keep_text(self._path, json.dumps(list(maddrs[:MAX_REMEMBERED]), indent=1))
         except OSError as error:
@@ -88,15 +88,15 @@ class FirstContacts:
     """The addresses of the DHT through which a peer joins."""
 
     maddrs: tuple[str, ...]
-    """None for a peer that begins a swarm."""
+    """Empty for a peer that begins a swarm."""
     remembered: tuple[str, ...]
     """Those of an earlier run."""
     met_before: bool
-    """No initial peer answers: `maddrs` are those of an earlier run."""
+    """Whether no initial peer answered, and `maddrs` are those of an earlier run."""
 
 
 async def first_contacts(config: PeerConfig, dialer: Dialer, digest: str, swarm_key: SwarmKey | None) -> FirstContacts:
-    """Ask the initial peers whether they are the right ones. Raises what `_initial_maddrs` raises."""
+    """Get DHT addresses from the initial peers, or from an earlier run if none answers. Raises as `_initial_maddrs`."""
     remembered = await asyncio.to_thread(RememberedPeers(config.data_folder, digest, swarm_key).load)
     if not config.initial_peers:
         return FirstContacts((), remembered, False)
@@ -122,11 +122,11 @@ async def join_swarm(
     clock: Callable[[], float] = time.time,
     num_blocks: int = 0,
 ) -> AsyncIterator[tuple[HivemindDirectory, RecentLookups]]:
-    """A node of the DHT for the time of the block: of a new one, or of that of the first contacts.
+    """Run a DHT node for the time of the block: in the DHT of the first contacts, or in a new one.
 
-    `num_blocks` of the model: with it others are told of the hosts that are best for them.
+    `num_blocks` of the model: with it, nodes that ask are told the hosts that are best for them.
 
-    Where this peer is not `reached` from outside, its node keeps nothing for others: they could not ask it.
+    If this peer is not `reached` from outside, its node stores nothing for others: they could not ask it.
     """
     lookups: RecentLookups | None = None
 
@@ -162,7 +162,7 @@ async def _start_directory(
     config: PeerConfig, swarm_key: SwarmKey | None, contacts: FirstContacts,
     more_maddrs: Callable[[], Awaitable[Sequence[str]]], reached: bool, clock: Callable[[], float],
 ) -> HivemindDirectory:  # fmt: skip
-    """A node that others can ask; a client of the DHT where they cannot."""
+    """Start a node that others can ask, or a mere client of the DHT if they cannot reach it."""
     from ..proto.directory.hivemind.node import HivemindDirectory
 
     return await HivemindDirectory.start(
@@ -185,7 +185,7 @@ async def remember_swarm(
     directory: HivemindDirectory, lookups: RecentLookups, remembered: RememberedPeers, swarm_key: SwarmKey | None,
     timing: PeerTiming,
 ) -> None:  # fmt: skip
-    """Keep what is remembered up to date until cancelled; peers that leave are not expected back."""
+    """Keep the remembered addresses up to date until cancelled; forget peers that leave."""
     saved: Sequence[str] = ()
     while True:
         expected = {maddr.rpartition("/p2p/")[2] for maddr in directory.met_maddrs}
@@ -210,7 +210,7 @@ def _is_leaving(record: SignedRecord, swarm_key: SwarmKey | None) -> bool:
 
 
 def _maddrs_of(records: Sequence[SignedRecord], swarm_key: SwarmKey | None) -> list[str]:
-    """The DHT addresses that some of the records announce, each of its owner."""
+    """The DHT addresses that records chosen at random announce, each with its owner's id."""
     maddrs: list[str] = []
     for record in random.sample(records, min(len(records), MAX_RECORDS_READ)):
         try:
@@ -223,7 +223,7 @@ def _maddrs_of(records: Sequence[SignedRecord], swarm_key: SwarmKey | None) -> l
 
 
 async def _dialled(dialer: Dialer, maddrs: Sequence[str]) -> list[str]:
-    """The addresses to which this peer connects because others have named them; names are resolved here."""
+    """Resolve DHT addresses that others have named; return those that this peer may dial."""
 
     async def checked(maddr: str) -> list[str]:
         target = HostPort.of_multiaddress(maddr)
@@ -241,15 +241,15 @@ async def _dialled(dialer: Dialer, maddrs: Sequence[str]) -> list[str]:
 
 
 def _bounded(maddrs: Sequence[object], limit: int) -> tuple[str, ...]:
-    """The first of those that may be addresses."""
+    """Those of the first `limit` that may be addresses."""
     return tuple(maddr for maddr in maddrs[:limit] if isinstance(maddr, str) and len(maddr) <= _MAX_MADDR_CHARS)
 
 
 async def _initial_maddrs(config: PeerConfig, dialer: Dialer, digest: str, private: bool) -> list[str]:
     """The DHT addresses of the initial peers that answer; `private`: we have the key of a private swarm.
 
-    Raises PeerUnavailable, AuthenticationError where somebody else answers, ModelMismatch, WrongKey, WrongSwarm for
-    another version of the protocol.
+    Raises PeerUnavailable, AuthenticationError if another peer answers, ClockSkew, ModelMismatch, WrongKey, and
+    WrongSwarm for another version of the protocol.
     """
 
     peers = config.initial_peers
@@ -293,9 +293,9 @@ async def _initial_maddrs(config: PeerConfig, dialer: Dialer, digest: str, priva
 async def _answers(
     questions: Sequence[Coroutine[Any, Any, PingReply | SwarmError]], timing: PeerTiming
 ) -> list[PingReply | SwarmError]:
-    """The answers to questions that are asked side by side.
+    """Ask all questions side by side, and return the answers.
 
-    All of them, or those that have come when a first good one is there and the patience is over.
+    Returns all of them, or those that have come by the time the patience is over and one of them is good.
     """
     tasks = [asyncio.create_task(question) for question in questions]
     try:
@@ -313,7 +313,7 @@ async def _answers(
 
 
 def _check_privacy(replies: Sequence[PingReply], private: bool) -> None:
-    """The peers of a private swarm do not tell strangers their model. Raises WrongKey."""
+    """Check by whether the replies name a model: in a private swarm none does. Raises WrongKey."""
     public = [bool(reply.model_digest) for reply in replies]
     if not private and not any(public):
         raise WrongKey("the initial peers belong to a private swarm, and no swarm key was given")

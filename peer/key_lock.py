@@ -12,7 +12,7 @@ from ..proto.errors import UsageError
 
 @contextmanager
 def exclusive_key(key_file: Path) -> Iterator[None]:
-    """Hold the key file for this process; the system lets go of it when the process ends, however it ends.
+    """Lock the key file for this process; the system releases the lock when the process ends, however it ends.
 
     Raises UsageError if another peer on this machine holds it.
     """

@@ -48,7 +48,7 @@ COUNTERS: Mapping[str, str] = {
     "guessed_tokens": "Tokens computed that clients had only guessed",
     "crowded_steps": "Steps whose client was told that there is no time for guesses",
     "prefix_evicted_pages": "Pages of earlier prompts that made room for others",
-    "relayed_bytes": "Bytes that were moved for peers that are reached through this one, both directions counted",
+    "relayed_bytes": "Bytes moved for peers that are reached through this one, both directions counted",
 }
 
 Readings = Mapping[str, float]
@@ -96,7 +96,7 @@ class PeerMetrics:
         from prometheus_client import CollectorRegistry, Counter, Enum, Histogram, Info, ProcessCollector
 
         self.readings: Readings = {}
-        """The newest readings; the loop puts them here."""
+        """The newest readings, set by the event loop."""
         self.registry = CollectorRegistry()
         self.registry.register(_Collector(lambda: self.readings))
         ProcessCollector(registry=self.registry)
@@ -129,7 +129,7 @@ class PeerMetrics:
         )
 
     def describe(self, state: PeerState, facts: Mapping[str, str]) -> None:
-        """Tell the state of now, and what else there is to know of the peer, in words."""
+        """Set the present state, and the labels that describe the peer."""
         self._state.state(state.value)
         self._info.info(dict(facts))
 
@@ -138,7 +138,7 @@ class PeerMetrics:
         self._failures.labels(code).inc()
 
     def observe(self, step: StepRecord) -> None:
-        """Count a step; from any thread."""
+        """Count a step; may be called from any thread."""
         self._rows.observe(step.rows)
         self._seconds.observe(step.seconds)
         self._waits.observe(step.longest_wait_seconds)
@@ -182,7 +182,7 @@ class MetricsServer:
 
 
 class _Collector:
-    """Turns readings into samples when somebody asks."""
+    """Turns readings into samples on request."""
 
     def __init__(self, read: Callable[[], Readings]) -> None:
         self._read = read

@@ -34,9 +34,9 @@ class ClientOutlet:
 
     @asynccontextmanager
     async def between_frames(self) -> AsyncIterator[None]:
-        """Nothing is being written, unless the client takes nothing: a place to cancel who writes.
+        """Run the block while no frame is being written, unless the client takes none: a safe place to cancel writers.
 
-        After a write that was cancelled on its way grpc can neither send the reason nor end the stream.
+        After a write that was cancelled half-way, grpc can neither send the reason nor end the stream.
         """
         try:
             async with asyncio.timeout(self._timing.frame_seconds):
@@ -59,7 +59,7 @@ class ClientOutlet:
                 await self._write_in_time(frame)
 
     async def _write_in_time(self, frame: PeerFrame) -> None:
-        """A client that takes nothing may hold what is its own, but not for ever: its session ends."""
+        """Write one frame. Raises SessionLost if the client does not take it in time, and at every later call."""
         if not self._stuck:
             try:
                 async with asyncio.timeout(self._timing.write_seconds):
@@ -82,7 +82,7 @@ class ClientOutlet:
         await self.write(RebuiltFrame(epoch, tokens))
 
     async def kv_state(self, round_: int, applied_seq: int, part: CachePart) -> None:
-        """The head goes ahead of the data: from its arrival on the client sees how long the part takes."""
+        """Send the head before the data, so that the client can time the part from the head's arrival."""
         data = part.data
         head = KvStateFrame(round_, applied_seq, part.starts, part.lengths, len(data), b"")
         chunks = (ChunkFrame(data[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES))
@@ -92,13 +92,13 @@ class ClientOutlet:
         await self.write(FailureFrame.of(error, epoch, seq))
 
     def failure_soon(self, error: SwarmError, epoch: int) -> None:
-        """Tell the client from a place that cannot wait."""
+        """Tell the client of an error, from code that cannot wait."""
         task = asyncio.create_task(self.failure(error, epoch, 0))
         self._tasks.add(task)
         task.add_done_callback(self._finished)
 
     async def close(self) -> None:
-        """Say nothing any more that was to be said soon."""
+        """Cancel the failures that were to be told soon."""
         if self._tasks:
             async with self.between_frames():
                 await cancel_all(self._tasks)

@@ -32,7 +32,7 @@ class Hosts(Protocol):
 
 
 class LookupAnswer(Protocol):
-    """Signed records, the ones that are worth most first, and the number of those that there are."""
+    """Signed records, the most useful first, and the number of all that there are."""
 
     @property
     def records(self) -> Sequence[SignedRecord]: ...
@@ -74,11 +74,11 @@ class PeerParts:
     on_failure: Callable[[str], None] = lambda code: None
     """Is told the code of every error with which a session is refused or ends."""
     on_client: Callable[[PeerId, Coordinate], None] = lambda client, place: None
-    """Is told where the client of an admitted session says that it is."""
+    """Is told the coordinate that the client of an admitted session states."""
     on_visit: Callable[[float], None] = lambda seconds: None
-    """Is told what a step took here beside computing, see `SessionParts`."""
+    """Is told how many seconds a step spent here besides computing, see `SessionParts`."""
     record_signatures: SignatureCache = field(default_factory=SignatureCache)
     names: NameBudget = field(default_factory=NameBudget)
     dials: DialBudget = field(default_factory=DialBudget)
     relay_addresses: AddressesOf = nowhere
-    """Where the relays of a successor are, by their own records."""
+    """The addresses of a successor's relays, from their own records."""

@@ -1,7 +1,7 @@
 """A peer's link to its successor in one session: dialled while the first step that goes there is computed.
 
-Not before: a client that has a peer dial should at least have it compute.  The client hears that the successor cannot
-be reached and nothing more: it chose the addresses, and what is open there is not its business.
+Not before: a client that makes a peer dial should at least make it compute.  The client learns that the successor
+cannot be reached and nothing more: it chose the addresses, and must not find out here what is open at them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class PushLink:
-    """Sends steps to one successor. It fails for good: the client then chooses another way."""
+    """Sends steps to one successor. A failure is final: the client then chooses another way."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class PushLink:
     ) -> None:
         """`on_broken` is called once when a link that was ready breaks, or is not ready in time.
 
-        `dial` is the block in which an address is dialled: see `DialBudget`.
+        `dial` makes the context in which an address is dialled, see `DialBudget.dial`.
         """
         self._timing = timing
         self._dialer = dialer
@@ -58,12 +58,12 @@ class PushLink:
         return self._broken is None
 
     def prepare(self) -> None:
-        """There will be something to send: dial, if that was not done yet."""
+        """Start to dial, if that was not done yet: there will be something to send."""
         if self._task is None and self._broken is None:
             self._task = asyncio.create_task(self._run(), name="push-link")
 
     async def send(self, step: WireStep) -> None:
-        """Send one step, waiting for the link to be ready for at most the time the step has. Raises PushFailed."""
+        """Send one step, after waiting for the link at most as long as the step has time. Raises PushFailed."""
         self.prepare()
         try:
             async with asyncio.timeout(step.timeout_seconds):
@@ -79,7 +79,7 @@ class PushLink:
         except SwarmError as error:
             self._fail(self._broke(error), tell=False)
         except asyncio.CancelledError:
-            # gRPC raises it for a call that was cancelled here, by a channel that was closed, as well as for this task.
+            # gRPC raises it also for a call whose channel was closed here, not only if this task is cancelled.
             self._fail(PushFailed("the link to the successor was cut"), tell=False)
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -109,7 +109,7 @@ class PushLink:
                 self._stream.cancel()
 
     async def _connect(self) -> None:
-        """Raises SwarmError: what the successor itself has said, or that it is not reached."""
+        """Raises SwarmError: the successor's own failure, or PushFailed if it cannot be reached."""
         for address in self._addresses:
             try:
                 with self._dial(address):
@@ -136,7 +136,7 @@ class PushLink:
 
     @staticmethod
     def _broke(error: SwarmError) -> PushFailed:
-        """For the client: without the words of this peer's network, which tell of addresses that the client chose."""
+        """The error for the client, without its text: that may tell what is at the addresses that the client chose."""
         if isinstance(error, PushFailed):
             return error
         logger.debug("the link to a successor broke: %s", error)

@@ -56,7 +56,7 @@ class SessionReader:
         self._superseded = asyncio.Event()
 
     def supersede(self) -> None:
-        """The client has opened the session anew, so this stream is dead, or will be."""
+        """Note that the client has opened the session anew, so that this stream is dead, or will be."""
         self._superseded.set()
 
     async def until_superseded(self) -> None:
@@ -65,7 +65,7 @@ class SessionReader:
         raise SessionLost("the client has opened the session anew")
 
     async def run(self, stream: Stream[ClientFrame, PeerFrame]) -> None:
-        """Until the client closes. Raises SwarmError."""
+        """Read frames until the client closes. Raises SwarmError."""
         frame = await stream.read()
         while frame is not None and not isinstance(frame, CloseFrame):
             if isinstance(frame, RememberFrame):
@@ -78,7 +78,7 @@ class SessionReader:
                 frame = await stream.read()
 
     async def _import(self, head: KvStateFrame, stream: Stream[ClientFrame, PeerFrame]) -> ClientFrame | None:
-        """Take a part of an attention cache; the frame that comes after it."""
+        """Take a part of an attention cache; return the frame that comes after it."""
         async with self._transfers.turn(self._worker.grant.client, head.timeout_seconds):
             received = await receive_kv(head, stream.read, self._largest_import)
             if not isinstance(received, KvImport):
@@ -87,7 +87,7 @@ class SessionReader:
         return await stream.read()
 
     async def _remember(self, wish: RememberFrame) -> None:
-        """The last wish of a session: a second one would only keep the peer busy."""
+        """Keep prefixes, as the last request of a session: a second one would only keep the peer busy."""
         grant = self._worker.grant
         check_prefixes(wish.prefixes, grant.kv_tokens, grant.max_rows)
         await self._worker.put_remember(unpack_digests(wish.prefixes))

@@ -10,7 +10,7 @@ from ...routing.swarm import PeerId
 
 DEFAULT_LIMIT_BYTES = 256 << 20
 FULL_SHARE = 15 / 16
-"""The part of the memory that is in use after buffers were evicted."""
+"""The largest share of the memory that is in use after an eviction."""
 
 
 class ReplayStore:
@@ -22,12 +22,12 @@ class ReplayStore:
         """The least recently used one comes first."""
         self._clients: dict[bytes, PeerId] = {}
         self._bounds: dict[bytes, int] = {}
-        """The most bytes that each buffer has: truncation and shared rows only show when all are counted again."""
+        """Upper bounds on the bytes of each buffer: truncation and shared rows show only when all are counted again."""
         self._used_bytes = 0
         """The sum of these."""
 
     def __len__(self) -> int:
-        """The number of sessions that have a buffer."""
+        """Return the number of sessions that have a buffer."""
         return len(self._buffers)
 
     @property
@@ -58,14 +58,14 @@ class ReplayStore:
         return self._buffers.get(session_id)
 
     def end(self, session_id: bytes) -> None:
-        """Forget a session. O(1): sessions cost their client nothing, and buffers may have a million parts."""
+        """Forget a session. O(1), because clients end sessions at no cost, and a buffer may have a million parts."""
         if session_id in self._buffers:
             del self._buffers[session_id], self._clients[session_id]
             self._used_bytes -= self._bounds.pop(session_id)
 
     def _evict(self) -> None:
-        """Count all buffers, and take from the client that holds most its least recently used one, until there is room
-        for some steps: it would take long to count with every step."""
+        """Count all buffers; then evict the least recently used one of the client that holds most, until there is room
+        for several steps: counting at every step would take long."""
         self._bounds = {session_id: buffer.nbytes for session_id, buffer in self._buffers.items()}
         self._used_bytes = sum(self._bounds.values())
         used = Counter[PeerId]()

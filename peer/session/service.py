@@ -69,7 +69,7 @@ class PeerService:
         self._check = OpeningCheck(parts)
         self._handshakes = Handshakes(parts.timing.handshake_seconds)
         self._questions = Handshakes(parts.timing.handshake_seconds)
-        """Apart from those of streams: many of either take no room of the other."""
+        """Apart from those of streams, so that a flood of one kind takes no places from the other."""
         self._transfers = Transfers(parts.timing.transfer_hold_seconds, parts.timing.transfer_link_share)
         self._refusals = Refusals(parts.timing.refusals_seconds, parts.on_failure)
         self.usage = UsageLog(parts.timing.usage_seconds)
@@ -98,7 +98,7 @@ class PeerService:
         return self._admission.waiting
 
     def drain(self) -> None:
-        """Take no more sessions, also not those that wait for room; the open ones go on."""
+        """Take no more sessions, and refuse those that wait for room; the open ones go on."""
         self.draining = True
         self._admission.refuse_waiting(_leaving())
 
@@ -119,7 +119,7 @@ class PeerService:
     # --- sessions ---
 
     async def session(self, stream: Stream[ClientFrame, PeerFrame]) -> None:
-        """One client's session, from its hello to its last frame."""
+        """Serve one client's session, from its hello to its last frame."""
         outlet = ClientOutlet(stream, self._parts.timing)
         ahead = ReadAhead(stream)
         opening = None
@@ -146,7 +146,7 @@ class PeerService:
         return self._check.opening(frame)
 
     async def _admit(self, opening: Opening, ahead: ReadAhead, outlet: ClientOutlet) -> None:
-        """Serve a session once it has its room; what its client says while it waits ends the wait."""
+        """Serve a session once it has its room; any frame but a probe that comes before ends the wait."""
         grant, wait_seconds = opening.grant, opening.wait_seconds
         if wait_seconds > 0:
             ahead.begin(lambda error: self._admission.refuse(grant.key, error))
@@ -167,8 +167,8 @@ class PeerService:
     async def _previous_ended(self, grant: Grant) -> None:
         """End the previous stream of the session, open or waiting, if it is left over from an earlier epoch.
 
-        A client that left the session a moment ago may come before its old stream is cleared away; one whose connection
-        is dead comes while nothing here tells that it is.
+        A client that left the session a moment ago may return before its old stream is cleared away; a client whose
+        connection died may return before this peer notices.
         """
         table, key, previous = self._parts.sessions, grant.key, self._open.get(grant.key)
         if not table.is_open(key):
@@ -186,7 +186,7 @@ class PeerService:
     async def _serve_session(
         self, stream: Stream[ClientFrame, PeerFrame], outlet: ClientOutlet, opening: Opening
     ) -> None:
-        """Everything between the reservation of the room and its return; nothing of the session is left then."""
+        """Do everything between the reservation of the room and its return; nothing of the session is left then."""
         grant, prefixes = opening.grant, unpack_digests(opening.prefixes)
         wire_format = self._parts.engine.wire_format(grant.wire_format)
         async with self._engine_session(grant, wire_format, prefixes) as kv:
@@ -205,7 +205,7 @@ class PeerService:
     async def _engine_session(
         self, grant: Grant, wire_format: WireFormat, prefixes: tuple[Digests, ...]
     ) -> AsyncIterator[SessionKv]:
-        """The session's rows in the engine. At the end of the block their memory is free, however the block ends."""
+        """Open the session's rows in the engine, and free their memory at the end of the block, however it ends."""
         engine = self._parts.engine
         self._check.hosted(grant)  # again: the session may have waited for its room
         kv = engine.open(grant.blocks, wire_format, grant.kv_tokens, grant.max_rows, grant.client, prefixes)
@@ -281,18 +281,18 @@ class PeerService:
     async def _reroute(
         self, worker: SessionWorker, frame: RerouteFrame, outlet: ClientOutlet, steps: StepReader
     ) -> None:
-        """Give a session new neighbours; what the next `steps` come in follows the predecessor."""
+        """Give a session new neighbours; from now on `steps` come in the input format of the new predecessor."""
         new = self._check.reroute(frame, worker.grant)
         await worker.put_reroute(new.grant, new.relay, lambda: self._make_link(new, outlet), frame.forget_prefixes)
         steps.token_bytes = self._input_bytes(new.grant)
         self._changes.notify()
 
     def _input_bytes(self, grant: Grant) -> int:
-        """Bytes of a token in the steps that come."""
+        """Bytes of a token in incoming steps."""
         return self._parts.engine.wire_format(grant.input_format).token_bytes
 
     def _make_link(self, neighbourhood: Neighbourhood, outlet: ClientOutlet) -> PushLink | None:
-        """The way to the successor; None where outputs go back to the client."""
+        """Make the link to the successor; None if outputs go back to the client."""
         grant, parts = neighbourhood.grant, self._parts
         if grant.successor is None or neighbourhood.relay:
             return None
@@ -302,7 +302,7 @@ class PeerService:
             return sign_hello(parts.identity, successor, grant.key, parts.clock(), parts.swarm_key)
 
         def broken(error: PushFailed) -> None:
-            # The link may outlive the epoch that it was made in; the client ignores what is about another one.
+            # The link may outlive the epoch that it was made in; the client ignores failures of other epochs.
             session = self._open.get(grant.key)
             outlet.failure_soon(error, session.worker.epoch if session is not None else grant.epoch)
 
@@ -312,7 +312,7 @@ class PeerService:
     # --- pushes from the predecessor ---
 
     async def push(self, stream: Stream[PushFrame, PushReply]) -> None:
-        """Steps of one session from its predecessor. One that makes no sense of them is told of in the log."""
+        """Take the steps of one session from its predecessor. One that breaks the protocol is named in the log."""
         pusher = None
         try:
             async with self._handshakes.handshake():
@@ -330,7 +330,7 @@ class PeerService:
                 await self._answer_push(stream, FailureFrame.of(error))
 
     async def _answer_push(self, stream: Stream[PushFrame, PushReply], frame: PushReply) -> None:
-        """Raises SessionLost if the predecessor takes no frames: it may hold what is its own, but not for ever."""
+        """Write one frame. Raises SessionLost if the predecessor does not take it in time."""
         try:
             async with asyncio.timeout(self._parts.timing.write_seconds):
                 await stream.write(frame)
@@ -338,7 +338,7 @@ class PeerService:
             raise SessionLost("the predecessor takes no frames") from None
 
     async def _wait_for_push(self, pusher: PeerId, key: bytes) -> SessionWorker:
-        """The session, once it is open here and names `pusher` as its predecessor (the two are set up side by side)."""
+        """Wait for the session to be open and to name `pusher` as its predecessor (both are set up side by side)."""
 
         def ready() -> bool:
             session = self._open.get(key)

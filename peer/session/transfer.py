@@ -1,4 +1,4 @@
-"""Attention caches in parts: one part moves at a time, of the size that was announced, in the time that was given."""
+"""The transfer of attention caches in parts: one part at a time, of its announced size, within its time limit."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ...routing.swarm import PeerId
 from ..engine.cache.part import CachePart
 
 LargestImport = Callable[[tuple[int, ...], tuple[int, ...]], int]
-"""The bytes that a part with rows of these starts and lengths may have."""
+"""The most bytes that a part with rows of these starts and lengths may have."""
 
 
 @dataclass(frozen=True, slots=True)
 class KvImport:
-    """A part of a cache that arrived; what is in it is checked by the engine."""
+    """A part of a cache that arrived; the engine checks its content."""
 
     applied_seq: int
     part: CachePart
@@ -33,10 +33,10 @@ class Turn:
     def __init__(self, now_seconds: float) -> None:
         """`now_seconds` is of the loop's clock."""
         self.moves_from = now_seconds
-        """Since when the part moves."""
+        """When the part began to move."""
 
     def moves(self) -> None:
-        """The part begins to move only now: until then it waited for its peer, and held nobody's link."""
+        """Note that the part begins to move only now: until now it waited for the engine, and used no link."""
         self.moves_from = asyncio.get_running_loop().time()
 
 
@@ -54,7 +54,7 @@ class Transfers:
 
     @asynccontextmanager
     async def turn(self, client: PeerId, timeout_seconds: float) -> AsyncIterator[Turn]:
-        """Wait for the turn and hold it, both for at most `timeout_seconds`. Raises DeadlineExceeded."""
+        """Wait for the turn and hold it, for at most `timeout_seconds` together. Raises DeadlineExceeded."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout_seconds) as limit:
@@ -91,7 +91,7 @@ class Transfers:
             self._pass_on()
 
     def _pass_on(self) -> None:
-        """Give the turn to the first session of the client that is next, which is last then."""
+        """Give the turn to the first session of the next client, and move that client to the end."""
         while self._waiting:
             client = next(iter(self._waiting))
             queue = self._waiting.pop(client)
@@ -114,7 +114,7 @@ class Transfers:
 async def receive_kv(
     head: KvStateFrame, read: Callable[[], Awaitable[ClientFrame | None]], largest: LargestImport
 ) -> KvImport | ClientFrame | None:
-    """The part that begins with `head`; or the first frame that does not belong to it: the client has given it up.
+    """Read the part that begins with `head`; return the first frame that is no part of it if the client gave it up.
 
     Raises RemoteProtocolError.
     """

@@ -17,7 +17,7 @@ MAX_LOOKUP_BYTES = 3 << 20
 MIN_RECORD_BYTES = 256
 """No record of a peer is smaller: digest, id, key and signature alone are 168 bytes."""
 LAST_UNNAMED_PROTOCOL = 2
-"""Nodes up to this version do not name it in a ping."""
+"""Nodes up to this protocol version do not state it in a ping."""
 
 
 class UnaryCalls:
@@ -27,9 +27,9 @@ class UnaryCalls:
         self._parts = parts
 
     async def lookup(self, request: LookupRequest) -> LookupReply:
-        """Records under a name; in a private swarm for members only. Raises SwarmError.
+        """Answer with records under a name; in a private swarm for members only. Raises SwarmError.
 
-        Whether the signer of the hello is the one that asks does not matter: the name only spreads answers.
+        It does not matter whether the caller is the signer of the hello: its id only serves to spread the answers.
         """
         if self._parts.swarm_key is not None:
             self._parts.hellos.check(request.hello)
@@ -49,11 +49,11 @@ class UnaryCalls:
         return LookupReply(tuple(records), answer.known)
 
     async def ping(self, request: PingRequest) -> PingReply:
-        """The peer's clock and public status; in a private swarm without the model's name."""
+        """Answer with the peer's clock and public status; in a private swarm without the model's name."""
         try:
             check_protocol(request.protocol or LAST_UNNAMED_PROTOCOL)
         except WrongSwarm as error:
-            # A peer of such a version that wants to join tells its user the reason only of this kind of refusal.
+            # A peer of such a version that wants to join shows its user the reason of this kind of refusal only.
             raise error if request.protocol else AuthenticationError(str(error)) from None
         parts, counters = self._parts, self._parts.counters
         public = parts.swarm_key is None

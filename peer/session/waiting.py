@@ -1,6 +1,6 @@
-"""The waiting of sessions for room: tells each its place, wakes it when it is admitted, ends its wait in time.
+"""Sessions that wait for room: each is told its place, woken when it is admitted, and refused when its time is up.
 
-All decisions are the `SessionTable`'s; here are only the events and the deadlines.
+The `SessionTable` makes all decisions; here are only the events and the deadlines.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Tell = Callable[[int, float], Awaitable[None]]
 
 
 class _Waiter:
-    """One waiting session; `changed` is set whenever something else is."""
+    """One waiting session; `changed` is set whenever another field was."""
 
     def __init__(self, grant: Grant) -> None:
         self.grant = grant
@@ -43,7 +43,7 @@ class _Waiter:
 
 
 class Admission:
-    """Lets sessions in, one event loop."""
+    """Admits sessions. For one event loop."""
 
     def __init__(
         self,
@@ -63,15 +63,15 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        """The number of sessions that wait to be let in."""
+        """The number of sessions that wait for admission."""
         return len(self._waiters)
 
     @asynccontextmanager
     async def room(self, grant: Grant, wait_seconds: float, tell: Tell) -> AsyncIterator[None]:
         """Hold the reservation of a session, after waiting for it at most `wait_seconds` (0: at once or not at all).
 
-        Raises PeerBusy with a time to come back, OutOfMemory if it never fits, RemoteProtocolError if the session is
-        open already, what `refuse_waiting` says, SessionLost if the client takes no frames.
+        Raises PeerBusy with the time after which to come back, OutOfMemory if it never fits, RemoteProtocolError if the
+        session is open already, the error of `refuse` or `refuse_waiting`, SessionLost if the client takes no frames.
         """
         came_at = self._clock()
         if wait_seconds > 0:
@@ -86,13 +86,13 @@ class Admission:
             self._wake(self._table.release(grant.key, self._clock()))
 
     def refuse_waiting(self, error: SwarmError, where: Callable[[Grant], bool] = lambda grant: True) -> None:
-        """Send the waiting sessions away, all or those `where` their grant says so."""
+        """Refuse the waiting sessions: all, or those whose grant satisfies `where`."""
         for waiter in self._waiters.values():
             if where(waiter.grant):
                 waiter.refuse(error)
 
     def refuse(self, key: bytes, error: SwarmError) -> None:
-        """Send one session away, if it waits."""
+        """Refuse one session, if it waits."""
         waiter = self._waiters.get(key)
         if waiter is not None:
             waiter.refuse(error)
@@ -156,7 +156,7 @@ class Admission:
             self._news = loop.call_at(max(loop.time(), self._news_at + self._timing.news_seconds), self._spread_news)
 
     def _spread_news(self) -> None:
-        """Note for every waiting session what it should hear. O(waiting log waiting), at most once a second."""
+        """Set the news for every waiting session that should hear some. O(n log n), at most once a second."""
         self._news = None
         now = self._news_at = asyncio.get_running_loop().time()
         pause = self._timing.news_seconds + self._timing.news_seconds_per_waiting * len(self._waiters)
@@ -182,7 +182,7 @@ class Admission:
             raise SessionLost("the client takes no frames") from None
 
 
-# --- the table's language and the protocol's ---
+# --- from the protocol's values to the table's, and back ---
 
 
 def _reservation(grant: Grant) -> Reservation:

@@ -1,9 +1,9 @@
-"""The dials that a peer makes because clients name successors: how many may fail.
+"""A limit on failed dials, for the dials that a peer makes because clients name successors.
 
 The addresses are those that a successor has signed, but ids and signatures cost nothing, so a client can name any
-public address.  A peer that dialled them all would be a port scanner for hire, under its owner's address.  So the dials
-that fail are counted: for each client, for each address, and all addresses together.  An address at which a peer
-answered before costs nothing until it fails, so a spent budget leaves the links between peers that know each other.
+public address.  A peer that dialled them all would be a port scanner for hire, under its owner's address.  So failed
+dials are counted for each client and for each address, and so are the addresses that failed.  An address at which a
+peer answered before costs nothing until it fails, so that a spent budget spares links between peers that have met.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ MAX_FAILED_PER_CLIENT = 8
 MAX_FAILED_PER_ADDRESS = 8
 MAX_FAILED_ADDRESSES = 64
 MAX_KNOWN = 1024
-"""Addresses that are remembered because a peer has answered there."""
+"""Addresses remembered because a peer has answered there."""
 
 _Dial = tuple[float, PeerId, Reach]
 
 
 class DialBudget:
-    """Counts the dials of the last while that have failed, or have not succeeded yet."""
+    """Counts recent dials that have failed, or have not succeeded yet."""
 
     def __init__(self, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
         """`seconds`: for how long a failed dial counts."""
@@ -39,7 +39,7 @@ class DialBudget:
 
     @contextmanager
     def dial(self, client: PeerId, reach: Reach) -> Iterator[None]:
-        """Dial for a client within the block, which raises if that fails. Raises PushFailed if the budget is spent."""
+        """Count the dial that the block makes for a client. Raises PushFailed before it if the budget is spent."""
         this = self._clock(), client, reach
         counted = reach not in self._known
         if counted:

@@ -1,4 +1,4 @@
-"""The streams that have not proved yet what they want: a bounded number of them, each for a bounded time."""
+"""Limits on the streams that have not yet proved what they want: on their number, and on the time of each."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Handshakes:
 
     @property
     def count(self) -> int:
-        """Streams in their handshake, but for those that have to go."""
+        """The number of streams in their handshake, without those that have to go."""
         return len(self._limits)
 
     @asynccontextmanager
     async def handshake(self) -> AsyncIterator[None]:
-        """The time in which a stream has to say what it wants. Raises DeadlineExceeded when it is over."""
+        """Limit the time of the block, in which a stream says what it wants. Raises DeadlineExceeded."""
         if len(self._limits) >= self._most:
             self._end_oldest()
         limit = asyncio.timeout(self._seconds)
@@ -50,5 +50,5 @@ class Handshakes:
     def _end_oldest(self) -> None:
         oldest = next(iter(self._limits))
         del self._limits[oldest]
-        if not oldest.expired():  # one whose time is over ends anyway, and cannot be told again
+        if not oldest.expired():  # an expired one ends anyway, and cannot be rescheduled
             oldest.reschedule(asyncio.get_running_loop().time())

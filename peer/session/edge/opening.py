@@ -1,8 +1,7 @@
-"""The wishes of a session when it opens or gets new neighbours, checked as a whole before it is admitted.
+"""The check of what a session asks for when it opens, as a whole before it is admitted, or gets new neighbours.
 
-A value of a few hundred bytes is kept of the frame, and the names of pages: these are counted together for all
-sessions that wait or are open, and dropped where they would be too much (the session then computes what it might have
-adopted).
+Of the frame, only a value of a few hundred bytes is kept, and the names of pages.  These are counted over all sessions
+that wait or are open; names that exceed the budget are dropped (the session then computes what it might have adopted).
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ if TYPE_CHECKING:
     from ..parts import PeerParts
 
 MAX_NAME_BYTES = 16 << 20
-"""Names of pages of all sessions that wait or are open."""
+"""For the page names of all sessions that wait or are open."""
 MAX_NAME_BYTES_PER_CLIENT = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbourhood:
-    """A session's right, and where its outputs go."""
+    """A session's grant, and where its outputs go."""
 
     grant: Grant
     relay: bool
@@ -48,7 +47,7 @@ class Opening:
     wait_seconds: float
     prefixes: tuple[PackedDigests, ...]
     place: Coordinate | None = None
-    """Where the client says that it is."""
+    """The coordinate that the client states."""
 
     @property
     def grant(self) -> Grant:
@@ -56,7 +55,7 @@ class Opening:
 
 
 class NameBudget:
-    """The names of pages of all sessions, within bounds for all and for each client."""
+    """Counts the bytes of page names of all sessions, within a budget for all and one for each client."""
 
     def __init__(self, most: int = MAX_NAME_BYTES, most_per_client: int = MAX_NAME_BYTES_PER_CLIENT) -> None:
         self._most = most
@@ -68,7 +67,7 @@ class NameBudget:
         return self._held.total()
 
     def take(self, client: PeerId, prefixes: tuple[PackedDigests, ...]) -> tuple[PackedDigests, ...]:
-        """The prefixes, to be given back at the end of their session; without any names if they would be too much."""
+        """Return the prefixes, without names if these exceed the budget; give the result back when the session ends."""
         size = sum(map(len, prefixes))
         if self.nbytes + size > self._most or self._held[client] + size > self._most_per_client:
             return (b"",) * len(prefixes)
@@ -76,7 +75,7 @@ class NameBudget:
         return prefixes
 
     def give_back(self, client: PeerId, prefixes: tuple[PackedDigests, ...]) -> None:
-        """Count prefixes that were taken no longer."""
+        """Stop counting prefixes that `take` returned."""
         self._held[client] -= sum(map(len, prefixes))
         if not self._held[client]:
             del self._held[client]
@@ -89,7 +88,7 @@ class OpeningCheck:
         self._parts = parts
 
     def opening(self, frame: OpenFrame) -> Opening:
-        """The wish in a session's first frame; give its names back at the end. Raises SwarmError."""
+        """Check a session's first frame; give the prefixes of the result back at the end. Raises SwarmError."""
         client, session_id = self._parts.hellos.check(frame.hello)
         grant = self._grant(frame.capability, client, session_id)
         self.hosted(grant)
@@ -100,7 +99,7 @@ class OpeningCheck:
         return Opening(neighbourhood, frame.wait_seconds, names, frame.place)
 
     def reroute(self, frame: RerouteFrame, old: Grant) -> Neighbourhood:
-        """The new neighbours of an open session. Raises SwarmError."""
+        """Check the new neighbours of an open session. Raises SwarmError."""
         grant = self._grant(frame.capability, old.client, old.session_id)
         same = (grant.blocks, grant.kv_tokens, grant.max_rows, grant.wire_format, grant.successor is None)
         if same != (old.blocks, old.kv_tokens, old.max_rows, old.wire_format, old.successor is None):
@@ -108,7 +107,7 @@ class OpeningCheck:
         return self._neighbourhood(grant, frame.relay, frame.successor_record)
 
     def hosted(self, grant: Grant) -> None:
-        """For a session that opens; one that is open keeps the blocks that it opened on. Raises SessionLost."""
+        """Raise SessionLost if the blocks of a new session are not hosted now; open sessions keep theirs."""
         hosted = self._parts.hosting.blocks
         if not hosted.covers(grant.blocks):
             raise SessionLost(f"the peer hosts blocks {hosted} now, not {grant.blocks}")
@@ -131,7 +130,7 @@ class OpeningCheck:
         return Neighbourhood(grant, relay, self._reaches_in(successor_record, grant.successor))
 
     def _reaches_in(self, encoded: bytes, successor: PeerId) -> tuple[Reach, ...]:
-        """Only addresses that the successor or its relay signed are dialled: a client cannot aim us at anybody else."""
+        """The addresses that the successor or its relay has signed: a client cannot make this peer dial any others."""
         parts = self._parts
         record = SignedRecord.decode(encoded)
         if record.peer_id != successor:

@@ -1,4 +1,4 @@
-"""A session's stream while the session waits for room: what its client says meanwhile is heard, and is too early."""
+"""A session's stream while the session waits for room: it is read, and any frame but a probe is too early."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ....proto.wire.messages.streams import ClientFrame, PeerFrame
 class ReadAhead:
     """Reads the next frame before anybody asks for it.
 
-    Else what a client sends too early would lie in gRPC's buffers, half a megabyte for each session that waits.
+    Otherwise early frames would stay in gRPC's buffers, half a megabyte for each session that waits.
     """
 
     def __init__(self, stream: Stream[ClientFrame, PeerFrame]) -> None:
@@ -23,7 +23,7 @@ class ReadAhead:
         self._waits = False
 
     def begin(self, too_early: Callable[[SwarmError], None]) -> None:
-        """Listen; a frame, or the end of the stream, is told as the error that it is for a session that waits."""
+        """Start to read; `too_early` gets the error for a frame, or the stream's end, that comes during the wait."""
 
         def heard(reading: asyncio.Task[ClientFrame | None]) -> None:
             if reading.cancelled() or not self._waits:
@@ -41,17 +41,17 @@ class ReadAhead:
         self._next.add_done_callback(heard)
 
     async def _read_on(self) -> ClientFrame | None:
-        """The next frame. A client may also ask where its session is, and hears nothing while that waits."""
+        """Return the next frame; probes are not answered while the session waits."""
         while isinstance(frame := await self._stream.read(), ProbeFrame) and self._waits:
             pass
         return frame
 
     def admitted(self) -> None:
-        """The session waits no longer: what comes from now on is for its reader."""
+        """Note that the session waits no longer: frames are for its reader from now on."""
         self._waits = False
 
     async def read(self) -> ClientFrame | None:
-        """The next frame; None at the end of the stream. Raises SwarmError."""
+        """Return the next frame; None at the end of the stream. Raises SwarmError."""
         if self._next is None:
             return await self._stream.read()
         reading, self._next = self._next, None
@@ -61,7 +61,7 @@ class ReadAhead:
         await self._stream.write(frame)
 
     async def close(self) -> None:
-        """Stop listening."""
+        """Stop reading."""
         if self._next is not None:
             self._next.cancel()
             await asyncio.gather(self._next, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""The log of sessions that were refused or ended: one line at once, and then one for all of a while."""
+"""The log of sessions that were refused or ended: one line at once, then one for all that follow in a while."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 class Refusals:
-    """Tells the operator of refusals, of a flood of them in as many lines as of a few."""
+    """Logs refusals for the operator; a flood of them takes no more lines than a few."""
 
     def __init__(self, seconds: float, count: Callable[[str], None]) -> None:
-        """`seconds`: the time between two lines; `count` hears the code of every error."""
+        """`seconds`: the time between two lines; `count` is called with the code of every error."""
         self._seconds = seconds
         self._count = count
         self._more: Counter[str] = Counter()
@@ -24,7 +24,7 @@ class Refusals:
         self._telling: asyncio.TimerHandle | None = None
 
     def note(self, error: SwarmError) -> None:
-        """Tell of a refusal, or count it for the next line."""
+        """Log a refusal, or count it for the next line."""
         self._count(error.code)
         if self._telling is None:
             logger.info("session refused or ended: %s", error)

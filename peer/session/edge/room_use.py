@@ -1,7 +1,7 @@
 """How long a session may hold room without computing anything.
 
-Only a step that was computed is use of room.  Frames, push streams and reroutes are not: they cost their sender
-nothing, and would keep room from others for days.
+Only computed steps count as use.  Frames, push streams and reroutes do not: they cost their sender nothing, and could
+keep room from others for days.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class RoomUse:
     def __init__(
         self, grant: Grant, timing: PeerTiming, at_work: Callable[[], bool], crowding: Callable[[], bool]
     ) -> None:
-        """`at_work`: a step of the session is being computed, or waits for it; the session is not to blame then.
+        """`at_work`: a step of the session is being computed or waits for that; the session is not at fault then.
 
         `crowding`: its client holds more than its share while others wait.
         """
@@ -31,7 +31,7 @@ class RoomUse:
         self._fed_by_peer = grant.predecessor is not None
         self._since = self._begun_at = asyncio.get_running_loop().time()
         self.tokens = 0
-        """Those that were computed, in all rows."""
+        """Tokens computed so far, in all rows."""
 
     @property
     def seconds(self) -> float:
@@ -54,7 +54,7 @@ class RoomUse:
             left = self._since + allowed - loop.time()
             if left <= 0:
                 raise SessionLost(f"the session computed nothing with its room for {allowed:.0f} s")
-            # What is allowed changes with those who wait.
+            # The allowed time changes with the sessions that wait.
             await asyncio.sleep(min(left, self._timing.unused_room_seconds))
 
     def _allowed_seconds(self) -> float:

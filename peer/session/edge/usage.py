@@ -1,4 +1,4 @@
-"""The log of a peer's use: a line for a session that ends, then one for all of ten minutes; and a sum at the end."""
+"""The log of a peer's use: a line for a session that ends, then one for ten minutes, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ logger = logging.getLogger(__name__)
 
 
 class UsageLog:
-    """Shows a volunteer that the peer is used, in no more lines when it is used a lot."""
+    """Shows a volunteer that the peer is used; heavy use takes no more lines than light use."""
 
     def __init__(self, seconds: float) -> None:
         """`seconds`: the time between two lines."""
         self._seconds = seconds
         self._sessions = self._tokens = 0
         self._new_sessions = self._new_tokens = 0
-        """Those that no line has told of yet."""
+        """Those that no line has reported yet."""
         self._telling: asyncio.TimerHandle | None = None
         self._told = False
-        """Whether a session has had a line of its own since the last line about all."""
+        """Whether a session has had a line of its own since the last line about all sessions."""
 
     def computed(self, tokens: int) -> None:
         """Count the tokens of a step."""
@@ -28,7 +28,7 @@ class UsageLog:
         self._tell_later()
 
     def ended(self, tokens: int, seconds: float) -> None:
-        """Tell of a session that has computed `tokens`, or count it for the next line."""
+        """Log a session that has computed `tokens`, or count it for the next line."""
         if not tokens:
             return
         self._sessions += 1

@@ -14,14 +14,14 @@ from ...engine.cache.part import CachePart
 from ...engine.engine import Engine, SessionKv, StepOutput
 
 COPY_BYTES = 8 << 20
-"""Most attention cache that is copied between two steps of the engine; it takes some milliseconds."""
+"""Most attention cache to copy between two steps of the engine; it takes a few milliseconds."""
 
 
 class EngineCompute:
     """The rows of a session, reached through the engine's thread."""
 
     def __init__(self, engine: Engine, kv: SessionKv, on_step: Callable[[int], None]) -> None:
-        """`on_step` hears the number of tokens after each step, in the event loop."""
+        """`on_step` is called in the event loop after each step, with its number of tokens."""
         self._engine = engine
         self._kv = kv
         self._on_step = on_step
@@ -56,12 +56,12 @@ class EngineCompute:
         await self._engine.submit(self._kv.reset)
 
     async def export(self, starts: tuple[int, ...], max_tokens: int) -> CachePart:
-        """The next part of the cache from `starts` on; never more than is copied at once."""
+        """Return the next part of the cache from `starts` on, never more than may be copied at once."""
         most = min(max_tokens, PAGE_TOKENS * self._pages_at_once)
         return await self._engine.submit(functools.partial(self._kv.export, starts, most))
 
     async def import_(self, part: CachePart) -> None:
-        """Take a part of another peer's cache, which is as much use of the room as a step."""
+        """Take a part of another peer's cache; this counts as use of the room, as a step does."""
         await self._engine.submit(functools.partial(self._kv.import_, part))
         self._on_step(0)
 

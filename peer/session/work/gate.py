@@ -1,4 +1,4 @@
-"""The order of a session's steps: which one runs now, which waits, which was done before, which is of another time.
+"""The order of a session's steps: which one runs now, which waits, which was done before, which is out of date.
 
 Pushed and direct messages have no common order, and a client repeats a step when it does not know whether it was
 applied.  The gate makes that harmless: steps are applied once, in order, and a repeated one gets its old output.
@@ -14,7 +14,7 @@ from ....proto.errors import RemoteProtocolError
 from ....proto.wire.frames import CREDITS, WireStep
 
 MOST_ARRIVALS = 8 * CREDITS
-"""Those that matter are among the last: no more than `CREDITS` steps are held, and a client repeats as many."""
+"""Enough for all that matter: at most `CREDITS` steps are held, and a client repeats no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +33,21 @@ class Repeat:
 
 
 class Arrivals:
-    """The steps of an epoch that have arrived: a client finds by them which link has lost one.
+    """The steps of an epoch that have arrived; they tell a client which link has lost one.
 
-    A step that came before its turn does not count: a peer that sends steps of another session, or invents one, would
-    have its successor taken for the one that is stuck.
+    A step counts only when all earlier ones have arrived: otherwise a peer that sends another session's steps, or
+    invents one, would make its successor look like the one that is stuck.
     """
 
     def __init__(self) -> None:
         self._recent: deque[int] = deque(maxlen=MOST_ARRIVALS)
 
     def note(self, seq: int) -> None:
-        """Step `seq` is here."""
+        """Note that step `seq` has arrived."""
         self._recent.append(seq)
 
     def until(self, applied_seq: int) -> int:
-        """The last step of those that follow `applied_seq`, the last one that is done, with none missing."""
+        """Return the last step after `applied_seq` up to which none is missing; `applied_seq` if there is none."""
         until, recent = applied_seq, frozenset(self._recent)
         while until + 1 in recent:
             until += 1
@@ -55,7 +55,7 @@ class Arrivals:
 
 
 class StepGate:
-    """Decides about the steps of one session."""
+    """Decides what to do with the steps of one session."""
 
     def __init__(self, epoch: int, credits: int, max_tokens: int) -> None:
         """At most `credits` steps are held, and at most `max_tokens` tokens in steps held and outputs kept."""
@@ -100,25 +100,25 @@ class StepGate:
         return Compute(step, skip_permutation=self._permuted)
 
     def applied(self, output: WireStep) -> None:
-        """The step that `offer` let through is done; `output` is kept until the client has the answer."""
+        """Note that the step which `offer` let through is done; keep `output` until the client has acknowledged it."""
         assert output.seq == self.next_seq
         self.next_seq += 1
         self._permuted = False
         self._kept[output.seq] = output
 
     def ready(self) -> WireStep | None:
-        """The held step whose turn it is, if any; offer it again."""
+        """Return the held step whose turn it is, if any; offer it again."""
         return self._held.pop(self.next_seq, None)
 
     def reroute(self, epoch: int) -> None:
-        """A new epoch begins: steps of the old one are dropped. Raises RemoteProtocolError if it is not newer."""
+        """Begin a new epoch: drop the held steps of the old one. Raises RemoteProtocolError if it is not newer."""
         if epoch <= self.epoch:
             raise RemoteProtocolError(f"epoch {epoch} is not newer than {self.epoch}")
         self.epoch = epoch
         self._held.clear()
 
     def rebuilt(self, next_seq: int, permuted: bool) -> None:
-        """The cache was rebuilt to just before `next_seq`; `permuted`: the permutation of that step is in it."""
+        """Note that the cache was rebuilt to just before `next_seq`; `permuted`: with the permutation of that step."""
         self.next_seq = next_seq
         self._permuted = permuted
         self._kept.clear()
@@ -131,7 +131,7 @@ class StepGate:
                 return None
             raise RemoteProtocolError(f"step {step.seq} was applied, and its output is gone")
         if kept.plan != step.plan:
-            # That output is no answer to this one; and a client that sends a token must not have thousands sent for it.
+            # The kept output does not answer this step, and one token sent must not make this peer send thousands.
             raise RemoteProtocolError(f"step {step.seq} was applied, and was another one")
         return Repeat(kept)
 

@@ -1,4 +1,4 @@
-"""Everything around a session's worker, as the worker sees it: it can be driven without a network and an engine."""
+"""Everything around a session's worker, as interfaces: the worker can be driven without a network and an engine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SessionCompute(Protocol):
 
 
 class SuccessorLink(Protocol):
-    """The way to the successor."""
+    """The link to the successor."""
 
     @property
     def usable(self) -> bool: ...
@@ -69,13 +69,13 @@ class Counters:
     steps_answered: int = 0
     rebuilt_tokens: int = 0
     prefix_hit_tokens: int = 0
-    """Tokens that sessions began with and that nobody had to compute."""
+    """Tokens of held prefixes that sessions began with and nobody had to compute."""
     guessed_tokens: int = 0
     """Tokens that clients had only guessed."""
     crowded_steps: int = 0
     """Steps whose client was told that there is no time for guesses."""
     tokens_served: int = 0
-    """Tokens computed in steps of sessions, prompts, guesses and repetitions included. The engine's thread counts."""
+    """Tokens computed in steps of sessions, prompts, guesses and repetitions included; by the engine's thread."""
 
 
 @dataclass
@@ -94,6 +94,6 @@ class SessionParts:
     lengths: Callable[[], tuple[int, ...]] = field(repr=False)
     """The rows' present lengths."""
     on_visit: Callable[[float], None] = lambda seconds: None
-    """Is told what each decode step took here beside its computation and its wait for other sessions, in seconds."""
+    """Is told how many seconds each decode step spent here besides its computation and its wait for other sessions."""
     prefixes: tuple[Digests, ...] = ()
-    """The prefixes that the client's first operation computes, per row: kept for its next sessions after that."""
+    """The prefixes, per row, that the client's first operation computes; kept for its next sessions after that."""

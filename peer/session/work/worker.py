@@ -1,7 +1,7 @@
 """Runs the steps of one session in order: compute, keep for replay, pass on.
 
-Frames come from two sides (the client's stream and the predecessor's push stream) into one bounded inbox.  What the
-worker says to the client goes through an `Outlet`, so that it can be driven without a network.
+Frames come from two sides (the client's stream and the predecessor's push stream) into one bounded inbox.  The worker
+writes to the client through an `Outlet`, so that it can be driven without a network.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Import:
 class _Export:
     wish: KvExportFrame
     part: asyncio.Future[tuple[int, CachePart]]
-    """Gets the last step that was applied, and the part as it is after it."""
+    """Gets the number of the last applied step, and the part as it is after that step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +73,15 @@ class SessionWorker:
     """One session on one peer."""
 
     def __init__(self, grant: Grant, link: SuccessorLink | None, parts: SessionParts) -> None:
-        """`link` is the way to the successor; None sends outputs to the client, to pass on or as the answer."""
+        """`link` leads to the successor; None sends outputs to the client, to pass on or as the answer."""
         self.grant = grant
         self._arrivals = Arrivals()
         self._link = link
-        """Takes the outputs of the steps that are worked on."""
+        """The link in use, for the outputs of the step that is being worked on."""
         self._newest_link = link
-        """The same, unless a reroute that arrived is not worked on yet."""
+        """The link of the latest reroute, which may still be in the inbox."""
         self._parts = parts
-        # What a client has under way is never more than its reservation; nor is what it has not acknowledged yet.
+        # A client never has more tokens under way than it reserved, nor more that it has not acknowledged yet.
         self._gate = StepGate(grant.epoch, CREDITS, max_tokens=2 * grant.kv_tokens)
         self._tokens_waiting = 0
         self._inbox: asyncio.Queue[_Arrival | _Reroute | ReplayFrame | _Export | _Import | _Remember] = asyncio.Queue(
@@ -95,12 +95,12 @@ class SessionWorker:
 
     @property
     def at_work(self) -> bool:
-        """Whether a step is being computed or waits for it."""
+        """Whether a step is being computed or waits for that."""
         return self._tokens_waiting > 0
 
     @property
     def received_seq(self) -> int:
-        """The steps up to this one have arrived."""
+        """All steps up to this one have arrived."""
         return self._arrivals.until(self.applied_seq)
 
     @property
@@ -111,7 +111,7 @@ class SessionWorker:
     def epoch(self) -> int:
         return self._latest_epoch
 
-    # What arrives. These return quickly, or wait while the inbox is full.
+    # Input. The inbox makes these wait while it is full.
 
     async def put_step(self, step: WireStep) -> None:
         """Take a step from the client or the predecessor."""
@@ -132,10 +132,10 @@ class SessionWorker:
     async def put_reroute(
         self, grant: Grant, relay: bool, make_link: Callable[[], SuccessorLink | None], forget_prefixes: bool = False
     ) -> None:
-        """Take new neighbours; with `relay` outputs go through the client, also where there is a link already.
+        """Take new neighbours; with `relay`, outputs go through the client, even if there is a link already.
 
-        Steps of older epochs are dropped from now on. With `forget_prefixes` nothing is kept of what was declared at
-        the opening. Raises RemoteProtocolError.
+        Steps of older epochs are dropped from now on. With `forget_prefixes`, none of the prefixes that were declared
+        at the opening are kept. Raises RemoteProtocolError.
         """
         if grant.epoch <= self._latest_epoch:
             raise RemoteProtocolError(f"epoch {grant.epoch} is not newer than {self._latest_epoch}")
@@ -154,11 +154,11 @@ class SessionWorker:
         await self._inbox.put(_Reroute(grant, self._newest_link))
 
     async def put_replay(self, replay: ReplayFrame) -> None:
-        """Take the client's wish that the replay buffer is sent to the successor."""
+        """Take the client's request to send the replay buffer to the successor."""
         await self._inbox.put(replay)
 
     async def put_export(self, export: KvExportFrame) -> None:
-        """Take the client's wish to have a part of the attention cache; steps go on while it waits for its turn."""
+        """Take the client's request for a part of the attention cache; steps go on while it waits for its turn."""
         await self._exports.put(export)
 
     async def put_import(self, kv: KvImport) -> None:
@@ -168,12 +168,12 @@ class SessionWorker:
         await item.loaded.wait()
 
     async def put_remember(self, prefixes: tuple[Digests, ...]) -> None:
-        """Take the client's wish that the beginnings of its rows are kept; returns when they are."""
+        """Take the client's request to keep the beginnings of its rows; returns when they are kept."""
         item = _Remember(prefixes, asyncio.Event())
         await self._inbox.put(item)
         await item.kept.wait()
 
-    # What is done about it, one thing after the other.
+    # Work on the inbox, one item after the other.
 
     async def run(self) -> None:
         """Work until cancelled. Raises SwarmError when the session cannot go on."""
@@ -194,7 +194,7 @@ class SessionWorker:
                 await self._on_remember(item)
 
     async def close(self) -> None:
-        """Give everything back. Every link is closed then: a newer one closes the one before it."""
+        """Give everything back. This closes the last open link: each new link has closed the one before it."""
         self._parts.replay.end(self.grant.key)
         if self._newest_link is not None:
             await self._newest_link.close()
@@ -214,7 +214,7 @@ class SessionWorker:
                     return
                 self._gate.applied(computed.output)
                 await self._emit(computed.output, arrival.deadline)
-                if next_step is arrival.step:  # others waited for an earlier one
+                if next_step is arrival.step:  # the others waited here for an earlier step
                     self._note_visit(arrival, computed)
                 await self._keep_declared(computed.output.plan)
             elif isinstance(verdict, Repeat):
@@ -228,7 +228,7 @@ class SessionWorker:
             return None
         plan = replace(step.plan, source_rows=None, adopted=()) if skip_permutation else step.plan
         if any(plan.adopted):
-            # Nobody computed those tokens in this session, so nobody can replay them but the client.
+            # No peer computed those tokens in this session, so only the client can replay them.
             self._parts.replay.end(self.grant.key)
         if self._link is not None:
             self._link.prepare()
@@ -291,9 +291,9 @@ class SessionWorker:
             await self._emit(step, deadline)
 
     async def send_parts(self) -> None:
-        """Beside `run`: send the parts of the cache that the client wishes for, each as it is between two steps.
+        """Send the parts of the cache that the client asks for, each as it is between two steps.
 
-        Until cancelled. Raises SwarmError when the session cannot go on.
+        Runs beside `run`, until cancelled. Raises SwarmError when the session cannot go on.
         """
         parts = self._parts
         while True:
@@ -312,7 +312,7 @@ class SessionWorker:
                 item.part.set_result((self._gate.applied_seq, part))
 
     async def _on_import(self, item: _Import) -> None:
-        """Go on from another peer's cache. What that peer sent to its successor is not known here: no replay buffer."""
+        """Go on from another peer's cache, without a replay buffer: what that peer sent on is not known here."""
         kv = item.kv
         if item.epoch == self._latest_epoch:
             self._declared = ()
@@ -323,7 +323,7 @@ class SessionWorker:
         item.loaded.set()
 
     async def _keep_declared(self, plan: StepPlan) -> None:
-        """Keep the prefixes that the client has declared, once all are computed; not if the rows became others."""
+        """Keep the prefixes that the client has declared, once all are computed; not if the rows were permuted."""
         if not self._declared:
             return
         lengths = self._parts.lengths()
@@ -362,7 +362,7 @@ class SessionWorker:
 
 
 def _reach(lengths: tuple[int, ...], prefixes: tuple[Digests, ...]) -> bool:
-    """Whether every row has the tokens of its prefix."""
+    """Whether every row is as long as its prefix."""
     return len(prefixes) <= len(lengths) and all(
         len(digests) * PAGE_TOKENS <= length for digests, length in zip(prefixes, lengths, strict=False)
     )
