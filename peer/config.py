@@ -152,7 +152,7 @@ class PeerConfig:
     """Tokens of attention cache, counted once for each hosted block."""
     replay_bytes: int
     prefix_cache_bytes: int
-    """For attention caches of earlier prompts."""
+    """The most for attention caches of earlier prompts, lent from the room that no session has reserved."""
     device: str
     """auto, cpu, cuda or cuda:N; only torch knows whether there is such a device."""
     dtype: str

@@ -1,4 +1,4 @@
-"""Where a peer computes: the processor or an NVIDIA GPU, and what torch knows of it.
+"""The device on which a peer computes: the processor or an NVIDIA GPU, and what torch knows of it.
 
 Devices are named as torch names them, "cpu" and "cuda:0"; only this package turns a name into a device.
 """
@@ -33,7 +33,7 @@ class Gpus:
         return torch.__version__
 
     def have_bfloat16(self) -> bool:
-        # Emulation converts to float32 and back for every operation: it runs, at a fraction of the speed.
+        # Emulation converts to float32 and back for every operation: it works, but at a fraction of the speed.
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
     def name(self, device: torch.device) -> str:
@@ -51,9 +51,9 @@ GPUS = Gpus()
 
 
 def find_device(asked: str, gpus: Gpus = GPUS) -> torch.device:
-    """The device for "auto" (a GPU if torch sees one), "cpu", "cuda" or "cuda:1"; a GPU has its number.
+    """Return the device for "auto" (a GPU if torch sees one), "cpu", "cuda" or "cuda:1"; a GPU always has its number.
 
-    Raises UsageError where a GPU is asked for that torch does not see.
+    Raises UsageError if torch does not see the requested GPU.
     """
     if asked == "cpu" or (asked == "auto" and not gpus.count()):
         return CPU
@@ -66,30 +66,30 @@ def describe_device(device: torch.device, gpus: Gpus = GPUS) -> str:
 
 
 def gpu_of(device: torch.device, gpus: Gpus = GPUS) -> tuple[str, int] | None:
-    """The model of the GPU, and its memory in bytes; None for a processor."""
+    """Return the name of the GPU, and its memory in bytes; None for a processor."""
     return None if device.type == "cpu" else (gpus.name(device), gpus.total_bytes(device))
 
 
 def free_device_bytes(device: torch.device, gpus: Gpus = GPUS) -> int | None:
-    """Free memory of the device's own; None where it shares the machine's."""
+    """Return the free bytes of the device's own memory; None if it uses the machine's."""
     return None if device.type == "cpu" else gpus.free_bytes(device)
 
 
 def device_free_bytes(device: str) -> int | None:
-    """`free_device_bytes` of a device by its name, when all that is no longer used has been given back."""
+    """Return `free_device_bytes` of a device by its name, after returning all memory that is no longer used."""
     place = torch.device(device)
     gc.collect()
     return_freed_memory()
     if place.type == "cuda":
-        torch.cuda.empty_cache()  # what torch keeps for later counts as used
+        torch.cuda.empty_cache()  # memory that torch caches counts as used
     return free_device_bytes(place)
 
 
 def find_dtype(asked: str, stored: str, device: torch.device, gpus: Gpus = GPUS) -> str:
-    """The dtype of activations and of weights that are not quantised, for `--dtype` "auto" or a name.
+    """Choose the dtype of activations and of weights that are not quantised, for `--dtype` "auto" or a name.
 
-    `stored`: that of the checkpoint's weights, as safetensors calls it ("BF16"). Raises UsageError for one that the
-    device cannot compute in.
+    `stored`: the dtype of the checkpoint's weights, as safetensors names it ("BF16"). Raises UsageError for one that
+    the device cannot compute in.
     """
     if device.type == "cpu":
         return "float32" if asked == "auto" else asked
@@ -99,8 +99,8 @@ def find_dtype(asked: str, stored: str, device: torch.device, gpus: Gpus = GPUS)
 def choose_gpu_dtype(asked: str, stored: str, has_bfloat16: bool) -> str:
     """As `find_dtype`, on a GPU that computes in float32, float16 and perhaps bfloat16. Pure.
 
-    "auto" keeps the numbers that the model was published with. What the GPU cannot compute in becomes float16, which
-    has more digits but ends at 65504.
+    "auto" keeps the numbers that the model was published with; bfloat16 on a GPU that does not compute in it becomes
+    float16, which has more digits but ends at 65504.
     """
     if asked == "bfloat16" and not has_bfloat16:
         raise UsageError("this GPU does not compute in bfloat16", hint="Use --dtype float16, or float32.")

@@ -1,9 +1,9 @@
-"""Whether there is time for guesses: they only save waiting for the network, and texts of other sessions wait for them.
+"""Whether there is time for guesses: they only save waits for the network, and texts of other sessions wait for them.
 
-Two things say no.  Where the texts of others take much of the engine's time, every guessed row keeps some of them
-waiting.  And where they do not, a text may still arrive while a step of guesses is computed, which cannot be stopped:
-how long the texts of each session have waited for that is measured, and is kept to a small share of the session's time.
-A session that has guessed itself bears the guesses of others, since all of them gain.
+Two things rule them out.  If the texts of others take much of the engine's time, every guessed row delays some of them.
+And if they do not, a text may still arrive during a step of guesses, which cannot be stopped: the time that the texts
+of each session have waited for such steps is measured, and kept to a small share of the session's time.  A session that
+makes guesses itself has to bear those of others, since all of them gain.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 TEXT_FADING = 1.0
-"""The rate, per second, at which computed time fades: after a second it counts for a third."""
+"""The rate, per second, at which computing time fades: after a second it counts for about a third."""
 CROWDED_SHARE = 0.5
-"""Where the texts of others are in the engine for more than this share of the time, guesses keep too many waiting.
+"""If the texts of others are in the engine for more than this share of the time, guesses keep too many waiting.
 
-The share is added up over sessions: it is how many of their steps are met by one that takes as long as theirs.
+The share is added up over sessions: it is the number of their steps that one step of the same length overlaps.
 """
 DELAY_FADING = 0.2
-"""That of waits for guesses: a single one may be longer than what a second allows."""
+"""The rate, per second, at which waits for guesses fade: a single wait may exceed what one second allows."""
 DELAYED_SHARE = 0.015
-"""Guesses pause where the texts of a session that makes none have waited for them for more than this share of the time.
+"""Guesses pause if the texts of a session that makes none have waited for them for more than this share of the time.
 
-The promise is 3 %; what guesses cost beside the engine, and a wait that begins before the pause, have the rest.
+The promise is 3 %; the rest is for the cost of guesses outside the engine, and for waits that began before the pause.
 """
 
 
@@ -35,37 +35,37 @@ _SMOOTHING = 0.1
 
 @dataclass(frozen=True, slots=True)
 class EngineStep:
-    """The tokens of a step of the engine, and the texts that came meanwhile."""
+    """The tokens of a step of the engine, and the texts that arrived meanwhile."""
 
     texts: Collection[Any]
-    """Sessions of whose texts it had tokens."""
+    """Sessions with text tokens in the step."""
     guesses: Mapping[Any, int]
-    """Guessed tokens that it had, by session."""
+    """Guessed tokens in the step, by session."""
     tokens: int
-    """All that it had."""
+    """All tokens of the step."""
     began_at: float
     ended_at: float
     waiting: Mapping[Any, float]
-    """Sessions whose texts arrived meanwhile, and when."""
+    """Sessions whose texts arrived meanwhile -> the time of arrival."""
 
 
 class GuessTime:
     """The use of the engine by texts and guesses, newer times counting more.
 
-    Sessions are any hashable objects; one that nobody else holds is forgotten. Moments are of any clock.
+    Sessions are any hashable objects, held by weak references. Times are in seconds of any monotonic clock.
     """
 
     def __init__(self) -> None:
         self._all = _Share(TEXT_FADING)
         self._own: WeakKeyDictionary[Any, _Share] = WeakKeyDictionary()
         self._delays: WeakKeyDictionary[Any, _Share] = WeakKeyDictionary()
-        """Waits of sessions that make no guesses; those that have faded are dropped."""
+        """Waits of sessions that make no guesses; faded ones are dropped."""
         self._guessing: WeakSet[Any] = WeakSet()
         self._usual_seconds = 0.0
         """The time of a step with one token of each text, smoothed."""
 
     def note(self, step: EngineStep) -> None:
-        """A step of the engine has ended. O(its sessions, and those that wait)."""
+        """Note a step of the engine that has ended. O(sessions in it, and sessions that wait)."""
         seconds, now = step.ended_at - step.began_at, step.ended_at
         self._all.add(seconds * len(step.texts), now)
         for session in step.texts:
@@ -84,7 +84,7 @@ class GuessTime:
                 self._delays.setdefault(session, _Share(DELAY_FADING)).add(extra, now)
 
     def _longer_by_guesses(self, step: EngineStep) -> float:
-        """By how many seconds guesses made a step longer: of two estimates that are too high, the lower one."""
+        """Estimate by how many seconds guesses made a step longer: the lower of two estimates that are too high."""
         seconds = step.ended_at - step.began_at
         if not step.texts:
             return seconds
@@ -92,12 +92,12 @@ class GuessTime:
         return max(0.0, min(seconds * share, seconds - self._usual_seconds))
 
     def others(self, session: Any, now: float) -> float:
-        """The shares of all sessions but this one, added up: above 1 where they share steps. O(1)."""
+        """The sum of the shares of all sessions but this one; it exceeds 1 if they share steps. O(1)."""
         own = self._own.get(session)
         return max(0.0, self._all.at(now) - (own.at(now) if own is not None else 0.0))
 
     def most_delayed(self, session: Any, now: float) -> float:
-        """The largest share of its time that another session's text has waited for guesses. O(sessions that have)."""
+        """The largest share of its time that another session's text waited for guesses. O(sessions that waited)."""
         shares = {other: share.at(now) for other, share in self._delays.items() if other is not session}
         for other in [other for other, share in shares.items() if share < DELAYED_SHARE / 100]:
             del self._delays[other]

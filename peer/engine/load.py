@@ -33,20 +33,20 @@ from .weights.quantize import FormChoice, pack_block, shared_inputs
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-"""Is called with the bytes done and the bytes in all."""
+"""Called with the bytes done and the bytes in all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """How a model will be served here; known before any of its weights is read."""
+    """The way in which a model will be served here; known before any of its weights is read."""
 
     device: str
     """As torch names it: "cpu" or "cuda:0"."""
     device_description: str
     gpu: tuple[str, int] | None
-    """The model of the GPU, and its memory in bytes; None for a processor."""
+    """The name of the GPU, and its memory in bytes; None for a processor."""
     device_free_bytes: int | None
-    """Free memory of the device; None where it has none of its own and uses the machine's."""
+    """Free memory of the device; None if it uses the machine's."""
     dtype: str
     forms: Forms
     numeric_format: str
@@ -68,12 +68,12 @@ def examine_model(
     environment: Mapping[str, str] = os.environ,
     kept: KeptMeasurements | None = None,
 ) -> Examined:
-    """Find the device, check the family, settle torch's threads for the whole process, choose the form of the weights,
-    measure a block.
+    """Find the device, check the family, set torch's threads for the whole process, choose the form of the weights,
+    and find the size of a block.
 
     See `find_device`, `find_dtype`, `check_family`, `set_threads`, `find_forms` and `block_sizes`; `device`,
-    `dtype` and `quantize` may be "auto". `clock` is a monotonic clock in seconds. What is measured is kept in `kept`,
-    for the next start. Raises UnsupportedModel, and UsageError for a device that is not here or a form that it cannot
+    `dtype` and `quantize` may be "auto". `clock` is a monotonic clock in seconds. Measurements are kept in `kept` for
+    the next start. Raises UnsupportedModel, and UsageError for a device that is not here or a form that it cannot
     compute. Takes a few seconds the first time, less than one after that.
     """
     place = find_device(device, gpus)
@@ -118,11 +118,11 @@ def load_examined(
     progress: Callable[[str, int, int], None],
     reuse: Stage | None = None,
 ) -> Stage:
-    """Fetch `blocks` of a model that was examined and load them as was decided then; see `load_stage` for `reuse`.
+    """Fetch `blocks` of an examined model and load them as was decided then; see `load_stage` for `reuse`.
 
-    Their bytes are hashed meanwhile, see `Checkpoint.block_hashes`. `progress` hears "fetching", "loading" or
-    "checking", the bytes done and the bytes in all, from two threads. Raises UsageError, ModelMismatch, OutOfMemory,
-    and RetryElsewhere if the hub does not answer; whatever is raised, nothing of the load is kept.
+    Their bytes are hashed meanwhile, see `Checkpoint.block_hashes`. `progress` is called, from two threads, with
+    "fetching", "loading" or "checking", the bytes done and the bytes in all. Raises UsageError, ModelMismatch,
+    OutOfMemory, and RetryElsewhere if the hub does not answer; after any error nothing of the load is kept.
     """
     for run in _runs_outside(blocks, reuse):
         checkpoint.fetch(run, lambda done, total: progress("fetching", done, total))
@@ -160,11 +160,11 @@ def load_stage(
     """Load `blocks` of a checkpoint, reading (and from a hub: fetching) only their tensors.
 
     `route` is what `check_family` found for the model; `forms` are those of the matrices, see `find_forms`.
-    Where they are packed, or on a GPU, blocks are loaded, packed and moved one by one: there is never more memory in
-    use than what the packed blocks hold, and one block as it was loaded with the intermediate results of packing it.
+    If they are packed, or on a GPU, blocks are loaded, packed and moved one by one: the memory in use is never more
+    than that of the packed blocks, of one block as loaded, and of the intermediate results of packing it.
 
-    The blocks that `reuse`, a stage loaded in the same way, has are not loaded again: the new stage has its very
-    modules for them, and memory holds the union of both. `reuse` may go on computing meanwhile and is not changed.
+    Blocks of `reuse`, a stage loaded in the same way, are not loaded again: the new stage shares its modules for them,
+    and memory holds the union of both. `reuse` may go on computing meanwhile and is not changed.
 
     `progress` is called with bytes done and bytes in all; what it raises ends the load. Raises UsageError for blocks
     that the model does not have, UnsupportedModel, ModelMismatch for a checkpoint that lacks weights, OutOfMemory.
@@ -187,13 +187,13 @@ def load_stage(
             parts.append(_load_at_once(checkpoint, run, dtype, step, route))
         bytes_done += sum(checkpoint.block_bytes(block) for block in run)
     stage = Stage.joined(blocks, parts)
-    return_freed_memory()  # of all forms: what loading took stays with glibc else
+    return_freed_memory()  # for all forms: otherwise glibc keeps the memory that loading took
     return stage
 
 
 def sample_stage(config: PreTrainedConfig, examined: Examined) -> Stage:
-    """One block with random weights, of the shape and in the form that will be served: to be timed before any weight is
-    here. Raises OutOfMemory."""
+    """Make one block with random weights, in the shape and form that will be served: to be timed before any weight is
+    loaded. Raises OutOfMemory."""
     first = BlockRange(0, 1)
     device = torch.device(examined.device)
     route = check_family(config)
@@ -214,7 +214,7 @@ def sample_stage(config: PreTrainedConfig, examined: Examined) -> Stage:
 
 
 def _runs_outside(blocks: BlockRange, reuse: Stage | None) -> list[BlockRange]:
-    """The parts of `blocks` that `reuse` does not have."""
+    """The runs of `blocks` that `reuse` does not have."""
     if reuse is None:
         return [blocks]
     bounds = (blocks.start, min(blocks.stop, reuse.blocks.start)), (max(blocks.start, reuse.blocks.stop), blocks.stop)
@@ -224,7 +224,7 @@ def _runs_outside(blocks: BlockRange, reuse: Stage | None) -> list[BlockRange]:
 def _load_at_once(
     checkpoint: Checkpoint, blocks: BlockRange, dtype: torch.dtype, progress: Progress | None, route: BatchingRoute
 ) -> Stage:
-    """Weights of the checkpoint's own dtype are not copied: they stay in the mapped file."""
+    """Load a run of blocks. Weights in the checkpoint's own dtype are not copied: they stay in the mapped file."""
     model_class = stage_class(checkpoint.config, blocks)
     state = checkpoint.block_state(blocks, progress)
     return Stage.of(load_model(model_class, checkpoint.config, state, dtype, attention_of(route)), blocks, route)
@@ -268,7 +268,8 @@ def _shifted(progress: Progress | None, before: int, in_all: int) -> Progress | 
 
 
 def _leave_the_file(block: nn.Module, device: torch.device) -> None:
-    """Copy the tensors that were not packed: views into the mapped checkpoint, each of which keeps the whole file."""
+    """Copy the tensors that were not packed: they are views into the memory-mapped checkpoint, and one view keeps the
+    whole file in memory."""
     if device != CPU:
         block.to(device)
         return

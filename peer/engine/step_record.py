@@ -12,19 +12,19 @@ class StepRecord:
 
     sessions: int
     rows: int
-    """Rows of all sessions that were part of the step."""
+    """Rows in the step, of all sessions."""
     decode_rows: int
     """Rows with a single new token."""
     prefill_tokens: int
-    """New tokens of the rows with more."""
+    """New tokens of the rows with more than one."""
     context_tokens: int
-    """Cached tokens that the rows attended to, the new ones included, summed over the rows."""
+    """Tokens that the rows attended to, including the new ones, summed over the rows."""
     blocks: float
-    """Blocks computed, as a mean over the step's tokens: sessions may use a part of what is hosted."""
+    """Blocks computed, as a mean over the step's tokens: sessions may use a part of the hosted blocks."""
     seconds: float
     longest_wait_seconds: float
-    """The longest time that a session's step of these waited before it began."""
+    """The longest wait of a session's step before its first part was computed here; 0 if none began."""
 
 
 StepListener = Callable[[StepRecord], None]
-"""Is called in the engine's thread after every step, and must return at once."""
+"""Called in the engine's thread after every step without errors; must return at once."""

@@ -1,4 +1,4 @@
-"""Steps without a session, to be timed: the stage's own forward on rows whose cached tokens were never computed."""
+"""Steps without a session, to be timed: the stage's own forward on rows whose cached tokens are made up."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class StepTrial:
         self._token: tuple[BlockKV, ...] = ()
 
     def decode(self, rows: int, context: int) -> Callable[[], None]:
-        """A step of one new token for each of `rows` rows that hold `context` tokens each; may be run again."""
+        """Make a step of one new token for each of `rows` rows that hold `context` tokens each; may be run again."""
         slices = [RowSpan(self._row(context), context, 1) for _ in range(rows)]
         return self._step(slices)
 
     def prefill(self, tokens: int) -> Callable[[], None]:
-        """A step of `tokens` tokens of one new row; may be run again."""
+        """Make a step of `tokens` tokens of one new row; may be run again."""
         return self._step([RowSpan(self._view.new_row(max_tokens=tokens), 0, tokens)])
 
     def _row(self, context: int) -> RowKV:
@@ -41,7 +41,7 @@ class StepTrial:
         return RowKV.import_(self._view.blocks, context + 1, content)
 
     def _step(self, rows: list[RowSpan]) -> Callable[[], None]:
-        """A step that begins and ends on the processor, as those of sessions do, so a GPU is done when it returns."""
+        """Make a step that begins and ends on the CPU, as those of sessions do: a GPU is done when it returns."""
         tokens = sum(row.count for row in rows)
         generator = torch.Generator().manual_seed(0)
         hidden = torch.randn(tokens, self._stage.hidden_size, generator=generator).to(self._stage.dtype)

@@ -1,1 +1,1 @@
-"""How blocks are computed: the family's own layers over packed rows, and which families may be served."""
+"""The computation of blocks: the family's own layers over packed rows, and which families can be served."""

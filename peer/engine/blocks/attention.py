@@ -1,9 +1,9 @@
-"""Attention for rows of different sessions packed into one sequence: (1, T, H), each row's tokens one after the other.
+"""Attention for rows of different sessions packed into one sequence, (1, T, H): the tokens of all rows, concatenated.
 
 A family that attends through transformers' registries is given a cache (`PackedRows`) that writes the new tokens of
-each row to where they belong, a mask that is only the rule by which the family builds one (`CapturedMask`), and an
-attention function that applies both, row by row.  Nothing is padded and nothing of a cache is copied.  What a window
-or a chunk hides is in the captured rule and nowhere else, so no family needs to be known here.
+each row into that row's own cache, a mask that is only the rule by which the family builds one (`CapturedMask`), and an
+attention function that applies both, row by row.  Nothing is padded and no cache is copied.  Only the captured rule
+knows what a window or a chunk hides, so no family needs to be known here.
 
 Names of axes: T new tokens, Q heads of queries, N heads of keys and values, D head size, L tokens of a row.
 """
@@ -23,10 +23,10 @@ from ....proto.model.cache import LayerlessCache
 from .rows import RowSpan
 
 PACKED_ATTENTION = "blockswarm_packed"
-"""Name under which transformers knows the attention and the mask of this module."""
+"""The name under which this module's attention and mask are registered with transformers."""
 
 MaskFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(row, head, position of the query, position of the key) -> whether it is seen, elementwise."""
+"""(row, head, position of the query, position of the key) -> whether the query sees the key, elementwise."""
 
 _KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -34,11 +34,11 @@ _KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 class PackedRows(LayerlessCache):
     """The caches of a step's rows, as one cache of one sequence.
 
-    To the family it seems empty: positions are given to it, and the mask is evaluated per row.
+    It looks empty to the family: positions are passed explicitly, and the mask is evaluated per row.
 
-    Most families attend over what the cache returns; some return to it first what they have compressed (MLA).  The
-    latter must be given all tokens of all rows, one after the other; the former need not, because the attention
-    function finds them here.  Which is which shows in the attention function and is remembered in `direct_blocks`.
+    Most families attend directly over what the cache returns; some first expand the compressed states that they cache
+    (MLA).  The latter need all tokens of all rows, concatenated; the former do not, because the attention function
+    finds them here.  The attention function sees which case a block is, and `direct_blocks` remembers it.
     """
 
     def __init__(self, rows: Sequence[RowSpan], direct_blocks: set[int]) -> None:
@@ -53,7 +53,7 @@ class PackedRows(LayerlessCache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> _KeysAndValues:
-        """Write a block's new tokens, (1, N, T, D), to the rows."""
+        """Write a block's new tokens, (1, N, T, D), to the rows; return the keys and values for the family."""
         keys, values = self.split(key_states), self.split(value_states)
         self._block = layer_idx
         self._cached = [row.kv.update(k, v, layer_idx) for row, k, v in zip(self.rows, keys, values, strict=True)]
@@ -70,7 +70,7 @@ class PackedRows(LayerlessCache):
         return (states,) if len(self.rows) == 1 else states.split(self._counts, dim=2)
 
     def take(self, key: torch.Tensor, value: torch.Tensor) -> list[_KeysAndValues]:
-        """Per row all its keys and values, (1, N, L, D), given what the family made of what `update` returned."""
+        """Return all keys and values of each row, (1, N, L, D); `key` and `value` are what the family passed on."""
         assert self._returned is not None
         cached, (returned_key, returned_value) = self._cached, self._returned
         self._cached, self._returned = [], None
@@ -88,23 +88,23 @@ class PackedRows(LayerlessCache):
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """The tokens of a row that its new tokens see: none before `first`, from there on those of `mask`."""
+    """The tokens of a row that its new tokens see: none before `first`, and from there on those in `mask`."""
 
     first: int = 0
     mask: torch.Tensor | None = None
-    """(new tokens, L - first), True where seen; None: everything, or with `is_causal` everything up to itself."""
+    """(new tokens, L - first), True where seen; None: everything, or with `is_causal`, everything up to each token."""
     is_causal: bool = False
 
 
 class CapturedMask:
-    """A family's rule of what is seen, in place of a mask; evaluated once per step and kind of block."""
+    """A family's rule of visibility, in place of a mask; evaluated once per step and kind of block."""
 
     def __init__(self, function: MaskFunction) -> None:
         self._function = function
         self._sights: list[Sight] | None = None
 
     def sights(self, rows: Sequence[RowSpan], device: torch.device, *, as_masks: bool) -> list[Sight]:
-        """One per row. `as_masks`: never use `is_causal`. The rows of the first call are those of the step."""
+        """Return one per row. `as_masks`: never use `is_causal`. Later calls have to be for the same rows."""
         if self._sights is None:
             self._sights = _evaluate(self._function, rows, device, as_masks)
         return self._sights
@@ -128,7 +128,7 @@ def _evaluate(function: MaskFunction, rows: Sequence[RowSpan], device: torch.dev
 
 
 def _sights_of_single_tokens(function: MaskFunction, rows: Sequence[RowSpan], device: torch.device) -> list[Sight]:
-    """All rows at once, because each may be of another session and there may be many."""
+    """Evaluate all rows at once, because there may be many, each from another session."""
     if not rows:
         return []
     queries = torch.tensor([row.start for row in rows], device=device)
@@ -143,7 +143,7 @@ def _sights_of_single_tokens(function: MaskFunction, rows: Sequence[RowSpan], de
 
 
 def _visible(function: MaskFunction, queries: torch.Tensor, length: int) -> torch.Tensor:
-    """(queries, length) bool: what tokens at the positions `queries` see of the first `length` ones."""
+    """(queries, length) bool: which of the first `length` tokens are seen from the positions `queries`."""
     zero = queries.new_zeros(())
     keys = torch.arange(length, device=queries.device)
     return function(zero, zero, queries[:, None], keys[None]).expand(len(queries), length)
@@ -165,9 +165,9 @@ def packed_attention(
     past_rows: PackedRows | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Queries (1, Q, T, D) over the rows' caches -> (1, T, Q, size of values). See `AttentionInterface`.
+    """Attend with queries (1, Q, T, D) over the rows' caches -> (1, T, Q, size of values). See `AttentionInterface`.
 
-    Raises TypeError if the family did not pass on what this needs; it cannot be served packed then.
+    Raises TypeError if the family did not pass on the rows and the mask; it then cannot be served packed.
     """
     if past_rows is None or not isinstance(attention_mask, CapturedMask):
         raise TypeError(f"{type(module).__name__} passes on neither the packed rows nor the captured mask")
@@ -192,12 +192,12 @@ def _attend(
     (_, heads, count, size), kv_heads = query.shape, keys.shape[1]
     group = heads // kv_heads
     if count == 1:
-        # The queries that share a head of keys stand where a chunk's tokens would: each key is read once.
+        # Treat the queries that share a head of keys like the tokens of a chunk, so that each key is read once.
         grouped = query.view(1, kv_heads, group, size)
         output = scaled_dot_product_attention(grouped, keys, values, attn_mask=sight.mask, scale=scaling)
         return output.reshape(1, 1, heads, -1)
     if group > 1:
-        # The heads of keys become the batch, so that sharing them is a stride of zero and not a copy.
+        # Make the heads of keys the batch, so that queries share them by a stride of zero and not by a copy.
         query = query.view(kv_heads, group, count, size)
         keys, values = (x[0][:, None].expand(-1, group, -1, -1) for x in (keys, values))
     output = scaled_dot_product_attention(
@@ -215,7 +215,7 @@ def _attend_by_hand(
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """As `_attend`, with what torch's own function does not offer: capped scores, and a sink (Q,) per head."""
+    """As `_attend`, with two things that torch's own function lacks: capped scores, and a sink per head, (Q,)."""
     (_, heads, count, size), kv_heads = query.shape, keys.shape[1]
     scores = query.reshape(1, kv_heads, -1, size) @ keys.transpose(2, 3) * scaling
     scores = scores.view(1, heads, count, -1)
@@ -226,7 +226,7 @@ def _attend_by_hand(
     if sinks is not None:
         sink = sinks.to(scores.dtype).view(1, heads, 1, 1).expand(-1, -1, count, 1)
         scores = torch.cat([scores, sink], dim=3)
-    # In float32 as the families do it: 16 bits are too few for a sum over a long context.
+    # In float32, as the families do it: 16 bits are too few for a sum over a long context.
     weights = torch.softmax(scores, dim=3, dtype=torch.float32).to(values.dtype)
     if sinks is not None:
         weights = weights[..., :-1]

@@ -1,7 +1,7 @@
-"""Why a family cannot be served: the property of its models that is in the way, found by watching a tiny one at work.
+"""Why a family cannot be served: the property of its models that prevents it, found by watching a tiny model compute.
 
-Asked once no route gives the tokens of the whole model (`selfcheck.py`).  An error inside a family's code says where it
-stumbled; this says over what.
+Used when no route gives the tokens of the whole model (`selfcheck.py`).  An error inside a family's code says where it
+failed; this says why.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ....proto.model.tiny import FIRST_TEXT_TOKEN, random_model
 
 _TOKENS = 6
 _SAME = 1e-3
-"""Logits are about 4, in float32."""
+"""Absolute tolerance; logits are about 4, in float32."""
 
 
 @dataclass(slots=True)
 class _Call:
-    """A call of a block: everything that it was given, as it was then, and what it returned."""
+    """A call of a block: copies of everything that it was given, and of what it returned."""
 
     hidden: Any
     others: tuple[torch.Tensor, ...]
@@ -34,7 +34,7 @@ class _Call:
 
 @torch.inference_mode()
 def obstacle(tiny: PreTrainedConfig) -> str | None:
-    """A property of models like `tiny`, as the end of a sentence that begins with their name; None: none was found.
+    """Return what prevents serving models like `tiny`, as the end of a sentence that begins with their name, or None.
 
     Raises UnsupportedModel, with the reason, if there is no model to watch or it has no list of blocks.
     """
@@ -79,7 +79,7 @@ def _obstacle_around(model: PreTrainedModel, tiny: PreTrainedConfig) -> str | No
 
 
 def _texts(tiny: PreTrainedConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two texts (1, T) with the same first token and other ones behind it."""
+    """Two texts (1, T) with the same first token and different ones after it."""
     first = torch.arange(FIRST_TEXT_TOKEN, FIRST_TEXT_TOKEN + _TOKENS)[None]
     second = first.clone()
     second[:, 1:] += _TOKENS
@@ -87,7 +87,7 @@ def _texts(tiny: PreTrainedConfig) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _watched(model: PreTrainedModel, tokens: torch.Tensor, num_blocks: int) -> tuple[torch.Tensor, list[_Call], int]:
-    """Logits (1, T, V), the calls of the blocks, and how many tokens the cache holds in the end."""
+    """Run the model; return logits (1, T, V), the calls of the blocks, and the number of tokens in the cache."""
     calls: list[_Call] = []
 
     def begun(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -110,7 +110,7 @@ def _watched(model: PreTrainedModel, tokens: torch.Tensor, num_blocks: int) -> t
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in lists, tuples and dictionaries; copies, as families change some in place."""
+    """Copies of the tensors in lists, tuples and dictionaries; copies, because families change some in place."""
     if isinstance(value, torch.Tensor):
         yield value.clone()
     elif isinstance(value, list | tuple):
@@ -125,7 +125,7 @@ def _differ(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> boo
 
 
 def _hands_on(before: _Call, after: _Call) -> bool:
-    """Whether a block is given something that the block before it returned, beside the hidden states."""
+    """Whether a block is given something that the block before it returned besides the hidden states."""
     return any(
         given.shape == output.shape and torch.equal(given, output)
         for given in after.others

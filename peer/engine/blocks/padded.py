@@ -1,8 +1,8 @@
-"""One new token of several rows as a batch (B, 1, H), for families that attend in their own way.
+"""One new token each of several rows as a batch (B, 1, H), for families with attention code of their own.
 
-Shorter rows are padded on the left, which every family of transformers understands: distances to the newest token,
-and with them windows and alibi, are those of the row alone.  The caches are copied for each block and step, so rows
-whose lengths differ much are not put into one batch.
+Shorter rows are padded on the left, which every family of transformers supports: distances to the newest token, and
+with them windows and alibi, are those of the row alone.  The caches are copied for each block and step, so rows of
+very different lengths are not put into one batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LENGTH_RATIO = 2
 
 
 def batches_of_similar_length(rows: Sequence[RowSpan]) -> list[list[int]]:
-    """Indices into `rows`, from the longest row on."""
+    """Return batches of indices into `rows`, from the longest row on."""
     batches: list[list[int]] = []
     for index in sorted(range(len(rows)), key=lambda index: -rows[index].stop):
         if not batches or rows[index].stop * _LENGTH_RATIO < rows[batches[-1][0]].stop:
@@ -30,7 +30,7 @@ def batches_of_similar_length(rows: Sequence[RowSpan]) -> list[list[int]]:
 
 
 class PaddedRows(LayerlessCache):
-    """The caches of rows that get one token each, as one cache of a batch."""
+    """The caches of rows with one new token each, as one cache of a batch."""
 
     def __init__(self, rows: Sequence[RowSpan]) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class PaddedRows(LayerlessCache):
         self._buffers: dict[tuple[object, ...], torch.Tensor] = {}
 
     def mask(self, device: torch.device) -> torch.Tensor:
-        """(B, longest row) of 0 and 1: where a row has tokens."""
+        """Return the mask (B, longest row): 1 where a row has tokens, 0 where it is padded."""
         padding = torch.tensor([self._length - row.stop for row in self._rows], device=device)
         return (torch.arange(self._length, device=device) >= padding[:, None]).long()
 
@@ -48,7 +48,7 @@ class PaddedRows(LayerlessCache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write a block's new token of each row, (B, heads, 1, size); return all tokens, (B, heads, longest, size).
 
-        What is returned holds until the next block's call.
+        The result is valid until the next block's call.
         """
         padded_keys, padded_values = self._buffer("keys", key_states), self._buffer("values", value_states)
         for index, row in enumerate(self._rows):
@@ -61,7 +61,7 @@ class PaddedRows(LayerlessCache):
         return self._length - 1
 
     def _buffer(self, name: str, states: torch.Tensor) -> torch.Tensor:
-        """Zeros where a row is padded; every block writes over the same rest, because fresh memory is slow."""
+        """Return a buffer with zeros where rows are padded; all blocks reuse it, because fresh memory is slow."""
         batch, heads, _, size = states.shape
         key = name, heads, size, states.dtype
         if key not in self._buffers:

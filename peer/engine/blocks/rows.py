@@ -1,4 +1,4 @@
-"""The part of a row in a step, and the check that comes before anything is changed."""
+"""A row's part of a step, and the check before anything is changed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..cache.row import RowKV
 
 @dataclass(frozen=True, slots=True)
 class RowSpan:
-    """`count` tokens of one row in a step, which continue the row at position `start`."""
+    """`count` new tokens of one row in a step; they continue the row at position `start`."""
 
     kv: RowKV
     start: int
@@ -25,16 +25,16 @@ class RowSpan:
 
 
 class RowOutOfMemory(OutOfMemory):
-    """A row would grow beyond its reservation; the other rows of the step can be computed without it."""
+    """A row would outgrow its reservation; the other rows of the step can be computed without it."""
 
     def __init__(self, row_index: int, row: RowSpan) -> None:
         super().__init__(f"the session reserved {row.kv.max_tokens} tokens, this step needs {row.stop}")
         self.row_index = row_index
-        """Which of the step's rows it is."""
+        """Its index among the step's rows."""
 
 
 def check_rows(rows: Sequence[RowSpan], blocks: BlockRange, tokens: int) -> None:
-    """Whether a step of these rows over `blocks` can be computed for `tokens` tokens; changes nothing.
+    """Check that a step of these rows with `tokens` tokens can be computed over `blocks`; changes nothing.
 
     Raises ValueError if a row is shorter than its `start`, has no tokens in the step or is in it twice, has no cache
     for some of the blocks, or if the counts do not add up; RowOutOfMemory for the first row that does not fit.

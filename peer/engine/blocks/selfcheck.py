@@ -1,9 +1,9 @@
-"""Find out by trying whether a family may be served, and how: cut a tiny copy of the model, compare with the whole.
+"""Find out by trying whether a family can be served, and how: cut a tiny copy of the model and compare with the whole.
 
 The tiny copy has random weights and the pattern of block types of the real model.  Three chained stages and the
-client's ends must give its logits, for rows alone and for several in a step.  The fastest route that does is chosen.
-This catches what no table of families would know: positions added before the blocks, windows that exist only in a
-mask, state that cannot be rolled back, positions that depend on the longest row of a step.
+client's ends must give its logits, for single rows and for several rows in a step.  The fastest route that does is
+chosen.  This catches what no table of families would know: positions added before the blocks, windows that exist only
+in a mask, state that cannot be rolled back, positions that depend on the longest row of a step.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from .stage import BatchingRoute, Stage, StageView, attention_of
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
-"""Relative to the largest logit (about 4), in float32: sums run in another order where a prompt is cut differently."""
+"""Relative to the largest logit (about 4), in float32: a prompt that is cut elsewhere is summed in another order."""
 
 _LONG = 26
-"""Tokens of a sequence beyond the tiny copy's windows and its original context."""
+"""Length of a sequence that exceeds the tiny copy's windows and its original context."""
 _SHORT = 20
-"""Tokens of a sequence that is beyond them too, but shorter."""
+"""Length of a shorter sequence that exceeds them, too."""
 
 
 class FamilyRoutes:
-    """The result of the check for every configuration that was asked for."""
+    """The results of the check, by configuration."""
 
     def __init__(self, find: Callable[[PreTrainedConfig], BatchingRoute | UnsupportedModel]) -> None:
         """`find` as `find_route`."""
@@ -50,7 +50,7 @@ class FamilyRoutes:
         self._results: dict[str, BatchingRoute | UnsupportedModel] = {}
 
     def of(self, config: PreTrainedConfig) -> BatchingRoute:
-        """The route for a configuration. Raises UnsupportedModel."""
+        """Return the route for a configuration. Raises UnsupportedModel."""
         key = f"{type(config).__name__} {config.to_json_string()}"
         if key not in self._results:
             self._results[key] = self._find(config)
@@ -61,7 +61,7 @@ class FamilyRoutes:
 
 
 def check_family(config: PreTrainedConfig) -> BatchingRoute:
-    """The fastest route by which models like `config` survive being cut into stages.
+    """Return the fastest route by which models like `config`, cut into stages, compute the same as in one piece.
 
     Raises UnsupportedModel, with the reason, if there is none. Takes about a second the first time, nothing after that.
     """
@@ -69,7 +69,7 @@ def check_family(config: PreTrainedConfig) -> BatchingRoute:
 
 
 def find_route(config: PreTrainedConfig) -> BatchingRoute | UnsupportedModel:
-    """As `check_family`, found anew; a refusal is a result too."""
+    """As `check_family`, but without its memory; a refusal is returned."""
     try:
         _check_caches(config)
         tiny = tiny_config(config)
@@ -86,7 +86,7 @@ def find_route(config: PreTrainedConfig) -> BatchingRoute | UnsupportedModel:
 
 @contextmanager
 def _family_code(tiny: PreTrainedConfig) -> Iterator[None]:
-    """Whatever goes wrong inside a family's code is a reason to refuse it, or one of its routes: UnsupportedModel."""
+    """Turn any error inside a family's code into UnsupportedModel, a reason to refuse the family or one route."""
     try:
         yield
     except UnsupportedModel:
@@ -98,7 +98,7 @@ def _family_code(tiny: PreTrainedConfig) -> Iterator[None]:
 
 
 def _reason(tiny: PreTrainedConfig, error: UnsupportedModel) -> UnsupportedModel:
-    """A reason that names what is in the way of the family, for an error that says only where the check stumbled."""
+    """Return an error that names the obstacle, if one is found, for an error that says only where the check failed."""
     cause = error.__cause__ or error
     logger.info("the check of %s: %s: %s", tiny.model_type, type(cause).__name__, str(cause)[:1000])
     try:
@@ -121,9 +121,9 @@ class _Sequence:
 
 @torch.inference_mode()
 def _try_routes(config: PreTrainedConfig) -> BatchingRoute:
-    """The first route that equals the whole model.
+    """Return the first route whose results equal those of the whole model.
 
-    Raises the reason against the last one, UnsupportedModel, or whatever the family's code raises as a whole.
+    Raises UnsupportedModel with the reason against the last route, or whatever the whole model's own code raises.
     """
     model = random_model(config)
     # The shorter one first: some families remember the longest sequence they have seen.
@@ -163,7 +163,7 @@ def _check_route(trial: _Trial, long: _Sequence, short: _Sequence) -> None:
 
 
 def _check_steps_of_several_rows(trial: _Trial, long: _Sequence, short: _Sequence) -> None:
-    """Prompts in chunks beside decoding, rows of very different lengths, going back and forking on the way."""
+    """Check prompts in chunks beside decoding, rows of very different lengths, going back, and forks."""
     first, second, third = trial.new_row(), trial.new_row(), trial.new_row()
     steps = [
         [_Piece(first, long, 0, 15), _Piece(second, short, 0, 1)],
@@ -181,7 +181,7 @@ def _check_steps_of_several_rows(trial: _Trial, long: _Sequence, short: _Sequenc
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Tokens [start, stop) of a sequence, for a row that has those before them."""
+    """Tokens [start, stop) of a sequence, for a row that has the tokens before them."""
 
     row: Sequence[RowKV]
     """One cache per view of the trial."""
@@ -214,7 +214,7 @@ class _Trial(nn.Module):
         return [view.new_row(max_tokens=_LONG) for view in self._views]
 
     def run(self, step: Sequence[_Piece]) -> torch.Tensor:
-        """Logits (1, T, V) of the pieces' tokens, computed in one step, one piece after the other."""
+        """Compute the pieces' tokens in one step; return their logits (1, T, V), concatenated."""
         self._step = step
         tokens = torch.cat([piece.sequence.tokens[:, piece.start : piece.stop] for piece in step], dim=1)
         positions = torch.cat([torch.arange(piece.start, piece.stop) for piece in step])[None]
@@ -222,7 +222,7 @@ class _Trial(nn.Module):
         return logits
 
     def compare(self, what: str, row: Sequence[RowKV], sequence: _Sequence, cuts: Sequence[int]) -> None:
-        """Tokens cuts[0]..cuts[-1] of one row, a step between every two cuts. Raises UnsupportedModel."""
+        """Compare tokens cuts[0]..cuts[-1] of one row, with a step between every two cuts. Raises UnsupportedModel."""
         for start, stop in itertools.pairwise(cuts):
             self.compare_step(what, [_Piece(row, sequence, start, stop)])
 
@@ -244,7 +244,7 @@ class _Trial(nn.Module):
 
 
 def _forward_checked(view: StageView, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
-    """Raises UnsupportedModel if the blocks write into their input, which others keep, or keep no cache."""
+    """Raises UnsupportedModel if the blocks write into their input, which others still use, or keep no cache."""
     before = hidden.clone()
     output = view.forward(hidden, rows)
     if not torch.equal(hidden, before):
@@ -255,7 +255,7 @@ def _forward_checked(view: StageView, hidden: torch.Tensor, rows: Sequence[RowSp
 
 
 def _check_caches(config: PreTrainedConfig) -> None:
-    """Look at the caches that transformers itself would make for the family. Raises UnsupportedModel."""
+    """Check the caches that transformers itself would make for the family. Raises UnsupportedModel."""
     family_class(config)
     cache = DynamicCache(config=config)
     if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
@@ -286,5 +286,5 @@ def _load_stage(
 
 
 def _random_tokens(config: PreTrainedConfig, count: int, seed: int) -> torch.Tensor:
-    """(1, count), without those that have a meaning."""
+    """(1, count), without special tokens."""
     return torch.randint(FIRST_TEXT_TOKEN, config.vocab_size, (1, count), generator=torch.Generator().manual_seed(seed))

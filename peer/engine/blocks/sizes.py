@@ -1,7 +1,7 @@
-"""The memory that a block will need, before any of its weights is read.
+"""The memory that a block will need, computed before any of its weights is read.
 
-The model is built on torch's meta device, where tensors have a shape and a dtype but no bytes.  A few families look at
-values on the way to their cache; of those one block is built, and not filled.
+The model is built on torch's meta device, where tensors have a shape and a dtype but no bytes.  A few families read
+values before they cache anything; for those, one block of each kind is built in memory, but not filled.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .view import BatchingRoute, Shell, StageView
 
 
 def block_sizes(config: PreTrainedConfig, dtype: str, forms: FormChoice) -> tuple[int, int]:
-    """Bytes of the weights of the model's largest block, and of one token's attention cache in the block that needs
-    most, with activations in `dtype` ("float32"), and weights as they are loaded in it and packed. The few weights
-    that a family keeps in float32 even so are counted in `dtype`.
+    """Return the bytes of the weights of the model's largest block, and of one token's attention cache in the block
+    that needs most.
 
-    Raises UnsupportedModel. Takes no memory to speak of, but for a few families that of one block, and time that grows
-    with the number of blocks.
+    Activations are in `dtype` ("float32"), weights are loaded in it and then packed. The few weights that a family
+    keeps in float32 anyway are counted in `dtype`. Raises UnsupportedModel. Takes hardly any memory, for a few families
+    that of one block, and time that grows with the number of blocks.
     """
     everything = BlockRange(0, config.num_hidden_layers)
     groups = _groups(config, forms)
@@ -45,8 +45,10 @@ def block_sizes(config: PreTrainedConfig, dtype: str, forms: FormChoice) -> tupl
 
 
 def block_shapes(config: PreTrainedConfig) -> dict[tuple[int, int], int]:
-    """The shapes (N, K) of the matrices of all kinds of blocks, of linears with the same input together, and how many
-    matrices of each shape a block has at most."""
+    """Return the shapes (N, K) of the matrices of all kinds of blocks -> the most matrices of that shape in one block.
+
+    Linears with the same input count as one matrix.
+    """
     kinds = block_kinds(config)
     shapes: dict[tuple[int, int], int] = {}
     for block in (kinds.index(kind) for kind in dict.fromkeys(kinds)):
@@ -58,7 +60,7 @@ def block_shapes(config: PreTrainedConfig) -> dict[tuple[int, int], int]:
 
 
 def _groups(config: PreTrainedConfig, forms: FormChoice) -> InputGroups:
-    """None of weights that stay as they are, whose family may have no tiny model."""
+    """The groups of linears with the same input; none for plain weights, whose family may have no tiny model."""
     return frozenset() if forms.is_plain else shared_inputs(config)
 
 
@@ -71,21 +73,21 @@ def _without_memory(config: PreTrainedConfig, blocks: BlockRange, dtype: str) ->
 
 
 def _kv_bytes_of_values(config: PreTrainedConfig, dtype: str) -> int:
-    """As `_kv_bytes`, with one block of each kind in memory, whose weights are whatever was there."""
+    """As `_kv_bytes`, the most over one block of each kind, built in memory with uninitialised weights."""
     kinds = block_kinds(config)
     sizes = []
     for block in (kinds.index(kind) for kind in set(kinds)):
         single = BlockRange(block, block + 1)
         model = _without_memory(config, single, dtype).to_empty(device="cpu")
         for buffer in model.buffers():
-            buffer.zero_()  # indices, some of them
+            buffer.zero_()  # some are indices
         shell, modules = Shell.split(model, BatchingRoute.SINGLE)
         sizes.append(_kv_bytes(StageView(shell, single, modules)))
     return max(sizes)
 
 
 def _kv_bytes(view: StageView) -> int:
-    """The bytes that one block hands to the cache for one token; what comes after its attention does not run."""
+    """Return the bytes that one block passes to the cache for one token; the forward ends there."""
     cache = _CacheProbe(view.blocks)
     try:
         view.forward(torch.zeros(1, view.hidden_size, dtype=view.dtype, device=view.device), [RowSpan(cache, 0, 1)])
@@ -103,7 +105,7 @@ class _HandedOver(Exception):
 
 
 class _CacheProbe(RowKV):
-    """A cache that only looks at what it is given."""
+    """A cache that only measures what it is given."""
 
     def __init__(self, blocks: BlockRange) -> None:
         super().__init__(blocks, max_tokens=1)

@@ -1,8 +1,8 @@
 """The blocks that a peer hosts: a contiguous run of a model's blocks, ready to compute.
 
-A `Stage` is a value: it never changes.  A peer that moves makes another one (`Stage.joined`) out of the module objects
-that it keeps and those that it loaded, so that nothing is held twice and sessions of both stages compute together the
-blocks that they have in common.  Sessions run views (`Stage.view`), which hold their own blocks only.
+A `Stage` is a value: it never changes.  A peer that moves makes a new one (`Stage.joined`) from the module objects that
+it keeps and those that it loaded, so that nothing is held twice, and sessions of both stages batch together on the
+blocks that they share.  Sessions run views (`Stage.view`), which hold only their own blocks.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class HostedBlock:
 
     module: nn.Module
     weight_bytes: int
-    """As the weights are held, packed or not."""
+    """Bytes of the weights as they are held, packed or not."""
     kv_bytes_per_token: int
-    """Attention cache of one token."""
+    """Bytes of attention cache per token."""
 
 
 class Stage:
     """The hosted `blocks` of a model."""
 
     def __init__(self, shell: Shell, hosted: Mapping[int, HostedBlock]) -> None:
-        """`hosted`: block -> what is held of it, without gaps. Raises ValueError."""
+        """`hosted`: block -> the block in memory. Raises ValueError if the blocks have gaps."""
         self.blocks = BlockRange(min(hosted), max(hosted) + 1)
         if len(self.blocks) != len(hosted):
             raise ValueError(f"blocks {sorted(hosted)} are no contiguous run")
@@ -56,12 +56,12 @@ class Stage:
         route: BatchingRoute,
         expanded_tokens: int = EXPANDED_TOKENS,
     ) -> Stage:
-        """The stage of all blocks of `model`, which was loaded with the attention of the route (`attention_of`)."""
+        """Make the stage of all blocks of `model`, which was loaded with the route's attention (`attention_of`)."""
         return cls.around(*Shell.split(model, route, expanded_tokens), blocks)
 
     @classmethod
     def around(cls, shell: Shell, modules: Sequence[nn.Module], blocks: BlockRange) -> Stage:
-        """The stage of the modules of `blocks`. Runs one token, to see what they cache."""
+        """Make the stage of the modules of `blocks`. Runs one token, to see how much they cache."""
         kv_bytes = _kv_bytes_per_token(StageView(shell, blocks, modules))
         hosted = {
             block: HostedBlock(module, held_bytes(module), nbytes)
@@ -71,10 +71,10 @@ class Stage:
 
     @classmethod
     def joined(cls, blocks: BlockRange, parts: Sequence[Stage]) -> Stage:
-        """The stage of `blocks` with the module objects of `parts`, the first part's where several have a block.
+        """Make the stage of `blocks` from the module objects of `parts`, of the first part that has a block.
 
-        Computes nothing, so the parts may be in use. Raises ValueError if a block is in none of them, or if they are
-        not of one dtype, device and route.
+        Computes nothing, so the parts may be in use. Raises ValueError if no part has a block, or if the parts differ
+        in dtype, device or route.
         """
         hosted: dict[int, HostedBlock] = {}
         for part in reversed(parts):
@@ -87,7 +87,7 @@ class Stage:
         return cls(parts[0].shell, {block: hosted[block] for block in blocks})
 
     def part(self, blocks: BlockRange) -> Stage:
-        """The stage of some of the blocks, with the same modules. Raises UsageError if they are not all hosted here."""
+        """Make the stage of some of the blocks, with the same modules. Raises UsageError if not all are hosted here."""
         if not self.blocks.covers(blocks):
             raise UsageError(f"blocks {blocks} are not among the hosted blocks {self.blocks}")
         return Stage(self.shell, {block: self.hosted[block] for block in blocks})
@@ -98,12 +98,12 @@ class Stage:
 
     @property
     def config(self) -> PreTrainedConfig:
-        """That of the full model."""
+        """The configuration of the full model."""
         return self.shell.config
 
     @property
     def position_limit(self) -> int | None:
-        """How many tokens a row may have; None: any number."""
+        """The most tokens that a row may have; None: any number."""
         return self.shell.position_limit
 
     @property
@@ -123,7 +123,7 @@ class Stage:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """That of the residual stream."""
+        """The dtype of the residual stream."""
         return self._parameter.dtype
 
     @property
@@ -142,7 +142,7 @@ class Stage:
         return size
 
     def view(self, blocks: BlockRange) -> StageView:
-        """Runs `blocks`, a part of this stage. Raises UsageError if they are not all hosted here."""
+        """Return the view of `blocks`, a part of this stage. Raises UsageError if they are not all hosted here."""
         if not self.blocks.covers(blocks):
             raise UsageError(f"blocks {blocks} are not among the hosted blocks {self.blocks}")
         if blocks not in self._views:
@@ -157,7 +157,7 @@ class Stage:
 
 
 def _kv_bytes_per_token(view: StageView) -> list[int]:
-    """Run one token through all blocks and look at what each cached."""
+    """Run one token through all blocks; return the bytes that each block cached."""
     row = view.new_row(max_tokens=1)
     view.forward(torch.zeros(1, view.hidden_size, dtype=view.dtype, device=view.device), [RowSpan(row, 0, 1)])
     return [block.keys.nbytes + block.values.nbytes for block in row.export()]

@@ -1,8 +1,8 @@
-"""Runs blocks by the family's own code: the part that computes, without knowing where the blocks came from.
+"""Runs blocks with the family's own code; it does not know where the blocks came from.
 
-A `StageView` holds the modules of its blocks and nothing of other blocks.  Sessions hold views, so the weights of a
-block live exactly as long as a stage hosts it or a session uses it.  What a family computes around its blocks (`Shell`)
-is shared by all views of a model.
+A `StageView` holds the modules of its own blocks only.  Sessions hold views, so the weights of a block live exactly as
+long as a stage hosts it or a session uses it.  The modules that a family has around its blocks (`Shell`) are shared by
+all views of a model.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from .padded import PaddedRows, batches_of_similar_length
 from .rows import RowSpan, check_rows
 
 EXPANDED_TOKENS = 4096
-"""Most tokens of a pack where blocks cache a latent (MLA): they expand the whole pack to tens of times its size."""
+"""Most tokens of a pack if blocks cache a latent (MLA): they expand the whole pack to tens of times its size."""
 
 
 class BatchingRoute(enum.Enum):
-    """How the rows of a step are batched, the fastest way first; `selfcheck` finds out which one a family bears."""
+    """The ways to batch the rows of a step, the fastest first; `selfcheck` finds out which one works for a family."""
 
     PACKED = "packed"
-    """All rows in one sequence, see `attention.py`."""
+    """All rows as one sequence, see `attention.py`."""
     PADDED = "padded"
     """Rows with one new token as a batch, see `padded.py`, the others one after the other."""
     SINGLE = "single"
@@ -45,7 +45,7 @@ class BatchingRoute(enum.Enum):
 
 
 def attention_of(route: BatchingRoute) -> str | None:
-    """The attention with which a model is loaded for a route; None: the one that fits the family."""
+    """Return the attention with which a model is loaded for a route; None: the family's default."""
     return PACKED_ATTENTION if route is BatchingRoute.PACKED else None
 
 
@@ -73,7 +73,7 @@ class Shell:
     def split(
         cls, model: PreTrainedModel, route: BatchingRoute, expanded_tokens: int = EXPANDED_TOKENS
     ) -> tuple[Shell, tuple[nn.Module, ...]]:
-        """Take a model apart: what is around its blocks, and the blocks. It was loaded with the route's attention."""
+        """Take a model apart into its shell and its blocks. It must have been loaded with the route's attention."""
         found = BlockList.at(model, model.blocks_path)
         modules = tuple(found.blocks)
         empty = nn.ModuleList()
@@ -81,7 +81,7 @@ class Shell:
         return cls(found.owner, empty, model.config, route, expanded_tokens), modules
 
     def around(self, run: nn.ModuleList, blocks: BlockRange) -> Any:
-        """A copy of the owner around other blocks; it shares all else but its configuration, which speaks of them."""
+        """Return a copy of the owner around other blocks; it shares all but the configuration, which names them."""
         memo: dict[int, Any] = {id(child): child for child in self._owner.children()}
         memo[id(self._empty)] = run
         memo[id(self._owner.config)] = slice_config(self.config, blocks.start, blocks.stop)
@@ -89,16 +89,16 @@ class Shell:
 
     @functools.cached_property
     def position_limit(self) -> int | None:
-        """See `proto/model/ends.py`; the first time takes some milliseconds."""
+        """See `proto/model/ends.py`; takes a few milliseconds the first time."""
         return position_limit(self.config)
 
     def to(self, device: torch.device) -> None:
-        """Move what is around the blocks; before there are views."""
+        """Move the shell, before there are views."""
         self._owner.to(device)
 
 
 class _Run(nn.ModuleList):
-    """A list of blocks. Families go through the first `num_hidden_layers` of it, for which torch makes a new list."""
+    """A list of blocks. Families iterate over `blocks[:num_hidden_layers]`, for which torch would build a new list."""
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice) and index.indices(len(self)) == (0, len(self), 1):
@@ -107,7 +107,7 @@ class _Run(nn.ModuleList):
 
 
 class StageView:
-    """Runs `blocks` in order, with the modules that it was made with. One thread at a time."""
+    """Runs `blocks` in order, always with the modules that it was made with. One thread at a time."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class StageView:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """That of the residual stream."""
+        """The dtype of the residual stream."""
         return self._parameter.dtype
 
     @cached_property
@@ -146,11 +146,11 @@ class StageView:
 
     @property
     def position_limit(self) -> int | None:
-        """How many tokens a row may have; None: any number."""
+        """The most tokens that a row may have; None: any number."""
         return self._shell.position_limit
 
     def part(self, blocks: BlockRange) -> StageView:
-        """The view of some of these blocks. Raises UsageError if they are not all here."""
+        """Return the view of some of these blocks. Raises UsageError if they are not all here."""
         if blocks == self.blocks:
             return self
         if not self.blocks.covers(blocks):
@@ -161,18 +161,17 @@ class StageView:
         return self._parts[blocks]
 
     def new_row(self, max_tokens: int) -> RowKV:
-        """An empty cache for a row of at most `max_tokens` tokens in these blocks."""
+        """Return an empty cache for a row of at most `max_tokens` tokens in these blocks."""
         return RowKV(self.blocks, max_tokens)
 
     @torch.inference_mode()
     def forward(self, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
-        """Compute a step of several rows: (T, H) -> (T, H) on the stage's device, the rows' tokens one after the
-        other.
+        """Compute a step of several rows: (T, H) -> (T, H) on the stage's device, the tokens of all rows concatenated.
 
         The rows may be of different sessions and have any number of new tokens.  Each is first truncated to its
-        `start`.  Raises what `check_rows` does, before anything is changed: ValueError for rows that do not fit the
-        step, RowOutOfMemory, which says which row is in the way of the others.  If anything else goes wrong, memory
-        on the way for example, every row is left at its `start`.
+        `start`.  Raises as `check_rows` does before anything is changed: ValueError for rows that do not fit the step,
+        RowOutOfMemory with the index of the first row that exceeds its reservation.  After any other error, e.g. for
+        want of memory, every row is left at its `start`.
         """
         check_rows(rows, self.blocks, hidden.shape[0])
         for row in rows:
@@ -198,12 +197,12 @@ class StageView:
     def _forward_pack(self, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
         """(T, H) -> (T, H) in one forward."""
         packed = PackedRows(rows, self._shell.direct_blocks)
-        # A mask of ones: without one transformers looks for the borders of sequences in the positions.
+        # A mask of ones: without it, transformers looks for borders of sequences in the positions.
         everything = torch.ones(1, len(hidden), dtype=torch.long, device=hidden.device)
         return self._run(hidden[None], _positions(rows, hidden.device)[None], everything, packed, past_rows=packed)[0]
 
     def _forward_padded(self, hidden: torch.Tensor, rows: Sequence[RowSpan]) -> torch.Tensor:
-        """Single tokens in batches, longer pieces one by one."""
+        """Compute rows with one token in batches, and the others one by one."""
         parts = list(hidden.split([row.count for row in rows]))
         single = [index for index, row in enumerate(rows) if row.count == 1]
         batches = batches_of_similar_length([rows[index] for index in single])
@@ -239,11 +238,11 @@ class StageView:
         cache: Cache,
         **attention_arguments: Any,
     ) -> torch.Tensor:
-        """The family's forward: (B, T, H) at positions (B, T) -> (B, T, H)."""
+        """Run the family's forward: (B, T, H) at positions (B, T) -> (B, T, H)."""
         self._passage.entering = hidden
         try:
             self._owner(
-                inputs_embeds=hidden.clone(),  # some families scale it in place; what comes of it is cut off
+                inputs_embeds=hidden.clone(),  # some families scale it in place; the first block gets `hidden` itself
                 position_ids=positions,
                 attention_mask=mask,
                 past_key_values=cache,
@@ -262,7 +261,7 @@ class StageView:
 
 
 def packs_of_bounded_length(rows: Sequence[RowSpan], max_tokens: int) -> list[list[RowSpan]]:
-    """The rows in their order; together they have at most `max_tokens` tokens, unless there is only one."""
+    """Cut the rows, in order, into packs of at most `max_tokens` tokens in all; a longer row is a pack of its own."""
     packs: list[list[RowSpan]] = []
     for row in rows:
         if not packs or sum(other.stop for other in packs[-1]) + row.stop > max_tokens:
@@ -272,5 +271,5 @@ def packs_of_bounded_length(rows: Sequence[RowSpan], max_tokens: int) -> list[li
 
 
 def _positions(rows: Sequence[RowSpan], device: torch.device) -> torch.Tensor:
-    """(T,): those of the rows' new tokens."""
+    """Return the positions of the rows' new tokens, (T,)."""
     return torch.tensor([position for row in rows for position in range(row.start, row.stop)], device=device)

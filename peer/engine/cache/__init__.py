@@ -1,1 +1,1 @@
-"""Where attention caches live: rows, their memory and forks, and the pages that outlive a session."""
+"""Attention caches: rows, their memory and forks, and the pages that outlive a session."""

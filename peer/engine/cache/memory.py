@@ -12,7 +12,7 @@ from .row import KvUsage, RowKV
 
 
 class SessionMemory:
-    """Pins the pages that are held of `prefixes` (per row) until `unpin`; made in any thread, used in the engine's.
+    """Pins the held pages of `prefixes` (per row) until `unpin`; made in any thread, used in the engine's.
 
     It takes `nbytes` of the pool from `reserve` to `close`.
     """
@@ -30,19 +30,19 @@ class SessionMemory:
 
     @property
     def usage(self) -> KvUsage:
-        """For the rows of the session."""
+        """The counter for the bytes of the session's rows."""
         return self._pool.usage
 
     def reserve(self) -> None:
-        """Before the first row: pages of earlier sessions give way. Idempotent."""
+        """Take the reservation, before the first row; pages of earlier sessions give way. Idempotent."""
         if not self._reserved:
             self._reserved = True
             self._pool.reserve(self._nbytes)
 
     def adopt(self, row: RowKV, index: int, tokens: int) -> None:
-        """Have the row of that index, which may have adopted less before, begin with `tokens` tokens of its prefix.
+        """Have row `index`, which may have adopted fewer before, begin with `tokens` tokens of its prefix.
 
-        Raises RemoteProtocolError if fewer are held. O(tokens that are new).
+        Raises RemoteProtocolError if fewer are held. O(new tokens).
         """
         if tokens == 0:
             return
@@ -54,7 +54,7 @@ class SessionMemory:
         row.truncate(tokens)
 
     def unpin(self) -> None:
-        """No row will begin with held tokens any more. Idempotent."""
+        """Release the pinned pages: no row will begin with held tokens any more. Idempotent."""
         pinned, self._pinned = self._pinned, ()
         for prefix in pinned:
             prefix.release()
@@ -66,7 +66,7 @@ class SessionMemory:
         self._pool.prefixes.keep(self._client, digests, row)
 
     def close(self) -> None:
-        """Give the reservation back; the session's rows are released. Idempotent."""
+        """Give the reservation back, after the session's rows were released. Idempotent."""
         self.unpin()
         if self._reserved:
             self._reserved = False

@@ -1,4 +1,4 @@
-"""A part of a session's attention cache, as one peer gives it to another; what its bytes mean is in wire.py."""
+"""A part of a session's attention cache, as one peer gives it to another; wire.py defines its bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class CachePart:
-    """The tokens of every row from its start on; the peer that takes it has the tokens before."""
+    """Tokens of every row from its start on; the peer that takes the part has the tokens before."""
 
     starts: tuple[int, ...]
     """Per row."""
@@ -24,9 +24,9 @@ class CachePart:
 
 
 def part_of_rows(lengths: Sequence[int], starts: Sequence[int], max_tokens: int) -> tuple[list[int], list[int]]:
-    """Starts and ends of the next part of rows of `lengths` tokens: at most `max_tokens`, the first rows first.
+    """Starts and ends of the next part of rows of `lengths` tokens: at most `max_tokens` in all, the first rows first.
 
-    `starts` may be of other rows than there are now: a row that has become shorter is cut there, a new one begins at 0.
+    `starts` may be out of date: a row that has become shorter starts at its end, and a new one at 0.
     """
     begins, ends = [], []
     for row, length in enumerate(lengths):

@@ -1,7 +1,7 @@
-"""The memory of a peer's attention caches: reservations of sessions, bytes of their rows, pages kept for later.
+"""The memory of a peer's attention caches: reservations of sessions, bytes of their rows, pages kept for later ones.
 
 A session reserves the most that it may need; its rows allocate as they fill.  Memory that no session has reserved is
-lent to the prefix cache, which gives it back the moment that a session reserves it.
+lent to the prefix cache, which gives it back as soon as a session reserves it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from .row import KvUsage
 class KvPool:
     """Room for `capacity_bytes` of attention cache, of which at most `prefix_limit_bytes` are lent to prefixes.
 
-    It counts; whether a session gets its reservation was decided before. Rows are made with `usage`. One thread only,
-    but for `PrefixCache.pin` and for reading the numbers.
+    It only counts: admission has already decided whether a session gets its reservation. Rows are made with `usage`.
+    For one thread, except for `PrefixCache.pin` and for reading the numbers.
     """
 
     def __init__(self, capacity_bytes: int, prefix_limit_bytes: int) -> None:
@@ -40,12 +40,12 @@ class KvPool:
         self._lend_the_rest()
 
     def release(self, nbytes: int) -> None:
-        """End a reservation of `nbytes`; the session's rows are released already."""
+        """End a reservation of `nbytes`, after the session's rows were released."""
         self.reserved_bytes -= nbytes
         self._lend_the_rest()
 
     def resize(self, capacity_bytes: int) -> None:
-        """Change the capacity, after the hosted blocks; sessions keep what they have reserved, even beyond it."""
+        """Change the capacity, as the hosted blocks changed; sessions keep their reservations, even beyond it."""
         self.capacity_bytes = capacity_bytes
         self._lend_the_rest()
 

@@ -1,10 +1,10 @@
-"""Attention cache that outlives its session: pages of tokens with which later sessions of the same client may begin.
+"""The attention cache that outlives its session: pages with which later sessions of the same client may begin.
 
-A page holds the keys and values of `PAGE_TOKENS` tokens in some blocks, copied out of a row and never changed. It is
-found under the client's id and the page's digest, which the client has chosen.
+A page holds the keys and values of `PAGE_TOKENS` tokens in some blocks, copied out of a row and never changed. Its key
+is the client's id and the page's digest, which the client has chosen.
 
-Pages are never shared between clients, and there is no switch for it. Clients that shared would learn from the time of
-an answer whether another one has sent the same text. Worse, a peer that gets hidden states cannot check that they
+Pages are never shared between clients, and there is no switch for it. If they were, the time of an answer would tell a
+client whether another one has sent the same text. Worse, a peer that gets hidden states cannot check that they
 belong to the digest: one client could store a wrong cache under the digest of a popular prompt, and change the answers
 of all others. Within one client neither matters: a client that lies about a digest harms itself. To share between
 processes, give them the same identity.
@@ -55,7 +55,7 @@ class PinnedPrefix:
         return [page.blocks for page in self._pages[: tokens // PAGE_TOKENS]]
 
     def release(self) -> None:
-        """The pages may be evicted from now on. Idempotent."""
+        """Let the pages be evicted from now on. Idempotent."""
         self._cache._unpin(self._pages)
         self._pages = ()
 
@@ -63,9 +63,9 @@ class PinnedPrefix:
 class PrefixCache:
     """The pages of all clients, at most `limit_bytes`; the least recently used ones go first.
 
-    Pinned pages stay. A session pins no more than it has reserved and not filled yet, so they are within what is
-    reserved, and the rest of the pages within what is not (`shrink_to`). `pin` may be called from any thread and
-    returns quickly; all else, which copies and frees memory, from one thread.
+    Pinned pages stay. A session pins no more than it has reserved and not filled yet, so pinned pages fit into reserved
+    memory, and the others into the rest (`shrink_to`). `pin` may be called from any thread and returns quickly;
+    everything else copies or frees memory, and is called from one thread.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -74,7 +74,7 @@ class PrefixCache:
         self.evicted_pages = 0
         self._room_bytes = limit_bytes
         self._pages: OrderedDict[_Key, _Page] = OrderedDict()
-        """Least recently used first; of the pages of one row the last ones, which are of no use without the others."""
+        """Least recently used first; within a row the last pages first, which are useless without those before."""
         self._lock = threading.Lock()
         """Guards `_pages` and the pins; not held while memory is copied or freed."""
 
@@ -82,12 +82,12 @@ class PrefixCache:
         return len(self._pages)
 
     def content(self) -> dict[tuple[PeerId, bytes], Mapping[int, BlockKV]]:
-        """Client and digest -> the blocks of the page, the least recently used first."""
+        """Return (client, digest) -> the blocks of the page, the least recently used first."""
         with self._lock:
             return {key: dict(page.blocks) for key, page in self._pages.items()}
 
     def pin(self, client: PeerId, digests: Sequence[bytes], blocks: BlockRange) -> PinnedPrefix:
-        """The longest run of the pages called `digests`, from the first one on, that is here for all of `blocks`."""
+        """Pin the longest run of the pages `digests`, from the first one on, that is held for all of `blocks`."""
         found = []
         with self._lock:
             for digest in digests:
@@ -100,7 +100,7 @@ class PrefixCache:
         return PinnedPrefix(self, found)
 
     def keep(self, client: PeerId, digests: Sequence[bytes], row: RowKV) -> None:
-        """Take the first pages of a row, called `digests`, as far as there is room. Copies what is not here yet.
+        """Keep the first pages of a row under `digests`, as far as there is room. Copies what is not held yet.
 
         Raises ValueError if the row is shorter than these pages.
         """
@@ -114,12 +114,12 @@ class PrefixCache:
             self._touch(client, digests)
 
     def shrink_to(self, room_bytes: int) -> None:
-        """Let the pages take at most `room_bytes` from now on, and never more than the limit; evict the rest."""
+        """Limit the pages to `room_bytes` from now on, and never above `limit_bytes`; evict the rest."""
         self._room_bytes = min(self.limit_bytes, room_bytes)
         self._make_room(0)
 
     def _keep_page(self, key: _Key, row: RowKV, start: int, run: set[_Key]) -> bool:
-        """Take what is missing of a page, without evicting one of `run`; False if there is no room."""
+        """Copy the missing blocks of a page, without evicting a page of `run`; return False if there is no room."""
         page = self._pages.get(key)
         if page is not None and page.covers(row.blocks):
             return True
@@ -134,7 +134,7 @@ class PrefixCache:
         return True
 
     def _make_room(self, needed_bytes: int, spare: Set[_Key] = frozenset()) -> bool:
-        """Evict until there is room, sparing pinned pages and those of `spare`; whether there is room then."""
+        """Evict pages until there is room, sparing pinned ones and those of `spare`; return whether there is room."""
         evicted = []
         with self._lock:
             if self.nbytes + needed_bytes > self._room_bytes >= needed_bytes:

@@ -1,9 +1,9 @@
 """The attention cache of one row (one sequence) on one peer.
 
-A slab per block, contiguous along the tokens, whose capacity doubles: a token is written in place, never concatenated.
-Forked rows share their slabs; who writes into a shared one first takes a copy of its part (copy on write).
-Blocks with a sliding window keep all tokens too, so that a row can always be truncated; the window is in the mask.
-Blocks have the index they have in the full model, so a row may serve any part of what its peer hosts.
+Each block has a slab, contiguous along the tokens, whose capacity doubles: a token is written in place, never
+concatenated.  Forked rows share their slabs and copy them on write.  Blocks with a sliding window keep all tokens, too,
+so that a row can always be truncated; the window is in the mask.  Blocks have their index in the full model, so a row
+may serve any part of the blocks that its peer hosts.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ....proto.model.cache import LayerlessCache
 from ....routing.swarm import BlockRange
 
 _SPARE_FACTOR = 4
-"""A row that is truncated to less than 1 / _SPARE_FACTOR of its capacity gives memory back."""
+"""A row truncated to less than 1 / _SPARE_FACTOR of its capacity frees memory."""
 
 
 @dataclass(frozen=True)
 class BlockKV:
-    """The cache of one block for one row, tokens in order. What the two tensors mean is the family's business."""
+    """The cache of one block for one row, tokens in order. The family defines what the two tensors mean."""
 
     keys: torch.Tensor
     """(heads, tokens, key size)"""
@@ -44,12 +44,12 @@ class KvUsage:
 
 
 class _Slab:
-    """Room for the tokens of one block, of one row or of several that were forked and not written to since."""
+    """Room for the tokens of one block, for one row or for several that were forked and not written to since."""
 
     __slots__ = ("capacity", "keys", "rows", "values")
 
     def __init__(self, key_states: torch.Tensor, value_states: torch.Tensor, capacity: int) -> None:
-        """For tokens like these, (1, heads, count, size)."""
+        """Make room for `capacity` tokens like these, (1, heads, count, size)."""
         self.keys = key_states.new_empty((1, key_states.shape[1], capacity, key_states.shape[3]))
         self.values = value_states.new_empty((1, value_states.shape[1], capacity, value_states.shape[3]))
         self.capacity = capacity
@@ -66,7 +66,7 @@ class _Slab:
         self.values.narrow(2, start, count).copy_(value_states)
 
     def read(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first tokens, (1, heads, length, size): views."""
+        """Return views of the first tokens, (1, heads, length, size)."""
         return self.keys.narrow(2, 0, length), self.values.narrow(2, 0, length)
 
 
@@ -74,9 +74,9 @@ class RowKV(LayerlessCache):
     """The cache of one row in the blocks of `blocks`, at most `max_tokens` tokens long.
 
     `length` counts the tokens that every block has; a forward that fails half-way leaves it as it was.
-    A slab has room for less than twice the tokens of the step that it was made for, never for more than `max_tokens`,
-    and after a truncation for at most four times what is left. A row that is not needed any more has to be `release`d,
-    for the others that share its slabs and for the count in `usage`. Not thread-safe.
+    A slab has room for less than twice the row's tokens when it was made, never for more than `max_tokens`, and after a
+    truncation for at most four times the tokens that are left. A row that is no longer needed must be `release`d, for
+    the rows that share its slabs and for the count in `usage`. Not thread-safe.
     """
 
     def __init__(self, blocks: BlockRange, max_tokens: int, usage: KvUsage | None = None) -> None:
@@ -91,7 +91,7 @@ class RowKV(LayerlessCache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the slabs, their unused part and what other rows share included."""
+        """Bytes of the slabs, including their unused part and slabs shared with other rows."""
         return sum(tensor.nbytes for tensor in self.tensors())
 
     def tensors(self) -> Iterator[torch.Tensor]:
@@ -103,7 +103,7 @@ class RowKV(LayerlessCache):
     def truncate(self, length: int) -> None:
         """Forget all tokens from position `length` on. Raises ValueError if the row is shorter than that.
 
-        O(1); where it gives memory back (few are left of many), O(tokens that stay), paid for by those that went.
+        O(1); O(tokens that stay) when memory is freed because few are left of many, amortised over those that went.
         """
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot truncate a row of {self.length} tokens to {length}")
@@ -112,11 +112,11 @@ class RowKV(LayerlessCache):
             self._shrink()
 
     def advance(self, count: int) -> None:
-        """Keep the `count` tokens that the last forward wrote behind `length`."""
+        """Keep the `count` tokens that the last forward wrote after `length`."""
         self.length += count
 
     def fork(self) -> RowKV:
-        """An independent copy. O(blocks); the tokens are copied when one of the two is written to."""
+        """Return an independent copy. O(blocks); the tokens are copied when one of the two is written to."""
         copy = RowKV(self.blocks, self.max_tokens, self._usage)
         for slab in self._slabs:
             if slab is not None:
@@ -127,16 +127,16 @@ class RowKV(LayerlessCache):
         return copy
 
     def release(self) -> None:
-        """Give all memory back; the row is empty then."""
+        """Free all memory; the row is empty then."""
         for index in range(len(self._slabs)):
             self._replace(index, None)
         self._largest_capacity = 0
         self.length = 0
 
     def export(self) -> tuple[BlockKV, ...]:
-        """The cached tokens, block by block; views into the slabs, to be read before the row is used again.
+        """Return the cached tokens, block by block: views into the slabs, to be read before the row is used again.
 
-        Nothing for an empty row: a block's shapes are not known before its first token.
+        Empty for an empty row: a block's shapes are not known before its first token.
         """
         if self.length == 0:
             return ()
@@ -144,7 +144,7 @@ class RowKV(LayerlessCache):
         return tuple(BlockKV(keys[0], values[0]) for keys, values in views)
 
     def read(self, start: int, stop: int) -> tuple[BlockKV, ...]:
-        """A copy of the tokens from `start` to `stop` (not empty), block by block. Raises ValueError."""
+        """Return a copy of the tokens from `start` to `stop` (not empty), block by block. Raises ValueError."""
         if not 0 <= start < stop <= self.length:
             raise ValueError(f"a row of {self.length} tokens has no tokens {start}:{stop}")
         return tuple(
@@ -155,7 +155,7 @@ class RowKV(LayerlessCache):
     def import_(
         cls, blocks: BlockRange, max_tokens: int, content: Sequence[BlockKV], usage: KvUsage | None = None
     ) -> RowKV:
-        """A new row from what `export` gave; the tensors are copied.
+        """Make a new row from the result of `export`; the tensors are copied.
 
         Raises ValueError if there is not exactly one entry per block (none at all: an empty row), if the entries
         disagree in length, or if they are longer than `max_tokens`.
@@ -168,11 +168,11 @@ class RowKV(LayerlessCache):
         return row
 
     def append(self, pieces: Sequence[Mapping[int, BlockKV]], room_tokens: int = 0) -> None:
-        """Put tokens behind the present ones: pieces that follow each other, each by block; they are copied.
+        """Append copies of tokens: consecutive pieces, each a mapping of block -> tokens.
 
-        Makes room for `room_tokens` tokens at once, where more will follow. Raises ValueError if a piece has not all
-        blocks of the row or blocks of different lengths, or if the row would be longer than `max_tokens`; the row is as
-        it was then.
+        Makes room for `room_tokens` tokens at once, if more will follow. Raises ValueError, and leaves the row as it
+        was, if a piece lacks a block of the row, if its blocks differ in length, or if the row would be longer than
+        `max_tokens`.
         """
         stop = self.length + sum(self._length_of(piece) for piece in pieces)
         if stop > self.max_tokens:
@@ -194,7 +194,7 @@ class RowKV(LayerlessCache):
             raise ValueError(f"cached tensors of lengths {sorted(lengths)} do not make a row of {self.blocks}")
         return lengths.pop()
 
-    # What transformers asks of a cache.
+    # The interface that transformers expects of a cache.
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -218,7 +218,7 @@ class RowKV(LayerlessCache):
     # Slabs.
 
     def _slab_for(self, index: int, key_states: torch.Tensor, value_states: torch.Tensor, stop: int) -> _Slab:
-        """The row's own slab of a block, with room for `stop` tokens like these and with those before `length`."""
+        """Return the row's own slab of a block, with room for `stop` tokens like these and with the first `length`."""
         old = self._slabs[index]
         if old is not None and old.rows == 1 and old.capacity >= stop:
             return old
@@ -232,7 +232,7 @@ class RowKV(LayerlessCache):
         return slab
 
     def _shrink(self) -> None:
-        """Move the `length` tokens to slabs of about their size."""
+        """Move the `length` tokens into slabs of about their size."""
         capacity = min(self.max_tokens, _power_of_two(self.length)) if self.length else 0
         for index, old in enumerate(self._slabs):
             if old is not None and old.capacity > capacity:
@@ -256,5 +256,5 @@ class RowKV(LayerlessCache):
 
 
 def _power_of_two(tokens: int) -> int:
-    """The smallest power of two that is not less."""
+    """Return the smallest power of two that is not less than `tokens`."""
     return 1 << (tokens - 1).bit_length()

@@ -1,4 +1,4 @@
-"""The rows of one session on this peer, and a step of the session while it is computed chunk by chunk.
+"""The rows of one session on this peer, and a step of the session that is computed chunk by chunk.
 
 Everything here runs in the engine's thread.
 """
@@ -34,19 +34,19 @@ class StepOutput:
     started_at: float
     finished_at: float
     queue_seconds: float = 0.0
-    """How long it waited for the steps of other sessions before it ran."""
+    """Its wait for the steps of other sessions before it ran."""
     crowded: bool = False
     """Whether the texts of other sessions leave no time for guesses."""
 
 
 class StepProgress:
-    """A step that has begun: its rows are permuted and truncated, some of its tokens are computed.
+    """A step that has begun: its rows are permuted and truncated, and some of its tokens may be computed.
 
     Ends with `finish` or with `abandon`.
     """
 
     def __init__(self, kv: SessionKv, plan: StepPlan, hidden: torch.Tensor, known_rows: int) -> None:
-        """`hidden`: the tokens of the plan, (T, H), on the CPU. Of the rows, the first `known_rows` are not new."""
+        """`hidden`: the tokens of the plan, (T, H), on the CPU. The first `known_rows` rows existed before the step."""
         self._kv = kv
         self._known_rows = known_rows
         self._hidden = hidden
@@ -61,11 +61,11 @@ class StepProgress:
 
     @property
     def remaining(self) -> tuple[int, ...]:
-        """Tokens left to compute, of every row that has any in this step."""
+        """The number of tokens left to compute, for every row that has tokens in this step."""
         return tuple(piece.count - done for piece, done in zip(self._pieces, self._done, strict=True))
 
     def share(self, takes: Sequence[tuple[int, int]]) -> Share:
-        """The next tokens of some rows, as (index in `remaining`, tokens)."""
+        """Return the next tokens of some rows as a share; `takes` are (index in `remaining`, number of tokens)."""
         spans = []
         slices = []
         for row, count in takes:
@@ -77,7 +77,7 @@ class StepProgress:
         return Share(self._kv.view, parts[0] if len(parts) == 1 else torch.cat(parts), tuple(slices))
 
     def store(self, takes: Sequence[tuple[int, int]], output: torch.Tensor) -> None:
-        """Keep what `share(takes)` gave, (T, H) on the CPU."""
+        """Keep the output for `share(takes)`, (T, H) on the CPU."""
         parts = output.split([count for _, count in takes])
         for (row, count), part in zip(takes, parts, strict=True):
             begin = self._offsets[row] + self._done[row]
@@ -85,7 +85,7 @@ class StepProgress:
             self._done[row] += count
 
     def finish(self) -> bytes:
-        """All tokens of the step in wire format. Raises RetryElsewhere for values that are not finite."""
+        """End the step; return all its tokens in wire format. Raises RetryElsewhere for values that are not finite."""
         assert not any(self.remaining)
         if not all_finite(self._output):
             self.abandon()
@@ -94,7 +94,7 @@ class StepProgress:
         return self._kv.wire_format.encode(self._output)
 
     def abandon(self) -> None:
-        """Drop what was computed: every row has the length that the step began with, new ones are gone."""
+        """End the step and undo it: every row gets the length that it began with, and new rows are dropped."""
         for piece in self._pieces:
             self._kv.row(piece.row).truncate(piece.start)
         self._kv.end_step(self)
@@ -115,7 +115,7 @@ class SessionKv:
         self.wire_format = wire_format
         """The format of the outputs."""
         self.held_tokens = memory.held_tokens
-        """For each row, from row 0 on, how many tokens it may begin with (`adopt`)."""
+        """For each row, from row 0 on, the number of tokens that it may begin with (`adopt`)."""
         self.view = view
         """The blocks that the session opened on; it keeps them in memory."""
         self._kv_tokens = kv_tokens
@@ -137,9 +137,9 @@ class SessionKv:
         return self._rows[index]
 
     def step(self, plan: StepPlan, data: bytes) -> StepOutput:
-        """A whole step at once, on its own. Raises as `begin` does, OutOfMemory, RetryElsewhere.
+        """Compute a whole step at once, on its own. Raises as `begin` does, OutOfMemory, RetryElsewhere.
 
-        The rows have the lengths that the step began with after an error.
+        After an error the rows have the lengths that they had before the step.
         """
         started_at = time.time()
         progress = self.begin(plan, data)
@@ -153,10 +153,10 @@ class SessionKv:
         return StepOutput(progress.finish(), started_at, time.time())
 
     def begin(self, plan: StepPlan, data: bytes, input_format: WireFormat | None = None) -> StepProgress:
-        """Permute and truncate; what remains is to compute. `input_format` is that of `data`; None: of the outputs.
+        """Begin a step: permute and truncate the rows. `input_format` is that of `data`; None: that of the outputs.
 
-        Raises RemoteProtocolError for a plan that does not fit the rows or the reservation, for data of another size
-        than the plan's; BadActivations for values that are not finite; OutOfMemory. The rows are as they were then.
+        Raises RemoteProtocolError for a plan that does not fit the rows or the reservation, or whose size differs from
+        that of `data`, BadActivations for values that are not finite, OutOfMemory. The rows are then as they were.
         """
         self._expect_no_step()
         self._check(plan)
@@ -174,10 +174,10 @@ class SessionKv:
         return self._step
 
     def adopt(self, index: int, tokens: int) -> None:
-        """Before the first step: have a row begin with `tokens` of its held tokens. O(tokens that are new).
+        """Have a row begin with `tokens` of its held tokens, before the first step. O(new tokens).
 
-        `index` is that of the next new row, or of the last one, to have it begin with more than before; so a long
-        beginning can be adopted in parts. Raises RemoteProtocolError if fewer tokens are held.
+        `index` is that of the next new row, or that of the last one, which then begins with more than before: a long
+        prefix can be adopted in parts. Raises RemoteProtocolError if fewer tokens are held.
         """
         self._expect_no_step()
         self._memory.reserve()
@@ -195,7 +195,7 @@ class SessionKv:
 
     @property
     def page_bytes(self) -> int:
-        """The most bytes that one page of a row has."""
+        """The largest size of one page of a row."""
         return PAGE_TOKENS * len(self.blocks) * self.view.kv_bytes_per_token
 
     def end_step(self, step: StepProgress) -> None:
@@ -213,15 +213,15 @@ class SessionKv:
         self.keep_rows(0)
 
     def close(self) -> None:
-        """Give everything back."""
+        """Free the rows and the reservation."""
         self._expect_no_step()
         self.keep_rows(0)
         self._memory.close()
 
     def export(self, starts: Sequence[int], max_tokens: int) -> CachePart:
-        """The next tokens of every row from its start on, at most `max_tokens` of all rows together. O(tokens).
+        """Return the next tokens of every row from its start on, at most `max_tokens` of all rows together. O(tokens).
 
-        They are for `import_` on another peer with the same blocks. Rows that `starts` does not name begin at 0.
+        The result is for `import_` on another peer with the same blocks. Rows that `starts` does not name begin at 0.
         """
         self._expect_no_step()
         begins, ends = part_of_rows(self.table.lengths, starts, max_tokens)
@@ -230,7 +230,7 @@ class SessionKv:
         return CachePart(tuple(begins), tuple(ends), encode_rows(pieces, self.blocks))
 
     def largest_import(self, starts: Sequence[int], lengths: Sequence[int]) -> int:
-        """Bytes that an import of these rows may have. Raises RemoteProtocolError for more than was reserved."""
+        """Return the most bytes of an import of these rows. Raises RemoteProtocolError for more than was reserved."""
         if len(lengths) > self._max_rows or sum(lengths) > self._kv_tokens:
             raise RemoteProtocolError("the imported cache is larger than what the session reserved")
         self._check_lengths(lengths)
@@ -238,9 +238,9 @@ class SessionKv:
         return largest_size(counts, self.blocks, self.view.kv_bytes_per_token)
 
     def import_(self, part: CachePart) -> None:
-        """Cut every row to its start and continue it with the exported tokens; rows that are not named are dropped.
+        """Truncate every row to its start and append the exported tokens; rows that the part does not name are dropped.
 
-        Raises RemoteProtocolError if the part does not fit; nothing changes then.
+        Raises RemoteProtocolError, and changes nothing, if the part does not fit.
         """
         self._expect_no_step()
         if len(part.data) > self.largest_import(part.starts, part.lengths):
@@ -262,7 +262,7 @@ class SessionKv:
         self._replace_rows(taken)
 
     def _specimen_of_a_token(self) -> tuple[BlockKV, ...]:
-        """The cache of one token here, block by block: heads, sizes and dtype."""
+        """Return the cache of one token on this peer, block by block: its heads, sizes and dtype."""
         if self._specimen is None:
             scratch = self.view.new_row(max_tokens=1)
             nothing = torch.zeros(1, self.view.hidden_size, dtype=self.view.dtype)
@@ -287,13 +287,13 @@ class SessionKv:
         self._check_lengths(table.lengths)
 
     def _check_lengths(self, lengths: Sequence[int]) -> None:
-        """Beyond the model's positions a row could be computed otherwise, and the rows of other sessions beside it."""
+        """Raise if a row exceeds the model's positions, where its result, and those of rows beside it, could change."""
         limit = self.view.position_limit
         if limit is not None and max(lengths, default=0) > limit:
             raise RemoteProtocolError(f"the model has {limit} positions, a row of this step has {max(lengths)}")
 
     def _checked(self, plan: StepPlan, hidden: torch.Tensor) -> torch.Tensor:
-        """The plan's tokens, (T, H) in the stage's dtype, on the CPU."""
+        """Return the plan's tokens, (T, H) in the stage's dtype, on the CPU; raise if they do not fit the plan."""
         if hidden.shape[0] != plan.tokens:
             raise RemoteProtocolError(f"a step of {plan.tokens} tokens came with {hidden.shape[0]}")
         hidden = hidden.to(self.view.dtype)
@@ -302,7 +302,7 @@ class SessionKv:
         return hidden
 
     def _permute(self, source_rows: Sequence[int]) -> None:
-        """A row is moved where it is used first, and copied where it is used again."""
+        """Permute the rows: a row is moved at its first use, and forked at every further one."""
         moved: set[int] = set()
         rows = []
         for source in source_rows:

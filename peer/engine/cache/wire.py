@@ -1,7 +1,7 @@
-"""The attention cache of a session as bytes, to be given to another peer; the safetensors format, never unpickled.
+"""The attention cache of a session as bytes for another peer, in the safetensors format; nothing is unpickled.
 
 The tensors are called "row.block.k" and "row.block.v", with the block's index in the model; an empty row has none.
-What arrives is compared with what is expected here before it becomes a tensor.
+Names, dtypes and shapes that arrive are checked before any bytes become a tensor.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _TENSOR_HEADER_BYTES = 256
 
 
 def largest_size(lengths: Sequence[int], blocks: BlockRange, kv_bytes_per_token: int) -> int:
-    """No cache of these rows has more bytes than this."""
+    """Upper bound on the bytes of a cache of rows of `lengths` tokens."""
     header = _HEADER_BYTES + _TENSOR_HEADER_BYTES * 2 * len(blocks) * len(lengths)
     return header + sum(lengths) * len(blocks) * kv_bytes_per_token
 
 
 def encode_rows(rows: Sequence[Sequence[BlockKV]], blocks: BlockRange) -> bytes:
-    """The cached tokens of every row, block by block as `RowKV.export` gives them."""
+    """Encode the cached tokens of every row, given block by block as `RowKV.export` does."""
     tensors = {}
     for index, row in enumerate(rows):
         for block, content in zip(blocks if row else (), row, strict=True):
@@ -41,10 +41,10 @@ def encode_rows(rows: Sequence[Sequence[BlockKV]], blocks: BlockRange) -> bytes:
 def decode_rows(
     data: bytes, lengths: Sequence[int], blocks: BlockRange, specimen: Sequence[BlockKV]
 ) -> list[list[BlockKV]]:
-    """The rows that `encode_rows` was given, of exactly these lengths.
+    """Decode the rows that `encode_rows` was given, of exactly these lengths.
 
-    `specimen` says what one token leaves in each block of this peer: heads, sizes, dtype and device.
-    Raises RemoteProtocolError for anything else.
+    `specimen` is the cache of one token in each block of this peer: it gives the heads, sizes, dtype and device.
+    Raises RemoteProtocolError if the data is anything else.
     """
     try:
         found = dict(deserialize(data))

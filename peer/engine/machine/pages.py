@@ -1,8 +1,8 @@
-"""Large pages under the weights: a processor that reads every weight for every token spends less on finding them.
+"""Large pages for the weights: every token reads every weight, and large pages save the processor address look-ups.
 
 Measured, matrices of `small` in prepacked float32, one row, one thread, interleaved: 1.18 times as fast as on pages of
-4 KiB (quartiles 1.07 and 1.22) while other work shared the machine; on a quiet one a whole engine gained nothing, on
-another, shared one 5 to 12 %.
+4 KiB (quartiles 1.07 and 1.22) while other work shared the machine; a whole engine gained nothing on a quiet machine,
+and 5 to 12 % on another, shared one.
 Linux gives large pages only to memory that asks for them, and oneDNN and fbgemm do not ask for theirs.
 """
 
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 PAGE_BYTES = 2 << 20
 PART_BYTES = 16 * PAGE_BYTES
-"""Moved at a time: others wait for memory meanwhile."""
+"""Bytes moved at a time: others wait for memory meanwhile."""
 FEWEST_BYTES = 4 * PAGE_BYTES
 """Smaller pieces of memory are left alone: they gain nothing that can be measured."""
 LEAST_USED = 0.9
-"""The share of a piece that has to be in use, since all of it is afterwards."""
+"""The share of a piece that has to be in use, because moving makes all of it resident."""
 
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25
-"""Advice to Linux: the second one does it at once (6.1 and later), the first one has the kernel do it by and by."""
+"""Advice to Linux: MADV_COLLAPSE acts at once (6.1 and later), after MADV_HUGEPAGE the kernel acts by and by."""
 _HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw-p [0-9a-f]+ \S+ 0 *(\[heap\])?$")
 _RESIDENT = re.compile(r"Rss: +(\d+) kB$")
 
@@ -36,9 +36,9 @@ Advise = Callable[[int, int, int], bool]
 
 
 def return_freed_memory() -> None:
-    """Have glibc return freed memory: its heap keeps it where large pieces come and go between small ones that stay.
+    """Have glibc return freed memory: its heap keeps it if large pieces come and go between small ones that stay.
 
-    Measured without this while weights were packed: four times the bytes of the packed matrices.
+    Without this, packing weights was measured to take four times the bytes of the packed matrices.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -47,11 +47,11 @@ def return_freed_memory() -> None:
 
 
 def use_large_pages(maps: Path = Path("/proc/self/smaps"), advise: Advise | None = None) -> int:
-    """Have the large pieces of this process's own memory moved to large pages; the bytes of those where that was done.
+    """Move the large pieces of this process's own memory to large pages; return the bytes for which Linux agreed.
 
-    For when weights have been loaded and packed. Contents and addresses stay, and others may compute with them
-    meanwhile. Takes about 3 s of CPU for each GiB that is moved. Where the system refuses, or is not Linux, everything
-    stays as it is and the answer is 0.
+    Call it when weights have been loaded and packed. Contents and addresses stay, so other threads may compute with
+    them meanwhile. Takes about 3 s of CPU per GiB moved. Changes nothing and returns 0 if the system refuses, or is
+    not Linux.
     """
     advise = advise or _system_advise()
     if advise is None:
@@ -71,14 +71,14 @@ def use_large_pages(maps: Path = Path("/proc/self/smaps"), advise: Advise | None
 
 
 def use_large_pages_soon() -> threading.Thread:
-    """`use_large_pages` in a thread of its own, which holds up neither what follows nor the end of the program."""
+    """Run `use_large_pages` in a daemon thread, which delays neither the caller nor the end of the program."""
     thread = threading.Thread(target=use_large_pages, name="large pages", daemon=True)
     thread.start()
     return thread
 
 
 def _pieces(smaps: str) -> Iterator[tuple[int, int]]:
-    """The parts between borders of large pages of pieces that are large and in use; of no file, and writable."""
+    """The anonymous, writable mappings that are large and in use, cut to borders of large pages: (start, stop)."""
     start = stop = 0
     for line in smaps.splitlines():
         if head := _HEAD.match(line):
@@ -92,7 +92,7 @@ def _pieces(smaps: str) -> Iterator[tuple[int, int]]:
 
 
 def _system_advise() -> Advise | None:
-    """The system's own `madvise`; None where there is none that is known here."""
+    """Return the system's `madvise`; None if it has none that is known here."""
     if sys.platform != "linux":
         return None
     madvise = getattr(ctypes.CDLL(None), "madvise", None)

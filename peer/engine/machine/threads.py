@@ -1,6 +1,6 @@
-"""How many CPU threads torch computes with: as many as help in a trial.
+"""The number of CPU threads that torch computes with: as many as help in a trial.
 
-More threads than free cores are slower than one, and reading weights does not get faster beyond what the memory gives.
+More threads than free cores are slower than one, and memory bandwidth limits how fast weights can be read.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from ....proto.weights.kept import KeptMeasurements, machine_and_versions, number_of
 
 WORTH_IT = 0.9
-"""Twice the threads are taken if a step then takes less than this share of the time."""
+"""A larger number of threads is chosen if a step then takes less than this share of the time."""
 _MATRIX_BYTES = 64 << 20
-"""More than most caches hold: decoding reads weights that were not used for a whole step."""
+"""More than most CPU caches hold: decoding reads weights that were last used a whole step ago."""
 _REPEATS = 4
 
 
@@ -33,9 +33,9 @@ def set_threads(
 ) -> tuple[int, Mapping[int, float]]:
     """Set torch's threads for the whole process: `asked`, else OMP_NUM_THREADS, else the fastest number.
 
-    Returns the number and the seconds that were taken by each number; none were timed where there was no choice.
-    `clock` is a monotonic clock in seconds. Takes less than half a second, and none where `kept` has the times of an
-    earlier start. If not `timed`, because a GPU computes and the processor only hands it work, one thread.
+    Returns that number, and the seconds that each candidate took (empty if there was no choice). `clock` is a monotonic
+    clock in seconds. Takes less than half a second, and nothing if `kept` has the times of an earlier start. If not
+    `timed`, because a GPU computes and the processor only hands it work, the default is one thread.
     """
     from_environment = environment.get("OMP_NUM_THREADS", "")
     if asked is None and from_environment.isdecimal() and int(from_environment) > 0:
@@ -51,8 +51,8 @@ def set_threads(
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Have torch compute with one thread for a while: tiny models are computed fastest so, more threads would wait for
-    each other."""
+    """Have torch compute with one thread within the block: for tiny models, where more threads would wait for each
+    other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -62,7 +62,7 @@ def one_thread() -> Iterator[None]:
 
 
 def fewest_worthwhile(seconds: Mapping[int, float]) -> int:
-    """The largest number of threads to which every step up paid: at least a tenth of the time."""
+    """Return the number of threads to use: a larger number is taken if it saves a tenth of the best time so far."""
     counts = sorted(seconds)
     best = counts[0]
     for count in counts[1:]:
@@ -72,7 +72,7 @@ def fewest_worthwhile(seconds: Mapping[int, float]) -> int:
 
 
 def available_cores() -> int:
-    """Cores that this process may use: its affinity, or less if its control group has a quota."""
+    """Return the cores that this process may use: its affinity, or fewer if its control group has a quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -92,7 +92,7 @@ def _candidates(cores: int) -> list[int]:
 def _kept_or_timed(
     candidates: list[int], hidden_size: int, clock: Callable[[], float], kept: KeptMeasurements | None
 ) -> Mapping[int, float]:
-    """As `_time`, once per machine."""
+    """As `_time`, but measured once per machine."""
     conditions = " | ".join(["threads", f"{hidden_size} columns", f"{candidates}", machine_and_versions("torch")])
     found = kept.load(conditions) if kept is not None else None
     if kept is not None and found is not None:
@@ -110,7 +110,7 @@ def _kept_or_timed(
 
 
 def _time(candidates: list[int], hidden_size: int, clock: Callable[[], float]) -> dict[int, float]:
-    """Seconds of reading a large matrix for one row, the best of a few runs for each number of threads."""
+    """The seconds of multiplying one row by a large matrix, by number of threads; the best of a few runs each."""
     weight = torch.zeros(_MATRIX_BYTES // 4 // hidden_size, hidden_size, dtype=torch.float32)
     row = torch.zeros(1, hidden_size, dtype=torch.float32)
     seconds = dict.fromkeys(candidates, float("inf"))

@@ -1,1 +1,1 @@
-"""In which numeric form the weights are held, and which form this machine computes fastest."""
+"""The numeric form in which weights are held, and the choice of the one that this machine computes fastest."""

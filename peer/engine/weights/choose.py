@@ -1,12 +1,12 @@
-"""Which form each matrix of this peer takes, found out by trying the forms on this machine when it first starts.
+"""The choice of a form for each matrix of this peer, by trying the forms on this machine when it first starts.
 
-Measure, then decide: `measure.try_packings` takes times and errors on a matrix of a shape that is really multiplied,
-for several numbers of rows; `choose_packing` is a pure function over them.
+Measure, then decide: `measure.try_packings` measures times and errors on a matrix of a shape that the model has, for
+several numbers of rows; `choose_packing` is a pure function of the results.
 
 `auto` keeps the numbers that the model was published with.  The promise that a swarm gives the same tokens as the
 model alone is for float32, a chain is only as exact as its least exact peer, and an operator does not know what
 the clients rely on.  So `auto` and `none` choose the fastest form of the same numbers, and `auto` says what int8 would
-gain; to trade digits for speed and memory is one word on the command line, and the clients see it in the record.
+gain; one word on the command line trades digits for speed and memory, and clients see it in the record.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from ..machine.threads import one_thread
 from .quantize import pack_block, shared_inputs
 
 WORTH_SAYING = 1.1
-"""Less of a gain is noise to the reader."""
+"""A smaller gain is not mentioned: it is noise to the reader."""
 MOST_SHAPES = 8
 FEWEST_ELEMENTS = 1 << 18
-"""Matrices of more shapes than this, which few models have, and smaller ones, which caches hold, take the form of the
-largest one."""
+"""Only the `MOST_SHAPES` largest shapes are tried (few models have more), and no smaller matrices (CPU caches hold
+them): the others take the form of the largest one."""
 FEWEST_BLOCK_ELEMENTS = 1 << 20
-"""Smaller blocks stay as they are; nothing is compiled and tried for them, which takes a second and 43 MB.
+"""Smaller blocks stay plain; nothing is compiled and tried for them, which would take a second and 43 MB.
 
-Their weights stay in caches, and what is around their products takes most of a step. Measured, steps of one block with
-1, 2 and 8 rows on a busy machine, times as fast as plain: 35 k elements 0.82 to 1.03 compiled, 0.2 M 0.85 to 0.97,
-0.4 M 1.02 to 1.24, 0.8 M 0.96 to 1.09, 3 M 1.15 to 1.32; prepacked 0.69 to 0.93 up to 0.8 M."""
+Their weights stay in CPU caches, and other work than their products takes most of a step. Measured speed-ups over
+plain, for steps of one block with 1, 2 and 8 rows on a busy machine: compiled 0.82 to 1.03 at 35 k elements, 0.85 to
+0.97 at 0.2 M, 1.02 to 1.24 at 0.4 M, 0.96 to 1.09 at 0.8 M, 1.15 to 1.32 at 3 M; prepacked 0.69 to 0.93 up to 0.8 M."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class FormsChoice:
 
 
 class MachineProbe:
-    """The questions that are put to this machine."""
+    """The measurements that this machine is asked for."""
 
     def __init__(self, kept: KeptMeasurements | None = None) -> None:
-        """`kept`: the answers of earlier starts."""
+        """`kept`: the measurements of earlier starts."""
         self._kept = kept
 
     def check_packing(self, config: PreTrainedConfig) -> None:
@@ -77,7 +77,7 @@ class MachineProbe:
             check_packing(config)
 
     def try_forms(self, outputs: int, columns: int, dtype: str, forms: tuple[Packing, ...]) -> Mapping[Packing, Trial]:
-        """Try forms on a matrix of that shape; the same question is measured once per machine."""
+        """Try forms on a matrix of that shape; the same trial is measured once per machine."""
         return tried(outputs, columns, dtype, forms, self._kept)
 
     def check_bitsandbytes(self) -> None:
@@ -96,13 +96,13 @@ def find_forms(
     probe: MachineProbe = PROBE,
     fewest_elements: int = FEWEST_BLOCK_ELEMENTS,
 ) -> FormsChoice:
-    """Try the forms on matrices of the checkpoint's shapes and choose one of each for `quantize`.
+    """Try the forms on matrices of the checkpoint's shapes and choose one for each shape, for `quantize`.
 
-    Takes a second or two the first time on a machine; the same question is measured once. On a GPU nothing is tried,
-    see `choose_gpu_packing`, nor for blocks of fewer elements whose numbers are to be kept.
+    Takes a second or two the first time on a machine; each trial is measured once. Nothing is tried on a GPU (see
+    `choose_gpu_packing`), nor for "auto" and "none" if all blocks have fewer than `fewest_elements` elements.
 
-    Raises UsageError for a form that the device cannot compute, with what to choose instead, and UnsupportedModel if
-    int8, int4 or nf4 is wanted of a family whose matrices cannot be packed.
+    Raises UsageError for a form that the device cannot compute, with a hint what to choose instead, and
+    UnsupportedModel for int8, int4 or nf4 in a family whose matrices cannot be packed.
     """
     if device != CPU:
         choice = choose_gpu_packing(quantize)
@@ -132,7 +132,7 @@ def find_forms(
     largest, *others = sorted(packable or shapes, key=lambda shape: (-math.prod(shape), shape))[:MOST_SHAPES]
     chosen = {}
     for shape in (largest, *(shape for shape in others if math.prod(shape) >= FEWEST_ELEMENTS)):
-        # That int8 would be faster is worth a word, not a trial of every shape.
+        # Whether int8 would be faster is worth a message, but not a trial of every shape.
         asked = "none" if quantize == "auto" and shape != largest else quantize
         chosen[shape] = choose_packing(asked, probe.try_forms(*shape, dtype, candidates(*shape, asked, compiled)))
     first = chosen[largest]
@@ -142,9 +142,9 @@ def find_forms(
 
 
 def compiled_form(checkpoint: Checkpoint, dtype: str) -> Packing | None:
-    """The form for the compiled product that keeps the checkpoint's numbers, if there is one in `dtype`.
+    """Return the form for the compiled product that keeps the checkpoint's numbers, if there is one in `dtype`.
 
-    Its weights are held as they are stored if every matrix of every block is stored alike.
+    Its weights are held as they are stored if every matrix of every block is stored in the same dtype.
     """
     if dtype != "float32":
         return None
@@ -158,7 +158,7 @@ def compiled_form(checkpoint: Checkpoint, dtype: str) -> Packing | None:
 
 
 def candidates(outputs: int, columns: int, quantize: str, compiled: Packing | None) -> tuple[Packing, ...]:
-    """The forms that `quantize` chooses among for a matrix of that shape, and the plain one to compare with."""
+    """Return the forms to try for `quantize` on a matrix of that shape; the plain one, to compare with, first."""
     if quantize == "int4":
         wanted = [Packing.INT4]
     elif quantize == "int8":
@@ -171,7 +171,7 @@ def candidates(outputs: int, columns: int, quantize: str, compiled: Packing | No
 
 
 def choose_packing(quantize: str, trials: Mapping[Packing, Trial]) -> PackingChoice:
-    """The form for `quantize` ("auto", "none", "int8", "int4") given what was tried. Pure.
+    """Choose the form for `quantize` ("auto", "none", "int8", "int4") from the trials. Pure.
 
     Raises UsageError if none is exact enough, or if there is no such form.
     """
@@ -194,7 +194,7 @@ def choose_packing(quantize: str, trials: Mapping[Packing, Trial]) -> PackingCho
 
 
 def choose_gpu_packing(quantize: str) -> PackingChoice:
-    """The form on a GPU, where each name means one and what is asked for is taken. Pure. Raises UsageError."""
+    """Return the form on a GPU, where each name means one form and nothing is tried. Pure. Raises UsageError."""
     _check_known(quantize)
     match quantize:
         case "int8":
@@ -208,9 +208,9 @@ def choose_gpu_packing(quantize: str) -> PackingChoice:
 
 @torch.inference_mode()
 def check_packing(config: PreTrainedConfig, pack: Callable[..., object] = pack_block) -> None:
-    """Compare a tiny model of the kind with its packed copy. Raises UnsupportedModel if they differ.
+    """Compare a tiny model of the same kind with its packed copy. Raises UnsupportedModel if they differ.
 
-    The packing only changes how products are computed; this finds families that do more with a linear than call it.
+    Packing only changes how products are computed; this finds families that do more with a linear than call it.
     Takes about 0.1 s.
     """
     tiny = tiny_config(config)
@@ -234,7 +234,7 @@ def _cannot_be_packed(config: PreTrainedConfig, reason: str) -> UnsupportedModel
 
 
 def _accurate(quantize: str, trials: Mapping[Packing, Trial], packings: Sequence[Packing]) -> PackingChoice:
-    """See `fastest_right`."""
+    """Choose by `fastest_right`. Raises UsageError if no form is right."""
     best = fastest_right(packings, trials)
     if best is None:
         raise UsageError(

@@ -1,13 +1,13 @@
-"""A block's linear modules replaced by packed matrices; everything else in the block stays the family's own code.
+"""Replaces a block's linear modules by packed matrices; everything else in the block stays the family's own code.
 
 Linears that are given the same input one after the other (queries, keys and values; gate and up) become one matrix: the
-input is prepared once and one product is computed instead of three.  Which those are is found by looking at a tiny
-model of the same kind (`shared_inputs`).
+input is prepared once, and one product is computed instead of two or three.  They are found by watching a tiny model of
+the same kind (`shared_inputs`).
 
-What is not packed: modules that only look like a linear (routers of experts), and outputs so few that they are a gate
-rather than a matrix; their weights are nothing, and their precision decides who computes.
-Experts are one parameter with three axes, not linears: they are packed, each by itself, where their family computes
-them by transformers' common scheme and the format saves memory; elsewhere they stay as they are.
+Not packed are modules that only look like a linear (routers of experts), and linears with so few outputs that they are
+gates rather than matrices: they save no memory, and their precision decides which expert computes.
+Experts are one parameter with three axes, not linears: each expert is packed by itself if the family computes them by
+transformers' common scheme and the form saves memory; otherwise they stay as they are.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ InputGroups = frozenset[tuple[str, ...]]
 
 
 class SharedProduct:
-    """The product of one packed matrix, of which each of several linears takes its columns.
+    """The product with one packed matrix, of which each of several linears takes its own columns.
 
-    The first of them, in the order in which the family calls them, computes; the others take what is theirs if they
-    are given the very same tensor, and compute otherwise.  A product is kept until the last has taken its part, the
-    first never uses an old one.  That the input is not written to between the calls was seen by `shared_inputs`.
+    The first linear, in the order of the family's calls, computes; the others take their parts if they are given the
+    same tensor object, and compute anew otherwise.  A product is kept until the last linear has taken its part; the
+    first one never uses an old product.  `shared_inputs` has checked that nothing writes to the input between calls.
     """
 
     def __init__(self, matrix: PackedMatrix, widths: Sequence[int]) -> None:
@@ -48,7 +48,7 @@ class SharedProduct:
         self._parts: list[torch.Tensor | None] = []
 
     def take(self, rows: torch.Tensor, index: int) -> torch.Tensor:
-        """(..., K) -> (..., N_index), a view unless it is the only one; each part is taken once."""
+        """(..., K) -> (..., N_index), a view unless there is only one linear; each part is taken once."""
         if len(self._widths) == 1:
             return self._multiply(rows)
         part = self._parts[index] if index > 0 and self._input is rows else None
@@ -68,16 +68,16 @@ class SharedProduct:
 
 
 class PackedLinear(nn.Module):
-    """Stands where a block had a linear."""
+    """Takes the place of a linear in a block."""
 
     def __init__(self, product: SharedProduct, index: int, weight: torch.Tensor, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.bias = bias
-        # Families, and the stage, ask weights for the dtype of what passes through.
+        # Families, and the stage, read the dtype of activations from the weights.
         self.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
         self.packed_bytes = product.matrix.nbytes if index == 0 else 0
-        """Bytes held beside parameters and buffers; those of a shared matrix are counted once."""
+        """Bytes held besides parameters and buffers; those of a shared matrix are counted once."""
         self._product = product
         self._index = index
 
@@ -87,7 +87,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedExperts(nn.Module):
-    """Stands where a block had experts that transformers computes by its common scheme, see `ExpertsInterface`."""
+    """Takes the place of experts that transformers computes by its common scheme, see `ExpertsInterface`."""
 
     def __init__(self, experts: Any, forms: FormChoice, device: torch.device) -> None:
         """The weights are taken out of `experts`, which keeps its biases and its activation."""
@@ -105,7 +105,7 @@ class PackedExperts(nn.Module):
     ) -> torch.Tensor:
         """(T, H), experts (T, k) and their weights (T, k) -> (T, H).
 
-        What a token gets is added up in the order of its experts, so it does not depend on the other tokens.
+        A token's result is summed in the order of its experts' numbers, so it does not depend on the other tokens.
         """
         output = torch.zeros_like(hidden_states)
         for expert in sorted(set(top_k_index.flatten().tolist())):
@@ -119,10 +119,10 @@ class PackedExperts(nn.Module):
 
 @torch.inference_mode()
 def pack_block(block: nn.Module, forms: FormChoice, groups: InputGroups, device: torch.device = CPU) -> None:
-    """Replace what fits its form, in place; `groups` are those of the model's configuration.
+    """Pack, in place, all linears and experts that fit their form; `groups` are the result of `shared_inputs`.
 
-    Each weight is let go as soon as it is packed, see `Packing.pack`; what is not packed stays where it is. Raises
-    RuntimeError if this torch or processor cannot.
+    Each weight is freed as soon as it is packed, see `Packing.pack`; the others stay where they are. Raises
+    RuntimeError if this torch or processor cannot compute a form.
     """
     for names, form in _assigned(block, forms, groups):
         modules: list[Any] = [block.get_submodule(name) for name in names]
@@ -137,7 +137,7 @@ def pack_block(block: nn.Module, forms: FormChoice, groups: InputGroups, device:
 
 @torch.inference_mode()
 def packed_block_bytes(block: nn.Module, forms: FormChoice, groups: InputGroups) -> int:
-    """Bytes that `block`, which may be on the meta device, will hold after `pack_block`."""
+    """Return the bytes that `block`, which may be on the meta device, will hold after `pack_block`."""
     nbytes = sum(tensor.nbytes for tensor in (*block.parameters(), *block.buffers()))
     for names, form in _assigned(block, forms, groups):
         weights = [_weight(block.get_submodule(name)) for name in names]
@@ -153,7 +153,7 @@ def packed_block_bytes(block: nn.Module, forms: FormChoice, groups: InputGroups)
 
 @torch.inference_mode()
 def matrix_shapes(block: nn.Module, groups: InputGroups) -> dict[tuple[int, int], int]:
-    """The shapes (N, K) of a block's matrices, of linears with the same input together, and how often there is each."""
+    """Return the shapes (N, K) of a block's matrices -> their number; linears with the same input are one matrix."""
     shapes: dict[tuple[int, int], int] = {}
     linears = _linears(block)
     for names in _grouped(linears, groups):
@@ -168,13 +168,13 @@ def matrix_shapes(block: nn.Module, groups: InputGroups) -> dict[tuple[int, int]
 
 
 def held_bytes(block: nn.Module) -> int:
-    """Bytes of a block's weights as they are held now, packed or not."""
+    """Return the bytes of a block's weights as they are held now, packed or not."""
     packed: int = sum(getattr(module, "packed_bytes", 0) for module in block.modules())
     return packed + sum(tensor.nbytes for tensor in (*block.parameters(), *block.buffers()))
 
 
 def shared_inputs(config: PreTrainedConfig) -> InputGroups:
-    """Which linears of a block are given the same input, seen in a tiny model of the same kind.
+    """Find the linears of a block that are given the same input, by watching a tiny model of the same kind.
 
     Takes about 0.1 s the first time, nothing after that. Raises UnsupportedModel if there is no tiny model.
     """
@@ -190,7 +190,7 @@ _shared_inputs: dict[str, InputGroups] = {}
 
 @torch.inference_mode()
 def _observe_inputs(config: PreTrainedConfig) -> InputGroups:
-    """Run a tiny model; the inputs seen are all kept until the end, so that no two have the same identity."""
+    """Run a tiny model and group its linears. All inputs are kept to the end, so that no two have the same `id`."""
     model = random_model(config)
     groups: set[tuple[str, ...]] = set()
     for block in find_blocks(model, config.num_hidden_layers).blocks:
@@ -211,7 +211,7 @@ def _note(seen: list[tuple[str, torch.Tensor, torch.Tensor]], name: str, _: nn.M
 
 
 def _group(seen: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> set[tuple[str, ...]]:
-    """From the calls of a forward (name, input, its value then) those that share an unchanged input, twice or more."""
+    """Group the calls of a forward, (name, input, a copy of the input), that share an unchanged input."""
     calls: dict[str, int] = {}
     by_input: dict[int, list[tuple[str, torch.Tensor]]] = {}
     for name, rows, value in seen:
@@ -227,7 +227,7 @@ def _group(seen: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> set[tuple[
 
 
 def _assigned(block: nn.Module, forms: FormChoice, groups: InputGroups) -> list[tuple[tuple[str, ...], Packing]]:
-    """The linears that are packed, by name: those of a group together where they fit its form, the others alone."""
+    """The linears to pack, by name, and their form: a group together if all fit the group's form, otherwise alone."""
     linears = _linears(block)
     assigned: list[tuple[tuple[str, ...], Packing]] = []
     for names in _grouped(linears, groups):
@@ -242,8 +242,7 @@ def _assigned(block: nn.Module, forms: FormChoice, groups: InputGroups) -> list[
 
 
 def _grouped(linears: Mapping[str, Any], groups: InputGroups) -> list[tuple[str, ...]]:
-    """The block's linears in groups, every one once: those of `groups` that are all there, large ones first, the
-    others alone."""
+    """Partition the block's linears: into those of `groups` that are complete, large ones first; the others alone."""
     chosen: list[tuple[str, ...]] = []
     left = dict.fromkeys(linears)
     for names in sorted(groups, key=lambda names: (-len(names), names)):
@@ -266,9 +265,9 @@ def _linears(block: nn.Module) -> dict[str, Any]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Whether a module computes what its weight and bias say, also if it is a family's own kind of linear.
+    """Whether a module computes the product with its weight plus its bias, even if it is a family's own class.
 
-    Those are tried: routers of experts are kinds of linears too, but return more than a product.
+    Such classes are tried: routers of experts are subclasses of linears, too, but return more than a product.
     """
     if type(module) in (nn.Linear, Conv1D):
         return True
@@ -301,7 +300,7 @@ def _experts(block: nn.Module) -> Iterable[tuple[str, Any]]:
 
 
 def _weight(module: Any) -> torch.Tensor:
-    """(N, K), a view."""
+    """The weight of a linear, (N, K), a view."""
     weight: torch.Tensor = module.weight.data
     return weight.T if isinstance(module, Conv1D) else weight
 
@@ -321,7 +320,7 @@ def _expert_shape(experts: Any, parameter: torch.Tensor) -> tuple[int, int]:
 
 
 def _pack_experts(experts: Any, name: str, forms: FormChoice, device: torch.device) -> list[PackedMatrix]:
-    """Takes the parameter out of the module."""
+    """Pack every expert's matrix of the parameter `name`, and remove the parameter from the module."""
     weights = getattr(experts, name).data
     form = forms.at(*_expert_shape(experts, weights))
     delattr(experts, name)
