@@ -32,7 +32,7 @@ class Announcer:
         on_record: Callable[[SignedRecord], None],
         timing: PeerTiming,
     ) -> None:
-        """`clock` gives Unix seconds; `on_record` is given every record, also one that reaches nobody else.
+        """`clock` gives Unix seconds; `on_record` is given every record, even one that reaches nobody else.
 
         The owner sets `make_record` before anything is announced, and again when another part of the program speaks
         for the peer.
@@ -52,12 +52,12 @@ class Announcer:
 
     @property
     def state(self) -> PeerState:
-        """The state that was to be announced last."""
+        """The state of the latest announcement, whether it succeeded or not."""
         return self._state
 
     @property
     def seconds_since_announced(self) -> float:
-        """Since another node took a record, or since the start."""
+        """Time since another node last took a record, or since the start."""
         return asyncio.get_running_loop().time() - self._announced_at
 
     async def change(self, state: PeerState) -> None:
@@ -74,7 +74,7 @@ class Announcer:
             logger.warning("announcing failed (%s), trying again in about %.0f s", error, again)
 
     async def say_goodbye(self, state: PeerState = PeerState.LEAVING) -> None:
-        """Announce that the peer drains or leaves; a courtesy: the record runs out by itself.
+        """Announce that the peer drains or leaves; a failure is only logged, because the record expires by itself.
 
         Does nothing for a peer that has announced nothing, or has left.
         """
@@ -94,7 +94,7 @@ class Announcer:
             await self.renew()
 
     async def _announce(self) -> None:
-        async with self._turn:  # of two records at once the later might be there first, and the other one be refused
+        async with self._turn:  # of two records sent at once, the later could arrive first, and the other be refused
             await self._announce_alone()
 
     async def _announce_alone(self) -> None:

@@ -1,8 +1,8 @@
 """The cost of a block on this machine, measured on the path that serves sessions.
 
 Decode takes `a + b * rows + c * context`, prefill `a' + p * tokens` (seconds per block).  Each is a least-squares line
-of relative errors through the fastest of a few runs per point: neighbours on a machine only ever make a run slower.
-While the peer serves, `cost_estimate` goes on from here.
+of relative errors through the fastest of a few runs per point: other programs can only make a run slower.  While the
+peer serves, `cost_estimate` goes on from here.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .least_squares import nonnegative_least_squares
 
 ROUNDS = 4
 DECODE_POINTS = ((1, 64), (1, 512), (4, 64), (8, 64), (8, 256))
-"""(rows, context of each)"""
+"""(rows, cached tokens of each row)"""
 PREFILL_TOKENS = (16, 64, 128)
 GPU_PREFILL_TOKENS = (64, 256, 512)
-"""In the time that a GPU takes to read the weights it computes dozens of tokens; fewer do not show what one costs."""
+"""A GPU computes dozens of tokens in the time that it takes to read the weights; fewer do not show one's cost."""
 _MIN_BLOCKS = 2
-"""The weights of one block might stay in a cache, as they never do when a peer serves."""
+"""The weights of one block might stay in a CPU cache, as they never do when a peer serves."""
 _SAME_SHARE = 0.3
 
 
@@ -35,7 +35,7 @@ class _Point:
 
 
 def calibrate(stage: Stage, clock: Callable[[], float], budget_seconds: float) -> ComputeCost:
-    """Measure a stage that nobody else uses meanwhile; the timed runs take about `budget_seconds` at most.
+    """Measure a stage that nothing else uses meanwhile; the timed runs take about `budget_seconds` at most.
 
     `clock` is a monotonic clock in seconds.
     """
@@ -63,7 +63,7 @@ def calibrate(stage: Stage, clock: Callable[[], float], budget_seconds: float) -
 
 
 def still_holds(stage: Stage, known: ComputeCost, clock: Callable[[], float], budget_seconds: float) -> bool:
-    """Whether one decode step takes what an earlier measurement says, within 30 %. Nobody else uses the stage."""
+    """Whether one decode step takes the time that `known` says, within 30 %. Nothing else may use the stage."""
     trial = _warm_up(stage, clock, budget_seconds)
     (length,) = _within(stage.position_limit, [65])
     run = trial.decode(1, length - 1)
@@ -73,7 +73,7 @@ def still_holds(stage: Stage, known: ComputeCost, clock: Callable[[], float], bu
 
 
 def _warm_up(stage: Stage, clock: Callable[[], float], budget_seconds: float) -> StepTrial:
-    """A trial with as many blocks as the budget allows, warm."""
+    """Return a trial with as many blocks as the budget allows, warmed up."""
     total = len(stage.blocks)
     few = StepTrial(stage, min(_MIN_BLOCKS, total))
     run = few.decode(1, 1)
@@ -89,7 +89,7 @@ def _warm_up(stage: Stage, clock: Callable[[], float], budget_seconds: float) ->
 
 
 def _within(limit: int | None, lengths: Sequence[int]) -> list[int]:
-    """Lengths of texts in about these proportions, none of them longer than a text of the model may be."""
+    """Scale lengths of texts down together, so that none exceeds the model's position limit."""
     longest = max(lengths)
     if limit is None or longest <= limit:
         return list(lengths)
@@ -103,7 +103,7 @@ def _timed(run: Callable[[], None], clock: Callable[[], float]) -> float:
 
 
 def _fit(features: Sequence[tuple[float, ...]], seconds: Sequence[float]) -> tuple[float, ...]:
-    """Coefficients >= 0 with the least relative errors; a negative one is noise and becomes 0, others take it up."""
+    """Fit coefficients >= 0 with the least relative errors; a negative one would be noise: it is 0, others adapt."""
     rows = np.array(features) / np.array(seconds)[:, None]
     scale = rows.max(axis=0)
     coefficients = nonnegative_least_squares(rows / scale, np.ones(len(rows)))

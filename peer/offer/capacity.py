@@ -1,4 +1,4 @@
-"""How many blocks fit on this machine, and what memory the peer offers."""
+"""The number of blocks that fit on this machine, and the memory that the peer offers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..config import BlockRequest
 logger = logging.getLogger(__name__)
 
 MARGIN = 0.15
-"""Share of the free memory that is left alone: workspace, network buffers, other programs."""
+"""Share of the free memory that is left for workspace, network buffers and other programs."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """Bytes that one hosted block needs, and those that are needed once."""
+    """Bytes that each hosted block needs, and those that are needed once."""
 
     block_bytes: int
     kv_bytes: int
@@ -46,11 +46,11 @@ class MemoryOffer:
 
     @classmethod
     def of(cls, blocks: int, kv_tokens: int, block_bytes: int, kv_bytes_per_token: int) -> MemoryOffer:
-        """The offer of a peer that begins with that many blocks and `kv_tokens` tokens of cache in each."""
+        """The offer of a peer that starts with `blocks` blocks and `kv_tokens` tokens of cache in each."""
         return cls(blocks * (block_bytes + kv_tokens * kv_bytes_per_token), block_bytes, kv_bytes_per_token)
 
     def room(self, blocks: int) -> int:
-        """KV tokens x blocks beside the weights of that many blocks. Raises OutOfMemory if there is none for each."""
+        """KV tokens x blocks beside the weights of `blocks` blocks. Raises OutOfMemory below one token per block."""
         room = (self.total_bytes - blocks * self.block_bytes) // self.kv_bytes_per_token
         if room < blocks:
             raise OutOfMemory(f"the offered {gib(self.total_bytes)} have no room for {blocks} blocks and their caches")
@@ -58,7 +58,7 @@ class MemoryOffer:
 
 
 def count_that_fits(need: MemoryNeed, free_bytes: int, num_blocks: int) -> int:
-    """How many blocks fit into the free memory with the margin left. Raises OutOfMemory if not even one does."""
+    """The number of blocks that fit into free memory less the margin. Raises OutOfMemory if not even one does."""
     usable = int(free_bytes * (1 - MARGIN)) - need.fixed_bytes
     count = min(num_blocks, usable // max(1, need.block_bytes + need.kv_bytes))
     if count < 1:
@@ -72,9 +72,9 @@ def count_that_fits(need: MemoryNeed, free_bytes: int, num_blocks: int) -> int:
 def need_and_free(
     kv_tokens: int, replay_bytes: int, block_bytes: int, kv_bytes_per_token: int, device_free_bytes: int | None
 ) -> tuple[MemoryNeed, int]:
-    """Memory that blocks with `kv_tokens` tokens of cache need, and free memory where they are.
+    """Return the memory that blocks with `kv_tokens` tokens of cache need, and the free memory of their device.
 
-    `device_free_bytes` is the free memory of a device that has its own; replay buffers are in the machine's.
+    `device_free_bytes`: None for a device that uses the machine's memory, where replay buffers always are.
     """
     kv_bytes = kv_bytes_per_token * kv_tokens
     free = free_memory_bytes()
@@ -86,7 +86,7 @@ def need_and_free(
 
 
 def explain(need: MemoryNeed, free_bytes: int, count: int) -> str:
-    """The need of `count` blocks beside the free memory, for the log."""
+    """Compare the need of `count` blocks with the free memory, for the log."""
     replay = f" + {gib(need.fixed_bytes)} replay buffer" if need.fixed_bytes else ""
     return (
         f"{count} blocks x ({gib(need.block_bytes)} weights + {gib(need.kv_bytes)} attention cache)"
@@ -96,7 +96,7 @@ def explain(need: MemoryNeed, free_bytes: int, count: int) -> str:
 
 
 def check_blocks(request: BlockRequest, num_blocks: int) -> None:
-    """Raises UsageError for a range or number that the model does not have."""
+    """Raise UsageError for a range or number of blocks that the model does not have."""
     if request.blocks is not None and request.blocks.stop > num_blocks:
         raise UsageError(
             f"the model has blocks 0:{num_blocks}, --blocks {request.blocks} is outside",
@@ -107,9 +107,9 @@ def check_blocks(request: BlockRequest, num_blocks: int) -> None:
 
 
 def check_space(request: BlockRequest, num_blocks: int, check: Callable[[BlockRange], None]) -> None:
-    """Raises what `check` raises for a range, if it does so for every range that may become the peer's.
+    """Raise the UsageError of `check` if it refuses every range of blocks that may become the peer's.
 
-    Of a peer that takes as many blocks as fit only the first one is known.
+    For a peer that takes as many blocks as fit, single blocks are checked: their number is not known yet.
     """
     count = request.count or 1
     windows = [BlockRange(start, start + count) for start in range(num_blocks - count + 1)]
@@ -129,7 +129,7 @@ def check_space(request: BlockRequest, num_blocks: int, check: Callable[[BlockRa
 def free_memory_bytes() -> int:
     """Memory that this process may still take: the machine's, or less if its control group allows less.
 
-    psutil knows nothing of control groups.
+    psutil ignores control groups.
     """
     free = int(psutil.virtual_memory().available)
     for limit_file, used_file in (
@@ -150,5 +150,5 @@ def _read_number(path: str) -> int | None:
 
 
 def gib(size: int) -> str:
-    """Bytes for people."""
+    """Format bytes for people."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"

@@ -1,4 +1,4 @@
-"""Where the latest clients are, as they say themselves; what the record tells of it are centroids."""
+"""The coordinates that recent clients state; the record announces only their centroids."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ...routing.coordinates import centroids, is_plausible
 from ...routing.swarm import Coordinate, PeerId
 
 MAX_CLIENTS = 256
-"""Clients that are remembered; those that came last."""
+"""The most clients that are remembered: the latest."""
 
 
 class ClientPlaces:
@@ -18,7 +18,7 @@ class ClientPlaces:
         self._seen: dict[PeerId, tuple[float, Coordinate]] = {}
 
     def note(self, client: PeerId, place: Coordinate, now_seconds: float) -> None:
-        """A session of a client was admitted; an impossible place is left out."""
+        """Note the place of a client whose session was admitted; ignore an implausible one."""
         if not is_plausible(place):
             return
         self._seen.pop(client, None)
@@ -27,7 +27,7 @@ class ClientPlaces:
             del self._seen[next(iter(self._seen))]
 
     def centroids(self, now_seconds: float) -> tuple[Coordinate, ...]:
-        """At most four places that stand for all of them."""
+        """Return at most four places that stand for all of them."""
         oldest = now_seconds - self._memory_seconds
         self._seen = {client: seen for client, seen in self._seen.items() if seen[0] > oldest}
         return centroids([place for _, place in self._seen.values()])

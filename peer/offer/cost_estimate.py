@@ -1,10 +1,10 @@
-"""The cost of a block and of a visit, followed while the peer serves: the start-up measurement, corrected by the steps.
+"""The cost of a block and of a visit while the peer serves: the start-up measurement, corrected by every step.
 
 The same two lines as in `calibrate`: decode takes `a + b * rows + c * context`, prefill `a' + p * tokens`, seconds per
 block.  Each is a least-squares fit of relative errors that forgets: an observation loses half of its weight for every
-`half_life_seconds` of serving and every `HALF_LIFE_STEPS` steps.  What was last known stays in each fit with the weight
-of a few steps, so that what the traffic does not tell (the cost of a context that nobody uses) is not invented.
-What a visit takes beside computing is a mean that forgets alike; before the first one it is what an earlier run saw.
+`half_life_seconds` of serving and every `HALF_LIFE_STEPS` steps.  The last known cost stays in each fit with the weight
+of a few steps, so that the fit does not invent what the traffic does not show (the cost of a context that nobody uses).
+The time of a visit besides computing is a mean that forgets likewise; before the first visit, that of an earlier run.
 No I/O and no clock here.
 """
 
@@ -23,17 +23,18 @@ HALF_LIFE_STEPS = 2000
 INERTIA = 8.0
 """Weight of the last known cost, in steps."""
 REFIT_STEPS = 20
-"""A fit takes half a millisecond, which is not to be had with every step."""
+"""Steps from one fit to the next: a fit takes half a millisecond, too much for every step."""
 OUTLIER = 20.0
-"""A step or a visit that took more than this many times what was expected counts as this many times: a machine that was
-suspended tells nothing, one that has become slow says it again with the next step. No less: where other programs have
-the processor now and then, most steps take little and some many times as long, and these make the mean."""
+"""The most that a step or a visit counts, as a multiple of the expected time: a machine that was suspended tells
+nothing, and one that has become slow shows it again with the next step. The limit is no lower because, if other
+programs have the processor now and then, most steps are short and a few take many times as long: these make the
+mean."""
 
 _SHORTEST_SECONDS = 1e-9
 
 _DECODE_POINTS = ((1.0, 1.0, 64.0), (1.0, 4.0, 256.0), (1.0, 8.0, 512.0), (1.0, 1.0, 1024.0))
 _PREFILL_POINTS = ((1.0, 16.0), (1.0, 64.0), (1.0, 256.0))
-"""Where what was last known speaks in the fit."""
+"""The points, with those of decode, at which the last known cost enters the fit."""
 
 
 class CostEstimate:
@@ -49,9 +50,10 @@ class CostEstimate:
         self._steps, self._visits = _Fading(half_life_seconds), _Fading(half_life_seconds)
 
     def observe(self, step: StepRecord, now_seconds: float) -> None:
-        """Take in one step; `now_seconds` is of any clock that never goes back.
+        """Take in one step; `now_seconds` is of any monotonic clock.
 
-        In a step with prompts and running rows the rows' own share is taken as known, the rest is the prompts'. O(1).
+        In a step with prompts and decode rows, the rows' own time is taken from the fit, and the rest is the prompts'.
+        O(1), apart from the fits.
         """
         if step.blocks <= 0 or step.seconds <= 0:
             return
@@ -65,12 +67,12 @@ class CostEstimate:
             self._prefill.observe((1.0, float(step.prefill_tokens)), rest, keep)
 
     def observe_visit(self, seconds: float, now_seconds: float) -> None:
-        """Take in what one step took beside its computation and its wait for others; O(1)."""
+        """Take in the time of one step here besides its computation and its wait for other sessions. O(1)."""
         self._visit.observe(seconds, self._visits.keep(now_seconds))
 
     @property
     def cost(self) -> ComputeCost:
-        """The cost as it is known now."""
+        """The current estimate."""
         fixed, per_row, per_context_token = (float(value) for value in self._decode.coefficients)
         prefill_fixed, per_token = (float(value) for value in self._prefill.coefficients)
         return ComputeCost(fixed, per_row, per_context_token, prefill_fixed, per_token, self._visit.value)
@@ -87,7 +89,7 @@ def has_changed(announced: ComputeCost, present: ComputeCost, share: float = 0.2
 
 
 class _Fading:
-    """How much of their weight earlier observations keep at each new one."""
+    """The share of their weight that earlier observations keep at each new one."""
 
     def __init__(self, half_life_seconds: float) -> None:
         self._half_life_seconds = half_life_seconds
@@ -108,7 +110,7 @@ class _Mean:
         self._weight = INERTIA if value > 0 else 0.0
 
     def observe(self, seconds: float, keep: float) -> None:
-        """One observation; what was seen before keeps the share `keep` of its weight."""
+        """Add one observation; earlier ones keep the share `keep` of their weight."""
         known = self._weight * keep
         if self.value > 0:
             seconds = min(seconds, OUTLIER * self.value)
@@ -121,7 +123,7 @@ class _Line:
 
     def __init__(self, points: Sequence[tuple[float, ...]], start: tuple[float, ...]) -> None:
         features = np.array(points)
-        # Coefficients in units of the largest feature: one of seconds per token is as large as one of seconds.
+        # Coefficients in units of the largest feature, so that seconds per token and plain seconds are of similar size.
         self._scale: NDArray[np.float64] = features.max(axis=0)
         self._latest: NDArray[np.float64] = np.array(start) * self._scale
         self._seen = 0
@@ -129,7 +131,7 @@ class _Line:
         self._gram = np.zeros((len(start), len(start)))
         self._moment = np.zeros(len(start))
         self._waiting: list[tuple[Sequence[float], float, float]] = []
-        """Observations since the last fit: a step only leaves them here."""
+        """Observations since the last fit: a step is only added here."""
 
     @property
     def coefficients(self) -> NDArray[np.float64]:
@@ -137,7 +139,7 @@ class _Line:
         return self._latest / self._scale
 
     def observe(self, features: Sequence[float], seconds: float, keep: float) -> None:
-        """One observation; what was seen before keeps the share `keep` of its weight."""
+        """Add one observation; earlier ones keep the share `keep` of their weight."""
         self._waiting.append((features, seconds, keep))
         self._seen += 1
         if self._seen % REFIT_STEPS == 1:
@@ -145,13 +147,13 @@ class _Line:
             self._latest = self._fit()
 
     def _take_waiting(self) -> None:
-        """Add up what was observed since the last fit, the later the more: at once, which is much less work."""
+        """Add the observations since the last fit, later ones with more weight; all at once is much less work."""
         observed, seconds, keeps = (np.array(values) for values in zip(*self._waiting, strict=True))
         self._waiting.clear()
         scaled = observed / self._scale
         expected = scaled @ self._latest
         expected = np.where(expected < _SHORTEST_SECONDS, seconds, expected)  # nothing was known
-        # Errors are relative to what was expected: relative to what was seen, a slow step would count for less.
+        # Errors are relative to the expected time: relative to the observed time, a slow step would count for less.
         relative, seen = scaled / expected[:, None], np.minimum(seconds / expected, OUTLIER)
         kept = np.cumprod(keeps[::-1])[::-1]
         weighted = relative * np.append(kept[1:], 1.0)[:, None]
@@ -164,7 +166,7 @@ class _Line:
         rows, weight = self._points[is_known] / known[is_known, None], INERTIA / len(known)
         gram = self._gram + weight * rows.T @ rows
         moment = self._moment + weight * rows.sum(axis=0)
-        # min |L.T x - L^-1 m| is the same problem as one of rows; the ridge keeps the factor regular.
+        # min |L.T x - L^-1 m| is the same problem, as one of rows; the ridge keeps the factor regular.
         ridge = 1e-9 * np.trace(gram) / len(gram)
         lower = np.linalg.cholesky(gram + ridge * np.eye(len(gram)))
         return nonnegative_least_squares(lower.T, np.linalg.solve(lower, moment))

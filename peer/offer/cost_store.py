@@ -1,4 +1,4 @@
-"""Measured costs of steps, kept from start to start, see `KeptMeasurements`."""
+"""Measured costs of steps, kept from one start to the next, see `KeptMeasurements`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Measured:
 
     @property
     def key(self) -> str:
-        """One line; also names the machine and the versions of what computes."""
+        """One line, which also names the machine and the versions of the libraries that compute."""
         fields = (self.model_digest, self.numeric_format, self.device, f"{self.threads} threads")
         return " | ".join([*fields, machine_and_versions("torch", "transformers", "llvmlite")])
 
@@ -34,7 +34,7 @@ class CostStore:
         self._kept = KeptMeasurements(folder / FILE_NAME)
 
     def load(self, measured: Measured) -> ComputeCost | None:
-        """The cost that was measured under the same conditions, if any."""
+        """Return the cost that was measured under the same conditions, if any."""
         entry = self._kept.load(measured.key)
         if entry is None:
             return None
@@ -45,5 +45,5 @@ class CostStore:
             return None
 
     def save(self, measured: Measured, cost: ComputeCost) -> None:
-        """Keep a measurement; that it cannot be written is no reason to stop a peer."""
+        """Keep a measurement; a failure to write it is no reason to stop a peer."""
         self._kept.save(measured.key, asdict(cost))

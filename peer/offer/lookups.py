@@ -1,4 +1,4 @@
-"""A recent look at the records of a model's peers, for clients that ask and for the peer itself."""
+"""The records of a model's peers from a recent look, for clients that ask and for the peer itself."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from .nearest import NearestHosts
 logger = logging.getLogger(__name__)
 
 MAX_LOOKUPS_AT_ONCE = 4
-"""Look-ups of other names that wait for the directory at the same time."""
+"""The most look-ups of other names that wait for the directory at once."""
 
 
 class Answer(NamedTuple):
-    """Records in the order of their worth to the node that asks."""
+    """Records, the most useful to the asking node first."""
 
     records: Sequence[SignedRecord]
     known: int
-    """The number of those that there are."""
+    """The number of all records found, told or not."""
 
 
 class _Known(NamedTuple):
-    """The valid records, the look and the own record that they are of, and when the first of them is over."""
+    """The valid records, the look and the own record that they were made of, and when the first of them expires."""
 
     records: tuple[SignedRecord, ...]
     of: tuple[SignedRecord, ...]
@@ -46,9 +46,9 @@ class _Known(NamedTuple):
 class RecentLookups:
     """Answers look-ups of one model's peers from a recent look; other names directly.
 
-    A look that is older than two seconds is renewed, but no caller waits for the new one while the old one will do:
-    when a node of the DHT hangs, a search takes many seconds. The peer's own record is always the newest. Ages are by
-    the clock of the event loop, which nobody sets back. Close it.
+    A look that is older than two seconds is renewed, but a caller waits only briefly for the new one while the old one
+    will do: when a DHT node hangs, a search takes many seconds. The peer's own record is always the newest. Ages are by
+    the event loop's clock, which is monotonic. Must be closed.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class RecentLookups:
         rng: random.Random | None = None,
         num_blocks: int = 0,
     ) -> None:
-        """`num_blocks` of the model; without it nobody can be told which hosts are the best."""
+        """`num_blocks` of the model; with 0, no hosts can be preferred in answers."""
         self._timing = timing
         self._nearest = NearestHosts(num_blocks, swarm_key)
         self._rng = rng or random.Random()
@@ -77,11 +77,11 @@ class RecentLookups:
         self._limit = asyncio.Semaphore(MAX_LOOKUPS_AT_ONCE)
 
     async def records(self) -> tuple[SignedRecord, ...]:
-        """The verified records of this model's peers. Raises SwarmError if a needed look fails."""
+        """Return the verified records of this model's peers. Raises SwarmError if a needed look fails."""
         age = asyncio.get_running_loop().time() - self._looked_at
         if age > self._timing.lookup_max_age_seconds and (self._looking is None or self._looking.done()):
             self._looking = asyncio.create_task(self._look(), name="look up peers")
-        # A look is shared: a caller that is cancelled does not end it, and without a deadline all hear how it failed.
+        # A look is shared: a cancelled caller does not end it, and all callers that need it hear of its failure.
         if self._looking is not None and age > self._timing.lookup_stale_seconds:
             await asyncio.wait([self._looking])
             if (error := self._looking.result()) is not None:
@@ -92,11 +92,11 @@ class RecentLookups:
 
     @property
     def last_records(self) -> tuple[SignedRecord, ...]:
-        """Those of the last look, also if they are over: where the others were."""
+        """The records of the last look, even expired ones: they tell where the others were."""
         return self._records
 
     def addresses_of(self, peer: PeerId) -> Sequence[str]:
-        """Where a peer says that it is, from the last look; nothing if it says nothing, or is not known."""
+        """The addresses that a peer announces, by the last look; none if it announces none or is not known."""
         for record in self._known():
             if record.peer_id == peer:
                 try:
@@ -110,11 +110,11 @@ class RecentLookups:
         self._own = own
 
     async def lookup(self, name: str, asker: Asker | None = None, most: int = MAX_RECORDS_PER_KEY) -> Answer:
-        """At most `most` records under a name, in the order in which they go into an answer that may not hold them all.
+        """Look up at most `most` records under a name, ordered for an answer that may not hold them all.
 
-        This peer's own comes first, then the others by chance: nobody can choose ids with which to crowd others out.
-        For an `asker` those that are best for it come earlier (`nearest.py`). Of this model's peers also when looking
-        fails, as this one serves.
+        This peer's own record comes first, then the others in random order: nobody can choose ids that crowd others
+        out. For an `asker`, those that are best for it come earlier (`nearest.py`). Raises SwarmError if looking fails;
+        for this model's peers only if this one has announced nothing: otherwise the last known ones are returned.
         """
         if name == self._name:
             try:
@@ -136,18 +136,18 @@ class RecentLookups:
         return Answer(told[:most], len(found))
 
     async def close(self) -> None:
-        """End a look that is under way."""
+        """Cancel a look that is under way."""
         if self._looking is not None:
             await cancel_all([self._looking])
 
     async def _look(self) -> SwarmError | None:
-        """Look anew; the error if that failed."""
+        """Look again; return the error if that failed."""
         try:
             found = await self._directory.lookup(self._name)
         except SwarmError as error:
             logger.debug("looking up peers failed: %s", error)
             return error
-        # A node that nobody answers finds what it has itself: less than was seen before.
+        # An isolated node finds only what it stores itself: less than was seen before.
         records = newest_per_peer((*self._records, *found)) if self._directory.isolated else found
         await self._nearest.read(records)
         self._records = records
@@ -155,7 +155,7 @@ class RecentLookups:
         return None
 
     def _known(self) -> tuple[SignedRecord, ...]:
-        """Those that were found last and are not over, and this peer's own record; the same tuple until it changes."""
+        """The unexpired records of the last look, and this peer's own; the same tuple object until they change."""
         now, own, made = self._clock(), self._own, self._made
         if made.of is self._records and made.own is own and now < made.until:
             return made.records

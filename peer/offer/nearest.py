@@ -1,8 +1,8 @@
-"""Chooses, out of many records, those that help the node that asks most: hosts of every block that are near it.
+"""Chooses, out of many records, those that help the asking node most: hosts of every block that are near it.
 
-A record says what its owner likes, so no choice by what records say can be the whole answer: every fourth record is
-taken by chance.  Ids with invented places and speeds cannot crowd the others out of it, and the node that asks pings
-what it is told of.
+A record says whatever its owner likes, so a choice by what records say cannot be the whole answer: every fourth record
+is taken by chance.  Ids with invented places and speeds then cannot crowd out the others, and the asking node pings the
+peers that it is told of.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ...routing.swarm import PeerId
 logger = logging.getLogger(__name__)
 
 HOSTS_PER_BLOCK = 8
-"""Hosts of each block that are chosen; if there is room for more records, these are by chance."""
+"""Hosts that are chosen for each block; if there is room for more records, these are taken by chance."""
 BY_CHANCE = 4
 """One record in this many is taken by chance."""
 
 
 class NearestHosts:
-    """Reads each record once, and remembers the table of the last ones."""
+    """Reads each record once, and keeps the table of the latest ones."""
 
     def __init__(self, num_blocks: int, swarm_key: SwarmKey | None) -> None:
-        """`num_blocks` of the model: nobody is asked to host others."""
+        """`num_blocks` of the model: hosts of other blocks do not count."""
         self._num_blocks = num_blocks
         self._swarm_key = swarm_key
         self._of: Sequence[SignedRecord] = ()
@@ -43,7 +43,7 @@ class NearestHosts:
     def choose(
         self, records: Sequence[SignedRecord], asker: Asker, most: int, rng: random.Random
     ) -> list[SignedRecord]:
-        """The records in the order in which they are worth telling, about `most` of them; `records` is not changed.
+        """Return about `most` of the records, the most useful ones first; `records` is not changed.
 
         A peer behind a relay is reached with the relay's record, which therefore follows its own.
         """
@@ -64,7 +64,7 @@ class NearestHosts:
         return list(told.values())
 
     async def read(self, records: Sequence[SignedRecord]) -> None:
-        """Open the records of a new look ahead of the questions, letting other work have its turn."""
+        """Open the records of a new look before anybody asks, yielding to other tasks on the way."""
         for number, record in enumerate(records):
             self._open(record)
             if number % CHECKS_AT_ONCE == 0:
@@ -73,7 +73,7 @@ class NearestHosts:
         self._opened = {peer: known for peer, known in self._opened.items() if peer in there}
 
     def _open(self, record: SignedRecord) -> tuple[SignedRecord, PeerRecord] | None:
-        """The record as it was opened before, or is now; None if it cannot be."""
+        """Return the record and its content, opened now or before; None if it cannot be opened."""
         known = self._opened.get(record.peer_id)
         if known is None or known[0] != record:
             try:

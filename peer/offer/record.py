@@ -44,7 +44,7 @@ class IdentityFacts:
     """Grows with every start of the peer."""
     public_name: str = ""
     device_class: str = ""
-    """As `device_class_of` says it; empty: the operator does not want it told."""
+    """As `device_class_of` returns it; empty: the operator does not want it announced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class HostingFacts:
     max_blocks: int | None
     """The operator's limit."""
     blocks_fixed: bool
-    """The operator chose the very blocks, or a move has failed of late."""
+    """The operator chose the range of blocks, or a move has failed recently."""
     size_fixed: bool = False
     """The operator chose the number of blocks."""
     load_seconds: float = 0.0
@@ -91,9 +91,9 @@ class ReachFacts:
     dht_maddrs: tuple[str, ...] = ()
     """Without this peer's id."""
     relays: tuple[PeerId, ...] = ()
-    """Through which it is reached, nearest first."""
+    """The relays through which it is reached, nearest first."""
     relay_places: int = 0
-    """For how many others it would relay."""
+    """The number of other peers for which it would relay."""
 
     @classmethod
     def of(
@@ -103,7 +103,7 @@ class ReachFacts:
         relays: tuple[PeerId, ...] = (),
         relay_places: int = 0,
     ) -> ReachFacts:
-        """The addresses of a peer whose node of the DHT is seen at `visible_maddrs`, of which some may not fit."""
+        """The facts of a peer whose DHT node is seen at `visible_maddrs`; those that do not fit are left out."""
         room = MAX_REACH_BYTES - sum(map(len, addresses))
         fitting: list[str] = []
         for maddr in visible_maddrs:
@@ -119,7 +119,7 @@ class ClientFacts:
     """Observations of the last ten minutes."""
 
     concurrency: float
-    """Mean of the sessions in parallel."""
+    """Mean number of parallel sessions."""
     centroids: tuple[Coordinate, ...] = ()
 
 
@@ -139,14 +139,14 @@ class RecordFacts:
     coordinate: Coordinate | None = None
     claim: MoveClaim | None = None
     tokens_served: int = 0
-    """Tokens computed for sessions since the start. Changes no decision, so it is told when something else is."""
+    """Tokens computed for sessions since the start. Affects no decision, so a change is not announced by itself."""
 
 
 def device_class_of(gpu_name: str | None, memory_bytes: int | None, threads: int) -> str:
-    """The class of a device, as a record tells it: "cpu, 2 threads", "NVIDIA GeForce RTX 3060, 12 GiB".
+    """The class of a device, as a record announces it: "cpu, 2 threads", "NVIDIA GeForce RTX 3060, 12 GiB".
 
-    `gpu_name`: None for a processor, whose model is not told; `memory_bytes`: of a GPU in all. No number, name or
-    address of this very machine is in it.
+    `gpu_name`: None for a processor, whose model is not announced; `memory_bytes`: a GPU's memory in all. The result
+    contains no number, name or address of this machine.
     """
     if gpu_name is None:
         return f"cpu, {threads} thread{'s' * (threads != 1)}"

@@ -1,8 +1,8 @@
 """The yield mode: pauses between steps while the machine's owner needs it (`swarm-peer --nice`).
 
-How busy the others are is the machine's processor time without this process's, over the last second.  While they take
-half of the machine or more the peer computes only in the share that they leave; it stops yielding when they are below
-a third, so that it does not start and stop all the time.  Sessions always get on: never slower than a tenth.
+The load of other programs is the machine's processor time minus this process's, over the last second.  While they take
+half of the machine or more, the peer computes only in the share that they leave; it stops yielding when they are below
+a third, so that it does not start and stop all the time.  Sessions always go on, at a tenth of the speed or more.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class CpuReading:
 
 
 def others_share(before: CpuReading, after: CpuReading, cores: int) -> float:
-    """The share of the machine that others used between two readings, 0 to 1."""
+    """The share of the machine that other programs used between two readings, 0 to 1."""
     elapsed = after.at_seconds - before.at_seconds
     if elapsed <= 0:
         return 0.0
@@ -43,18 +43,18 @@ def others_share(before: CpuReading, after: CpuReading, cores: int) -> float:
 
 
 def pause_seconds(share: float, step_seconds: float, longest_seconds: float) -> float:
-    """The pause after a step that leaves the others the `share` of the machine that they use."""
+    """The pause after a step that leaves other programs the `share` of the machine that they use."""
     steps = min(share / max(1e-9, 1 - share), LONGEST_PAUSE_STEPS)
     return min(steps * step_seconds, longest_seconds)
 
 
 class OwnerLoad:
-    """Looks at the machine from time to time and says how long to pause. Used by the engine's thread alone."""
+    """Samples the machine's load and decides how long to pause. For the engine's thread only."""
 
     def __init__(
         self, read: Callable[[], CpuReading], clock: Callable[[], float], cores: int, timing: PeerTiming
     ) -> None:
-        """`clock` is the one that readings are taken by."""
+        """`clock` is the clock of the readings."""
         self._read = read
         self._clock = clock
         self._cores = cores
@@ -65,7 +65,7 @@ class OwnerLoad:
         self._step_seconds = 0.0
 
     def observe(self, step: StepRecord) -> StepRecord:
-        """Hear of a step; the step as sessions see it, with the pause that follows."""
+        """Take in a step; return it as sessions see it, with the pause that follows."""
         self._step_seconds = step.seconds
         return replace(step, seconds=step.seconds + self.pause())
 
@@ -82,8 +82,8 @@ class OwnerLoad:
 
 
 def read_cpu() -> CpuReading:
-    """The present reading."""
+    """Take a reading now."""
     times = psutil.cpu_times()
-    # "user" and "nice" have the guests of virtual machines in them.
+    # "user" and "nice" include the guests of virtual machines.
     machine = sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
     return CpuReading(time.monotonic(), machine, time.process_time())

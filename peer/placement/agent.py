@@ -1,8 +1,8 @@
 """The placement agent of a peer: the shell around `next_action`, which the simulator calls as well.
 
-It reads the swarm, asks for the next action, and does it: announces claims, loads blocks beside those that are served,
-moves, withdraws.  Nothing is decided here but how to go on after a failure: the peer stays as it was, the claim is
-withdrawn, and for a while the peer is announced as one that stays where it is.
+It reads the swarm, asks for the next action, and performs it: announces claims, loads blocks beside those that are
+served, moves, withdraws.  The only decision made here is how to go on after a failure: the peer stays as it was, the
+claim is withdrawn, and for a while the peer is announced as one that keeps its blocks.
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ class Host(Protocol[_Loaded]):
         ...
 
     async def load(self, blocks: BlockRange) -> _Loaded:
-        """Load blocks beside those that are served. Raises SwarmError; cancelled, it stops loading.
+        """Load blocks beside those that are served; a cancelled load stops. Raises SwarmError.
 
-        Where there is no memory for both it may first drop blocks that are not loaded again: the agent asks only when
-        others serve these.
+        If there is no memory for both, it may first drop served blocks that are not among the new ones: the agent calls
+        this only when other peers serve them.
         """
         ...
 
     async def adopt(self, loaded: _Loaded) -> None:
-        """Serve what was loaded in place of the present blocks."""
+        """Serve the loaded blocks in place of the present ones."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Things that an agent has done so far."""
+    """Counts of an agent's actions so far."""
 
     moves: int = 0
     withdrawn: int = 0
@@ -98,18 +98,18 @@ class PlacementAgent(Generic[_Loaded]):
         self._loading: asyncio.Task[_Loaded] | None = None
         self._forecast: Forecast | None = None
         self._promised: list[Forecast] = []
-        """Forecasts of moves that were made, until their time has come."""
+        """Forecasts of moves that were made, until their outcome is due."""
         self._failures = 0
         self._rest_until = float("-inf")
         self._stopped = False
 
     @property
     def rests(self) -> bool:
-        """Whether a load has failed of late: announced as `blocks_fixed`, so that nobody plans to move the peer."""
+        """Whether a load has failed recently: announced as `blocks_fixed`, so that nobody plans to move the peer."""
         return self._clock() < self._rest_until
 
     async def join(self) -> None:
-        """Return when the peer hosts blocks. Raises SwarmError if a load fails: there is no way back."""
+        """Return when the peer hosts blocks. Raises SwarmError if a load fails: there are no blocks to fall back to."""
         try:
             while self._host.blocks is None:
                 wait = await self._turn()
@@ -119,7 +119,7 @@ class PlacementAgent(Generic[_Loaded]):
             await self._drop_load()
 
     async def run(self) -> None:
-        """Take a turn about every refresh, and when something is loaded, until cancelled."""
+        """Take a turn about every refresh, and when a load ends, until cancelled."""
         refresh, jitter = self._timing.record_refresh_seconds, self._timing.record_refresh_jitter
         try:
             while True:
@@ -137,7 +137,7 @@ class PlacementAgent(Generic[_Loaded]):
     # --- a turn ---
 
     async def _turn(self) -> float:
-        """Look, decide, act; the seconds until it is worth looking again."""
+        """Look, decide, act; return the seconds until it is worth looking again."""
         refresh = self._timing.record_refresh_seconds
         if self._stopped:
             return refresh
@@ -157,7 +157,7 @@ class PlacementAgent(Generic[_Loaded]):
         return await self._act(action, forecast, snapshot)
 
     def _decide(self, state: AgentState, snapshot: Swarm) -> tuple[Action, Forecast | None]:
-        """In a thread: a large swarm takes tens of milliseconds."""
+        """Called in a thread: a large swarm takes tens of milliseconds."""
         action = next_action(state, snapshot, self._policy, joins_at_once=True)
         return action, forecast_of(snapshot, self._peer, action.blocks, self._policy) if isinstance(
             action, Claim
@@ -214,7 +214,7 @@ class PlacementAgent(Generic[_Loaded]):
             await self._announce()
 
     async def _fail(self, error: SwarmError) -> None:
-        """A load has failed: stay, say so, and try again after a pause that doubles."""
+        """Handle a failed load: stay, say so, and rest for a pause that doubles with each failure."""
         if self._host.blocks is None:
             raise error
         pause = min(self._timing.failed_move_seconds * 2**self._failures, self._timing.max_failed_move_seconds)
@@ -243,7 +243,7 @@ class PlacementAgent(Generic[_Loaded]):
         return Loading.DONE if self._loading.done() else Loading.UNDER_WAY
 
     async def _until(self, seconds: float) -> None:
-        """Wait, but no longer than until a load that is under way is over."""
+        """Wait, but no longer than a load that is under way takes."""
         loading = self._loading
         if loading is not None and not loading.done():
             await asyncio.wait([loading], timeout=seconds)
@@ -251,7 +251,7 @@ class PlacementAgent(Generic[_Loaded]):
             await asyncio.sleep(seconds)
 
     def _tell_outcomes(self, snapshot: Swarm) -> None:
-        """Ten minutes after a move: what it was said to bring, and what it is like now."""
+        """Log the forecast of each move beside the present state, `outcome_seconds` after its claim."""
         due = [f for f in self._promised if snapshot.now_seconds >= f.at_seconds + self._timing.outcome_seconds]
         self._promised = [f for f in self._promised if f not in due]
         for forecast in due:
@@ -259,7 +259,7 @@ class PlacementAgent(Generic[_Loaded]):
 
 
 def _failure_of(loading: asyncio.Task[_Loaded]) -> SwarmError | None:
-    """The error of a load that has failed; what is no failure of a load is raised."""
+    """Return the SwarmError of a load that has failed, else None; raise any other error, which is a defect."""
     error = loading.exception() if loading.done() else None
     if error is None or isinstance(error, SwarmError):
         return error

@@ -14,13 +14,13 @@ from ...routing.swarm import Coordinate, PeerId
 
 PINGS_AT_START = 8
 PINGS_A_REFRESH = 2
-"""One in ten seconds."""
+"""One every ten seconds."""
 
 
 class OwnCoordinate:
-    """Where this peer announces that it is; None until it has a round trip to a peer with a coordinate.
+    """The coordinate that this peer announces; None until it has a round trip to a peer with a coordinate.
 
-    The first peer of a swarm is where the others measure from: it calls the place where it is the origin.
+    The first peer of a swarm, from which the others measure, is at the origin.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class OwnCoordinate:
         self.value: Coordinate | None = None
 
     def note(self, peer: PeerId, rtt_seconds: float) -> None:
-        """Take a round trip that something else has measured."""
+        """Take a round trip that was measured elsewhere."""
         self._samples.add(peer, rtt_seconds, self._clock())
 
     async def measure(self, peers: Sequence[PeerRecord], pings: int = PINGS_A_REFRESH) -> None:
-        """Ping some of the peers at random, side by side, and go where all round trips fit best."""
+        """Ping some of the peers, chosen at random, at once; then move to where all round trips fit best."""
         places = {record.spec.id: record.spec.coordinate for record in peers}
         known = [record for record in peers if record.spec.coordinate is not None and record.addresses]
         asked = self._rng.sample(known, min(pings, len(known)))

@@ -1,4 +1,4 @@
-"""The gain that a move is said to bring, and, some time later, what it has brought; for the log."""
+"""The predicted gain of a move and, some time later, its outcome; for the log."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ...routing.swarm import BlockRange, PeerId, Swarm
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """The prediction that came with a claim; infinite times where no chain is complete."""
+    """The prediction made with a claim; times are infinite if no chain is complete."""
 
     at_seconds: float
     blocks: BlockRange
     seconds_before: float
-    """Mean time of the planned request among others."""
+    """Mean time of the planned request beside the number of others that is planned for."""
     seconds_after: float
     uncovered_before: int
-    """Blocks that nobody serves."""
+    """The number of blocks that nobody serves."""
     uncovered_after: int
 
     def __str__(self) -> str:
@@ -32,7 +32,7 @@ class Forecast:
 
 
 def forecast_of(swarm: Swarm, peer: PeerId, blocks: BlockRange, policy: ReplanPolicy) -> Forecast:
-    """The forecast if the peer serves these blocks instead of its present ones, and nothing else changes."""
+    """Predict the swarm if the peer serves these blocks instead of its present ones and nothing else changes."""
     before, after = outlook_of(swarm, policy), outlook_of(with_peer_at(swarm, peer, blocks), policy)
     return Forecast(
         at_seconds=swarm.now_seconds,
@@ -45,13 +45,13 @@ def forecast_of(swarm: Swarm, peer: PeerId, blocks: BlockRange, policy: ReplanPo
 
 
 def outcome(forecast: Forecast, swarm: Swarm, policy: ReplanPolicy) -> str:
-    """One line on a move that was made, by the snapshot of today."""
+    """Describe the outcome of a move in one line, by a snapshot of the present swarm."""
     now = outlook_of(swarm, policy)
     seconds = now.request_seconds if now else math.inf
     return (
         f"{swarm.now_seconds - forecast.at_seconds:.0f} s after the claim to blocks {forecast.blocks}: a request takes"
-        f" {_seconds(seconds)} by the costs announced now, {_seconds(forecast.seconds_after)} was predicted,"
-        f" {_seconds(forecast.seconds_before)} it was before"
+        f" {_seconds(seconds)} by the costs announced now; {_seconds(forecast.seconds_after)} was predicted, and"
+        f" it was {_seconds(forecast.seconds_before)} before"
     )
 
 

@@ -1,8 +1,8 @@
-"""The swarm as a peer knows it: the records that it has read, for as long as they are planned with.
+"""The swarm as a peer knows it: the records that it has read, as long as they count in plans.
 
-Records get lost, so a peer is planned with for a while after its record has expired (`peer_memory_seconds`).  But the
-data plane knows better: a peer whose next record is overdue is pinged, and if it does not answer it is taken for gone.
-No I/O here; the agent's owner reads and pings.
+Records get lost, so a peer counts for a while after its record has expired (`peer_memory_seconds`).  But the data plane
+knows better: a peer whose next record is overdue is pinged, and if it does not answer it is taken for gone.  No I/O
+here; `SwarmWatch` reads and pings.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class SwarmKnowledge:
         self._peers: dict[PeerId, _Remembered] = {}
 
     def read(self, records: Iterable[PeerRecord], now_seconds: float) -> None:
-        """Take in the records of one look; those of other models' sizes and of this peer itself are left out.
+        """Take in the records of one look, except this peer's own and those with blocks that the model does not have.
 
-        Where there are too many, peers of this look are kept before others, known ones before new ones, and then the
-        newest: ids cost nothing, and a crowd of them must not displace those that are planned with.
+        If there are too many, peers of this look are kept before others, known ones before new ones, and then the
+        newest: ids cost nothing, and a crowd of them must not displace known peers.
         """
         known_before, found = set(self._peers), set[PeerId]()
         for record in records:
@@ -61,22 +61,22 @@ class SwarmKnowledge:
         self._peers = {r.record.spec.id: r for r in sorted(lasting, key=rank)[:MAX_REMEMBERED]}
 
     def overdue(self, now_seconds: float) -> list[PeerRecord]:
-        """The records of peers that should have announced themselves again by now and are not known to be gone."""
+        """Return the records of peers that should have been announced again by now and are not known to be gone."""
         oldest = now_seconds - OVERDUE_REFRESHES * self._timing.refresh_seconds
         return [r.record for r in self._peers.values() if not r.is_gone and r.record.spec.issued_seconds < oldest]
 
     def gone(self, peer: PeerId) -> None:
-        """The peer does not answer: it is left out until there is a newer record of it."""
+        """Note that the peer does not answer: it is left out until a newer record of it is read."""
         if peer in self._peers:
             self._peers[peer] = replace(self._peers[peer], is_gone=True)
 
     @property
     def records(self) -> tuple[PeerRecord, ...]:
-        """Those of the peers that are there, in ascending order of id."""
+        """The records of peers that are not gone, in ascending order of id."""
         return tuple(self._peers[peer].record for peer in sorted(self._peers) if not self._peers[peer].is_gone)
 
     def snapshot(self, own: PeerSpec, now_seconds: float) -> Swarm:
-        """The swarm as it is planned with; `own` is this peer as it is now."""
+        """Return the swarm to plan with; `own` is this peer as it is now."""
         others = [record.spec for record in self.records if record.spec.state is not PeerState.LEAVING]
         return Swarm.of_announced(ModelSpec(self._num_blocks), [*others, own], now_seconds)
 

@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 
 
 async def until_replaced(peer: PeerId, look: Callable[[], Awaitable[Swarm]], timing: PeerTiming) -> None:
-    """Return when every block of the peer has another server, when nobody is about to serve those that have none, or
-    after `replaced_seconds`.
+    """Wait until every block of the peer has another server, until nobody is about to serve those that have none, or
+    for `replaced_seconds`.
 
     `look` gives a snapshot that contains the peer, and raises SwarmError.
     """
@@ -38,7 +38,7 @@ async def until_replaced(peer: PeerId, look: Callable[[], Awaitable[Swarm]], tim
 
 
 async def _waits_for(peer: PeerId, look: Callable[[], Awaitable[Swarm]]) -> tuple[int, ...]:
-    """The blocks without another server, if anybody is about to serve some of them."""
+    """Return the blocks without another server if anybody is about to serve some of them, else none."""
     snapshot = await look()
     missing = unreplaced(snapshot, peer)
     if not missing:

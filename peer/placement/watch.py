@@ -1,4 +1,4 @@
-"""This peer's eyes on its swarm: reads records, pings peers that are overdue, and measures the own coordinate."""
+"""This peer's view of its swarm: reads records, pings peers that are overdue, and measures its own coordinate."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from .weights import WeightsCheck
 logger = logging.getLogger(__name__)
 
 MAX_OVERDUE_A_LOOK = 32
-"""Overdue peers that are pinged after one look, chosen at random; records of peers that are nowhere cost nothing."""
+"""Overdue peers that are pinged after one look, chosen at random; records of peers that do not exist are free."""
 MAX_DISPUTED_A_LOOK = 32
-"""Peers that contradict others about a block and are pinged after one look, to see in which network they are."""
+"""Peers that contradict others about a block and are pinged after one look, to learn in which network they are."""
 MAX_PINGS_AT_ONCE = 16
 OWN_NETWORK = "here"
 
 
 class SwarmWatch:
-    """Looks at the swarm when it is asked to."""
+    """Looks at the swarm on request."""
 
     def __init__(
         self,
@@ -54,9 +54,9 @@ class SwarmWatch:
     ) -> None:
         """`records` looks them up and raises SwarmError; `clock` gives Unix seconds.
 
-        `isolated`: whether no other node answers, so that the records are those that this one has itself. `proven`: the
-        hashes of blocks that this machine's own files prove. `aside` calls a function beside the event loop.
-        `age_seconds`: where many records are read at a pace, the time since they were read, by which no peer is late.
+        `isolated`: whether no other node answers, so that the records are only those that this node stores. `proven`:
+        the hashes of blocks that this machine's own files prove. `aside` calls a function off the event loop.
+        `age_seconds`: the age of the records, if many are read at a limited pace; it does not count against peers.
         """
         self.knowledge = SwarmKnowledge(own, num_blocks, timing.claims)
         self.coordinate = OwnCoordinate(self._ping, rng, time.monotonic)
@@ -72,14 +72,14 @@ class SwarmWatch:
         self._aside = aside
         self._weights = WeightsCheck(self._proven)
         self._networks: dict[PeerId, str] = {}
-        """Where each peer was reached."""
+        """The network in which each peer was reached."""
 
     async def look(self, own: Sequence[PeerSpec] = ()) -> None:
         """Read the records, and find out which peers are gone. Raises SwarmError if nothing can be read.
 
         `own`: this peer, if it announces hashes that others may contradict.
 
-        A peer that is cut off sees nobody: it must not plan as if the others were gone.
+        Raises PeerUnavailable once this peer is cut off: it sees nobody, and must not plan as if the others were gone.
         """
         found = await self._records()
         if self._isolated() and self.knowledge.records:
@@ -95,9 +95,9 @@ class SwarmWatch:
         await self.coordinate.measure(self.knowledge.records, PINGS_AT_START if first else PINGS_A_REFRESH)
 
     async def snapshot(self, own: Callable[[], PeerSpec]) -> Swarm:
-        """The swarm after a look; `own` tells this peer as it is then. Raises SwarmError.
+        """Look, then return the swarm; `own` is called for this peer's present spec. Raises SwarmError.
 
-        Peers whose weights are not believed are left out: clients do not use them, so they host nothing.
+        Peers whose weights are not believed are left out: clients do not use them, so they count as hosting nothing.
         """
         await self.look([own()])
         mine = own()
@@ -109,7 +109,7 @@ class SwarmWatch:
         return replace(snapshot, peers=peers)
 
     def _opened(self, records: Sequence[SignedRecord]) -> list[PeerRecord]:
-        """Those that say what a record should; in a thread: a thousand take a tenth of a second."""
+        """Open the records, dropping invalid ones. Called in a thread: a thousand take a tenth of a second."""
         opened = []
         for record in records:
             try:
@@ -122,7 +122,7 @@ class SwarmWatch:
         return self._rng.sample(records, min(most, len(records)))
 
     def _to_locate(self, own: Sequence[PeerSpec]) -> Sequence[PeerRecord]:
-        """Some of the peers that contradict others and were reached nowhere yet."""
+        """Some of the peers that contradict others and have not been reached yet."""
         records = {record.spec.id: record for record in self.knowledge.records}
         self._networks = {peer: network for peer, network in self._networks.items() if peer in records}
         contradict = disputed([*own, *(record.spec for record in records.values())])
@@ -131,7 +131,7 @@ class SwarmWatch:
 
     async def _locate(self, limit: asyncio.Semaphore, record: PeerRecord) -> None:
         async with limit:
-            with suppress(SwarmError):  # it stays one of those that were reached nowhere, which are one network
+            with suppress(SwarmError):  # it stays one of the unreached, which count as one network
                 self.coordinate.note(record.spec.id, await self._ping(record))
 
     async def _examine(self, limit: asyncio.Semaphore, record: PeerRecord) -> None:
@@ -149,8 +149,8 @@ class SwarmWatch:
     async def _ping(self, record: PeerRecord) -> float:
         """The round trip to a peer. Raises SwarmError if it answers nowhere.
 
-        Over connections of its own: those that sessions use are few, and a peer that is only looked at must not
-        displace any.  The second answer counts, because the first one waits for the connection.
+        Uses connections of its own: those for sessions are few, and a peer that is only looked at must not displace
+        any.  The second answer is timed, because the first one waits for the connection.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timing.overdue_ping_seconds

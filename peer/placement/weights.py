@@ -1,6 +1,6 @@
-"""Other weights: tells the operator of peers that announce other hashes for blocks that this one hosts.
+"""Warns the operator of peers that announce other hashes of weights for blocks that this one hosts.
 
-It never stops this peer: a stranger's record costs nothing, and twenty of them would keep every honest peer from
+It never stops this peer: a stranger's record costs nothing, and twenty of them could keep every honest peer from
 serving.
 """
 
@@ -21,7 +21,7 @@ MAX_NAMED = 3
 
 
 class WeightsCheck:
-    """Compares this peer with the others of each look, and tells new contradictions in one line."""
+    """Compares this peer with the others of each look, and logs new contradictions in one line."""
 
     def __init__(self, proven: Mapping[int, bytes]) -> None:
         """`proven`: the hashes of blocks that this machine's own files prove."""
@@ -29,7 +29,7 @@ class WeightsCheck:
         self._told: set[PeerId] = set()
 
     def note(self, own: PeerSpec, peers: Sequence[PeerSpec]) -> None:
-        """Take in a look at the swarm; `peers` may have this one among them."""
+        """Take in a look at the swarm; `peers` may include this one."""
         others = {peer.id: blocks for peer in peers if (blocks := contradicted(own, peer))}
         new = [peer for peer in others if peer not in self._told]
         self._told = set(others)

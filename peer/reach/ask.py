@@ -1,4 +1,4 @@
-"""Has other peers check whether this one is reached."""
+"""Has other peers check whether they reach this one."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .verdict import CHECKERS, ENOUGH_CHECKERS
 logger = logging.getLogger(__name__)
 
 MAX_ROUNDS = 3
-"""Others are asked where too few of the first have answered."""
+"""Further peers are asked if too few of the first ones have answered."""
 
 
 class ReachAsker:
-    """Asks a few peers, drawn by chance, to dial this one back."""
+    """Asks a few peers, drawn at random, to dial this one back."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class ReachAsker:
         rng: random.Random,
         timing: PeerTiming,
     ) -> None:
-        """`known` gives the others that have an address, one for each; it raises SwarmError."""
+        """`known` returns one address of each other peer that has any; it raises SwarmError."""
         self._known = known
         self._dialer = dialer
         self._introduce = introduce
@@ -41,7 +41,7 @@ class ReachAsker:
         self._timing = timing
 
     async def ask(self, port: int) -> tuple[ReachReply, ...]:
-        """The answers of those that give one; none if nobody is there."""
+        """Return the answers of the peers that give one; none if nobody is there."""
         try:
             known = list(await self._known())
         except SwarmError as error:

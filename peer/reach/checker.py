@@ -1,7 +1,7 @@
-"""Dials others back who ask whether they are reached: once, at the address that they are seen at, within a budget.
+"""Dials back peers that ask whether they can be reached: once, at the address where they are seen, within a budget.
 
-A peer that asks can have nothing dialled but the machine that the call came from, and there only a server with its own
-key counts as an answer.  The budget bounds what askers can make this peer do, for each network and for all.
+The asking peer can have nothing dialled but the machine that the call came from, and only a server with its own key
+counts as an answer there.  The budget bounds what askers can make this peer do, for each network and for all.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ..timing import PeerTiming
 
 MAX_DIALS_AT_ONCE = 8
 MAX_NETWORKS = 1024
-"""Networks whose last call is remembered."""
+"""Networks whose last dial is remembered."""
 
 
 class CheckBudget:
-    """One dial for a network in a while, and a number of dials at a time for all."""
+    """Limits dials: one per network in `pause_seconds`, and `at_once` at a time for all networks."""
 
     def __init__(self, pause_seconds: float, at_once: int = MAX_DIALS_AT_ONCE, most: int = MAX_NETWORKS) -> None:
         self._pause_seconds = pause_seconds
@@ -32,7 +32,7 @@ class CheckBudget:
         self._last: OrderedDict[str, float] = OrderedDict()
 
     def begin(self, network: str, now: float) -> None:
-        """Take a dial; `end` gives its place back. Raises PeerBusy if there is none."""
+        """Take a place for a dial; `end` gives it back. Raises PeerBusy if there is none."""
         wait = self._last.get(network, float("-inf")) + self._pause_seconds - now
         if wait > 0 or self._free <= 0:
             raise PeerBusy(max(wait, 1.0), "this peer has checked enough addresses for now")
@@ -57,7 +57,7 @@ class ReachChecker:
         clock: Callable[[], float],
         timing: PeerTiming,
     ) -> None:
-        """`offers`: whether this peer checks now; one that is reached through a relay sees nobody's address."""
+        """`offers`: whether this peer checks now; one behind a relay does not see the addresses of callers."""
         self._hellos = hellos
         self._dialer = dialer
         self._offers = offers
@@ -66,7 +66,7 @@ class ReachChecker:
         self._budget = CheckBudget(timing.reach_pause_seconds)
 
     async def check(self, request: ReachRequest, host: str) -> ReachReply:
-        """Whether the sender of the hello, seen at `host`, answers there at its port. Raises SwarmError."""
+        """Check whether the sender of the hello, seen at `host`, answers there at its port. Raises SwarmError."""
         peer, _ = self._hellos.check(request.hello)
         if not self._offers() or not host:
             raise PeerUnavailable("this peer does not see the address of the caller")

@@ -1,4 +1,4 @@
-"""Is a peer reached that has only just begun to join? It listens for the time of the check, and answers pings."""
+"""The first check whether a joining peer can be reached: it listens during the check, and answers pings only."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .verdict import ReachVerdict, judge
 async def first_verdict(
     identity: Identity, host: str, port: int, asker: ReachAsker, clock: Callable[[], float], named: int | None = None
 ) -> tuple[ReachVerdict, int]:
-    """The verdict of others on this peer when it listens on `host:port`, and the port: the one chosen for 0.
+    """Listen on `host:port`, ask others for a verdict, and return it with the port (for 0: the one that was free).
 
-    They dial the port `named`, if it differs (port forwarding).
+    The others dial the port `named` instead, if it is given (port forwarding).
 
-    Raises UsageError if it cannot listen there.
+    Raises UsageError if this peer cannot listen there.
     """
 
     async def answer(request: PingRequest) -> PingReply:

@@ -1,7 +1,7 @@
 """Keeps a peer without an open port reachable: finds relays, holds a place at two of them, and proves that they work.
 
-A place counts once the peer has reached itself through it, which also finds relays that take a place and pass nothing
-on; that is repeated, and a relay that fails it is left for a while.  Nearer relays are preferred.
+A place counts once the peer has reached itself through it: this also finds relays that grant a place but pass nothing
+on.  The proof is repeated, and a relay that fails it is left alone for a while.  Nearer relays are preferred.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .tunnel import Tunnel
 logger = logging.getLogger(__name__)
 
 MAX_PINGED = 8
-"""Relays of which the nearest is chosen, drawn by chance among all."""
+"""Relays, drawn at random from all, of which the nearest is chosen."""
 MAX_FAILED = 1024
 
 
@@ -38,11 +38,11 @@ class _Place:
     task: asyncio.Task[None] | None = None
     proven: bool = False
     decided: asyncio.Event = field(default_factory=asyncio.Event)
-    """It is proven, or over."""
+    """Set when the place is proven, or over."""
 
 
 class RelayKeeper:
-    """The relays that this peer is reached through."""
+    """Keeps the relays through which this peer is reached."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class RelayKeeper:
     ) -> None:
         """`offers` looks up the peers that relay and have a place; it raises SwarmError.
 
-        `introduce` signs a hello; `clock` gives seconds of a clock that nobody sets.
+        `introduce` signs a hello; `clock` gives monotonic seconds.
         """
         self.wanted = asyncio.Event()
         """Set while this peer needs relays."""
@@ -75,17 +75,17 @@ class RelayKeeper:
 
     @property
     def relays(self) -> tuple[PeerId, ...]:
-        """Those through which this peer is reached, nearest first."""
+        """The relays through which this peer is reached, nearest first."""
         return tuple(place.relay.peer for place in self._proven)
 
     @property
     def nearest(self) -> PeerAddress | None:
-        """The first of them."""
+        """The address of the nearest relay."""
         return next((place.relay for place in self._proven), None)
 
     @property
     def rtt_seconds(self) -> float:
-        """The round trip to the nearest of them; 0 without any."""
+        """The round trip to the nearest relay; 0 without any."""
         return min((place.rtt_seconds for place in self._proven), default=0.0)
 
     @property
@@ -115,7 +115,7 @@ class RelayKeeper:
                 place.task.cancel()
 
     async def _add(self, local: HostPort) -> bool:
-        """Take a place at the nearest relay that has one; whether there is one more now."""
+        """Take a place at the nearest relay that offers one; return whether it is proven."""
         chosen = await self._nearest()
         if chosen is None:
             return False
@@ -153,7 +153,7 @@ class RelayKeeper:
             return None
 
     async def _hold(self, place: _Place, local: HostPort) -> None:
-        """Be reached through one relay until it fails."""
+        """Hold a place at one relay until it fails."""
         reserved = asyncio.Event()
         tunnel = Tunnel(place.relay, local, self._dialer, self._introduce, self._timing)
         proving = asyncio.create_task(self._prove(place, reserved), name="prove a relay")
@@ -179,7 +179,7 @@ class RelayKeeper:
             self._changed()
 
     async def _prove(self, place: _Place, reserved: asyncio.Event) -> None:
-        """Reach this peer through the relay, again and again. Raises PeerUnavailable when that fails."""
+        """Reach this peer through the relay, at intervals. Raises PeerUnavailable when that fails twice in a row."""
         await reserved.wait()
         through = RelayedAddress(self._own, place.relay)
         while True:

@@ -1,4 +1,4 @@
-"""Everything about how a peer is reached, put together: its own ways, and its services to others."""
+"""Puts together all parts of a peer's reach: the ways to it, and its services to others."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from .verdict import ReachVerdict
 
 @dataclass(frozen=True)
 class ReachNeeds:
-    """The parts of a peer that its reach is made of."""
+    """The parts of a peer on which its reach depends."""
 
     own: PeerId
     listening: Listening
     quota: RelayQuota | None
-    """The relaying that is offered; None: none."""
+    """The relaying that it offers; None: none."""
     initial_peers: Sequence[PeerAddress]
     others: Callable[[], Awaitable[Sequence[PeerRecord]]]
-    """Looks up the announcements of other peers; raises SwarmError."""
+    """Looks up the records of other peers; raises SwarmError."""
     dialer: Dialer
     introduce: Callable[[PeerId], Signed]
     """Signs a hello."""
     hellos: HelloChecker
     handshake: Callable[[], AbstractAsyncContextManager[None]]
     clock: Callable[[], float]
-    """Seconds of a clock that nobody sets."""
+    """Monotonic seconds."""
     rng: random.Random
     timing: PeerTiming
     first: ReachVerdict
@@ -73,13 +73,13 @@ class PeerReach:
         return RelayService(table, needs.hellos, needs.handshake, self._is_direct, needs.clock, needs.timing)
 
     def serving(self, handlers: Handlers) -> Handlers:
-        """The calls of a peer with those that are about reach."""
+        """Return the handlers of a peer, with those of the calls about reach added."""
         relay = self.relay.handlers if self.relay is not None else None
         return replace(handlers, reach=self._checker.check, relay=relay)
 
     @property
     def relay_places(self) -> int:
-        """The number of peers that would still find a place here."""
+        """The number of places that are free here."""
         if self.relay is None or not self.ways.direct:
             return 0
         return min(max(0, self.relay.table.free), MAX_RELAY_PLACES)
@@ -94,7 +94,7 @@ class PeerReach:
 
     @property
     def readings(self) -> dict[str, float]:
-        """For the metrics."""
+        """The readings for the metrics."""
         table = self.relay.table if self.relay is not None else None
         return {
             "reached_directly": float(self.ways.direct),
@@ -120,7 +120,7 @@ class PeerReach:
         self._on_change()
 
     async def _checkers(self) -> list[PeerAddress]:
-        """One address of each peer that has any; the initial peers, which are known to answer, as they were given."""
+        """One address of each peer that has any; the initial peers, which are known to answer, at the given address."""
         found = {address.peer: address for address in self._needs.initial_peers}
         try:
             others = await self._needs.others()

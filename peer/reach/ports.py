@@ -1,4 +1,4 @@
-"""The ports of the last run, in the data folder: what a router forwards to, and others remember, should stay."""
+"""The ports of the last run, kept in the data folder: routers forward to them, and other peers remember them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAX_FILE_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """0: any free port."""
+    """The ports to listen on; 0: any free port."""
 
     data: int = 0
     dht: int = 0
@@ -33,13 +33,13 @@ ANY_PORTS = Ports()
 
 
 class RememberedPorts:
-    """The ports on which one peer listened last; of another peer with the same data folder nothing is known."""
+    """The ports on which one peer listened last; other peers with the same data folder have their own."""
 
     def __init__(self, folder: Path, peer: PeerId) -> None:
         self._path = folder / f"ports-{peer[-16:]}.json"
 
     def load(self) -> Ports:
-        """The ports that were saved last; zeros if the file is missing or garbled."""
+        """Return the ports that were saved last; zeros if the file is missing or garbled."""
         try:
             if self._path.stat().st_size > _MAX_FILE_BYTES:
                 return ANY_PORTS
@@ -53,7 +53,7 @@ class RememberedPorts:
         return Ports(_checked(data), _checked(dht))
 
     def save(self, ports: Ports) -> None:
-        """Replace what was saved; that it cannot be written is no reason to stop a peer."""
+        """Replace the saved ports; a failure is only logged, because it is no reason to stop a peer."""
         try:
             keep_text(self._path, json.dumps(asdict(ports)))
         except OSError as error:
@@ -65,7 +65,7 @@ def _checked(port: object) -> int:
 
 
 def check_port(option: str, host: str, port: int) -> None:
-    """Whether a port that was asked for can be listened on now; a free one always can. Raises UsageError."""
+    """Check that this machine can listen on `port` now; 0, any free port, always passes. Raises UsageError."""
     target = HostPort.of(host, port)
     obstacle = _obstacle(target) if port else None
     if obstacle is not None:
@@ -78,14 +78,14 @@ def check_port(option: str, host: str, port: int) -> None:
 
 
 def usable_port(host: str, asked: int, remembered: int) -> int:
-    """The port to listen on: the one that was asked for, else the remembered one if it is free now, else 0 for any."""
+    """Return the port to listen on: the one asked for, else the remembered one if it is free now, else 0 for any."""
     if asked or not remembered:
         return asked
     return remembered if _obstacle(HostPort.of(host, remembered)) is None else 0
 
 
 def _obstacle(target: HostPort) -> OSError | None:
-    """The reason for which nothing can listen there now."""
+    """Return the reason why this machine cannot listen there now; None: it can."""
     family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -97,7 +97,7 @@ def _obstacle(target: HostPort) -> OSError | None:
 
 
 def port_of(maddrs: Sequence[str]) -> int:
-    """The TCP port in the first multiaddress that has one; 0 without any."""
+    """Return the TCP port in the first multiaddress that has one; 0 without any."""
     for maddr in maddrs:
         match = re.search(r"/tcp/([0-9]{1,5})(/|$)", maddr)
         if match:

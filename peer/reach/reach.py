@@ -1,13 +1,13 @@
-"""How this peer is reached now, and its upkeep: directly where that works, else through relays.
+"""The ways in which this peer is reached, and their upkeep: directly if that works, else through relays.
 
 Rules:
 
 * An address is announced once others have reached it, or if nobody is there to check it (a founder); `--reach direct`
   announces it unchecked.
-* A peer that is not reached is reached through relays.  It goes on checking, and is direct again as soon as that works;
-  its relays stay for a while then, for the sessions that use them.
+* A peer whose address others do not reach uses relays.  It goes on checking, and is direct again as soon as that works;
+  it then keeps its relays for a while, for the sessions that use them.
 * A peer that was reached asks once more before it believes that it is not.
-* Until there is a way to it, it does not say that it serves.
+* A peer does not announce that it serves until there is a way to it.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ ANY_HOSTS = ("0.0.0.0", "::", "[::]")
 
 @dataclass(frozen=True)
 class Listening:
-    """The operator's wishes."""
+    """The operator's choices."""
 
     mode: ReachMode
     host: str
-    """To listen on."""
+    """The host to listen on."""
     addresses: Callable[[int], tuple[str, ...]]
-    """host:port under which the peer would announce itself when it listens on a port."""
+    """Port that the peer listens on -> the host:port strings that it would announce."""
     announced: bool
-    """The operator gave them."""
+    """Whether the operator gave the addresses (--announce)."""
 
 
 class OwnReach:
@@ -57,7 +57,7 @@ class OwnReach:
         timing: PeerTiming,
         first: ReachVerdict = UNCHECKED,
     ) -> None:
-        """`ask` has others check a port; `first` is the verdict of the time when this peer joined."""
+        """`ask` has others check a port; `first` is the verdict from when this peer joined."""
         self.verdict = first
         self._listening = listening
         self._ask = ask
@@ -89,7 +89,7 @@ class OwnReach:
 
     @property
     def detour_seconds(self) -> float:
-        """The round trip to the nearest relay, where this peer is reached through relays."""
+        """The round trip to the nearest relay if this peer is reached through relays, else 0."""
         return 0.0 if self.direct else self._keeper.rtt_seconds
 
     @property
@@ -97,7 +97,7 @@ class OwnReach:
         return bool(self.addresses or self.relays)
 
     def note_relays(self) -> None:
-        """The keeper has other relays now."""
+        """Note that the keeper's relays have changed."""
         self._changes.notify()
         if not self.direct:
             self._on_change()
@@ -110,7 +110,7 @@ class OwnReach:
         self._follow()
 
     async def until_reachable(self) -> None:
-        """Return when there is a way to this peer."""
+        """Wait until there is a way to this peer."""
         if not self.reachable:
             logger.info("this peer is not reached from outside and looks for a relay")
         while not self.reachable:
@@ -141,7 +141,7 @@ class OwnReach:
                 await asyncio.sleep(self._timing.reach_pause_seconds * 2)
                 verdict = await self._check()
             if verdict.reached is ReachStatus.UNCHECKED and self.verdict.reached is not ReachStatus.UNCHECKED:
-                continue  # nobody has answered: what was known holds
+                continue  # nobody has answered: the earlier verdict holds
             before, self.verdict = self.addresses, verdict
             if self.addresses != before:
                 self._note(before)
@@ -166,7 +166,7 @@ class OwnReach:
         self._on_change()
 
     def _follow(self) -> None:
-        """Want relays where they are needed."""
+        """Have the keeper look for relays if, and only if, they are needed."""
         if self.direct:
             self._keeper.wanted.clear()
         else:
@@ -174,10 +174,10 @@ class OwnReach:
 
 
 def through_relay(coordinate: Coordinate | None, detour_seconds: float) -> Coordinate | None:
-    """The place to announce for a peer that others reach through a relay which is `detour_seconds` away from it.
+    """The coordinate to announce for a peer that others reach through a relay, `detour_seconds` of round trip away.
 
-    Its own pings went straight to the others; theirs come by the relay.  By the triangle that takes between nothing and
-    two round trips to the relay longer, so one round trip is added to what every way to this peer costs.
+    Its own pings went straight to the others; theirs come through the relay.  By the triangle inequality these take
+    between zero and two round trips to the relay longer, so one is added to every distance to this peer.
     """
     if coordinate is None or not detour_seconds:
         return coordinate

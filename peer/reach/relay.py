@@ -1,8 +1,8 @@
-"""The relay that a public peer offers: pairs those who want to reach a peer with that peer, and moves their bytes.
+"""The relay that a public peer offers: pairs nodes that want to reach a peer with that peer, and moves their bytes.
 
-A peer holds a `Reserve` stream; a node that wants to reach it opens `Connect`, the peer is told a token and answers
-with `Accept`; from then on frames are passed on as they come, one at a time, so that a side that reads slowly slows the
-other one down.  The relay dials nobody, and reads nothing: TLS runs inside, between the two ends.
+A peer holds a `Reserve` stream.  A node that wants to reach it opens `Connect`; the peer is told a token and answers
+with `Accept`.  From then on frames are forwarded as they come, one at a time, so that a side that reads slowly slows
+the other one down (back-pressure).  The relay dials nobody, and cannot read the data: TLS runs between the two ends.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Side = Stream[TunnelCall, TunnelReply]
 
 @dataclass(eq=False)
 class _Held:
-    """The stream of a reservation."""
+    """A reservation, held by a stream."""
 
     reservation: RelayPlace
     incoming: asyncio.Queue[bytes]
@@ -84,7 +84,7 @@ class RelayService:
         """`handshake` bounds the time and the number of streams that have not proved themselves.
 
         `offers`: whether this peer relays now; one that is itself reached through a relay does not. `clock` gives
-        seconds of a clock that nobody sets.
+        monotonic seconds.
         """
         self.table = table
         self._hellos = hellos
@@ -100,14 +100,14 @@ class RelayService:
         return RelayHandlers(reserve=self.reserve, connect=self.connect, accept=self.accept)
 
     def stop(self) -> None:
-        """End all reservations, as this peer offers no relaying any more."""
+        """End all reservations, because this peer no longer relays."""
         for held in self._held.values():
             held.ended.set()
 
-    # --- the peer that is reached ---
+    # --- the relayed peer's side ---
 
     async def reserve(self, stream: Stream[ReserveFrame, ReserveReply], host: str) -> None:
-        """Hold a place for the sender of the hello, seen at `host`, and tell it who wants to reach it."""
+        """Hold a place for the sender of the hello, seen at `host`, and tell it of nodes that want to reach it."""
         try:
             async with self._handshake():
                 frame = await stream.read()
@@ -140,7 +140,7 @@ class RelayService:
             await self._write(stream, IncomingFrame(await held.incoming.get()))
 
     async def accept(self, stream: Side) -> None:
-        """The peer's side of one connection; returns when the connection is over."""
+        """Serve the peer's side of one connection; return when the connection is over."""
         try:
             async with self._handshake():
                 frame = await stream.read()
@@ -157,10 +157,10 @@ class RelayService:
             return
         await waiting.over.wait()
 
-    # --- the node that reaches it ---
+    # --- the other node's side ---
 
     async def connect(self, stream: Side, host: str) -> None:
-        """Reach the peer that the first frame names, for as long as both sides stay; the sender is seen at `host`."""
+        """Connect the sender, seen at `host`, to the peer that its first frame names, as long as both sides stay."""
         try:
             async with self._handshake():
                 frame = await stream.read()
@@ -181,7 +181,7 @@ class RelayService:
 
     @asynccontextmanager
     async def _other_side(self, held: _Held) -> AsyncIterator[Side]:
-        """The stream with which the peer accepts; it ends with the block, and the block with the reservation."""
+        """Yield the stream with which the peer accepts the connection; the stream ends with the block."""
         token = os.urandom(TOKEN_BYTES)
         waiting = self._waiting[token] = _Waiting(asyncio.get_running_loop().create_future())
         try:
@@ -226,7 +226,7 @@ class RelayService:
             idle.note()
 
     async def _write(self, stream: Stream[Any, Any], frame: Any) -> None:
-        """Raises DeadlineExceeded if the other side takes no frames: it holds a place, but not for ever."""
+        """Write one frame. Raises DeadlineExceeded if the other side does not take it in time."""
         try:
             async with asyncio.timeout(self._timing.write_seconds):
                 await stream.write(frame)
@@ -239,7 +239,7 @@ class RelayService:
 
 
 class _Idle:
-    """Ends a connection on which nothing comes: the ends ping each other more often than that."""
+    """Ends a connection on which nothing comes: live ends ping each other more often than that."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -258,7 +258,7 @@ class _Idle:
 
 
 async def _until_end(stream: Stream[ReserveFrame, ReserveReply]) -> None:
-    """Wait for the peer to go. Raises RemoteProtocolError if it says anything."""
+    """Wait for the peer to end the stream. Raises RemoteProtocolError if it sends anything."""
     if await stream.read() is not None:
         raise RemoteProtocolError("a peer that holds a place has nothing more to say")
 

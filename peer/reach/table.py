@@ -1,9 +1,9 @@
-"""The peers that are reached through this one, and the limits within which that happens. No network, no clock.
+"""The peers that are reached through this one, and the limits of this service. No network, no clock.
 
-A reservation is one peer's right to be reached through here; it ends with the stream that holds it, and so do its
-connections.  All limits count what a peer can make others cost: reservations (also per network, as ids are free),
-connections of one peer and of all, and bytes per second of one peer and of all, in both directions together.  Where
-there are no more connections, the network from which most come gives one back: no network keeps others out.
+A reservation is one peer's right to be reached through this relay; it ends with the stream that holds it, and so do its
+connections.  The limits bound the cost that peers can cause: reservations (also per network, because ids are free),
+connections of one peer and of all, and bytes per second of one peer and of all, over both directions.  When no
+connection is left, the network with most of them gives one back, so that no network keeps others out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..config import RelayQuota
 
 
 class Throttle:
-    """Says how long a sender has to pause so that it keeps to a rate; bursts of a second are let through."""
+    """Decides how long a sender has to pause to keep to a rate; bursts of up to one second's bytes pass at once."""
 
     def __init__(self, bytes_per_second: float) -> None:
         self._rate = bytes_per_second
@@ -28,7 +28,7 @@ class Throttle:
         self._at: float | None = None
 
     def delay(self, nbytes: int, now: float) -> float:
-        """Take `nbytes` at `now`; the seconds to wait before they are sent. Never goes back in time."""
+        """Take `nbytes` at `now`; return the seconds to wait before they are sent. Time never goes back."""
         if self._at is not None:
             self._credit = min(self._rate, self._credit + max(0.0, now - self._at) * self._rate)
         self._at = now if self._at is None else max(now, self._at)
@@ -38,7 +38,7 @@ class Throttle:
 
 @dataclass(eq=False, slots=True)
 class RelayPlace:
-    """One peer that is reached through here."""
+    """The place of one peer that is reached through this relay."""
 
     peer: PeerId
     network: str
@@ -48,13 +48,13 @@ class RelayPlace:
 
 @dataclass(eq=False, frozen=True, slots=True)
 class RelayedConnection:
-    """One connection to a peer that is reached through here."""
+    """One connection to such a peer."""
 
     place: RelayPlace
     network: str
-    """The one that it comes from."""
+    """The network that it comes from."""
     end: Callable[[], None]
-    """Is called where another network needs its room."""
+    """Called when another network needs its room."""
 
 
 @dataclass
@@ -74,7 +74,7 @@ class RelayTable:
 
     @property
     def free(self) -> int:
-        """The number of peers that would still find a place."""
+        """The number of places that are free."""
         return self.quota.peers - len(self._held)
 
     @property
@@ -86,9 +86,9 @@ class RelayTable:
         return len(self._connections)
 
     def reserve(self, peer: PeerId, network: str) -> RelayPlace:
-        """A place for `peer`, seen in `network`; takes the place of its older reservation.
+        """Reserve a place for `peer`, seen in `network`; this replaces its older reservation.
 
-        Raises PeerBusy if there is none, PeerUnavailable where the peer is this one: a loop.
+        Raises PeerBusy if there is none, PeerUnavailable if the peer is the relay itself: a loop.
         """
         if peer == self.me:
             raise PeerUnavailable("a relay is not reached through itself")
@@ -100,13 +100,13 @@ class RelayTable:
         return self._held[peer]
 
     def release(self, reservation: RelayPlace) -> None:
-        """The reservation is over; an older one that was replaced is over already."""
+        """End a reservation; does nothing for one that was replaced."""
         if self._held.get(reservation.peer) is reservation:
             del self._held[reservation.peer]
 
     @contextmanager
     def connection(self, peer: PeerId, network: str, end: Callable[[], None]) -> Iterator[RelayPlace]:
-        """Count a connection to `peer` from a network for the time of the block, or until `end` is called.
+        """Count a connection to `peer` from `network` during the block, or until the table calls `end`.
 
         Raises PeerUnavailable, PeerBusy.
         """
@@ -127,7 +127,7 @@ class RelayTable:
                 self._connections.remove(mine)
 
     def _make_room(self, held: Sequence[RelayedConnection], network: str) -> None:
-        """End the youngest connection of the network that has most of these, if it keeps as many as `network` gets.
+        """End the youngest connection of the network with most of `held`, if that keeps as many as `network` gets.
 
         Raises PeerBusy.
         """
@@ -140,7 +140,7 @@ class RelayTable:
         youngest.end()
 
     def delay(self, reservation: RelayPlace, nbytes: int, now: float) -> float:
-        """Count bytes that are moved for a peer; the seconds to wait before they are sent on."""
+        """Count bytes to forward for a peer; return the seconds to wait before they are sent."""
         self.relayed_bytes += nbytes
         reservation.relayed_bytes += nbytes
         return max(reservation.throttle.delay(nbytes, now), self._throttle.delay(nbytes, now))

@@ -1,4 +1,4 @@
-"""A place at one relay, held by the peer that is reached through it: connections come out at the peer's own port."""
+"""A place at one relay, held by the peer that is reached through it: connections end at the peer's own port."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ..timing import PeerTiming
 logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 64
-"""Connections of one relay, whatever it allows."""
+"""The most connections through one relay, whatever it allows."""
 ENDING_CONNECTIONS = 4
-"""Further ones: the relay may have given the room of a connection to another one before this peer hears of it."""
+"""Additional ones: the relay may give the room of a connection away before this peer hears that it has ended."""
 
 
 class Tunnel:
@@ -37,7 +37,7 @@ class Tunnel:
         introduce: Callable[[PeerId], Signed],
         timing: PeerTiming,
     ) -> None:
-        """`local`: where this peer listens; `introduce` signs a hello."""
+        """`local`: the address on which this peer listens; `introduce` signs a hello."""
         self.relay = relay
         self._local = local
         self._dialer = dialer
@@ -46,9 +46,9 @@ class Tunnel:
         self._accepting: set[asyncio.Task[None]] = set()
 
     async def run(self, on_reserved: Callable[[], None]) -> None:
-        """Take connections until cancelled; `on_reserved` is called when the relay has given its place.
+        """Take connections until cancelled; `on_reserved` is called when the relay has granted a place.
 
-        Raises SwarmError if the relay refuses, or when it is lost.
+        Raises SwarmError if the relay refuses, or when the connection to it is lost.
         """
         async with self._dialer.dialed_once(self.relay) as stub:
             stream = stub.reserve()
@@ -82,7 +82,7 @@ class Tunnel:
         task.add_done_callback(self._accepting.discard)
 
     async def _accept(self, stub: PeerStub, token: bytes) -> None:
-        """One connection; its errors are its own."""
+        """Serve one connection; its errors do not affect others."""
         try:
             reader, writer = await asyncio.open_connection(self._local.host, self._local.port, limit=BUFFER_BYTES)
         except OSError as error:

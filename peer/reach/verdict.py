@@ -1,8 +1,8 @@
 """Is this peer reached from outside, and at which addresses? Decided from the answers of others; no I/O.
 
-Each answer is from another peer that was asked to dial back: the address that it saw, and whether the dial came
-through.  An answer from inside the same network says nothing of the world outside, so where any answer has seen a
-public address, only those count.  Half of them have to say yes, since some peer may lie or be cut off itself.
+Each answer is from another peer that was asked to dial back: the address that it saw, and whether the dial succeeded.
+An answer from inside the same network says nothing about the world outside, so if any answer saw a public address, only
+such answers count.  Half of them have to say yes, because a peer may lie or be cut off itself.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ...proto.wire.messages.relay import ReachReply
 CHECKERS = 3
 """Peers that are asked at a time."""
 ENOUGH_CHECKERS = 2
-"""With fewer answers an address counts as unchecked; so does another address than the peer's own."""
+"""With fewer answers a peer counts as unchecked; an address that others saw counts if this many reached it."""
 
 
 class ReachStatus(enum.Enum):
     """How a peer is reached, as far as it knows."""
 
     UNCHECKED = "unchecked"
-    """Announced without a check: nobody is there to make one, or the operator said so."""
+    """Announced without a check: too few peers could make one, or the operator wanted none."""
     YES = "reached"
     NO = "not reached"
 
@@ -40,7 +40,7 @@ class ReachVerdict:
     """Addresses of this peer that at least two others saw and reached, most often named first."""
 
     def addresses(self, own: Sequence[str], port: int) -> tuple[str, ...]:
-        """host:port to announce: where others saw this peer, then what it calls itself (`own`)."""
+        """host:port to announce: first the addresses where others saw this peer, then its own (`own`)."""
         if self.reached is ReachStatus.NO:
             return ()
         seen = [str(HostPort(host, port)) for host in self.hosts]
@@ -51,7 +51,7 @@ UNCHECKED = ReachVerdict(ReachStatus.UNCHECKED)
 
 
 def judge(answers: Sequence[ReachReply]) -> ReachVerdict:
-    """The verdict of those that answered."""
+    """Judge by the answers."""
     public = [answer for answer in answers if _is_public(answer.host)]
     counted = public or list(answers)
     if not counted:

@@ -103,7 +103,7 @@ def test_a_move_is_announced_loaded_and_made(caplog: pytest.LogCaptureFixture) -
         assert (claimed.claim.blocks, claimed.blocks) == (HOLE, BlockRange(4, 8))
         assert (moved.claim, moved.blocks) == (None, HOLE)
         assert (world.agent.counts.moves, world.agent.counts.withdrawn) == (1, 0)
-        await running(world, lambda: "it was before" in caplog.text)
+        await running(world, lambda: "was predicted" in caplog.text)
 
     with caplog.at_level("INFO"):
         asyncio.run(scenario())
