@@ -29,6 +29,9 @@ SPANS: Mapping[str, Span] = {
 }
 
 
+UNREAD = "the history cannot be read"
+
+
 def parse_span(text: str) -> Span:
     """Raises UsageError; "" is a day."""
     span = SPANS.get(text or "24h")
@@ -44,35 +47,35 @@ class HistoryBoard:
     model: str
     span: str
     bucket_seconds: float
-    buckets: tuple[Bucket, ...]
-    """The oldest first, without gaps; empty where the history cannot be read."""
-    probes: int
-    good_probes: int
-    events: tuple[NumberedEvent, ...]
+    buckets: tuple[Bucket, ...] | None
+    """The oldest first, without gaps; None where the history cannot be read, as the next ones."""
+    probes: int | None
+    good_probes: int | None
+    events: tuple[NumberedEvent, ...] | None
     """The newest first."""
     trouble: str | None
-    """Why the history is not written, in words."""
+    """Why the history is not written, or not read, in words."""
     trouble_since: float | None
-    """Unix time."""
+    """Unix time, where it is known."""
     replaced: str | None
     """The name of a damaged file that was put aside."""
 
 
 def history_board(
     model: str, span: Span, buckets: Sequence[Bucket] | None, events: Sequence[NumberedEvent] | None,
-    trouble: tuple[str, float] | None, replaced: str | None,
+    trouble: tuple[str, float | None] | None, replaced: str | None,
 ) -> HistoryBoard:  # fmt: skip
     """`buckets` and `events` are None where they cannot be read."""
-    if buckets is None:
-        trouble = trouble or ("the history cannot be read", 0.0)
+    if buckets is None or events is None:
+        trouble = trouble or (UNREAD, None)
     return HistoryBoard(
         model=model,
         span=span.name,
         bucket_seconds=span.bucket_seconds,
-        buckets=tuple(buckets or ()),
-        probes=sum(bucket.probes for bucket in buckets or ()),
-        good_probes=sum(bucket.good_probes for bucket in buckets or ()),
-        events=tuple(events or ()),
+        buckets=tuple(buckets) if buckets is not None else None,
+        probes=sum(bucket.probes for bucket in buckets) if buckets is not None else None,
+        good_probes=sum(bucket.good_probes for bucket in buckets) if buckets is not None else None,
+        events=tuple(events) if events is not None else None,
         trouble=trouble[0] if trouble is not None else None,
         trouble_since=trouble[1] if trouble is not None else None,
         replaced=replaced,

@@ -85,13 +85,15 @@ class JoinBoard:
 def join_board(
     sighting: Sighting | None, planning: Planning | None, query: JoinQuery, model: str, addresses: Sequence[str]
 ) -> JoinBoard:
-    """`planning` is of the sighting, and may be None where nothing was asked; `model` and `addresses` are for the
-    command. Takes long with many peers: for a thread."""
+    """`sighting` is None where nothing is known of now; `planning` is of it, and may be None where nothing was asked;
+    `model` and `addresses` are for the command. Takes long with many peers: for a thread."""
     serving = _serving(sighting)
     formats = _formats(serving)
     board = JoinBoard(formats, join_command(model, addresses), bool(addresses))
-    if query.memory_gib is None or sighting is None or planning is None:
+    if query.memory_gib is None:
         return board
+    if sighting is None or planning is None:
+        return replace(board, reason="nothing is known of the swarm now")
     wanted = query.numeric_format or (formats[0] if formats else "")
     alike = [peer for peer in serving if peer.numeric_format == wanted and peer.block_bytes > 0]
     if not alike:

@@ -25,7 +25,7 @@ class Standing(enum.Enum):
     INCOMPLETE = "incomplete"
     """Some block has none."""
     UNSEEN = "unseen"
-    """No look has succeeded, or none for too long."""
+    """No look has succeeded, or not the last one, or none for too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +81,16 @@ class ModelCard:
     """Whether the model's own files say the number of blocks; else it is the largest that a peer announces."""
     standing: Standing
     sentence: str
-    peers_serving: int
-    peers_other: int
+    current: bool
+    """The last look has succeeded and is not old. Else nothing is known of the peers now: the next fields are null."""
+    peers_serving: int | None
+    peers_other: int | None
     """Peers that answer, and through which no chain may lead now: they join, leave, or are doubted."""
-    peers_silent: int
-    missing_blocks: tuple[int, ...]
+    peers_silent: int | None
+    missing_blocks: tuple[int, ...] | None
     weakest_block: int | None
-    weakest_servers: int
-    free_sessions: int
+    weakest_servers: int | None
+    free_sessions: int | None
     seen_at: float | None
     """Unix time of the last look that succeeded."""
     age_seconds: float | None
@@ -105,8 +107,10 @@ def model_card(
     """The card at `now`, Unix seconds; `tally` and `coverage` are those of the state's sighting."""
     facts, sighting, failure = state.facts, state.sighting, state.failure
     age = max(0.0, now - sighting.at_seconds) if sighting is not None else None
+    current = tells_of_now(state, now, stale)
+    counts, blocks = (tally, coverage) if current else (None, None)
     probe = _probe_card(state.probe, now) if state.probe is not None else None
-    standing, sentence = _judged(state, coverage, age, probe, stale)
+    standing, sentence = _judged(state, blocks, age, probe, stale)
     return ModelCard(
         id=facts.id,
         name=facts.name,
@@ -115,18 +119,31 @@ def model_card(
         blocks_counted=facts.counted,
         standing=standing,
         sentence=sentence,
-        peers_serving=tally.serving,
-        peers_other=tally.others,
-        peers_silent=tally.silent,
-        missing_blocks=coverage.missing if coverage is not None else (),
-        weakest_block=coverage.weakest.block if coverage is not None else None,
-        weakest_servers=coverage.weakest.servers if coverage is not None else 0,
-        free_sessions=coverage.free_sessions if coverage is not None else 0,
+        current=current,
+        peers_serving=counts.serving if counts is not None else None,
+        peers_other=counts.others if counts is not None else None,
+        peers_silent=counts.silent if counts is not None else None,
+        missing_blocks=blocks.missing if blocks is not None else None,
+        weakest_block=blocks.weakest.block if blocks is not None else None,
+        weakest_servers=blocks.weakest.servers if blocks is not None else None,
+        free_sessions=blocks.free_sessions if blocks is not None else None,
         seen_at=sighting.at_seconds if sighting is not None else None,
         age_seconds=age,
         failure=failure.code if failure is not None else None,
         probe=probe,
     )
+
+
+def tells_of_now(state: ModelState, now: float, stale: StaleAfter) -> bool:
+    """Whether what was seen last is how the swarm is: a look that failed since means that nothing is known."""
+    return state.sighting is not None and state.failure is None and now - state.sighting.at_seconds <= stale.look
+
+
+def why_unseen(state: ModelState) -> str:
+    """Why nothing is known of a swarm now, in words."""
+    if state.failure is not None:
+        return failure_words(state.failure.code)
+    return "no look has ended since" if state.sighting is not None else "the first look is under way"
 
 
 def _probe_card(probe: LastProbe, now: float) -> ProbeCard:
@@ -146,12 +163,12 @@ def _probe_card(probe: LastProbe, now: float) -> ProbeCard:
 def _judged(
     state: ModelState, coverage: CoverageMap | None, age: float | None, probe: ProbeCard | None, stale: StaleAfter
 ) -> tuple[Standing, str]:
-    """A probe tells most, unless a later look has found that blocks are missing."""
+    """A probe tells most, unless a later look has found that blocks are missing; `coverage` is None if not of now."""
     if probe is not None and probe.age_seconds <= stale.probe:
         missed_since = state.sighting is not None and state.sighting.at_seconds > probe.at
         if not (missed_since and coverage is not None and coverage.missing):
             return _measured(probe)
-    standing, sentence = _looked(state, coverage, age, stale)
+    standing, sentence = _looked(state, coverage, age)
     if probe is not None and probe.age_seconds > stale.probe:
         sentence += f"; the last probe ended {span_words(probe.age_seconds)} ago"
     return standing, sentence
@@ -169,17 +186,11 @@ def _measured(probe: ProbeCard) -> tuple[Standing, str]:
     return standing, sentence
 
 
-def _looked(
-    state: ModelState, coverage: CoverageMap | None, age: float | None, stale: StaleAfter
-) -> tuple[Standing, str]:
-    failure = state.failure
-    if age is None or coverage is None:
-        if failure is None:
-            return Standing.UNSEEN, "not seen yet: the first look is under way"
-        return Standing.UNSEEN, f"not seen: {failure_words(failure.code)}"
-    if age > stale.look:
-        why = failure_words(failure.code) if failure is not None else "no look has ended since"
-        return Standing.UNSEEN, f"last seen {span_words(age)} ago: {why}"
+def _looked(state: ModelState, coverage: CoverageMap | None, age: float | None) -> tuple[Standing, str]:
+    if coverage is None:
+        never = "not seen yet" if state.failure is None else "not seen"
+        when = never if age is None else f"last seen {span_words(age)} ago"
+        return Standing.UNSEEN, f"{when}: {why_unseen(state)}"
     if coverage.missing:
         return Standing.INCOMPLETE, f"does not work: no peer serves {_of_model(coverage.missing, state.facts)}"
     if not state.facts.counted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -10,10 +11,10 @@ from fastapi.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
 from ..board.coverage import CoverageMap
-from ..board.history import HistoryBoard, parse_span
+from ..board.history import UNREAD, HistoryBoard, parse_span
 from ..board.listing import MAX_FILTER_CHARS, PeerQuery, number_of
 from ..board.model import ModelBoard
-from ..board.now import ModelCard
+from ..board.now import ModelCard, why_unseen
 from ..board.peers import PeerRow
 from ..board.placement import PlacementBoard
 from ..board.routes import RoutesBoard
@@ -21,7 +22,7 @@ from ..history.entries import NumberedEvent
 from ..written.table import peers_csv
 from ..written.values import as_json
 from .rendering import Overloaded
-from .site import CSV, JSON, Moment, Site
+from .site import CSV, JSON, NO_HISTORY, Moment, Site
 from .stream import MOST_STREAMS, SnapshotStream
 
 MOST_EVENTS_A_REPLY = 1000
@@ -53,11 +54,16 @@ class ModelReply:
 
 @dataclass(frozen=True, slots=True)
 class ModelPeers:
-    """The peers of one model."""
+    """The peers of one model, as the last look that succeeded has found them."""
 
     model: str
     name: str
-    peers: tuple[PeerRow, ...]
+    seen_at: float | None
+    """Unix time of that look."""
+    current: bool
+    """Whether it tells of now, as the card says."""
+    peers: tuple[PeerRow, ...] | None
+    """None before the first look."""
 
 
 def api_router(site: Site) -> APIRouter:
@@ -93,9 +99,7 @@ def api_router(site: Site) -> APIRouter:
         known_model(site, model_id)
         query = PeerQuery.parse(request.query_params)
         headers = {"content-disposition": f'attachment; filename="peers-{model_id}.csv"'}
-        return await site.answer(
-            request, CSV, lambda moment: peers_csv(query.rows(moment.board(model_id).peers)), headers
-        )
+        return await site.answer(request, CSV, lambda moment: table_of(moment.board(model_id), query), headers)
 
     @router.get(
         "/stream", summary="Server-sent events: each new snapshot, as /status", response_class=PlainTextResponse
@@ -123,12 +127,12 @@ def _add_analyses(router: APIRouter, site: Site) -> None:
     @router.get("/routes", response_model=RoutesBoard, summary="The best chain from here, and what else there is")
     async def routes(request: Request, model: Text) -> Response:
         known_model(site, model)
-        return await site.answer(request, JSON, lambda moment: as_json(site.routes(moment.board(model), moment.now)))
+        return await site.answer(request, JSON, lambda moment: as_json(site.routes(moment, moment.board(model))))
 
     @router.get("/placement", response_model=PlacementBoard | None, summary="Figures, and moves that are under way")
     async def placement(request: Request, model: Text) -> Response:
         known_model(site, model)
-        return await site.answer(request, JSON, lambda moment: as_json(site.placement(moment.board(model))))
+        return await site.answer(request, JSON, lambda moment: as_json(site.placement(moment, moment.board(model))))
 
     @router.get("/history", response_model=HistoryBoard, summary="What probes brought, in equal pieces of time")
     async def history(request: Request, model: Text, span: Text = "24h") -> Response:
@@ -143,7 +147,7 @@ def _add_analyses(router: APIRouter, site: Site) -> None:
         if model:
             known_model(site, model)
         end, most = number_of(request.query_params, "before", 1, 1 << 53), parse_limit(limit)
-        return await site.answer(request, JSON, lambda moment: as_json(site.events(model or None, most, end) or ()))
+        return await site.answer(request, JSON, lambda moment: as_json(known_events(site, model or None, most, end)))
 
 
 def parse_limit(text: str) -> int:
@@ -155,6 +159,23 @@ def known_model(site: Site, model_id: str) -> None:
     """Raises HTTPException for a model that is not shown."""
     if site.keeper.snapshot.model(model_id) is None:
         raise HTTPException(404, "no such model is shown here")
+
+
+def known_events(site: Site, model_id: str | None, limit: int, before: int | None) -> Sequence[NumberedEvent]:
+    """Raises HTTPException where they cannot be read: that nothing has happened is another answer."""
+    if site.recorder is None:
+        raise HTTPException(404, NO_HISTORY)
+    events = site.events(model_id, limit, before)
+    if events is None:
+        raise HTTPException(503, UNREAD)
+    return events
+
+
+def table_of(board: ModelBoard, query: PeerQuery) -> bytes:
+    """The peers as CSV. Raises HTTPException before the first look: that there are none is another answer."""
+    if board.state.sighting is None:
+        raise HTTPException(503, f"not seen: {why_unseen(board.state)}")
+    return peers_csv(query.rows(board.peers), board.state.sighting.at_seconds)
 
 
 def status_reply(moment: Moment) -> StatusReply:
@@ -169,9 +190,10 @@ def model_reply(moment: Moment, model_id: str) -> ModelReply:
 
 def peers_reply(moment: Moment, model_id: str, query: PeerQuery) -> list[ModelPeers]:
     boards = [moment.board(model_id)] if model_id else moment.boards
-    return [_peers_of(board, query) for board in boards]
+    return [_peers_of(moment, board, query) for board in boards]
 
 
-def _peers_of(board: ModelBoard, query: PeerQuery) -> ModelPeers:
-    facts = board.state.facts
-    return ModelPeers(facts.id, facts.name, tuple(query.rows(board.peers)))
+def _peers_of(moment: Moment, board: ModelBoard, query: PeerQuery) -> ModelPeers:
+    card, is_seen = moment.card(board), board.state.sighting is not None
+    rows = tuple(query.rows(board.peers)) if is_seen else None
+    return ModelPeers(card.id, card.name, card.seen_at, card.current, rows)

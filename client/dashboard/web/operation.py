@@ -47,9 +47,10 @@ class _Collector:
         peers = GaugeMetricFamily("blockswarm_dashboard_peers", "Peers, by what they do.", labels=("model", "state"))
         named = GaugeMetricFamily("blockswarm_dashboard_model", "The name of a model.", labels=("model", "name"))
         for card in cards:
-            peers.add_metric((card.id, "serving"), card.peers_serving)
-            peers.add_metric((card.id, "other"), card.peers_other)
-            peers.add_metric((card.id, "silent"), card.peers_silent)
+            states = {"serving": card.peers_serving, "other": card.peers_other, "silent": card.peers_silent}
+            for state, count in states.items():
+                if count is not None:
+                    peers.add_metric((card.id, state), count)
             named.add_metric((card.id, card.name), 1)
         yield peers
         yield named
@@ -68,7 +69,7 @@ def _gauges(cards: list[ModelCard]) -> Gauges:
     return [
         ("look_age_seconds", "Age of the last look that succeeded.", [card.age_seconds for card in cards]),
         ("look_failed", "1 if the last look failed.", [card.failure is not None for card in cards]),
-        ("missing_blocks", "Blocks that no peer serves.", [len(card.missing_blocks) for card in cards]),
+        ("missing_blocks", "Blocks that no peer serves.", [_size(card.missing_blocks) for card in cards]),
         ("weakest_block_servers", "Servers of the block with the fewest.", [card.weakest_servers for card in cards]),
         ("free_sessions", "Requests of 1024 tokens that find room.", [card.free_sessions for card in cards]),
         ("works", "1 while a recent probe says so.", [card.standing is Standing.WORKS for card in cards]),
@@ -93,6 +94,10 @@ def _gauges(cards: list[ModelCard]) -> Gauges:
             [None if probe is None else probe.first_token_seconds for probe in probes],
         ),
     ]
+
+
+def _size(blocks: tuple[int, ...] | None) -> int | None:
+    return len(blocks) if blocks is not None else None
 
 
 def scrape(site: Site, moment: Moment) -> bytes:

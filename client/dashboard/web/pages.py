@@ -71,14 +71,14 @@ class _Pages:
 
         def values(moment: Moment, board: ModelBoard) -> Mapping[str, Any]:
             explained = asked or len(board.peers) <= MOST_EXPLAINED
-            return {"routes": self._site.routes(board, moment.now, explained=explained)}
+            return {"routes": self._site.routes(moment, board, explained=explained)}
 
         return await self._model_page(request, model_id, "/routes", "routes.html", values)
 
     async def placement(self, request: Request, model_id: str) -> Response:
         def values(moment: Moment, board: ModelBoard) -> Mapping[str, Any]:
-            events = self._site.events(model_id, SHOWN_EVENTS) or ()
-            return {"placement": self._site.placement(board), "events": events}
+            events = self._site.events(model_id, SHOWN_EVENTS)
+            return {"placement": self._site.placement(moment, board), "events": events}
 
         return await self._model_page(request, model_id, "/placement", "placement.html", values)
 
@@ -86,7 +86,7 @@ class _Pages:
         query = JoinQuery.parse(request.query_params)
 
         def values(moment: Moment, board: ModelBoard) -> Mapping[str, Any]:
-            return {"query": query, "join": self._site.join(board, query)}
+            return {"query": query, "join": self._site.join(moment, board, query)}
 
         return await self._model_page(request, model_id, "/join", "join.html", values)
 
@@ -136,8 +136,10 @@ def map_values(board: ModelBoard, query: PeerQuery) -> Mapping[str, Any]:
 
 
 def charts_of(past: HistoryBoard) -> tuple[Chart, ...]:
-    """The curves of a history."""
+    """The curves of a history; none where it cannot be read."""
     buckets = past.buckets
+    if buckets is None:
+        return ()
     shares = [None if bucket.availability is None else 100 * bucket.availability for bucket in buckets]
     return (
         chart("Probes that worked", "%", shares, top=100.0),

@@ -15,14 +15,14 @@ from starlette.responses import Response
 from ..board.history import HistoryBoard, Span, history_board
 from ..board.join import JoinBoard, JoinQuery, join_board
 from ..board.model import ModelBoard, model_board
-from ..board.now import ModelCard, StaleAfter
+from ..board.now import ModelCard, StaleAfter, tells_of_now, why_unseen
 from ..board.placement import PlacementBoard, Planning, placement_board, planning_of
 from ..board.routes import RoutesBoard, measured_hops, routes_board
 from ..history.entries import NumberedEvent
 from ..history.recorder import Recorder
 from ..timing import DashboardTiming
 from ..watch.keeper import SnapshotKeeper
-from ..watch.sighting import DashboardSnapshot
+from ..watch.sighting import DashboardSnapshot, ModelState, Sighting
 from .rendering import Body, BodyMaker
 from .stream import Streams
 
@@ -32,6 +32,7 @@ CSV = "text/csv; charset=utf-8"
 SVG = "image/svg+xml"
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 SHOWN_EVENTS = 50
+NO_HISTORY = "this dashboard has no folder for a history"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class Moment:
     def card(self, board: ModelBoard) -> ModelCard:
         return board.card(self.now, self.stale)
 
+    def sighting(self, board: ModelBoard) -> Sighting | None:
+        """The last look, if it tells of now."""
+        return board.state.sighting if tells_of_now(board.state, self.now, self.stale) else None
+
 
 @dataclass(frozen=True)
 class Site:
@@ -76,43 +81,45 @@ class Site:
     streams: Streams = field(default_factory=lambda: Streams(secrets.token_hex(4)))
     maker: BodyMaker = field(default_factory=BodyMaker)
 
-    def routes(self, board: ModelBoard, now: float, *, explained: bool = True) -> RoutesBoard:
-        """As `routes_board` has it; once for each state, at the time of the first that asks. For a thread."""
-        state, sighting = board.state, board.state.sighting
+    def routes(self, moment: Moment, board: ModelBoard, *, explained: bool = True) -> RoutesBoard:
+        """As `routes_board` has it; once for each state, at the time of the first that asks. For a thread.
+
+        Without a chain where nothing is known of now.
+        """
+        state, sighting = board.state, moment.sighting(board)
         if sighting is None:
-            return RoutesBoard()
+            return RoutesBoard(failure=why_unseen(state))
         measured = {} if state.probe is None else measured_hops(state.probe.outcome)
         return state.once(
             f"routes, explained: {explained}",
-            lambda: routes_board(sighting, measured, now, self.search_clock, explained=explained),
+            lambda: routes_board(sighting, measured, moment.now, self.search_clock, explained=explained),
         )
 
-    def placement(self, board: ModelBoard) -> PlacementBoard | None:
-        """None before the first look. For a thread: it plans, once for each state."""
-        state, planning = board.state, self._planning(board)
-        if state.sighting is None or planning is None:
-            return None
-        sighting = state.sighting
-        return state.once("placement", lambda: placement_board(planning, sighting))
-
-    def join(self, board: ModelBoard, query: JoinQuery) -> JoinBoard:
-        """The prospects of a reader's machine. For a thread: it plans."""
-        planning = self._planning(board) if query.memory_gib is not None else None
-        state = board.state
-        return join_board(state.sighting, planning, query, state.facts.name, self.join_addresses)
-
-    def _planning(self, board: ModelBoard) -> Planning | None:
-        """The snapshot that placements are planned with, once for each state; None before the first look."""
-        state, sighting = board.state, board.state.sighting
+    def placement(self, moment: Moment, board: ModelBoard) -> PlacementBoard | None:
+        """None where nothing is known of now. For a thread: it plans, once for each state."""
+        sighting = moment.sighting(board)
         if sighting is None:
             return None
+        planning = self._planning(board.state, sighting)
+        return board.state.once("placement", lambda: placement_board(planning, sighting))
+
+    def join(self, moment: Moment, board: ModelBoard, query: JoinQuery) -> JoinBoard:
+        """The prospects of a reader's machine. For a thread: it plans."""
+        state, sighting = board.state, moment.sighting(board)
+        planning = None
+        if query.memory_gib is not None and sighting is not None:
+            planning = self._planning(state, sighting)
+        return join_board(sighting, planning, query, state.facts.name, self.join_addresses)
+
+    def _planning(self, state: ModelState, sighting: Sighting) -> Planning:
+        """The snapshot that placements are planned with, once for each state."""
         return state.once("planning", lambda: planning_of(state.facts, sighting))
 
     def history(self, model_id: str, span: Span, now: float) -> HistoryBoard:
         """Read the history of a model up to `now`, Unix seconds; for a thread that may wait."""
         recorder = self.recorder
         if recorder is None:
-            return history_board(model_id, span, None, None, ("this dashboard has no folder for a history", now), None)
+            return history_board(model_id, span, None, None, (NO_HISTORY, None), None)
         buckets = recorder.read(
             lambda store: store.buckets(model_id, now, span.buckets, span.bucket_seconds), self.timing.read_history
         )

@@ -21,14 +21,16 @@ class Chart:
     top: float
     """The value at the upper edge; the lower one is 0."""
     latest: float | None
-    """The newest value that is known."""
+    """The newest value that is known, and its place among all."""
+    latest_index: int | None
 
 
 def chart(title: str, unit: str, values: Sequence[float | None], top: float | None = None) -> Chart:
     """`top`: the value of the upper edge; None: a round one above all values."""
-    known = [value for value in values if value is not None]
-    edge = top if top is not None else round_up(max(known, default=0.0))
-    return Chart(title, unit, _path(values, edge), edge, known[-1] if known else None)
+    known = [(index, value) for index, value in enumerate(values) if value is not None]
+    edge = top if top is not None else round_up(max((value for _, value in known), default=0.0))
+    latest_index, latest = known[-1] if known else (None, None)
+    return Chart(title, unit, _path(values, edge), edge, latest, latest_index)
 
 
 def round_up(value: float) -> float:

@@ -15,13 +15,16 @@ FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 """A cell that begins with one of these is a formula to a spreadsheet."""
 
 
-def peers_csv(peers: Sequence[PeerRow]) -> bytes:
-    """A line for each peer under a line of names; in UTF-8, with a mark by which spreadsheets know that it is."""
+def peers_csv(peers: Sequence[PeerRow], seen_at: float) -> bytes:
+    """A line for each peer under a line of names; in UTF-8, with a mark by which spreadsheets know that it is.
+
+    `seen_at`: Unix time of the look that found them so; each line ends with it.
+    """
     out = io.StringIO()
     writer = csv.writer(out)
     names = [field.name for field in fields(PeerRow)]
-    writer.writerow(names)
-    writer.writerows([_cell(getattr(peer, name)) for name in names] for peer in peers)
+    writer.writerow([*names, "seen_at"])
+    writer.writerows([*(_cell(getattr(peer, name)) for name in names), seen_at] for peer in peers)
     return b"\xef\xbb\xbf" + out.getvalue().encode()
 
 

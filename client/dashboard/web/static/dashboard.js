@@ -179,11 +179,16 @@ function keepFresh(main) {
     fetching = true;
     try {
       const answer = await fetch(location.href);
-      if (!answer.ok) return;
+      if (!answer.ok) {
+        status.textContent = `The dashboard cannot say how it is now (${answer.status}): this page is old.`;
+        return;
+      }
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       const newer = page.querySelector("main");
       if (newer && !paused && !isEdited()) {
         replaceMain(main, newer);
+        const [made, newerMade] = [document, page].map((each) => each.querySelector("footer time"));
+        patch(made, newerMade);
         status.textContent = "";
       }
     } catch {

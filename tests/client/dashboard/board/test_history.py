@@ -24,6 +24,7 @@ def test_sums_and_troubles() -> None:
     board = history_board("m", SPANS["7d"], buckets, [], None, None)
     assert (board.probes, board.good_probes, board.trouble) == (7, 6, None)
     unread = history_board("m", SPANS["7d"], None, None, None, None)
-    assert (unread.buckets, unread.events) == ((), ())
-    assert unread.trouble == "the history cannot be read"
+    assert (unread.buckets, unread.probes, unread.good_probes, unread.events) == (None, None, None, None)
+    assert (unread.trouble, unread.trouble_since) == ("the history cannot be read", None)
+    assert history_board("m", SPANS["7d"], buckets, None, None, None).trouble == "the history cannot be read"
     assert history_board("m", SPANS["7d"], None, None, ("the disk is full", 5.0), None).trouble_since == 5.0

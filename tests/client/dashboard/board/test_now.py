@@ -56,6 +56,43 @@ def test_old_sightings_are_no_knowledge(code: str | None, words: str) -> None:
     assert words in card.sentence
 
 
+COUNTS = (
+    "peers_serving", "peers_other", "peers_silent", "missing_blocks", "weakest_block", "weakest_servers",
+    "free_sessions",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("state", "later"),
+    [
+        (ModelState(FACTS), 3),
+        (seen(known("0:8")), 61),
+        (replace(seen(known("0:8")), failure=Failure("peer-unavailable", NOW + 1)), 2),
+        (replace(seen(known("0:4")), failure=Failure("peer-unavailable", NOW + 1)), 300),
+    ],
+    ids=["never seen", "old", "just failed", "long failed"],
+)
+def test_where_nothing_is_known_of_now_no_count_is_told(state: ModelState, later: float) -> None:
+    """After a whole swarm has died the counts of before would stand beside the sentence that nobody answers."""
+    card = card_of(state, NOW + later)
+    assert (card.current, card.standing) == (False, Standing.UNSEEN)
+    assert {getattr(card, name) for name in COUNTS} == {None}
+    now = card_of(seen(known("0:8")), NOW + 60)
+    assert now.current
+    assert None not in {getattr(now, name) for name in COUNTS}
+
+
+def test_a_look_that_has_just_failed_is_told_at_once() -> None:
+    state = replace(seen(known("0:8")), failure=Failure("peer-unavailable", NOW + 20))
+    assert card_of(state, NOW + 21).sentence == "last seen 21 s ago: no peer answers"
+
+
+def test_a_probe_that_worked_is_told_where_the_look_after_it_has_failed() -> None:
+    state = replace(probed(seen(known("0:8")), NOW), failure=Failure("peer-unavailable", NOW + 20))
+    card = card_of(state, NOW + 21)
+    assert (card.standing, card.current) == (Standing.WORKS, False)
+
+
 def test_without_the_models_files_completeness_is_not_claimed() -> None:
     card = card_of(seen(known("0:8"), facts=replace(FACTS, counted=False)))
     assert "that peers announce" in card.sentence

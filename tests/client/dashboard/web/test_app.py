@@ -7,6 +7,7 @@ import csv
 import functools
 import json
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -92,7 +93,8 @@ STATES: dict[str, ModelState] = {
 def test_every_screen_answers_in_every_state_and_tells_nobodys_address(state: str, target: str) -> None:
     for now in (NOW + 3, NOW + 7200):
         answer = ask(site_of(STATES[state], now=now), target)
-        assert answer.status == 200
+        is_missing = target.endswith(".csv") and STATES[state].sighting is None
+        assert answer.status == (503 if is_missing else 404 if target == "/api/v1/events" else 200)
         assert HOST not in answer.text
         assert HOST.partition(":")[0] not in answer.text
 
@@ -349,7 +351,95 @@ def test_events_come_in_pages(remembering: Site) -> None:
 def test_without_a_history_the_page_says_so() -> None:
     words = "".join(Tags(ask(site_of(healthy()), f"/models/{ID}/history").text).words)
     assert "this dashboard has no folder for a history" in words
-    assert ask(site_of(healthy()), "/api/v1/events").json == []
+    answer = ask(site_of(healthy()), "/api/v1/events")
+    assert (answer.status, answer.json) == (404, {"error": "this dashboard has no folder for a history"})
+
+
+def test_a_history_that_cannot_be_read_is_no_history_without_events(remembering: Site) -> None:
+    """The disk is so slow that no read ends in time."""
+    site = replace(remembering, timing=replace(remembering.timing, read_history=0.0))
+    go_on = threading.Event()
+    writing = threading.Thread(target=lambda: site.recorder.read(lambda store: go_on.wait(60), 60))
+    writing.start()
+    try:
+        answer = ask(site, "/api/v1/events")
+        assert (answer.status, answer.json) == (503, {"error": "the history cannot be read"})
+        past = ask(site, f"/api/v1/history?model={ID}").json
+        assert [past[name] for name in ("buckets", "probes", "good_probes", "events", "trouble_since")] == [None] * 5
+        assert past["trouble"] == "the history cannot be read"
+        for screen in ("history", "placement"):
+            words = "".join(Tags(ask(site, f"/models/{ID}/{screen}").text).words)
+            assert "The events cannot be read." in words
+            assert "No event is known" not in words
+            assert "no probe in this time" not in words
+    finally:
+        go_on.set()
+        writing.join()
+    assert ask(remembering, "/api/v1/events").status == 200
+
+
+GONE = {
+    "never seen": ModelState(FACTS, failure=Failure("peer-unavailable", NOW)),
+    "just failed": replace(healthy(), failure=Failure("peer-unavailable", NOW + 1)),
+}
+
+
+@pytest.mark.parametrize("state", GONE)
+def test_nothing_is_planned_with_a_swarm_that_does_not_answer(state: str) -> None:
+    site = site_of(GONE[state])
+    routes = ask(site, f"/api/v1/routes?model={ID}").json
+    assert (routes["hops"], routes["failure"]) == ([], "no peer answers")
+    assert ask(site, f"/api/v1/placement?model={ID}").json is None
+    for screen, words in (
+        ("routes", "There is no chain now: no peer answers."),
+        ("placement", "Nothing is known of the swarm now"),
+        ("join?memory=4", "Nothing can be said: nothing is known of the swarm now."),
+    ):
+        assert words in "".join(Tags(ask(site, f"/models/{ID}/{screen}").text).words)
+
+
+def test_peers_of_a_swarm_that_does_not_answer_are_those_of_then() -> None:
+    site = site_of(GONE["just failed"])
+    (told,) = ask(site, "/api/v1/peers").json
+    assert (told["seen_at"], told["current"], len(told["peers"])) == (NOW, False, 4)
+    _, *lines = csv.reader(ask(site, f"/api/v1/models/{ID}/peers.csv").text.splitlines())
+    assert {float(line[-1]) for line in lines} == {NOW}
+    for screen in ("", "/peers"):
+        page = "".join(Tags(ask(site, f"/models/{ID}{screen}").text).words)
+        assert "What follows is what was seen then. Nothing is known of now." in page
+        assert "seen then" not in ask(site_of(healthy()), f"/models/{ID}{screen}").text
+
+
+def test_peers_that_were_never_seen_are_not_told_to_be_none() -> None:
+    site = site_of(GONE["never seen"])
+    (told,) = ask(site, "/api/v1/peers").json
+    assert (told["seen_at"], told["current"], told["peers"]) == (None, False, None)
+    table = ask(site, f"/api/v1/models/{ID}/peers.csv")
+    assert (table.status, table.json) == (503, {"error": "not seen: no peer answers"})
+    words = "".join(Tags(ask(site, f"/models/{ID}/peers").text).words)
+    assert "0 peers" not in words
+
+
+@pytest.mark.parametrize("state", GONE)
+def test_the_page_of_all_models_tells_no_count_of_then(state: str) -> None:
+    figures = re.findall("<dd>(.*?)</dd>", ask(site_of(GONE[state]), "/").text)
+    assert figures == ["not known", "not known", "8, servers not known", "not known"]
+
+
+@pytest.mark.parametrize("state", GONE)
+def test_metrics_of_a_swarm_that_does_not_answer_are_missing_but_for_those_that_say_so(state: str) -> None:
+    lines = ask(site_of(GONE[state]), "/metrics").text.splitlines()
+    prefix = "blockswarm_dashboard_"
+    told = {re.split(r"[{ ]", line)[0].removeprefix(prefix) for line in lines if line[0] != "#"}
+    assert told.isdisjoint({"peers", "missing_blocks", "weakest_block_servers", "free_sessions"})
+    assert {"look_failed", "works"} <= told
+
+
+def test_an_old_value_of_a_curve_is_told_with_its_time(remembering: Site) -> None:
+    """The last probe was a day ago; a curve that ends then does not say how it is now."""
+    page = replace(remembering, clock=lambda: NOW + 43200)
+    words = " ".join("".join(Tags(ask(page, f"/models/{ID}/history").text).words).split())
+    assert "Tokens per second: 4.0 tokens/s at last, 2027-01-15 07:45:00 UTC" in words
 
 
 def works() -> ModelState:

@@ -216,6 +216,28 @@ def test_new_snapshots_come_in_without_taking_the_focus_and_can_be_paused(browse
         page.locator("main", has_text="Not seen yet").wait_for(timeout=WAIT_MS)
 
 
+def test_a_page_says_that_it_is_old_where_no_newer_one_can_be_made_and_when_it_was_made(browser: Any) -> None:
+    site = site_of(seen(known("0:4")), timing=DashboardTiming(stream_pause=0.0))
+    moments = iter(range(10_000))
+    with served_site(replace(site, clock=lambda: NOW + next(moments))) as served:
+        opened = browser.new_context()
+        page = opened.new_page()
+        page.goto(served.root)
+        page.wait_for_selector("#live")
+        made = page.inner_text("footer time")
+        page.route(f"{served.root}/", lambda route: route.fulfill(status=503, body="busy"))
+        served.put(seen(known("0:4"), known("4:8")))
+        page.locator("#live", has_text="this page is old").wait_for(timeout=WAIT_MS)
+        assert "4 of 8 served" in page.inner_text("main")
+        assert page.inner_text("footer time") == made
+        page.unroute(f"{served.root}/")
+        served.put(seen())
+        page.locator("main", has_text="0 of 8 served").wait_for(timeout=WAIT_MS)
+        assert "this page is old" not in page.inner_text("#live")
+        assert page.inner_text("footer time") != made
+        opened.close()
+
+
 CONTENT = """() => {
     const copy = document.querySelector("main").cloneNode(true);
     for (const each of copy.querySelectorAll("*")) { each.removeAttribute("role"); each.removeAttribute("tabindex"); }

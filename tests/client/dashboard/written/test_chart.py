@@ -21,7 +21,7 @@ def test_every_value_is_a_point_of_the_path_and_gaps_are_gaps(values: list[float
         assert abs(float(x) - index * WIDTH / max(1, len(values) - 1)) < 0.06
         assert abs(float(y) - HEIGHT * (1 - value / made.top)) < 0.06
         assert 0 <= float(y) <= HEIGHT
-    assert made.latest == (known[-1][1] if known else None)
+    assert (made.latest_index, made.latest) == (known[-1] if known else (None, None))
 
 
 def test_a_fixed_scale_cuts_what_is_above_it() -> None:

@@ -8,12 +8,12 @@ import io
 import pytest
 from blockswarm.client.dashboard.board.peers import peer_rows
 from blockswarm.client.dashboard.written.table import peers_csv
-from support.sightings import FACTS, HOST, known, sighting
+from support.sightings import FACTS, HOST, NOW, known, sighting
 
 
 def read(*names: str) -> list[dict[str, str]]:
     peers = [known(f"{index}:{index + 1}", name) for index, name in enumerate(names)]
-    text = peers_csv(peer_rows(FACTS, sighting(peers), {})).decode("utf-8-sig")
+    text = peers_csv(peer_rows(FACTS, sighting(peers), {}), NOW).decode("utf-8-sig")
     assert HOST not in text
     return list(csv.DictReader(io.StringIO(text)))
 
@@ -24,6 +24,7 @@ def test_every_field_comes_back() -> None:
     assert line["blocks"] == "0:1"
     assert line["moving_to"] == ""
     assert line["kv_tokens_free"] == "16384"
+    assert float(line["seen_at"]) == NOW
 
 
 @pytest.mark.parametrize("sign", "=+-@")
