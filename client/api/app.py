@@ -23,7 +23,7 @@ from .openai.fields import parse_object
 from .openai.replies import AnswerHead, AnswerShape, ChatShape, CompletionShape, model_card, model_list
 from .openai.requests import ChatRequest, CompletionRequest, parse_chat, parse_completion
 from .page import page_routes
-from .responses import AnswerResponse, error_response
+from .responses import NOT_KEPT, AnswerResponse, error_response
 
 MAX_BODY_BYTES = 1 << 20
 """Reading JSON of this size takes less than what the loop may be kept for."""
@@ -36,12 +36,13 @@ def make_app(endpoint: Endpoint) -> Starlette:
 
     async def models(request: Request) -> Response:
         admitted(endpoint, request)
-        return JSONResponse(model_list([(served.name, served.created) for served in endpoint.models.values()]))
+        models = [(served.name, served.created) for served in endpoint.models.values()]
+        return JSONResponse(model_list(models), headers=NOT_KEPT)
 
     async def model(request: Request) -> Response:
         admitted(endpoint, request)
         served = endpoint.model(request.path_params["name"])
-        return JSONResponse(model_card(served.name, served.created))
+        return JSONResponse(model_card(served.name, served.created), headers=NOT_KEPT)
 
     async def chat(request: Request) -> Response:
         allowance = admitted(endpoint, request)
@@ -57,10 +58,11 @@ def make_app(endpoint: Endpoint) -> Starlette:
 
     async def metrics(request: Request) -> Response:
         admitted(endpoint, request)
-        return Response(endpoint.metrics.scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        kind = "text/plain; version=0.0.4; charset=utf-8"
+        return Response(endpoint.metrics.scrape(), headers=NOT_KEPT, media_type=kind)
 
     async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "ok"}, headers=NOT_KEPT)
 
     routes = [
         Route("/v1/models", models),

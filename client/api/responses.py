@@ -29,9 +29,12 @@ STREAM_HEADERS = {
     "x-accel-buffering": "no",
 }
 
+NOT_KEPT = {"cache-control": "no-store"}
+"""For answers that tell of now: a cache on the way that kept one would answer in place of the endpoint."""
+
 
 def error_response(error: ApiError) -> JSONResponse:
-    return JSONResponse(error.body(), error.status, headers=error.headers())
+    return JSONResponse(error.body(), error.status, headers={**NOT_KEPT, **error.headers()})
 
 
 class AnswerResponse(Response):

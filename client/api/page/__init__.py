@@ -8,6 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ...web.tags import has_body, tag_of
+
 FILES = {
     "/": ("index.html", "text/html"),
     "/chat.css": ("chat.css", "text/css"),
@@ -32,7 +34,11 @@ def page_routes() -> list[Route]:
 def _route(path: str, name: str, kind: str) -> Route:
     content = files(__package__).joinpath(name).read_bytes()
 
+    headers = {**HEADERS, "etag": tag_of(content)}
+
     async def serve(request: Request) -> Response:
-        return Response(content, headers=HEADERS, media_type=kind)
+        if has_body(request.headers.get("if-none-match", ""), headers["etag"]):
+            return Response(status_code=304, headers=headers)
+        return Response(content, headers=headers, media_type=kind)
 
     return Route(path, serve)

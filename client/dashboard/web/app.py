@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
@@ -15,12 +15,13 @@ from starlette.types import ASGIApp
 
 from ....proto.errors import UsageError
 from ...web.slashes import NoTrailingSlashes
+from ..written.values import as_json
 from .api import api_router
 from .guard import Guard
 from .operation import ops_router
 from .pages import page_router
 from .rendering import Overloaded
-from .site import HTML, Site, overloaded_response
+from .site import HTML, JSON, Site
 from .templating import environment
 
 logger = logging.getLogger(__name__)
@@ -41,14 +42,22 @@ def make_app(site: Site) -> ASGIApp:
         version="1",
         docs_url=None,  # its page would load a script from another origin
         redoc_url=None,
-        openapi_url="/api/v1/openapi.json",
+        openapi_url=None,  # it is answered below, as all other data
         redirect_slashes=False,
-        responses={"4XX": {"model": ErrorReply, "description": "The request is at fault."}},
+        responses={
+            "4XX": {"model": ErrorReply, "description": "The request is at fault."},
+            "5XX": {"model": ErrorReply, "description": "The dashboard cannot answer now."},
+        },
     )
     templates = environment()
     app.include_router(api_router(site))
     app.include_router(page_router(site, templates))
     app.include_router(ops_router(site))
+
+    async def description(request: Request) -> Response:
+        return await site.answer(request, JSON, lambda moment: as_json(app.openapi()))
+
+    app.add_api_route("/api/v1/openapi.json", description, include_in_schema=False)
     for kind, handler in _handlers(templates).items():
         app.add_exception_handler(kind, handler)
     app.add_middleware(NoTrailingSlashes)
@@ -56,14 +65,16 @@ def make_app(site: Site) -> ASGIApp:
 
 
 def _handlers(templates: Environment) -> dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]]:
-    def told(request: Request, status: int, text: str) -> Response:
+    def told(request: Request, status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
+        headers = {"cache-control": "no-store", **(headers or {})}
         if request.url.path.startswith("/api/"):
-            return JSONResponse({"error": text}, status)
-        return Response(templates.get_template("error.html").render(status=status, text=text), status, media_type=HTML)
+            return JSONResponse({"error": text}, status, headers)
+        page = templates.get_template("error.html").render(status=status, text=text)
+        return Response(page, status, headers, HTML)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return told(request, error.status_code, str(error.detail))
+        return told(request, error.status_code, str(error.detail), error.headers)
 
     async def incomplete(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -74,7 +85,7 @@ def _handlers(templates: Environment) -> dict[type[Exception], Callable[[Request
         return told(request, 400, str(error))
 
     async def overloaded(request: Request, error: Exception) -> Response:
-        return overloaded_response()
+        return told(request, 503, "the dashboard is busy: come back in a moment", {"retry-after": "2"})
 
     async def defect(request: Request, error: Exception) -> Response:
         """The log has it, with its traceback."""

@@ -20,7 +20,8 @@ def ops_router(site: Site) -> APIRouter:
     @router.get("/healthz")
     async def health(request: Request) -> Response:
         """Whether the program answers; how the swarms are is another question."""
-        return JSONResponse({"status": "ok", "version": site.keeper.snapshot.version})
+        health = {"status": "ok", "version": site.keeper.snapshot.version}
+        return JSONResponse(health, headers={"cache-control": "no-store"})
 
     @router.get("/metrics")
     async def metrics(request: Request) -> Response:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+
+from ...web.tags import tag_of
 
 MOST_AT_ONCE = 2
 """Bodies that are made at a time: more threads of Python would be no faster."""
@@ -37,7 +38,7 @@ class Body:
         packed = gzip.compress(plain, 5, mtime=0) if len(plain) >= LEAST_COMPRESSED_BYTES else None
         if packed is not None and len(packed) >= len(plain):
             packed = None
-        return cls(plain, packed, f'"{hashlib.blake2b(plain, digest_size=12).hexdigest()}"')
+        return cls(plain, packed, tag_of(plain))
 
     @property
     def size(self) -> int:

@@ -12,6 +12,7 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ...web.tags import has_body
 from ..board.history import HistoryBoard, Span, history_board
 from ..board.join import JoinBoard, JoinQuery, join_board
 from ..board.model import ModelBoard, model_board
@@ -138,7 +139,7 @@ class Site:
         """The body that `make` gives for the newest snapshot, in a thread. Raises what it raises, and Overloaded."""
         body = await self.body((kind, request.url.path, request.url.query), make)
         sent = {"etag": body.etag, "cache-control": "no-cache", "vary": "accept-encoding", **(headers or {})}
-        if body.etag in known_etags(request.headers.get("if-none-match", "")):
+        if has_body(request.headers.get("if-none-match", ""), body.etag):
             return Response(status_code=304, headers=sent)
         if body.packed is not None and takes_gzip(request.headers.get("accept-encoding", "")):
             return Response(body.packed, headers={**sent, "content-encoding": "gzip"}, media_type=kind)
@@ -158,12 +159,3 @@ def takes_gzip(accept_encoding: str) -> bool:
         if name == "gzip":
             return re.fullmatch(r"q=0(\.0*)?", weight) is None
     return False
-
-
-def known_etags(if_none_match: str) -> set[str]:
-    """The tags of the bodies that a client has; servers that pack bodies on their way mark tags as weak."""
-    return {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
-
-
-def overloaded_response() -> Response:
-    return Response("the dashboard is busy: come back in a moment\n", 503, {"retry-after": "2"}, "text/plain")

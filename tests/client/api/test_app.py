@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import urllib.request
@@ -245,6 +246,35 @@ def test_a_slash_behind_a_path_changes_nothing(running: RunningEndpoint) -> None
     for path in ("/v1/completions/", "/v1/chat/completions/"):
         status, _, body = running.post(path, b"{}")
         assert (status, json.loads(body)["error"]["param"]) == (400, "model" if "chat" not in path else "messages")
+
+
+@pytest.mark.parametrize("path", ["/", "/chat.css", "/chat.js"])
+def test_files_of_the_page_are_not_sent_again(running: RunningEndpoint, path: str) -> None:
+    status, headers, body = fetched(running, path)
+    assert (status, headers["cache-control"]) == (200, "no-cache")
+    again = fetched(running, path, {"if-none-match": headers["etag"]})
+    assert (again[0], again[1]["etag"], again[2]) == (304, headers["etag"], b"")
+    assert again[1]["content-security-policy"] == headers["content-security-policy"]
+    assert fetched(running, path, {"if-none-match": '"older"'}) == (200, headers | again[1], body)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/metrics", "/v1/models", f"/v1/models/{NAME}", "/v1/models/none", "/x"])
+def test_answers_about_now_are_not_kept_by_caches(running: RunningEndpoint, path: str) -> None:
+    assert fetched(running, path)[1]["cache-control"] == "no-store"
+
+
+def fetched(
+    running: RunningEndpoint, path: str, headers: dict[str, str] | None = None
+) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers without their moment, and body."""
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
+    try:
+        connection.request("GET", path, headers=headers or {})
+        answer = connection.getresponse()
+        named = {name.lower(): value for name, value in answer.getheaders() if name.lower() != "date"}
+        return answer.status, named, answer.read()
+    finally:
+        connection.close()
 
 
 def test_the_official_client_raises_its_own_errors(client: openai.OpenAI) -> None:

@@ -23,6 +23,7 @@ from blockswarm.client.dashboard.history.entries import Availability, EventEntry
 from blockswarm.client.dashboard.history.recorder import Recorder
 from blockswarm.client.dashboard.probe.messages import ProbeOutcome
 from blockswarm.client.dashboard.watch.sighting import Failure, LastProbe, ModelState
+from blockswarm.client.dashboard.web.rendering import BodyMaker, Overloaded
 from blockswarm.client.dashboard.web.site import Site
 from blockswarm.routing.swarm import BlockRange, MoveClaim, PeerState
 from support.sightings import DIGEST, FACTS, HOST, NOW, ask, known, seen, site_of
@@ -277,6 +278,32 @@ def test_many_peers_come_in_pages_and_all_of_them_as_data() -> None:
     assert len(ask(site, "/api/v1/peers").json[0]["peers"]) == ROWS_A_PAGE + 5
 
 
+def test_the_description_is_not_sent_again_either() -> None:
+    site = site_of(healthy())
+    first = ask(site, "/api/v1/openapi.json")
+    again = ask(site, "/api/v1/openapi.json", headers={"if-none-match": first.headers["etag"]})
+    assert (again.status, again.body) == (304, b"")
+    assert first.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("target", ["/healthz", "/nothing", "/models/zz", "/api/v1/models/zz", "/api/v1/peers?block=x"])
+def test_health_and_errors_are_not_kept_by_caches(target: str) -> None:
+    """A cache that keeps a 404 would answer with it after the model has been found."""
+    assert ask(site_of(healthy()), target).headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(("target", "kind"), [("/api/v1/status", "application/json"), ("/", "text/html")])
+def test_a_busy_dashboard_says_so_in_the_form_that_was_asked_for(target: str, kind: str) -> None:
+    class FullMaker(BodyMaker):
+        async def body(self, key: Any, make: Any) -> Any:
+            raise Overloaded
+
+    answer = ask(site_of(healthy(), maker=FullMaker()), target)
+    assert (answer.status, answer.headers["retry-after"]) == (503, "2")
+    assert answer.headers["content-type"].startswith(kind)
+    assert "the dashboard is busy" in answer.text
+
+
 def test_the_api_is_described_and_its_answers_fit_the_description() -> None:
     site = site_of(healthy())
     described = ask(site, "/api/v1/openapi.json").json
@@ -364,6 +391,7 @@ def test_a_history_that_cannot_be_read_is_no_history_without_events(remembering:
     try:
         answer = ask(site, "/api/v1/events")
         assert (answer.status, answer.json) == (503, {"error": "the history cannot be read"})
+        assert answer.headers["cache-control"] == "no-store"
         past = ask(site, f"/api/v1/history?model={ID}").json
         assert [past[name] for name in ("buckets", "probes", "good_probes", "events", "trouble_since")] == [None] * 5
         assert past["trouble"] == "the history cannot be read"
