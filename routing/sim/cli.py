@@ -115,7 +115,10 @@ def chains(
 @app.command()
 def run(
     scenario: Annotated[Path, typer.Argument(help="A scenario file (TOML).")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="One JSON array on stdout, of an object for each row that the table would have."),
+    ] = False,
 ) -> None:
     """Simulate a scenario under its policies, with the published fixed delays and without any.
 

@@ -18,6 +18,8 @@ from blockswarm.routing.sim.worlds.scenario import load_scenario, load_scenarios
 from blockswarm.routing.sim.worlds.workload import Lengths, poisson, read_trace
 from typer.testing import CliRunner
 
+REFERENCE = Path(__file__).parents[2] / "reference"
+
 BASE = """
 name = "small"
 seed = 5
@@ -152,6 +154,22 @@ def test_an_infeasible_scenario_says_which_blocks(tmp_path: Path) -> None:
     status, out, _ = run("run", write(tmp_path, text))
     assert status == 3
     assert "infeasible: blocks" in out
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"), [("run", list), ("replay", dict), ("chains", dict)], ids=["run", "replay", "chains"]
+)
+def test_json_is_what_the_help_says(tmp_path: Path, command: str, kind: type) -> None:
+    """A program that reads an object where an array comes stops at its first answer."""
+    files = {
+        "run": write(tmp_path, BASE.replace("fast_fraction = 0.3", "fast_fraction = 0.0")),
+        "replay": REFERENCE / "homogeneous_ties.json",
+        "chains": REFERENCE / "chain_composition.json",
+    }
+    _, out, _ = run(command, files[command], "--json")
+    assert type(json.loads(out)) is kind
+    said = " ".join(run(command, "--help")[1].replace("│", " ").split())
+    assert f"One JSON {'array' if kind is list else 'object'} on stdout" in said
 
 
 TRACE = "arrival_seconds,prompt_tokens,new_tokens\n0,10,5\n2.5,20,6\n"
