@@ -13,7 +13,7 @@ __all__ = ["AutoSwarmModelForCausalLM", "GiveUp", "PeerBusy", "RetryElsewhere", 
 
 
 def __getattr__(name: str) -> Any:
-    """torch and transformers are imported on first use: the command line's --help must not pay for them."""
+    """Import torch and transformers on first use, so that the command line's --help does not pay for them."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = ".model.load" if name == "AutoSwarmModelForCausalLM" else "..proto.errors"

@@ -1,7 +1,7 @@
 """The one asyncio loop of a client process, in a daemon thread of its own.
 
-`generate` is synchronous and may be called from anywhere, also from inside somebody else's running loop (a notebook, a
-server).  All network work happens on this loop; calls cross over with a deadline.
+`generate` is synchronous and may be called from anywhere, also inside a running loop of the caller (a notebook, a
+server).  All network work happens on this loop; each call into it has a deadline.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..proto.errors import DeadlineExceeded, UsageError
 
 T = TypeVar("T")
 
-# gRPC would prepare each child of a fork for using it, and crashes there if it is busy. Here no child does.
+# By default gRPC prepares forked children for using it, and crashes them if it is busy. No child here uses it.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
@@ -34,8 +34,8 @@ class BackgroundLoop:
         """Run `work` on the loop and wait for its result.
 
         If the wait ends early, by its deadline or by an interrupt, `work` is cancelled. Raises DeadlineExceeded, what
-        `work` raises, UsageError in a forked child, and RuntimeError when called on the loop itself, which would wait
-        for itself.
+        `work` raises, UsageError in a forked child, and RuntimeError when called on the loop's own thread, where it
+        would deadlock.
         """
         if threading.current_thread() is self._thread:
             work.close()
@@ -51,7 +51,7 @@ class BackgroundLoop:
             future.cancel()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Start `work` on the loop and do not wait; cancelling the future cancels the work.
+        """Start `work` on the loop without waiting for it; cancelling the future cancels the work.
 
         Raises UsageError in a forked child.
         """
@@ -62,11 +62,11 @@ class BackgroundLoop:
 
     @property
     def lost(self) -> bool:
-        """Whether this process is a fork of the one that has the loop: the thread is not here, its work never ends."""
+        """Whether this process was forked from the one that runs the loop: its thread does not exist here."""
         return self._process != os.getpid()
 
     def check(self) -> None:
-        """Raises UsageError in a forked child, at once: what it waits for would never come."""
+        """Raise UsageError in a forked child, where waiting for the loop would never end."""
         if self.lost:
             raise _forked()
 
@@ -84,9 +84,9 @@ _current: BackgroundLoop | None = None
 
 
 def background_loop() -> BackgroundLoop:
-    """The process's loop, started on first use.
+    """Return the process's loop, started on first use.
 
-    Raises UsageError in a child forked from a process that had one: gRPC, which that used, crashes there.
+    Raises UsageError in a child of a process that had a loop: gRPC, which the parent used, crashes after a fork.
     """
     global _current
     with _lock:
@@ -97,7 +97,7 @@ def background_loop() -> BackgroundLoop:
 
 
 def _unlock_after_fork() -> None:
-    """The child may have been forked while another thread held the lock."""
+    """Replace the lock in a forked child: another thread of the parent may have held it at the fork."""
     global _lock
     _lock = threading.Lock()
 

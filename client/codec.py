@@ -1,4 +1,4 @@
-"""Activations as the client keeps them, float32, and as they travel on the links of a chain."""
+"""Converts activations between float32, in which the client keeps them, and the formats on the links of a chain."""
 
 from __future__ import annotations
 
@@ -8,35 +8,34 @@ from ..proto.wire.tensors import WireFormat
 
 
 class FloatCodec:
-    """Turns packed float32 activations of one hidden size into any wire format, and back."""
+    """Converts packed float32 activations of one hidden size to any wire format and back."""
 
     def __init__(self, hidden_size: int) -> None:
         self._formats = {name: WireFormat.named(name, hidden_size) for name in WIRE_FORMATS}
         self.own = self._formats["float32"]
-        """The client's own form."""
+        """The client's own format, float32."""
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of a token in float32."""
+        """Bytes per token in float32."""
         return self.own.token_bytes
 
     def link_bytes(self, wire_format: str) -> int:
-        """Bytes of a token on a link."""
+        """Return the bytes per token on a link with this format."""
         return self._formats[wire_format].token_bytes
 
     def encode(self, data: bytes, wire_format: str) -> bytes:
-        """From float32; a value too large for a 16-bit format becomes its largest one."""
+        """Convert from float32; values beyond the range of a 16-bit format are clamped to it."""
         wire = self._formats[wire_format]
         return data if wire is self.own else wire.encode(self.own.decode(data))
 
     def decode(self, data: bytes, wire_format: str) -> bytes:
-        """Into float32, which holds every value of every format. Raises as `check`."""
+        """Convert to float32, which represents every value of every format exactly. Raises as `check` does."""
         self.check(data, wire_format)
         wire = self._formats[wire_format]
         return data if wire is self.own else self.own.encode(wire.decode(data))
 
     def check(self, data: bytes, wire_format: str) -> None:
-        """Raises RemoteProtocolError for values that are not finite: tokens chosen from them would be wrong without a
-        word."""
+        """Raise RemoteProtocolError for values that are not finite: they would silently lead to wrong tokens."""
         if not self._formats[wire_format].is_finite(data):
             raise RemoteProtocolError("the peer sent values that are not finite")

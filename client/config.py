@@ -1,4 +1,4 @@
-"""The parts that a session of the client is made of."""
+"""The configuration of the client's sessions: settings, events, and the router that chooses their peers."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ logger = logging.getLogger(__name__)
 
 
 class HeadForm(enum.StrEnum):
-    """The ways to hold the head."""
+    """How the client holds the model's output head."""
 
     AUTO = "auto"
-    """In the fastest form of its numbers."""
+    """The form that computes fastest on this machine and keeps every weight exact."""
     PLAIN = "plain"
-    """As torch has it."""
+    """torch's own linear."""
     INT8 = "int8"
-    """Rounded."""
+    """Weights rounded to int8."""
 
     @classmethod
     def parse(cls, text: str) -> HeadForm:
-        """Raises UsageError for a way that there is not."""
+        """Parse a form by its name. Raises UsageError for an unknown one."""
         try:
             return cls(text)
         except ValueError:
@@ -49,7 +49,7 @@ class HeadForm(enum.StrEnum):
 
 
 def checked_patience(seconds: float) -> float:
-    """`seconds`, if they are a time to wait for room. Raises UsageError."""
+    """Return `seconds` if they are a valid patience, else raise UsageError."""
     if not isinstance(seconds, int | float) or not 0 <= seconds <= MOST_PATIENCE_SECONDS:
         raise UsageError(
             f"patience is between 0 and {MOST_PATIENCE_SECONDS} seconds, not {seconds!r}",
@@ -59,7 +59,7 @@ def checked_patience(seconds: float) -> float:
 
 
 class ChainRouter(Protocol):
-    """Chooses peers from what is known of the swarm."""
+    """Chooses the peers of a chain from what the client knows of the swarm."""
 
     async def fill(
         self,
@@ -70,32 +70,32 @@ class ChainRouter(Protocol):
         *,
         check: bool = False,
     ) -> tuple[HopChoice, ...]:
-        """The peers that fill what `kept` leaves of the model, without those in `excluded` and `kept`, in order.
+        """Return the peers, in order, for the blocks that `kept` does not cover; none from `excluded` or `kept`.
 
-        They are soonest done, with the wait for room counted; with `min_precision` only peers that compute at least
-        as precisely, with `check` only peers that answer a ping now. Raises NoChainError, or PeerBusy if nobody
-        knows when there will be room.
+        The choice minimises the time until the request is done, including the wait for room. `min_precision` admits
+        only peers that compute at least as precisely, `check` only peers that answer a ping now. Raises NoChainError,
+        or PeerBusy if no peer says when there will be room.
         """
         ...
 
     def record(self, peer: PeerId) -> bytes | None:
-        """The newest signed record of a peer, if it is still known."""
+        """Return the newest signed record of a peer, or None if the peer is no longer known."""
         ...
 
     def ban(self, peer: PeerId, error: SwarmError) -> None:
-        """That peer failed: do not choose it for a while; after PeerBusy: it has no room until the time given."""
+        """Do not choose a peer that failed for a while; after PeerBusy, not before the time that the peer gave."""
         ...
 
     def pardon(self, peers: frozenset[PeerId]) -> None:
-        """Those peers were banned for what was this machine's network: lift the bans."""
+        """Lift the bans of peers that were banned for a failure of this machine's own network."""
         ...
 
     async def reaches_anybody(self, seconds: float) -> bool:
-        """Whether any known node answers within `seconds` over a new connection."""
+        """Return whether any known node answers within `seconds` over a new connection."""
         ...
 
     def leaving(self, peer: PeerId, blocks: BlockRange) -> bool:
-        """Whether the peer says that it is about to leave, or to drop some of the blocks."""
+        """Return whether the peer announces that it is about to leave, or to drop some of the blocks."""
         ...
 
     async def refresh(self) -> None:
@@ -103,23 +103,23 @@ class ChainRouter(Protocol):
         ...
 
     def predict_seconds(self, chain: Sequence[tuple[PeerId, BlockRange]], tokens: int) -> float:
-        """Time of one step of `tokens` tokens through the chain, from announced costs and measured round trips."""
+        """Predict a step of `tokens` tokens through the chain, from announced costs and measured round trips."""
         ...
 
     def clock_offset_seconds(self, peer: PeerId) -> float:
-        """The peer's clock minus ours."""
+        """Return the peer's clock minus ours."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SessionEvent:
-    """Something worth knowing about a session, as it happens.
+    """Something that has just happened to a session and that its user may want to know.
 
-    `kind` is one of "opened", "refused" (a peer is full), "queued" (`peer` has the session wait for room; `detail` is
-    its place and the estimate), "waiting" (nobody has some of the blocks; `detail` says which, and for how long it
-    waits), "adopted" (all peers held a part of the prompt), "hop-lost", "rerouted", "relayed",
-    "stalled", "replay" (`peer` is the source of the tokens, None: this client), "rebuilt" and "handed-over" (`peer` is
-    the one that was left).
+    `kind` is one of "opened", "refused" (a peer is full), "queued" (the session waits for room at `peer`; `detail` is
+    its place in the queue and the estimate), "waiting" (no peer serves some of the blocks; `detail` says which, and how
+    long the session waits), "adopted" (all peers held the cache of a part of the prompt), "hop-lost", "rerouted",
+    "relayed", "stalled", "replay" (`peer` is the source of the tokens, None: this client), "rebuilt" and "handed-over"
+    (`peer` is the one that was left).
     """
 
     kind: str
@@ -136,12 +136,12 @@ def _ignore(event: SessionEvent) -> None:
 
 
 OnEvent = Callable[[SessionEvent], None]
-"""Hears of events; called in any thread."""
+"""A listener for events; called from any thread."""
 
 
 @dataclass(frozen=True)
 class SessionConfig:
-    """Shared by the sessions of one model."""
+    """The configuration that all sessions of one model share."""
 
     identity: Identity
     dialer: Dialer
@@ -149,32 +149,32 @@ class SessionConfig:
     model_digest: str
     num_blocks: int
     wire_format: str
-    """That of all links; AUTO: each in the format of the stream that is sent."""
+    """The format on every link; AUTO: on each link, that of the sender's stream."""
     codec: LinkCodec
     swarm_key: SwarmKeyProof | None = None
     relay_always: bool = False
     """Hub-and-spoke: every output comes back through the client."""
     page_names: PageNames | None = None
-    """Names under which peers keep attention caches for later sessions; None: they are not asked to."""
+    """Names under which peers keep attention caches for later sessions; None: peers keep none."""
     min_precision: str | None = None
-    """Only peers that compute at least as precisely as this numeric format."""
+    """Use only peers that compute at least as precisely as this numeric format."""
     patience_seconds: float = PATIENCE_SECONDS
-    """How long a session waits for room, and a running one for peers that are gone to be replaced."""
+    """How long a new session waits for room, and a running one for replacements of peers that are gone."""
     on_event: Callable[[SessionEvent], None] = _ignore
     place: Callable[[], Coordinate | None] = _nowhere
-    """Where this client is, as peers may know it."""
+    """This client's network coordinate, as peers may know it."""
     clock: Callable[[], float] = time.time
     """Unix seconds."""
     timing: ClientTiming = field(default_factory=ClientTiming)
 
 
 class ListenerError(Exception):
-    """A function that is told of events failed; never leaves this module."""
+    """An event listener raised; never leaves this module."""
 
 
 @contextmanager
 def _listeners_code() -> Iterator[None]:
-    """For code of the user's in the network thread: no session ends because of it."""
+    """Run the user's code in the network thread: no session ends because it fails."""
     try:
         yield
     except Exception as error:
@@ -182,7 +182,7 @@ def _listeners_code() -> Iterator[None]:
 
 
 def shielded(on_event: Callable[[SessionEvent], None]) -> Callable[[SessionEvent], None]:
-    """`on_event`, whose failures are in the log and are no session's. Raises UsageError for what is no function."""
+    """Wrap `on_event` so that its failures are logged and fail no session. Raises UsageError if it is not callable."""
     if not callable(on_event):
         raise UsageError(f"on_event is a function that is told of events, not {on_event!r}", hint="Try on_event=print.")
 
@@ -203,7 +203,10 @@ class Hears(Protocol):
 
 
 def heard_by(cache: Hears) -> Callable[[SessionEvent], None]:
-    """Tells a cache of events without keeping it: its session would never end otherwise when nobody refers to it."""
+    """Return a listener that holds `cache` weakly.
+
+    A strong reference would keep the cache, and with it its session, alive after its last user has dropped it.
+    """
     known = weakref.ref(cache)
 
     def hear(event: SessionEvent) -> None:

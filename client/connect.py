@@ -1,4 +1,4 @@
-"""From a checkpoint and some initial peers to a connected swarm, for `from_pretrained`."""
+"""Connects to the swarm that serves a checkpoint, given some initial peers, for `from_pretrained`."""
 
 from __future__ import annotations
 
@@ -62,16 +62,17 @@ def connect(
 ) -> SwarmConnection:
     """Connect to the swarm that serves this checkpoint.
 
-    `initial_peers` are addresses "ID@host:port" of any of its peers; `swarm_key` is the key (or its file) of a private
-    swarm; `wire_format` that of what travels ("auto": each peer sends the dtype of its stream, which changes no value);
-    `identity_path` a key file, made if there is none (default: a new identity that nobody keeps). With `lan` private
-    addresses in records are dialled, too. `push=False` has every output come back through this client. With
-    `prefix_cache` peers are asked to keep the caches of ended sessions for a while, and later sessions of the identity
-    begin with what they hold. `min_precision` ("float32") leaves out peers that compute less precisely, and
-    `allow_peers` all but those ids. A session waits for room for `patience_seconds`. `on_event` hears of repairs and
-    of waiting, in the network thread.
+    `initial_peers` are addresses "ID@host:port" of any of its peers. `swarm_key` is the key (or key file) of a private
+    swarm. `wire_format` is the format of activations on the wire ("auto": each peer sends its stream's own dtype, which
+    changes no value). `identity_path` is a key file, created if missing (default: a new identity, not stored). `lan`
+    allows dialling private addresses in records. `push=False` routes every output back through this client.
+    `prefix_cache` asks peers to keep the attention caches of ended sessions for a while; later sessions of the same
+    identity start from them. `min_precision` ("float32") excludes peers that compute less precisely, `allow_peers` all
+    but the given ids. A session waits for room for at most `patience_seconds`. `on_event` is called with repairs and
+    waits, in the network thread.
 
-    Raises UsageError for a bad argument, PeerUnavailable if no peer answers, WrongKey in a private swarm.
+    Raises UsageError for a bad argument, PeerUnavailable if no peer answers, WrongKey for a private swarm whose key is
+    missing or wrong.
     """
     timing = timing or ClientTiming()
     key = SwarmKey.load(swarm_key) if isinstance(swarm_key, (str, Path)) else swarm_key
@@ -110,14 +111,14 @@ def _dialer(addresses: Sequence[PeerAddress], identity: Identity, key: SwarmKey 
 
 
 def _check_formats(wire_format: str, min_precision: str | None) -> None:
-    """Raises UsageError for what is no format."""
+    """Raise UsageError for an unknown format."""
     if min_precision is not None:
         at_least("float32", min_precision)
     check_wire_format(wire_format)
 
 
 def parsed_peers(initial_peers: str | Sequence[str]) -> list[PeerAddress]:
-    """The addresses in a sequence, or in one text with commas or spaces between them. Raises UsageError."""
+    """Parse addresses from a sequence, or from one string separated by commas or spaces. Raises UsageError."""
     if isinstance(initial_peers, str):
         initial_peers = initial_peers.replace(",", " ").split()
     if not initial_peers:
@@ -129,7 +130,7 @@ def parsed_peers(initial_peers: str | Sequence[str]) -> list[PeerAddress]:
 
 
 def _warn_of_waiting(event: SessionEvent) -> None:
-    """The one event that users want to know of who have not asked: nothing happens for a while."""
+    """Log the one event that users want to know of without having asked: the session waits."""
     if event.kind == "waiting":
         logger.warning("%s", event.detail)
 
@@ -156,12 +157,12 @@ class SwarmConnection:
         wire_format: WireFormat,
         timing: ClientTiming,
     ) -> None:
-        """Make on the loop what belongs to it. Raises what looking at the swarm raises."""
+        """Make the dialer, view and configuration on the loop. Raises what the first look at the swarm raises."""
         self.timing = timing
         self._loop = loop
         self._wire_format = wire_format
         self._leaving: set[Future[None]] = set()
-        """Sessions that have ended here, and not yet at their peers."""
+        """Sessions that have ended here and are being ended at their peers."""
         self._open: weakref.WeakSet[SwarmSession] = weakref.WeakSet()
         self._closed = False
 
@@ -180,7 +181,7 @@ class SwarmConnection:
         self._history = QuoteHistory()
 
     def check_open(self) -> None:
-        """Raises UsageError if the connection is closed, or was made by the process from which this one was forked."""
+        """Raise UsageError if the connection is closed, or was made before this process was forked."""
         self._loop.check()
         if self._closed:
             raise UsageError("the connection to the swarm is closed", hint="Connect again with from_pretrained.")
@@ -192,11 +193,11 @@ class SwarmConnection:
         on_event: Callable[[SessionEvent], None] | None = None,
         blocks: BlockRange | None = None,
     ) -> SwarmSession:
-        """A session that reserves `max_tokens` tokens over all rows; its chain is opened with its first step.
+        """Return a session that reserves `max_tokens` tokens over all rows; its first step opens the chain.
 
-        `blocks`: a part of the model, for hidden states of any origin; peers remember nothing of them. None: all of it.
-        `on_event` hears of this session what the connection's own `on_event` hears of all, in the network thread.
-        Raises UsageError as `check_open`.
+        `blocks` limits it to a part of the model, for hidden states of any origin; peers then keep no prefix pages of
+        it. `on_event` receives this session's events, beside the connection's own listener, in the network thread.
+        Raises UsageError as `check_open` does.
         """
         self.check_open()
         config = self._config
@@ -213,9 +214,9 @@ class SwarmConnection:
         return opened
 
     def quote(self, prompt_tokens: int, new_tokens: int) -> Quote:
-        """The times that a request of one row would take now; an interval comes with the sessions that have ended.
+        """Predict the times of a request of one row that begins now; ended sessions narrow the intervals.
 
-        Raises UsageError as `check_open`; NoChainError, PeerBusy and other SwarmErrors if there is no chain now.
+        Raises UsageError as `check_open` does; NoChainError, PeerBusy and other SwarmErrors if there is no chain now.
         """
         self.check_open()
         request = RequestSpec(prompt_tokens, new_tokens)
@@ -223,18 +224,18 @@ class SwarmConnection:
         return self._history.quote(chain, times)
 
     def _note_times(self, took: SessionTimes, chain: Sequence[tuple[PeerId, BlockRange]]) -> None:
-        """Compare a session that has ended with what is predicted for its chain."""
+        """Compare the times of an ended session with those predicted for its chain."""
         if self._closed or not took.trips or not chain:
             return
         request = RequestSpec(took.prompt_tokens, took.trips + 1)
         try:
             predicted = self._router.predict_request(chain, request)
         except LocalProtocolError:
-            return  # the view has failed, and says so to those who ask it
+            return  # the view has failed, and reports that to its callers
         self._history.add(predicted, took.first_seconds, took.trip_seconds)
 
     def _leave(self, session: ChainSession, confirmed: Sequence[int]) -> None:
-        """End a session at its peers, without waiting for it. In a forked child it is the parent's, and stays."""
+        """End a session at its peers without waiting. Does nothing in a forked child: the session is the parent's."""
         if self._loop.lost:
             return
         leaving = self._loop.submit(session.close(confirmed))
@@ -242,24 +243,24 @@ class SwarmConnection:
         leaving.add_done_callback(self._leaving.discard)
 
     def run(self, work: Coroutine[Any, Any, T], timeout_seconds: float | None = None) -> T:
-        """Run something on the loop that the view belongs to; by default it may take as long as connecting."""
+        """Run `work` on the view's loop and wait for it; the default time-out is that of connecting."""
         return self._loop.run(work, self.timing.connect_seconds if timeout_seconds is None else timeout_seconds)
 
     def close(self) -> None:
-        """Close the connections; sessions that are open are lost, and those that have ended get a moment to leave.
+        """Close the connections. Open sessions are lost; ended ones get a moment to end at their peers, too.
 
-        Idempotent. In a forked child the connections are the parent's, and stay.
+        Idempotent. Does nothing in a forked child: the connections are the parent's.
         """
         if self._begin_closing():
             self._loop.run(self._stop(), self.timing.close_seconds)
 
     def forget(self) -> None:
-        """`close` without waiting, from any thread: for an owner that nobody refers to any more."""
+        """Close without waiting, from any thread: for an owner that is being garbage-collected."""
         if self._begin_closing():
             self._loop.submit(self._stop())
 
     def _begin_closing(self) -> bool:
-        """Whether there is something to close."""
+        """Mark the connection as closed and abort its sessions; return False if there is nothing to close."""
         if self._closed or self._loop.lost:
             return False
         self._closed = True
@@ -282,26 +283,26 @@ class SwarmConnection:
 
 
 class PendingStep:
-    """The answers to a step that is under way."""
+    """The pending answers to a step that is under way."""
 
     def __init__(self, future: Future[bytes], take: Callable[[bytes], torch.Tensor]) -> None:
-        """`take` is called once, in the thread that wants them."""
+        """`take` decodes the answers; it is called once, in the thread that calls `result`."""
         self._future = future
         self._take = take
         self._answers: torch.Tensor | None = None
 
     def done(self) -> bool:
-        """Whether `result` returns, or raises, at once."""
+        """Whether `result` returns or raises without blocking."""
         return self._future.done()
 
     def call_when_done(self, wake: Callable[[], object]) -> None:
-        """Have `wake` called, in any thread; now if they are here."""
+        """Call `wake` when the step is done, in any thread; at once if it is already."""
         self._future.add_done_callback(lambda _: wake())
 
     def result(self) -> torch.Tensor:
-        """(plan.answers, H), packed in the order of `plan.rows`; blocks, and an interrupt cancels the step.
+        """Wait for the answers: (plan.answers, H), packed in the order of `plan.rows`.
 
-        Raises SwarmError.
+        An interrupt cancels the step. Raises SwarmError.
         """
         if self._answers is None:
             try:
@@ -314,7 +315,7 @@ class PendingStep:
 
 
 class SwarmSession:
-    """One session, for the thread that generates: tensors in, tensors out."""
+    """One session, as the generating thread uses it: tensors in, tensors out."""
 
     def __init__(
         self,
@@ -325,7 +326,7 @@ class SwarmSession:
         leave: Callable[[ChainSession, Sequence[int]], None],
         on_end: Callable[[SessionTimes, Sequence[tuple[PeerId, BlockRange]]], None] = lambda took, chain: None,
     ) -> None:
-        """`timeout_seconds` is for each step; `leave` ends the session at its peers, and `on_end` hears its times."""
+        """`timeout_seconds` is for each step; `leave` ends the session at its peers; `on_end` receives its times."""
         self._loop = loop
         self._leave = leave
         self._session = session
@@ -338,11 +339,14 @@ class SwarmSession:
         self._times = SessionTimes()
 
     def run(self, plan: StepPlan, hidden: torch.Tensor) -> torch.Tensor:
-        """(plan.tokens, H) -> (plan.answers, H), packed in the order of `plan.rows`. Raises SwarmError."""
+        """Compute a step: (plan.tokens, H) -> (plan.answers, H), packed in the order of `plan.rows`.
+
+        The answers have the dtype of `hidden`. Raises SwarmError.
+        """
         return self.begin(plan, hidden).result()
 
     def begin(self, plan: StepPlan, hidden: torch.Tensor, *, guessed: bool = False) -> PendingStep:
-        """Send a step behind those under way; see `run`. `guessed`: it has no token of the text."""
+        """Send a step behind those under way, as `run` without waiting. `guessed`: it carries no token of the text."""
         began_at = time.monotonic()
         future = self._loop.submit(self._in_time(self._session.run(plan, self._format.encode(hidden), guessed=guessed)))
         self._pending.add(future)
@@ -364,13 +368,13 @@ class SwarmSession:
             raise DeadlineExceeded(f"no answer within {self._timeout_seconds:.0f} s") from None
 
     def last_trip(self) -> Trip | None:
-        """The times of the last step that came back whole; None if they are not known."""
+        """Return the times of the last answered step of the text; None if they are not known."""
         return self._session.last_trip
 
     def abort(self, confirmed: Sequence[int]) -> None:
-        """Make the pending `run` and all later ones raise SessionLost, and free the peers at once.
+        """Make pending and later steps raise SessionLost, and free the peers at once.
 
-        Of a row only the tokens up to its length in `confirmed` may be remembered.
+        `confirmed`: the length of each row up to which peers may keep its attention cache.
         """
         self._aborted = True
         for future in tuple(self._pending):
@@ -383,11 +387,11 @@ class SwarmSession:
         return self._session.answered_steps
 
     def report(self, since: int = 0) -> ChainReport:
-        """Where the time of the last steps went, per hop, without the first `since` answers; also when closed."""
+        """Report where the time of the latest steps went, per hop, without the first `since`; also when closed."""
         return self._session.report(since)
 
     def close(self, confirmed: Sequence[int]) -> None:
-        """Free what the peers hold, as `abort` does. Never raises; idempotent."""
+        """End the session and free what the peers hold; `confirmed` as for `abort`. Never raises; idempotent."""
         if self._closed:
             return
         self._closed = True

@@ -1,4 +1,4 @@
-"""A peer may say anything: an error in reading it concerns that peer, and nobody else."""
+"""Contains errors in what a peer sends: a peer may send anything, and a fault in it is that peer's alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def blamed_on(peer: object) -> Iterator[None]:
-    """Make RemoteProtocolError, with a line in the log, of an error that is not expected in reading what `peer` said.
+    """Log an unexpected error in reading what `peer` sent, and raise it as RemoteProtocolError.
 
-    The codecs refuse what they can tell is wrong; this is for the rest. `peer` is named by its `str`.
+    The codecs refuse what they recognise as wrong; this catches the rest. `peer` is named by its `str`.
     """
     try:
         yield
@@ -27,5 +27,5 @@ def blamed_on(peer: object) -> Iterator[None]:
 
 
 def is_silence(error: SwarmError) -> bool:
-    """Whether a peer was lost in a way that a dead connection, or this machine's own network, explains as well."""
+    """Return whether a dead connection, or a failure of this machine's own network, would explain the error as well."""
     return type(error) in (PeerUnavailable, DeadlineExceeded, SessionLost)

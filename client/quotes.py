@@ -1,13 +1,13 @@
-"""Quotes: what a request is likely to take, before it begins, and how far earlier quotes were off.
+"""Quotes: the time that a request is likely to take, predicted before it begins, and how accurate predictions were.
 
-The expected times follow from what peers announce and what was measured of the network.  How far they are off depends
-on what neither tells: other sessions, narrow lines, this machine.  So the interval comes from the sessions that have
-ended: a quote is off by as much as the predictions for them were.
+The expected times follow from the peers' announced costs and the measured network.  Their error depends on what neither
+of these shows: other sessions, slow links, this machine.  So the intervals come from the sessions that have ended: the
+next prediction is expected to be off by as much as theirs were.
 
-Where the load changes the next session is not like the last ones, and such an interval is too narrow.  So each outcome
-is also held against the interval that those before it gave, and after a miss the next intervals are a little wider,
-after a hit a very little narrower: in the long run as many outcomes are missed as should be, whatever the load does
-(adaptive conformal inference, Gibbs and Candes, 2021).
+When the load changes, the next session does not resemble the previous ones, and such an interval is too narrow.  So
+each outcome is compared with the interval that the outcomes before it gave; a miss makes later intervals a little
+wider, a hit very slightly narrower.  In the long run the intended share of outcomes falls outside, however the load
+changes (adaptive conformal inference, Gibbs and Candes, 2021).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from ..routing.route.predict import PredictedRequest
 from ..routing.swarm import BlockRange, PeerId
 
 MAX_SESSIONS = 64
-"""Sessions that are remembered."""
+"""The number of ended sessions that are remembered."""
 LEAST_SESSIONS = 4
-"""Sessions before which nothing is said about how far a quote may be off."""
+"""Intervals are unbounded before this many sessions have ended."""
 CONFIDENCE = 0.9
-"""The share of requests that should end up inside the interval, as soon as there are enough sessions to tell."""
+"""The share of requests that should fall inside the interval, once enough sessions have ended to tell."""
 CORRECTION_STEP = 0.05
-"""How much of a miss goes into the next intervals. Twice or half of it hits about as many."""
+"""Step size of the correction after each outcome. Doubling or halving it changes the share of hits little."""
 MOST_CORRECTION = 0.2
-"""Bound of the correction of the share that is missed, so that a bad hour is forgotten after dozens of sessions."""
+"""Bound on the correction of the missed share, so that a bad hour is forgotten after dozens of sessions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,38 +48,38 @@ class Estimate:
 
     @property
     def inverse(self) -> Estimate:
-        """Tokens per second, from seconds per token."""
+        """The estimate of 1/x: tokens per second from seconds per token."""
         return Estimate(*(1 / x if x > 0 else math.inf for x in (self.expected, self.high, self.low)))
 
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """The times that a request of one row would get now. Nothing is reserved: the next moment may be another one."""
+    """The times that a request of one row would take if it began now. Nothing is reserved for it."""
 
     chain: tuple[tuple[PeerId, BlockRange], ...]
     wait_seconds: float
-    """Until there is room, as peers announce."""
+    """Until there is room, as the peers announce."""
     first_token_seconds: Estimate
-    """From the call to the first token, without the wait."""
+    """From the call to the first token, without the wait for room."""
     tokens_per_second: Estimate
-    """Speed of the tokens after it, without guessing ahead, which makes it more."""
+    """Speed after the first token, without guessing ahead, which can only raise it."""
     sessions: int
-    """Ended sessions that the intervals come from; with less than LEAST_SESSIONS they say nothing."""
+    """The number of ended sessions behind the intervals; below LEAST_SESSIONS the intervals are unbounded."""
     confidence: float
-    """The share of requests that the intervals are made for."""
+    """The share of requests that should fall inside the intervals."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionTimes:
-    """The times of one session's steps: of its first one, and from one step of one token per row to the next."""
+    """The measured times of one session: its first step, and its decode steps (one token per row)."""
 
     prompt_tokens: int = 0
-    """Tokens of the first step, which waits for room and opens the chain as well."""
+    """Tokens of the first step, which also waits for room and opens the chain."""
     first_seconds: float = 0.0
     trips: int = 0
-    """Steps of one token per row that followed another step at once."""
+    """The number of decode steps."""
     total_seconds: float = 0.0
-    """From the ends of the steps before these to their ends: with what the client computes between them."""
+    """Sum over the decode steps of the time since the step before ended, including the client's computing between."""
     last_at: float = 0.0
     """When the last step ended."""
 
@@ -88,7 +88,7 @@ class SessionTimes:
         return self.total_seconds / self.trips if self.trips else 0.0
 
     def after(self, plan: StepPlan, began_at: float, ended_at: float, *, guessed: bool = False) -> SessionTimes:
-        """The times with one more step, by any clock; `guessed`: it has no token of the text."""
+        """Return the times with one more step added, by any clock; `guessed`: it carries no token of the text."""
         if not self.prompt_tokens:
             return SessionTimes(plan.tokens, ended_at - began_at, last_at=ended_at)
         if guessed or plan.tokens != len(plan.rows):  # a prompt, or guesses
@@ -98,14 +98,14 @@ class SessionTimes:
 
 
 class Quoting(Protocol):
-    """A swarm that says what a request would take."""
+    """A swarm that predicts the times of a request."""
 
     def quote(self, prompt_tokens: int, new_tokens: int) -> Quote:
-        """The times that a request of one row would take now. Raises SwarmError."""
+        """Predict the times of a request of one row that begins now. Raises SwarmError."""
 
 
 class Ratios:
-    """How many times the predicted time it took, of the last sessions, and how well their intervals did."""
+    """The ratios of observed to predicted time of the latest sessions, and the correction of their intervals."""
 
     def __init__(self) -> None:
         self._ratios: deque[float] = deque(maxlen=MAX_SESSIONS)
@@ -115,7 +115,7 @@ class Ratios:
         return len(self._ratios)
 
     def add(self, ratio: float) -> None:
-        """Note an outcome, and whether the interval before it was wide enough."""
+        """Add an outcome, and correct the next intervals by whether the previous one contained it."""
         if (count := len(self._ratios)) >= LEAST_SESSIONS:
             missed = float(ratio not in self.estimate(1.0))
             correction = self._correction + CORRECTION_STEP * (1 - reached_confidence(count) - missed)
@@ -123,12 +123,12 @@ class Ratios:
         self._ratios.append(ratio)
 
     def estimate(self, predicted: float) -> Estimate:
-        """A time for which `predicted` was predicted."""
+        """Estimate a time from its prediction; see the function `estimate`."""
         return estimate(predicted, self._ratios, self._correction)
 
 
 class QuoteHistory:
-    """The outcomes of the last sessions. Written and read in any thread."""
+    """The outcomes of the latest sessions. Thread-safe."""
 
     def __init__(self) -> None:
         self._first_token = Ratios()
@@ -136,14 +136,14 @@ class QuoteHistory:
         self._turn = threading.Lock()
 
     def add(self, predicted: PredictedRequest, first_token_seconds: float, token_seconds: float) -> None:
-        """Note what a session took; one without a prediction is left out."""
+        """Add the measured times of a session, unless nothing was predicted for it."""
         if predicted.first_token_seconds > 0 and predicted.token_seconds > 0:
             with self._turn:
                 self._first_token.add(first_token_seconds / predicted.first_token_seconds)
                 self._token.add(token_seconds / predicted.token_seconds)
 
     def quote(self, chain: Sequence[tuple[PeerId, BlockRange]], predicted: PredictedRequest) -> Quote:
-        """The quote for a request for which these times are predicted."""
+        """Return the quote for a request on `chain` whose times are predicted."""
         with self._turn:
             first = self._first_token.estimate(predicted.first_token_seconds)
             token = self._token.estimate(predicted.token_seconds)
@@ -152,12 +152,12 @@ class QuoteHistory:
 
 
 def estimate(predicted: float, ratios: Collection[float], correction: float = 0.0) -> Estimate:
-    """A time for which `predicted` was predicted, where the earlier ones came out as `ratios` of their predictions.
+    """Estimate a time from its prediction and the `ratios` of observed to predicted time of earlier sessions.
 
-    If the next one is like the others, it lies between the k-th smallest and the k-th largest of m with a probability
-    of 1 - 2k / (m + 1): the largest k that leaves CONFIDENCE is taken, or the first.  `correction` is added to the
-    share that this misses; where the first and the last are not far enough apart, the interval goes on beyond them by
-    as many times their distance from the middle, in logarithms.
+    If the next ratio is exchangeable with the m earlier ones, it lies between the k-th smallest and the k-th largest
+    with probability 1 - 2k / (m + 1); k is the largest that keeps CONFIDENCE, and at least 1.  `correction` is added to
+    the missed share 2k / (m + 1).  Where that asks for a rank below 1, the interval is extended beyond the smallest and
+    the largest ratio, in proportion to their distance from the median on a logarithmic scale.  O(m log m).
     """
     count = len(ratios)
     if count < LEAST_SESSIONS:
@@ -172,7 +172,7 @@ def estimate(predicted: float, ratios: Collection[float], correction: float = 0.
 
 
 def reached_confidence(count: int) -> float:
-    """The share of requests inside the interval that `estimate` makes of so few outcomes."""
+    """Return the share of requests inside the uncorrected interval that `estimate` makes of `count` outcomes."""
     return 1 - 2 * _rank(count) / (count + 1) if count >= LEAST_SESSIONS else 1.0
 
 

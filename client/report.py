@@ -1,4 +1,4 @@
-"""Where a request's time went, as users read it: per hop of its chain, and per step; and what guessing brought."""
+"""Reports for users: where a request's time went, per hop and per step, and how well guessing ahead did."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..routing.trust import Evidence
 
 @dataclass(frozen=True, slots=True)
 class HopReport:
-    """Mean seconds per step on one hop; `network_seconds` is the way from the node before it."""
+    """Mean seconds per step on one hop; `network_seconds` is the trip from the previous node to it."""
 
     peer: PeerId
     blocks: BlockRange
@@ -21,27 +21,27 @@ class HopReport:
     numeric_format: str = ""
     """The format that the peer announces to compute in."""
     weights: Evidence = Evidence.UNOPPOSED
-    """Why the weights that the peer announces are believed."""
+    """Why the client believes the weights that the peer announces."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChainReport:
-    """Mean seconds per step, over the last steps that went through the whole of the present chain."""
+    """Mean seconds per step, over the latest steps that went through the whole of the present chain."""
 
     chain: tuple[tuple[PeerId, BlockRange], ...] = ()
-    """The peers in use, and the blocks each computes; of a request that has ended, those used last."""
+    """The peers in use and the blocks that each computes; after the request has ended, those used last."""
     hops: tuple[HopReport, ...] = ()
     """Empty before the first answer of this chain."""
     return_seconds: float = 0.0
-    """The way from the last hop back to the client."""
+    """The trip from the last hop back to the client."""
     step_seconds: float = 0.0
-    """The whole step, as the client saw it."""
+    """The whole step, as the client measured it."""
     steps: int = 0
-    """The number of steps that the means are of."""
+    """The number of steps in the means."""
     gap_seconds: float = 0.0
-    """How much sooner the request may have been done on another chain, as predicted when this one was chosen.
+    """Upper bound on how much faster another chain might have been, as predicted when this one was chosen.
 
-    0: it was proven to be the best. More: the search for it ended with its budget; infinite if nothing is known.
+    0: this chain was proven to be the best. Above 0: the search ended with its budget; infinite without any bound.
     """
 
     @property
@@ -55,21 +55,21 @@ class Trip:
     """The times of one step, from the client through all peers and back."""
 
     tokens: int
-    """The rows that were computed."""
+    """The number of tokens that were computed."""
     seconds: float
-    """The whole of it, as the client saw it."""
+    """The whole trip, as the client measured it."""
     queue_seconds: float
-    """Summed over the peers: until the computation began."""
+    """Time until the computation began, summed over the peers."""
     compute_seconds: float
     """Summed over the peers."""
     row_seconds: float = 0.0
-    """By which a further row makes such a step longer, as the peers announce."""
+    """How much one more token lengthens such a step, by the costs that the peers announce."""
     crowded: bool = False
     """Whether a peer said that the texts of other sessions need its time."""
 
     @property
     def network_seconds(self) -> float:
-        """The rest: the way there, from peer to peer, and back."""
+        """The remaining time: to the first peer, between peers, and back."""
         return max(0.0, self.seconds - self.queue_seconds - self.compute_seconds)
 
 
@@ -79,53 +79,53 @@ class DraftReport:
 
     drafter: str
     guessed: int
-    """Tokens that were guessed, and computed by the peers."""
+    """Guessed tokens that the peers computed."""
     right: int
-    """Those that came."""
+    """Guessed tokens that became part of the text."""
 
     @property
     def acceptance(self) -> float:
-        """The share of its guesses that were right; 0 of none."""
+        """The share of guesses that were right; 0 if there were none."""
         return self.right / self.guessed if self.guessed else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class GuessReport:
-    """The trips of a text, and what guessing ahead brought."""
+    """The trips of a text, and how well guessing ahead did."""
 
     setting: str = "off"
     """"auto", "off", or the number of guesses per trip."""
     trips: int = 0
-    """Steps along the chain that carried a token of the text; guesses may have travelled in them, too."""
+    """Steps along the chain that carried a token of the text, with or without guesses behind it."""
     tokens: int = 0
-    """Tokens that were really fed, the prompt's included."""
+    """Confirmed tokens that were fed to the model, including the prompt's."""
     forwards: int = 0
-    """Forwards of the model; without guesses each is a trip."""
+    """Forward passes of the model; without guesses each is a trip."""
     drafts: tuple[DraftReport, ...] = ()
     guess_steps: int = 0
-    """Further steps, with guessed tokens only, sent while the text waited for another one or needed none."""
+    """Additional steps of guessed tokens only, sent while the text waited for another step or needed none."""
 
     @property
     def guessed(self) -> int:
-        """Guessed tokens that peers computed."""
+        """Guessed tokens that the peers computed, over all drafters."""
         return sum(draft.guessed for draft in self.drafts)
 
     @property
     def right(self) -> int:
-        """Guessed tokens that came."""
+        """Guessed tokens that became part of the text, over all drafters."""
         return sum(draft.right for draft in self.drafts)
 
     @property
     def forwards_per_trip(self) -> float:
-        """Without an assistant or prompt look-up the tokens per trip; 0 before the first trip."""
+        """Tokens per trip, unless an assistant or prompt look-up is used; 0 before the first trip."""
         return self.forwards / self.trips if self.trips else 0.0
 
     def tokens_per_trip(self, new_tokens: int) -> float:
-        """New tokens per trip, of a text that has this many; 0 before the first trip."""
+        """Return the new tokens per trip of a text with `new_tokens` new tokens; 0 before the first trip."""
         return new_tokens / self.trips if self.trips else 0.0
 
     def plus(self, other: GuessReport) -> GuessReport:
-        """Both together, of the calls of one request; `other` is the later one, and may have another setting."""
+        """Return the sum of two calls of one request; `other` is the later one, and its setting is kept."""
         names = dict.fromkeys(draft.drafter for report in (self, other) for draft in report.drafts)
         counts = {name: [each for each in (*self.drafts, *other.drafts) if each.drafter == name] for name in names}
         drafts = tuple(
@@ -142,7 +142,7 @@ class GuessReport:
         )
 
     def as_json(self, new_tokens: int) -> dict[str, Any]:
-        """For a text with this many new tokens, as commands and the endpoint tell it."""
+        """Return the report of a text with `new_tokens` new tokens, as the commands and the endpoint show it."""
         return {
             "setting": self.setting,
             "trips": self.trips,
