@@ -1,1 +1,1 @@
-"""The model that users see: transformers' own `generate`, with the blocks at the peers."""
+"""The model that users call: transformers' own `generate`, with the blocks at the peers."""

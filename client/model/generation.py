@@ -1,7 +1,7 @@
-"""One call of `generate`: what happened in it, where its time went, and how another thread stops it.
+"""One call of `generate`: its events, where its time went, and how another thread stops it.
 
 A model may be used by several threads and tasks at once.  Each call has a `Generation` of its own; the last one of a
-model is kept per context (`contextvars`), so a thread or task that asks for it gets its own.
+model is kept per context (`contextvars`), so each thread or task sees its own.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ ONE_PLAIN_TEXT: Mapping[str, Any] = {
     "output_attentions": False,
     "output_hidden_states": False,
 }
-"""Arguments of `generate` for callers that can use a single text only: a model's own settings may ask for several, or
-for an object in place of one."""
+"""Arguments of `generate` for callers that need a single text as a tensor: a model's own generation config may ask for
+several texts, or for an output object."""
 
 
 class Cancellation:
-    """Stops a call of `generate` from another thread: its pending step fails, and it stops before the next one."""
+    """Stops a call of `generate` from another thread: its pending step fails, and no further one begins."""
 
     def __init__(self) -> None:
         self.requested = threading.Event()
@@ -39,7 +39,7 @@ class Cancellation:
         self._caches: weakref.WeakSet[SwarmCache] = weakref.WeakSet()
 
     def add(self, cache: SwarmCache) -> None:
-        """Have `cache` aborted by a request, or now if there was one."""
+        """Abort `cache` when the call is cancelled; at once if it has been already."""
         with self._lock:
             self._caches.add(cache)
             requested = self.requested.is_set()
@@ -47,7 +47,7 @@ class Cancellation:
             cache.abort()
 
     def request(self) -> None:
-        """Stop the call. Does not wait for it."""
+        """Stop the call without waiting for it."""
         with self._lock:
             self.requested.set()
             caches = list(self._caches)
@@ -56,25 +56,25 @@ class Cancellation:
 
 
 class Generation:
-    """One call of `generate`. Its events and its report can be read in any thread, also while it runs."""
+    """One call of `generate`. Its events and its report can be read from any thread, also while it runs."""
 
     def __init__(self, cancellation: Cancellation | None = None) -> None:
         """A call within another one (of an assistant model, say) is cancelled together with it."""
         self.outer: Generation | None = current_generation()
-        """The call within which this one runs."""
+        """The call inside which this one runs."""
         inherited = self.outer.cancellation if self.outer is not None else None
         self.cancellation: Cancellation | None = cancellation or inherited
         self.assisted = False
-        """Whether an assistant model, or a prompt look-up, guesses tokens ahead."""
+        """Whether `generate` itself guesses ahead, by an assistant model or prompt look-up."""
         self.longest = 0
-        """Most tokens that a row of the call may have."""
+        """The most tokens that a row of the call may have."""
         self.finished = False
         self._events: list[SessionEvent] = []
         self._cache: SwarmCache | None = None
         self._own_caches: weakref.WeakSet[SwarmCache] = weakref.WeakSet()
         self._report = ChainReport()
         self.row_ends: RowEnds | None = None
-        """Where the rows of the batch ended, once it is being generated; also afterwards."""
+        """Where the rows of the batch ended; set once the call generates, and kept after it."""
         self._guesses = GuessReport()
 
     @property
@@ -90,13 +90,13 @@ class Generation:
 
     @property
     def guesses(self) -> GuessReport:
-        """The trips of this call, and what guessing ahead brought."""
+        """The trips of this call, and how well guessing ahead did."""
         cache = self._cache
         guesses = cache.guesses if cache is not None else None
         return guesses.guesser.report() if guesses is not None else self._guesses
 
     def use(self, cache: SwarmCache, longest: int) -> None:
-        """Compute with `cache` from now on, rows of at most `longest` tokens."""
+        """Make `cache` the cache of this call, whose rows have at most `longest` tokens."""
         cache.begin_use(self._events.append)
         if cache.guesses is not None:
             cache.guesses.guesser.begin_use()
@@ -106,7 +106,7 @@ class Generation:
             self.cancellation.add(cache)
 
     def own(self, cache: SwarmCache) -> None:
-        """Release `cache` at the end of the call; of a call within another one, at the end of that."""
+        """Release `cache` at the end of this call, or of the outermost one if it runs inside others."""
         if self.outer is not None:
             self.outer.own(cache)
             return
@@ -123,11 +123,11 @@ class Generation:
             yield
         finally:
             _current.reset(token)
-            note_last(model, self)  # calls within this one have ended before
+            note_last(model, self)  # calls inside this one have replaced it meanwhile
             self._finish()
 
     def _finish(self) -> None:
-        """Close the cache, and keep of it the report only: it holds the inputs of the whole text."""
+        """Close the cache and keep only its reports: the cache holds the inputs of the whole text."""
         cache = self._cache
         if cache is not None:
             self._report = cache.report()
@@ -144,16 +144,16 @@ _current: contextvars.ContextVar[Generation | None] = contextvars.ContextVar("bl
 _last: contextvars.ContextVar[weakref.WeakKeyDictionary[Any, Generation] | None] = contextvars.ContextVar(
     "blockswarm_last_generations", default=None
 )
-"""By model; replaced and never changed, because contexts are copied for new tasks and threads."""
+"""By model; replaced and never mutated, because new tasks and threads copy the context."""
 
 
 def current_generation() -> Generation | None:
-    """The innermost call of `generate` that is running in this thread or task."""
+    """Return the innermost call of `generate` that is running in this thread or task."""
     return _current.get()
 
 
 def last_generation(model: Any) -> Generation | None:
-    """The last call of the model's `generate` in this thread or task; None if there was none through a swarm."""
+    """Return the last call of `generate` on `model` in this thread or task; None if there was none."""
     known = _last.get()
     return known.get(model) if known is not None else None
 

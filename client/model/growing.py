@@ -1,9 +1,10 @@
-"""A cache that may be handed back to the model: it begins another session, with more room, where it outgrows its own.
+"""A cache that may be passed to the model again: it begins a new, larger session when it outgrows its own.
 
-`generate` knows how long a text may become and reserves that.  A forward on its own does not: it is a session of one
-step.  Loops that hand a returned cache back (guidance, an assistant that is the model itself, one's own) go on with it,
-so the inputs of the blocks are kept here as long as the cache is, and computed again in a new session when the former
-one has ended or has no room.  Room is doubled each time, so that a token is computed twice on average, at most.
+`generate` knows how long a text may become and reserves that.  A direct forward does not: it is a session of one step.
+Loops that pass a returned cache back (guidance, an assistant that is the model itself, the caller's own) continue it.
+So this cache keeps the inputs of the blocks for as long as it lives, and computes them again in a new session when the
+previous one has ended or is full.  The room doubles each time, so the tokens computed again are at most about as many
+as those of the text.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from .remote import SessionFactory, SwarmCache
 
 
 class GrowingCache(SwarmCache):
-    """A cache whose session has room for `max_tokens` tokens in `max_rows` rows, and another one for more.
+    """A cache whose first session has room for `max_tokens` tokens in `max_rows` rows; later ones have more.
 
-    With `briefly` the first session ends with its first step. `later_tokens` is the least room of the next ones. After
-    `release` the cache may be used again.
+    With `briefly` the first session ends after its first step. `later_tokens` is the least room of later sessions. The
+    cache stays usable after `release`.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class GrowingCache(SwarmCache):
         return output
 
     def _from_the_beginning(self, inputs: ForwardInputs, everything: torch.Tensor, count: int) -> BatchStep:
-        """The step that computes all columns in a new session, for the answers to the last `count`."""
+        """Return the step that computes all columns in a new session and answers the last `count` of them."""
         ids = inputs.input_ids
         if ids is not None and self.columns:
             ids = torch.cat([self.input_ids(), ids.cpu()], dim=1)
@@ -81,11 +82,11 @@ class GrowingCache(SwarmCache):
             self._rows = rows
 
     def _in_session(self) -> bool:
-        """Whether the session has what was computed so far."""
+        """Whether the session holds everything that was computed so far."""
         return self._runner is not None or not self._rows.table.lengths
 
     def _make_room(self, table: RowTable) -> None:
-        """End the session, so that the next step begins one in which `table` fits."""
+        """End the session, so that the next step begins one with room for `table`."""
         begun = bool(self._rows.table.lengths)
         self._end_session()
         if begun:

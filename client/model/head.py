@@ -1,14 +1,12 @@
-"""A head and an embedding that are stored in 16 bits, held in 16 bits, and a head in int8 for those who ask for one.
+"""Keeps a 16-bit head and embedding in 16 bits, and a head in int8 on request: the head is most of a client's compute.
 
-The head is most of what a client computes.
+16-bit weights are widened to float32 in registers: half the bytes are read per token, and no weight changes.  Sums are
+added in another order than torch's, so a logit may differ in its last bits, as it does between two processors.  Where
+embedding and head are tied, the embedding reads its rows from the packed matrix.
 
-The numbers are widened in registers: half of the bytes are read for every token, and none is another number.  A sum is
-added up in another order than torch's, so a logit may differ in its last bits, as it does between two processors.
-Where embedding and head are one matrix, the embedding's rows are read from the packed one.
-
-A head in int8 rounds its weights and, without the extra `fast`, its input to 15 or 13 bits; what the peers are sent is
-the exact embedding's.  A row's logits are the same, bit for bit, among any others, so guesses are judged by the very
-logits of a text without them.
+An int8 head rounds its weights and, without the extra `fast`, its input to 15 or 13 bits; the peers still get exact
+embeddings.  A row's logits do not depend, to the bit, on the rows that are computed with it, so guesses are judged by
+the same logits that the text has without them.
 """
 
 from __future__ import annotations
@@ -33,22 +31,22 @@ logger = logging.getLogger(__name__)
 TryForms = Callable[[int, int, str, tuple[Packing, ...]], Mapping[Packing, Trial]]
 """As `proto.weights.trials.tried`."""
 FEWEST_ELEMENTS = 1 << 20
-"""Smaller heads stay in caches: nothing is compiled and tried for them."""
+"""Smaller heads fit into the processor's caches, so no form is compiled and tried for them."""
 _EXACT_HINT = 'Leave out --head int8 (head="int8").'
 _AT_ONCE = 1024
-"""Rows of an embedding that are compared at a time."""
+"""The number of embedding rows compared at a time."""
 
 
 @torch.no_grad()
 def pack_head(
     model: PreTrainedModel, stored: Collection[str], try_forms: TryForms, fewest_elements: int = FEWEST_ELEMENTS
 ) -> None:
-    """Hold the head of `model`, and its embedding, in 16 bits where that keeps their numbers and is the fastest here.
+    """Keep the head of `model`, and its embedding, in 16 bits where that is exact and the fastest form on this machine.
 
-    `stored`: the dtypes of the checkpoint's matrices, as safetensors calls them ("BF16"). Changes nothing for those of
-    32 bits, whose compiled product gains nothing with the one row that a client mostly computes; where the extra `fast`
-    is not installed; for a part in another dtype than float32; for a small head, or one that is more than a linear;
-    and if it shares its weight with anything but a plain embedding.
+    `stored`: the dtypes of the checkpoint's matrices, by safetensors' names ("BF16"). Changes nothing for 32-bit
+    matrices, whose compiled product gains nothing for the single row that a client mostly computes; without the extra
+    `fast`; for ends in a dtype other than float32; for a head that is small or not a plain linear; and if the head's
+    weight is tied to anything but a plain embedding.
     """
     head: Any = model.get_output_embeddings()
     form = compiled_rows(stored)
@@ -64,7 +62,7 @@ def pack_head(
     _replace(model, head, PackedHead(matrix, head, head.weight.dtype, "float32"))
     embedding: Any = model.get_input_embeddings()
     is_shared = embedding in sharing
-    del head, sharing  # the weight is let go before an embedding of its own is looked at
+    del head, sharing  # free the weight before a separate embedding is narrowed
     if is_shared:
         _replace(model, embedding, NarrowEmbedding(matrix.weights_of, *shape))
     elif type(embedding) is nn.Embedding and _is_plain(embedding):
@@ -74,10 +72,10 @@ def pack_head(
 
 @torch.no_grad()
 def round_head(model: PreTrainedModel, stored: Collection[str], try_forms: TryForms) -> None:
-    """Hold the head of `model` in int8, in the form that is the fastest here of those whose products are right.
+    """Hold the head of `model` in int8, in the fastest form on this machine that computes correct products.
 
-    `stored` and `try_forms` as for `pack_head`. The embedding keeps its numbers, in 16 bits if it was stored so. Raises
-    UsageError for a head that is more than a linear, and where this machine computes no int8 products.
+    `stored` and `try_forms` as for `pack_head`. The embedding stays exact, in 16 bits if it was stored so. Raises
+    UsageError for a head that is not a plain linear, and where this machine cannot compute int8 products.
     """
     head: Any = model.get_output_embeddings()
     if type(head) is not nn.Linear:
@@ -96,7 +94,7 @@ def round_head(model: PreTrainedModel, stored: Collection[str], try_forms: TryFo
 
 
 class _Narrow(nn.Module):
-    """Stands where a weight was; families ask weights for the dtype of what passes through."""
+    """Has an empty `weight` of the right dtype: families take the dtype of activations from weights."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -104,10 +102,10 @@ class _Narrow(nn.Module):
 
 
 class PackedHead(_Narrow):
-    """Stands where a model had its head."""
+    """Replaces a model's head."""
 
     def __init__(self, matrix: PackedMatrix, head: nn.Linear, dtype: torch.dtype, numeric_format: str) -> None:
-        """`matrix` has the weight of `head`, which is let go; `numeric_format` as peers announce theirs."""
+        """`matrix` holds the weight of `head`, which is not kept; `numeric_format` as peers announce theirs."""
         super().__init__(dtype)
         self.out_features, self.in_features = head.out_features, head.in_features
         self.bias = head.bias
@@ -115,7 +113,7 @@ class PackedHead(_Narrow):
         self._matrix = matrix
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(..., H) -> (..., vocabulary). The matrix stays in this machine's memory, wherever the model has moved."""
+        """(..., H) -> (..., vocabulary), on the input's device. The matrix stays in host memory if the model moves."""
         rows = hidden_states.reshape(-1, self.in_features)
         product = self._matrix.multiply(rows.cpu()).to(rows.device)
         output = product.view(*hidden_states.shape[:-1], self.out_features)
@@ -123,16 +121,16 @@ class PackedHead(_Narrow):
 
 
 class NarrowEmbedding(_Narrow):
-    """Stands where a model had a plain embedding, whose very numbers it gives."""
+    """Replaces a model's plain embedding, with exactly the same values."""
 
     def __init__(self, rows_of: Callable[[torch.Tensor], torch.Tensor], count: int, width: int) -> None:
-        """`rows_of`: ids (...) -> their rows (..., `width`)."""
+        """`rows_of` maps ids (...) to their rows (..., `width`)."""
         super().__init__()
         self.num_embeddings, self.embedding_dim = count, width
         self._rows_of = rows_of
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(...) -> (..., H). Raises UsageError for an id without a row, where an index would count from the end."""
+        """(...) -> (..., H). Raises UsageError for an id without a row; indexing would wrap negative ids silently."""
         refuse_unknown_tokens(input, self.num_embeddings)
         return self._rows_of(input.cpu()).to(input.device, self.weight.dtype)
 
@@ -142,7 +140,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _narrow(model: nn.Module, embedding: nn.Embedding, stored: Collection[str]) -> None:
-    """Hold an embedding in 16 bits if it was stored so, and that keeps its numbers."""
+    """Keep an embedding in 16 bits if it was stored so and the conversion is exact."""
     narrow_dtypes = {"BF16": torch.bfloat16, "F16": torch.float16}
     dtype = narrow_dtypes.get(next(iter(stored))) if len(stored) == 1 else None
     if dtype is None:

@@ -1,6 +1,6 @@
-"""From a checkpoint to a model with the swarm in the place of its blocks, connected to that swarm.
+"""Loads a checkpoint as a model with the swarm in place of its blocks, and connects it to that swarm.
 
-Only the tensors outside the blocks are read, and from a hub only those are fetched.
+Only the tensors outside the blocks are read, or fetched from a hub.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class AutoSwarmModelForCausalLM:
-    """Makes models whose blocks are in a swarm; like transformers' Auto classes it has no instances."""
+    """Loads models whose blocks are in a swarm; like transformers' Auto classes it is not instantiated."""
 
     @staticmethod
     def from_pretrained(
@@ -54,18 +54,18 @@ class AutoSwarmModelForCausalLM:
         head: str = HeadForm.AUTO,
         **connect_options: Any,
     ) -> SwarmModel:
-        """The model of a local folder or a hub's "owner/name", computed by the swarm that `initial_peers` belong to.
+        """Load a model from a local folder or a hub's "owner/name", and connect it to the swarm of `initial_peers`.
 
-        Reads, and from a hub fetches, only the tensors outside the blocks. `dtype` is that of this machine's part.
-        `guess`: how many tokens are guessed ahead, "auto", "off" or a number (`SwarmModel.guess`). `draft`: a small
-        model with the same tokenizer that runs on this machine and guesses, too: a folder, a hub's name, or loaded.
-        `head`: "auto", in the fastest form of its numbers here, "plain", as torch has it, or "int8", rounded: a fourth
-        of the bytes is read for a token, and one likeliest token in some hundreds is another one.
+        Reads (or fetches from a hub) only the tensors outside the blocks. `dtype` is that of this machine's part.
+        `guess`: how many tokens to guess ahead, "auto", "off" or a number (see `SwarmModel.guess`). `draft`: a small
+        model with the same tokenizer that guesses on this machine: a folder, a hub's name, or a loaded model. `head`:
+        "auto" (the fastest exact form on this machine), "plain" (torch's own linear) or "int8" (rounded: it reads a
+        quarter of the bytes per token, and changes the likeliest token about once in several hundred).
         The other options are those of `blockswarm.client.connect.connect`. Raises SwarmError.
         """
         from ..connect import connect, parsed_peers  # brings grpc and the directory
 
-        # Whatever can be refused is refused before anything is read, and in a forked child.
+        # Check all that can be checked, including for a forked child, before anything is read.
         background_loop()
         guess, head_form = checked_setting(guess), HeadForm.parse(head)
         parsed_peers(initial_peers)
@@ -94,11 +94,11 @@ _HINTS = {
     "load_in_8bit": _FORMATS,
     "load_in_4bit": _FORMATS,
 }
-"""Arguments of transformers' from_pretrained, and what to do instead."""
+"""Hints for arguments of transformers' from_pretrained that do not exist here."""
 
 
 def _refuse_foreign(options: dict[str, Any], known: Container[str]) -> None:
-    """Drop the arguments that mean nothing here, with a word in the log. Raises UsageError for others."""
+    """Drop arguments that have no meaning here, with a warning. Raises UsageError for other unknown ones."""
     for name in [name for name in options if name not in known]:
         value = options.pop(name)
         if name in _IGNORED:
@@ -109,7 +109,7 @@ def _refuse_foreign(options: dict[str, Any], known: Container[str]) -> None:
 
 
 def _dtype(given: torch.dtype | str) -> torch.dtype:
-    """A dtype, or its name ("bfloat16", "auto": float32). Raises UsageError."""
+    """Parse a dtype or its name ("bfloat16"; "auto" is float32). Raises UsageError."""
     found = torch.float32 if given == "auto" else getattr(torch, given, None) if isinstance(given, str) else given
     if not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise UsageError(f"{given!r} is no dtype for the embedding and the head", hint="Use torch.float32.")
@@ -119,10 +119,10 @@ def _dtype(given: torch.dtype | str) -> torch.dtype:
 def load_ends(
     checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, head: HeadForm = HeadForm.AUTO
 ) -> PreTrainedModel:
-    """The model without its blocks, not connected to a swarm yet: see `attach`; for `head` see `from_pretrained`.
+    """Load the model without its blocks, not yet connected (see `attach`); for `head` see `from_pretrained`.
 
-    Raises UnsupportedModel, ModelMismatch, UsageError where the head cannot be held so, and what reading the checkpoint
-    raises.
+    Raises UnsupportedModel, ModelMismatch, UsageError if the head cannot have that form, and what reading the
+    checkpoint raises.
     """
     model = load_model(
         swarm_class(checkpoint.config), checkpoint.config, checkpoint.ends_state(), dtype, check_size=True
@@ -138,10 +138,10 @@ def load_ends(
 
 
 def _generation_config(checkpoint: Checkpoint) -> GenerationConfig:
-    """Raises UsageError."""
+    """Read generation_config.json. Raises UsageError if it cannot be used."""
     try:
         return GenerationConfig.from_pretrained(checkpoint.folder, local_files_only=True)
-    except Exception as error:  # transformers reads a file that anybody may have written
+    except Exception as error:  # the file is untrusted, and transformers raises whatever it runs into
         reason = " ".join(str(error).split())[:300]
         raise UsageError(
             f"generation_config.json cannot be used: {reason}", hint="Mend it, or remove it: it holds only defaults."
@@ -149,9 +149,9 @@ def _generation_config(checkpoint: Checkpoint) -> GenerationConfig:
 
 
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
-    """Make an instance of `swarm_class` that has its weights ready for use."""
+    """Make an instance of `swarm_class` with loaded weights ready for inference; returns it."""
     model.requires_grad_(False)
-    # MPT's configurations say False; without a cache every token would send the whole text again.
+    # MPT's configurations disable the cache, and every token would then send the whole text again.
     model.config.use_cache = True
     model.generation_config.use_cache = True
     return model.eval()
@@ -160,9 +160,9 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
 def attach(
     model: PreTrainedModel, factory: SessionFactory, guess: str | int = AUTO, drafting: DraftModel | None = None
 ) -> Any:
-    """Connect a model made by `load_ends` to a swarm, and have `drafting` guess for it, too; returns the model.
+    """Connect a model made by `load_ends` to a swarm, with `drafting` as a further drafter; returns the model.
 
-    A model that nobody refers to any more leaves the swarm by itself.
+    A model that is garbage-collected closes its connection.
     """
     assert isinstance(model, SwarmModel)
     model.session_factory = factory

@@ -1,4 +1,4 @@
-"""The model a person uses: the family's own class and transformers' own `generate`, with the blocks in the swarm.
+"""The model that users call: the family's own class and transformers' own `generate`, with its blocks in the swarm.
 
     model = AutoSwarmModelForCausalLM.from_pretrained("org/model", initial_peers=[...])
     model.generate(**tokenizer("A cat sat", return_tensors="pt"), max_new_tokens=50)
@@ -12,8 +12,8 @@
 
     model.last_generation.report                           # where the time of this thread's last call went
 
-What is on this machine is the embedding, the final norm and the head.  `generate` is not reimplemented: this module
-gives it a cache (`remote.py`), closes the session behind it, and refuses what cannot be done through a swarm.
+This machine holds the embedding, the final norm and the head.  `generate` is not reimplemented: this module gives it a
+cache (`remote.py`), closes the session after it, and refuses what cannot be done through a swarm.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from .text_session import TextSession, entered_session
 
 
 def swarm_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The family's class with the swarm in the place of its blocks. Raises UnsupportedModel."""
+    """Return the family's class with the swarm in place of its blocks. Raises UnsupportedModel."""
     ends = ends_class(config, RemoteBlocks)
     # transformers looks families up by the name and the module of the class.
     attributes = {
@@ -63,9 +63,9 @@ def swarm_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def _without_held_inputs(family_method: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the family's method that makes a forward's inputs: leave out what the cache holds already.
+    """Wrap the family's `prepare_inputs_for_generation` so that it leaves out tokens that the cache holds already.
 
-    Assisted generation forgets to. `generate` looks at the family's signature, so it is kept.
+    Assisted generation does not do so itself. The wrapper keeps the family's signature, which `generate` inspects.
     """
 
     @functools.wraps(family_method)
@@ -78,29 +78,29 @@ def _without_held_inputs(family_method: Callable[..., Any]) -> Callable[..., Any
     return prepare_inputs
 
 
-_Family: Any = object  # what it is mixed into is a PreTrainedModel
+_Family: Any = object  # stands for the PreTrainedModel that SwarmModel is mixed into
 
 
 class SwarmModel(WithoutBlocks, _Family):
-    """Mixed into the family's class, in front of it.
+    """A mix-in that comes before the family's class.
 
     `generate` is transformers' own; inside `with model.session(...)` it computes only what the session does not hold.
-    Every call of it, by whatever way, is a `Generation` with the events and the report of that call; with
-    `return_report=True` it comes back beside what `generate` returns.
+    Every call, however made, has a `Generation` with its events and its report; with `return_report=True` `generate`
+    returns it beside the output.
     """
 
     session_factory: SessionFactory | None = None
     guess: str | int = AUTO
-    """How many tokens are guessed ahead: "auto", "off", or a number per trip; for calls that begin from now on."""
+    """How many tokens to guess ahead: "auto", "off", or a number per trip. Read when a call begins."""
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.generation_listeners: list[Callable[[Generation], object]] = []
-        """Called with every new generation before its first step, in its thread; an error of theirs ends it."""
+        """Called with every new generation before its first step, in its thread; an error in one ends the call."""
         self.make_drafters: Callable[[], Sequence[Drafter]] = lambda: [SuffixDrafter()]
-        """Makes what guesses the tokens of a new session's text: any object of the protocol `Drafter`."""
+        """Makes the drafters of a new session's text: objects that implement `Drafter`."""
         self._known_kinds: KnownKinds = {}
-        """How often guesses were right in the texts so far."""
+        """How often guesses of each kind were right in the texts so far."""
         signature = inspect.signature(self.forward)
 
         def before_forward(
@@ -113,7 +113,7 @@ class SwarmModel(WithoutBlocks, _Family):
 
     @property
     def head_format(self) -> str:
-        """The numeric format of the head, as peers announce theirs: "int8" where that was asked for."""
+        """The numeric format of the head, by the names that peers use for theirs: "int8" if that was asked for."""
         head: Any = self.get_output_embeddings()
         if head is None:
             return "float32"
@@ -126,7 +126,7 @@ class SwarmModel(WithoutBlocks, _Family):
         return (output, generation) if return_report else output
 
     def generate_as(self, generation: Generation, /, *args: Any, **kwargs: Any) -> Any:
-        """`generate` as the call that `generation` stands for, a new one."""
+        """Run `generate`, recorded in `generation`, which must be new."""
         self.connected()
         session = entered_session(self) if kwargs.get("past_key_values") is None else None
         if session is not None:
@@ -143,14 +143,14 @@ class SwarmModel(WithoutBlocks, _Family):
 
     @functools.cached_property
     def position_limit(self) -> int | None:
-        """How many tokens a text may have, prompt and new ones; None: any number. Found by trying, the first time."""
+        """The most tokens of a text, prompt and new ones; None: no limit. Found by trial on first use."""
         return position_limit(self.config)
 
     def quote(self, prompt_tokens: int, new_tokens: int) -> Quote:
-        """The wait, the time to the first token and the speed that one text would get now.
+        """Predict the wait, the time to the first token and the speed of one text that begins now.
 
-        It chooses a chain as a session would and reserves nothing.  After some sessions it knows how far predictions
-        are off, and the intervals say so.  Raises UsageError, NoChainError, PeerBusy.
+        Chooses a chain as a session would and reserves nothing.  The intervals come from the sessions that have ended
+        and are unbounded before there are enough of them.  Raises UsageError, NoChainError, PeerBusy.
         """
         for name, number in (("prompt_tokens", prompt_tokens), ("new_tokens", new_tokens)):
             if number < 1:
@@ -160,18 +160,18 @@ class SwarmModel(WithoutBlocks, _Family):
 
     @property
     def last_generation(self) -> Generation | None:
-        """The last call of `generate` on this model in this thread or task, whatever others do meanwhile."""
+        """The last call of `generate` on this model in this thread or task; other threads do not change it."""
         return last_generation(self)
 
     def session(self, max_length: int, max_rows: int = 1) -> TextSession:
-        """Room at the peers for `max_rows` sequences of `max_length` tokens, prompt included; see `TextSession`."""
+        """Return a session with room for `max_rows` sequences of `max_length` tokens each, prompt included."""
         return TextSession(self, max_length, max_rows)
 
     async def astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[int]:
         """Generate one sequence and yield its new token ids one by one; arguments as for `generate`.
 
         Leaving the iteration early (break and aclose, or cancelling the task) fails the pending step and closes the
-        session at once. Raises what generate raises.
+        session at once. Raises what `generate` raises.
         """
         if "streamer" in kwargs:
             raise UsageError("astream takes no streamer: it is one", hint="Use its tokens, or call generate.")
@@ -197,7 +197,7 @@ class SwarmModel(WithoutBlocks, _Family):
         generation_config.cache_implementation = None
         copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         rows = batch_size * copies
-        # Prompt look-up does not cap its guesses at the maximum length.
+        # Prompt look-up may guess beyond the maximum length.
         guessed = generation_config.prompt_lookup_num_tokens or 0
         longest, padding = max_cache_length + 1 + guessed, 0
         if (mask := model_kwargs.get("attention_mask")) is not None:
@@ -220,7 +220,7 @@ class SwarmModel(WithoutBlocks, _Family):
         generation.use(cache, longest)
 
     def _new_cache(self, generation: Generation, rows: int, longest: int, settings: GenerationConfig) -> SwarmCache:
-        """The cache of a call of `generate`; one that is handed out may come back."""
+        """Return the cache for a call of `generate`; one that is part of the result may be passed in again."""
         factory, outer = self.connected(), generation.outer
         if outer is not None:  # an assistant's call: the next one continues it, up to the end of the outer text
             cache: SwarmCache = GrowingCache(factory, rows * max(longest, outer.longest), rows)
@@ -232,7 +232,7 @@ class SwarmModel(WithoutBlocks, _Family):
         return cache
 
     def _get_stopping_criteria(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
-        """Note which rows end before others. Private to transformers: a test guards it."""
+        """Record which rows end before others. Private to transformers: a test guards it."""
         criteria = super()._get_stopping_criteria(generation_config, *args, **kwargs)
         generation = current_generation()
         if generation is None:
@@ -241,9 +241,9 @@ class SwarmModel(WithoutBlocks, _Family):
         return generation.row_ends
 
     def _guess_ahead(self, cache: SwarmCache, most_columns: int) -> None:
-        """Have `cache` guess as the model says; of one that has guessed before what it learnt is kept.
+        """Set up guessing for `cache` as `guess` says; a cache that has guessed before keeps what it has learnt.
 
-        One that may begin another session in the middle of a text does not guess.
+        A `GrowingCache` does not guess: it may begin another session in the middle of a text.
         """
         if isinstance(cache, GrowingCache):
             return
@@ -253,7 +253,7 @@ class SwarmModel(WithoutBlocks, _Family):
         cache.guesses = GuessedForwards(known, self, most_columns)
 
     def close(self) -> None:
-        """Close the connections to the swarm, and end calls that run; a `with` block does it at its end. Idempotent."""
+        """Close the connections to the swarm and end running calls; a `with` block does it on exit. Idempotent."""
         if self.session_factory is not None:
             self.session_factory.close()
 
@@ -264,7 +264,7 @@ class SwarmModel(WithoutBlocks, _Family):
         self.close()
 
     def connected(self) -> SessionFactory:
-        """The swarm that computes the blocks. Raises UsageError if there is none, or if it is closed."""
+        """Return the connection to the swarm. Raises UsageError if there is none, or if it is closed."""
         if self.session_factory is None:
             raise UsageError("the model is not connected to a swarm", hint="Use from_pretrained with initial_peers.")
         self.session_factory.check_open()
@@ -272,7 +272,7 @@ class SwarmModel(WithoutBlocks, _Family):
 
 
 def _checked_inputs(model: SwarmModel, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what a swarm cannot do, and tell the cache what the remote blocks will not see. Raises UsageError."""
+    """Refuse what a swarm cannot do, and pass the cache the inputs that do not reach the blocks. Raises UsageError."""
     if model.training:
         raise UsageError("a swarm does not train", hint="Call model.eval().")
     for wish in ("output_hidden_states", "output_attentions", "output_router_logits"):
@@ -306,7 +306,7 @@ def _checked_inputs(model: SwarmModel, kwargs: dict[str, Any]) -> dict[str, Any]
 
 
 def _without_unwanted_cache(model: SwarmModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """Leave out of the result the cache of a forward that was asked for none."""
+    """Remove the cache from the result of a forward that was called with `use_cache=False`."""
     cache = kwargs["past_key_values"]
     if cache.wanted:
         return output

@@ -1,4 +1,4 @@
-"""Refusals of what transformers and torch offer, and a model without its blocks would do wrongly, or not at all."""
+"""Refuses features of transformers and torch that do not work, or work wrongly, on a model without its blocks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ...proto.errors import UsageError
 
 
 def refuse_unknown_tokens(ids: Any, vocabulary: int) -> None:
-    """Raises UsageError for an id in the tensor `ids` that the embedding (of `vocabulary` rows) does not have."""
+    """Raise UsageError if the tensor `ids` has an id outside the embedding of `vocabulary` rows."""
     if not ids.numel():
         return
     low, high = (int(end) for end in ids.aminmax())
@@ -20,7 +20,7 @@ def refuse_unknown_tokens(ids: Any, vocabulary: int) -> None:
 
 
 def refuse_long_texts(tokens: int, limit: int | None) -> None:
-    """Raises UsageError for a text of `tokens` tokens where the model has `limit` positions; None: any number."""
+    """Raise UsageError if a text of `tokens` tokens exceeds the model's `limit` of positions; None: no limit."""
     if limit is not None and tokens > limit:
         raise UsageError(
             f"the model has {limit} positions, {tokens} tokens are asked",
@@ -29,7 +29,7 @@ def refuse_long_texts(tokens: int, limit: int | None) -> None:
 
 
 class NotCopied:
-    """Mixed into what holds a connection of this process: it is neither copied nor pickled."""
+    """A mix-in for objects that hold a connection of this process: they refuse to be copied or pickled."""
 
     def __deepcopy__(self, memo: Any) -> NoReturn:
         raise self._not_copied()
@@ -45,7 +45,7 @@ class NotCopied:
 
 
 class WithoutBlocks(NotCopied):
-    """Mixed into a model whose blocks are at peers."""
+    """A mix-in for a model whose blocks are at the peers: it refuses what needs them here."""
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise UsageError(
@@ -73,5 +73,5 @@ class WithoutBlocks(NotCopied):
 
     @property
     def _initialize_hook(self) -> NoReturn:
-        """torch.compile(model) looks whether a module has one, and nothing else does. A test guards it."""
+        """Refuse torch.compile(model), which alone looks for this attribute. A test guards it."""
         self.compile()

@@ -1,9 +1,9 @@
-"""The module in the place of a model's blocks: it sends the hidden states to the peers and waits for the answer.
+"""The module that replaces a model's blocks: it sends the hidden states to the peers and waits for the answers.
 
-The cache that `generate` carries from forward to forward is a `SwarmCache`.  It holds no keys and values: the peers do.
-It holds the session with them and the bookkeeping of `batch/steps.py`, and turns each forward into one step.
+The cache that `generate` carries from forward to forward is a `SwarmCache`.  The keys and values are at the peers; the
+cache holds the session with them and the bookkeeping of `batch/steps.py`, and turns each forward into one step.
 
-The network side is behind two protocols, `SessionFactory` and `StepRunner`; nothing here knows of it.
+The network is behind two protocols, `SessionFactory` and `StepRunner`; this module knows nothing else of it.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class StepRunner(TripRunner, Protocol):
     """One session with a chain of peers. `run` and `begin` are called by one thread at a time, the rest by any."""
 
     def run(self, plan: StepPlan, hidden: torch.Tensor) -> torch.Tensor:
-        """(plan.tokens, H) packed in the order of `plan.rows` -> (plan.answers, H), packed likewise; blocks.
+        """Compute a step and wait for it: (plan.tokens, H) -> (plan.answers, H), packed in the order of `plan.rows`.
 
-        Whatever a step raises (SwarmError, KeyboardInterrupt), the session is not used again.
+        After any error (SwarmError, KeyboardInterrupt) the session must not be used again.
         """
 
     @property
@@ -48,12 +48,12 @@ class StepRunner(TripRunner, Protocol):
         """The number of steps that were answered."""
 
     def report(self, since: int = 0) -> ChainReport:
-        """Where the time of the last steps went, without the first `since` answers."""
+        """Report where the time of the latest steps went, without the first `since` answers."""
 
     def abort(self, confirmed: Sequence[int]) -> None:
-        """Make all steps under way and all later ones raise SessionLost, at once and without waiting. Idempotent.
+        """Make pending and later steps raise SessionLost, without waiting for anything. Idempotent.
 
-        `confirmed` are the lengths of the rows: the tokens that peers hold behind these were only guessed.
+        `confirmed`: the length of each row; tokens that peers hold beyond it were only guessed.
         """
 
     def close(self, confirmed: Sequence[int]) -> None:
@@ -66,28 +66,28 @@ class SessionFactory(Quoting, Protocol):
     timing: ClientTiming
 
     def check_open(self) -> None:
-        """Raises UsageError if no session can be opened any more, or not in this process."""
+        """Raise UsageError if the connection is closed, or belongs to another process."""
 
     def close(self) -> None: ...
 
     def forget(self) -> None:
-        """`close` without waiting."""
+        """Close without waiting."""
 
     def open_session(
         self, max_tokens: int, max_rows: int, on_event: OnEvent | None = None, blocks: BlockRange | None = None
     ) -> StepRunner:
-        """A session of `max_rows` rows and `max_tokens` tokens over all, through `blocks` (None: all of them)."""
+        """Return a session of `max_rows` rows, `max_tokens` tokens over all rows, through `blocks` (None: all)."""
 
 
 class SwarmCache(NotCopied, LayerlessCache):
     """The cache of a batch whose keys and values are at the peers.
 
-    The session is opened by the first step, for `max_tokens` tokens over all rows and `max_rows` rows.  After an error
-    in a step the cache is unusable (`usable`).  A cache that nobody refers to any more ends its session.
+    The first step opens the session, for `max_rows` rows and `max_tokens` tokens over all rows.  After an error in a
+    step the cache is not `usable` any more.  A cache that is garbage-collected ends its session.
     """
 
     wanted = True
-    """Whether it is a part of the result of a forward."""
+    """Whether the cache is part of the result of a forward."""
 
     def __init__(self, factory: SessionFactory, max_tokens: int, max_rows: int) -> None:
         super().__init__()
@@ -99,13 +99,13 @@ class SwarmCache(NotCopied, LayerlessCache):
         self._ids = History()
         self._histories = [self._ids]
         self.guesses: GuessedForwards | None = None
-        """Guesses ahead for this cache, where there is any."""
+        """Guesses ahead for this cache; None: it does not guess."""
         self._lock = threading.Lock()  # guards the two below: abort and close come from other threads
         self._runner: StepRunner | None = None
         self._gone: str | None = None
         self._on_event: Callable[[SessionEvent], None] = lambda event: None
         self._first_step = 0
-        """Answers of the session before the present user began."""
+        """The number of the session's answers before the present call began."""
         self._report = ChainReport()
         """The report of the session, once it has ended."""
 
@@ -114,7 +114,7 @@ class SwarmCache(NotCopied, LayerlessCache):
         return self._gone is None
 
     def check_usable(self) -> None:
-        """Raises SessionLost if the session has ended, failed, or was cancelled."""
+        """Raise SessionLost if the session has ended, failed, or was cancelled."""
         if self._gone is not None:
             raise SessionLost(
                 f"this cache cannot be used: its session is gone, {self._gone}",
@@ -128,7 +128,7 @@ class SwarmCache(NotCopied, LayerlessCache):
 
     @property
     def paddings(self) -> tuple[int, ...]:
-        """Leading columns of each batch row that are padding."""
+        """The number of leading padding columns of each batch row."""
         return self._rows.paddings
 
     def input_ids(self) -> torch.Tensor:
@@ -140,9 +140,10 @@ class SwarmCache(NotCopied, LayerlessCache):
         self._inputs = inputs
 
     def compute(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The blocks: (B, T, H) -> (B, T, H), zeros where nothing was computed or nothing is needed.
+        """Compute the blocks: (B, T, H) -> (B, T, H), with zeros for padding and for answers that are not needed.
 
-        Raises UsageError for inputs that cannot be computed, and what the session raises.
+        Returns on the device and in the dtype of `hidden`. Raises UsageError for inputs that cannot be computed, and
+        what the session raises.
         """
         inputs = self._expected()
         step = self._plan(inputs, hidden)
@@ -158,7 +159,7 @@ class SwarmCache(NotCopied, LayerlessCache):
         return output
 
     def check_room(self, rows: int, longest: int) -> None:
-        """Refuse now rather than in the middle of a text. Raises UsageError, and SessionLost if the session is gone."""
+        """Check that `rows` rows of `longest` tokens fit, before a text begins. Raises UsageError, SessionLost."""
         self.check_usable()
         if rows * longest > self.max_tokens or rows > self.max_rows:
             raise UsageError(
@@ -168,13 +169,13 @@ class SwarmCache(NotCopied, LayerlessCache):
             )
 
     def begin_use(self, on_event: Callable[[SessionEvent], None]) -> None:
-        """From now on the session's events go to `on_event`, and `report` leaves out the steps so far."""
+        """Send the session's events to `on_event` from now on, and leave the steps so far out of `report`."""
         self._on_event = on_event
         runner = self._runner
         self._first_step = runner.answered_steps if runner is not None else 0
 
     def report(self) -> ChainReport:
-        """Where the time of the steps since `begin_use` went, per hop; from any thread."""
+        """Report where the time of the steps since `begin_use` went, per hop; from any thread."""
         runner = self._runner
         return runner.report(self._first_step) if runner is not None else self._report
 
@@ -193,11 +194,11 @@ class SwarmCache(NotCopied, LayerlessCache):
         self._end_session()
 
     def release(self) -> None:
-        """End the session behind a call of `generate` that opened it. Idempotent."""
+        """End the session after the call of `generate` that opened it. Idempotent."""
         self.close()
 
     def hear(self, event: SessionEvent) -> None:
-        """Tell the present use of the cache of an event of its session."""
+        """Pass an event of the session to the call that uses the cache."""
         self._on_event(event)
 
     def __del__(self) -> None:
@@ -205,7 +206,7 @@ class SwarmCache(NotCopied, LayerlessCache):
             self._end_session()
 
     def _end_session(self) -> None:
-        """Free the room at the peers; whether another session may follow is another question."""
+        """Free the room at the peers. Does not make the cache unusable: a subclass may begin another session."""
         with self._lock:
             runner, self._runner = self._runner, None
             if runner is not None:
@@ -226,14 +227,14 @@ class SwarmCache(NotCopied, LayerlessCache):
         return held.tokens <= self.max_tokens and len(held.lengths) <= self.max_rows
 
     def _expected(self) -> ForwardInputs:
-        """The forward that was announced. Raises UsageError if none was."""
+        """Return the inputs of the announced forward. Raises UsageError if none was announced."""
         inputs, self._inputs = self._inputs, None
         if inputs is None:
             raise UsageError("the blocks were called without their model", hint="Call the model, not its forward.")
         return inputs
 
     def _advance(self, step: BatchStep, inputs: ForwardInputs, hidden: torch.Tensor) -> None:
-        """Take over a step that was done."""
+        """Move the bookkeeping past a step that was computed."""
         self._rows = step.after
         self._ids.append(torch.full(hidden.shape[:2], -1) if inputs.input_ids is None else inputs.input_ids)
 
@@ -247,7 +248,7 @@ class SwarmCache(NotCopied, LayerlessCache):
             )
         real = mask != 0
         tokens = real.sum(dim=1)
-        # Of equal values argmax takes the first: the first column that is visible.
+        # argmax returns the first of equal values: the first visible column.
         leading = torch.where(tokens > 0, real.int().argmax(dim=1), width)
         if not torch.equal(tokens, width - leading):
             raise UsageError(
@@ -267,7 +268,7 @@ class SwarmCache(NotCopied, LayerlessCache):
             else:
                 answers = self._session().run(step.plan, packed)
         except BaseException:
-            # How far the peers came is unknown, so nothing can be built on their rows.
+            # It is unknown how far the peers got, so their rows cannot be continued.
             with self._lock:
                 self._gone = self._gone or "a step of it failed"
             self.close()
@@ -288,11 +289,11 @@ class SwarmCache(NotCopied, LayerlessCache):
         return runner
 
     def keep_beginning(self, ids: torch.Tensor, visible: torch.Tensor) -> None:
-        """Become the cache of the columns with which the batch `ids` (B, S) begins, and of which the peers hold all.
+        """Keep the longest prefix of the batch `ids` (B, S) that the peers hold already for all rows; drop the rest.
 
-        `visible` (B, S) is 0 in the leading columns that are padding, at least the last column is not. Rows may have
-        other padding than before, what counts are their tokens; at least the last column is left to compute. Costs
-        nothing: the next step carries it.
+        `visible` (B, S) is 0 in the leading padding columns and 1 at least in the last one. Rows may be padded
+        differently than before: only their tokens are compared. At least the last column is left to compute. Sends
+        nothing: the next step carries the change.
         """
         ids, paddings = ids.cpu(), (visible == 0).sum(dim=1).cpu()
         rows, shared = common_beginnings(
@@ -302,13 +303,13 @@ class SwarmCache(NotCopied, LayerlessCache):
         self._rows = self._rows.begun(columns, paddings.tolist(), rows.tolist())
         self._ids.replace(ids[:, : self._rows.columns])
 
-    # What transformers asks of a cache.
+    # The methods that transformers calls on a cache.
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._rows.columns
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last -`tokens_to_remove` columns. Costs nothing: the next step carries it."""
+        """Remove the last -`tokens_to_remove` columns (it is <= 0). Sends nothing: the next step carries the change."""
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes minus the number of tokens to remove, not {tokens_to_remove}")
         if tokens_to_remove:
@@ -358,10 +359,10 @@ class SwarmCache(NotCopied, LayerlessCache):
 
 
 class RemoteBlocks(nn.Module):
-    """The one module in the place of all blocks. Stateless: everything is in the cache that comes with the call."""
+    """The one module in place of all blocks. Stateless: all state is in the cache that is passed to each call."""
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """(B, T, H) -> (B, T, H). Families call their blocks' cache by different names, so it is found by its type."""
+        """(B, T, H) -> (B, T, H). The cache's parameter has different names in families, so it is found by type."""
         if hidden_states.requires_grad and torch.is_grad_enabled():
             raise UsageError("gradients do not pass through the swarm", hint="Call the model under torch.no_grad().")
         for value in (*kwargs.values(), *args):
@@ -371,11 +372,11 @@ class RemoteBlocks(nn.Module):
 
 
 def _check_positions(position_ids: torch.Tensor | None, paddings: Sequence[int], columns: int, count: int) -> None:
-    """The peers count positions themselves, so only the natural ones are possible. Raises UsageError for others."""
+    """Raise UsageError unless positions count up from 0: the peers count them themselves."""
     if position_ids is None:
         return
     if position_ids.dim() == 2 and position_ids.shape[1] == count and position_ids.shape[0] in (1, len(paddings)):
-        if count == 1:  # every decoded token comes here, and short lists are much faster than short tensors
+        if count == 1:  # every decode step comes here, and short lists are much faster than short tensors
             given: list[int] = position_ids.flatten().tolist()
             pairs = zip(given * (len(paddings) // len(given)), paddings, strict=True)
             natural = all(position == columns - padding or columns < padding for position, padding in pairs)

@@ -1,9 +1,9 @@
-"""Blocks of the model as functions: hidden states through some of them, computed by the peers.
+"""Blocks of the model as functions of hidden states, computed by the peers.
 
-    middle = model.blocks[3:7](hidden)        # (rows, tokens, hidden size): as it enters block 3, as it leaves 6
+    middle = model.blocks[3:7](hidden)        # (rows, tokens, hidden size): input of block 3 -> output of block 6
 
 Nothing is kept between calls: every call opens a session over these blocks, computes whole texts from their first token
-on, and closes it.  Without gradients.
+on, and closes the session.  There are no gradients.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class BlockSlices:
-    """The blocks of a model at its swarm: `len(...)`, `[index]` and `[start:stop]`."""
+    """The blocks of a model at its swarm; supports `len(...)`, `[index]` and `[start:stop]`."""
 
     def __init__(self, model: SwarmModel, num_blocks: int) -> None:
         self._model = model
@@ -32,7 +32,7 @@ class BlockSlices:
         return self._num_blocks
 
     def __getitem__(self, index: int | slice) -> BlockSlice:
-        """Raises IndexError for a block that the model does not have, UsageError for a slice of none or with steps."""
+        """Select blocks. Raises IndexError for an unknown block, UsageError for a slice that is empty or has a step."""
         if isinstance(index, slice):
             chosen = range(self._num_blocks)[index]
             if not chosen or chosen.step != 1:
@@ -48,16 +48,17 @@ class BlockSlices:
 
 
 class BlockSlice:
-    """Some blocks of a model, one after the other, as a function of hidden states."""
+    """A run of consecutive blocks as a function of hidden states."""
 
     def __init__(self, model: SwarmModel, blocks: BlockRange) -> None:
         self._model = model
         self.blocks = blocks
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(B, T, H) -> (B, T, H), of B texts without padding; on the device and in the dtype of `hidden`.
+        """Compute the blocks for B texts without padding: (B, T, H) -> (B, T, H).
 
-        Raises UsageError for another shape, SwarmError as `generate` does.
+        The result has the device and dtype of `hidden`. Raises UsageError for another shape and for inputs that need
+        gradients, SwarmError as `generate` does.
         """
         model, size = self._model, self._model.config.hidden_size
         if hidden.dim() != 3 or hidden.shape[2] != size or not hidden.numel():

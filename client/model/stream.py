@@ -26,7 +26,7 @@ async def stream_tokens(
     """Call `generate(**kwargs)` in a thread and yield the new token ids of its one sequence.
 
     Leaving the iteration early requests `cancellation` and waits for the thread, at most `end_seconds`. Raises what
-    generate raises.
+    `generate` raises.
     """
     criteria = StoppingCriteriaList(kwargs.pop("stopping_criteria", None) or [])
     kwargs["stopping_criteria"] = StoppingCriteriaList([*criteria, _StopOn(cancellation.requested)])
@@ -73,7 +73,7 @@ async def stream_from_thread(
     finally:
         if not finished.is_set():
             cancellation.request()
-            # A thread that is late still frees the session when what it waits for returns.
+            # A thread that takes longer still frees the session when it unwinds.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(finished.wait(), end_seconds)
 
@@ -84,7 +84,7 @@ class _StreamEnd:
 
 
 class _TokenStreamer(BaseStreamer):
-    """Passes new tokens on; the first thing that generate puts is the prompt."""
+    """Passes new tokens on, without the prompt, which `generate` puts first."""
 
     def __init__(self, emit: Callable[[int], object]) -> None:
         self._emit = emit
@@ -99,7 +99,7 @@ class _TokenStreamer(BaseStreamer):
         self._prompt_seen = True
 
     def end(self) -> None:
-        """The end is announced by the thread, together with an error if there is one."""
+        """Do nothing: the thread announces the end, together with an error if there is one."""
 
 
 class _StopOn(StoppingCriteria):

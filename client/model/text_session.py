@@ -30,21 +30,20 @@ _open_blocks: weakref.WeakKeyDictionary[Any, TextSession] = weakref.WeakKeyDicti
 class TextSession(NotCopied):
     """A text that grows over several calls of `generate`, with its attention cache kept at the peers.
 
-    `tokens` is the text: prompts and what was generated, one row per sequence.  `session.generate(new_ids, ...)`
-    appends new tokens and continues; inside `with session:` `model.generate(all_ids, ...)` does the same with the
-    whole text given.  Either way the peers compute only what follows the longest beginning that they hold already:
-    `rewind` is free, nothing has to be repaired after an edited text, beam search or a failed call, and the result is
-    that of a new session, only sooner.
+    `tokens` is the text: prompts and generated tokens, one row per sequence.  `session.generate(new_ids, ...)` appends
+    new tokens and continues; inside `with session:` `model.generate(all_ids, ...)` does the same, given the whole text.
+    Either way the peers compute only what follows the longest prefix that they hold already: `rewind` is free, edited
+    texts, beam search and failed calls need no clean-up, and the result equals that of a new session, only sooner.
 
-    The rows of a batch are texts of their own length: what is padding, also behind a row that ended before the others,
-    is not computed, and every row is continued as it would be alone.
+    The rows of a batch have their own lengths: padding, also behind a row that ended before the others, is not
+    computed, and every row is continued as it would be alone.
 
-    A session is one text: a call from another thread while one computes is refused. Threads that each want a text open
-    a session each; one that is entered with `with` is that of its thread, or task, alone.
+    A session is one text: while one call computes, calls from other threads are refused. Threads that need texts of
+    their own open a session each; entering a session with `with` affects that thread or task only.
     """
 
     def __init__(self, model: SwarmModel, max_length: int, max_rows: int) -> None:
-        """Reserve `max_rows` rows of `max_length` tokens on every peer of the chain."""
+        """The first step reserves `max_rows` rows of `max_length` tokens on every peer of the chain."""
         if max_length < 1 or max_rows < 1:
             raise UsageError(f"a session has at least one row and one token, not {max_rows} rows of {max_length}")
         self.model = model
@@ -58,7 +57,7 @@ class TextSession(NotCopied):
         self._outer: list[contextvars.Token[tuple[TextSession, ...]]] = []
         self._computing = threading.RLock()
         self.thread: int | None = None
-        """The thread whose `with` block this is."""
+        """The thread that entered the `with` block."""
 
     @property
     def position(self) -> int:
@@ -67,7 +66,7 @@ class TextSession(NotCopied):
 
     @property
     def cache(self) -> SwarmCache:
-        """The cache for a direct forward: `model(ids, past_key_values=session.cache)`. A new one after a failure."""
+        """The cache for a direct forward: `model(ids, past_key_values=session.cache)`; replaced after a failure."""
         if self._closed:
             raise UsageError("the session is closed", hint="Open another one with model.session(...).")
         self._release_lost()
@@ -88,11 +87,11 @@ class TextSession(NotCopied):
     def generate(
         self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> Any:
-        """Append `input_ids` (rows, new tokens) to the text and continue it; further arguments as for `generate`.
+        """Append `input_ids` (rows, new tokens) to the text and continue it; other arguments as for `generate`.
 
-        Without `input_ids` the text is continued as it is; one without any token begins as transformers begins it. The
-        rows may have padding anywhere: without a mask it is found as transformers finds it. Returns what generate
-        returns for the whole text.
+        Without `input_ids` the text is continued as it is; an empty text begins with the model's BOS token. Rows may
+        have padding anywhere; without a mask it is inferred as transformers infers it. Returns what `generate` returns,
+        for the whole text.
         """
         with self._alone():
             return self._generate(input_ids, attention_mask, **kwargs)
@@ -109,7 +108,7 @@ class TextSession(NotCopied):
         return self.generate_full(input_ids, attention_mask=attention_mask, **kwargs)
 
     def generate_full(self, *args: Any, return_report: bool = False, **kwargs: Any) -> Any:
-        """As the model's generate with the whole text (rows, position), which becomes the session's text."""
+        """Run the model's `generate` on the whole text (rows, position), which becomes the session's text."""
         generation = Generation()
         output = self.continue_text(generation, *args, **kwargs)
         return (output, generation) if return_report else output
@@ -117,13 +116,13 @@ class TextSession(NotCopied):
     def continue_text(
         self, generation: Generation, inputs: torch.Tensor | None = None, /, *args: Any, **kwargs: Any
     ) -> Any:
-        """`generate_full` as the call that `generation` stands for."""
+        """Run `generate_full`, recorded in `generation`, which must be new."""
         with self._alone():
             return self._continue(generation, inputs, *args, **kwargs)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keep other threads away from the text. Raises UsageError in theirs."""
+        """Lock out other threads, in which this raises UsageError."""
         if not self._computing.acquire(blocking=False):
             raise UsageError(
                 "another thread uses this session, which is one text",
@@ -159,7 +158,7 @@ class TextSession(NotCopied):
     def _grown(
         self, result: Any, input_ids: torch.Tensor, mask: torch.Tensor, width: int, generation: Generation
     ) -> Any:
-        """Take over what was generated behind `width` columns; the text before it stays as it was given."""
+        """Append the tokens generated after the first `width` columns to the text as it was given."""
         sequences = result if isinstance(result, torch.Tensor) else result.sequences
         assert generation.row_ends is not None, "generate asks for the criteria of its end"
         new = generation.row_ends.mask(sequences, width).to(mask.device, mask.dtype)
@@ -172,7 +171,7 @@ class TextSession(NotCopied):
         return result
 
     def _known_mask(self, input_ids: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
-        """The mask of a whole text: the session's own as far as it is the session's text."""
+        """Return the mask of a whole text: the session's own as far as the text is the session's."""
         mask = self._inferred_mask(input_ids, settings)
         if len(input_ids) == len(self.tokens):
             width = min(self.position, input_ids.shape[1])
@@ -182,14 +181,14 @@ class TextSession(NotCopied):
         return mask
 
     def _inferred_mask(self, input_ids: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
-        """The mask that transformers infers from ids of padding. Its methods are private: a test guards them."""
+        """Return the mask that transformers infers from padding ids. Its methods are private: a test guards them."""
         config = self._settings(settings)
         self.model._prepare_special_tokens(config, True, device=input_ids.device, batch_size=len(input_ids))
         mask: torch.Tensor = self.model._prepare_attention_mask_for_generation(input_ids, config, {})
         return mask
 
     def _beginning(self, settings: dict[str, Any]) -> torch.Tensor:
-        """The token with which transformers begins a text of which nothing is given. Raises UsageError."""
+        """Return the BOS token, (1, 1), with which transformers begins an empty text. Raises UsageError if none."""
         token = self._settings(settings).bos_token_id
         if token is None:
             raise UsageError("the model has no token that begins a text", hint="Pass input_ids.")
@@ -218,17 +217,17 @@ class TextSession(NotCopied):
         self.close()
 
     def _release_lost(self) -> None:
-        """Free the room at the peers if a call failed or was cancelled; the text stays."""
+        """Free the room at the peers after a call that failed or was cancelled; the text stays."""
         if self._cache is not None and not self._cache.usable:
             self._cache.close()
             self._cache = None
 
 
 def entered_session(model: SwarmModel) -> TextSession | None:
-    """The innermost session of `model` whose `with` block is running in this thread or task.
+    """Return the innermost session of `model` whose `with` block is running in this thread or task.
 
-    Warns where there is none here and another thread is in such a block: a thread that was started there may be
-    expected to use its session.
+    Warns if there is none here but another thread is inside such a block: callers may expect a thread that was started
+    there to use its session.
     """
     own = next((session for session in reversed(_entered.get()) if session.model is model), None)
     elsewhere = _open_blocks.get(model)

@@ -1,1 +1,1 @@
-"""A batch of `generate`: its padding, its steps, and its tensors as rows of the peers; no network."""
+"""Maps a batch of `generate` to the peers' rows: its padding, its steps and its tensors; no network."""

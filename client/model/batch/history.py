@@ -1,4 +1,4 @@
-"""The inputs of a batch so far, column by column, kept in step with what `generate` does to its cache."""
+"""The inputs of a batch so far, column by column; it follows the crops and reorderings of the cache."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 class History:
-    """Tensors (B, T, ...), appended per forward and joined only when somebody looks."""
+    """Tensors (B, T, ...), one appended per forward, and concatenated only when they are read."""
 
     def __init__(self) -> None:
         self._parts: list[torch.Tensor] = []
@@ -15,7 +15,7 @@ class History:
         self._parts.append(part)
 
     def joined(self) -> torch.Tensor:
-        """(B, columns, ...); (0, 0) if there is nothing."""
+        """Return all columns, (B, columns, ...); (0, 0) if there are none."""
         if len(self._parts) > 1:
             self._parts = [torch.cat([part.cpu() for part in self._parts], dim=1)]
         return self._parts[0] if self._parts else torch.empty((0, 0), dtype=torch.long)
@@ -28,5 +28,5 @@ class History:
         self._parts = [everything] if everything.numel() else []
 
     def select(self, batch_rows: torch.Tensor) -> None:
-        """Keep these rows, in this order; one may come several times."""
+        """Keep the given rows in the given order; a row may occur several times."""
         self._parts = [self.joined()[batch_rows.cpu()]]

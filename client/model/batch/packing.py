@@ -1,4 +1,4 @@
-"""The hidden states of a batch as the packed rows of a step, and the answers of a step as a batch."""
+"""Packs the hidden states of a batch into the rows of a step, and unpacks the answers of a step into a batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .steps import BatchStep
 
 @dataclass(frozen=True, slots=True)
 class ForwardInputs:
-    """The arguments of a forward, beside the hidden states that reach the blocks."""
+    """The arguments of a forward, other than the hidden states that reach the blocks."""
 
     input_ids: torch.Tensor | None
     """(B, T)"""
@@ -20,21 +20,21 @@ class ForwardInputs:
     position_ids: torch.Tensor | None
     """(B or 1, T)"""
     answers: int
-    """How many of the last columns are needed behind the blocks; 0: all."""
+    """How many of the last columns the head needs from the blocks; 0: all."""
 
 
 def bytes_of_rows(tensor: torch.Tensor) -> list[bytes]:
-    """Each row's content, comparable; as bytes, because numpy has no bfloat16."""
+    """Return each row's content for comparisons; as bytes, because numpy has no bfloat16."""
     rows = tensor.detach().cpu().contiguous().view(len(tensor), -1).view(torch.uint8).numpy()
     return [row.tobytes() for row in rows]
 
 
 def pack(hidden: torch.Tensor, step: BatchStep) -> torch.Tensor:
-    """(B, T, H) -> (plan.tokens, H): the tokens of each sender, which are in its last columns."""
+    """Gather the tokens of each sender from its last columns: (B, T, H) -> (plan.tokens, H)."""
     assert step.plan is not None
     batch, count, size = hidden.shape
     hidden = hidden.detach()
-    if step.plan.tokens == len(step.senders) * count:  # nothing of it is padding
+    if step.plan.tokens == len(step.senders) * count:  # there is no padding
         every = len(step.senders) == batch
         return (hidden if every else hidden[list(step.senders)]).reshape(-1, size)
     rows = zip(step.senders, step.plan.rows, strict=True)
@@ -42,7 +42,7 @@ def pack(hidden: torch.Tensor, step: BatchStep) -> torch.Tensor:
 
 
 def unpack(answers: torch.Tensor, step: BatchStep, hidden: torch.Tensor) -> torch.Tensor:
-    """(plan.answers, H) -> (B, T, H): each batch row gets its row's answers in its last columns."""
+    """Put the answers of each batch row into its last columns: (plan.answers, H) -> (B, T, H), zeros elsewhere."""
     assert step.plan is not None
     batch, count, size = hidden.shape
     rows = len(step.senders)

@@ -1,7 +1,7 @@
-"""Rows of a batch whose padding may be anywhere: brought to the left for a call, and found behind texts that ended.
+"""Padding of a batch, which may be anywhere: moved to the left for a call, and found behind texts that have ended.
 
-Every text of a batch is computed as it would be alone, so only its visible tokens count, in their order.  `generate`
-wants them at the right end of its columns.
+Every text of a batch is computed as it would be alone, so only its visible tokens and their order count.  `generate`
+wants them in the last columns.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from ....proto.errors import UsageError
 
 
 def padded_left(ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, S), (B, S) -> (B, W), (B, W): each row's visible tokens in its last columns, W of them in the longest row."""
+    """Move padding to the left: ids and mask (B, S) -> (B, W), W being the visible tokens of the longest row."""
     visible = mask != 0
     order = visible.long().argsort(dim=1, stable=True)
     width = int(visible.sum(dim=1).max()) if ids.numel() else 0
     kept = order[:, ids.shape[1] - width :]
-    # Beam search fills with -1 where the model has no token that ends a text.
+    # Beam search pads with -1 if the model has no EOS token.
     return ids.gather(1, kept).clamp(min=0), visible.gather(1, kept).to(mask.dtype)
 
 
 def least_padding(mask: torch.Tensor | None) -> int:
-    """The padding of the longest row of a mask (B, S)."""
+    """Return the number of padding columns of the longest row of a mask (B, S)."""
     return 0 if mask is None else mask.shape[1] - int(mask.sum(dim=1).max())
 
 
 def refuse_empty_rows(mask: torch.Tensor) -> None:
-    """Raises UsageError if a row of a batch has no visible token: there is nothing to continue."""
+    """Raise UsageError if a row of a mask (B, S) has no visible token: there is nothing to continue."""
     empty = (mask == 0).all(dim=1).nonzero().flatten().tolist()
     if empty:
         raise UsageError(
@@ -42,9 +42,10 @@ def refuse_empty_rows(mask: torch.Tensor) -> None:
 def common_beginnings(
     held: torch.Tensor, held_paddings: torch.Tensor, ids: torch.Tensor, paddings: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each row of `ids` (B, S) the row of `held` (H, C) that begins most like it, and the number of equal tokens.
+    """Find for each row of `ids` (B, S) the row of `held` (R, C) with the longest common prefix.
 
-    The paddings are the leading columns of each row that are no tokens. Returns ((B,), (B,)), zeros without held rows.
+    The paddings are the numbers of leading padding columns, (B,) and (R,). Returns the indices of the held rows and the
+    lengths of the common prefixes in tokens, (B,) each; zeros if there are no held rows. O(B x R x min(S, C)).
     """
     batch, width = len(ids), min(held.shape[1], ids.shape[1])
     if not len(held) or not width:
@@ -55,22 +56,22 @@ def common_beginnings(
 
 
 def _from_the_first(ids: torch.Tensor, paddings: torch.Tensor, filler: int, width: int) -> torch.Tensor:
-    """(B, S) -> (B, width): each row's tokens from its first column on, and `filler` behind the last one."""
+    """Move each row's tokens to the left: (B, S) -> (B, width), with `filler` behind the last token."""
     columns = torch.arange(width) + paddings[:, None]
     inside = columns < ids.shape[1]
     return torch.where(inside, ids.gather(1, columns.clamp(max=ids.shape[1] - 1)), filler)
 
 
 class RowEnds(StoppingCriteriaList):
-    """The criteria of one call of `generate`, which remember the texts that they ended.
+    """The stopping criteria of one call of `generate`, which record the texts that they ended.
 
-    What `generate` appends to a text that has ended, while others go on, is padding, whatever id it has.
+    Tokens that `generate` appends to an ended text, while others continue, are padding, whatever their id.
     """
 
     def __init__(self, criteria: StoppingCriteriaList, num_beams: int) -> None:
         super().__init__(criteria)
         self._pads = num_beams > 1 or any(hasattr(criterion, "eos_token_id") for criterion in criteria)
-        """Without a token that ends texts, sampling goes on in all rows until the last one ends."""
+        """Whether ended rows are padded; without an EOS token sampling continues all rows until the last one ends."""
         self._ended: set[tuple[int, int]] = set()
         """Length and hash of each text that ended."""
 
@@ -81,7 +82,10 @@ class RowEnds(StoppingCriteriaList):
         return done
 
     def mask(self, sequences: torch.Tensor, start: int) -> torch.Tensor:
-        """(B, S) -> (B, S - start): 0 behind the end of each text, which is not before column `start`."""
+        """Return the mask of the columns from `start` on, (B, S) -> (B, S - start): 0 behind the end of each text.
+
+        No text ends before column `start` + 1.
+        """
         mask = torch.ones_like(sequences[:, start:])
         if len(sequences) > 1 and self._ended:
             for row, text in enumerate(sequences):

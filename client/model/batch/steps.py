@@ -1,14 +1,14 @@
-"""Which rows the peers hold for a batch of `generate`, and the one step that each forward becomes.
+"""Tracks which rows the peers hold for a batch of `generate`, and turns each forward into one step.
 
-`generate` thinks in a batch: rows of equal width, padded on the left, cropped and reordered between forwards.  The
-peers hold rows of their own length, without padding, and batch rows that had the same tokens so far are one row there:
-a prompt expanded for beams is sent once, and forked by the step in which its copies first differ.
+`generate` works on a batch: rows of equal width, padded on the left, cropped and reordered between forwards.  The peers
+hold rows of different lengths without padding, and batch rows with equal tokens so far share one row there: a prompt
+expanded for beams is sent once, and forked by the step in which its copies first differ.
 
     columns   width of the batch so far, padding included
-    padding   leading columns of a batch row that are no tokens
+    padding   number of leading padding columns of a batch row
     source    the peers' row that holds the tokens of a batch row so far
 
-Cropping and reordering change this bookkeeping only. They reach the peers with the next step: as its source rows, and
+Cropping and reordering change only this bookkeeping. They reach the peers with the next step: as its source rows, and
 as the position at which each of its rows starts.  Nothing here touches tensors or the network.
 """
 
@@ -26,11 +26,11 @@ class BatchStep:
     """One forward of a batch as a step of the peers."""
 
     plan: StepPlan | None
-    """None if the new columns hold no token at all, only padding."""
+    """None if the new columns hold only padding."""
     senders: tuple[int, ...]
-    """For each row of the plan a batch row that has its tokens."""
+    """For each row of the plan, a batch row that has its tokens."""
     receivers: tuple[int, ...]
-    """For each batch row the row of the plan whose answers are its own."""
+    """For each batch row, the row of the plan whose answers it gets."""
     after: BatchRows
     """The bookkeeping once the step is done."""
 
@@ -43,21 +43,21 @@ class BatchRows:
     paddings: tuple[int, ...] = ()
     """Per batch row; empty while the batch size is not known."""
     sources: tuple[int, ...] | None = None
-    """Per batch row; None while the peers hold nothing of this batch."""
+    """Per batch row, the peers' row; None while the peers hold nothing of this batch."""
     table: RowTable = field(default_factory=RowTable)
     """The rows that the peers hold."""
 
     def cropped(self, columns_to_remove: int) -> BatchRows:
-        """Without the last columns; more than there are empties the batch."""
+        """Return the batch without its last columns; removing all of them, or more, empties it."""
         columns = self.columns - columns_to_remove
         if columns <= 0:
             return BatchRows(table=self.table)
         return replace(self, columns=columns, paddings=tuple(min(padding, columns) for padding in self.paddings))
 
     def selected(self, batch_rows: Sequence[int]) -> BatchRows:
-        """A batch made of these rows of this one: a reordering, a selection, or repetitions.
+        """Return a batch of the given rows of this one: reordered, selected, or repeated.
 
-        An empty batch stays as it is: its size is not known yet. Raises IndexError for a row that there is not.
+        An empty batch stays as it is: its size is not known yet. Raises IndexError for an unknown row.
         """
         if self.columns == 0:
             return self
@@ -65,9 +65,10 @@ class BatchRows:
         return replace(self, paddings=tuple(self.paddings[row] for row in batch_rows), sources=sources)
 
     def begun(self, columns: int, paddings: Sequence[int], batch_rows: Sequence[int]) -> BatchRows:
-        """The first `columns` columns of another batch, whose rows have `paddings` leading columns that are no tokens.
+        """Return the first `columns` columns of another batch, taken from the rows that this one has at the peers.
 
-        What they hold of each row must be what its row in `batch_rows` of this batch begins with.
+        `paddings` are the other batch's numbers of leading padding columns. The tokens of its row i in these columns
+        must be a prefix of those of row `batch_rows[i]` of this batch.
         """
         if columns <= 0:
             return BatchRows(table=self.table)
@@ -75,17 +76,17 @@ class BatchRows:
         return replace(self, columns=columns, paddings=tuple(min(p, columns) for p in paddings), sources=sources)
 
     def repeated(self, repeats: int) -> BatchRows:
-        """Every row `repeats` times, one copy behind the other."""
+        """Return the batch with every row repeated `repeats` times, copies next to each other."""
         return self.selected([row for row in range(len(self.paddings)) for _ in range(repeats)])
 
     def step(
         self, paddings: Sequence[int], count: int, answers: int, new_tokens: Callable[[], Sequence[Hashable]]
     ) -> BatchStep:
-        """The step that computes `count` new columns of a batch whose rows have `paddings` leading columns in all.
+        """Return the step that computes `count` new columns and answers the last `answers` of them.
 
-        The last `answers` of the new columns are wanted back.  `new_tokens` tells the new tokens of every batch row;
-        it is only asked if rows may turn out to be the same. O(batch rows). Raises UsageError for a batch of another
-        size, or for padding that is not on the left.
+        `paddings` are the rows' numbers of leading padding columns, the new columns included.  `new_tokens` returns the
+        new tokens of every batch row; it is called only if rows may be equal. O(batch rows). Raises UsageError for a
+        batch of another size, or for padding that is not on the left.
         """
         self._check(paddings)
         keys = self._keys(paddings, new_tokens)
@@ -123,7 +124,7 @@ class BatchRows:
                 )
 
     def _keys(self, paddings: Sequence[int], new_tokens: Callable[[], Sequence[Hashable]]) -> Sequence[Hashable]:
-        """Batch rows with equal keys have the same tokens, the new ones included."""
+        """Return a key for each batch row; rows with equal keys have equal tokens, the new ones included."""
         if len(paddings) == 1 or (self.sources is not None and len(set(self.sources)) == len(paddings)):
             return range(len(paddings))
         sources = self.sources or (-1,) * len(paddings)

@@ -1,1 +1,1 @@
-"""Guessing ahead: tokens that may come next travel with the one that does, so that a right guess costs no trip."""
+"""Guessing ahead: guesses of the next tokens travel with a confirmed token, so that a right guess saves a trip."""

@@ -1,8 +1,8 @@
-"""A small local model that guesses: it runs ahead of the texts, all of them in one thread of its own.
+"""A small local model that guesses: one thread of its own runs it ahead of all texts.
 
-The thread feeds what is new of a text and then, token by token, what it finds likeliest.  A text that goes on as it was
-guessed costs it nothing again; where another token came, its cache is cut back to there.  It works on a text only when
-guesses for it are wanted, a token at a time for each in turn, and ends when nothing is wanted.
+The thread feeds the new tokens of a text and then, token by token, the likeliest next one.  A text that continues as
+guessed is not computed again; where it differs, the model's cache is cropped to that point.  The thread works only on
+texts that want guesses, one token for each in turn, and ends when none does.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from .panel import CannotGuessError, others_code
 logger = logging.getLogger(__name__)
 
 MOST_TOKENS = 32
-"""The number of guesses that are made ahead of those on their way."""
+"""The most guesses that are made beyond those already sent."""
 LEAST_REACH = 0.05
-"""Guesses end where all of them together are less likely than this."""
+"""Stop guessing when the joint probability of a text's guesses falls below this."""
 CHUNK_TOKENS = 256
-"""Tokens of a long text that are fed at a time."""
+"""The most tokens of a text that are fed at a time."""
 _KINDS = (0.97, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.0)
 """Kinds of guesses by the least probability that the model gives them."""
 
@@ -36,7 +36,7 @@ class DraftModel:
     """A model that guesses for any number of texts at once."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Raises UsageError for a model whose cache cannot be cut back to where a guess was wrong."""
+        """Raises UsageError for a model whose cache cannot be cropped, as it must be after a wrong guess."""
         self.model = model.eval()
         if not self.new_cache().is_croppable:
             raise UsageError(
@@ -48,14 +48,14 @@ class DraftModel:
         self._thread: threading.Thread | None = None
 
     def drafter(self) -> ModelDrafter:
-        """For a new text."""
+        """Return a drafter for a new text."""
         return ModelDrafter(self)
 
     def new_cache(self) -> Any:
         return DynamicCache(config=self.model.config)
 
     def want(self, drafter: ModelDrafter) -> None:
-        """Have the thread work on a text."""
+        """Queue a text for the thread, which is started if it does not run."""
         with self._lock:
             if drafter not in self._wanted:
                 self._wanted.append(drafter)
@@ -66,17 +66,17 @@ class DraftModel:
     def _work(self) -> None:
         while True:
             with self._lock:
-                if not self._wanted:  # the next that is wanted begins another thread
+                if not self._wanted:  # the next text that wants guesses starts another thread
                     self._thread = None
                     return
                 drafter = self._wanted.popleft()
             if drafter.think():
                 self.want(drafter)
-            del drafter  # a text that has ended is not kept until the next one comes
+            del drafter  # do not keep an ended text alive until the next one comes
 
 
 class ModelDrafter:
-    """The guesses of a draft model for one text. Two threads use it: the text's, and that of the model."""
+    """The guesses of a draft model for one text. Two threads use it: the text's and the model's."""
 
     name = "draft"
 
@@ -88,19 +88,19 @@ class ModelDrafter:
         self._wake: Callable[[], object] = lambda: None
         self._lock = threading.Lock()  # guards what follows, up to the parts of the model's thread
         self._line: list[int] = []
-        """The text, and the guesses behind it."""
+        """The text, and the guesses after it."""
         self._chances: list[float] = []
-        """The probability that the model gave each guess, by its place in the line; 1 for other tokens."""
+        """The probability that the model gave each token of the line; 1 for tokens that it did not guess."""
         self._text = 0
-        """Tokens of the line that are text."""
+        """The number of tokens of the line that are text."""
         self._known = 0
-        """Tokens of the line from its beginning on that the model can read."""
+        """The number of leading tokens of the line that the model can read: known ids in its vocabulary."""
         self._limit = 0
-        """Guesses are wanted up to this place."""
+        """Guesses are wanted up to this index of the line."""
         self._cut = 0
-        """The line is what the model's thread has read up to here."""
+        """Up to this index the line is still what the model's thread has read."""
         self._failed = False
-        # The parts of the model's thread.
+        # Used by the model's thread only.
         self._cache: Any = None
         self._cached = 0
 
@@ -108,26 +108,26 @@ class ModelDrafter:
 
     @property
     def thinking(self) -> bool:
-        """Whether there will soon be more guesses than there are."""
+        """Whether `draft` will soon return more guesses than now."""
         with self._lock:
             return self._is_wanted()
 
     def call_when_ready(self, wake: Callable[[], object]) -> None:
-        """Have `wake` called, in the model's thread, when there is a guess more."""
+        """Call `wake`, in the model's thread, after each new guess."""
         self._wake = wake
 
     def note(self, start: int, tokens: Sequence[int]) -> None:
-        """The text from position `start` on is `tokens`. O(tokens); no guess is made before `draft` asks for it."""
+        """Record that the text from position `start` on is `tokens`. O(tokens); only `draft` starts guessing."""
         with self._lock:
             stop = start + len(tokens)
             self._replace(min(start, len(self._line)), [-1] * (start - len(self._line)) + list(tokens))
-            if stop < self._text:  # taken back: what came behind may be anything
+            if stop < self._text:  # the text was cropped: the tokens after it are void
                 self._drop(stop)
             self._text = stop
             self._limit = 0
 
     def draft(self, most: int, behind: Sequence[int]) -> list[Guess]:
-        """The guesses that are there; more will be. O(behind + most)."""
+        """Return the guesses made so far, and have further ones made. O(behind + most)."""
         with self._lock:
             at = self._text + len(behind)
             if self._line[self._text : at] != list(behind):
@@ -142,7 +142,7 @@ class ModelDrafter:
         return found
 
     def _replace(self, start: int, tokens: Sequence[int]) -> None:
-        """The line has `tokens` from `start` on; what is behind stays if they are those that were there."""
+        """Set the line's tokens from `start` on; if they are unchanged, what follows them stays."""
         same = 0
         for token, had in zip(tokens, self._line[start : start + len(tokens)], strict=False):
             if token != had:
@@ -157,13 +157,13 @@ class ModelDrafter:
             self._known += 1
 
     def _drop(self, stop: int) -> None:
-        """Forget the line from `stop` on."""
+        """Remove the tokens of the line from index `stop` on."""
         del self._line[stop:], self._chances[stop:]
         self._known = min(self._known, stop)
         self._cut = min(self._cut, stop)
 
     def _is_wanted(self) -> bool:
-        """Whether a guess more should be made."""
+        """Whether one more guess should be made."""
         if self._failed or not self._text or not len(self._line) == self._known < self._limit:
             return False
         reach = 1.0
@@ -174,7 +174,7 @@ class ModelDrafter:
     # --- the model's thread ---
 
     def think(self) -> bool:
-        """Read on, or guess one token; whether there is more to do."""
+        """Read the next chunk of the text, or guess one token; return whether there is more to do."""
         with self._lock:
             if not self._is_wanted():
                 return False
@@ -203,7 +203,7 @@ class ModelDrafter:
 
     @torch.inference_mode()
     def _next(self, kept: int, tokens: Sequence[int]) -> tuple[int, float]:
-        """Feed `tokens` behind the first `kept` ones; the likeliest token behind, and its probability."""
+        """Feed `tokens` after the first `kept` ones; return the likeliest next token and its probability."""
         model = self._model.model
         if self._cache is None or kept == 0:
             self._cache = self._model.new_cache()

@@ -1,7 +1,7 @@
-"""The protocol of drafters: what guesses the next tokens of a text.
+"""The protocol of drafters, which guess the next tokens of a text.
 
-A guess decides nothing: `generate` chooses every token itself, from the answers of the whole model.  A wrong guess
-costs the peers some rows, a right one saves a trip along the chain, and neither changes a token.
+Guesses decide nothing: `generate` chooses every token itself, from the answers of the whole model.  A wrong guess costs
+the peers some computation, a right one saves a trip along the chain, and neither changes a token.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ class Guess:
 
     token: int
     kind: str = ""
-    """How it was found, within the drafter; how often guesses are right is counted for each kind."""
+    """The drafter's own category of the guess; acceptance is counted per kind."""
     chance: float = 0.5
-    """How likely it is right if those before it are, as long as nothing of this kind has been counted."""
+    """Prior probability that it is right if those before it are; used until outcomes of its kind are counted."""
 
 
 class Drafter(Protocol):
-    """Guesses the next tokens of one text, which grows, is cut and begins anew; used by one thread at a time.
+    """Guesses the next tokens of one text, which grows, is cropped and begins anew; used by one thread at a time.
 
-    All methods are called while the text waits, so they return at once: what takes longer than a millisecond runs in a
-    thread of its own, and until it has a guess there is none.
+    All methods are called while the text waits, so they must return at once: work that takes longer than a millisecond
+    belongs in a thread of its own, and until it is done there are no guesses.
     """
 
     @property
     def name(self) -> str:
-        """For reports."""
+        """The name in reports."""
 
     @property
     def thinking(self) -> bool:
-        """Whether there will soon be more guesses than `draft` returns now."""
+        """Whether `draft` will soon return more guesses than now."""
 
     def note(self, start: int, tokens: Sequence[int]) -> None:
-        """The text from position `start` on is `tokens`: they were fed to the model. Negative numbers: not known."""
+        """Record that the text from position `start` on is `tokens`, which were fed to the model; < 0: unknown."""
 
     def draft(self, most: int, behind: Sequence[int]) -> Sequence[Guess]:
-        """At most `most` tokens that may follow the text and the tokens `behind`, which are guesses themselves."""
+        """Return at most `most` tokens that may follow the text and then `behind`, which are guesses already sent."""
 
     def call_when_ready(self, wake: Callable[[], object]) -> None:
-        """Have `wake` called, in any thread, when there are guesses where there were none, or more."""
+        """Call `wake`, in any thread, whenever there are new guesses."""

@@ -1,4 +1,4 @@
-"""The forwards of one model with guesses behind them: what a guesser is told of the batch that `generate` computes."""
+"""Connects a cache's forwards to a guesser: translates a batch of one sequence into what the guesser needs."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class GuessedForwards:
     guesser: Guesser
     model: PreTrainedModel
     most_columns: int
-    """No guess stands behind this many columns, where the text will have ended."""
+    """The text ends at this many columns, so no guess goes beyond them."""
 
     def compute(
         self, runner: TripRunner, step: BatchStep, packed: torch.Tensor, inputs: Inputs, room: int
     ) -> torch.Tensor:
-        """(plan.tokens, H) -> (plan.answers, H): the answers of a step, `packed` being what it feeds.
+        """Compute a step, with guesses if possible: `packed` (plan.tokens, H) -> (plan.answers, H).
 
-        `room`: the number of tokens that still fit into the session behind the step. Raises what the session raises.
+        `room`: the number of tokens that still fit into the session after the step. Raises what the session raises.
         """
         plan = step.plan
         assert plan is not None

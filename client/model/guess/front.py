@@ -1,8 +1,8 @@
-"""The model's own front part on tokens that were only guessed: what would be fed to the first block if they came.
+"""Runs the model's front part on guessed tokens: computes what the first block would be fed if they came.
 
-The family's forward is run up to the blocks (embedding, positions, norms, factors), behind the columns that are
-computed already, with a cache that takes the hidden states and gives them back.  A hit is decided by bytes, so a family
-whose front part depends on anything else never hits, and is right all the same.
+The family's forward is run up to the blocks (embedding, positions, norms, scaling), after the columns that are computed
+already, with a cache that records the hidden states and returns them unchanged.  A hit is decided by comparing bytes,
+so a family whose front part depends on anything else never gets a hit, and its results stay right.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class FrontCache(LayerlessCache):
     def __init__(self, columns: int) -> None:
         super().__init__()
         self.hidden: torch.Tensor | None = None
-        """(1, T, H): what was fed to the first block."""
+        """(1, T, H): the input of the first block."""
         self._columns = columns
 
     def compute(self, hidden: torch.Tensor) -> torch.Tensor:
-        """In the place of the blocks: (1, T, H), which are kept and returned as they are."""
+        """Stand in for the blocks: keep `hidden` (1, T, H) and return it unchanged."""
         self.hidden = hidden
         return hidden
 
@@ -48,21 +48,21 @@ class FrontCache(LayerlessCache):
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """Where guessed tokens would stand: behind the forward that is being computed, of one sequence."""
+    """The place of guessed tokens: directly behind the forward that is being computed, of one sequence."""
 
     model: PreTrainedModel
     columns: int
-    """Width of the sequence with that forward, padding included."""
+    """Width of the sequence including that forward and padding."""
     position: int
-    """The position of the next token, padding left out."""
+    """The position of the next token, not counting padding."""
     mask: torch.Tensor | None
     """(1, columns): the attention mask of that forward, None if it had none."""
     positions_given: bool
-    """Whether that forward came with position_ids, as the family wants them."""
+    """Whether that forward was given position_ids, as some families are."""
 
     @torch.no_grad()
     def hidden(self, tokens: Sequence[int], behind: int = 0) -> torch.Tensor:
-        """(T, H): what the first block would be fed for `tokens`, `behind` other tokens behind the forward.
+        """Return the input of the first block for `tokens`, which come `behind` other tokens after the forward: (T, H).
 
         Raises what the family's forward raises.
         """
@@ -82,6 +82,6 @@ class Front:
 
 
 def _body(model: PreTrainedModel) -> Any:
-    """The model without its head; some families have no name for it, then the module that calls the blocks."""
+    """Return the model without its head; in families without such a module, the module that calls the blocks."""
     body = model.base_model
     return body if body is not model else BlockList.at(model, model.blocks_path).owner

@@ -1,11 +1,11 @@
-"""Guesses for one session: drafters propose, the rule says how many are worth it, and what came of them is counted.
+"""Guesses for one session: drafters propose tokens, a rule decides how many to send, and outcomes are counted.
 
-It stands between the cache of `generate` and the session with the peers, and neither knows of the other's view: the
-cache asks for the answers to the tokens that it really feeds, the session gets steps with a few tokens more.  The
-bookkeeping between the two is in `ahead.py`.  Guesses are made for one sequence at a time; a batch gets none.
+The guesser sits between the cache of `generate` and the session with the peers: the cache asks for the answers to the
+tokens that it really feeds, the session gets steps with a few more tokens.  The bookkeeping between the two is in
+`ahead.py`.  Guesses are made for a single sequence only; a batch gets none.
 
-Guesses that are there when a step leaves go with it.  Those that come while the text waits for it, or when many are
-used up, follow in steps of their own, a few at a time: no real step waits for a guess.
+Guesses that exist when a step leaves travel in it.  Guesses that are made while the text waits for the step, or when
+many are used up, follow in steps of their own, a few at a time: no step of the text waits for them.
 """
 
 from __future__ import annotations
@@ -41,56 +41,57 @@ from .policy import (
 logger = logging.getLogger(__name__)
 
 LOOK_AGAIN_TRIPS = 16
-"""Where trips are short, their times are looked at once in this many."""
+"""Where trips are too short for guessing, measure one in this many."""
 MOST_WINDOWS = 3
-"""Steps of guesses only that may be under way behind a step of the text..."""
+"""The most guess-only steps under way after a step of the text..."""
 MOST_WINDOWS_IN_ALL = 6
-"""...and with those behind the step before it. A peer takes a few more, so no step of the text waits for them."""
+"""...and including those before it. Peers accept a few more steps, so no step of the text waits for credits."""
 MOST_STEPS_ON_END = 32
-"""After this many steps with one always under way no guesses follow, until none is: then a chain can be mended."""
+"""Send no more guesses after this many steps during which one was always under way, until none is: only then can the
+chain be changed."""
 PATIENCE_SHARE = 0.1
-"""How long a few guesses wait for more of a drafter that thinks, as a share of a trip."""
+"""How long guesses wait for more from a drafter that is thinking, as a share of a trip's time."""
 
 
 class PendingAnswers(Protocol):
-    """The answers to a step that is under way."""
+    """The pending answers to a step that is under way."""
 
     def done(self) -> bool:
-        """Whether `result` returns, or raises, at once."""
+        """Return whether `result` returns or raises without blocking."""
 
     def call_when_done(self, wake: Callable[[], object]) -> None:
-        """Have `wake` called, in any thread; now if they are here."""
+        """Call `wake` when the step is done, in any thread; at once if it is already."""
 
     def result(self) -> torch.Tensor:
-        """(plan.answers, H), packed in the order of `plan.rows`; blocks. Raises SwarmError."""
+        """Wait for the answers: (plan.answers, H), packed in the order of `plan.rows`. Raises SwarmError."""
 
 
 class TripRunner(Protocol):
     """The session with the peers, as a guesser needs it."""
 
     def begin(self, plan: StepPlan, hidden: torch.Tensor, *, guessed: bool = False) -> PendingAnswers:
-        """Send a step, (plan.tokens, H), behind those under way, and do not wait for it.
+        """Send a step, (plan.tokens, H), after those under way, without waiting for it.
 
-        `guessed`: it has no token of the text, so nobody waits for it.
+        `guessed`: it carries no token of the text, so nothing waits for it.
         """
 
     def last_trip(self) -> Trip | None:
-        """The times of the last step of the text that came back; None if they are not known."""
+        """Return the times of the last answered step of the text; None if they are not known."""
 
 
 class FrontPart(Protocol):
-    """Computes what guessed tokens would feed to the first block."""
+    """Computes the input of the first block for guessed tokens."""
 
     def __call__(self, tokens: Sequence[int], behind: int) -> torch.Tensor:
-        """(T, H), for tokens that stand `behind` others behind the forward."""
+        """Return (T, H) for tokens that come `behind` other tokens after the forward."""
 
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """One forward of one sequence, and what may be guessed behind it."""
+    """One forward of one sequence, with what is needed for guessing after it."""
 
     tokens: Sequence[int]
-    """The ids that it feeds; -1 where they are not known."""
+    """The ids that it feeds; -1 where unknown."""
     room: int
     """The number of further tokens that fit into the session and into the text."""
     vocabulary: int
@@ -121,14 +122,14 @@ class _Way:
     sent: list[Sent] = field(default_factory=list)
     """In the order of `Ahead`."""
     windows: list[PendingAnswers] = field(default_factory=list)
-    """Steps of guesses only behind the last step of the text."""
+    """Guess-only steps after the last step of the text."""
     stale: list[PendingAnswers] = field(default_factory=list)
-    """Those behind the step before it, as far as they are under way."""
+    """Guess-only steps from before the last step of the text that are still under way."""
     on_end: int = 0
-    """Steps since none was under way."""
+    """The number of steps sent since none was under way."""
 
     def begin_anew(self) -> None:
-        """A step of the text goes, all guesses before it are dropped."""
+        """Drop all guesses, because a step of the text is about to be sent."""
         self.stale = [step for step in (*self.stale, *self.windows) if not step.done()]
         self.windows, self.sent = [], []
         self.on_end = self.on_end + 1 if self.stale else 0
@@ -138,7 +139,7 @@ class _Way:
         self.on_end += 1
 
     def is_full(self) -> bool:
-        """Whether no further step of guesses should go now."""
+        """Return whether no further guess-only step should be sent now."""
         self.windows = [step for step in self.windows if not step.done()]
         self.stale = [step for step in self.stale if not step.done()]
         many = len(self.windows) >= MOST_WINDOWS or len(self.windows) + len(self.stale) >= MOST_WINDOWS_IN_ALL
@@ -155,7 +156,7 @@ class Guesser:
         timing: GuessTiming | None = None,
         known: KnownKinds | None = None,
     ) -> None:
-        """With each step go the guesses of `drafters` that promise most; `known` is what earlier texts have taught."""
+        """The most promising guesses of `drafters` travel with each step; `known`: acceptance in earlier texts."""
         self.setting = checked_setting(setting)
         self._timing = timing or GuessTiming()
         self._wake = threading.Event()
@@ -168,22 +169,22 @@ class Guesser:
         self._counts = _Counts()
 
     def report(self) -> GuessReport:
-        """The trips since `begin_use`, and what guessing has brought."""
+        """Report the trips since `begin_use`, and how well guessing did."""
         counts, drafts = self._counts, self._panel.reports()
         return GuessReport(str(self.setting), counts.trips, counts.tokens, counts.forwards, drafts, counts.guess_steps)
 
     def begin_use(self) -> None:
-        """Count anew; what was learnt of the text and of the chain stays."""
+        """Reset the counts; keep what was learnt of the text and of the chain."""
         self._counts = _Counts()
         self._panel.begin_use(self._way.sent)
 
     def compute(
         self, runner: TripRunner, plan: StepPlan, hidden: torch.Tensor, feed: Feed | None, *, first: bool
     ) -> torch.Tensor:
-        """(plan.tokens, H) -> (plan.answers, H): from what was guessed before, or by a trip that may carry guesses.
+        """Compute a step, from earlier guesses or by a trip: `hidden` (plan.tokens, H) -> (plan.answers, H).
 
-        `feed` is None for a batch, which gets no guesses. `first`: the session has no rows yet; peers name the pages
-        of its first step by what it feeds, so that has none either. Raises what the session raises.
+        `feed` is None for a batch, which gets no guesses. `first`: the session has no rows yet; its first step carries
+        no guesses either, because prefix pages are named by its inputs. Raises what the session raises.
         """
         self._counts.forwards += 1
         self._counts.tokens += plan.tokens
@@ -207,7 +208,7 @@ class Guesser:
         feed: Feed | None,
         began: float,
     ) -> torch.Tensor:
-        """Send what was not guessed, and whatever is guessed behind it."""
+        """Send the part of a step that was not guessed, with guesses after it."""
         plan = left.plan
         assert plan is not None
         self._panel.note_trip()
@@ -230,7 +231,7 @@ class Guesser:
         return torch.cat([self._collected(left.held, runner, feed, began), answers])
 
     def _note_outcomes(self, left: Remainder[_Answer]) -> None:
-        """The guesses that were hit were right; the next one was wrong if another token came in its place."""
+        """Record hits as right; record the next guess as wrong if another token came in its place."""
         hits, rest = self._way.sent[: left.hits], self._way.sent[left.hits :]
         for guess in hits:
             self._panel.note_outcome(guess, right=True)
@@ -241,7 +242,7 @@ class Guesser:
     # --- guesses in steps of their own ---
 
     def _follow(self, runner: TripRunner, feed: Feed | None, began: float) -> None:
-        """Send a step of further guesses, if there are enough of them."""
+        """Send a guess-only step if there are enough new guesses."""
         if feed is None or self._way.is_full():
             return
         offer = self._offer(feed)
@@ -262,7 +263,7 @@ class Guesser:
         return PATIENCE_SHARE * self._costs.trip_seconds()
 
     def _waited(self, step: PendingAnswers, runner: TripRunner, feed: Feed | None, began: float) -> torch.Tensor:
-        """The answers to a step; while it is under way, guesses follow it as drafters find them."""
+        """Wait for the answers to a step, and send guesses after it meanwhile, as drafters make them."""
         if feed is None or not self._guesses_now:
             return step.result()
         step.call_when_done(self._wake.set)
@@ -275,7 +276,7 @@ class Guesser:
         return step.result()
 
     def _collected(self, held: Sequence[_Answer], runner: TripRunner, feed: Feed | None, began: float) -> torch.Tensor:
-        """(len(held), H): the answers to tokens that were guessed."""
+        """Wait for the answers to guessed tokens: (len(held), H)."""
         steps = {id(answer.step): answer.step for answer in held}
         found = {key: self._waited(step, runner, feed, began) for key, step in steps.items()}
         return torch.stack([found[id(answer.step)][answer.row] for answer in held])
@@ -289,7 +290,7 @@ class Guesser:
         return self.setting != AUTO or pays(self._costs, self._timing)
 
     def _offer(self, feed: Feed | None) -> Offer:
-        """The guesses that should travel behind those on their way."""
+        """Return the guesses to send after those under way."""
         if feed is None or not self._guesses_now:
             return Offer()
         sent = self._way.sent
@@ -305,7 +306,7 @@ class Guesser:
         return guesses_worth(chances, self._costs, self._panel.chances(self._way.sent))
 
     def _front(self, offer: Offer, feed: Feed | None) -> torch.Tensor | None:
-        """(K, H): what the guessed tokens feed to the first block; None if the family's code fails on them."""
+        """Return the first block's inputs for the guessed tokens, (K, H); None if the family's code fails on them."""
         assert feed is not None
         try:
             with others_code():
@@ -316,7 +317,7 @@ class Guesser:
             return None
 
     def _note_sent(self, offer: Offer, guesses: torch.Tensor, step: PendingAnswers, behind: int) -> None:
-        """`guesses` travel in `step`, behind that many other answers of it."""
+        """Record that `guesses` travel in `step`, whose answers have `behind` others before theirs."""
         self._panel.note_sent(offer)
         self._way.sent += offer.guesses
         answers = [_Answer(step, behind + index) for index in range(len(guesses))]
@@ -325,9 +326,9 @@ class Guesser:
     # --- what trips take ---
 
     def _look_at_trip(self, runner: TripRunner, tokens: int, here_seconds: float) -> None:
-        """Note the times of the trip that ended, if the rule needs them now; the text had `tokens` tokens in it.
+        """Record the times of the trip that ended, if the rule needs them now; it carried `tokens` tokens of the text.
 
-        `here_seconds`: the time that this machine took before it left, most of it for guesses.
+        `here_seconds`: the time that this machine worked before the trip, mostly on guesses.
         """
         if self.setting == OFF:
             return
@@ -347,6 +348,6 @@ class Guesser:
 
 
 def _bytes_of(rows: torch.Tensor) -> list[bytes]:
-    """(T, H) -> for each row its content, comparable; as bytes, because numpy has no bfloat16."""
+    """Return each row's content, (T, H) -> T values, for comparisons; as bytes, because numpy has no bfloat16."""
     flat = rows.detach().cpu().contiguous().view(len(rows), -1).view(torch.uint8).numpy()
     return [row.tobytes() for row in flat]

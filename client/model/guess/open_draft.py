@@ -1,4 +1,4 @@
-"""Opens a draft model, and checks that its tokens are those of the model that it guesses for."""
+"""Opens a draft model, and checks that it has the tokens of the model that it guesses for."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _HINT = "Choose a smaller model of the same family: its tokenizer has to be the 
 
 
 def open_draft(draft: str | Path | PreTrainedModel, model: str | Path, revision: str | None = None) -> DraftModel:
-    """The draft model of a folder or a hub's "owner/name", or one that is loaded, for the model `model`.
+    """Open a draft model for `model`: from a folder, a hub's "owner/name", or a loaded model.
 
-    Raises UsageError if it cannot be loaded, or if it has other tokens.
+    Raises UsageError if it cannot be loaded, or if its vocabulary is a different one.
     """
     if isinstance(draft, PreTrainedModel):
         loaded, place = draft, draft.name_or_path
@@ -36,7 +36,7 @@ def open_draft(draft: str | Path | PreTrainedModel, model: str | Path, revision:
 
 
 def _loaded(draft: str | Path) -> PreTrainedModel:
-    """With the same checks as every model: sizes before any is made, no weight missing, nothing unpickled."""
+    """Load a draft model with the checks of every model: sizes before allocation, no missing weight, no pickle."""
     try:
         checkpoint = open_checkpoint(draft)
         everything = BlockRange(0, checkpoint.num_blocks)
@@ -47,14 +47,14 @@ def _loaded(draft: str | Path) -> PreTrainedModel:
 
 
 def _vocabulary(place: str, revision: str | None) -> dict[str, int] | None:
-    """The tokens by their text; None if there is no tokenizer. Raises UsageError."""
+    """Return the token ids by text; None if there is no tokenizer. Raises UsageError if it cannot be read."""
     if not place:
         return None
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
     except OSError:
         return None
-    except Exception as error:  # its library raises plain exceptions of any class
+    except Exception as error:  # the tokenizers library raises plain Exceptions
         raise UsageError(f"the tokenizer of {place} cannot be read: {error}", hint=_HINT) from None
     known: dict[str, int] = tokenizer.get_vocab()
     return known

@@ -1,8 +1,8 @@
-"""The drafters of one text: asked, checked, weighed against each other, and counted by what came of their guesses.
+"""The drafters of one text: collects their guesses, checks and compares them, and counts the outcomes.
 
-A drafter may be anybody's code, and the text does not need it: one that fails is not asked again, and what it says is
-cut at the first token that is none.  How often guesses are right is counted for each kind of each drafter; what earlier
-texts have taught about a kind is where a new text begins.
+A drafter may be third-party code, and the text does not depend on it: one that fails is not asked again, and its
+guesses are cut at the first invalid token.  Acceptance is counted per kind of guess and drafter; a new text starts from
+the acceptance of earlier ones.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .policy import Acceptance
 logger = logging.getLogger(__name__)
 
 MOST_KINDS = 64
-"""Kinds of guesses that are counted apart, over all drafters; those that come later count as one per drafter."""
+"""The most kinds that are counted separately, over all drafters; further ones share one kind per drafter."""
 _SMOOTHING = 0.2
 _USUAL = 1.0
-"""Tokens that a drafter is expected to bring with a step before it has made any."""
+"""The tokens that a new drafter is expected to yield per step."""
 
 Kind = tuple[str, str]
 """The name of a drafter, and the kind of its guess."""
@@ -31,7 +31,7 @@ KnownKinds = MutableMapping[Kind, Acceptance]
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A guessed token on its way, or answered and not needed yet."""
+    """A guessed token that is under way, or answered and not needed yet."""
 
     token: int
     kind: Kind
@@ -43,9 +43,9 @@ class Offer:
 
     guesses: tuple[Sent, ...] = ()
     value: float = 0.0
-    """Tokens that they bring, as expected."""
+    """The expected number of them that are right."""
     waits: bool = False
-    """Whether a drafter that thinks will soon have more, or better ones."""
+    """Whether a drafter that is thinking will soon have more or better ones."""
 
 
 @dataclass(slots=True)
@@ -53,7 +53,7 @@ class _Seat:
     drafter: Drafter
     name: str
     usual: float = _USUAL
-    """Tokens that its guesses bring with a step, smoothed."""
+    """Expected right guesses per step that it sent, smoothed."""
     guessed: int = 0
     right: int = 0
 
@@ -63,7 +63,7 @@ class _Found:
     seat: _Seat
     offer: Offer
     thinking: bool
-    """Whether its drafter will soon have more that is worth sending."""
+    """Whether its drafter will soon have more guesses that are worth sending."""
 
 
 class CannotGuessError(Exception):
@@ -72,7 +72,7 @@ class CannotGuessError(Exception):
 
 @contextmanager
 def others_code() -> Iterator[None]:
-    """For code that may be anybody's, on tokens that nobody asked for: the text does without it."""
+    """Run code that may be third-party and that the text does not depend on; its errors become CannotGuessError."""
     try:
         yield
     except Exception as error:
@@ -83,7 +83,7 @@ class DraftPanel:
     """The drafters of one text. Used by one thread at a time; `reports` by any."""
 
     def __init__(self, drafters: Sequence[Drafter], known: KnownKinds, wake: Callable[[], object]) -> None:
-        """`known` is what earlier texts have taught, and learns; `wake` is called when drafters have thought."""
+        """`known` holds the acceptance in earlier texts and is updated; `wake` is called when there are new guesses."""
         self._seats: list[_Seat] = []
         self._known = known
         self._acceptance: dict[Kind, Acceptance] = {}
@@ -97,26 +97,27 @@ class DraftPanel:
         self._reported = {seat.name: seat for seat in self._seats}
 
     def reports(self) -> tuple[DraftReport, ...]:
-        """By drafter, those that guessed anything."""
+        """Return the reports of the drafters that guessed anything, by name."""
         found = sorted(self._reported.items())
         return tuple(DraftReport(name, seat.guessed, seat.right) for name, seat in found if seat.guessed)
 
     def begin_use(self, outstanding: Sequence[Sent]) -> None:
-        """Count anew; guesses that may still come belong to the new use."""
+        """Reset the counts; guesses whose outcome is open are counted as new ones."""
         for seat in self._reported.values():
             seat.guessed = seat.right = 0
         self._count_guessed(outstanding)
 
     def note(self, start: int, tokens: Sequence[int]) -> None:
-        """Tell all drafters of the text."""
+        """Tell all drafters that the text from position `start` on is `tokens`."""
         for seat in tuple(self._seats):
             with self._asked(seat.drafter):
                 seat.drafter.note(start, tokens)
 
     def offer(self, most: int, sent: Sequence[Sent], vocabulary: int, worth: Callable[[Sequence[float]], int]) -> Offer:
-        """The guesses that promise most behind those that were `sent`; `worth` says how many of them should go.
+        """Return the guesses of the drafter that promises most after those `sent`.
 
-        `worth` is given the chance of each guess, those of `sent` in front, and counts the further ones.
+        `worth` takes the chances of a drafter's guesses, each if those before it are right, and returns how many of
+        them are worth sending.
         """
         found: list[_Found] = []
         for seat in tuple(self._seats):
@@ -130,17 +131,17 @@ class DraftPanel:
         return Offer(best.offer.guesses, best.offer.value, waits)
 
     def chances(self, guesses: Sequence[Sent]) -> list[float]:
-        """How likely each of them is right if those before it are."""
+        """Return the probability of each guess to be right if those before it are."""
         return [self._acceptance[guess.kind].chance for guess in guesses]
 
     def note_sent(self, offer: Offer) -> None:
-        """The guesses of an offer travel."""
+        """Record that the guesses of an offer were sent."""
         self._count_guessed(offer.guesses)
         seat = self._reported[offer.guesses[0].kind[0]]
         seat.usual += _SMOOTHING * (offer.value - seat.usual)
 
     def note_outcome(self, guess: Sent, right: bool) -> None:
-        """A guess that travelled was right, or was the first that was not."""
+        """Record that a sent guess was right, or that it was the first wrong one."""
         self._seen.add(guess.kind)
         self._acceptance[guess.kind] = self._acceptance[guess.kind].after(right)
         if guess.kind in self._known:
@@ -148,7 +149,7 @@ class DraftPanel:
         self._reported[guess.kind[0]].right += right
 
     def note_trip(self) -> None:
-        """Before a trip: kinds of which nothing was seen since the last one are forgotten a little."""
+        """Before a trip, fade the outcomes of kinds that have had none since the last trip."""
         for kind, acceptance in self._acceptance.items():
             if kind not in self._seen:
                 self._acceptance[kind] = acceptance.faded()
@@ -166,7 +167,7 @@ class DraftPanel:
         vocabulary: int,
         worth: Callable[[Sequence[float]], int],
     ) -> _Found:
-        """A drafter's guesses, cut to those that are worth sending. Raises anything."""
+        """Return a drafter's guesses, cut to those that are worth sending. Raises anything."""
         usable = _usable(seat.drafter.draft(most, [guess.token for guess in sent])[:most], vocabulary)
         guesses = [Sent(guess.token, self._kind(seat, guess)) for guess in usable]
         chances = self.chances(guesses)
@@ -179,7 +180,7 @@ class DraftPanel:
         return _Found(seat, offer, thinking=bool(seat.drafter.thinking) and count == len(guesses))
 
     def _kind(self, seat: _Seat, guess: Guess) -> Kind:
-        """Its kind, of which is known from here on how often it is right."""
+        """Return the kind of a guess, and make sure that its acceptance is being counted."""
         kind = (seat.name, guess.kind)
         if kind not in self._acceptance:
             if len(self._acceptance) >= MOST_KINDS:
@@ -192,7 +193,7 @@ class DraftPanel:
 
     @contextmanager
     def _asked(self, drafter: Drafter) -> Iterator[None]:
-        """A drafter that fails is not asked again."""
+        """Call a drafter; if it fails, log that and do not ask it again."""
         try:
             with others_code():
                 yield
@@ -202,7 +203,7 @@ class DraftPanel:
 
 
 def _usable(guesses: Sequence[object], vocabulary: int) -> list[Guess]:
-    """The guesses up to the first that is none."""
+    """Return the guesses before the first invalid one."""
     usable: list[Guess] = []
     for guess in guesses:
         if not isinstance(guess, Guess) or not isinstance(guess.kind, str) or not isinstance(guess.token, int):

@@ -1,9 +1,9 @@
-"""How many tokens to guess: pure functions of what was measured.
+"""Decides how many tokens to guess: pure functions of what was measured.
 
-A trip takes L seconds, a further row c more, and guess i is right with probability a_i if those before it are.  With K
-guesses a trip brings 1 + a_1 + a_1 a_2 + ... tokens in L + c K seconds; K is chosen for the most tokens per second.  It
-is 0 where the gain is small, where the time of a trip is not spent on the network, and where peers have no time to
-spare: a guessed row costs their other sessions something, and it only saves waiting for the network.
+A trip takes L seconds, each further token c more, and guess i is right with probability a_i if those before it are.
+With K guesses a trip yields 1 + a_1 + a_1 a_2 + ... tokens in L + c K seconds; K maximises tokens per second.  K is 0
+if the gain is small, if little of a trip is spent on the network, and if the peers are busy: a guessed token takes time
+from their other sessions, and all that it saves is waiting for the network.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ AUTO, OFF = "auto", "off"
 MOST_GUESSES = 64
 """In one step..."""
 MOST_AHEAD = 128
-"""...and in all that are ahead of the text."""
+"""...and in all steps ahead of the text."""
 LEAST_GAIN = 1.1
-"""Guesses must be worth this many times the speed without any."""
+"""Guess only if it raises the speed by at least this factor."""
 LEAST_CHANCE = 0.1
-"""A guess that is right less often is not worth a peer's time, however long the trip."""
+"""A guess that is reached and right less often than this is not worth a peer's time, however long the trip."""
 _PRIOR_WEIGHT = 3.0
-"""The estimate before the first outcome counts like this many outcomes."""
+"""The prior counts like this many outcomes."""
 _KEPT = 0.97
-"""The weight of an outcome after each further one..."""
+"""The weight of an outcome is multiplied by this with each further one..."""
 _KEPT_IDLE = 0.995
-"""...and after each trip without a guess of its kind."""
+"""...and by this with each trip without a guess of its kind."""
 
 
 def checked_setting(setting: str | int) -> str | int:
-    """ "auto", "off", or a fixed number of guesses ahead; 0 is "off". Raises UsageError for anything else."""
+    """Parse "auto", "off", or a fixed number of guesses ahead; 0 is "off". Raises UsageError for anything else."""
     if setting in (AUTO, OFF):
         return setting
     if isinstance(setting, str) and setting.isdecimal() and setting.isascii() and len(setting) < 4:
@@ -48,7 +48,7 @@ def checked_setting(setting: str | int) -> str | int:
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """How often guesses are right, newer outcomes counting more; immutable."""
+    """How often guesses are right, with newer outcomes weighted more; immutable."""
 
     prior: float
     right: float = 0.0
@@ -56,24 +56,25 @@ class Acceptance:
 
     @property
     def chance(self) -> float:
-        """How likely a guess is right if those before it are; above 0 and below 1."""
+        """The probability that a guess is right if those before it are; at most 0.99."""
         seen = self.right + self.wrong
         return min(0.99, (_PRIOR_WEIGHT * self.prior + self.right) / (_PRIOR_WEIGHT + seen))
 
     def after(self, right: bool) -> Acceptance:
-        """With one more outcome."""
+        """Return the estimate with one more outcome."""
         return Acceptance(self.prior, self.right * _KEPT + right, self.wrong * _KEPT + (not right))
 
     def faded(self) -> Acceptance:
-        """After a trip without a guess of this kind: what was seen counts a little less, so that it is tried again."""
+        """Return the estimate after a trip without a guess of this kind: outcomes lose weight, so it is tried again."""
         return Acceptance(self.prior, self.right * _KEPT_IDLE, self.wrong * _KEPT_IDLE)
 
 
 @dataclass(frozen=True, slots=True)
 class TripCosts:
-    """The time of a trip by its rows: a line through what was measured, never flatter than announced; immutable.
+    """The time of a trip by its number of tokens: a line fitted to the measured trips; immutable.
 
-    What is measured has everything in it: computing, and the answers' way through the client's own line.
+    The fit is by least squares with exponential forgetting; its slope is at least the announced one.  The measurements
+    include everything, such as the answers' transfer over the client's own link.
     """
 
     weight: float = 0.0
@@ -89,9 +90,9 @@ class TripCosts:
     """Whether a peer of the last trip has no time for guesses."""
 
     def after(self, trip: Trip, here_seconds: float = 0.0) -> TripCosts:
-        """With one more trip, for which this machine has worked `here_seconds` before it began.
+        """Return the costs with one more trip, before which this machine worked for `here_seconds`.
 
-        One that took very long (a repair) counts as three usual ones.
+        The time of a very long trip (a repair) is capped at three times the usual one.
         """
         seconds = trip.seconds + here_seconds
         if self.weight > 0.0:
@@ -117,7 +118,7 @@ class TripCosts:
 
     @property
     def row_seconds(self) -> float:
-        """Seconds that a further row adds to a trip."""
+        """Seconds that each further token adds to a trip."""
         if self.weight == 0.0:
             return self.announced_row_seconds
         spread = self.rows_squared - self.rows * self.rows / self.weight
@@ -126,7 +127,7 @@ class TripCosts:
         return max(slope, self.announced_row_seconds)
 
     def trip_seconds(self, guesses: int = 0) -> float:
-        """Seconds of a trip with this many further rows."""
+        """Return the seconds of a trip with one confirmed token and this many guesses."""
         if self.weight == 0.0:
             return 0.0
         slope = self.row_seconds
@@ -135,34 +136,34 @@ class TripCosts:
 
 
 _STIFFNESS = 50.0
-"""The announced slope counts like trips of this squared spread in rows."""
+"""The announced slope has the weight of trips whose token counts have this sum of squared deviations."""
 
 
 def as_short(trip: Trip) -> Trip:
-    """The trip of one token, going by that of a long prompt."""
+    """Estimate the trip of one token from that of a long prompt."""
     compute_seconds = max(0.0, trip.compute_seconds - trip.row_seconds * (trip.tokens - 1))
     return Trip(1, trip.network_seconds + compute_seconds, 0.0, compute_seconds, trip.row_seconds, trip.crowded)
 
 
 def is_far(costs: TripCosts, timing: GuessTiming) -> bool:
-    """Whether a trip waits for the network long enough that guessing can save some of it."""
+    """Return whether a trip waits for the network long enough for guessing to save some of it."""
     return costs.weight > 0.0 and costs.network_seconds >= timing.least_network_seconds
 
 
 def pays(costs: TripCosts, timing: GuessTiming) -> bool:
-    """Whether guessing saves waiting for the network, and takes nothing from sessions that wait at the peers.
+    """Return whether guessing saves network time without taking time from sessions that wait at the peers.
 
-    Peers say whether they are crowded; the wait for them tells it, too, where one is of an older version.
+    Peers say whether they are crowded; for peers of older versions the time in their queues tells.
     """
     busy = costs.queue_seconds > costs.compute_seconds + timing.idle_queue_seconds
     return is_far(costs, timing) and not busy and not costs.crowded
 
 
 def guesses_worth(chances: Sequence[float], costs: TripCosts, sent: Sequence[float] = ()) -> int:
-    """The number of guesses with which tokens come fastest; 0 where the gain is small. O(guesses).
+    """Return the number of guesses that maximises tokens per second; 0 if the gain is small. O(guesses).
 
-    `chances` are those of the guesses, in order, each if those before it are right; `sent` are those of guesses that
-    are on their way in front of them.
+    `chances` are the probabilities of the guesses, in order, each given that those before it are right; `sent` are the
+    probabilities of guesses that are under way before them.
     """
     trip, row = costs.trip_seconds(), costs.row_seconds
     if trip <= 0.0:

@@ -1,8 +1,8 @@
-"""A drafter that remembers: what followed the last time when the text ended like this.
+"""A suffix-matching drafter: it guesses what followed the last time that the text ended like this.
 
-It looks in the prompt, the answer so far and the earlier texts of the session for the longest run of tokens that the
-text ends with, and guesses that the tokens behind that run come again.  Copies, edits and repetitions are found; new
-text is not.  Memory is bounded: the oldest half of the tokens is forgotten when there are too many.
+It searches the prompt, the answer so far and the earlier texts of the session for the longest match of the text's end,
+and guesses the tokens that followed the match.  It finds copies, edits and repetitions, but not new text.  Memory is
+bounded: when there are too many tokens, the oldest half is forgotten.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ from collections.abc import Callable, Sequence
 from .drafter import Guess
 
 LEAST_MATCH = 3
-"""Shorter matches are found everywhere and mean nothing."""
+"""Shorter matches occur everywhere and predict nothing."""
 LONGEST_MATCH = 64
 MOST_TOKENS = 1 << 15
-"""Some 6 MB."""
+"""About 6 MB."""
 _PLACES = 16
-"""The number of places, the latest first, that are compared."""
+"""How many candidate matches are compared, the latest first."""
 _CORRECTION = 16
-"""A cut of at most this many tokens takes back what was never text (guesses of `generate`'s own); it is forgotten."""
+"""A crop of at most this many tokens removes what was never text (guesses by `generate` itself), so it is forgotten;
+after a longer one the removed tokens stay as an earlier text."""
 _BREAK = -1
 _KINDS = ((32, 0.97), (16, 0.9), (8, 0.75), (5, 0.5), (LEAST_MATCH, 0.3))
-"""Kinds of matches by their least length, and how often they are right before anything was counted.
+"""Kinds of guesses by least match length, with their prior probability of being right.
 
-A guess has the kind that its match will have if the guesses before it are right.
+The match of a guess counts the guesses before it as matched, too.
 """
 
 
 class SuffixDrafter:
-    """Guesses that what followed once follows again."""
+    """Guesses that what followed once will follow again."""
 
     name = "suffix"
     thinking = False
@@ -37,11 +38,11 @@ class SuffixDrafter:
     def __init__(self, most_tokens: int = MOST_TOKENS) -> None:
         self._most_tokens = most_tokens
         self._log: list[int] = []
-        """All texts, one behind the other, with a break before each."""
+        """All texts, one after the other, with a break between two."""
         self._before: list[int] = []
-        """For each token, where the last tokens up to it were also found, most recently; -1: nowhere."""
+        """For each token, the end of the previous occurrence of the LEAST_MATCH tokens up to it; -1: none."""
         self._latest: dict[tuple[int, ...], int] = {}
-        """Where those tokens end most recently."""
+        """For each run of LEAST_MATCH tokens, where its latest occurrence ends."""
         self._offset = 0
         """Position p of the present text is token `_offset + p` of the log..."""
         self._begin = 0
@@ -53,7 +54,7 @@ class SuffixDrafter:
         return len(self._log)
 
     def note(self, start: int, tokens: Sequence[int]) -> None:
-        """The text from position `start` on is `tokens`. O(tokens), now and then O(all tokens)."""
+        """Record that the text from position `start` on is `tokens`. O(tokens), occasionally O(all tokens)."""
         at = self._offset + start
         if at > len(self._log) or (at <= self._begin and at < len(self._log)):
             self._begin_text(start, ())
@@ -68,7 +69,7 @@ class SuffixDrafter:
             self._forget(len(self._log) - self._most_tokens // 2)
 
     def draft(self, most: int, behind: Sequence[int] = ()) -> list[Guess]:
-        """The tokens behind the longest match, the latest of equally long ones. O(behind + places x longest match)."""
+        """Return the tokens after the longest match, the latest of equally long ones. O(behind + places x match)."""
         end = len(self._log)
         for token in behind:
             self._append(token)
@@ -78,7 +79,7 @@ class SuffixDrafter:
             self._drop(end)
 
     def call_when_ready(self, wake: Callable[[], object]) -> None:
-        """It always is."""
+        """Do nothing: it is always ready."""
 
     def _draft(self, most: int) -> list[Guess]:
         log = self._log
@@ -96,14 +97,14 @@ class SuffixDrafter:
             return []
         guesses: list[Guess] = []
         for at in range(best + 1, best + 1 + most):
-            token = log[at] if at < len(log) else guesses[at - len(log)].token  # a repetition goes on repeating
+            token = log[at] if at < len(log) else guesses[at - len(log)].token  # a repetition keeps repeating
             if token < 0:
                 break
             guesses.append(Guess(token, *_kind_of(length + len(guesses))))
         return guesses
 
     def _common(self, place: int) -> int:
-        """How many tokens up to `place` are those that the log ends with; at most LONGEST_MATCH."""
+        """Return how many tokens up to `place` equal the end of the log; at most LONGEST_MATCH."""
         log, end = self._log, len(self._log) - 1
         count = 0
         while count < LONGEST_MATCH and count <= place and log[place - count] == log[end - count] != _BREAK:
@@ -120,7 +121,7 @@ class SuffixDrafter:
         self._latest[key] = len(self._log) - 1
 
     def _drop(self, stop: int) -> None:
-        """Forget the log from token `stop` on."""
+        """Remove the tokens of the log from index `stop` on."""
         while len(self._log) > stop:
             key = tuple(self._log[-LEAST_MATCH:])
             before = self._before.pop()
@@ -132,7 +133,7 @@ class SuffixDrafter:
             self._log.pop()
 
     def _begin_text(self, start: int, context: Sequence[int]) -> None:
-        """Begin a new text, which leaves the last one an earlier text; `context` is in front of `start`."""
+        """Begin a new text, and keep the last one as an earlier text; `context` are the tokens before `start`."""
         if self._log:
             self._append(_BREAK)
         self._begin = len(self._log)
