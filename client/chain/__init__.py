@@ -1,1 +1,1 @@
-"""A request's chain: opened, fed with steps, repaired when a peer fails."""
+"""A request's chain of peers: opens it, sends its steps, repairs it when a peer fails."""

@@ -1,7 +1,7 @@
-"""The formats in which activations travel along a chain: one rule, from the streams that the peers announce.
+"""Decides in which formats activations travel along a chain, from the stream formats that the peers announce.
 
-A peer's stream is the dtype of the hidden states between its blocks.  Sent in that dtype they lose nothing and take no
-byte more than they have; the client itself keeps them in float32.
+A peer's stream is the dtype of the hidden states between its blocks.  In that dtype they are sent without loss and
+without wasted bytes; the client itself keeps them in float32.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ...proto.wire.precision import WIRE_FORMATS
 from .machine.events import HopChoice
 
 AUTO = "auto"
-"""Every link in the format of the stream that is sent."""
+"""Use on every link the format of the sender's stream."""
 
 
 def link_format(chosen: str, sender: str | None, receiver: str | None) -> str:
-    """The format between two neighbours of a chain, for a session whose user has `chosen` AUTO or a wire format.
+    """Return the format of the link between two neighbours; `chosen` is the user's choice, AUTO or a wire format.
 
-    `sender` and `receiver` are the formats of their streams; None: the client. A first peer that computes in 16 bits
-    would round the client's float32 as soon as it had it, so it is sent 16 bits.
+    `sender` and `receiver` are the formats of their streams; None: the client. The client sends in the format of the
+    first peer's stream: a peer that computes in 16 bits would round float32 on arrival.
     """
     if chosen != AUTO:
         return chosen
@@ -33,60 +33,61 @@ def link_format(chosen: str, sender: str | None, receiver: str | None) -> str:
 
 
 def check_wire_format(chosen: str) -> None:
-    """Raises UsageError for what is neither AUTO nor a wire format."""
+    """Raise UsageError unless `chosen` is AUTO or a wire format."""
     if chosen not in (AUTO, *WIRE_FORMATS):
         raise UsageError(f"wire format {chosen[:32]!r} is not known", hint=f"Use {', '.join((AUTO, *WIRE_FORMATS))}.")
 
 
 class LinkCodec(Protocol):
-    """Turns packed activations from the form in which the client keeps them into those of links, and back."""
+    """Converts packed activations between the client's own format and those of links."""
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of a token in the client's own form."""
+        """Bytes per token in the client's own format."""
         ...
 
     def link_bytes(self, wire_format: str) -> int:
-        """Bytes of a token on a link."""
+        """Return the bytes per token on a link with this format."""
         ...
 
     def encode(self, data: bytes, wire_format: str) -> bytes:
-        """From the client's own form into that of a link."""
+        """Convert from the client's own format to that of a link."""
         ...
 
     def decode(self, data: bytes, wire_format: str) -> bytes:
-        """The client's own form of what came over a link. Raises as `check`."""
+        """Convert from the format of a link to the client's own. Raises as `check` does."""
         ...
 
     def check(self, data: bytes, wire_format: str) -> None:
-        """Raises RemoteProtocolError if what came over a link cannot be activations: values that are not finite."""
+        """Raise RemoteProtocolError for values that are not finite, which no valid activations are."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """The links of a session's chain, and the client's ends of them."""
+    """The formats of a session's links, and the conversions at the client's ends."""
 
     chosen: str
     """AUTO or a wire format."""
     codec: LinkCodec
 
     def format_from(self, peer: HopChoice) -> str:
-        """The format of everything that a peer sends; it never changes."""
+        """Return the format of everything that a peer sends; it never changes within a session."""
         return link_format(self.chosen, peer.stream_format, None)
 
     def format_to(self, peer: HopChoice, stream_before: str | None) -> str:
-        """The format of what a peer is sent behind a peer of that stream; None: behind the client."""
+        """Return the format that a peer receives from a predecessor with this stream; None: from the client."""
         return link_format(self.chosen, stream_before, peer.stream_format)
 
     def to_first(self, first: HopChoice, step: WireStep) -> WireStep:
-        """A step of the client as it travels to the first peer."""
+        """Convert a step of the client to the format that the first peer receives."""
         return replace(step, data=self.codec.encode(step.data, self.format_to(first, None)))
 
     def taking_from(self, peer: HopChoice, last: bool) -> Callable[[WireStep], WireStep]:
-        """Turns the answers of the last peer into the client's own form; leaves what is to be passed on as it came.
+        """Return a function that checks a peer's steps, and decodes them if it is the `last` peer of the chain.
 
-        The function raises RemoteProtocolError for steps that cannot be right.
+        Steps of other peers are to be passed on and stay as they came. The function raises RemoteProtocolError for
+        values that are not finite.
         """
         wire_format = self.format_from(peer)
 

@@ -1,7 +1,7 @@
-"""The stream to one peer of a chain: frames out, in order and without waiting for them; what comes back as events.
+"""The stream to one peer of a chain: sends frames in order, without blocking the caller, and turns replies into events.
 
-No decisions here.  What is posted goes out one after the other in a task of its own, so that a peer that takes no data
-holds nobody else up; the machine finds out by its lateness.
+No decisions here.  Each stream has a task that sends its frames, so a peer that reads nothing blocks no other one; the
+machine notices it by its late answers.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ..peer_errors import blamed_on
 from .machine import events as ev
 
 BACKLOG_FRAMES = 8
-"""A cache that passes through here waits while this many frames wait to be sent on."""
+"""Back-pressure: a cache that is passed on pauses while this many frames wait to be sent to the target."""
 
 
 @dataclass
 class _KvPassage:
-    """A part of the attention cache of a hop on its way to another one."""
+    """A part of a hop's attention cache on its way to another hop."""
 
     target: HopStream
     round: int
@@ -47,10 +47,7 @@ class HopStream:
         tell: Callable[[ev.Event], None],
         take: Callable[[WireStep], WireStep],
     ) -> None:
-        """`reader` puts the peer's steps together, `take` converts one or refuses it (SwarmError).
-
-        `tell` takes the events.
-        """
+        """`reader` assembles the peer's steps, `take` converts or refuses them (SwarmError), `tell` gets the events."""
         self.id = hop
         self.choice = choice
         self._reader = reader
@@ -59,29 +56,29 @@ class HopStream:
         self._outbox: asyncio.Queue[Iterable[ClientFrame]] = asyncio.Queue()
         self._passage: _KvPassage | None = None
         self._kv_missing_bytes = 0
-        """Bytes still to come of the cache that the peer sends just now."""
+        """Bytes still to come of the cache part that the peer is sending."""
         self._room = asyncio.Event()
         self._writes = True
-        """Frames that are posted go out; they do not any more when the stream has ended."""
+        """Whether posted frames are sent; false once the stream has ended."""
         self._task: asyncio.Task[None] | None = None
 
     def open(self, stub: PeerStub, opening: OpenFrame) -> None:
-        """Open the session; frames may be posted at once."""
+        """Start opening the session; frames may be posted at once."""
         self.post(opening)
         self._task = asyncio.create_task(self._run(stub), name=f"hop {self.choice.peer}")
 
     def post(self, *frames: ClientFrame) -> None:
-        """Send frames after all that was posted before."""
+        """Queue frames for sending, after all those posted before. Does not wait."""
         self.post_lazily(frames)
 
     def post_lazily(self, frames: Iterable[ClientFrame]) -> None:
-        """The same for frames that are made one by one as they go out."""
+        """Queue frames that are made one by one as they are sent."""
         self._outbox.put_nowait(frames)
 
     def pass_cache_on(self, target: HopStream, export: ev.Export, slack_seconds: float) -> None:
-        """Have a part of the peer's attention cache sent to `target`, frame by frame.
+        """Ask the peer for a part of its attention cache and pass it on to `target`, frame by frame.
 
-        The peers may take `slack_seconds` longer than the client waits.
+        The peers' time-out is `slack_seconds` longer than the client's.
         """
         deadline = asyncio.get_running_loop().time() + export.timeout_seconds
         self._passage = _KvPassage(target, export.round, deadline, slack_seconds)
@@ -89,22 +86,22 @@ class HopStream:
         self.post(KvExportFrame(timeout_seconds, export.round, export.starts, export.max_tokens))
 
     def stop_passing(self) -> None:
-        """Pass nothing on any more; the target drops what it has of a part with the next frame that it gets."""
+        """Stop passing on; the target drops an incomplete part when it gets its next frame."""
         self._passage = None
 
     async def ended(self) -> None:
-        """Return when the peer has ended the session."""
+        """Wait until the peer has ended the session."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
     async def close(self) -> None:
-        """End the session on the peer; its memory is free at once."""
+        """End the session on the peer, which frees its memory at once."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self, stub: PeerStub) -> None:
-        """Read and write until the stream ends; tells why, unless it was closed here."""
+        """Read and write until the stream ends; emit `Lost` with the reason, unless it was closed here."""
         stream = stub.session()
         writing = asyncio.create_task(self._write(stream), name=f"to {self.choice.peer}")
         try:
@@ -125,7 +122,7 @@ class HopStream:
             await asyncio.gather(writing, return_exceptions=True)
 
     async def _write(self, stream: DialedStream[PeerFrame, ClientFrame]) -> None:
-        """Send what is posted; the reader hears why a stream broke, the writer only that it did."""
+        """Send the posted frames. When the stream breaks, only the reader learns the reason, so this just returns."""
         try:
             while True:
                 for frame in await self._outbox.get():
@@ -133,7 +130,7 @@ class HopStream:
                     self._room.set()
         except SwarmError:
             return
-        except Exception as error:  # a frame that cannot be made is a defect of ours, and what follows it is lost
+        except Exception as error:  # a frame that cannot be made is a bug of ours, and the frames after it are lost
             self._tell(ev.Lost(self.id, LocalProtocolError(f"{self.choice.address}: cannot send: {error!r}")))
             raise
         finally:
@@ -141,7 +138,7 @@ class HopStream:
             self._room.set()
 
     async def _event_in(self, frame: PeerFrame) -> ev.Event | None:
-        """The event that a frame brings; None if there is more to come. Raises SwarmError."""
+        """Return the event that a frame completes; None if more frames must follow. Raises SwarmError."""
         match frame:
             case KvStateFrame():
                 return await self._begin_passing(frame)
@@ -177,7 +174,7 @@ class HopStream:
         self._kv_missing_bytes = state.total_bytes - len(state.data)
         if passage is None:
             return None
-        if state.round != passage.round:  # one that was given up
+        if state.round != passage.round:  # a part that was given up
             self._passage = None
             return None
         left = max(0.001, passage.deadline - asyncio.get_running_loop().time())
@@ -185,7 +182,7 @@ class HopStream:
         return ev.Exported(self.id, state.round, state.applied_seq, state.starts, state.lengths)
 
     async def _post_with_room(self, frame: ClientFrame) -> None:
-        """Send a frame when few others wait to be sent; drop it where nothing is sent any more."""
+        """Queue a frame once fewer than `BACKLOG_FRAMES` wait to be sent; drop it if the stream has ended."""
         while self._writes and self._outbox.qsize() >= BACKLOG_FRAMES:
             self._room.clear()
             await self._room.wait()

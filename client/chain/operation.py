@@ -1,4 +1,4 @@
-"""An operation: what one call asks of the chain, cut into steps, with the state of the rows that it starts from."""
+"""An operation: the steps that one call asks of the chain, with the state of the rows that they start from."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from ...proto.wire.steps import RowTable, StepPlan, split_plan
 
 STEP_TOKENS = 128
-"""Tokens of one step of a long prompt: chunks follow each other down the chain, so peers work at the same time."""
+"""Tokens per step of a long prompt: its steps follow each other down the chain, so that peers work in parallel."""
 OPERATION_TOKENS = 2048
-"""Longer prompts are several operations, so that what peers keep for repetition stays bounded."""
+"""Longer prompts become several operations, which bounds the outputs that peers keep for repeated steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,21 +19,21 @@ class Operation:
     """Steps `first_seq`, `first_seq + 1`, ... of a session.
 
     Only the first step permutes and truncates, so a peer that has applied any of them has the rows that the others
-    append to. Operations follow each other: the rows before this one are those after the one before it.
+    append to. Each operation starts from the rows that the previous one leaves.
     """
 
     first_seq: int
     steps: tuple[StepPlan, ...]
     data: tuple[bytes, ...]
-    """The packed tokens of each step, as the client keeps them."""
+    """The packed tokens of each step, in the client's own format."""
     before: tuple[int, ...]
     """Row lengths before the permutation of the first step..."""
     permuted: tuple[int, ...]
-    """...and after its permutation and truncation, without its tokens."""
+    """...and after its permutation and truncation, before its tokens are appended."""
 
     @classmethod
     def of(cls, plan: StepPlan, data: bytes, table: RowTable, first_seq: int, token_bytes: int) -> Operation:
-        """Cut `plan` with its packed tokens into steps; `table` has the rows before it. Raises RemoteProtocolError."""
+        """Cut `plan` and its packed tokens into steps; `table` has the rows before it. Raises RemoteProtocolError."""
         steps = split_plan(plan, STEP_TOKENS)
         permuted = table.begun(plan.adopted).permuted(plan.source_rows).truncated(plan.rows)
         parts = tuple(split_bytes(data, [step.tokens * token_bytes for step in steps]))
@@ -46,7 +46,7 @@ class Operation:
 
     @property
     def after(self) -> tuple[int, ...]:
-        """Row lengths after all of its steps."""
+        """Row lengths after all its steps."""
         table = RowTable(self.permuted)
         for step in self.steps:
             table = table.extended(step.rows)
@@ -58,11 +58,11 @@ class Operation:
 
     @property
     def starts_empty(self) -> bool:
-        """Whether a peer that was just opened is in the state that the operation starts from."""
+        """Whether the operation starts from empty rows, as a newly opened peer has them."""
         return self.is_first and not any(self.permuted)
 
     def leaves(self, lengths: Sequence[int]) -> bool:
-        """Whether rows of `lengths` tokens still begin with the same tokens after this operation."""
+        """Return whether this operation keeps the first `lengths` tokens of every row."""
         first = self.steps[0]
         return first.source_rows is None and all(
             piece.row >= len(lengths) or piece.start >= lengths[piece.row] for piece in first.rows
@@ -70,7 +70,7 @@ class Operation:
 
 
 def split_bytes(data: bytes, sizes: Sequence[int]) -> list[bytes]:
-    """`data` cut into consecutive parts of these sizes; no copy where there is one part."""
+    """Cut `data` into consecutive parts of the given sizes; a single part is not copied."""
     if len(sizes) == 1:
         return [data]
     ends = itertools.accumulate(sizes)
@@ -78,5 +78,5 @@ def split_bytes(data: bytes, sizes: Sequence[int]) -> list[bytes]:
 
 
 def join_bytes(parts: Sequence[bytes]) -> bytes:
-    """The parts one after the other; no copy where there is one part."""
+    """Concatenate the parts; a single part is not copied."""
     return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -1,13 +1,13 @@
-"""Names for the beginnings of texts, under which peers keep their attention caches for the next session.
+"""Names for prefixes of texts, under which peers keep attention caches for later sessions.
 
-A page is named by what was fed to block 0 from the start of its row to its end: not by token ids, so that embeddings
-given by the caller and changed embedding tables have names of their own. The hash is keyed with a secret that only the
-owner of the client's identity can derive: a peer behind the first one sees hidden states and names, and must not be
-able to test guesses of the text against the names (the first one can read the text anyway).
+A page is named by a hash of everything that was fed to block 0 from the start of its row to the page's end, not by
+token ids, so that embeddings given by the caller and changed embedding tables get different names. The hash is keyed
+with a secret that only the owner of the client's identity can derive: peers after the first one see hidden states and
+names, and must not be able to test guesses of the text against the names (the first one can read the text anyway).
 
-What a peer has cached also depends on the peers before it: which blocks they compute, in which numeric format, and in
-which format their outputs reach the next one. That is the format of their stream, or the one that the user has chosen
-for all links, so both are part of the names.
+A peer's cache also depends on the peers before it: their blocks, their numeric formats, and the formats in which their
+outputs are sent. These are their stream formats, or the one format that the user has chosen for all links, so both are
+part of the names.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _SECRET_TAG = b"blockswarm-prefix-secret-1\0"
 
 
 class PageNames:
-    """The names that one client gives to pages of one model's inputs, by how it has links formatted."""
+    """Names pages of one client's inputs to one model, for one choice of wire format."""
 
     def __init__(self, identity: Identity, model_digest: str, wire_format: str, token_bytes: int) -> None:
-        # Ed25519 signatures are deterministic, so this one is a secret that can be had again, and is told to nobody.
+        # Ed25519 signatures are deterministic, so this one is a reproducible secret as long as it is never sent.
         signature = identity.sign(_SECRET_TAG + f"{model_digest} {wire_format}".encode())
         self._key = blake2b(signature).digest()
         self._page_bytes = PAGE_TOKENS * token_bytes
 
     def chain(self, row: bytes | memoryview) -> Digests:
-        """For each whole page of a row's inputs, as the client keeps them, a digest of all inputs up to its end.
+        """Return for each whole page of a row a digest of all inputs up to the page's end. Takes 2 ms per MB.
 
-        2 ms per MB.
+        `row` has the row's inputs in the client's own format.
         """
         digests: list[bytes] = []
         view = memoryview(row)
@@ -46,11 +46,11 @@ class PageNames:
         return tuple(digests)
 
     def at_peer(self, chain: Digests, formats_before: Sequence[str]) -> Digests:
-        """The names of those pages at a peer; `formats_before` is `HopChoice.arithmetic` of the peers before it."""
+        """Return the pages' names at a peer; `formats_before` is `HopChoice.arithmetic` of each peer before it."""
         salt = ", ".join(formats_before).encode()
         return tuple(blake2b(digest + salt, digest_size=DIGEST_BYTES, key=self._key).digest() for digest in chain)
 
 
 async def named(name: Callable[[], tuple[Digests, ...]], nbytes: int) -> tuple[Digests, ...]:
-    """The names that `name` makes by hashing `nbytes` bytes: beside the loop, if that takes long."""
+    """Return what `name` makes by hashing `nbytes` bytes; in a thread if that would hold up the loop."""
     return name() if nbytes <= NAMED_AT_ONCE_BYTES else await asyncio.to_thread(name)

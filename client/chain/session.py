@@ -1,8 +1,8 @@
-"""A session: one request's chain of peers, its rows, and the shell around the machine that keeps the chain.
+"""A session: one request's chain of peers, its rows, and the shell around the machine that decides about the chain.
 
-`run` applies one operation (a step of any length) to the chain and returns the answers.  Whatever fails on the way is
-repaired inside: tokens already emitted never change, the caller only sees that it took longer.  What to do is decided
-by `ChainMachine`; here its actions are performed, and what comes of them is fed back as events.
+`run` applies one operation (a step of any length) to the chain and returns the answers.  Failures are repaired inside:
+tokens already emitted never change, and the caller only notices that it took longer.  `ChainMachine` decides; the
+session performs its actions and feeds the outcomes back as events.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class ChainSession:
     """One session. Runs in one asyncio loop."""
 
     def __init__(self, config: SessionConfig, kv_tokens: int, max_rows: int) -> None:
-        """Reserves `kv_tokens` tokens, all rows together, and `max_rows` rows on every peer of its chain."""
+        """The chain's peers reserve `max_rows` rows and `kv_tokens` tokens over all rows, when they are opened."""
         self._config = config
         self._id = os.urandom(SESSION_ID_BYTES)
         self._kv_tokens, self._max_rows = kv_tokens, max_rows
-        half = max(1, kv_tokens // (2 * max_rows))  # of a row: nobody knows yet how long the prompt is
+        half = max(1, kv_tokens // (2 * max_rows))  # of a row: the length of the prompt is not known yet
         self._request = RequestSpec(prompt_tokens=half, new_tokens=half, rows=max_rows, kv_tokens=kv_tokens)
         timing = replace(config.timing.chain, patience_seconds=config.patience_seconds)
         self._machine = ChainMachine(config.router, config.num_blocks, timing, relay_always=config.relay_always)
@@ -55,7 +55,7 @@ class ChainSession:
         """Questions to the view, and streams that are being closed."""
         self._timer: asyncio.TimerHandle | None = None
         self._done: dict[int, asyncio.Future[bytes]] = {}
-        """By the first seq of an operation."""
+        """The answers of each operation under way, by its first seq."""
         self._ready: asyncio.Future[tuple[int, ...]] | None = None
         self._failure: SwarmError | None = None
         self._next_seq = 1
@@ -63,14 +63,14 @@ class ChainSession:
         """The rows after all operations that have begun."""
         self._prompt_tokens = 0  # of a first operation that waits for the chain to open
         self._inputs = ReplayBuffer(config.codec.token_bytes)
-        """Tokens that were fed to block 0 by the operations that are over."""
+        """The inputs of block 0 in all operations that are over."""
         self._plans: dict[int, tuple[StepPlan, bytes]] = {}
         self._opening_prefixes: tuple[Digests, ...] = ()
-        """The pages of the rows that the first operation computes, until that has begun."""
+        """The pages of the first operation's rows, to be named when peers are opened; empty once it has begun."""
         self._pages: tuple[Digests, ...] = ()
-        """The pages of the first operation's rows; peers keep them without being told."""
+        """The pages of the first operation's rows; peers keep them without being asked again."""
         self._guessed: set[int] = set()
-        """Steps of operations under way that have no token of the text."""
+        """Steps of operations under way that carry no token of the text."""
         self._timings = TimingLog()
         self._last_used: tuple[ev.HopChoice, ...] = ()
         """The chain when the session was closed."""
@@ -78,7 +78,7 @@ class ChainSession:
 
     @property
     def chain(self) -> ev.Layout:
-        """The peers in use now, and the blocks each computes."""
+        """The peers in use now, and the blocks that each computes."""
         return self._machine.layout
 
     @property
@@ -87,23 +87,23 @@ class ChainSession:
         return self._timings.answered_steps
 
     def report(self, since: int = 0) -> ChainReport:
-        """Where the time of the last steps went, per hop, without the first `since` answers; from any thread."""
+        """Report where the time of the latest steps went, per hop, without the first `since`; from any thread."""
         choices = self._last_used or self._machine.choices  # read once: the chain may change meanwhile
         report = self._timings.report(choices, self._config.router.clock_offset_seconds, since)
         return replace(report, gap_seconds=ev.gap_of(choices))
 
     @property
     def last_trip(self) -> Trip | None:
-        """The times of the last answered step of the text, and what a further row costs; from any thread."""
+        """The times of the last answered step of the text, and the cost of a further token; from any thread."""
         return self._timings.last_trip(lambda tokens: self._config.router.predict_seconds(self.chain, tokens))
 
     async def run(self, plan: StepPlan, data: bytes, *, guessed: bool = False) -> bytes:
         """Apply one operation: `data` holds `plan.tokens` packed tokens; returns `plan.answers` packed tokens.
 
-        Operations follow each other in the order of the calls. `guessed`: it has no token of the text, only guesses.
-        The first one, and one that has to replace a peer, may wait for room (`ChainTiming.patience_seconds`); to
-        cancel it leaves every queue at once. Raises NoChainError, PeerBusy with a time to come back if the swarm stays
-        full, or another SwarmError that no repair can help; the session is of no more use then.
+        Operations are carried out in the order of the calls. `guessed`: this one carries only guesses, no token of the
+        text. It may wait for room (`ChainTiming.patience_seconds`) if it is the first one or must replace a peer;
+        cancelling it ends the session at once. Raises NoChainError, PeerBusy with a time to come back if the swarm
+        stays full, or another SwarmError that no repair can fix. After an error the session cannot be used again.
         """
         try:
             async with self._lock:
@@ -122,9 +122,9 @@ class ChainSession:
         return join_bytes(answers)
 
     async def prepare(self, rows: int) -> tuple[int, ...]:
-        """Open the chain before there is anything to compute; per row, how many of its first tokens all peers hold.
+        """Open the chain before the first operation; return per row how many leading tokens all peers hold.
 
-        Raises as `run`.
+        Raises as `run` does.
         """
         if self._failure is not None:
             raise self._failure
@@ -133,7 +133,7 @@ class ChainSession:
         return await self._ready
 
     def begin(self, plan: StepPlan, data: bytes, *, guessed: bool = False) -> asyncio.Future[bytes]:
-        """Begin an operation after those that have begun; its answers come when it is over. Raises as `run`."""
+        """Begin an operation after those begun before; the future has its answers, or raises as `run` does."""
         if self._failure is not None:
             raise self._failure
         operation = Operation.of(plan, data, self._table, self._next_seq, self._config.codec.token_bytes)
@@ -148,7 +148,7 @@ class ChainSession:
         return future
 
     async def close(self, confirmed: Sequence[int] | None = None) -> None:
-        """End the session on every peer; what they are asked to remember is of no row more than `confirmed` tokens."""
+        """End the session on every peer; these may keep up to `confirmed` tokens of each row for later sessions."""
         self._last_used = self._last_used or self._machine.choices
         if self._done.keys() <= self._guessed and self._failure is None and self._config.page_names is not None:
             prefixes = await self._worth_remembering(self._config.page_names, confirmed)
@@ -222,7 +222,7 @@ class ChainSession:
                 self._fail(error)
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        """A question whose answer never comes would have the session wait for ever."""
+        """Do work whose outcome the machine waits for: if it fails, fail the session instead of waiting for ever."""
         try:
             await work
         except Exception as error:
@@ -230,7 +230,7 @@ class ChainSession:
             raise
 
     def _fail_by(self, defect: Exception) -> None:
-        """Nobody may wait for ever because of a defect of ours."""
+        """Fail the session because of a bug of ours, so that no caller waits for ever."""
         self._fail(LocalProtocolError(f"the session failed: {type(defect).__name__}: {defect}"))
 
     def _finish(self, operation: Operation, answers: Sequence[bytes]) -> None:
@@ -250,7 +250,7 @@ class ChainSession:
             if not future.done():
                 future.set_exception(self._failure)
 
-    # --- what is asked of the view ---
+    # --- questions to the view ---
 
     async def _choose(self, question: ev.Choose) -> None:
         config = self._config
@@ -275,7 +275,7 @@ class ChainSession:
         reached = await self._config.router.reaches_anybody(self._config.timing.chain.probe_seconds)
         self._feed(ev.NetworkBack() if reached else ev.NetworkAway())
 
-    # --- what is said to peers ---
+    # --- messages to peers ---
 
     def _open(self, action: ev.Open) -> None:
         config, choice, neighbours = self._config, action.choice, action.neighbours
@@ -331,17 +331,17 @@ class ChainSession:
         self._streams[action.target].post_lazily(frames())
 
     def _heard(self, event: ev.Event) -> None:
-        """Take in what a peer said; the clock readings of an answer are noted."""
+        """Take in an event from a peer, and record the clock readings of an answer."""
         if isinstance(event, ev.Answered) and event.hop == (self._machine.hop_ids or (None,))[-1]:
             self._timings.answered(event.step, self._config.clock(), guessed=event.step.seq in self._guessed)
         self._feed(event)
 
-    # --- what peers hold from earlier sessions, and keep for later ones ---
+    # --- prefix caches from earlier sessions, and for later ones ---
 
     async def _begin_with_held(self, names: PageNames, plan: StepPlan, data: bytes) -> tuple[StepPlan, bytes]:
-        """Open the chain, and leave out of the first operation what every peer holds of it already.
+        """Open the chain, and drop from the first operation the tokens that every peer holds from earlier sessions.
 
-        That costs a round trip, so it is only done for rows of a page or more. Raises SwarmError.
+        That costs a round trip, so it is done only for operations of at least a page. Raises SwarmError.
         """
         if plan.source_rows is not None or not PAGE_TOKENS <= plan.tokens <= MAX_PREFIX_TOKENS:
             return plan, data
@@ -352,7 +352,7 @@ class ChainSession:
         if not any(self._pages):
             return plan, data
         held = await self.prepare(len(self._pages))
-        # Answers can only come from tokens that are computed.
+        # Only computed tokens have answers, so those that are answered are not adopted.
         adopted = tuple(
             max(0, min(tokens, len(pages) * PAGE_TOKENS, piece.count - max(1, piece.answers)))
             for tokens, pages, piece in zip(held, self._pages, plan.rows, strict=True)
@@ -361,7 +361,7 @@ class ChainSession:
         if not any(adopted):
             return plan, data
         begin = tuple(RowSlice(row, 0, tokens, 0) for row, tokens in enumerate(adopted))
-        # A peer that fails is rebuilt from here: nobody else has the inputs of what was adopted.
+        # The replacement of a failed peer is rebuilt from here: no other node has the inputs of adopted tokens.
         kept = [row[: tokens * token_bytes] for row, tokens in zip(rows, adopted, strict=True)]
         self._inputs.apply(StepPlan(begin), b"".join(kept))
         rest = tuple(
@@ -373,7 +373,7 @@ class ChainSession:
         return StepPlan(rest, adopted=adopted), b"".join(new)
 
     async def _worth_remembering(self, names: PageNames, confirmed: Sequence[int] | None) -> tuple[Digests, ...]:
-        """The pages of all rows, if there are more than those that peers have kept already."""
+        """Return the pages of all rows, or none if peers keep them all already or must not keep them."""
         lengths = tuple(map(min, self._inputs.lengths, self._inputs.lengths if confirmed is None else confirmed))
         known = {pages[-1] for pages in self._pages if pages}
         unsuitable = sum(lengths) > MAX_PREFIX_TOKENS or max(lengths, default=0) < PAGE_TOKENS
@@ -385,7 +385,7 @@ class ChainSession:
         return pages if any(page[-1] not in known for page in pages if page) else ()
 
     async def _have_remembered(self, prefixes: Sequence[Digests]) -> None:
-        """Have the peers keep the beginnings of their rows for later sessions; the session ends there."""
+        """Have the peers keep prefixes of their rows for later sessions, which ends the session there."""
         formats = [choice.arithmetic for choice in self._machine.choices]
         streams = [self._streams[hop] for hop in self._machine.hop_ids]
         for index, stream in enumerate(streams):
@@ -395,6 +395,6 @@ class ChainSession:
                 await asyncio.gather(*(stream.ended() for stream in streams))
 
     def _named(self, formats_before: Sequence[str], prefixes: Sequence[Digests]) -> list[Digests]:
-        """The prefixes by the names that they have at the peer behind peers of those formats."""
+        """Return the prefixes' names at a peer; `formats_before` is `HopChoice.arithmetic` of each peer before it."""
         names = self._config.page_names
         return [names.at_peer(pages, formats_before) for pages in prefixes] if names is not None else []

@@ -1,7 +1,7 @@
-"""The clock readings of a session's steps, and the report that they give.
+"""Records the clock readings of a session's steps and makes the report from them.
 
-Every answer carries the clock readings of its hops.  Clocks differ, so the time on the way between two nodes uses the
-clock offsets that the client measured with its pings; a hop's queue and compute times need no offset.
+Every answer carries the clock readings of its hops.  Clocks differ, so the network time between two nodes is corrected
+by the clock offsets that the client measured with its pings; a hop's queue and compute times need no correction.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from .machine.events import HopChoice
 MAX_STEPS = 512
 """Older steps are forgotten."""
 _FURTHER_TOKENS = 8
-"""A step of some tokens is another kind of step than that of one: a further token costs its share of the difference."""
+"""Steps of several tokens are computed differently from those of one, so the cost of a further token is an average over
+at least this many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +31,22 @@ class _Step:
 
 
 class TimingLog:
-    """The clock readings of the last steps of a session. Written in one thread, read in any."""
+    """The clock readings of the latest steps of a session. Written in one thread, read from any."""
 
     def __init__(self) -> None:
         self.answered_steps = 0
-        """The number of answers that were noted."""
+        """The number of answers recorded so far."""
         self._sent_at: dict[int, float] = {}
-        """By the steps under way."""
+        """By the seq of each step under way."""
         self._last_trip: Trip | None = None
         self._steps: deque[_Step] = deque(maxlen=MAX_STEPS)
 
     def sent(self, seq: int, now: float) -> None:
-        """A step leaves, at a moment of the client's clock (Unix seconds); it may leave again after a repair."""
+        """Record that a step is sent, at `now` on the client's clock (Unix seconds); a repair sends it again."""
         self._sent_at[seq] = now
 
     def answered(self, step: WireStep, now: float, *, guessed: bool) -> None:
-        """Its first answer is here; `guessed` as for `add`."""
+        """Record the answer to a step that was sent, at `now` likewise; ignore others. `guessed` as for `add`."""
         sent_at = self._sent_at.pop(step.seq, None)
         if sent_at is not None:
             self.add(sent_at, now, step.timings, step.plan.tokens, guessed=guessed)
@@ -59,9 +60,9 @@ class TimingLog:
         *,
         guessed: bool = False,
     ) -> None:
-        """Note one answer to a step of `tokens` tokens; the two moments are of the client's clock (Unix seconds).
+        """Record an answer to a step of `tokens` tokens; both times are on the client's clock (Unix seconds).
 
-        `guessed`: it had no token of the text, and what it took says nothing about one.
+        `guessed`: the step carried no token of the text, so its time says nothing about a trip of the text.
         """
         if not guessed:
             self._last_trip = Trip(
@@ -75,9 +76,9 @@ class TimingLog:
         self.answered_steps += 1
 
     def last_trip(self, predict_seconds: Callable[[int], float]) -> Trip | None:
-        """The times of the last answer to a step of the text; None before the first.
+        """Return the times of the last answered step of the text; None before the first.
 
-        `predict_seconds`: of a step of that many tokens.
+        `predict_seconds` predicts the time of a step with the given number of tokens.
         """
         trip = self._last_trip
         if trip is None:
@@ -92,9 +93,9 @@ class TimingLog:
         offset_seconds: Callable[[PeerId], float],
         since: int = 0,
     ) -> ChainReport:
-        """The means over the steps that went through exactly this chain, without the first `since` answers.
+        """Return the means over the steps that went through exactly this chain, without the first `since` answers.
 
-        O(steps x hops).
+        `offset_seconds` is a peer's clock minus the client's. O(steps x hops).
         """
         chain = tuple((choice.peer, choice.blocks) for choice in choices)
         peers = [peer for peer, _ in chain]

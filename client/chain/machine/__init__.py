@@ -1,1 +1,1 @@
-"""Decides about a session's chain: events in, actions out; no I/O, no clock, no await."""
+"""Makes the decisions about a session's chain: events in, actions out; no I/O, no clock, no await."""

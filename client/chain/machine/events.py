@@ -1,7 +1,7 @@
-"""Events that happen to a chain, and actions that answer them: the two vocabularies of `ChainMachine`.
+"""The events that `ChainMachine` takes in, and the actions that it returns.
 
-Events come in, actions go out.  Both are frozen values without any I/O, so a test can play any history of peers, links
-and time against the machine, and a log of them explains every decision.
+Both are frozen values without any I/O, so a test can play any history of peers, links and time against the machine, and
+a log of them explains every decision.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ...config import SessionEvent
 from ..operation import Operation
 
 HopId = NewType("HopId", int)
-"""One stream to one peer; a peer that is opened again gets another number."""
+"""Identifies one stream to one peer; a peer that is opened again gets a new id."""
 
 Layout = tuple[tuple[PeerId, BlockRange], ...]
 """The peers of a chain in order, and the blocks that each computes."""
@@ -27,7 +27,7 @@ Layout = tuple[tuple[PeerId, BlockRange], ...]
 
 @dataclass(frozen=True, slots=True)
 class HopChoice:
-    """A peer that the router chose, with all that is needed to reach it."""
+    """A peer that the router chose, with everything needed to reach it."""
 
     address: Reach
     blocks: BlockRange
@@ -36,16 +36,16 @@ class HopChoice:
     wait_seconds: float = 0.0
     """Until it is expected to have room; 0: it should have room now."""
     numeric_format: str = ""
-    """The format in which it computes, as it announces."""
+    """The format in which it announces to compute."""
     weights: Evidence = Evidence.UNOPPOSED
-    """Why the weights that it announces are believed."""
+    """Why the client believes the weights that it announces."""
     gap_seconds: float = 0.0
-    """How much sooner the request may be done on another chain than the one that it was chosen for.
+    """Upper bound on how much faster another chain might be than the one that it was chosen for.
 
-    0: that is proven to be the best. More: the search ended with its budget; infinite if nothing is known of others.
+    0: that chain is proven to be the best. Above 0: the search ended with its budget; infinite without any bound.
     """
     stream_format: str = "float32"
-    """The dtype of its hidden states between blocks, likewise."""
+    """The announced dtype of its hidden states between blocks."""
 
     @property
     def peer(self) -> PeerId:
@@ -53,28 +53,28 @@ class HopChoice:
 
     @property
     def arithmetic(self) -> str:
-        """Everything about the peer, beside the model, that decides which outputs follow from its inputs."""
+        """Everything about the peer, other than the model, that determines its outputs for given inputs."""
         return f"{self.blocks} {self.numeric_format} {self.stream_format}"
 
 
 def gap_of(choices: Sequence[HopChoice]) -> float:
-    """The `gap_seconds` of a chain, which may have been chosen in several parts."""
+    """Return the `gap_seconds` of a chain, whose parts may have been chosen separately."""
     return max((choice.gap_seconds for choice in choices), default=0.0)
 
 
-# --- events: what the caller wants ---
+# --- events: requests of the caller ---
 
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Open a chain, and say which first tokens of the `rows` rows that are about to come all of its peers hold."""
+    """Open a chain, and say how many leading tokens of the `rows` coming rows all its peers hold."""
 
     rows: int
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Carry out an operation, after those that have begun already."""
+    """Carry out an operation after those that have begun."""
 
     operation: Operation
 
@@ -84,7 +84,7 @@ class Close:
     """End the session on every peer."""
 
 
-# --- events: what the view of the swarm answers ---
+# --- events: answers of the view of the swarm ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class NotChosen:
-    """Nobody fills the gaps: NoChainError, or PeerBusy where only room is missing."""
+    """No peers fill the gaps: NoChainError, or PeerBusy if only room is missing."""
 
     number: int
     error: SwarmError
@@ -105,32 +105,32 @@ class NotChosen:
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """The look at the swarm is over; `error` if nobody answered."""
+    """The look at the swarm is over; `error` if no peer answered."""
 
     error: SwarmError | None
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkBack:
-    """Some node answered over a new connection: this machine's network works."""
+    """A node answered over a new connection: this machine's network works."""
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkAway:
-    """No node answered."""
+    """No node answered over a new connection: this machine's network is taken to be down."""
 
 
-# --- events: what a peer of the chain says, or its stream ---
+# --- events: from a peer of the chain, or its stream ---
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The peer has room for the session."""
+    """The peer has admitted the session."""
 
     hop: HopId
     credits: int
     held_tokens: tuple[int, ...] = ()
-    """Per row that was named at the opening, how many of its first tokens the peer holds."""
+    """Per row whose pages were named at the opening, how many leading tokens the peer holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,25 +139,25 @@ class Queued:
 
     hop: HopId
     place: int
-    """1: the next one."""
+    """The place in the queue; 1: next."""
     estimate_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Rerouted:
-    """The peer has its new neighbours."""
+    """The peer has taken its new neighbours."""
 
     hop: HopId
     epoch: int
     applied_seq: int
     """The last step that it has applied."""
     buffer_complete: bool
-    """Whether it can replay to its successor all that it has applied."""
+    """Whether it can replay the outputs of all that it has applied to its successor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """The peer's attention cache is what it was asked to become in that epoch."""
+    """The peer's attention cache has been rebuilt, or a part of it has arrived, as was asked in that epoch."""
 
     hop: HopId
     epoch: int
@@ -170,16 +170,16 @@ class Exported:
     hop: HopId
     round: int
     applied_seq: int
-    """The part is of the state after this step..."""
+    """The step after whose state the part was taken."""
     starts: tuple[int, ...]
-    """...and has of every row the tokens from here..."""
+    """Per row, the first token in the part..."""
     lengths: tuple[int, ...]
-    """...to here."""
+    """...and the end of the row, up to which the part has tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A step came back: an answer from the last peer, or something to pass on from another one."""
+    """The output of a step came: an answer from the last peer, or one to be relayed from another."""
 
     hop: HopId
     step: WireStep
@@ -187,7 +187,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """Where the peer is."""
+    """The answer to `Probe`: the last steps that the peer has received and applied."""
 
     hop: HopId
     nonce: int
@@ -213,7 +213,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """The moment has come that the machine asked to be woken at (`ChainMachine.wake_at`)."""
+    """`ChainMachine.wake_at` has passed."""
 
 
 Event = (
@@ -227,13 +227,15 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Choose:
-    """Have the router fill what `kept` leaves of the model, without the peers in `excluded`; answer with `number`."""
+    """Have the router choose peers for the blocks that `kept` does not cover; answered by `Chosen` or `NotChosen`."""
 
     number: int
+    """Identifies the question; the answer repeats it."""
     kept: Layout
     excluded: frozenset[PeerId]
+    """Peers that must not be chosen."""
     check: bool = False
-    """Choose only peers that answer now: a repair has no time for those that do not."""
+    """Choose only peers that answer a ping now: a repair has no time for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +247,7 @@ class Look:
 class AskAnybody:
     """Find out whether any known node answers over a new connection: `NetworkBack` or `NetworkAway`.
 
-    The chain's own peers are asked as well: in a small swarm there are no others.
+    The chain's own peers are asked as well: a small swarm may have no others.
     """
 
 
@@ -259,9 +261,9 @@ class Neighbours:
     successor: PeerId | None
     successor_record: bytes
     relay: bool
-    """Outputs come back here instead of going to the successor."""
+    """Whether outputs come back to this client instead of going to the successor."""
     stream_before: str | None = None
-    """The format of the predecessor's stream; None: there is none but this client."""
+    """The format of the predecessor's stream; None: the predecessor is this client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +274,7 @@ class Open:
     choice: HopChoice
     neighbours: Neighbours
     wait_seconds: float
-    """How long the session may wait for room; 0: it is refused where there is none."""
+    """How long the session may wait for room; 0: the peer refuses it if there is none."""
     formats_before: tuple[str, ...] = ()
     """`HopChoice.arithmetic` of the peers before it, on which the names of its prefix pages depend."""
 
@@ -284,7 +286,7 @@ class Reroute:
     hop: HopId
     neighbours: Neighbours
     forget_prefixes: bool = False
-    """The pages that it computes do not deserve the names that were given to them at the opening."""
+    """Have it drop the page names that it got at the opening: they do not describe what it computes now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +299,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Have `source` send what it sent before to its successor; None: the client sends its own inputs to `target`."""
+    """Have `source` send its outputs so far to its successor again; None: the client sends its inputs to `target`."""
 
     source: HopId | None
     target: HopId
@@ -309,7 +311,7 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Ask a peer where it is."""
+    """Ask a peer which steps it has received and applied; answered by `Probed`."""
 
     hop: HopId
     nonce: int
@@ -317,20 +319,20 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """Have a part of the attention cache of `source` sent to `target`."""
+    """Have a part of the attention cache of `source` sent to `target`; announced by `Exported`."""
 
     source: HopId
     target: HopId
     round: int
     starts: tuple[int, ...]
-    """Per row, the tokens that the target has."""
+    """Per row, how many leading tokens the target has."""
     max_tokens: int
     timeout_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class StopExport:
-    """Pass no more of the cache on."""
+    """Stop passing on the cache of `source`."""
 
     source: HopId
 
@@ -352,7 +354,7 @@ class Ban:
 
 @dataclass(frozen=True, slots=True)
 class Pardon:
-    """Lift the bans of those peers and dial anew: the fault was this machine's network."""
+    """Lift the bans of those peers and dial them anew: they were not at fault."""
 
     peers: frozenset[PeerId]
 
@@ -366,14 +368,14 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The answer to `Prepare`: per row, how many of its first tokens every peer holds."""
+    """The answer to `Prepare`: per row, how many leading tokens every peer holds."""
 
     held_tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """An operation is over; its answers are complete. Operations are done in the order in which they began."""
+    """An operation is done and all its answers are here. Operations are done in the order in which they began."""
 
     operation: Operation
     answers: tuple[bytes, ...]
@@ -382,7 +384,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """No repair can help: the session is of no more use."""
+    """End the session, because no repair can help."""
 
     error: SwarmError
 

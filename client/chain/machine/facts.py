@@ -1,4 +1,4 @@
-"""Facts about the peers of a chain, and what follows from them: pure functions over facts, no decisions in time."""
+"""Facts about the peers of a chain, and what follows from them: pure functions that do not depend on time."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ class HopFacts:
     id: HopId
     choice: HopChoice
     opened: bool = False
-    """The peer has said that it has room."""
+    """Whether the peer has admitted the session."""
     queued: tuple[int, float] | None = None
-    """The place in the queue and the estimate that it said last."""
+    """The place in its queue and the estimate in seconds that the peer sent last."""
     built: bool = False
-    """Its cache holds what the session has computed so far."""
+    """Whether its cache holds what the session has computed so far."""
     error: SwarmError | None = None
     to_blame: bool = True
-    """Whether `error` is the peer's own fault: a peer that suffered from another one is not banned."""
+    """Whether `error` is the peer's own fault; a peer that failed because of another one is not banned."""
     push_failed_epoch: int = 0
     """The last epoch in which it could not push to its successor; 0: none."""
     credits: int = CREDITS
     held_tokens: tuple[int, ...] = ()
     state: Rerouted | None = None
-    """Its answer when it was last given new neighbours."""
+    """Its latest confirmation of new neighbours."""
     rebuilt_epoch: int = 0
     passed_on_epoch: int = 0
-    """The last epoch in which an output of it went through this client to its successor; 0: none."""
+    """The last epoch in which its output was relayed to its successor through this client; 0: none."""
 
     @property
     def peer(self) -> PeerId:
@@ -51,38 +51,38 @@ class HopFacts:
         return self.error is None
 
     def fail(self, error: SwarmError, *, to_blame: bool = True) -> None:
-        """Give the hop up; the first reason counts."""
+        """Give the hop up; later calls do not change the reason."""
         if self.error is None:
             self.error, self.to_blame = error, to_blame
 
     def is_at(self, epoch: int) -> bool:
-        """Whether it has said that it is in that epoch."""
+        """Return whether it has confirmed that epoch or a later one."""
         return self.state is not None and self.state.epoch >= epoch
 
 
 def layout_of(hops: Sequence[HopFacts]) -> Layout:
-    """The peers in order, with their blocks."""
+    """Return the peers in order, with their blocks."""
     return tuple((hop.peer, hop.blocks) for hop in hops)
 
 
 def merged(kept: Sequence[HopFacts], choices: Sequence[HopChoice]) -> list[HopFacts | HopChoice]:
-    """The hops that stay and the choices that fill their gaps, in the order of their blocks."""
+    """Return the kept hops and the choices that fill their gaps, in the order of their blocks."""
     return sorted([*kept, *choices], key=lambda hop: hop.blocks.start)
 
 
 def wait_seconds(chain: Sequence[HopFacts | HopChoice]) -> float:
-    """Until every new hop of a chain is expected to have room."""
+    """Return the seconds until every new hop of a chain is expected to have room."""
     return max((hop.wait_seconds for hop in chain if isinstance(hop, HopChoice)), default=0.0)
 
 
 def only_full(hops: Sequence[HopFacts]) -> bool:
-    """Whether the chain broke only because peers were full."""
+    """Return whether hops have failed, and all of these only because they were full."""
     errors = [hop.error for hop in hops if hop.error is not None]
     return bool(errors) and all(isinstance(error, PeerBusy) for error in errors)
 
 
 def adoptable(hops: Sequence[HopFacts], rows: int) -> tuple[int, ...]:
-    """Per row, how many of its first tokens every peer holds."""
+    """Return per row how many leading tokens every peer holds from earlier sessions."""
     return tuple(
         min((hop.held_tokens[row] if row < len(hop.held_tokens) else 0 for hop in hops), default=0)
         for row in range(rows)
@@ -91,21 +91,21 @@ def adoptable(hops: Sequence[HopFacts], rows: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class RebuildPlan:
-    """Hops `first` to `stop` get their caches from hop `first - 1`, or from the client where `first` is 0."""
+    """Hops `first` to `stop` (half-open) are rebuilt from hop `first - 1`, or from the client if `first` is 0."""
 
     first: int
     stop: int
     recomputed: int
-    """How many hops of these had a cache, but not what the next one was fed."""
+    """How many of these hops have a cache, but not the outputs to rebuild the next hop from."""
     after_permutation: bool
-    """Whether they become what they are after the permutation of the operation's first step."""
+    """Whether the rebuilt state is that after the permutation of the oldest operation's first step, or before it."""
 
 
 def next_rebuild(hops: Sequence[HopFacts], operations: Sequence[Operation]) -> RebuildPlan | None:
-    """The first run of hops whose caches have to be rebuilt to the start of the oldest operation; None: all are built.
+    """Return the first run of hops whose caches must be rebuilt to the start of the oldest operation, or None.
 
-    The hop before a run replays what it sent.  Where that is gone (evicted, or rewritten by a later operation) it is
-    recomputed as well, and so on back to the client, which has fed everything to block 0.
+    The hop before a run replays the outputs that it sent.  If these are gone (evicted, or overwritten by a later
+    operation), that hop is recomputed as well, and so on back to the client, which has all inputs of block 0.
     """
     first = next((index for index, hop in enumerate(hops) if not hop.built), None)
     if first is None:
@@ -121,7 +121,7 @@ def next_rebuild(hops: Sequence[HopFacts], operations: Sequence[Operation]) -> R
 
 def _can_replay(hop: HopFacts, operations: Sequence[Operation]) -> bool:
     oldest = operations[0]
-    # Before the first step no peer can replay the tokens that the session begins with: nobody computed them here.
+    # Before the first step no peer can replay adopted tokens: they were not computed in this session.
     if oldest.is_first or not hop.built or hop.state is None or not hop.state.buffer_complete:
         return False
     later = (operation for operation in operations[1:] if operation.first_seq <= _applied_seq(hop))
@@ -134,14 +134,14 @@ def _applied_seq(hop: HopFacts) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How far a peer is."""
+    """A peer's progress: the last step that it has received, and the last that it has applied."""
 
     received_seq: int
     applied_seq: int
 
 
 def swallowing_link(statuses: Sequence[Status], seq: int) -> int | None:
-    """The index of the hop whose link to its successor has swallowed step `seq`: applied here, not received there."""
+    """Return the index of the hop whose link has swallowed step `seq`: applied by it, not received by the next."""
     for index, (sender, receiver) in enumerate(itertools.pairwise(statuses)):
         if sender.applied_seq >= seq > receiver.received_seq:
             return index
@@ -149,5 +149,5 @@ def swallowing_link(statuses: Sequence[Status], seq: int) -> int | None:
 
 
 def stuck_hop(statuses: Sequence[Status], seq: int) -> int:
-    """The index of the first hop that has not applied step `seq`; the last one if all have."""
+    """Return the index of the first hop that has not applied step `seq`; the last one if all have."""
     return next((index for index, status in enumerate(statuses) if status.applied_seq < seq), len(statuses) - 1)

@@ -1,24 +1,24 @@
-"""A session's chain as a machine: events in, actions out; no I/O, no clock, no await.
+"""A session's chain as a state machine: events in, actions out; no I/O, no clock, no await.
 
-`handle(event, now)` takes in what happened and returns what is to be done, in order.  The shell (session.py) performs
-the actions, feeds back what comes of them, and calls again with `Late` at `wake_at`.  `now` never goes back.
+`handle(event, now)` takes in an event and returns the actions to perform, in order.  The shell (session.py) performs
+them, feeds the outcomes back as events, and calls with `Late` at `wake_at`.  Time never goes back.
 
 The rules, in the order in which they are tried:
 
-1. A step is answered by the last peer, in the present epoch, by a hop that was not given up; everything else that comes
-   late is dropped.  An operation is over when all of its steps were sent in the present epoch and are answered.
-2. A late answer blames nobody.  All peers are probed; those that are silent while others answer are given up, a link
-   that swallowed the step is relayed, a peer that answers probes and not the step is given up after `late_chances`.
-   If all are silent, other known nodes are asked as well, over new connections: where none answers, it is this
-   machine's network that is away, and nobody is given up before it is back.
-3. A chain with a failed hop is repaired: the failed are left and banned, the router fills the gaps, the hops that stay
-   get their new neighbours in a new epoch, the new ones their caches (`facts.next_rebuild`), and the steps of all
-   operations under way are sent again with the same numbers.  Peers that applied them answer from what they kept.
-4. What follows from the input ends the session and blames nobody: two different peers of a block say that the input
-   cannot be computed, or fail in the same step; or a peer says so and there is nobody else to ask.
-5. A hop that leaves or is slow hands its cache over to another peer, part after part while steps go on; now and then so
-   does the hop that should take longest, if another peer makes the chain much faster.  Before an operation, when little
-   is left to copy, steps wait for the last part, and the chain changes; at rest it changes once all is copied.
+1. A step is answered by the last peer, in the present epoch, if that hop was not given up; other late messages are
+   dropped.  An operation is done when all its steps were sent in the present epoch and are answered.
+2. A late answer in itself blames no peer.  All peers are probed: those that are silent while others answer are given
+   up, a link that swallowed the step is relayed, and a peer that answers probes but not the step is given up after
+   `late_chances`.  If all are silent, other known nodes are pinged as well, over new connections: if none answers,
+   this machine's network is down, and no peer is given up before it is back.
+3. A chain with a failed hop is repaired: failed hops are left and banned, the router fills the gaps, the hops that stay
+   are told their new neighbours in a new epoch, new hops get their caches (`facts.next_rebuild`), and the steps of all
+   operations under way are sent again with the same seqs.  Peers that have applied them repeat their kept answers.
+4. Errors caused by the input end the session and blame no peer: two different peers of a block say that the input
+   cannot be computed, or fail in the same step; or one says so and no other peer can be asked.
+5. A hop that leaves or is slow hands its cache over to another peer, part by part while steps go on.  Now and then so
+   does the hop with the longest predicted time, if another peer makes the chain much faster.  Between operations, when
+   little is left to copy, steps wait for the last part and the chain changes; at rest, once everything is copied.
 
 Every change of phase is in the table of phases.py; the machine asserts that it makes no other.
 """
@@ -58,7 +58,7 @@ class ChainMachine(Watching):
 
     @property
     def epoch(self) -> int:
-        """Raised with every change of the chain."""
+        """The version of the chain; it rises with every change."""
         return self._roster.epoch
 
     @property
@@ -68,12 +68,12 @@ class ChainMachine(Watching):
 
     @property
     def choices(self) -> tuple[ev.HopChoice, ...]:
-        """The peers in use, in order, as the router chose them; also for other threads than the machine's."""
+        """The peers in use, in order, as the router chose them; safe to read from other threads."""
         return tuple(hop.choice for hop in self._roster.hops)
 
     @property
     def mixed(self) -> bool:
-        """Whether a peer in use was fed by peers of other formats before than those before it now."""
+        """Whether the predecessors of a peer in use have changed their formats: its cache then has no page names."""
         return self._roster.mixed
 
     @property
@@ -82,7 +82,7 @@ class ChainMachine(Watching):
         return min(self._deadline, self._move_wakes_at()) if self.phase is not Phase.ENDED else math.inf
 
     def handle(self, event: ev.Event, now: float) -> list[ev.Action]:
-        """Take in an event; returns what is to be done, in order. O(hops + steps under way)."""
+        """Take in an event and return the actions to perform, in order. O(hops + steps under way)."""
         self._now = max(self._now, now)
         self._actions = []
         if self.phase is Phase.ENDED and not isinstance(event, ev.Close):
@@ -97,7 +97,7 @@ class ChainMachine(Watching):
             self._enter(Phase.ENDED)
         return self._actions
 
-    # --- taking events in: facts only, decisions come after ---
+    # --- taking events in: most only record facts, and the phase decides afterwards ---
 
     def _take_prepare(self, event: ev.Prepare) -> None:
         self._preparing = event.rows
@@ -119,7 +119,7 @@ class ChainMachine(Watching):
         if self._choice is None or event.number != self._choice.number:
             return
         choice, self._choice = self._choice, None
-        if self._roster.has_failed():  # while the router thought about it
+        if self._roster.has_failed():  # while the router was choosing
             self._repair()
         else:
             self._take_chain(choice, merged(choice.kept, event.choices))
@@ -162,7 +162,7 @@ class ChainMachine(Watching):
         if trouble.away:
             self._emit(ev.Pardon(frozenset(hop.peer for hop in self._roster.hops)))
         if trouble.away and self._roster.has_failed():
-            # Streams that broke while this machine was off the network say nothing against the peers.
+            # Streams that broke while this machine's network was down are not the peers' fault.
             trouble.error = self._drop_failed(self._roster.hops) or trouble.error
             self._look()
         elif trouble.away:
@@ -226,9 +226,9 @@ class ChainMachine(Watching):
         hop.fail(error)
 
     def _accuses(self, hop: HopFacts, before: HopFacts, error: BadActivations) -> bool:
-        """A peer says that the one before it sent what cannot be computed with; whether it is believed.
+        """Take in that a peer accuses its predecessor of sending values that are not finite; return if it is believed.
 
-        A peer that accuses a second one is not: then it is itself what they have in common.
+        A peer that accuses a second predecessor is not believed: the common cause is then the peer itself.
         """
         accused = self._accused_by.setdefault(hop.peer, before.peer)
         if accused != before.peer:
@@ -239,7 +239,7 @@ class ChainMachine(Watching):
         return True
 
     def _note_failed_step(self, hop: HopFacts, error: SwarmError) -> None:
-        """Two peers of one block that fail in the same step: it is the input, and neither is to blame. Raises Ended."""
+        """Record a failed step. If two peers of a block fail in the same step, the input is the cause: raise Ended."""
         seq = self._progress[0].unanswered or self._progress[0].operation.first_seq
         self._failed_in = {peer: (at, blocks) for peer, (at, blocks) in self._failed_in.items() if at == seq}
         others = [
@@ -261,7 +261,7 @@ class ChainMachine(Watching):
             return
         if hop.blocks.stop < self._num_blocks:
             after = next((other for other in hops if other.blocks.start == hop.blocks.stop), None)
-            if after is not None:  # while a gap is filled there is nobody to pass it on to
+            if after is not None:  # while a gap is being filled there is no successor
                 hop.passed_on_epoch = step.epoch
                 self._emit(ev.Send(after.id, step))
             return
@@ -294,7 +294,7 @@ class ChainMachine(Watching):
             )
 
     def _take_late(self, _event: ev.Late) -> None:
-        pass  # the time is taken in already; the phase decides
+        pass  # `handle` has taken in the time; the phase decides
 
     # --- resting and running ---
 
@@ -310,7 +310,7 @@ class ChainMachine(Watching):
         if self._roster.is_broken():
             return self._repair()
         if self._preparing is not None and all(hop.opened for hop in self._roster.hops):
-            hops = () if self._roster.mixed else self._roster.hops  # what one holds is not what it would be fed
+            hops = () if self._roster.mixed else self._roster.hops  # held pages are only valid behind equal formats
             self._emit(ev.Ready(adoptable(hops, self._preparing)))
             self._preparing = None
         self._finish_operations()
@@ -329,7 +329,7 @@ class ChainMachine(Watching):
         return False
 
     def _finish_operations(self) -> bool:
-        """Report the operations that are over, in order; whether there were any."""
+        """Report the operations that are done, in order; return whether there were any."""
         count = len(self._progress)
         while self._progress and self._progress[0].is_done:
             done = self._progress.pop(0)
@@ -396,5 +396,5 @@ class ChainMachine(Watching):
 
 
 def _not_finite(error: BadActivations) -> UsageError:
-    """The meaning of values that are not finite where no peer comes before: they are what the user asked for."""
+    """Return the error for values that are not finite and came from no peer: they follow from the user's input."""
     return UsageError(f"the input of the model is not finite: {error}", hint=_INPUT_HINT)

@@ -1,8 +1,8 @@
-"""Handing over: a hop that leaves, is slow, or has a much faster rival is replaced while it works; its cache moves.
+"""Hand-over: replaces a hop that leaves, is slow, or has a much faster rival while it works; its cache moves along.
 
-The replacement is chosen, opened, and given the cache part after part beside the steps that go on.  Between two
-operations, when little is left, steps wait for the last part (`MOVING`); then the chain is rerouted.  A session at rest
-has no steps that could notice: it looks now and then whether one of its peers leaves.
+The replacement is chosen, opened, and given the cache part by part while steps go on.  Between two operations, when
+little is left, steps wait for the last part (`MOVING`); then the chain is rerouted.  A session at rest has no steps on
+which it would notice anything, so it checks from time to time whether one of its peers is leaving.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from .repairing import Repairing
 from .state import Handover, Why
 
 _COPYING = frozenset({Phase.RESTING, Phase.RUNNING, Phase.MOVING})
-"""Where parts are asked for."""
+"""The phases in which parts are requested."""
 
 
 class Moving(Repairing):
     """The decisions of a hand-over."""
 
-    # --- which hop, and by whom ---
+    # --- choosing the hop and its replacement ---
 
     def _look_for_move(self) -> None:
-        """Before an operation: ask for a replacement of a hop that leaves or makes the chain slow, or for a faster one.
+        """Before an operation, seek a replacement for a hop that leaves, is slow, or may have a much faster rival.
 
-        A peer that nobody can replace stays until it is gone.
+        A peer that no other can replace stays until it is gone.
         """
         if self._move is not None or self._untouched:
             return
@@ -45,7 +45,7 @@ class Moving(Repairing):
             self._ask_for_replacement(old, why)
 
     def _replaceable(self) -> list[HopFacts]:
-        """The hops for which no replacement was sought lately."""
+        """Return the hops for which no replacement was sought recently."""
         if self._now >= self._next_move_at:
             self._tried = set()
         return [hop for hop in self._roster.hops if hop.peer not in self._tried]
@@ -60,7 +60,7 @@ class Moving(Repairing):
         self._move = Handover(old, why, self._pose(others, frozenset({old.peer})))
 
     def _longest_hop(self, hops: Sequence[HopFacts]) -> HopFacts | None:
-        """The hop that should take longest, once in a while: is there a much better chain without it?"""
+        """Return the hop with the longest predicted time, every `better_seconds`; None in between."""
         due = self._next_better_at is not None and self._now >= self._next_better_at
         if due or self._next_better_at is None:
             self._next_better_at = self._now + self._timing.better_seconds
@@ -75,7 +75,7 @@ class Moving(Repairing):
             self._end_move()
             return
         move.waits = wait > 0
-        if len(choices) > 1 or choices[0].stream_format != move.old.choice.stream_format:  # caches have that dtype too
+        if len(choices) > 1 or choices[0].stream_format != move.old.choice.stream_format:  # the dtype of caches, too
             move.chain = chain
             return
         self._roster.next_epoch()
@@ -86,7 +86,7 @@ class Moving(Repairing):
         self._roster.open_beside(move.new, hops, patience)
 
     def _is_worth_it(self, move: Handover, chain: Sequence[HopFacts | ev.HopChoice], wait: float) -> bool:
-        """Whether the chain promises to be faster than the present one is, or should be; if not, it is asked later."""
+        """Return whether the new chain is predicted to be enough faster; a hop that leaves is always replaced."""
         predicted = self._facts.predict_seconds([(hop.peer, hop.blocks) for hop in chain], 1)
         if move.why is Why.BETTER:
             return wait == 0 and predicted <= self._timing.slow_gain * self._facts.predict_seconds(self.layout, 1)
@@ -101,13 +101,14 @@ class Moving(Repairing):
 
     @property
     def _is_idle(self) -> bool:
-        """Whether the chain rests, whole, with caches in it."""
+        """Whether the chain is whole, at rest, and has computed something."""
         rests = self.phase is Phase.RESTING and not self._has_work and self._last_begun[0] > 0
         return rests and bool(self._roster.hops) and not self._roster.is_broken()
 
     def _decide_idle(self) -> bool:
-        """Between operations only a hop that leaves is replaced, and only by a copy of its whole cache: whatever has to
-        be computed again can wait for the next operation, which may never come.
+        """At rest, replace only hops that leave, and only with a complete copy of the cache.
+
+        Anything that must be recomputed can wait for the next operation, which may never come.
         """
         move = self._move
         if not self._is_idle:
@@ -124,10 +125,10 @@ class Moving(Repairing):
         move.new.built = True
         return self._hand_over(move)
 
-    # --- the copy, beside the steps ---
+    # --- copying, while steps go on ---
 
     def _advance_move(self) -> None:
-        """Whatever can be done for a hand-over now; the steps go on meanwhile."""
+        """Do what can be done for the hand-over now, while steps go on."""
         move = self._move
         if move is None or move.new is None or move.is_decided:
             return
@@ -153,14 +154,14 @@ class Moving(Repairing):
             self._ask_for_part(move, move.copy)
 
     def _next_part_at(self) -> float:
-        """When the next part should be asked for; infinite: no part is wanted now."""
+        """Return when to request the next part; infinite: no part is wanted now."""
         move = self._move
         if move is None or move.copy is None or move.copy.under_way or move.replays:
             return float("inf")
         if self.phase is Phase.MOVING or (self.phase is Phase.RESTING and not self._has_work):
             wants = not move.copy.is_complete(*self._boundary())
         else:
-            # Where little is missing, a part is worth it only if the old peer has certainly applied more meanwhile.
+            # A small part is worth requesting only if the old peer has certainly applied more steps meanwhile.
             enough = move.copy.little_tokens if move.copy.seq < self._applied_seq() else move.copy.part_tokens
             wants = move.copy.missing_after(*self._boundary()) > enough
         if not wants:
@@ -168,7 +169,7 @@ class Moving(Repairing):
         return self._now if self.phase is Phase.MOVING and not move.is_starved else move.next_part_at
 
     def _applied_seq(self) -> int:
-        """The last step up to which all are answered, so that every peer has applied it."""
+        """Return the last seq up to which all steps are answered, and so applied by every peer."""
         return self._sought_seq() - 1 if self._sought_seq() else self._last_begun[0]
 
     def _ask_for_part(self, move: Handover, copy: CacheCopy) -> None:
@@ -183,7 +184,7 @@ class Moving(Repairing):
             move.copy.head, move.copy.head_at = event, self._now
 
     def _take_part(self, hop: HopFacts) -> None:
-        """A hop has a part of a cache; if it is the replacement, the next one follows after a pause."""
+        """Take in that a part of a cache has arrived; if at the replacement, schedule the next part or a replay."""
         move, timing = self._move, self._timing
         if move is None or hop is not move.new or move.copy is None or move.copy.head is None or move.is_decided:
             return
@@ -191,7 +192,7 @@ class Moving(Repairing):
         tokens = copy.arrived()
         way = self._facts.predict_seconds([(hop.peer, hop.blocks)], 1)
         copy.fit_parts(tokens, seconds - way, timing.part_seconds)
-        move.is_starved = tokens == 0  # the old peer has not applied more yet
+        move.is_starved = tokens == 0  # the old peer had nothing new to send
         pause = timing.part_seconds if move.is_starved else seconds * (1 / timing.link_share - 1)
         move.next_part_at = self._now + pause
         seq, lengths = self._boundary()
@@ -210,7 +211,7 @@ class Moving(Repairing):
         move.replays = move.doubts >= timing.doubtful_parts
 
     def _move_wakes_at(self) -> float:
-        """When to look at the hand-over again if nothing happens."""
+        """Return when to look at the hand-over again if no event comes."""
         move = self._move
         if move is None and self._is_idle:
             return self._next_idle_look_at
@@ -220,13 +221,13 @@ class Moving(Repairing):
             return move.ends_at
         return self._next_part_at() if self.phase in _COPYING else float("inf")
 
-    # --- the change, between two operations ---
+    # --- changing the chain, between two operations ---
 
     def _move_is_due(self) -> bool:
-        """Whether the chain is to change before the next operation that was not sent yet.
+        """Return whether the chain should change before the next unsent operation.
 
-        The best moment is one in which hardly anything is left to bring, and peers take a part at once: the operation
-        waits for it.
+        The best moment is when hardly anything is left to copy and the next part may be requested at once, because the
+        operation waits for it.
         """
         move = self._move
         if move is None or move.is_decided or not self._progress:
@@ -254,7 +255,7 @@ class Moving(Repairing):
             )
         if move.replays:
             return self._hand_over(move)
-        move.is_starved = False  # by now it has applied all
+        move.is_starved = False  # by now the old peer has applied everything
         self._enter(Phase.MOVING, self._timing.last_part_seconds)
         self._advance_move()
         return True
@@ -272,11 +273,11 @@ class Moving(Repairing):
         return False
 
     def _hand_over(self, move: Handover) -> bool:
-        """Make the replacement a part of the chain; where its cache is not complete, it is rebuilt by a replay."""
+        """Put the replacement into the chain; if its cache is not complete, it is rebuilt by a replay."""
         assert move.new is not None
         move.is_decided = True
         if move.copy is not None and move.copy.under_way:
             self._emit(ev.StopExport(move.old.id))
-        # The old peer's cache in a peer that computes otherwise: there is no name for it.
+        # The old peer's cache in a peer with another arithmetic: no page name describes it.
         self._roster.mixed |= move.new.built and move.new.choice.arithmetic != move.old.choice.arithmetic
         return self._connect(self._roster.replaced(move.old, [move.new]))

@@ -1,9 +1,9 @@
-"""How fast a chain answers against what its peers announce: when a step is late, and which hop makes the chain slow.
+"""Compares a chain's speed with what its peers announce: when a step is late, and which hop makes the chain slow.
 
-Slowness is bounded in three ways.  What a step may take grows with what was observed, but by a bounded factor and up to
-a ceiling: a peer that always answers just in time cannot raise the time that it is given.  The time lost against the
-announced speed is added up: a chain that has lost `slow_loss_seconds` is slow, and its slowest hop should be left if
-another peer would be faster.  And so should a hop that takes twice its announced time for `slow_steps` steps on end.
+Slowness is bounded in three ways.  The time allowed for a step grows with the observed times, but by a bounded factor
+and up to a ceiling, so a peer that always answers just in time cannot stretch its limit.  The time lost against the
+announced speed is summed: a chain that has lost `slow_loss_seconds` is slow, and its slowest hop is worth replacing.
+So is a hop that takes more than twice its announced time in `slow_steps` steps in a row.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ...timing import ChainTiming
 
 _SMOOTHING = 0.1
 _FORGETTING = 0.9
-"""The share of the lost time that an answer in time leaves."""
+"""The lost time decays by this factor with each answer in time."""
 _FREE_FACTOR = 2.0
-"""A step, or a hop's part of it, that takes this many times what was announced loses nothing."""
+"""Up to this many times the announced time, neither a step nor a hop's part of it counts as slow."""
 MAX_DOUBLINGS = 10
 
 
@@ -26,26 +26,26 @@ class StepPace:
     """The pace of one chain; a changed chain starts with a new one."""
 
     def __init__(self, timing: ChainTiming, slow_hops_left: int = 0) -> None:
-        """`slow_hops_left`: how many hops the session has left because they were slow."""
+        """`slow_hops_left`: how many slow hops the session has replaced so far."""
         self._timing = timing
         self._slow_steps = timing.slow_steps * 2 ** min(slow_hops_left, MAX_DOUBLINGS)
         self._in_a_row: dict[PeerId, int] = {}
-        """Slow steps of a hop on end."""
+        """How many slow steps in a row each hop has had."""
         self._slowness = 1.0
         self._lost_seconds = 0.0
         self._excess: dict[PeerId, float] = {}
         self.step_seconds = 0.0
-        """Duration of a step, smoothed; 0 before the first one."""
+        """Smoothed time of a step; 0 before the first one."""
 
     def allowed_seconds(self, predicted_seconds: float) -> float:
-        """How long an answer may take before the chain is examined."""
+        """Return how long an answer may take before the chain is examined."""
         timing = self._timing
         factor = timing.late_factor * min(max(1.0, self._slowness), timing.max_slowness)
         return timing.late_seconds + min(factor * predicted_seconds, timing.late_ceiling_seconds)
 
     @property
     def slow_peer(self) -> PeerId | None:
-        """The peer that makes the chain slow, if it is slow."""
+        """The peer that makes the chain slow; None if the chain is not slow."""
         slow = [peer for peer, steps in self._in_a_row.items() if steps >= self._slow_steps]
         if slow:
             return max(sorted(slow), key=lambda peer: self._excess.get(peer, 0.0))
@@ -54,7 +54,7 @@ class StepPace:
         return max(sorted(self._excess), key=lambda peer: self._excess[peer])
 
     def forgive(self) -> None:
-        """Nobody is faster: look again only after as much time is lost, or as many steps are slow, once more."""
+        """Reset the losses, because no peer is faster: the chain is slow again only after losing as much once more."""
         self._lost_seconds = 0.0
         self._in_a_row.clear()
 
@@ -70,8 +70,8 @@ class StepPace:
 
         `predicted_seconds` is the announced time of the step, `hop_seconds` that of a peer's part of it.
 
-        The way to a hop is counted as the hop's; what is left over is the way from and to this client, and is halved
-        between the first and the last hop.
+        A hop's time includes the network time from the hop before it; the remaining time, from and to this client, is
+        split equally between the first and the last hop.
         """
         if predicted_seconds > 0:
             self._slowness += _SMOOTHING * (observed_seconds / predicted_seconds - self._slowness)
@@ -99,7 +99,7 @@ class StepPace:
 
 
 def _hop_seconds(timings: Sequence[HopTiming], offset_seconds: Callable[[PeerId], float]) -> dict[PeerId, float]:
-    """By peer: from when the peer before it had finished (the first: from when it received the step) to its own end."""
+    """Return each peer's time: from the end of the peer before it (the first: from receiving the step) to its own."""
     taken: dict[PeerId, float] = {}
     left_at: float | None = None
     for timing in timings:

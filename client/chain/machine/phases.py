@@ -22,18 +22,18 @@ from collections.abc import Mapping
 
 
 class Phase(enum.Enum):
-    """The present concern of the machine."""
+    """The machine's current activity."""
 
     RESTING = "resting"  # nothing is under way
     CHOOSING = "choosing"  # the router fills gaps
-    LOOKING = "looking"  # the swarm's view is renewed
-    PAUSING = "pausing"  # a moment before the next try
+    LOOKING = "looking"  # the view of the swarm is refreshed
+    PAUSING = "pausing"  # a pause before the next attempt
     RESERVING = "reserving"  # new hops are opened one by one, waiting for room
-    CONNECTING = "connecting"  # hops learn their neighbours in a new epoch
-    REBUILDING = "rebuilding"  # new hops get their caches
+    CONNECTING = "connecting"  # hops are told their neighbours in a new epoch
+    REBUILDING = "rebuilding"  # new hops get their caches by a replay
     RUNNING = "running"  # steps are under way
     EXAMINING = "examining"  # an answer is late: peers are probed
-    AWAY = "away"  # nobody answers: is it this machine's network?
+    AWAY = "away"  # no peer answers: it may be this machine's network
     MOVING = "moving"  # steps wait for the last part of a cache that moves to a replacement
     ENDED = "ended"
 
@@ -57,11 +57,11 @@ TRANSITIONS: Mapping[Phase, frozenset[Phase]] = {
 
 
 WHOLE_CHAIN = frozenset({Phase.RUNNING, Phase.EXAMINING, Phase.AWAY})
-"""Where answers are taken: the chain has no gap, and its peers are where the steps find them."""
+"""The phases in which answers are accepted: the chain is whole and connected."""
 
 
 def describe_transitions() -> str:
-    """The table for people: a line for each phase, with those that may follow it."""
+    """Return the table as text: a line for each phase, with those that may follow it."""
     return "\n".join(
         f"{phase.value:11} -> {', '.join(sorted(after.value for after in following))}"
         for phase, following in TRANSITIONS.items()

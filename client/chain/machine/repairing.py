@@ -1,4 +1,4 @@
-"""Bringing up a chain: the failed hops are left, the gaps filled, room is waited for, and new hops get their caches."""
+"""Brings up a chain: leaves failed hops, fills the gaps, waits for room, and has the caches of new hops rebuilt."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from .state import ChainState, Choice, Ended
 MAX_REPAIRS = 12
 """Fail the operation after this many repairs without a new answer."""
 MAX_REFUSALS = 2
-"""After this many chains that seemed to have room and had none, the session queues for the next one."""
+"""Queue for room after this many chains that seemed to have room and had none."""
 
 
 class Repairing(ChainState):
-    """The decisions of a repair; the first chain is brought up by the same ones."""
+    """The decisions of a repair; the first chain is brought up in the same way."""
 
     def _repair(self) -> bool:
         """Leave the hops that failed and bring up a chain without them."""
@@ -43,7 +43,7 @@ class Repairing(ChainState):
             self._statuses = {}
             return self._ask_anybody()
         stand_in = self._stand_in()
-        if not roster.has_failed() and roster.hops:  # only a link has to be relayed
+        if not roster.has_failed() and roster.hops:  # only a link must be relayed
             return self._connect(roster.hops)
         if only_full(roster.hops):
             trouble.refusals += 1
@@ -59,7 +59,7 @@ class Repairing(ChainState):
         return self._choose()
 
     def _stand_in(self) -> list[HopFacts | ev.HopChoice] | None:
-        """The chain with a replacement that is ready, if the hop that it was to replace is all that failed."""
+        """Return the chain with a hand-over's opened replacement, if only the hop that it replaces has failed."""
         move, hops = self._move, self._roster.hops
         failed = [hop for hop in hops if not hop.alive]
         if move is None or move.is_decided or move.new is None or failed != [move.old]:
@@ -79,17 +79,17 @@ class Repairing(ChainState):
         return self._roster.drop_failed(hops, ban=not trouble.away)
 
     def _ask_anybody(self) -> bool:
-        """Everybody in the chain is silent: is it they, or this machine's network?"""
+        """Find out whether this machine's network is down, because all peers of the chain are silent."""
         self._emit(ev.AskAnybody())
         return self.phase is Phase.AWAY or self._enter(Phase.AWAY)
 
     # --- choosing ---
 
     def _choose(self) -> bool:
-        """Ask for a chain: hops that work stay, the gaps are filled; where they cannot be at once, all is chosen anew.
+        """Ask for peers in the gaps between the hops that work; if that is not possible at once, for a whole new chain.
 
-        Of a session for which nothing was computed no hop stays if it has to wait for any peer: it would hold room
-        meanwhile, and all sessions take room in the order of the peers' ids.
+        If a session that has no answers yet must wait for any peer, it leaves all its hops: it would hold room
+        meanwhile, and all sessions must take room in the order of the peers' ids.
         """
         return self._ask_router(self._roster.hops)
 
@@ -102,7 +102,7 @@ class Repairing(ChainState):
         return self.phase is Phase.CHOOSING or self._enter(Phase.CHOOSING)
 
     def _pose(self, kept: Sequence[HopFacts], excluded: frozenset[PeerId] = frozenset()) -> int:
-        """Have the router fill what `kept` leaves, without the peers in `excluded`; the number of the question."""
+        """Ask the router to fill the gaps between `kept`, without peers in `excluded`; return the question's number."""
         self._choices_made += 1
         check = self._trouble is not None and self._trouble.repairs > 0
         self._emit(ev.Choose(self._choices_made, layout_of(kept), excluded, check))
@@ -122,12 +122,12 @@ class Repairing(ChainState):
         return self._reserve(chain) if must_wait else self._connect(chain)
 
     def _no_chain(self, error: SwarmError) -> bool:
-        """Nobody fills the gaps now: look again, for as long as the session's patience lasts.
+        """Handle that no peers fill the gaps now: look again until the session's patience ends.
 
-        A first chain waits only for room; but what was last seen of the swarm may be old, so it has a second look.
+        A first chain does not wait for peers, only for room; but as the view of the swarm may be old, it looks once.
         """
         trouble = self._in_trouble()
-        if isinstance(trouble.error, UsageError):  # nobody else can be asked, so the peer is believed
+        if isinstance(trouble.error, UsageError):  # no other peer can be asked, so this one is believed
             self._emit(ev.Pardon(frozenset(trouble.blaming_input)))
         if isinstance(trouble.error, GiveUp | UsageError):
             raise Ended(trouble.error)
@@ -160,7 +160,7 @@ class Repairing(ChainState):
     # --- waiting for room ---
 
     def _reserve(self, chain: Sequence[HopFacts | ev.HopChoice], wait_seconds: float | None = None) -> bool:
-        """Open the new hops of a chain beside the present one, each with a place in its queue."""
+        """Open the new hops of a chain beside the present one, one by one, queueing at each that has no room."""
         if wait_seconds is None:
             left = self._in_trouble().give_up_at - self._now
             wait_seconds = max(self._timing.no_chain_pause_seconds, left)
@@ -217,7 +217,7 @@ class Repairing(ChainState):
     # --- connecting and rebuilding ---
 
     def _connect(self, chain: Sequence[HopFacts | ev.HopChoice]) -> bool:
-        """Make it the chain; the steps under way are sent again when it stands."""
+        """Make `chain` the chain; once it is connected and rebuilt, the steps under way are sent again."""
         self._reservation = None
         if self._move is not None and not self._move.is_decided:
             self._drop_move()
@@ -241,12 +241,11 @@ class Repairing(ChainState):
         return self._repair_or_rest()
 
     def _repair_or_rest(self) -> bool:
-        """A chain that breaks while nothing is to be computed is repaired by the next operation, which knows the caches
-        that have to be rebuilt."""
+        """Repair the chain if there is work, else leave that to the next operation, which knows what to rebuild."""
         return self._repair() if self._has_work else self._enter(Phase.RESTING)
 
     def _rebuild_next(self) -> bool:
-        """Begin the next rebuild; where there is none left, the chain stands."""
+        """Begin the next rebuild; if none is left, the chain is ready."""
         hops, operations = self._roster.hops, [progress.operation for progress in self._progress]
         if not operations or operations[0].starts_empty:
             for hop in hops:
@@ -288,10 +287,10 @@ class Repairing(ChainState):
             self._deadline = self._rebuild_ends
             return False
         fed = self._roster.hops[max(0, plan.first - 1) : plan.stop]
-        # A link may have swallowed the replay, so the first time it is the links that are to blame.
+        # A link may have swallowed the replay, so at first blame the links and relay them all.
         if all(hop.opened for hop in run) and sum(self._roster.relay(*link) for link in itertools.pairwise(fed)):
             return self._connect(self._roster.hops)
-        # All of them are relayed now: of a peer that feeds nobody it is seen here, and the peer behind it suffers only.
+        # All links are relayed now, so this client sees which peer passes nothing on; its successor is not to blame.
         quiet = next((hop for hop in fed[:-1] if hop.passed_on_epoch != self._roster.epoch), None)
         if quiet is not None and all(hop.opened for hop in run):
             quiet.fail(DeadlineExceeded(f"{quiet.choice.address} does not pass on what its successor is rebuilt from"))
@@ -301,7 +300,7 @@ class Repairing(ChainState):
         return self._repair()
 
     def _stand(self) -> bool:
-        """The chain stands."""
+        """Finish bringing up the chain, which is ready for steps."""
         self._rebuild = None
         if self._move is not None:
             self._emit(ev.Tell(SessionEvent("handed-over", self._move.old.peer, describe(self.layout))))
@@ -309,14 +308,14 @@ class Repairing(ChainState):
         return self._enter(Phase.RESTING)
 
     def _end_move(self) -> None:
-        """The hop stays; the others have heard of no newer epoch."""
+        """Give up a hand-over: the old hop stays in the chain, whose hops were told of no newer epoch."""
         self._next_move_at = self._now + self._timing.handover_pause_seconds
         self._drop_move()
         if self.phase in (Phase.MOVING, Phase.RESERVING):
             self._enter(Phase.RESTING)
 
     def _drop_move(self) -> None:
-        """Forget a hand-over: its replacement is left, unless it is a part of the chain already."""
+        """Forget a hand-over, and leave its replacement unless that is part of the chain already."""
         move, self._move = self._move, None
         if move is None:
             return
@@ -326,5 +325,5 @@ class Repairing(ChainState):
 
 
 def _is_silent(hop: HopFacts) -> bool:
-    """Whether a hop was lost in a way that this machine's own network could explain."""
+    """Return whether a failure of this machine's own network could explain that a hop was lost."""
     return hop.to_blame and hop.error is not None and is_silence(hop.error)

@@ -1,8 +1,8 @@
-"""Room on several peers where a session has to wait for it: one peer after the other, in ascending order of their ids.
+"""Reserves room on several peers when a session must wait for it: one peer after the other, in ascending order of id.
 
-Everybody takes the peers in the same order, so no two sessions can each hold what the other waits for.  What is held
-already while a session waits for the next peer is a lease: after `lease_seconds` all of it is given back, and the
-session may begin anew; peers remember its arrival.  No I/O here: the machine opens the hops that `next_hop` names.
+All sessions take peers in the same order, so no two can each hold what the other waits for (no deadlock).  Room that is
+held while a session waits for the next peer is a lease: after `lease_seconds` all of it is given back, and the session
+may start again; peers remember when it arrived.  No I/O here: the machine opens the hops that `next_hop` returns.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from .facts import HopFacts
 
 @dataclass(frozen=True, slots=True)
 class NotAdmitted:
-    """A peer did not give room; everything that was taken has to be given back."""
+    """A peer did not admit the session; all room that was taken must be given back."""
 
     error: SwarmError
     waited: bool
-    """The session had a place in the queue, and keeps its rank if it comes again."""
+    """Whether the session was queued there; it then keeps its rank if it comes again."""
 
 
 @dataclass(slots=True)
 class OrderedReservation:
-    """The new hops of a chain on their way to being admitted."""
+    """The admission of a chain's new hops, one after the other."""
 
     chain: tuple[HopFacts, ...]
     """The whole chain, in order."""
     began_at: float
-    """When the chain was chosen, with the waits that its hops then had."""
+    """When the chain was chosen; the `wait_seconds` of its hops count from then."""
     patience_ends: float
     timing: ChainTiming
     waiting: list[HopFacts] = field(default_factory=list)
@@ -42,34 +42,34 @@ class OrderedReservation:
     lease: Lease = field(default_factory=Lease)
     answer_by: float = math.inf
     told: tuple[int, float] | None = None
-    """The last hop's place and estimate, as the user was told."""
+    """The last hop's place in the queue and its estimate, as last told to the user."""
 
     @classmethod
     def of(
         cls, chain: Sequence[HopFacts], new: Sequence[HopFacts], now: float, wait_seconds: float, timing: ChainTiming
     ) -> OrderedReservation:
-        """`new` are the hops of `chain` that have to be opened, within `wait_seconds`."""
+        """Start the reservation of `new`, the hops of `chain` that must be opened, within `wait_seconds`."""
         return cls(tuple(chain), now, now + wait_seconds, timing, waiting=in_taking_order(new, lambda hop: hop.peer))
 
     @property
     def new(self) -> list[HopFacts]:
-        """The hops that the reservation opens or has opened."""
+        """The hops that the reservation has opened or will open."""
         return [*self.taken, *self.waiting]
 
     @property
     def until(self) -> float:
-        """When the wait for the next hop has to be over."""
+        """When the wait for the next hop must end."""
         return min(self.patience_ends, self.lease.ends_at)
 
     @property
     def deadline(self) -> float:
-        """When to look again whether the last hop has answered."""
+        """When to give up the last hop if it has not answered."""
         return self.answer_by if self.told is None else self.until + self.timing.answer_seconds
 
     def next_hop(self, now: float) -> HopFacts | NotAdmitted | None:
-        """The hop to open now; None: wait for the last one; NotAdmitted: it has failed.
+        """Return the hop to open now; None: wait for the last one, or all are open (`is_complete`).
 
-        Nothing is left when `is_complete`.
+        NotAdmitted: the reservation has failed.
         """
         for hop in self.taken:
             if hop.error is not None:
@@ -95,8 +95,10 @@ class OrderedReservation:
         return not self.waiting and all(hop.opened and hop.alive for hop in self.taken)
 
     def news(self, now: float) -> tuple[HopFacts, int, float] | None:
-        """The hop whose queue has news for the user, the place there, and the seconds until the whole chain has room:
-        by that peer's estimate, and by what was expected of those that are taken after it.
+        """Return the hop with news of its queue, the place there, and the seconds until the whole chain has room.
+
+        The seconds are the larger of that peer's estimate and the announced waits of the hops still to be opened. None
+        if there is nothing new for the user.
         """
         if not self.taken or self.taken[-1].queued in (None, self.told):
             return None

@@ -1,7 +1,7 @@
-"""The hops of a chain and the epoch that they agree on: who is in it, who is opened beside it, who pushes to whom.
+"""The hops of a chain and their epoch: which are in it, which are opened beside it, and which pushes to which.
 
-No decisions about when or why here; the machine calls, and what peers have to be told is added to its actions.  A
-change of the chain raises the epoch on every hop, so nothing of the old chain can interfere.
+The roster does not decide when or why to change; the machine calls it, and it adds what peers must be told to the
+machine's actions.  Every change of the chain raises the epoch on every hop, so nothing of the old chain can interfere.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Roster:
 
     emit: Callable[[ev.Action], None]
     record_of: Callable[[PeerId], bytes | None]
-    """The newest signed record of a peer: a record lasts a minute, a session longer."""
+    """Returns the newest signed record of a peer: a record lasts a minute, a session longer."""
     relay_always: bool = False
     hops: list[HopFacts] = field(default_factory=list)
     beside: list[HopFacts] = field(default_factory=list)
@@ -31,16 +31,16 @@ class Roster:
     epoch: int = 0
     """The epoch of the hops in the chain; those beside it are opened in later ones."""
     relayed: set[tuple[PeerId, PeerId]] = field(default_factory=set)
-    """Pairs of neighbours that cannot push: what one says to the other goes through the client."""
+    """Pairs of neighbours that cannot push: outputs of the first to the second go through the client."""
     mixed: bool = False
-    """A peer that stayed has had peers of other formats before it than it has now: no name says what it was fed."""
+    """Whether the predecessors of a peer in use have changed their formats: no page name then describes its cache."""
     _formats_before: dict[ev.HopId, tuple[str, ...]] = field(default_factory=dict)
     _last_id: int = 0
     _newest_epoch: int = 0
-    """The newest that any hop has heard of."""
+    """The newest epoch that any hop was told of."""
 
     def find(self, hop: ev.HopId) -> HopFacts | None:
-        """The hop of that number, in the chain or beside it; None for one that was given up."""
+        """Return the hop with this id, in the chain or beside it; None if it was given up."""
         return next((known for known in (*self.hops, *self.beside) if known.id == hop), None)
 
     def new_hop(self, choice: ev.HopChoice) -> HopFacts:
@@ -48,16 +48,16 @@ class Roster:
         return HopFacts(ev.HopId(self._last_id), choice)
 
     def hops_of(self, chain: Sequence[HopFacts | ev.HopChoice]) -> list[HopFacts]:
-        """The hops of a chain, new ones for the choices."""
+        """Return the hops of a chain, with new ones made for the choices."""
         return [hop if isinstance(hop, HopFacts) else self.new_hop(hop) for hop in chain]
 
     def replaced(self, old: HopFacts, by: Sequence[HopFacts | ev.HopChoice]) -> list[HopFacts | ev.HopChoice]:
-        """The chain with other hops in the place of `old`."""
+        """Return the chain with the hops `by` in place of `old`."""
         index = self.hops.index(old)
         return [*self.hops[:index], *by, *self.hops[index + 1 :]]
 
     def is_broken(self) -> bool:
-        """Whether a hop has failed or a link cannot push; such a link is relayed from the next epoch on."""
+        """Return whether a hop has failed or a link cannot push; relay such links from the next epoch on."""
         for hop, successor in itertools.pairwise(self.hops):
             if hop.push_failed_epoch == self.epoch:
                 self.relay(hop, successor)
@@ -70,7 +70,7 @@ class Roster:
         return any(hop.push_failed_epoch == self.epoch for hop in self.hops[:-1])
 
     def relay(self, hop: HopFacts, successor: HopFacts) -> bool:
-        """Have outputs between the two go through the client; False if they are to do so already."""
+        """Relay outputs of `hop` to `successor` from the next epoch on; return False if they are relayed already."""
         pair = (hop.peer, successor.peer)
         if self.relay_always or pair in self.relayed:
             return False
@@ -81,7 +81,7 @@ class Roster:
     # --- changing ---
 
     def connect(self, chain: Sequence[HopFacts | ev.HopChoice]) -> list[HopFacts]:
-        """Make `chain` the chain, in a new epoch; returns the hops that have to confirm their new neighbours."""
+        """Make `chain` the chain, in a new epoch; return the hops that must confirm their new neighbours."""
         self.next_epoch()
         self.epoch = self._newest_epoch
         hops = self.hops_of(chain)
@@ -107,25 +107,25 @@ class Roster:
         return opened
 
     def next_epoch(self) -> None:
-        """Hops that are opened beside the chain from now on are opened in an epoch of their own."""
+        """Open hops beside the chain in a new epoch from now on."""
         self._newest_epoch += 1
 
     def open_beside(self, hop: HopFacts, chain: Sequence[HopFacts], wait_seconds: float) -> None:
-        """Open a hop of a chain that is about to come: it knows its neighbours and sends nothing to them yet."""
+        """Open a hop of a future chain: it is told its neighbours, and does not push to its successor yet."""
         index = chain.index(hop)
         if hop not in self.beside:
             self.beside.append(hop)
         self._open(hop, chain, index, self._neighbours(chain, index, relay=True), wait_seconds)
 
     def leave(self, hops: Sequence[HopFacts]) -> None:
-        """End the session on some peers; nothing that was computed there is needed."""
+        """End the session on some peers, and drop them from the roster."""
         for hop in hops:
             self.emit(ev.Leave(hop.id))
         self.hops = [hop for hop in self.hops if hop not in hops]
         self.beside = [hop for hop in self.beside if hop not in hops]
 
     def drop_failed(self, hops: Sequence[HopFacts], *, ban: bool = True) -> SwarmError | None:
-        """Leave the failed ones of some hops, tell the user, and ban those that are to blame; the last error."""
+        """Leave the failed hops among `hops`, tell the user, and ban those to blame; return the last error."""
         failed = [hop for hop in hops if hop.error is not None]
         error = None
         for hop in failed:
@@ -162,5 +162,5 @@ def _formats_before(chain: Sequence[HopFacts], index: int) -> tuple[str, ...]:
 
 
 def describe(layout: Sequence[tuple[PeerId, BlockRange]]) -> str:
-    """A chain for people: "0:4 at ..abcdef, 4:8 at ..ghijkl"."""
+    """Return a chain as text for people: "0:4 at ..abcdef, 4:8 at ..ghijkl"."""
     return ", ".join(f"{blocks} at {short_id(peer)}" for peer, blocks in layout)

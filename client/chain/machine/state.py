@@ -1,8 +1,8 @@
-"""The memory of a chain's machine, and the look-ups it may make; the base of its layers.
+"""The state of a chain's machine, and the look-ups that it may make; the base class of its layers.
 
-The machine is written in layers, each with the decisions of its own concern over this state: `Repairing` brings up a
-chain, `Moving` hands hops over, `Watching` examines a chain whose answer is late, and `ChainMachine` takes events in
-and runs the steps.
+The machine is written in layers of subclasses, one per concern, over this state: `Repairing` brings up a chain,
+`Moving` hands hops over, `Watching` examines a chain whose answer is late, and `ChainMachine` takes events in and runs
+the steps.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from .reserve import OrderedReservation
 from .roster import Roster
 
 _MAX_LENIENCY = 4.0
-"""Waits grow with repairs up to this many times their usual length."""
+"""Waits grow with repairs up to this factor."""
 
 
 class SwarmFacts(Protocol):
-    """Knowledge of the swarm that costs nothing: look-ups in the client's view."""
+    """Look-ups in the client's view of the swarm, which do no I/O."""
 
     def predict_seconds(self, chain: Sequence[tuple[PeerId, BlockRange]], tokens: int) -> float:
-        """Time of one step of `tokens` tokens through the chain, from announced costs and measured round trips."""
+        """Predict a step of `tokens` tokens through the chain, from announced costs and measured round trips."""
         ...
 
     def leaving(self, peer: PeerId, blocks: BlockRange) -> bool:
-        """Whether the peer says that it is about to leave, or to drop some of the blocks."""
+        """Return whether the peer announces that it is about to leave, or to drop some of the blocks."""
         ...
 
     def record(self, peer: PeerId) -> bytes | None:
-        """The newest signed record of a peer, if it is still known."""
+        """Return the newest signed record of a peer, or None if the peer is no longer known."""
         ...
 
     def clock_offset_seconds(self, peer: PeerId) -> float:
-        """The peer's clock minus ours."""
+        """Return the peer's clock minus ours."""
         ...
 
 
@@ -61,13 +61,13 @@ class Progress:
 
     @property
     def is_done(self) -> bool:
-        """All answered, and the peers of the present chain have been sent every step."""
+        """Whether all steps are answered and were sent in the present epoch."""
         count = len(self.operation.steps)
         return self.sent == count and len(self.answers) == count
 
     @property
     def unanswered(self) -> int | None:
-        """The first seq without an answer."""
+        """The first seq without an answer; None if there is none."""
         operation = self.operation
         return next((s for s in range(operation.first_seq, operation.stop_seq) if s not in self.answers), None)
 
@@ -84,20 +84,20 @@ class Trouble:
     give_up_at: float
     repairs: int = 0
     refusals: int = 0
-    """Chains that were full though they seemed not to be."""
+    """How many chains were full that had seemed to have room."""
     told: bool = False
-    """The user knows that the session waits."""
+    """Whether the user was told that the session waits."""
     looks: int = 0
     error: SwarmError | None = None
     away: bool = False
-    """This machine's network was seen to be away..."""
+    """Whether this machine's network was found to be down..."""
     back: bool = False
-    """...or was found to work: who is silent now is to blame, unless it was away."""
+    """...or to work: peers that are silent now are to blame, unless it was down before."""
     banned: set[PeerId] = field(default_factory=set)
     blaming_input: set[PeerId] = field(default_factory=set)
     """Peers that said that the input cannot be computed."""
     look_next: bool = False
-    """After the pause comes a look at the swarm, not a choice."""
+    """Whether to look at the swarm after the pause, instead of choosing a chain."""
 
 
 @dataclass(slots=True)
@@ -106,9 +106,9 @@ class Choice:
 
     number: int
     kept: list[HopFacts]
-    """The hops whose gaps are filled; none: all is chosen anew."""
+    """The hops that stay, whose gaps are to be filled; empty: a whole new chain is wanted."""
     filled: list[HopFacts | ev.HopChoice] | None = None
-    """How the gaps can be filled where that means to wait."""
+    """The earlier answer, which fills the gaps of the present chain but means waiting for room."""
 
 
 class Why(enum.Enum):
@@ -128,30 +128,30 @@ class Handover:
     question: int
     """The number of the question to the router."""
     waits: bool = False
-    """Whether the replacement has no room yet."""
+    """Whether the replacement must be waited for: it has no room yet."""
     chain: list[HopFacts | ev.HopChoice] | None = None
-    """The chain without it, where no cache can be copied to those that replace it."""
+    """The chain without `old`, if the cache cannot be copied to the peers that replace it..."""
     new: HopFacts | None = None
-    """Its replacement otherwise, which is opened beside the chain."""
+    """...otherwise its one replacement, which is opened beside the chain."""
     copy: CacheCopy | None = None
     """How far the cache is copied, once the replacement has room."""
     ends_at: float = math.inf
-    """When the replacement must have room, then: when its cache is rebuilt by a replay instead of copied."""
+    """When the replacement must have room; once it has, when to give up copying for a replay."""
     next_part_at: float = -math.inf
     is_starved: bool = False
-    """The last part was empty."""
+    """Whether the last part was empty."""
     doubts: int = 0
-    """How many of the last parts on end say that a replay would do better."""
+    """How many of the latest parts in a row said that a replay would be better."""
     replays: bool = False
-    """The cache is rebuilt by a replay."""
+    """Whether the cache is rebuilt by a replay instead of copied."""
     near_at: float | None = None
-    """Since when no more than a part is left to copy; the user knows."""
+    """Since when at most one part is left to copy; the user was told."""
     is_decided: bool = False
-    """The chain changes now."""
+    """Whether the chain is being changed now."""
 
 
 class Ended(Exception):
-    """Leaves a handler when no repair can help; never leaves the machine."""
+    """Raised by a handler when no repair can help; never leaves the machine."""
 
     def __init__(self, error: SwarmError) -> None:
         super().__init__(str(error))
@@ -179,24 +179,24 @@ class ChainState:
         self._deadline = math.inf
         self._progress: list[Progress] = []
         self._last_begun: tuple[int, tuple[int, ...]] = 0, ()
-        """The last step of all operations that began, and the row lengths after it."""
+        """The seq of the last step of the last operation that began, and the row lengths after it."""
         self._preparing: int | None = None
-        """Rows for which it is asked what peers hold."""
+        """The number of rows of a `Prepare` that is not answered yet."""
         self._slow_hops_left = 0
         self._pace = StepPace(self._timing)
         self._next_better_at: float | None = None
-        """When to look for a better chain; None: nothing was computed yet."""
+        """When to look for a better chain; None: not set yet."""
         self._trouble: Trouble | None = None
         self._choice: Choice | None = None
         self._choices_made = 0
         self._reservation: OrderedReservation | None = None
         self._confirming: list[HopFacts] = []
-        """Hops that have to say that they are in the present epoch."""
+        """Hops that must confirm the present epoch."""
         self._rebuild: RebuildPlan | None = None
         self._rebuild_ends = math.inf
         self._move: Handover | None = None
         self._tried: set[PeerId] = set()
-        """Hops that could not be replaced lately."""
+        """Hops for which a replacement was sought recently."""
         self._next_move_at = -math.inf
         self._next_idle_look_at = -math.inf
         self._nonce = 0
@@ -205,18 +205,18 @@ class ChainState:
         self._failed_in: dict[PeerId, tuple[int, BlockRange]] = {}
         """Peer -> the step in which it failed to compute, and its blocks."""
         self._accused_by: dict[PeerId, PeerId] = {}
-        """Peer -> the predecessor that it blamed first."""
+        """Peer -> the first predecessor that it accused."""
 
     @property
     def layout(self) -> ev.Layout:
-        """The peers in use now, and the blocks each computes."""
+        """The peers in use now, and the blocks that each computes."""
         return layout_of(self._roster.hops)
 
     def _emit(self, action: ev.Action) -> None:
         self._actions.append(action)
 
     def _enter(self, phase: Phase, seconds: float = math.inf) -> bool:
-        """Change the phase, with a deadline `seconds` from now; True, so that a decision can end with it."""
+        """Enter a phase, with a deadline `seconds` from now. Returns True, so that a decision can return the call."""
         assert phase is Phase.ENDED or phase in TRANSITIONS[self.phase], f"{self.phase} -> {phase}"
         self.phase = phase
         self._deadline = self._now + seconds
@@ -237,12 +237,12 @@ class ChainState:
 
     @property
     def _untouched(self) -> bool:
-        """Whether no peer need have computed anything for the session yet."""
+        """Whether no answer was given yet: at most the first operation is under way, and unanswered."""
         first = self._progress[0] if self._progress else None
         return first is None or (first.operation.is_first and not any(p.answers for p in self._progress))
 
     def _boundary(self) -> tuple[int, tuple[int, ...]]:
-        """Where the chain can change next: the step after which no operation is half done, and the row lengths then."""
+        """Return where the chain can change next: the step before the first unsent operation, and the row lengths."""
         operation = next((progress.operation for progress in self._progress if progress.sent == 0), None)
         return (operation.first_seq - 1, operation.before) if operation is not None else self._last_begun
 
@@ -251,7 +251,7 @@ class ChainState:
         return next((seq for seq in seqs if seq is not None), 0)
 
     def _allowed_seconds(self) -> float:
-        """How long the next answer may take, from the announced and the observed speed."""
+        """Return how long the next answer may take, from the announced and the observed speed."""
         progress = next((p for p in self._progress if p.unanswered is not None), None)
         if progress is None:
             return self._timing.open_seconds if self._preparing is not None else self._timing.late_seconds
@@ -264,5 +264,5 @@ class ChainState:
 
     @property
     def _leniency(self) -> float:
-        """From the second repair without progress on waits get longer: what looks silent may only be slow."""
+        """The factor by which waits grow with each repair without progress: a peer that looks silent may be slow."""
         return min(max(1.0, self._trouble.repairs if self._trouble is not None else 0.0), _MAX_LENIENCY)

@@ -1,4 +1,4 @@
-"""Watching: when an answer is late, find the hop or the link to blame, or this machine's own network."""
+"""Watching: when an answer is late, finds the hop or the link at fault, or this machine's own network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Watching(Moving):
     """The decisions about a chain that is late."""
 
     def _examine(self, *, again: bool = False) -> bool:
-        """Probe every peer; `again`: after this machine's network was found to work."""
+        """Probe every peer; `again`: once more, after this machine's network was found to work."""
         if not again:
             seq = self._sought_seq()
             self._emit(ev.Tell(SessionEvent("stalled", None, f"step {seq}")))
@@ -44,12 +44,12 @@ class Watching(Moving):
         return self._repair()
 
     def _judge(self, statuses: Sequence[Status]) -> bool:
-        """All peers answer, and the step is late: a link has swallowed it, or a peer is stuck in it."""
+        """Decide when all peers answer but the step is late: a link has swallowed it, or a peer is stuck in it."""
         hops, seq = self._roster.hops, self._sought_seq()
         link = swallowing_link(statuses, seq)
         self._late_times += 1
         if link is not None:
-            # What goes through this client already is sent once more, and then the sender is to blame.
+            # A link that is relayed already gets the step once more; after that the sender is to blame.
             if self._roster.relay(hops[link], hops[link + 1]) or self._late_times < 2:
                 return self._connect(hops)
             hops[link].fail(DeadlineExceeded("the peer does not pass its outputs on"))
