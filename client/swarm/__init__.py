@@ -1,1 +1,1 @@
-"""The client's view of the swarm, and its choice of peers."""
+"""The client's view of the swarm, and the choice of a chain's peers."""

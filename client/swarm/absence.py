@@ -1,4 +1,4 @@
-"""Why a client found no peer of its model, as far as the initial peers tell."""
+"""Explains why a client found no peer of its model, as far as the initial peers tell."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ...proto.wire.timing import HELLO_CLOCK_SKEW_SECONDS
 
 
 def raise_reason(met: Sequence[tuple[PingReply, float]], model_digest: str) -> None:
-    """Look for a reason in the status and the clock offset, in seconds, of the initial peers that answer.
+    """Look for a reason in the status and clock offset (seconds) of each initial peer that answered.
 
-    Raises ClockSkew, ModelMismatch; returns where they know of none.
+    Raises ClockSkew, ModelMismatch; returns if there is no such reason.
     """
     skews = [offset for _, offset in met if abs(offset) > HELLO_CLOCK_SKEW_SECONDS]
     if met and len(skews) == len(met):
@@ -28,5 +28,5 @@ def raise_reason(met: Sequence[tuple[PingReply, float]], model_digest: str) -> N
 
 
 def printable(text: str) -> str:
-    """A peer's own text, at most 80 characters, as it may be written to a terminal."""
+    """Return at most 80 characters of a peer's text, without those that are unsafe to print to a terminal."""
     return "".join(char for char in text[:80] if char.isprintable())

@@ -1,7 +1,7 @@
-"""Peers that failed or are full, by run: for how long they are not chosen.
+"""How long peers that failed or are full are not chosen, by run.
 
-A *run* is a peer between two starts: one that was started again is another chance.  Failures are remembered: each one
-that follows doubles the time, and a peer that has not failed for long enough begins anew.
+A *run* is a peer between two starts: a restarted peer gets another chance.  Failures are remembered: each further one
+doubles the ban, and the failures of a peer that has not failed for long enough are forgotten.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..timing import ClientTiming
 Run = tuple[PeerId, int]
 """A peer and its incarnation."""
 MOST_RUNS = 1000
-"""More than a key of the directory has records."""
+"""More than the records that the directory holds under one key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +26,16 @@ class _Failures:
     banned_until: float
     forgotten_at: float
     silent: bool
-    """The last failure was silence, which a broken connection explains as well."""
+    """Whether the last failure was silence, which a broken connection would explain as well."""
     excused: bool = False
-    """It was found to answer after all: it has no second excuse."""
+    """Whether the peer was found to answer after all; this excuses it only once."""
 
 
 class Bans:
-    """The failures of all peers as this client saw them."""
+    """The failures and refusals of all peers, as this client saw them."""
 
     def __init__(self, clock: Callable[[], float], monotonic: Callable[[], float], timing: ClientTiming) -> None:
-        """`clock` gives Unix seconds, in which peers promise room; `monotonic` those of a clock that nobody sets."""
+        """`clock` returns Unix seconds, in which peers promise room; `monotonic` a time that is never adjusted."""
         self._clock = clock
         self._monotonic = monotonic
         self._timing = timing
@@ -43,7 +43,7 @@ class Bans:
         self._full_until: dict[Run, float] = {}
 
     def note(self, run: Run, error: SwarmError) -> None:
-        """A failure of a run; after PeerBusy it has no room until the time that it gave."""
+        """Record a failure of a run; after PeerBusy, that it has no room until the time that it gave."""
         self._forget()
         if isinstance(error, PeerBusy):
             self._full_until[run] = self._clock() + error.retry_after_seconds
@@ -56,7 +56,7 @@ class Bans:
         self._failures[run] = _Failures(count, now + seconds, forgotten_at, is_silence(error), excused)
 
     def runs(self) -> frozenset[Run]:
-        """The runs of which anything is remembered."""
+        """Return the runs of which anything is remembered."""
         return frozenset((*self._failures, *self._full_until))
 
     def is_banned(self, run: Run) -> bool:
@@ -64,32 +64,32 @@ class Bans:
         return failures is not None and failures.banned_until > self._monotonic()
 
     def full_until(self, run: Run) -> float | None:
-        """When the run said that it will have room; None if it said nothing, or the time has passed."""
+        """Return when the run said that it will have room; None if it did not, or the time has passed."""
         until = self._full_until.get(run)
         return until if until is not None and until > self._clock() else None
 
     def failures(self, run: Run) -> int:
-        """The failures that are remembered; others are preferred."""
+        """Return the number of remembered failures; routing prefers runs with fewer."""
         failures = self._failures.get(run)
         return failures.count if failures is not None and failures.forgotten_at > self._monotonic() else 0
 
     def pardon(self, peers: Iterable[PeerId]) -> None:
-        """Forget the failures of those peers: the fault was not theirs."""
+        """Forget the failures of those peers, which were not at fault."""
         pardoned = frozenset(peers)
         self._failures = {run: failures for run, failures in self._failures.items() if run[0] not in pardoned}
 
     def excusable(self) -> frozenset[Run]:
-        """The banned runs that were only silent, and were not excused before."""
+        """Return the banned runs that were only silent and have not been excused before."""
         excusable = (run for run, failures in self._failures.items() if failures.silent and not failures.excused)
         return frozenset(filter(self.is_banned, excusable))
 
     def excuse(self, run: Run) -> None:
-        """Lift a ban, once: the peer answers over a new connection. Its failures stay remembered."""
+        """Lift the ban of a peer that answers over a new connection, once. Its failures stay remembered."""
         if failures := self._failures.get(run):  # it may have been pardoned meanwhile
             self._failures[run] = replace(failures, banned_until=self._monotonic(), excused=True)
 
     def _forget(self) -> None:
-        """Drop what is over, and the oldest of what is too much."""
+        """Drop expired entries, and the oldest ones beyond `MOST_RUNS`."""
         now, unix = self._monotonic(), self._clock()
         self._failures = {run: failures for run, failures in self._failures.items() if failures.forgotten_at > now}
         self._full_until = {run: until for run, until in self._full_until.items() if until > unix}

@@ -1,4 +1,4 @@
-"""A peer as this client knows it: what it announces, how it is reached, and what was measured."""
+"""A peer as this client knows it: what it announces, how it is reached, and what was measured of it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .bans import Run
 
 @dataclass(frozen=True)
 class KnownPeer:
-    """A peer whose record holds and who answered a ping."""
+    """A peer that has a valid record and answered a ping."""
 
     record: PeerRecord
     encoded: bytes
-    """The signed record, as a predecessor needs it."""
+    """The signed record, from which a predecessor learns how to reach it."""
     address: Reach
     rtt_seconds: float
     clock_offset_seconds: float
@@ -24,13 +24,13 @@ class KnownPeer:
     status: PingReply
     """Its last answer to a ping."""
     others: tuple[Reach, ...] = ()
-    """Other ways to it, best first; whether they work is not known."""
+    """Other ways to reach it, best first; they may not work."""
 
     @property
     def run(self) -> Run:
         return self.record.spec.id, self.record.incarnation
 
     def reached_by(self, way: Reach) -> KnownPeer:
-        """The same peer, now reached by another of its ways."""
+        """Return the same peer, reached by another of its ways."""
         ways = tuple(other for other in (self.address, *self.others) if other != way)
         return replace(self, address=way, others=ways)

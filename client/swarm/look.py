@@ -1,8 +1,9 @@
-"""Which peers a look at the swarm asks, by which of their ways, and in which order; no I/O.
+"""Decides which peers a look at the swarm pings, in which order, and at which of their addresses; no I/O.
 
-A record costs its owner nothing, and a peer that says nothing costs the client a whole time-out.  So the peers that
-answered the last look are asked first, then a bounded number of the others, chosen at random.  One turn asks each peer
-by one of its ways; a peer that is silent on all of them is left alone for a while, each time for twice as long.
+A record costs its owner nothing, while a silent peer costs the client a whole time-out.  So the peers that answered the
+last look are pinged first, then a bounded number of the others, chosen at random.  One turn pings each peer by one of
+its ways (a direct address or a relay); a peer that is silent on all of them is not pinged again for a while, which
+doubles each time.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ...routing.swarm import PeerId
 from ..timing import ClientTiming
 
 MAX_OTHERS_A_LOOK = 256
-"""Peers that did not answer the last look and are asked in one look."""
+"""The most peers that did not answer the last look and are pinged in one look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +29,12 @@ class Found:
     encoded: bytes
     """The signed record."""
     ways: tuple[Reach, ...]
-    """How it may be reached, best first."""
+    """The ways to reach it, best first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A ping to be sent."""
+    """A ping to send: a peer, and the way by which to reach it."""
 
     peer: PeerId
     way: Reach
@@ -41,14 +42,14 @@ class Question:
 
 @dataclass
 class _Silence:
-    """A peer that did not answer, as it was announced then."""
+    """A peer that did not answer, with what it announced then."""
 
     incarnation: int
     ways: tuple[Reach, ...]
     tried: int = 0
-    """Ways that were tried, one after the other and then from the first one again."""
+    """How many times a way was tried; the ways are tried in turn."""
     until: float = 0.0
-    """It is left alone until then."""
+    """It is not pinged before this time (monotonic)."""
 
     def is_about(self, found: Found) -> bool:
         return self.incarnation == found.record.incarnation and self.ways == found.ways
@@ -69,9 +70,9 @@ class LookOrder:
     def first_turn(
         self, found: Mapping[PeerId, Found], known: Mapping[PeerId, Reach], now: float
     ) -> tuple[Question, ...]:
-        """The questions with which a look begins, most important first.
+        """Return the pings with which a look begins, most important first.
 
-        `known`: the peers that answered the last look, with the way that worked. `now` is monotonic.
+        `known`: the peers that answered the last look, and the way that worked. `now` is monotonic.
         """
         self._silent = {
             peer: silence
@@ -86,7 +87,7 @@ class LookOrder:
         return (*sure, *self.others({peer: those for peer, those in found.items() if peer not in known}, now))
 
     def others(self, found: Mapping[PeerId, Found], now: float) -> tuple[Question, ...]:
-        """Questions to peers that did not answer the last look, at most `MAX_OTHERS_A_LOOK`, chosen at random."""
+        """Return pings of peers that did not answer the last look, at most `MAX_OTHERS_A_LOOK`, chosen at random."""
         others = [
             Question(peer, self._next_way(peer, those))
             for peer, those in found.items()
@@ -95,7 +96,7 @@ class LookOrder:
         return tuple(self._rng.sample(others, min(MAX_OTHERS_A_LOOK, len(others))))
 
     def next_turn(self, found: Mapping[PeerId, Found], failed: Collection[Question]) -> tuple[Question, ...]:
-        """The questions to peers that were silent in the turn before, by ways that were not tried in this round."""
+        """Return pings of the peers that failed in the last turn, by ways that were not tried in this round."""
         return tuple(
             Question(question.peer, self._next_way(question.peer, found[question.peer]))
             for question in failed
@@ -103,12 +104,12 @@ class LookOrder:
         )
 
     def silent(self, question: Question, found: Found, now: float, *, to_blame: bool) -> None:
-        """A question was not answered. Where nobody answers at all it is not the peer that is `to_blame`."""
+        """Record that a ping was not answered; `to_blame` is false if no peer answers at all."""
         if question.peer not in self._silent:
             self._silent[question.peer] = _Silence(found.record.incarnation, found.ways)
         silence = self._silent[question.peer]
         if question.way != silence.next_way:
-            return  # that was the way of the last look; the others come in their order
+            return  # that was the way of the last look; it is not counted, and the ways are tried in order
         silence.tried += 1
         if to_blame and self._is_round_over(question.peer):
             rounds = silence.tried // len(silence.ways)
@@ -116,11 +117,11 @@ class LookOrder:
             silence.until = now + min(pause_seconds, self._timing.max_silent_seconds)
 
     def has_untried(self, found: Mapping[PeerId, Found], known: Collection[PeerId]) -> bool:
-        """Whether there are peers that were not asked in any look."""
+        """Return whether there are reachable peers that were not pinged in any look."""
         return any(those.ways and peer not in known and peer not in self._silent for peer, those in found.items())
 
     def was_silent(self, peer: PeerId) -> bool:
-        """Whether a peer was asked and has not answered since."""
+        """Return whether a peer was pinged and has not answered since."""
         return peer in self._silent
 
     def _next_way(self, peer: PeerId, found: Found) -> Reach:

@@ -1,4 +1,4 @@
-"""Asks peers for the records under a name: the look-ups of a node that is no part of the DHT."""
+"""Asks peers for the records under a name: look-ups for a node that is not part of the DHT."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .look import Found
 logger = logging.getLogger(__name__)
 
 LOOK_BYTES = 96 << 10
-"""Records that all answers of one look may have together, in the first place: about 140 of usual size."""
+"""Initial limit for the records in all answers of one look: about 140 of usual size."""
 MIN_ANSWER_BYTES = 8 << 10
 MAX_LOOK_BYTES = 4 << 20
 """More than any answer has."""
@@ -31,7 +31,7 @@ MAX_LOOK_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class LookupAsker:
-    """Asks as one node; the answers are not checked here."""
+    """Sends look-ups on behalf of one node; does not check the answers."""
 
     identity: Identity
     dialer: Dialer
@@ -42,7 +42,7 @@ class LookupAsker:
     """How long a peer has to answer."""
 
     def call(self, address: Reach) -> LookupCall:
-        """The call that asks the peer at this address for all that it has; it raises SwarmError."""
+        """Return a call that asks the peer at this address for all its records; the call raises SwarmError."""
 
         async def call(name: str) -> Sequence[bytes]:
             return (await self.ask(address, name)).records
@@ -50,23 +50,23 @@ class LookupAsker:
         return call
 
     async def ask(self, address: Reach, name: str, most_bytes: int = 0, place: Coordinate | None = None) -> LookupReply:
-        """The answer of the peer at this address, of at most `most_bytes` if that is not 0. Raises SwarmError."""
+        """Ask the peer at this address for at most `most_bytes` of records (0: all). Raises SwarmError."""
         stub = self.dialer.stub(address)
-        # Also without a key: the peers of a private swarm then say what is missing.
+        # Sent without a swarm key, too: the peers of a private swarm then say that the key is missing.
         hello = sign_hello(self.identity, address.peer, bytes(SESSION_ID_BYTES), self.clock(), self.swarm_key)
         with blamed_on(address):
             return await stub.lookup(LookupRequest(name, hello, most_bytes, place), self.seconds)
 
 
 class SwarmLookups:
-    """Asks several peers for the hosts that are best from here: a few of every block, not all that there are.
+    """Asks several peers for the best hosts from here: a few of every block, not all that exist.
 
-    The union of the answers counts, so a peer that hides some records hides nothing that others tell.  All answers
-    together have about `LOOK_BYTES`; `look_for_more` doubles that, for a client that misses blocks.
+    The result is the union of the answers, so a peer cannot hide records that others have.  All answers together have
+    about `LOOK_BYTES`; `look_for_more` doubles that, for a client that finds no host for some blocks.
     """
 
     def __init__(self, asker: LookupAsker, everything: bool = False) -> None:
-        """`everything`: ask for all records that peers have."""
+        """`everything`: ask for all records that the peers have."""
         self._asker = asker
         self._everything = everything
         self._calls: dict[str, LookupCall] = {}
@@ -76,20 +76,20 @@ class SwarmLookups:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the peers that answered last know no more than they told."""
+        """Whether the last answers had all the records that the peers know."""
         return not self._incomplete
 
     @property
     def can_look_for_more(self) -> bool:
-        """Whether another look would be told more."""
+        """Whether a look with a larger limit would bring more records."""
         return self._incomplete and self._look_bytes < MAX_LOOK_BYTES
 
     def look_for_more(self) -> None:
-        """From now on have twice as many records told."""
+        """Double the limit for further looks."""
         self._look_bytes = min(2 * self._look_bytes, MAX_LOOK_BYTES)
 
     async def look(self, name: str, peers: Sequence[Reach], place: Coordinate | None) -> tuple[SignedRecord, ...]:
-        """The records that these peers tell a client at `place`. Raises SwarmError if none of them answers."""
+        """Return the records that these peers have for a client at `place`. Raises SwarmError if none answers."""
         chosen = {str(address): address for address in peers}
         most_bytes = 0 if self._everything else max(self._look_bytes // max(len(chosen), 1), MIN_ANSWER_BYTES)
         self._incomplete = False
@@ -107,7 +107,7 @@ class SwarmLookups:
 
 
 def found_in(records: Sequence[SignedRecord], swarm_key: SwarmKey | None) -> Mapping[PeerId, Found]:
-    """The peers whose records hold, with the ways that lead to them."""
+    """Return the peers whose records are valid, with the ways to reach them."""
     opened = {}
     for record in records:
         try:

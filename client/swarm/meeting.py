@@ -1,4 +1,4 @@
-"""Meets the peers whose records were found: pings them in the order of `LookOrder`, within the time of a look."""
+"""Pings the peers whose records were found, in the order of `LookOrder`, within the time of a look."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from .place import FIRST_PINGS, PINGS_A_LOOK, ClientPlace
 logger = logging.getLogger(__name__)
 
 Closer = Callable[[Coordinate | None], Awaitable[Mapping[PeerId, Found]]]
-"""Finds peers that are near a place; nobody if that fails."""
+"""Finds peers near a place; returns none if that fails."""
 
 MAX_ASKED_AT_ONCE = 64
 RTT_SMOOTHING = 0.3
 
 
 class Meetings:
-    """Asks peers, and remembers from look to look what came of it."""
+    """Pings peers, and remembers the outcomes from look to look."""
 
     def __init__(
         self,
@@ -45,9 +45,7 @@ class Meetings:
         most_pings: int = PINGS_A_LOOK,
         allowed: frozenset[PeerId] | None = None,
     ) -> None:
-        """`most_pings`: answers with which a look is content, if there is a peer for every block, of those that are
-        `allowed`.
-        """
+        """A look may end after `most_pings` answers if these include an `allowed` host (None: any) for every block."""
         self.place = ClientPlace(rng, monotonic)
         self._monotonic = monotonic
         self._most_pings = most_pings
@@ -62,13 +60,13 @@ class Meetings:
     async def look(
         self, found: Mapping[PeerId, Found], known: Mapping[PeerId, KnownPeer], closer: Closer | None = None
     ) -> Mapping[PeerId, KnownPeer]:
-        """The peers of `found` that answer; `known` are those of the last look.
+        """Ping the peers in `found`; return those that answer, and the `known` ones that were not pinged.
 
-        Where `found` are only some of many, `closer` finds more of them once the place of this client is known.
+        `known` are the peers of the last look. If there are many peers, only some are pinged (`place.py`), and no ping
+        begins after `look_seconds`. A known peer that is not pinged stays known, with its newest record; other peers
+        are left out. While blocks are missing, silent peers are pinged by their other ways, too.
 
-        Peers are asked for the time of a look, and only some where there are many (`place.py`); a known one whose turn
-        does not come counts as it is known, another one is not met. While blocks are missing the silent ones are asked
-        by their other ways, too.
+        If `found` has only some of many peers, `closer` finds more once this client's place is known.
         """
         loop = asyncio.get_running_loop()
         begin_until = loop.time() + self._timing.look_seconds
@@ -96,15 +94,15 @@ class Meetings:
         return met | unasked
 
     def was_silent(self, peer: PeerId) -> bool:
-        """Whether a peer was asked in some look and has not answered since."""
+        """Return whether a peer was pinged in some look and has not answered since."""
         return self._order.was_silent(peer)
 
     def worth_another_look(self, found: Mapping[PeerId, Found], known: Mapping[PeerId, KnownPeer]) -> bool:
-        """Whether blocks are missing that a peer may have which was not asked yet."""
+        """Return whether blocks are missing while some found peers have not been pinged yet."""
         return self.missing(known.values()) and self._order.has_untried(found, known)
 
     def missing(self, known: Iterable[KnownPeer]) -> bool:
-        """Whether no peer of these serves some of the blocks."""
+        """Return whether some block of the model is served by none of these peers."""
         served = bytearray(self._num_blocks)
         for peer in known:
             spec = peer.record.spec
@@ -124,7 +122,7 @@ class Meetings:
         met: Mapping[PeerId, KnownPeer],
         silent: Collection[PeerId],
     ) -> bool:
-        """Whether blocks are missing; those that were known before count until they are found to be silent."""
+        """Return whether blocks are missing; peers known before count until they are found to be silent."""
         there = (peer for name, peer in known.items() if name in found and name not in silent and name not in met)
         return self.missing((*met.values(), *there))
 
@@ -137,10 +135,9 @@ class Meetings:
         begin_until: float,
         closer: Closer | None,
     ) -> list[Question]:
-        """Ask all, or, where these are many, those that are most worth it; and more while blocks are missing.
+        """Ping all peers or, if there are many, the most useful ones, and more while blocks are missing.
 
-        Puts those that answer into `met`, and those that `closer` finds into `found`; returns the others that were
-        asked.
+        Adds the peers that answer to `met`, and those that `closer` finds to `found`; returns the pings that failed.
         """
         if len(questions) <= self._most_pings and closer is None:
             return await self._ask(questions, found, known, met, begin_until)
@@ -171,7 +168,7 @@ class Meetings:
         met: dict[PeerId, KnownPeer],
         begin_until: float,
     ) -> list[Question]:
-        """Ask all of these and put those that answer into `met`; the others that were asked are returned."""
+        """Ping all of these and add the peers that answer to `met`; return the pings that failed."""
         async with self._asking(questions, found, known, met, begin_until) as asking:
             await asking.until(math.inf)
         return asking.failed
@@ -185,7 +182,7 @@ class Meetings:
         met: dict[PeerId, KnownPeer],
         begin_until: float,
     ) -> AsyncIterator[_Asking]:
-        """At the end of the block all that were asked have answered, or are silent."""
+        """Yield a pinger; at the end of the block all its pings have been answered or have timed out."""
 
         def meet(question: Question) -> Coroutine[Any, Any, KnownPeer | None]:
             return self._meet(question, found[question.peer], known.get(question.peer))
@@ -198,7 +195,7 @@ class Meetings:
             await asking.close()
 
     async def _meet(self, question: Question, found: Found, old: KnownPeer | None) -> KnownPeer | None:
-        """Ping a peer by one of its ways; None if it does not answer."""
+        """Ping a peer at one of its addresses; return None if it does not answer."""
         way, timeout = question.way, self._timing.ping_seconds
         stub = self._dialer.stub(way)
         try:
@@ -206,7 +203,7 @@ class Meetings:
                 async with asyncio.timeout(timeout):
                     with blamed_on(way):
                         status, rtt, offset = await ping(stub, way, timeout, self._monotonic)
-                        if old is None or old.address != way:  # the first ping also paid for the connection
+                        if old is None or old.address != way:  # the first ping includes opening the connection
                             status, rtt, offset = await ping(stub, way, timeout, self._monotonic)
             except TimeoutError:
                 raise DeadlineExceeded(f"{way} does not answer") from None
@@ -217,14 +214,14 @@ class Meetings:
             return None
         self.place.note(question.peer, rtt)
         if old is not None and old.address == way and rtt > old.rtt_seconds:
-            # The shortest round trip tells most about the way and the clock; noise only makes it longer.
+            # The shortest round trip is the best measurement of path and clock: noise only lengthens it.
             rtt, offset = old.rtt_seconds + RTT_SMOOTHING * (rtt - old.rtt_seconds), old.clock_offset_seconds
         others = tuple(other for other in found.ways if other != way)
         return KnownPeer(found.record, found.encoded, way, rtt, offset, status, others)
 
 
 class _Asking:
-    """Asks a number of peers at a time, in order."""
+    """Pings peers in order, several at a time."""
 
     def __init__(
         self,
@@ -236,7 +233,7 @@ class _Asking:
     ) -> None:
         self.waiting = waiting
         self.failed: list[Question] = []
-        """The silent ones."""
+        """The pings that were not answered."""
         self._met = met
         self._meet = meet
         self._begin_until = begin_until
@@ -246,12 +243,12 @@ class _Asking:
 
     @property
     def goes_on(self) -> bool:
-        """Whether there is somebody to ask, and time."""
+        """Whether peers are left to ping, and time."""
         return bool(self.waiting) and self._loop.time() < self._begin_until
 
     async def until(self, enough: float, spare: int = 0) -> None:
-        """Ask until `enough` have been met, or nobody is left to wait for; `spare` more than it takes."""
-        eagerness = 1  # twice as many each time that nobody answers: among many silent ones the others are rare
+        """Ping until `enough` peers have been met or none is left; keep `spare` more pings under way than needed."""
+        eagerness = 1  # doubled whenever none answers: among many silent peers those that answer are rare
         while len(self._met) < enough:
             now = self._loop.time()
             patience = self._patience_seconds
@@ -266,18 +263,18 @@ class _Asking:
                 eagerness *= 2
 
     async def finish(self) -> None:
-        """Wait for all that were asked."""
+        """Wait for all pings under way."""
         while self._asked:
             await self._wait(None)
 
     async def close(self) -> None:
-        """Ask nobody any more."""
+        """Cancel all pings under way."""
         for task in self._asked:
             task.cancel()
         await asyncio.gather(*self._asked, return_exceptions=True)
 
     async def _wait(self, patience: float | None) -> bool:
-        """Whether any of those that were asked is over."""
+        """Take in pings that end within `patience` seconds (None: no limit); return whether there were any."""
         done, _ = await asyncio.wait(self._asked, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             question, _ = self._asked.pop(task)

@@ -1,6 +1,6 @@
-"""Where this client is among the peers, from its own pings; and which peers are worth a ping where there are many.
+"""This client's network coordinate, from its own pings; and which peers to ping if there are many.
 
-A client pings few peers in one look: those that are best for some block, as far as coordinates tell, and some at
+A client pings only a few peers in one look: those that coordinates predict to be best for some block, and some at
 random. No I/O.
 """
 
@@ -16,13 +16,13 @@ from ...routing.timing import CLIENT_CELL_SECONDS
 from .known import KnownPeer
 
 PINGS_A_LOOK = 40
-"""Answers with which a look is content, if there is a peer for every block."""
+"""A look may end after this many answers, if they include a host for every block."""
 FIRST_PINGS = 10
-"""Answers after which a client knows where it is."""
+"""The number of answers from which a client computes its first coordinate."""
 RANDOM_PINGS = 8
-"""Pings of a look, of those, to peers at random: they find what coordinates do not tell."""
+"""How many of a look's pings go to random peers: they find what coordinates miss."""
 HOSTS_PER_BLOCK = 3
-"""Hosts of each block that are pinged."""
+"""How many hosts of each block are pinged."""
 
 
 class ClientPlace:
@@ -35,16 +35,16 @@ class ClientPlace:
         self._samples = Samples()
 
     def note(self, peer: PeerId, rtt_seconds: float) -> None:
-        """Take a round trip that was measured."""
+        """Record a measured round trip."""
         self._samples.add(peer, rtt_seconds, self._monotonic())
 
     def settle(self, known: Mapping[PeerId, KnownPeer]) -> None:
-        """Find the place that the round trips to these peers tell of."""
+        """Update the coordinate from the round trips to these peers."""
         places = {peer: those.record.spec.coordinate for peer, those in known.items()}
         self.value = placed(self.value, self._samples.with_places(places, self._monotonic()), self._rng)
 
     def order(self, specs: Sequence[PeerSpec], known: Mapping[PeerId, KnownPeer], num_blocks: int) -> list[PeerId]:
-        """These peers, the ones that are most worth a ping first."""
+        """Return these peers, the most useful ones to ping first."""
         measured = {peer: those.rtt_seconds for peer, those in known.items()}
         rtt_seconds = {spec.id: rtt for spec in specs if (rtt := self._rtt_seconds(spec, measured)) is not None}
         chosen = best_hosts(specs, rtt_seconds, num_blocks)[: PINGS_A_LOOK - RANDOM_PINGS]
@@ -54,7 +54,7 @@ class ClientPlace:
         return [*chosen, *some, *_without(rest, frozenset(some))]
 
     def _rtt_seconds(self, spec: PeerSpec, measured: Mapping[PeerId, float]) -> float | None:
-        """As it was measured, else as it is predicted."""
+        """Return the measured round trip to a peer, else the predicted one, else None."""
         if spec.id in measured:
             return measured[spec.id]
         if self.value is None or spec.coordinate is None or not is_plausible(spec.coordinate):
@@ -63,7 +63,7 @@ class ClientPlace:
 
 
 def rough(place: Coordinate | None) -> Coordinate | None:
-    """The middle of the cell in which planning puts a client anyway: more is nobody's business."""
+    """Round a coordinate to the middle of its cell: placement needs no more, and peers should know no more."""
     if place is None:
         return None
     axes = (CLIENT_CELL_SECONDS * round(x / CLIENT_CELL_SECONDS) for x in (*place.vector, place.height))
@@ -72,9 +72,9 @@ def rough(place: Coordinate | None) -> Coordinate | None:
 
 
 def best_hosts(specs: Sequence[PeerSpec], rtt_seconds: Mapping[PeerId, float], num_blocks: int) -> list[PeerId]:
-    """The peers that are cheapest for some block: first one host for each block, then a second and a third one.
+    """Return the cheapest peers for every block: first one host of each block, then a second and a third one.
 
-    What a block costs on a peer is its computation and its share of a visit.  O(n log n + blocks hosted).
+    The cost of a block on a peer is its computation plus its share of a visit.  O(n log n + blocks hosted).
     """
     ranked = sorted(
         (spec.cost.decode_seconds() + (spec.cost.visit + rtt_seconds[spec.id]) / len(spec.blocks), spec.id, spec.blocks)

@@ -1,4 +1,4 @@
-"""Chooses the peers of a chain: the routing package's exact router over what this client knows of the swarm."""
+"""Chooses the peers of a chain: runs the exact router of `routing` on the client's view of the swarm."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 MOST_CANDIDATES = 8
 WORK_ON_LOOP = 250_000
-"""A search over a larger lattice (`RouteFinder.work`) begins in a thread: it could hold up the network."""
+"""A search over a larger lattice (`RouteFinder.work`) starts in a thread: it could hold up the network loop."""
 
 MOST_PREDICTED = 1000
-"""Times of steps that are kept until the next look."""
+"""The most predicted step times that are cached until the next look."""
 
 
 Chain = Sequence[tuple[PeerId, BlockRange]]
@@ -39,7 +39,7 @@ class _Decide(Protocol):
 
 
 _NOBODY = PeerId("nobody")
-"""Stands in a chain for the blocks that it leaves out."""
+"""Stands for the host of blocks that a chain leaves out."""
 
 
 class ViewRouter:
@@ -52,18 +52,18 @@ class ViewRouter:
         clock: Callable[[], float] = time.thread_time,
         only: BlockRange | None = None,
     ) -> None:
-        """Chains are over the blocks in `only`; None: over all of the model.
+        """Chains cover the blocks in `only`; None: the whole model.
 
-        `clock` measures the time that a search takes in its thread; by default without what others take from it.
+        `clock` measures a search's time in its thread; the default is CPU time, which other threads do not lengthen.
         """
         self._view = view
         self._timing = timing or ClientTiming()
         self._clock = clock
         self._only = only
         self._searching = asyncio.Lock()
-        """Threads share the interpreter: two searches at once would take twice the memory, and as long."""
+        """One search at a time: threads share the interpreter, so two would take twice the memory and be no faster."""
         self._predicted: tuple[object, dict[Any, float]] = (None, {})
-        """Times of steps, by chain and tokens, and the look that they are from: every step asks for several."""
+        """A look, and the step times predicted from it by chain and tokens: every step asks for several."""
 
     async def choose(
         self,
@@ -72,13 +72,13 @@ class ViewRouter:
         request: RequestSpec,
         min_precision: str | None = None,
     ) -> tuple[HopChoice, ...]:
-        """The chain over `blocks` without the excluded peers that is soonest done, with the wait for room counted.
+        """Choose the chain over `blocks` with which the request is done soonest, including the wait for room.
 
-        With `min_precision` only of peers that compute at least as precisely. A search that takes longer than its
-        budget gives a good chain instead, whose choices say by how much another one may be better.
+        Uses no peer in `excluded`, and with `min_precision` only peers that compute at least as precisely. A search
+        that exceeds its budget returns a good chain instead; `gap_seconds` of its choices bounds how much is lost.
 
-        Raises NoChainError; PeerBusy if every block has a host and only room is wanting, and nobody announces when
-        there will be some, or if no chain was found within the budget.
+        Raises NoChainError; PeerBusy if every block has a host but room is missing and no peer announces when there
+        will be some, or if no chain was found within the budget.
         """
         return await self._decided(lambda current: partial(current.choose, blocks, excluded, request, min_precision))
 
@@ -91,12 +91,13 @@ class ViewRouter:
         *,
         check: bool = False,
     ) -> tuple[HopChoice, ...]:
-        """The peers that fill what `kept` leaves of the model, without those in `excluded` and `kept`, in order.
+        """Return the peers, in order, for the blocks that `kept` does not cover; none from `excluded` or `kept`.
 
-        With `check` the peers are pinged before they are chosen, candidates side by side; the silent ones are banned.
-        Where nobody is left, peers that were banned for silence and answer over a new connection may be used again.
+        With `check` the chosen peers and other candidates are pinged concurrently; silent ones are banned and the
+        choice is repeated. If no chain is left, peers that were banned for silence and answer over a new connection may
+        be used again.
 
-        Raises as `choose`.
+        Raises as `choose` does.
         """
         choices = await self._fill_or_excuse(kept, excluded, request, min_precision)
         if not check:
@@ -131,7 +132,7 @@ class ViewRouter:
         )
 
     def _with_others(self, kept: Layout) -> Layout:
-        """`kept`, and the blocks that nobody is to compute as if somebody did."""
+        """Return `kept` with placeholders for the blocks outside `only`, which need no peer."""
         if self._only is None:
             return tuple(kept)
         bounds = (0, self._only.start), (self._only.stop, self._view.num_blocks)
@@ -139,7 +140,7 @@ class ViewRouter:
         return tuple(sorted([*kept, *outside], key=lambda hop: hop[1].start))
 
     async def _decided(self, decision: Callable[[CurrentSwarm], _Decide]) -> tuple[HopChoice, ...]:
-        """Decide at once if that is quick, else in a thread; when cancelled the thread stops by itself."""
+        """Decide on the loop if that is quick, else in a thread, whose search stops when this is cancelled."""
         timing, current = self._timing, self._view.current()
         choices = None
         if current.prepared.finder.work <= WORK_ON_LOOP:
@@ -162,7 +163,7 @@ class ViewRouter:
         return choices
 
     def _hosts(self, ranges: Sequence[BlockRange], excluded: frozenset[PeerId]) -> list[PeerId]:
-        """The nearest usable peers that host blocks of these ranges, at most `MOST_CANDIDATES`."""
+        """Return the nearest usable peers that host blocks of these ranges, at most `MOST_CANDIDATES`."""
         wanted = {block for blocks in ranges for block in blocks}
         hosts = [
             known
@@ -173,33 +174,33 @@ class ViewRouter:
         return [known.record.spec.id for known in hosts[:MOST_CANDIDATES]]
 
     def record(self, peer: PeerId) -> bytes | None:
-        """The newest signed record of a peer, if it is still known."""
+        """Return the newest signed record of a peer, or None if the peer is no longer known."""
         known = self._view.peers.get(peer)
         return known.encoded if known is not None else None
 
     def ban(self, peer: PeerId, error: SwarmError) -> None:
-        """That peer failed: do not choose it for a while; after PeerBusy: it has no room until the time given."""
+        """Do not choose a peer that failed for a while; after PeerBusy, not before the time that the peer gave."""
         self._view.ban(peer, error)
 
     def pardon(self, peers: frozenset[PeerId]) -> None:
-        """Those peers were banned for what was this machine's network: lift the bans."""
+        """Lift the bans of those peers: they were not at fault."""
         self._view.pardon(peers)
 
     async def reaches_anybody(self, seconds: float) -> bool:
-        """Whether any known node answers within `seconds` over a new connection."""
+        """Return whether any known node answers within `seconds` over a new connection."""
         return await self._view.reaches_anybody(seconds)
 
     def leaving(self, peer: PeerId, blocks: BlockRange) -> bool:
-        """Whether the peer says that it is about to leave, or to drop some of the blocks."""
+        """Return whether the peer announces that it is about to leave, or to drop some of the blocks."""
         known = self._view.peers.get(peer)
         return known is not None and leaves(known.record.spec, blocks, self._view.timing.claim_stands_seconds)
 
     async def refresh(self) -> None:
-        """Look at the swarm again. Raises SwarmError if nobody answers."""
+        """Look at the swarm again. Raises SwarmError if no peer answers."""
         await self._view.refresh()
 
     async def quote(self, request: RequestSpec, min_precision: str | None = None) -> tuple[Chain, PredictedRequest]:
-        """The chain that a request would get now, and its times. Raises as `choose`."""
+        """Return the chain that a request would get now, and its predicted times. Raises as `choose` does."""
         every = BlockRange(0, self._view.current().prepared.finder.swarm.model.num_blocks)
         choices = await self.choose(every, frozenset(), request, min_precision)
         chain = tuple((choice.peer, choice.blocks) for choice in choices)
@@ -207,7 +208,7 @@ class ViewRouter:
         return chain, replace(times, wait_seconds=max(choice.wait_seconds for choice in choices))
 
     def predict_request(self, chain: Chain, request: RequestSpec) -> PredictedRequest:
-        """The times of a request that has its room on a chain; peers that are not known any more count for nothing."""
+        """Predict the times of a request that has room on a chain; peers that are no longer known are left out."""
         prepared = self._view.current().prepared
         hops = [(prepared.spec(peer), blocks) for peer, blocks in chain if peer in prepared.finder.index]
         rtts = {spec.id: prepared.known[spec.id].rtt_seconds for spec, _ in hops}
@@ -218,12 +219,12 @@ class ViewRouter:
         )
 
     def predict_seconds(self, chain: Sequence[tuple[PeerId, BlockRange]], tokens: int) -> float:
-        """Time of one step of `tokens` tokens through the chain, from announced costs and measured round trips.
+        """Predict a step of `tokens` tokens through the chain, from announced costs and measured round trips.
 
-        Every hop counts a round trip from the client, as if outputs were relayed; peers that are not known any more
-        count for nothing.
+        Counts a round trip from the client for every hop, as if outputs were relayed; peers that are no longer known
+        are left out.
         """
-        prepared = self._view.prepared  # one look, and one value of it: other threads ask, too
+        prepared = self._view.prepared  # read once: other threads call this, too
         look, predicted = self._predicted
         if look is not prepared or len(predicted) >= MOST_PREDICTED:
             predicted = {}
@@ -237,6 +238,6 @@ class ViewRouter:
         return predicted[key]
 
     def clock_offset_seconds(self, peer: PeerId) -> float:
-        """The peer's clock minus ours; 0 if it is not known."""
+        """Return the peer's clock minus ours; 0 if the peer is not known."""
         known = self._view.peers.get(peer)
         return known.clock_offset_seconds if known is not None else 0.0

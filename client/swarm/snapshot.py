@@ -1,6 +1,6 @@
-"""The swarm as the client last saw it, prepared for routing: once per look, and then only masks for every request.
+"""The swarm as the client last saw it, prepared for routing once per look; each request then only adds masks.
 
-Everything here is immutable and decides without I/O, so a request may be routed in a thread while the view looks again.
+Everything here is immutable and does no I/O, so a request may be routed in a thread while the view looks again.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from .weights import WeightTrust
 
 MOST_BYTES = 256 << 20
-"""Memory of a prepared snapshot, and again of one search."""
+"""The most memory of a prepared snapshot, and of one search on top of it."""
 PREPARED_ON_LOOP = 40
-"""Snapshots of more peers are prepared in a thread: that takes longer than the network should wait."""
+"""Snapshots of more peers are prepared in a thread: they would hold up the network loop."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,16 @@ class PreparedSwarm:
     known: Mapping[PeerId, KnownPeer]
     finder: RouteFinder
     rtts: RttTable
-    """Round trips between peers: from coordinates where both have them and what was measured does not contradict, else
-    the larger one to this client."""
+    """Round trips between peers: from coordinates if both have them and measurements do not contradict, else the larger
+    of the two round trips to this client."""
     trust: Trust
-    """Whose weights are believed; the router has no others."""
+    """Which peers' weights are believed; the router has no others."""
     draining: frozenset[PeerId] = frozenset()
-    """Peers that leave: the router has them, and they are masked where others serve their blocks."""
+    """Peers that are leaving: the router has them, but masks those whose blocks others serve."""
     allowed: frozenset[PeerId] | None = None
     """The peers that this client may use; the router has no others. None: all."""
     push: bool = True
-    """Whether peers push to the next one."""
+    """Whether peers push their outputs to the next peer."""
 
     @classmethod
     def of(
@@ -74,7 +74,10 @@ class PreparedSwarm:
         allowed: frozenset[PeerId] | None = None,
         place: Coordinate | None = None,
     ) -> PreparedSwarm:
-        """O(peers ** 2); a peer that announces blocks beyond the model is left out. `place`: where the client is."""
+        """Prepare the known peers, without those that announce blocks beyond the model. O(peers ** 2).
+
+        `place`: the client's coordinate.
+        """
         trust = weights.among(known)
         may_be_used = known.items() if allowed is None else ((key, known[key]) for key in allowed & known.keys())
         fitting = [peer for _, peer in sorted(may_be_used) if _fits(peer.record.spec, num_blocks, trust)]
@@ -88,18 +91,18 @@ class PreparedSwarm:
         return cls(known, finder, rtts, trust, draining, allowed, push)
 
     def spec(self, peer: PeerId) -> PeerSpec:
-        """A peer as the router has it, with the costs that it was chosen for. Raises KeyError if it is not known."""
+        """Return a peer as the router has it, with the costs that it was chosen for. Raises KeyError if unknown."""
         index = self.finder.index.get(peer)
         return self.known[peer].record.spec if index is None else self.finder.peers[index]
 
     @property
     def client_rtts(self) -> dict[PeerId, float]:
-        """The round trips to all known peers in seconds, as this client has measured them."""
+        """The measured round trips to all known peers, in seconds."""
         return {peer: known.rtt_seconds for peer, known in self.known.items()}
 
     @property
     def announced(self) -> tuple[PeerSpec, ...]:
-        """The router's peers in the states that they announce."""
+        """The router's peers in the states that they announce (the router takes draining ones as serving)."""
         peers = self.finder.swarm.peers
         return tuple(replace(peer, state=PeerState.DRAINING) if peer.id in self.draining else peer for peer in peers)
 
@@ -112,7 +115,7 @@ async def prepare(
     allowed: frozenset[PeerId] | None = None,
     place: Coordinate | None = None,
 ) -> PreparedSwarm:
-    """`PreparedSwarm.of`, off the loop where it takes long."""
+    """Return `PreparedSwarm.of(...)`, computed in a thread if it takes long."""
     if len(known) <= PREPARED_ON_LOOP:
         return PreparedSwarm.of(known, num_blocks, push, weights, allowed, place)
     return await asyncio.to_thread(PreparedSwarm.of, known, num_blocks, push, weights, allowed, place)
@@ -123,27 +126,27 @@ def _fits(spec: PeerSpec, num_blocks: int, trust: Trust) -> bool:
 
 
 def on_our_clock(spec: PeerSpec, clock_offset_seconds: float) -> PeerSpec:
-    """A peer's announcement with its releases on this client's clock."""
+    """Return a peer's announcement with the times of its releases converted to this client's clock."""
     releases = (KvRelease(release.at_seconds - clock_offset_seconds, release.tokens) for release in spec.releases)
     return replace(spec, releases=tuple(releases)) if spec.releases else spec
 
 
 @dataclass(frozen=True)
 class CurrentSwarm:
-    """A prepared swarm with what has happened since: the answer to every question of a session about its chain."""
+    """A prepared swarm with what has happened since; answers a session's questions about its chain."""
 
     prepared: PreparedSwarm
     now_seconds: float
     banned: Collection[PeerId]
     full_until: Mapping[PeerId, float]
-    """Peers that refused a session have no room until the time that they gave, whatever an older record says. They said
-    that there would be room then, so that is what is expected."""
+    """When peers that refused a session will have room (Unix seconds), by what they said then; this overrides older
+    records."""
     doubt_seconds: Mapping[PeerId, float]
-    """Peers that have failed lately count as farther away by that: others are preferred."""
+    """Penalties, added to the cost of peers that have failed recently, so that others are preferred."""
     min_retry_seconds: float
     """Shortest pause before full peers are asked again, whatever they announce."""
     claim_stands_seconds: float
-    """A peer's claim to other blocks counts once it has stood for this time: it then counts as leaving."""
+    """Once a peer's claim to other blocks has stood for this time, the peer counts as leaving its present blocks."""
 
     def choose(
         self,
@@ -155,12 +158,13 @@ class CurrentSwarm:
         *,
         settle: bool,
     ) -> tuple[HopChoice, ...]:
-        """The chain over `blocks` without the excluded peers that is soonest done, with the wait for room counted.
+        """Choose the chain over `blocks` with which the request is done soonest, including the wait for room.
 
-        With `min_precision` only of peers that compute at least as precisely.
+        Uses no peer in `excluded`, and with `min_precision` only peers that compute at least as precisely. When the
+        budget of `meter` ends, `settle` accepts a good chain instead of the best.
 
-        Raises NoChainError; PeerBusy if every block has a host and only room is wanting, and nobody announces when
-        there will be some, or if no chain was found in time; OverBudgetError where `settle` is false.
+        Raises NoChainError; PeerBusy if every block has a host but room is missing and no peer announces when there
+        will be some, or if no chain was found within the budget; OverBudgetError if `settle` is false.
         """
         query = self._query(request, blocks, excluded, min_precision)
         meter.extend(1.0)
@@ -193,9 +197,9 @@ class CurrentSwarm:
         *,
         settle: bool,
     ) -> tuple[HopChoice, ...]:
-        """The peers that fill what `kept` leaves of the model, without those in `excluded` and `kept`, in order.
+        """Return the peers, in order, for the blocks that `kept` does not cover; none from `excluded` or `kept`.
 
-        Every gap has the whole budget. Raises as `choose`.
+        Every gap has the whole budget. Raises as `choose` does.
         """
         choices: list[HopChoice] = []
         repair = Repair(BlockRange(0, self.prepared.finder.swarm.model.num_blocks), kept)
@@ -213,13 +217,13 @@ class CurrentSwarm:
         usable[[finder.index[peer] for peer in (*self.banned, *excluded) if peer in finder.index]] = False
         if min_precision is not None:
             usable &= np.array([at_least(peer.numeric_format, min_precision) for peer in finder.peers], dtype=bool)
-        kept = self._kept_blocks(usable)  # of all peers that may be used: no other one takes over what one drops
+        kept = self._kept_blocks(usable)  # of usable peers only: the others cannot take over blocks that one drops
         usable[[finder.index[peer] for peer, rest in kept.items() if rest is None]] = False
         staying = {peer: rest for peer, rest in kept.items() if rest is not None}
         return RouteQuery(request, blocks, usable, self.now_seconds, self.full_until, self.doubt_seconds, staying)
 
     def _kept_blocks(self, usable: BoolArray) -> dict[PeerId, BlockRange | None]:
-        """Peers that leave, or are about to drop blocks which other usable ones serve: the blocks that each keeps."""
+        """Return for each peer that is leaving, or about to drop blocks that other usable ones serve, what it keeps."""
         finder, draining = self.prepared.finder, self.prepared.draining
         if not draining and all(peer.claim is None for peer in finder.peers):
             return {}
@@ -252,7 +256,7 @@ class CurrentSwarm:
         return PeerBusy(retry_seconds, f"{where} is full, come back in {retry_seconds:.1f} s")
 
     def _largest_request(self, full: Sequence[int], excluded: frozenset[PeerId]) -> int:
-        """Tokens in all rows for which every block has a host with that room in all of its blocks, were they free."""
+        """Return the most tokens, over all rows, for which every block has a host that is large enough when empty."""
         finder = self.prepared.finder
         unusable = {*excluded, *self.banned}
         usable = [peer for peer in finder.peers if peer.id not in unusable]

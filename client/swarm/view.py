@@ -1,7 +1,7 @@
-"""The swarm as this client sees it: verified records, round trips and clocks of the peers, and their late failures.
+"""The swarm as this client sees it: the peers' verified records, round trips, clock offsets and recent failures.
 
-Errors of one peer concern that peer, of whatever class they are: it is silent, and the log says why.  If nobody
-answers, the view says so and looks again.  If looking itself fails, all that the view is asked for raises the reason.
+An error in talking to a peer concerns only that peer: it counts as silent, and the log says why.  If no peer answers, a
+look raises that and the next one tries again.  If looking itself fails, questions to the view raise the reason.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ MAX_LOOKUP_PEERS = 4
 
 @dataclass(frozen=True, slots=True)
 class RollCall:
-    """The peers that were pinged side by side, and those of them that have not answered."""
+    """The peers that were pinged concurrently, and those of them that did not answer."""
 
     asked: frozenset[PeerId]
     silent: frozenset[PeerId]
 
     @property
     def nobody(self) -> bool:
-        """Whether none of them has answered."""
+        """Whether no peer has answered."""
         return self.silent == self.asked
 
 
 class SwarmView:
-    """Keeps the records of the peers of one model, from look-ups at peers that are known already."""
+    """Finds the peers of one model by look-ups at known peers, and keeps what it knows of them fresh."""
 
     def __init__(
         self,
@@ -81,15 +81,15 @@ class SwarmView:
         rng: random.Random | None = None,
         most_pings: int = PINGS_A_LOOK,
     ) -> None:
-        """`num_blocks` of the model, and whether its peers `push` to each other, are for the snapshots for routing.
+        """`num_blocks`, and whether peers `push` to each other, are used to prepare snapshots for routing.
 
-        `proven`: the hashes of blocks that this machine's own files prove; `allowed`: the peers that may be used, None:
-        all. The others are asked for records and pinged all the same.
+        `proven`: hashes of the blocks that this machine's own files prove. `allowed`: the peers that may be used, None:
+        all; other peers are pinged and asked for records all the same.
         """
         self.timing = timing or ClientTiming()
         self.peers: Mapping[PeerId, KnownPeer] = {}
         self.silent: dict[PeerId, PeerRecord] = {}
-        """Peers whose record holds, and that did not answer the last look, or were not asked in it."""
+        """Peers with a valid record that did not answer the last look, or were not pinged in it."""
         self._identity = identity
         self._dialer = dialer
         self._initial_peers = tuple(initial_peers)
@@ -110,18 +110,18 @@ class SwarmView:
         self._keeper: asyncio.Task[None] | None = None
         self._closed = False
         self._failure: str | None = None
-        """Why there will be no other look at the swarm."""
+        """Why no further look at the swarm will be taken; None: looks go on."""
 
     async def start(self) -> None:
-        """Take the first look, and then look again every `ClientTiming.refresh_seconds`. Raises as `first_look`."""
+        """Take the first look, then one every `ClientTiming.refresh_seconds`. Raises as `first_look` does."""
         await self.first_look()
         self._keeper = asyncio.create_task(self._keep_fresh(), name="swarm-view")
         self._keeper.add_done_callback(self._keeper_ended)
 
     async def first_look(self) -> None:
-        """Look until every block is found or every peer was asked.
+        """Look until every block has a host or every peer was pinged, for at most `first_looks_seconds`.
 
-        Raises SwarmError if nobody answers, or if there is a reason why no peer of the model is found.
+        Raises SwarmError if no peer answers, or if there is a known reason why no peer of the model is found.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + self.timing.first_looks_seconds
@@ -132,14 +132,14 @@ class SwarmView:
             await self._explain_absence()
 
     def _is_worth_another_look(self) -> bool:
-        """Whether blocks are missing which a peer may have that was not asked, or not told of."""
+        """Return whether blocks are missing that peers not yet pinged, or not yet looked up, may host."""
         missing = self._meetings.missing(self.peers.values())
         return self._meetings.worth_another_look(self._found, self.peers) or (
             missing and self._lookups.can_look_for_more
         )
 
     async def close(self) -> None:
-        """Stop looking; returns when nothing of it runs any more."""
+        """Stop looking, and wait for all tasks to end."""
         self._closed = True
         tasks = [task for task in (self._keeper, self._refreshing) if task is not None]
         for task in tasks:
@@ -147,28 +147,28 @@ class SwarmView:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def refresh(self) -> None:
-        """Look up the records and ping the peers; one look serves all that ask meanwhile. Raises SwarmError."""
+        """Look up the records and ping the peers; concurrent callers share one look. Raises SwarmError."""
         self._check()
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh())
-            # Everybody who waits may be cancelled; then the next look says what went wrong.
+            # All callers may be cancelled; retrieve the exception, and let the next look report what is wrong.
             self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.shield(self._refreshing)
 
     def ban(self, peer: PeerId, error: SwarmError) -> None:
-        """Do not use this run of a peer for a while; after PeerBusy: it has no room until the time that it gave."""
+        """Do not use this run of a peer for a while; after PeerBusy, not before the time that it gave."""
         if known := self.peers.get(peer):
             self.bans.note(known.run, error)
 
     def pardon(self, peers: frozenset[PeerId]) -> None:
-        """Lift the bans of those peers and dial anew: the fault was this machine's network."""
+        """Lift the bans of those peers and dial them anew: they were not at fault."""
         self.bans.pardon(peers)
         for peer in peers:
             if known := self.peers.get(peer):
                 self._dialer.renew(known.address)
 
     async def excuse_silent(self) -> bool:
-        """Lift the bans of peers that were only silent and answer over a new connection; whether there are any."""
+        """Lift the bans of peers that were only silent and answer over a new connection; return if there are any."""
         excusable = self.bans.excusable()
         banned = [known for known in self.peers.values() if known.run in excusable][:MAX_PINGS_AT_ONCE]
         ways = await asyncio.gather(*map(self._way_anew, banned))
@@ -182,15 +182,16 @@ class SwarmView:
         return bool(excused)
 
     async def _way_anew(self, known: KnownPeer) -> Reach | None:
-        """The best way on which a peer answers over a new connection: when a relay dies, another one may lead there."""
+        """Return the best way by which a peer answers over a new connection, or None; another relay may still work."""
         ways = (known.address, *known.others)
         answers = await asyncio.gather(*(self._answers_anew(way, self.timing.answering_seconds) for way in ways))
         return next((way for way, answered in zip(ways, answers, strict=True) if answered), None)
 
     async def roll_call(self, peers: Sequence[PeerId], needed: Collection[PeerId]) -> RollCall:
-        """Ping the first of these peers side by side, until all of `needed` have answered or time is up.
+        """Ping the first `MAX_PINGS_AT_ONCE` of these peers concurrently, until all of `needed` have answered.
 
-        Of peers that need not be waited for only the silence until then is known.
+        Each ping waits at most `answering_seconds`. The others may be reported as silent only because nothing waited
+        for them.
         """
         known = [self.peers[peer] for peer in peers if peer in self.peers][:MAX_PINGS_AT_ONCE]
         asked = frozenset(peer.record.spec.id for peer in known)
@@ -214,9 +215,9 @@ class SwarmView:
         return RollCall(asked, frozenset(silent))
 
     async def reaches_anybody(self, seconds: float) -> bool:
-        """Whether any known node answers a ping in time, each over a new connection.
+        """Return whether any known node answers a ping within `seconds`, each over a new connection.
 
-        At most `MAX_PINGS_AT_ONCE` are asked: the initial peers first, since they are meant to be there always.
+        At most `MAX_PINGS_AT_ONCE` are pinged, the initial peers first, because they are meant to be always there.
         """
         known = [*self._initial_peers, *(peer.address for peer in self.peers.values())]
         addresses = list(dict.fromkeys(known))
@@ -234,7 +235,7 @@ class SwarmView:
             await asyncio.gather(*asking, return_exceptions=True)
 
     async def _answers_anew(self, address: Reach, seconds: float) -> bool:
-        """Whether a node answers over a connection of its own."""
+        """Return whether a node answers a ping over a new connection."""
         try:
             async with self._dialer.dialed_once(address) as stub:
                 with blamed_on(address):
@@ -244,7 +245,7 @@ class SwarmView:
         return True
 
     def usable(self) -> tuple[KnownPeer, ...]:
-        """The peers that may be used now, in ascending order of id. Raises LocalProtocolError if looking has failed."""
+        """Return the peers that may be used now, ordered by id. Raises LocalProtocolError if looking has failed."""
         self._check()
         believed = self.trust.believed
         return tuple(
@@ -257,7 +258,7 @@ class SwarmView:
 
     @property
     def trust(self) -> Trust:
-        """Whose weights are believed, among all peers that answered the last look."""
+        """Which peers' weights are believed, among those of the last look."""
         return self._prepared.trust
 
     @property
@@ -266,7 +267,7 @@ class SwarmView:
         return self._prepared
 
     def current(self) -> CurrentSwarm:
-        """The last look, prepared for routing, with the failures and the refusals since.
+        """Return the last look, prepared for routing, with the failures and refusals since then.
 
         Raises LocalProtocolError if looking has failed.
         """
@@ -284,21 +285,21 @@ class SwarmView:
         )
 
     def _runs(self, peer: PeerId, incarnation: int) -> bool:
-        """Whether that run of a peer is the one that is known."""
+        """Return whether that incarnation is the peer's present one."""
         known = self.peers.get(peer)
         return known is not None and known.record.incarnation == incarnation
 
     def was_silent(self, peer: PeerId) -> bool:
-        """Whether a peer of `silent` was asked at all."""
+        """Return whether a peer of `silent` was pinged, and has not answered since."""
         return self._meetings.was_silent(peer)
 
     @property
     def rough_place(self) -> Coordinate | None:
-        """This client's coordinate, as far as others need it; None while it is not known."""
+        """This client's coordinate, rounded for sharing with peers; None while it is not known."""
         return rough(self._meetings.place.value)
 
     async def see(self, peers: Mapping[PeerId, KnownPeer]) -> None:
-        """Take these for the peers of the swarm from now on."""
+        """Replace the peers of the swarm, and prepare them for routing."""
         self._prepared = await prepare(
             peers, self.num_blocks, self._push, self._weights, self._allowed, self._meetings.place.value
         )
@@ -320,7 +321,7 @@ class SwarmView:
             logger.error("the client looks at the swarm no longer: %s", self._failure, exc_info=error)
 
     def _check(self) -> None:
-        """Raises LocalProtocolError if the view has failed: what it knows gets old."""
+        """Raise LocalProtocolError if the view has failed: what it knows becomes stale."""
         if self._failure is not None:
             raise LocalProtocolError(f"the client looks at the swarm no longer: {self._failure}")
 
@@ -335,7 +336,7 @@ class SwarmView:
         self.silent = {peer: found.record for peer, found in self._found.items() if peer not in met}
 
     async def _explain_absence(self) -> None:
-        """Nobody is there: say why if the initial peers know.
+        """Raise the reason why no peer was found, if the initial peers tell one.
 
         Raises WrongSwarm for another version of the protocol, ClockSkew, ModelMismatch, PeerUnavailable.
         """
@@ -353,7 +354,7 @@ class SwarmView:
             )
 
     async def _ask(self, address: PeerAddress) -> tuple[PingReply, float] | WrongSwarm | None:
-        """Status and clock offset of an initial peer; None if it does not answer."""
+        """Return status and clock offset (seconds) of an initial peer; None if it does not answer."""
         stub = self._dialer.stub(address)
         try:
             with blamed_on(address):
@@ -366,9 +367,9 @@ class SwarmView:
         return reply, offset
 
     async def _look_up(self, place: Coordinate | None) -> tuple[SignedRecord, ...]:
-        """Ask the initial peers and a few that were learned since, so that no single peer is needed.
+        """Look up the records at the initial peers and the nearest known ones, so that no single peer is needed.
 
-        Where these tell only of some, the peers that are known stay known as long as their records hold.
+        If the answers are incomplete, known peers are kept for as long as their records are valid.
         """
         learned = [known.address for known in sorted(self.peers.values(), key=lambda known: known.rtt_seconds)]
         asked = list(dict.fromkeys([*self._initial_peers, *learned[:MAX_LOOKUP_PEERS]]))
@@ -380,7 +381,7 @@ class SwarmView:
         return records
 
     async def _found_near(self, place: Coordinate | None) -> Mapping[PeerId, Found]:
-        """The peers that others tell of, now that this client knows where it is."""
+        """Look up peers once more, now that this client knows its place; return all that were found."""
         try:
             near = await self._look_up(rough(place))
         except SwarmError as error:

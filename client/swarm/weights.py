@@ -1,4 +1,4 @@
-"""Whom a client believes about the weights: `routing/trust.py`, with the networks in which it has reached the peers."""
+"""Decides which peers' weights a client believes: `routing/trust.py`, with the networks where it reached the peers."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ logger = logging.getLogger(__name__)
 
 
 class WeightTrust:
-    """Weighs the announced hashes once per look at the swarm."""
+    """Compares the announced block hashes, once per look at the swarm."""
 
     def __init__(self, proven: Mapping[int, bytes]) -> None:
-        """`proven`: the hashes of blocks that this machine's own files prove."""
+        """`proven`: block -> hash, as far as this machine's own files prove them."""
         self._proven = proven
         self._peers: Mapping[PeerId, KnownPeer] = {}
         self._trust = weigh((), {}, proven)
 
     def among(self, peers: Mapping[PeerId, KnownPeer]) -> Trust:
-        """The trust in these peers; the same mapping is weighed once."""
+        """Return the trust in these peers; computed once per mapping object."""
         if peers is not self._peers:
             networks = {peer: network_of(known.address.target) for peer, known in peers.items()}
             trust = weigh([known.record.spec for known in peers.values()], networks, self._proven)
