@@ -35,7 +35,7 @@ def main() -> None:
             before = session.position + new_ids.shape[1]
             session.generate(new_ids, max_new_tokens=arguments.max_new_tokens, do_sample=False)
             print(tokenizer.decode(session.tokens[0, before:], skip_special_tokens=True), flush=True)
-    model.session_factory.close()
+    model.close()
 
 
 if __name__ == "__main__":

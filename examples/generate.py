@@ -23,7 +23,7 @@ def main() -> None:
     model = AutoSwarmModelForCausalLM.from_pretrained(arguments.model, initial_peers=[arguments.initial_peer])
     inputs = tokenizer(arguments.prompt, return_tensors="pt")
     model.generate(**inputs, max_new_tokens=arguments.max_new_tokens, do_sample=False, streamer=TextStreamer(tokenizer))
-    model.session_factory.close()
+    model.close()
 
 
 if __name__ == "__main__":
