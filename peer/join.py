@@ -313,7 +313,7 @@ async def _answers(
 
 
 def _check_privacy(replies: Sequence[PingReply], private: bool) -> None:
-    """Check by whether the replies name a model: in a private swarm none does. Raises WrongKey."""
+    """Check that the swarm key fits: peers of a private swarm do not tell strangers their model. Raises WrongKey."""
     public = [bool(reply.model_digest) for reply in replies]
     if not private and not any(public):
         raise WrongKey("the initial peers belong to a private swarm, and no swarm key was given")

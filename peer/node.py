@@ -131,7 +131,7 @@ async def _in_swarm(identity: Identity, config: PeerConfig, progress: Progress) 
             incarnation = time.time_ns()
             rng, timing = random.Random(incarnation), config.timing
             announcer = Announcer(directory, identity, swarm_key, clock, rng, lookups.announced, timing)
-            # Not through `lookups`, which keeps its looks for clients: a look by this peer must not make those older.
+            # Not through `lookups`, the cache for clients: looks of the peer itself must not make its answers older.
             name = swarm_key_name(digest, swarm_key)
             group = GroupLook(partial(directory.lookup, name), partial(directory.shards.of, dht_id(name)))
             watch = SwarmWatch(

@@ -1,4 +1,4 @@
-"""The GPUs there are, by the driver and torch's build, without loading torch: a second instead of many."""
+"""Finds the GPUs through the driver and torch's build, without loading torch: a second instead of many."""
 
 from __future__ import annotations
 

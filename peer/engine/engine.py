@@ -195,7 +195,7 @@ class Engine:
         await self.submit(replace_stage)
 
     def close(self) -> None:
-        """End the thread after the forward pass that runs now, and wait for it; the rest fails with PeerUnavailable."""
+        """End the thread after the current forward pass, and wait for it; what waits fails with PeerUnavailable."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -206,7 +206,7 @@ class Engine:
             raise PeerUnavailable("the peer is shutting down")
 
     def _put_or_refuse(self, item: StepJob | EngineWork) -> bool:
-        """Hand over an item; False if the engine is closed, and takes only unconditional work while the thread runs."""
+        """Hand over an item; False if it is refused: once closed, a running engine takes only unconditional work."""
         with self._changed:
             if self._closed and not (item.unconditional and self._running):
                 return False

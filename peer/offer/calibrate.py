@@ -22,7 +22,7 @@ DECODE_POINTS = ((1, 64), (1, 512), (4, 64), (8, 64), (8, 256))
 """(rows, cached tokens of each row)"""
 PREFILL_TOKENS = (16, 64, 128)
 GPU_PREFILL_TOKENS = (64, 256, 512)
-"""A GPU computes dozens of tokens in the time that it takes to read the weights; fewer do not show one's cost."""
+"""A GPU computes dozens of tokens while it reads the weights once; fewer tokens do not show the cost of one."""
 _MIN_BLOCKS = 2
 """The weights of one block might stay in a CPU cache, as they never do when a peer serves."""
 _SAME_SHARE = 0.3

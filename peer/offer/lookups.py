@@ -31,7 +31,7 @@ class Answer(NamedTuple):
 
     records: Sequence[SignedRecord]
     known: int
-    """The number of all records found, told or not."""
+    """The number of all records found, not only of those in the answer."""
 
 
 class _Known(NamedTuple):

@@ -27,7 +27,7 @@ from .weights import WeightsCheck
 logger = logging.getLogger(__name__)
 
 MAX_OVERDUE_A_LOOK = 32
-"""Overdue peers that are pinged after one look, chosen at random; records of peers that do not exist are free."""
+"""Overdue peers that are pinged after one look, chosen at random; anybody can announce invented ones."""
 MAX_DISPUTED_A_LOOK = 32
 """Peers that contradict others about a block and are pinged after one look, to learn in which network they are."""
 MAX_PINGS_AT_ONCE = 16
@@ -75,11 +75,12 @@ class SwarmWatch:
         """The network in which each peer was reached."""
 
     async def look(self, own: Sequence[PeerSpec] = ()) -> None:
-        """Read the records, and find out which peers are gone. Raises SwarmError if nothing can be read.
+        """Read the records, and find out which peers are gone.
 
         `own`: this peer, if it announces hashes that others may contradict.
 
-        Raises PeerUnavailable once this peer is cut off: it sees nobody, and must not plan as if the others were gone.
+        Raises SwarmError if nothing can be read, or PeerUnavailable once this peer is cut off: it sees nobody, and must
+        not plan as if the others were gone.
         """
         found = await self._records()
         if self._isolated() and self.knowledge.records:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def settle_memory() -> None:
-    """Return the memory that starting took, and exempt today's objects from garbage collection: they live to the end.
+    """Return the memory that starting took, and exempt the present objects, which stay, from garbage collection.
 
     A full collection stops every thread.  Measured with the 380,000 objects that a peer imports: 0.4 s and more on a
     busy machine, once in every load of blocks; without them, a millisecond.  The blocks themselves are freed by their

@@ -34,7 +34,7 @@ class ClientOutlet:
 
     @asynccontextmanager
     async def between_frames(self) -> AsyncIterator[None]:
-        """Run the block while no frame is being written, unless the client takes none: a safe place to cancel writers.
+        """Run the block while no frame is being written, or after `frame_seconds`: a safe place to cancel writers.
 
         After a write that was cancelled half-way, grpc can neither send the reason nor end the stream.
         """

@@ -56,11 +56,11 @@ class SessionReader:
         self._superseded = asyncio.Event()
 
     def supersede(self) -> None:
-        """Note that the client has opened the session anew, so that this stream is dead, or will be."""
+        """Note that the client has opened the session again, so that this stream is dead, or will be."""
         self._superseded.set()
 
     async def until_superseded(self) -> None:
-        """Raises SessionLost when the client has opened the session anew."""
+        """Raises SessionLost when the client has opened the session again."""
         await self._superseded.wait()
         raise SessionLost("the client has opened the session anew")
 
@@ -86,11 +86,11 @@ class SessionReader:
             await self._worker.put_import(received)
         return await stream.read()
 
-    async def _remember(self, wish: RememberFrame) -> None:
+    async def _remember(self, request: RememberFrame) -> None:
         """Keep prefixes, as the last request of a session: a second one would only keep the peer busy."""
         grant = self._worker.grant
-        check_prefixes(wish.prefixes, grant.kv_tokens, grant.max_rows)
-        await self._worker.put_remember(unpack_digests(wish.prefixes))
+        check_prefixes(request.prefixes, grant.kv_tokens, grant.max_rows)
+        await self._worker.put_remember(unpack_digests(request.prefixes))
 
     async def _take(self, frame: ClientFrame) -> None:
         worker = self._worker

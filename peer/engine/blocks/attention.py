@@ -104,7 +104,7 @@ class CapturedMask:
         self._sights: list[Sight] | None = None
 
     def sights(self, rows: Sequence[RowSpan], device: torch.device, *, as_masks: bool) -> list[Sight]:
-        """Return one per row. `as_masks`: never use `is_causal`. Later calls have to be for the same rows."""
+        """Return a sight for each row. `as_masks`: never use `is_causal`. Later calls have to be for the same rows."""
         if self._sights is None:
             self._sights = _evaluate(self._function, rows, device, as_masks)
         return self._sights

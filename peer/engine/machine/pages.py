@@ -27,7 +27,7 @@ LEAST_USED = 0.9
 """The share of a piece that has to be in use, because moving makes all of it resident."""
 
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25
-"""Advice to Linux: MADV_COLLAPSE acts at once (6.1 and later), after MADV_HUGEPAGE the kernel acts by and by."""
+"""Advice to Linux: MADV_COLLAPSE acts at once (6.1 and later); after MADV_HUGEPAGE the kernel acts later."""
 _HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw-p [0-9a-f]+ \S+ 0 *(\[heap\])?$")
 _RESIDENT = re.compile(r"Rss: +(\d+) kB$")
 

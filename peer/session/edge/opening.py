@@ -1,4 +1,4 @@
-"""The check of what a session asks for when it opens, as a whole before it is admitted, or gets new neighbours.
+"""Checks what a session asks for when it opens (as a whole, before it is admitted) or gets new neighbours.
 
 Of the frame, only a value of a few hundred bytes is kept, and the names of pages.  These are counted over all sessions
 that wait or are open; names that exceed the budget are dropped (the session then computes what it might have adopted).

@@ -1,4 +1,4 @@
-"""The log of a peer's use: a line for a session that ends, then one for ten minutes, and a summary at the end."""
+"""The log of a peer's use: a line for a session that ends, then one per ten minutes, and a sum at the end."""
 
 from __future__ import annotations
 

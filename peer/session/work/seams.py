@@ -75,7 +75,7 @@ class Counters:
     crowded_steps: int = 0
     """Steps whose client was told that there is no time for guesses."""
     tokens_served: int = 0
-    """Tokens computed in steps of sessions, prompts, guesses and repetitions included; by the engine's thread."""
+    """Tokens computed in steps of sessions, prompts, guesses and repetitions included. The engine's thread counts."""
 
 
 @dataclass

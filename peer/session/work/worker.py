@@ -58,7 +58,7 @@ class _Import:
 
 @dataclass(frozen=True, slots=True)
 class _Export:
-    wish: KvExportFrame
+    request: KvExportFrame
     part: asyncio.Future[tuple[int, CachePart]]
     """Gets the number of the last applied step, and the part as it is after that step."""
 
@@ -297,17 +297,17 @@ class SessionWorker:
         """
         parts = self._parts
         while True:
-            wish = await self._exports.get()
-            async with parts.transfers.turn(self.grant.client, wish.timeout_seconds) as turn:
-                item = _Export(wish, asyncio.get_running_loop().create_future())
+            request = await self._exports.get()
+            async with parts.transfers.turn(self.grant.client, request.timeout_seconds) as turn:
+                item = _Export(request, asyncio.get_running_loop().create_future())
                 await self._inbox.put(item)
                 applied_seq, part = await item.part
                 turn.moves()
-                await parts.outlet.kv_state(wish.round, applied_seq, part)
+                await parts.outlet.kv_state(request.round, applied_seq, part)
 
     async def _on_export(self, item: _Export) -> None:
         if not item.part.done():
-            part = await self._parts.compute.export(item.wish.starts, item.wish.max_tokens)
+            part = await self._parts.compute.export(item.request.starts, item.request.max_tokens)
             if not item.part.done():
                 item.part.set_result((self._gate.applied_seq, part))
 
