@@ -8,7 +8,7 @@ leave, and each run of blocks is computed with all tokens that go through it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,6 +31,10 @@ class Share:
     hidden: torch.Tensor
     """(T, H) in the view's dtype, on the CPU: the tokens of all rows, concatenated."""
     rows: tuple[RowSpan, ...]
+
+
+Compute = Callable[[Sequence[Share]], list[torch.Tensor | SwarmError]]
+"""One forward pass, see `compute_shares`."""
 
 
 def compute_shares(shares: Sequence[Share]) -> list[torch.Tensor | SwarmError]:

@@ -27,7 +27,7 @@ from ...proto.wire.prefixes import Digests
 from ...proto.wire.steps import StepPlan
 from ...proto.wire.tensors import WireFormat
 from ...routing.swarm import BlockRange, PeerId
-from .batch import compute_shares, error_of
+from .batch import Compute, compute_shares, error_of
 from .blocks.stage import Stage
 from .cache.memory import SessionMemory
 from .cache.pool import KvPool
@@ -65,13 +65,20 @@ class Engine:
         policy: EnginePolicy = EnginePolicy(),  # noqa: B008  # a value
         listeners: Sequence[StepListener] = (),
         timing: StepTiming = StepTiming(),  # noqa: B008  # a value
+        compute: Compute = compute_shares,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`pool` is the sessions' memory; `listeners` are called in the engine's thread after steps without errors."""
+        """`pool` is the sessions' memory; `listeners` are called in the engine's thread after steps without errors.
+
+        `compute` runs one forward pass. `clock` times the steps; it may run ahead of the real time, never behind it.
+        """
         self.pool = pool
         self._stage = stage
         self._policy = policy
         self._listeners = tuple(listeners)
         self._timing = timing
+        self._compute = compute
+        self._clock = clock
         # `_run` occupies the executor only while there is work, so an engine that is forgotten keeps no thread alive.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._changed = threading.Condition()
@@ -150,7 +157,7 @@ class Engine:
         if latest is not None and not latest.done():
             raise RuntimeError("a session has one step at a time in the engine")
         future: asyncio.Future[StepOutput] = asyncio.get_running_loop().create_future()
-        self._put(StepJob(kv, plan, data, input_format or kv.wire_format, future, time.monotonic()))
+        self._put(StepJob(kv, plan, data, input_format or kv.wire_format, future, self._clock()))
         self._latest[kv] = future
         return await future
 
@@ -306,11 +313,11 @@ class Engine:
             while not self._closed:
                 expected = self._expected.returns(ready_since)
                 until = gather_until(ready_since, expected, self._last_step_seconds, self._timing.gather_seconds)
-                left = until - time.monotonic()
+                left = until - self._clock()
                 if left <= 0:
                     return
                 self._changed.wait(left)
-                self._free_since = time.monotonic()
+                self._free_since = self._clock()
 
     def _step(self) -> None:
         """Run one forward pass over the tokens that the scheduler chooses."""
@@ -327,15 +334,15 @@ class Engine:
         for index in deferrable:
             jobs[index].deferred += 1
         shares = [self._jobs[jobs[index]].share(rows) for index, rows in takes.items()]
-        began_at, began = time.time(), time.monotonic()
+        began_at, began = time.time(), self._clock()
         waits = [0.0]
         for index in takes:
             if jobs[index].started_at is None:
                 jobs[index].started_at = began_at
                 jobs[index].queue_seconds = max(0.0, self._free_since - jobs[index].arrived_at)
                 waits.append(began - jobs[index].arrived_at)
-        outputs = compute_shares(shares)
-        self._last_step_ended = self._free_since = time.monotonic()
+        outputs = self._compute(shares)
+        self._last_step_ended = self._free_since = self._clock()
         self._last_step_seconds = self._last_step_ended - began
         self._note_use(uses, began)
         over: dict[StepJob, Outcome] = {}
@@ -388,4 +395,4 @@ class Engine:
         if seconds > 0:
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, seconds)
-            self._free_since = time.monotonic()
+            self._free_since = self._clock()

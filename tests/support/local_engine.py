@@ -32,13 +32,16 @@ TOLERANCE = 2e-5
 class LocalEngine:
     """An engine, and what its listeners heard."""
 
-    def __init__(self, folder: Path, route: BatchingRoute = BatchingRoute.PACKED, blocks: BlockRange = BLOCKS) -> None:
+    def __init__(
+        self, folder: Path, route: BatchingRoute = BatchingRoute.PACKED, blocks: BlockRange = BLOCKS, **more: Any
+    ) -> None:
+        """`more` is for the engine."""
         self.records: list[StepRecord] = []
         self.on_step: StepListener = lambda record: None
         """Told of every step beside `records`."""
         stage = load_stage(open_checkpoint(folder), blocks, route=route)
         listeners = [self.records.append, lambda record: self.on_step(record)]
-        self.engine = Engine(stage, KvPool(0, prefix_limit_bytes=0), listeners=listeners)
+        self.engine = Engine(stage, KvPool(0, prefix_limit_bytes=0), listeners=listeners, **more)
 
     def open(self, blocks: BlockRange = BLOCKS, kv_tokens: int = 600, max_rows: int = 6) -> SessionKv:
         return self.engine.open(blocks, self.engine.wire_format("float32"), kv_tokens, max_rows)
