@@ -17,7 +17,7 @@ import re
 import sys
 import tomllib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -204,10 +204,28 @@ def seconds_constant(source: Source) -> Findings:
 
 
 def private_touches(sources: list[Source]) -> dict[str, list[tuple[int, str]]]:
-    """Tests use what the product offers: no underscored name of it, nothing replaced in its modules and classes."""
-    product = frozenset(name for s in sources if s.is_product and s.is_python for name in private_names(s.tree))
+    """Tests use what the product offers: no underscored name of it, nothing replaced in its parts."""
+    product = [source for source in sources if source.is_product and source.is_python]
     tests = [source for source in sources if source.is_test and source.is_python]
-    return {source.path: found for source in tests if (found := sorted(touches(source, product)))}
+    names = ProductNames(
+        frozenset(name for source in product for name in private_names(source.tree)),
+        methods_of(product),
+        frozenset(
+            name for source in tests if source.path.startswith("tests/support/") for name in defined_in(source.tree)
+        ),
+    )
+    return {source.path: found for source in tests if (found := sorted(set(touches(source, names))))}
+
+
+@dataclass(frozen=True)
+class ProductNames:
+    """Names by which what tests do to the product is seen, since nothing here knows the types of things."""
+
+    private: frozenset[str]
+    methods: dict[str | None, frozenset[str]]
+    """By class, inherited ones too; functions of modules under None."""
+    supported: frozenset[str]
+    """Names of the stand-ins in tests/support: an attribute with one of these may be theirs."""
 
 
 def private_names(tree: ast.Module) -> Iterator[str]:
@@ -224,26 +242,80 @@ def private_names(tree: ast.Module) -> Iterator[str]:
             yield name
 
 
+def methods_of(product: Sequence[Source]) -> dict[str | None, frozenset[str]]:
+    """As in `ProductNames`. A class name has one meaning in the whole product."""
+    bases: dict[str | None, list[str]] = {None: []}
+    found: defaultdict[str | None, set[str]] = defaultdict(set)
+    for source in product:
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] = [ast.unparse(base).rpartition(".")[2] for base in node.bases]
+                found[node.name] |= set(function_names(node.body))
+        found[None] |= set(function_names(source.tree.body))
+
+    def inherited(name: str | None, below: frozenset[str | None] = frozenset()) -> set[str]:
+        above = [base for base in bases.get(name, []) if base not in below]
+        return found[name].union(*(inherited(base, below | {name}) for base in above))
+
+    return {name: frozenset(inherited(name)) for name in bases}
+
+
+def function_names(body: Sequence[ast.stmt]) -> Iterator[str]:
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("__"):
+            yield node.name
+
+
 def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__") and name != "_"
 
 
-def touches(source: Source, product: frozenset[str]) -> Findings:
+def touches(source: Source, product: ProductNames) -> Findings:
     """A name that a test file defines itself is its own, whatever it is called."""
-    own = {name for node in ast.walk(source.tree) for name in own_names(node)}
-    imported, foreign = imported_names(source.tree)
+    own = defined_in(source.tree)
+    _, foreign = imported_names(source.tree)
     for node in ast.walk(source.tree):
         match node:
             case ast.ImportFrom(module=str(module), names=names) if module.startswith("blockswarm"):
                 for alias in names:
                     if is_private(alias.name):
                         yield node.lineno, f"imports {alias.name}"
-            case ast.Attribute(attr=name, ctx=ast.Store()) if root_name(node) in imported:
-                yield node.lineno, f"replaces {ast.unparse(node)}"
-            case ast.Attribute(attr=name) if name in product - own and root_name(node) not in foreign:
+            case ast.Attribute(attr=name) if name in product.private - own and root_name(node) not in foreign:
                 yield node.lineno, f"touches {ast.unparse(node)}"
-            case ast.Call(func=function, args=[target, *_]) if is_patching(function) and of_product(target, imported):
+    yield from replacements(source, product)
+
+
+def replacements(source: Source, product: ProductNames) -> Findings:
+    """Where something takes the place of a part of the product, as far as names show it."""
+    own = defined_in(source.tree)
+    ours, foreign = imported_names(source.tree)
+    fakes = [defined_in(node) for node in ast.walk(source.tree) if isinstance(node, ast.ClassDef)]
+    objects = dict(pair for node in ast.walk(source.tree) for pair in objects_of(node, ours))
+    functions = frozenset().union(*product.methods.values())
+    for node in ast.walk(source.tree):
+        match node:
+            case ast.Attribute(ctx=ast.Store() | ast.Del()) if root_name(node) in ours:
+                yield node.lineno, f"replaces {ast.unparse(node)}"
+            case ast.Attribute(value=ast.Name(id=name), attr=method, ctx=ast.Store() | ast.Del()) if (
+                name in objects and method in product.methods.get(objects[name], ())
+            ):
+                yield node.lineno, f"replaces {ast.unparse(node)}"
+            case ast.Assign(targets=[ast.Attribute(attr=method) as target], value=value) if (
+                method in functions.difference(product.supported, *fakes)
+                and root_name(target) not in {*foreign, "self", "cls"}
+                and (isinstance(value, ast.Lambda) or (isinstance(value, ast.Name) and value.id in own))
+            ):
+                yield node.lineno, f"replaces {ast.unparse(target)}"
+            case ast.Call(func=function, args=[target, *rest]) if is_patching(function) and (
+                of_product(target, ours)
+                or (ast.unparse(target) == "sys.modules" and any(of_product(key, set()) for key in rest[:1]))
+                or (root_name(target) not in foreign and is_named(rest[:1], functions))
+            ):
                 yield node.lineno, f"replaces {', '.join(map(ast.unparse, node.args[:2]))}"
+
+
+def defined_in(tree: ast.AST) -> set[str]:
+    return {name for node in ast.walk(tree) for name in own_names(node)}
 
 
 def own_names(node: ast.AST) -> Iterator[str]:
@@ -267,19 +339,42 @@ def imported_names(tree: ast.Module) -> tuple[set[str], set[str]]:
                 known = ours if module.startswith("blockswarm") else foreign
                 known.update(alias.asname or alias.name for alias in names)
             case ast.Import(names=names):
-                foreign.update(alias.asname or alias.name.partition(".")[0] for alias in names)
+                for alias in names:
+                    known = ours if alias.name.startswith("blockswarm") else foreign
+                    known.add(alias.asname or alias.name.partition(".")[0])
     return ours, foreign
 
 
+def objects_of(node: ast.AST, ours: set[str]) -> Iterator[tuple[str, str]]:
+    """The name that `node` gives to an object of one of these classes, made here or annotated, and its class."""
+    match node:
+        case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=made)):
+            kind = made
+        case ast.withitem(context_expr=ast.Call(func=made), optional_vars=ast.Name(id=name)):
+            kind = made
+        case ast.arg(arg=name, annotation=ast.Name() | ast.Attribute() as kind):
+            pass
+        case ast.AnnAssign(target=ast.Name(id=name), annotation=ast.Name() | ast.Attribute() as kind):
+            pass
+        case _:
+            return
+    if root_name(kind) in ours:
+        yield name, ast.unparse(kind).rpartition(".")[2]
+
+
 def is_patching(function: ast.expr) -> bool:
-    """monkeypatch.setattr, mock.patch, mock.patch.object."""
-    return re.search(r"(monkeypatch|mp)\.(setattr|delattr)$|(^|\.)patch(\.object)?$", ast.unparse(function)) is not None
+    """setattr of anything, monkeypatch.setitem, mock.patch, mock.patch.object, and their like."""
+    return re.search(r"(^|\.)((set|del)(attr|item)|patch(\.\w+)?)$", ast.unparse(function)) is not None
 
 
 def of_product(target: ast.expr, imported: set[str]) -> bool:
     if isinstance(target, ast.Constant):
         return str(target.value).startswith("blockswarm")
     return root_name(target) in imported
+
+
+def is_named(arguments: Sequence[ast.expr], names: frozenset[str]) -> bool:
+    return any(isinstance(argument, ast.Constant) and argument.value in names for argument in arguments)
 
 
 def root_name(node: ast.expr) -> str | None:

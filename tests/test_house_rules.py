@@ -114,7 +114,10 @@ def test_a_class_name_has_one_meaning(house: ModuleType) -> None:
     )
 
 
-PRODUCT = "_LIMIT = 3\nclass Table:\n    def __init__(self):\n        self._queue = []\n    def _shrink(self): ...\n"
+PRODUCT = (
+    "_LIMIT = 3\nclass Table:\n    def __init__(self):\n        self._queue = []\n    def _shrink(self): ...\n"
+    "    def add(self): ...\nclass Longer(Table): ...\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +131,19 @@ PRODUCT = "_LIMIT = 3\nclass Table:\n    def __init__(self):\n        self._queu
         "monkeypatch.setattr('blockswarm.peer.table.LIMIT', 1)\n",
         "mock.patch('blockswarm.peer.table.LIMIT')\n",
         "from blockswarm.peer import table\ntable.LIMIT = 1\n",
+        "from blockswarm.peer import table\nwith monkeypatch.context() as patch:\n    patch.setattr(table, 'f', g)\n",
+        "from blockswarm.peer import table\nsetattr(table, name, 1)\n",
+        "from blockswarm.peer import table\ndel table.LIMIT\n",
+        "from blockswarm.peer import table\nmock.patch.object(table, 'f')\n",
+        "import blockswarm.peer.table\nblockswarm.peer.table.LIMIT = 1\n",
+        "import blockswarm.peer.table as table\ntable.LIMIT = 1\n",
+        "monkeypatch.setitem(sys.modules, 'blockswarm.peer.table', None)\n",
+        "from blockswarm.peer.table import Table\ntable = Table()\ntable.add = 1\n",
+        "from blockswarm.peer.table import Table\ndef f(table: Table):\n    table.add = 1\n",
+        "from blockswarm.peer.table import Longer\nwith Longer() as table:\n    table.add = 1\n",
+        "def f(peer):\n    monkeypatch.setattr(peer.table, 'add', None)\n",
+        "def add(self): ...\ndef f(peer):\n    table = peer.table\n    table.add = add\n",
+        "def f(peer):\n    peer.table.add = lambda: None\n",
     ],
 )
 def test_tests_that_touch_what_is_private_are_found(house: ModuleType, text: str) -> None:
@@ -143,6 +159,11 @@ def test_tests_that_touch_what_is_private_are_found(house: ModuleType, text: str
         "import os\nos._shrink(1)\n",
         "import time\nmonkeypatch.setattr(time, 'sleep', None)\n",
         "from blockswarm.peer.table import Table\ntable = Table()\ntable.limit = 1\n",
+        "class Fake:\n    add: object = None\nfake = Fake()\nfake.add = lambda: None\n",
+        "from somewhere import Other\nother = Other()\nother.add = 1\n",
+        "import os\nmonkeypatch.setattr(os, 'add', None)\n",
+        "monkeypatch.setitem(sys.modules, 'uvicorn', None)\n",
+        "monkeypatch.setitem(options, 'blockswarm', None)\n",
     ],
 )
 def test_tests_may_touch_what_is_their_own_or_another_library_s(house: ModuleType, text: str) -> None:

@@ -19,6 +19,7 @@ from blockswarm.client.config import SessionConfig, SessionEvent
 from blockswarm.client.swarm.router import ViewRouter
 from blockswarm.client.swarm.view import SwarmView
 from blockswarm.client.timing import ClientTiming
+from blockswarm.peer.engine.blocks.stage import Stage
 from blockswarm.peer.engine.cache.pool import KvPool
 from blockswarm.peer.engine.engine import Engine
 from blockswarm.peer.engine.load import load_stage
@@ -123,6 +124,9 @@ class LocalSwarm:
     """The time-outs of all peers."""
     prefix_bytes: int = 0
     """The limit on attention caches of earlier sessions, on every peer."""
+    make_engine: Callable[[Stage, KvPool], Engine] = Engine
+    clock: Callable[[], float] = time.time
+    """The clock of all peers, as they tell it."""
     tensor_bytes: int = 0
     """Bytes of activations in the frames that all peers have read from streams, or answered on them."""
     store: MemoryStore = field(default_factory=MemoryStore)
@@ -156,7 +160,7 @@ class LocalSwarm:
         identity, checkpoint = identity or Identity.generate(), checkpoint or self.checkpoint
         directory = MemoryDirectory(self.store, time.time)
         stage = load_stage(checkpoint, blocks, dtype)
-        engine = Engine(stage, KvPool(kv_tokens * len(blocks) * stage.kv_bytes_per_token, self.prefix_bytes))
+        engine = self.make_engine(stage, KvPool(kv_tokens * len(blocks) * stage.kv_bytes_per_token, self.prefix_bytes))
         sessions = NotingTable(kv_tokens * len(blocks))
 
         async def lookup(name: str, asker: Asker | None = None, most: int = MAX_RECORDS_PER_KEY, /) -> Answer:
@@ -179,6 +183,7 @@ class LocalSwarm:
             swarm_key=self.swarm_key,
             lookup=lookup,
             dht_addresses=list,
+            clock=self.clock,
             timing=self.timing,
             relay_addresses=lambda relay: self.relays.get(relay, ()),
         )

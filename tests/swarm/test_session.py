@@ -300,9 +300,7 @@ def test_several_peers_in_place_of_one_are_rebuilt_by_replay(folder: Path, whole
 
 
 @pytest.mark.long
-def test_a_session_leaves_a_hop_that_has_become_slow_by_a_hand_over(
-    folder: Path, whole_stage: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_session_leaves_a_hop_that_has_become_slow_by_a_hand_over(folder: Path, whole_stage: Engine) -> None:
     """It takes more than twice what it announces, step after step; nothing is computed again."""
 
     async def scenario(swarm: LocalSwarm) -> None:
@@ -310,14 +308,7 @@ def test_a_session_leaves_a_hop_that_has_become_slow_by_a_hand_over(
         session, truth = await swarm.session(kv_tokens=2000, events=events, timing=COPIES), Truth(whole_stage)
         await check_step(session, truth, plan((0, 0, 60)), 0)
         slow, steps = peer_of(swarm, session, 1), 0
-        engine = slow.parts.engine
-        step = engine.step
-
-        async def slowly(*args: Any) -> Any:
-            await asyncio.sleep(0.08)  # the time that it computes for now
-            return await step(*args)
-
-        monkeypatch.setattr(engine, "step", slowly)
+        slow.parts.engine.extra_seconds = 0.2
         while not kinds(events):
             await check_step(session, truth, plan((0, 60 + steps, 1)), steps)
             steps += 1
@@ -327,12 +318,30 @@ def test_a_session_leaves_a_hop_that_has_become_slow_by_a_hand_over(
         assert rebuilt_tokens(swarm) == 0
         await session.close()
 
-    in_swarm(folder, scenario, *RANGES, RANGES[1])
+    in_swarm(folder, scenario, *RANGES, RANGES[1], make_engine=FailingEngine)
+
+
+class FailingEngine(Engine):
+    """An engine that becomes slow, or whose exports of caches fail, when a test says so."""
+
+    extra_seconds = 0.0
+    """The time that every step takes longer."""
+    before_export: Callable[[], Awaitable[object]] | None = None
+
+    async def step(self, *args: Any, **more: Any) -> Any:
+        if self.extra_seconds:
+            await asyncio.sleep(self.extra_seconds)
+        return await super().step(*args, **more)
+
+    async def submit(self, work: Callable[[], Any]) -> Any:
+        if self.before_export is not None and getattr(getattr(work, "func", None), "__name__", "") == "export":
+            await self.before_export()
+        return await super().submit(work)
 
 
 @pytest.mark.parametrize("failure", ["refused", "died", "slow"])
 def test_a_cache_that_cannot_be_had_is_rebuilt_at_the_replacement(
-    folder: Path, whole_stage: Engine, failure: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, whole_stage: Engine, failure: str
 ) -> None:
     async def scenario(swarm: LocalSwarm) -> None:
         events: list[SessionEvent] = []
@@ -342,7 +351,7 @@ def test_a_cache_that_cannot_be_had_is_rebuilt_at_the_replacement(
             if number == 2:
                 old = peer_of(swarm, session, 1)
                 await swarm.drain(old)
-                broken_export(monkeypatch, old, failure)
+                break_exports(old, failure)
                 await until("replay", events, session, truth, plan((1, 7, 1)))
             await check_step(session, truth, step, number)
         assert peer_of(swarm, session, 1) is not old
@@ -351,24 +360,19 @@ def test_a_cache_that_cannot_be_had_is_rebuilt_at_the_replacement(
         assert happened == [*([] if failure == "slow" else ["hop-lost"]), "replay"]
         assert rebuilt_tokens(swarm) in (301 + 8, 301 + 7), "all rows, perhaps cut for the step already"
 
-    in_swarm(folder, scenario, *RANGES, RANGES[1])
+    in_swarm(folder, scenario, *RANGES, RANGES[1], make_engine=FailingEngine)
 
 
-def broken_export(monkeypatch: pytest.MonkeyPatch, peer: LocalPeer, failure: str) -> None:
+def break_exports(peer: LocalPeer, failure: str) -> None:
     """From now on the engine of `peer` refuses to export a cache, dies when asked for one, or takes its time."""
+    deaths = []
 
-    engine, deaths = peer.parts.engine, []
-    submit = engine.submit
-
-    async def without_export(work: Callable[[], Any]) -> Any:
-        if getattr(getattr(work, "func", None), "__name__", "") != "export":
-            return await submit(work)
+    async def fail() -> None:
         if failure == "refused":
             raise RemoteProtocolError("there is no such frame")
         if failure == "died":
             deaths.append(asyncio.create_task(peer.kill()))  # not by the stream that it ends
-            return await asyncio.Event().wait()
+            await asyncio.Event().wait()
         await asyncio.sleep(0.1)
-        return await submit(work)
 
-    monkeypatch.setattr(engine, "submit", without_export)
+    peer.parts.engine.before_export = fail

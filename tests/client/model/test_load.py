@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import blockswarm.client
@@ -16,6 +14,7 @@ from blockswarm.proto.errors import UsageError
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from support.local_chain import LocalChain, connected_model
 from support.prompts import GREEDY, full_model, prompt
+from support.swarm_thread import swarm_thread
 from transformers import GenerationConfig, PreTrainedModel
 
 
@@ -44,24 +43,16 @@ def test_ends_of_a_checkpoint(full: PreTrainedModel, model: Any, chain: LocalCha
     )
 
 
-def test_from_pretrained_connects_to_the_swarm_of_the_checkpoint(
-    full: PreTrainedModel, model: Any, chain: LocalChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    asked: dict[str, Any] = {}
-
-    def connect(push: bool, **options: Any) -> LocalChain:
-        asked.update(options, push=push)
-        return chain
-
-    module: Any = SimpleNamespace(connect=connect, parsed_peers=list)
-    monkeypatch.setitem(sys.modules, "blockswarm.client.connect", module)
+def test_from_pretrained_connects_to_the_swarm_of_the_checkpoint(full: PreTrainedModel, tmp_path: Path):
     full.save_pretrained(tmp_path)
-    loaded = blockswarm.client.AutoSwarmModelForCausalLM.from_pretrained(
-        tmp_path, initial_peers=["ID@localhost:1"], push=False
-    )
-    assert loaded.generate(**prompt(5), **GREEDY).tolist() == full.generate(**prompt(5), **GREEDY).tolist()
-    assert (asked["initial_peers"], asked["push"]) == (["ID@localhost:1"], False)
-    assert asked["checkpoint"].num_blocks == 6
+    with swarm_thread(tmp_path, "0:3", "3:6") as thread:
+        loaded = blockswarm.client.AutoSwarmModelForCausalLM.from_pretrained(
+            tmp_path, initial_peers=[str(thread.swarm.peers[0].address)], push=False
+        )
+        assert loaded.generate(**prompt(5), **GREEDY).tolist() == full.generate(**prompt(5), **GREEDY).tolist()
+        counters = [peer.parts.counters for peer in thread.swarm.peers]
+    assert sum(counter.steps_relayed for counter in counters) > 0, "options reach the sessions: these do not push"
+    assert sum(counter.steps_pushed for counter in counters) == 0
 
 
 def test_the_class_is_exported():

@@ -587,13 +587,11 @@ def test_a_private_swarm_wants_its_key(full_model: Any, folder: Path, tmp_path: 
         assert result.stdout == expected(full_model, folder, PROMPT, 3) + "\n", result.output
 
 
-def test_clocks_that_disagree(serving: SwarmThread, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clocks_that_disagree(folder: Path) -> None:
     """The peers' clocks are shifted by more than a record lives, so nothing that they announce can be believed."""
-    now = time.time
-    for peer in serving.swarm.peers:
-        monkeypatch.setattr(peer.parts, "clock", lambda: now() + 500)
-    monkeypatch.setattr(serving.swarm.store, "records", {})
-    check_refused(run("route", folder, *serving.initial), 1, "clock", "500 s behind", "NTP")
+    with swarm_thread(folder, "0:6", clock=lambda: time.time() + 500) as thread:
+        thread.swarm.store.records.clear()
+        check_refused(run("route", folder, *thread.initial), 1, "clock", "500 s behind", "NTP")
 
 
 # --- what is written ---

@@ -332,16 +332,15 @@ def test_other_ways_to_ask_for_addresses_are_used_while_nobody_answers(tmp_path:
 NO_PLACE = info_with(b"\xff" * 21)
 
 
-def counting(node: Any, answer: Any) -> list[float]:
-    """Have a raw node answer pings so; the moments at which it is pinged."""
+def counting(answer: Any) -> tuple[Callable[..., Any], list[float]]:
+    """A function that answers pings so, and the moments at which it was asked to."""
     moments: list[float] = []
 
     async def rpc_ping(request: object, context: object) -> Any:
         moments.append(asyncio.get_running_loop().time())
         return dht_pb2.PingResponse(peer=answer, dht_time=time.time(), available=True)
 
-    node.protocol.rpc_ping = rpc_ping
-    return moments
+    return rpc_ping, moments
 
 
 @pytest.mark.long
@@ -350,8 +349,8 @@ def test_a_contact_that_answers_nonsense_ends_nothing(tmp_path: Path) -> None:
 
     async def scenario(net: Net) -> None:
         async with raw_node() as mallory:
-            pings = counting(mallory, NO_PLACE)
-            await serve_instead(mallory, rpc_ping=mallory.protocol.rpc_ping)
+            rpc_ping, pings = counting(NO_PLACE)
+            await serve_instead(mallory, rpc_ping=rpc_ping)
             first = await net.start()
             second = await net.start(first.through_cable, *await maddrs_of(mallory))  # at the start, and later
             before = len(pings)
@@ -380,8 +379,8 @@ def test_a_contact_that_only_answers_pings_is_tried_with_pauses(tmp_path: Path, 
 
     async def scenario(net: Net) -> None:
         async with raw_node() as mallory:
-            pings = counting(mallory, mallory.protocol.node_info if place == "its own" else NO_PLACE)
-            await serve_instead(mallory, rpc_ping=mallory.protocol.rpc_ping, rpc_store=fail, rpc_find=fail)
+            rpc_ping, pings = counting(mallory.protocol.node_info if place == "its own" else NO_PLACE)
+            await serve_instead(mallory, rpc_ping=rpc_ping, rpc_store=fail, rpc_find=fail)
             timing = replace(UNSEEN, silent_seconds=0.01, max_silent_seconds=0.01)
             lonely = await net.start(remembered_maddrs=await maddrs_of(mallory), timing=timing)
             with pytest.raises(PeerUnavailable):
