@@ -2,8 +2,9 @@
 
 That loop asks for the name of every call that is of no registered method, as text: a name that is no UTF-8 raises an
 error there, and gRPC stops the server.  So all methods are registered here, whose names gRPC compares as bytes, and
-other calls are ended before anybody asks for their names.  This needs inner parts of gRPC's; with a gRPC that has other
-ones its own server is used, and the log says so.
+other calls are told UNIMPLEMENTED before anybody asks for their names; where very many come at once, the rest of them
+is cancelled.  This needs inner parts of gRPC's; with a gRPC that has other ones its own server is used, and the log
+says so.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 STRANGERS_WORDS = ("Invalid encoding on", "ExecuteBatchError raised in core")
 """Errors that gRPC shows with a traceback: a field of a call that is no UTF-8, and a caller that has gone."""
+MOST_ANSWERS = 64
+"""Calls of no method that are being told so; further ones are cancelled, which costs nothing."""
 Options = Sequence[tuple[str, Any]]
 
 
@@ -43,16 +47,33 @@ def _registered_server(options: Options) -> Server:
 
         async def _end_other_calls(self) -> None:
             """Until the server stops, which is told by an exception of gRPC's."""
+            answers: set[asyncio.Task[None]] = set()
             while True:
-                await self._request_call()  # nobody refers to the call, so gRPC cancels it
+                call = await self._request_call()
+                if len(answers) < MOST_ANSWERS:
+                    answers.add(answer := asyncio.create_task(refuse(call), name="refuse a call of no method"))
+                    answer.add_done_callback(answers.discard)
+                del call  # one to which nobody refers is cancelled by gRPC
+
+    async def refuse(call: Any) -> None:
+        began = cygrpc.SendInitialMetadataOperation((), 0)
+        code, loop = cygrpc.StatusCode.unimplemented, asyncio.get_running_loop()
+        # The caller has gone, or gRPC's part takes other arguments: the call is cancelled then.
+        with suppress(grpc.aio.BaseError, TypeError):
+            await cygrpc._send_error_status_from_server(call, code, "there is no such method", (), began, loop)
 
     class RegisteredServer(_server.Server):
         def __init__(self) -> None:
             self._loop = cygrpc.get_working_loop()
             self._server = RegisteredCalls(self._loop, None, (), None, tuple(options), None)
 
-    for part in ("_make_request_call_future", "_request_call"):
-        getattr(cygrpc.AioServer, part)
+    for owner, part in (
+        (cygrpc.AioServer, "_make_request_call_future"),
+        (cygrpc.AioServer, "_request_call"),
+        (cygrpc, "_send_error_status_from_server"),
+        (cygrpc, "SendInitialMetadataOperation"),
+    ):
+        getattr(owner, part)
     return RegisteredServer()
 
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import grpc
 import pytest
-from blockswarm.proto.errors import SessionLost
-from blockswarm.proto.identity import Identity
+from blockswarm.proto.errors import RemoteProtocolError
+from blockswarm.proto.identity import Identity, synthetic_root_pem, tls_name
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.network.dialling import EVERY_RANGE
 from blockswarm.proto.network.options import PortLimits, server_options
-from blockswarm.proto.network.server import new_server, until_ended
-from blockswarm.proto.network.stub import SERVICE
-from blockswarm.proto.network.transport import Dialer, Handlers, ping, serve
+from blockswarm.proto.network.server import MOST_ANSWERS, new_server, until_ended
+from blockswarm.proto.network.stub import RELAY_SERVICE, SERVICE
+from blockswarm.proto.network.transport import Dialer, Handlers, RelayHandlers, ping, serve
 from blockswarm.proto.wire.handshake import PROTOCOL_VERSION
 from blockswarm.proto.wire.messages.calls import PingReply, PingRequest
 from blockswarm.proto.wire.messages.opening import Signed
@@ -33,13 +36,13 @@ async def unused(*args: Any) -> Any:
 
 
 @asynccontextmanager
-async def peer() -> AsyncIterator[PeerAddress]:
+async def peer(relay: RelayHandlers | None = None) -> AsyncIterator[PeerAddress]:
     identity = Identity.generate()
 
     async def pong(request: PingRequest) -> PingReply:
         return PingReply(clock=time.time(), peer_id=identity.peer_id, protocol=PROTOCOL_VERSION)
 
-    server, port = await serve(identity, Handlers(unused, unused, unused, pong), "127.0.0.1", 0)
+    server, port = await serve(identity, Handlers(unused, unused, unused, pong, relay=relay), "127.0.0.1", 0)
     try:
         yield PeerAddress(identity.peer_id, f"127.0.0.1:{port}")
     finally:
@@ -84,12 +87,88 @@ def test_a_call_that_is_not_served_ends_at_once() -> None:
         dialer = Dialer(rule=EVERY_RANGE)
         async with peer() as address:
             for _ in range(3):
-                with pytest.raises(SessionLost, match=str(address)):
+                with pytest.raises(RemoteProtocolError, match=f"{address}.*no such method"):
                     await dialer.stub(address).reach(ReachRequest(Signed(), 1), SECONDS)
             await ping(dialer.stub(address), address, SECONDS)
         await dialer.close()
 
     asyncio.run(main())
+
+
+@asynccontextmanager
+async def raw_channel(address: PeerAddress) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel that makes any call, as programs of other versions do."""
+    credentials = grpc.ssl_channel_credentials(synthetic_root_pem(address.peer, time.time()))
+    options = [("grpc.ssl_target_name_override", tls_name(address.peer))]
+    async with grpc.aio.secure_channel(address.target, credentials, options) as channel:
+        yield channel
+
+
+async def status_of(call: Any) -> tuple[grpc.StatusCode, str]:
+    """How a call ends, to which nothing is said that anybody could wait for."""
+    return await call.code(), await call.details()
+
+
+UNKNOWN = [f"/{SERVICE}/Nothing", f"/{RELAY_SERVICE}/Nothing", "/another.v2.Peer/Ping", "/", f"/{SERVICE}/ping"]
+
+
+@pytest.mark.parametrize("relay", [None, RelayHandlers(unused, unused, unused)], ids=["peer", "relay"])
+def test_a_method_that_is_not_there_is_said_to_be_unimplemented(relay: RelayHandlers | None) -> None:
+    """Programs of another version ask, and may do without; a call that was cancelled they would make again."""
+    unserved = UNKNOWN if relay is not None else [*UNKNOWN, f"/{RELAY_SERVICE}/Reserve"]
+
+    async def main() -> None:
+        async with asyncio.timeout(SECONDS), peer(relay) as address, raw_channel(address) as channel:
+            for method in unserved:
+                asked = channel.unary_unary(method)(b"x"), channel.unary_stream(method)(b"x")
+                for call in (*asked, channel.stream_stream(method)()):
+                    assert await status_of(call) == (grpc.StatusCode.UNIMPLEMENTED, "there is no such method")
+
+    asyncio.run(main())
+
+
+def test_many_calls_of_methods_that_are_not_there_leave_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+    """Some of very many are cancelled, or refused by HTTP/2, instead of being told."""
+
+    async def main() -> None:
+        dialer = Dialer(rule=EVERY_RANGE)
+        async with asyncio.timeout(SECONDS), peer() as address, raw_channel(address) as channel:
+            await ping(dialer.stub(address), address, SECONDS)
+            threads = threading.active_count()
+            calls = [channel.unary_unary(f"/stranger/{number}")(b"x" * 1000) for number in range(1500)]
+            told = Counter([(await status_of(call))[0] for call in calls])
+            assert told[grpc.StatusCode.UNIMPLEMENTED]
+            assert set(told) <= set(ENDS_OF_A_FLOOD)
+            await ping(dialer.stub(address), address, SECONDS)
+            answering = [task for task in asyncio.all_tasks() if task.get_name() == "refuse a call of no method"]
+            assert len(answering) <= MOST_ANSWERS
+            await asyncio.gather(*answering)
+            assert threading.active_count() <= threads
+        await dialer.close()
+
+    asyncio.run(main())
+    assert not caplog.records
+
+
+ENDS_OF_A_FLOOD = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+
+
+def test_a_caller_that_has_gone_before_it_was_told_does_no_harm(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        dialer = Dialer(rule=EVERY_RANGE)
+        async with asyncio.timeout(SECONDS), peer() as address:
+            for _ in range(20):
+                async with raw_channel(address) as channel:
+                    await channel.channel_ready()
+                    gone = [channel.stream_stream(f"/stranger/{number}")() for number in range(20)]
+                    await asyncio.sleep(0)
+                    for call in gone:
+                        call.cancel()
+            await ping(dialer.stub(address), address, SECONDS)
+        await dialer.close()
+
+    asyncio.run(main())
+    assert not caplog.records
 
 
 def test_the_end_of_a_server_is_told_and_waiting_for_it_can_be_given_up() -> None:
