@@ -151,13 +151,11 @@ class ChainSession:
         """End the session on every peer; these may keep up to `confirmed` tokens of each row for later sessions."""
         self._last_used = self._last_used or self._machine.choices
         if self._done.keys() <= self._guessed and self._failure is None and self._config.page_names is not None:
-            prefixes = await self._worth_remembering(self._config.page_names, confirmed)
-            if prefixes:
+            self._feed(ev.Finish())  # a peer ends the session when it has kept its pages, and may do so before another
+            if prefixes := await self._worth_remembering(self._config.page_names, confirmed):
                 await self._have_remembered(prefixes)
         self._feed(ev.Close())
         self._fail(SessionLost("the session was closed"))
-        if self._timer is not None:
-            self._timer.cancel()
         await self._background.finish()
 
     # --- the shell: events in, actions performed ---
@@ -377,7 +375,8 @@ class ChainSession:
         lengths = tuple(map(min, self._inputs.lengths, self._inputs.lengths if confirmed is None else confirmed))
         known = {pages[-1] for pages in self._pages if pages}
         unsuitable = sum(lengths) > MAX_PREFIX_TOKENS or max(lengths, default=0) < PAGE_TOKENS
-        if self._machine.mixed or not self.chain or unsuitable:
+        whole = sum(len(blocks) for _, blocks in self.chain) == self._config.num_blocks
+        if self._machine.mixed or not whole or unsuitable:
             return ()
         rows = [RowSlice(row, 0, length, 0) for row, length in enumerate(lengths)]
         nbytes = sum(lengths) * self._config.codec.token_bytes

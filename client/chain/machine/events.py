@@ -80,6 +80,11 @@ class Begin:
 
 
 @dataclass(frozen=True, slots=True)
+class Finish:
+    """No answer is waited for any more: the chain stays as it is until `Close`, whatever becomes of its peers."""
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """End the session on every peer."""
 
@@ -217,7 +222,7 @@ class Late:
 
 
 Event = (
-    Prepare | Begin | Close | Chosen | NotChosen | Looked | NetworkBack | NetworkAway
+    Prepare | Begin | Finish | Close | Chosen | NotChosen | Looked | NetworkBack | NetworkAway
     | Opened | Queued | Rerouted | Rebuilt | Exported | Answered | Probed | PushBroken | Lost | Late
 )  # fmt: skip
 

@@ -293,9 +293,6 @@ class ChainMachine(Watching):
                 lambda peer: self._facts.predict_seconds([(peer, hops[peer])], tokens) if peer in hops else math.inf,
             )
 
-    def _take_late(self, _event: ev.Late) -> None:
-        pass  # `handle` has taken in the time; the phase decides
-
     # --- resting and running ---
 
     def _decide_resting(self) -> bool:
@@ -365,6 +362,7 @@ class ChainMachine(Watching):
     _TAKE: ClassVar[Mapping[type, Callable[..., object]]] = {
         ev.Prepare: _take_prepare,
         ev.Begin: _take_begin,
+        ev.Finish: Watching._take_finish,
         ev.Close: _take_close,
         ev.Chosen: _take_chosen,
         ev.NotChosen: _take_not_chosen,
@@ -380,7 +378,7 @@ class ChainMachine(Watching):
         ev.Probed: _take_probed,
         ev.PushBroken: _take_push_failed,
         ev.Lost: _take_lost,
-        ev.Late: _take_late,
+        ev.Late: lambda machine, late: None,  # `handle` has taken in the time; the phase decides
     }
     _DECIDE: ClassVar[Mapping[Phase, Callable[..., bool]]] = {
         Phase.RESTING: _decide_resting,

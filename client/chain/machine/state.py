@@ -222,6 +222,9 @@ class ChainState:
         self._deadline = self._now + seconds
         return True
 
+    def _take_finish(self, _event: ev.Finish) -> None:
+        self._enter(Phase.ENDED)
+
     @property
     def _is_late(self) -> bool:
         return self._now >= self._deadline

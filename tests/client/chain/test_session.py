@@ -10,9 +10,10 @@ from dataclasses import replace
 import pytest
 from blockswarm.client.chain.machine.events import HopChoice, Layout
 from blockswarm.client.chain.session import ChainSession
-from blockswarm.proto.errors import NoChainError, PeerBusy, SwarmError
+from blockswarm.proto.errors import NoChainError, PeerBusy, SessionLost, SwarmError
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.swarm import BlockRange, Coordinate, PeerId, RequestSpec
+from support.session_machine import SessionMachine
 from support.toy_engine import pack
 from support.toy_swarm import WHOLE, Peer, Visit, World
 
@@ -142,3 +143,29 @@ def test_a_session_tells_its_peers_where_the_client_is() -> None:
     with closing(world.loop):
         world.loop.run(scenario())
     assert heard == [here]
+
+
+def test_a_session_that_ends_with_guesses_under_way_is_kept_and_blames_nobody() -> None:
+    """A peer that the guesses come late to keeps its pages first, and has ended the session when they come."""
+    world = SessionMachine()
+    world.begin(set(), prefixes=True, streams=("float32",) * 3, wire_format="auto")
+    for start, count in ((0, 100), (100, 40)):
+        world.check(StepPlan((RowSlice(0, start, count, 1),)))
+    first, second, _ = (peer for peer, _ in world.session.chain)
+    world.net.link(first, second).delay_seconds = 0.3
+    guesses = StepPlan((RowSlice(0, 140, 3, 3),), guessed=3)
+
+    async def end() -> None:
+        step = asyncio.create_task(world.session.run(guesses, pack([1, 2, 3]), guessed=True))
+        await asyncio.sleep(0.1)
+        await world.session.close((140,))
+        with pytest.raises(SessionLost):
+            await step
+
+    world.loop.run(end())
+    assert {event.kind for event in world.events} == {"opened"}
+    world.session = ChainSession(world.config, 4000, 5)
+    world.truth = world.whole()
+    world.check(StepPlan((RowSlice(0, 0, 140, 1),)), list(range(1, 141)))
+    assert world.events[-1].detail == "128 of 140 tokens"
+    world.teardown()

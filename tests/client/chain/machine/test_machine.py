@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -468,6 +469,16 @@ def test_a_session_that_failed_still_frees_its_peers_when_it_is_closed() -> None
     end_for_lack_of_others(chain, UsageError("no"))
     chain.feed(ev.Close())
     assert {leave.hop for leave in all_of(chain.log, ev.Leave)} == {chain.opened[name] for name in "abc"}
+
+
+def test_a_peer_that_ends_a_finished_session_first_is_not_to_blame() -> None:
+    """A step that nobody waits for is under way, and would be repaired: the peer banned, another one opened."""
+    chain = running()
+    chain.begin()
+    chain.feed(ev.Finish())
+    assert not lose(chain, "b")
+    assert chain.machine.wake_at == math.inf
+    assert len(all_of(chain.feed(ev.Close()), ev.Leave)) == 3
 
 
 def test_a_replacement_that_does_not_open_in_time_is_given_up() -> None:
