@@ -65,11 +65,15 @@ class TimingLog:
         `guessed`: the step carried no token of the text, so its time says nothing about a trip of the text.
         """
         if not guessed:
+            seconds = max(0.0, answered_at - sent_at)
+            # Peers may say anything, but what they have spent is a part of this.
+            queue_seconds = sum(max(0.0, hop.started_at - hop.received_at) for hop in timings)
+            compute_seconds = sum(max(0.0, hop.finished_at - hop.started_at) for hop in timings)
             self._last_trip = Trip(
                 tokens,
-                answered_at - sent_at,
-                queue_seconds=sum(hop.started_at - hop.received_at for hop in timings),
-                compute_seconds=sum(hop.finished_at - hop.started_at for hop in timings),
+                seconds,
+                queue_seconds=min(seconds, queue_seconds),
+                compute_seconds=min(seconds, compute_seconds),
                 crowded=any(hop.crowded for hop in timings),
             )
         self._steps.append(_Step(self.answered_steps, sent_at, answered_at, timings))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from blockswarm.client.chain.machine.events import HopChoice
 from blockswarm.client.chain.timing_log import TimingLog
+from blockswarm.client.model.guess.policy import as_short
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.wire.frames import HopTiming
 from blockswarm.routing.swarm import BlockRange, PeerId
@@ -44,6 +45,18 @@ def test_the_last_trip_says_what_a_further_token_costs() -> None:
     cheaper = log.last_trip(lambda tokens: 1.0 / tokens)
     assert cheaper is not None
     assert cheaper.row_seconds == 0.0
+
+
+@pytest.mark.parametrize("lie", [1e12, -1e12])
+def test_no_peer_has_spent_more_than_the_trip_took(lie: float) -> None:
+    """Believed, a trip of ages would have the client wait for guesses longer than any clock can say."""
+    log = TimingLog()
+    log.add(10.0, 10.5, (HopTiming("a", 3.0, 3.0 + lie, 3.1), HopTiming("b", 7.0, 7.0, 7.0 + lie)), tokens=100)
+    trip = log.last_trip(lambda tokens: 0.1)
+    assert trip is not None
+    assert 0.0 <= trip.queue_seconds <= trip.seconds
+    assert 0.0 <= trip.compute_seconds <= trip.seconds
+    assert as_short(trip).seconds <= trip.seconds
 
 
 def test_a_step_of_guesses_is_no_trip_of_the_text() -> None:
