@@ -214,6 +214,8 @@ class SwarmCache(NotCopied, LayerlessCache):
                 self._first_step = 0
         if runner is not None:
             runner.close(self._rows.table.lengths)
+        if self.guesses is not None:
+            self.guesses.guesser.stop()
 
     def _plan(self, inputs: ForwardInputs, hidden: torch.Tensor) -> BatchStep:
         batch, count = hidden.shape[:2]

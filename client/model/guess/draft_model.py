@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -43,7 +44,8 @@ class DraftModel:
                 f"a {model.config.model_type} model cannot draft: what it has read cannot be taken back",
                 hint="Choose a draft model with full attention in all blocks.",
             )
-        self._wanted: deque[ModelDrafter] = deque()
+        self._wanted: deque[weakref.ref[ModelDrafter]] = deque()
+        """Weak, so that the thread stops reading a text that has ended."""
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -57,8 +59,8 @@ class DraftModel:
     def want(self, drafter: ModelDrafter) -> None:
         """Queue a text for the thread, which is started if it does not run."""
         with self._lock:
-            if drafter not in self._wanted:
-                self._wanted.append(drafter)
+            if weakref.ref(drafter) not in self._wanted:
+                self._wanted.append(weakref.ref(drafter))
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._work, name="blockswarm-draft", daemon=True)
                 self._thread.start()
@@ -69,8 +71,8 @@ class DraftModel:
                 if not self._wanted:  # the next text that wants guesses starts another thread
                     self._thread = None
                     return
-                drafter = self._wanted.popleft()
-            if drafter.think():
+                drafter = self._wanted.popleft()()
+            if drafter is not None and drafter.think():
                 self.want(drafter)
             del drafter  # do not keep an ended text alive until the next one comes
 

@@ -178,6 +178,10 @@ class Guesser:
         self._counts = _Counts()
         self._panel.begin_use(self._way.sent)
 
+    def stop(self) -> None:
+        """Release the drafters when the text has ended; from any thread, also during `compute`."""
+        self._panel.stop()
+
     def compute(
         self, runner: TripRunner, plan: StepPlan, hidden: torch.Tensor, feed: Feed | None, *, first: bool
     ) -> torch.Tensor:

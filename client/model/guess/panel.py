@@ -49,13 +49,19 @@ class Offer:
 
 
 @dataclass(slots=True)
+class _Brought:
+    """The results of the drafters of one name."""
+
+    usual: float = _USUAL
+    """Expected right guesses per step that they sent, smoothed."""
+    guessed: int = 0
+    right: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class _Seat:
     drafter: Drafter
     name: str
-    usual: float = _USUAL
-    """Expected right guesses per step that it sent, smoothed."""
-    guessed: int = 0
-    right: int = 0
 
 
 @dataclass(slots=True)
@@ -94,17 +100,21 @@ class DraftPanel:
                 seat = _Seat(drafter, str(drafter.name))
                 drafter.call_when_ready(wake)
                 self._seats.append(seat)
-        self._reported = {seat.name: seat for seat in self._seats}
+        self._brought = {seat.name: _Brought() for seat in self._seats}
+
+    def stop(self) -> None:
+        """Release the drafters when the text has ended; the reports stay."""
+        self._seats = []
 
     def reports(self) -> tuple[DraftReport, ...]:
         """Return the reports of the drafters that guessed anything, by name."""
-        found = sorted(self._reported.items())
-        return tuple(DraftReport(name, seat.guessed, seat.right) for name, seat in found if seat.guessed)
+        found = sorted(self._brought.items())
+        return tuple(DraftReport(name, each.guessed, each.right) for name, each in found if each.guessed)
 
     def begin_use(self, outstanding: Sequence[Sent]) -> None:
         """Reset the counts; guesses whose outcome is open are counted as new ones."""
-        for seat in self._reported.values():
-            seat.guessed = seat.right = 0
+        for brought in self._brought.values():
+            brought.guessed = brought.right = 0
         self._count_guessed(outstanding)
 
     def note(self, start: int, tokens: Sequence[int]) -> None:
@@ -126,7 +136,7 @@ class DraftPanel:
         best = max(found, key=lambda each: each.offer.value, default=None)
         if best is None:
             return Offer()
-        better = max((each.seat.usual for each in found if each.thinking), default=0.0)
+        better = max((self._brought[each.seat.name].usual for each in found if each.thinking), default=0.0)
         waits = best.thinking or better > best.offer.value
         return Offer(best.offer.guesses, best.offer.value, waits)
 
@@ -137,8 +147,8 @@ class DraftPanel:
     def note_sent(self, offer: Offer) -> None:
         """Record that the guesses of an offer were sent."""
         self._count_guessed(offer.guesses)
-        seat = self._reported[offer.guesses[0].kind[0]]
-        seat.usual += _SMOOTHING * (offer.value - seat.usual)
+        brought = self._brought[offer.guesses[0].kind[0]]
+        brought.usual += _SMOOTHING * (offer.value - brought.usual)
 
     def note_outcome(self, guess: Sent, right: bool) -> None:
         """Record that a sent guess was right, or that it was the first wrong one."""
@@ -146,7 +156,7 @@ class DraftPanel:
         self._acceptance[guess.kind] = self._acceptance[guess.kind].after(right)
         if guess.kind in self._known:
             self._known[guess.kind] = self._known[guess.kind].after(right)
-        self._reported[guess.kind[0]].right += right
+        self._brought[guess.kind[0]].right += right
 
     def note_trip(self) -> None:
         """Before a trip, fade the outcomes of kinds that have had none since the last trip."""
@@ -157,7 +167,7 @@ class DraftPanel:
 
     def _count_guessed(self, guesses: Sequence[Sent]) -> None:
         for guess in guesses:
-            self._reported[guess.kind[0]].guessed += 1
+            self._brought[guess.kind[0]].guessed += 1
 
     def _weighed(
         self,

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from blockswarm.client.model.guess.draft_model import DraftModel, ModelDrafter
+from blockswarm.client.model.guess.draft_model import CHUNK_TOKENS, DraftModel, ModelDrafter
+from blockswarm.client.model.guess.panel import DraftPanel
 from blockswarm.proto.errors import UsageError
 from support.prompts import full_model
 
@@ -95,6 +96,37 @@ def test_a_model_that_fails_guesses_no_more_for_the_text(model: Any):
     assert waiting.drafter.draft(4, []) == []
     waiting.drafter.call_when_ready(waiting.woken.set)
     assert waiting.guesses(4) == []
+
+
+def test_a_text_that_has_ended_is_read_no_further(model: Any):
+    """A long prompt whose reader has gone would keep the thread from the texts of others."""
+    beginning, fed = threading.Event(), threading.Semaphore(0)
+
+    class Held(DraftModel):
+        held = False
+
+        def new_cache(self) -> Any:
+            if self.held:
+                beginning.set()
+                assert fed.acquire(timeout=60)
+            return super().new_cache()
+
+    held, reads = Held(model), []
+    held.held = True
+    hook = model.register_forward_hook(lambda *_: reads.append(1))
+    try:
+        panel = DraftPanel([held.drafter()], {}, lambda: None)
+        panel.note(0, [5] * (CHUNK_TOKENS + 20))
+        panel.offer(8, [], 1 << 20, len)
+        assert beginning.wait(60)
+        panel.stop()
+        fed.release()
+        for thread in threading.enumerate():
+            if thread.name == "blockswarm-draft":
+                thread.join(60)
+    finally:
+        hook.remove()
+    assert len(reads) == 1
 
 
 def test_a_model_whose_cache_cannot_be_cut_is_refused(model: Any):

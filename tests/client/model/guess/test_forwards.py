@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -209,6 +211,27 @@ def test_the_end_of_a_session_knows_what_was_only_guessed(guessing: Any, chain: 
         session.generate(prompt(12)["input_ids"], **LONG | {"max_new_tokens": 7})
     (ended,) = chain.sessions
     assert ended.confirmed == (12 + 6,)
+
+
+def test_a_text_that_has_ended_lets_its_drafters_go(guessing: Any):
+    """Also where somebody still holds the session, or what it raised: a draft model thinks for living texts only."""
+    made: list[weakref.ref[Drafter]] = []
+
+    def make() -> list[Drafter]:
+        drafter = RandomDrafter(1, VOCABULARY, silent_share=0)
+        made.append(weakref.ref(drafter))
+        return [drafter]
+
+    guessing.make_drafters = make
+    with guessing.session(40) as session:
+        session.generate(prompt(12)["input_ids"], **LONG)
+        assert made[0]() is not None
+    report = guessing.last_generation.guesses
+    gc.collect()
+    assert made[0]() is None
+    assert session.position == 36
+    assert guessing.last_generation.guesses == report
+    assert report.guessed > 0
 
 
 def test_a_stream_gets_the_tokens_and_can_be_left(full: PreTrainedModel, guessing: Any, chain: LocalChain):
