@@ -83,11 +83,12 @@ class RoutesBoard:
     """Routes of one model, from this node."""
 
     hops: tuple[RouteHop, ...] = ()
-    return_seconds: float = 0.0
-    step_seconds: float = 0.0
-    exact: bool = True
+    return_seconds: float | None = None
+    """Without a chain this is None, as the next ones."""
+    step_seconds: float | None = None
+    exact: bool | None = None
     """The chain is proven to be the best..."""
-    gap_seconds: float = 0.0
+    gap_seconds: float | None = None
     """...or another one may be done this much sooner; infinite: nothing is known."""
     failure: str = ""
     """Why there is no chain, in words."""

@@ -43,7 +43,7 @@ class EventEntry:
     at_seconds: float
     kind: str
     """"joined", "left", "silent", "answers", "restarted", "state", "moved", "claims", "incomplete", "complete",
-    "probe-failed", "probe-works", "failover" or "more"."""
+    "unseen", "seen", "probe-failed", "probe-works", "failover" or "more"."""
     peer: str
     """Its id; "" if it is about the whole swarm."""
     name: str

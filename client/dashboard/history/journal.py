@@ -29,6 +29,8 @@ class Journal:
         """The states of which the last look was noted, by the model's id."""
         self._counted: dict[str, float] = {}
         """When the next counts are due, on the loop's clock."""
+        self._unseen: set[str] = set()
+        """Models of which the last look has failed, by their ids."""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -49,6 +51,8 @@ class Journal:
 
     async def _note(self, snapshot: DashboardSnapshot) -> None:
         for state in snapshot.models:
+            if (outage := self._outage(state)) is not None:
+                await self._recorder.write(lambda store, outage=outage: store.add_events([outage]))  # type: ignore[misc]
             if state.sighting is None:
                 continue
             before = self._last.get(state.facts.id)
@@ -61,6 +65,17 @@ class Journal:
                 if events:
                     await self._recorder.write(lambda store, events=events: store.add_events(events))  # type: ignore[misc]
             await self._count(board)
+
+    def _outage(self, state: ModelState) -> EventEntry | None:
+        """The event that looks begin to fail, or to succeed again: a swarm that does not answer all night is one."""
+        model, failure, sighting = state.facts.id, state.failure, state.sighting
+        if failure is not None and model not in self._unseen:
+            self._unseen.add(model)
+            return EventEntry(model, failure.at_seconds, "unseen", "", "", failure.code)
+        if failure is None and sighting is not None and model in self._unseen:
+            self._unseen.remove(model)
+            return EventEntry(model, sighting.at_seconds, "seen", "", "", "")
+        return None
 
     async def _count(self, board: ModelBoard) -> None:
         now, model = asyncio.get_running_loop().time(), board.state.facts.id

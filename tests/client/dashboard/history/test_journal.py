@@ -12,7 +12,7 @@ from blockswarm.client.dashboard.history.journal import Journal
 from blockswarm.client.dashboard.history.recorder import Recorder
 from blockswarm.client.dashboard.timing import DashboardTiming
 from blockswarm.client.dashboard.watch.keeper import SnapshotKeeper
-from blockswarm.client.dashboard.watch.sighting import ModelState
+from blockswarm.client.dashboard.watch.sighting import Failure, ModelState
 from support.sightings import FACTS, NOW, known, sighting
 
 ANN, BOB = known("0:4", "ann"), known("4:8", "bob")
@@ -64,5 +64,25 @@ def test_events_are_written_once_and_not_for_what_was_there_at_first(tmp_path: P
         found = [numbered.event for numbered in await events(recorder, 4)]
         assert [each.kind for each in reversed(found)] == ["incomplete", "silent", "complete", "answers"]
         assert await counted(recorder) == 2, "the second and the third look are within the same minute"
+
+    journalled(tmp_path, scenario)
+
+
+def test_a_swarm_that_does_not_answer_is_an_event_and_so_is_its_return(tmp_path: Path) -> None:
+    """Where nothing is probed a whole swarm could die, and its events said that nothing had happened."""
+
+    async def scenario(keeper: SnapshotKeeper, recorder: Recorder) -> None:
+        first = sighting([ANN, BOB])
+        await keeper.put(ModelState(FACTS, first))
+        await counted(recorder)
+        for later in (15, 20):
+            await keeper.change(FACTS.id, failure=Failure("peer-unavailable", NOW + later))
+            await events(recorder, 1)
+        await keeper.put(ModelState(FACTS, sighting([ANN, BOB], at=NOW + 30, before=first)))
+        found = [numbered.event for numbered in await events(recorder, 2)]
+        assert [(each.kind, each.at_seconds, each.detail) for each in reversed(found)] == [
+            ("unseen", NOW + 15, "peer-unavailable"),
+            ("seen", NOW + 30, ""),
+        ]
 
     journalled(tmp_path, scenario)
