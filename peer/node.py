@@ -76,7 +76,10 @@ async def run_peer(
     progress: Progress,
     leave: Callable[[], object] | None = None,
 ) -> None:
-    """Run a peer until SIGINT or SIGTERM; `leave` as for StopRequest. Raises SwarmError if it cannot start."""
+    """Run a peer until SIGINT, SIGTERM or the end of its terminal.
+
+    `leave` as for StopRequest. Raises SwarmError if it cannot start.
+    """
     if config.nice:
         os.nice(NICENESS)  # of this thread, and of all threads started from now on
     raise_descriptor_limit()
@@ -84,6 +87,8 @@ async def run_peer(
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signal_number, stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under nohup the peer outlives its terminal
+        loop.add_signal_handler(signal.SIGHUP, stop)
     await until_stopped(_run(config, on_ready, progress, stop), stop)
 
 
