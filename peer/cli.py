@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..proto.errors import SwarmError, one_line
-from ..proto.exit_status import ExitStatus, exit_status
+from ..proto.exit_status import ExitStatus, exit_status, run_program
 from ..proto.lean_imports import lighten_imports
 from ..proto.logs import log_to_standard_error, print_whatever_comes
 from ..proto.network.address import HostPort, PeerAddress
@@ -236,6 +236,10 @@ def leave_process() -> None:
 def main() -> None:
     """The console script."""
     lighten_imports()
+    run_program("swarm-peer", _run_command)
+
+
+def _run_command() -> None:
     if sys.argv[1:2] == ["plan"]:
         plan_app(sys.argv[2:], prog_name="swarm-peer plan")
     if sys.argv[1:2] == ["doctor"]:

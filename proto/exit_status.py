@@ -8,7 +8,9 @@ address at which another node answers, until its owner is back; memory, until an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 
 from .errors import (
@@ -57,3 +59,27 @@ GIVEN_UP: Mapping[type[SwarmError], ExitStatus] = {
 
 def exit_status(error: SwarmError) -> ExitStatus:
     return next(GIVEN_UP[base] for base in type(error).__mro__ if base in GIVEN_UP)
+
+
+def run_program(program: str, work: Callable[[], object]) -> None:
+    """Run a console script, and write what it has printed before it ends.
+
+    Python itself does that last of all: where it cannot, it complains in words of its own, with a status of its own.
+    """
+    try:
+        work()
+    finally:
+        write_output(program)
+
+
+def write_output(program: str) -> None:
+    """Write what was printed. Raises SystemExit, with a line on standard error, if that cannot be done."""
+    try:
+        if sys.stdout is not None:  # a program that was started without one has none
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries once more
+        if not isinstance(error, BrokenPipeError):  # a reader that has read enough is no fault
+            hint = "Make room where it is written, or write it elsewhere."
+            print(f"{program}: standard output cannot be written: {error.strerror}\n  {hint}", file=sys.stderr)
+        raise SystemExit(ExitStatus.MAY_PASS) from None

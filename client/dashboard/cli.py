@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...proto.exit_status import run_program
 from ...proto.lean_imports import lighten_imports
 from ...proto.service_manager import READY, tell_service_manager
 from ...proto.settings import ConfigFile, PrintConfig, Version, arguments_or_exit, as_file, settings_of
@@ -134,7 +135,8 @@ def _ready(address: str) -> None:
 def main() -> None:
     """The console script."""
     lighten_imports()
-    app(arguments_or_exit("swarm-dashboard", sys.argv[1:], positional=None), prog_name="swarm-dashboard")
+    arguments = arguments_or_exit("swarm-dashboard", sys.argv[1:], positional=None)
+    run_program("swarm-dashboard", lambda: app(arguments, prog_name="swarm-dashboard"))
 
 
 if __name__ == "__main__":

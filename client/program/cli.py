@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...proto.exit_status import run_program
 from ...proto.lean_imports import lighten_imports
 from ...proto.settings import Version, arguments_or_exit
 from .arguments import (
@@ -378,7 +379,8 @@ def new_key(file: Annotated[Path, typer.Argument(help="The file to write; it mus
 def main() -> None:
     """The console script."""
     lighten_imports()
-    app(arguments_or_exit("swarm-client", sys.argv[1:], words=1), prog_name="swarm-client")
+    arguments = arguments_or_exit("swarm-client", sys.argv[1:], words=1)
+    run_program("swarm-client", lambda: app(arguments, prog_name="swarm-client"))
 
 
 if __name__ == "__main__":

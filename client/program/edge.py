@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from ...proto.exit_status import ExitStatus, exit_status
+from ...proto.exit_status import ExitStatus, exit_status, write_output
 from ...proto.logs import log_to_standard_error
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def reported_errors(verbose: bool, program: str = "swarm-client") -> Iterator[No
     except BrokenPipeError:  # the program that read the output is gone, as it may be
         raise typer.Exit(ExitStatus.MAY_PASS) from None
     except Exception as error:  # a defect, here or in a library; the traceback is for those that ask for it
+        if isinstance(error, OSError):
+            write_output(program)  # or a full disk behind standard output, which is none
         logging.getLogger(__name__).debug("unexpected", exc_info=error)
         typer.echo(
             f"{program}: unexpected: {type(error).__name__}: {one_line(str(error))}\n  "

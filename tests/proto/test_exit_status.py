@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,12 @@ from blockswarm.client.program.edge import reported_errors as client_edge
 from blockswarm.peer.cli import reported_errors as peer_edge
 from blockswarm.proto.errors import WIRE_CLASSES, PeerBusy, SwarmError
 from blockswarm.proto.exit_status import ExitStatus, exit_status
+from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.dialling import AddressRefused
+from support.processes import command, environment
 
 DOCS = Path(__file__).parents[2] / "docs"
+NOBODY = f"{Identity.generate().peer_id}@127.0.0.1:1"
 ROW = re.compile(r"^\| (\d+) \| [^|]* \| ([^|]*)\|$", re.MULTILINE)
 
 
@@ -53,3 +58,39 @@ def test_the_units_start_again_unless_it_is_in_vain(unit: Path) -> None:
     lines = unit.read_text(encoding="utf-8").splitlines()
     assert f"RestartPreventExitStatus={ExitStatus.IN_VAIN:d}" in lines
     assert "Restart=on-failure" in lines
+
+
+PROGRAMS = {
+    "swarm-peer": ("swarm-peer", "model", "--new-swarm", "--print-config"),
+    "swarm-client": ("swarm-client", "serve", "model", "--initial-peers", NOBODY, "--print-config"),
+    "swarm-dashboard": ("swarm-dashboard", "--initial-peers", NOBODY, "--print-config"),
+}
+
+
+def printed_to(program: str, output: int) -> tuple[int, str]:
+    """Status and standard error of a program that prints its settings there."""
+    surroundings = {name: value for name, value in environment().items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        command(*PROGRAMS[program]), stdout=output, stderr=subprocess.PIPE, text=True, env=surroundings, check=False
+    )
+    return done.returncode, done.stderr.removeprefix("starting\n")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no file that is always full")
+def test_output_that_cannot_be_written_is_told_in_a_line(program: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        status, told = printed_to(program, full.fileno())
+    assert status == ExitStatus.MAY_PASS
+    assert told.splitlines()[0] == f"{program}: standard output cannot be written: No space left on device"
+    assert told.count("\n") == 2
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_reader_that_has_read_enough_is_told_nothing(program: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        assert printed_to(program, write) == (ExitStatus.MAY_PASS, "")
+    finally:
+        os.close(write)
