@@ -348,7 +348,7 @@ def ping(
         from .terminal import spinner
 
         with spinner("pinging") as turning:
-            if "@" in target and not Path(target).is_dir():
+            if ("@" in target or ":" in target) and not Path(target).is_dir():  # no name of a model has these
                 pulses = run(take_pulses((PeerAddress.parse(target),)))
             else:
                 options = swarm_options(initial_peers, swarm_key, identity, lan, False, revision)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
+import os
 import socket
 from typing import Any
 
@@ -23,8 +25,16 @@ def listening_socket(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, UnicodeError) as error:
-        raise UsageError(f"cannot listen at {host}:{port}: {error}", hint="Choose another --host or --port.") from None
+    except UnicodeError as error:
+        raise UsageError(f"cannot listen at {host}:{port}: {error}", hint="Choose another --host.") from None
+    except OSError as error:
+        # The text of `create_server` repeats the address; the words for the number alone are those that users know.
+        number = error.errno or 0
+        why = os.strerror(number) if number in errno.errorcode else error.strerror or error
+        raise UsageError(
+            f"cannot listen at {host}:{port}: {why}",
+            hint="Choose another --host or --port (0: any free one), or end the program that has this one.",
+        ) from None
     # asyncio does this for sockets that name their protocol only; else a body waits 40 ms for its head's delayed ACK.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening

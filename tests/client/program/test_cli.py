@@ -426,7 +426,7 @@ def test_a_wrong_option(folder: Path, options: tuple[str, ...], words: str) -> N
         (("--max-length", "1"), "--max-length"),
         (("--default-max-tokens", "0"), "--default-max-tokens"),
         (("--name", "a\nb"), "--name"),
-        (("--host", "no.such.host.invalid"), "cannot listen"),
+        (("--host", "no.such.host.invalid"), "cannot listen at no.such.host.invalid:8000: "),
         (("--keys", "/nonexistent/keys.toml"), "/nonexistent/keys.toml"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -440,6 +440,10 @@ def test_the_endpoint_says_which_extra_is_missing(folder: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     result = run("serve", folder, "--initial-peers", NOBODY)
     check_refused(result, 2, "not installed: uvicorn", "pip install 'blockswarm[serve]'")
+
+
+def test_an_address_without_an_id_is_not_taken_for_the_name_of_a_model() -> None:
+    check_refused(run("ping", "127.0.0.1:4000"), 2, "'127.0.0.1:4000' is not the address of a peer", "ID@HOST:PORT")
 
 
 def test_unreachable_initial_peers(folder: Path) -> None:
