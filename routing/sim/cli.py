@@ -23,7 +23,14 @@ if TYPE_CHECKING:
     from .runs.published import RequestResult
     from .studies.compare import Row
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=__doc__,
+)
 
 _MALFORMED = 2
 _INFEASIBLE = 3

@@ -168,7 +168,7 @@ def test_json_is_what_the_help_says(tmp_path: Path, command: str, kind: type) ->
     }
     _, out, _ = run(command, files[command], "--json")
     assert type(json.loads(out)) is kind
-    said = " ".join(run(command, "--help")[1].replace("│", " ").split())
+    said = " ".join(run(command, "-h")[1].split())
     assert f"One JSON {'array' if kind is list else 'object'} on stdout" in said
 
 
