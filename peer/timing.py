@@ -17,6 +17,7 @@ from ..proto.wire.timing import (
     RECORD_REFRESH_SECONDS,
     RELAY_ACCEPT_SECONDS,
     RELAY_IDLE_SECONDS,
+    TRANSFER_SILENCE_SECONDS,
     UNFED_ROOM_SECONDS,
     UNUSED_ROOM_SECONDS,
 )
@@ -108,8 +109,10 @@ class PeerTiming:
     """Wait for a frame that is being written, before its writer is cancelled."""
     write_seconds: float = 60.0
     """Wait for the other side of a stream to take a frame; its session ends, or the push is given up."""
-    transfer_hold_seconds: float = 30.0
-    """Longest time that one part of an attention cache may take to move, even if no other part waits for its turn."""
+    transfer_silence_seconds: float = TRANSFER_SILENCE_SECONDS
+    """Silence after which a part of an attention cache loses its turn..."""
+    transfer_hold_seconds: float = 2.0
+    """...and the longest turn of one part; a part without its turn goes on beside the next ones."""
     transfer_link_share: float = 0.5
     """Parts of attention caches move for at most this share of the time: the rest of it belongs to steps."""
     usage_seconds: float = 600.0

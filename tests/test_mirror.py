@@ -66,7 +66,6 @@ TESTED_BY = {
     "peer/session/outlet.py": "tests/peer/session/test_service.py",
     "peer/session/parts.py": "tests/peer/session/test_service.py",
     "peer/session/reader.py": "tests/swarm/bad_input/test_frames.py",
-    "peer/session/work/compute.py": "tests/swarm/test_session.py",
     "peer/session/work/seams.py": "tests/swarm/test_session_machine.py",
     "proto/directory/hivemind/guard.py": "tests/proto/directory/hivemind/test_private.py",
     "proto/directory/hivemind/shim.py": "tests/proto/directory/hivemind/test_node.py",

@@ -29,7 +29,7 @@ async def first_verdict(
     async def answer(request: PingRequest) -> PingReply:
         return PingReply(clock=clock(), peer_id=identity.peer_id, protocol=PROTOCOL_VERSION)
 
-    async def refuse_stream(stream: Any) -> None:
+    async def refuse_stream(stream: Any, _host: str = "") -> None:
         await stream.write(FailureFrame.of(_not_yet()))
 
     async def refuse_call(request: object) -> Any:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 
 from ...proto.errors import SessionLost, SwarmError
@@ -81,12 +80,22 @@ class ClientOutlet:
     async def rebuilt(self, epoch: int, tokens: int) -> None:
         await self.write(RebuiltFrame(epoch, tokens))
 
-    async def kv_state(self, round_: int, applied_seq: int, part: CachePart) -> None:
-        """Send the head before the data, so that the client can time the part from the head's arrival."""
+    async def kv_state(self, round_: int, applied_seq: int, part: CachePart, moved: Callable[[int], None]) -> None:
+        """Send the head before the data, so that the client can time the part from the head's arrival.
+
+        `moved` is told the size of every piece that was sent.
+        """
         data = part.data
         head = KvStateFrame(round_, applied_seq, part.starts, part.lengths, len(data), b"")
-        chunks = (ChunkFrame(data[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES))
-        await self._write_all(itertools.chain([head], chunks))
+
+        def frames() -> Iterator[PeerFrame]:
+            yield head
+            for at in range(0, len(data), CHUNK_BYTES):
+                chunk = data[at : at + CHUNK_BYTES]
+                yield ChunkFrame(chunk)
+                moved(len(chunk))  # the next frame is asked for when this one was written
+
+        await self._write_all(frames())
 
     async def failure(self, error: SwarmError, epoch: int, seq: int) -> None:
         await self.write(FailureFrame.of(error, epoch, seq))

@@ -21,7 +21,7 @@ from ...proto.wire.messages.steps import ReplayFrame
 from ...proto.wire.messages.streams import ClientFrame, PeerFrame
 from ...proto.wire.prefixes import check_prefixes, unpack_digests
 from .outlet import ClientOutlet
-from .transfer import KvImport, LargestImport, Transfers, receive_kv
+from .transfer import KvImport, LargestImport, TakeTurn, receive_kv
 from .work.worker import SessionWorker
 
 
@@ -44,14 +44,14 @@ class SessionReader:
         outlet: ClientOutlet,
         reader: StepReader,
         reroute: Callable[[RerouteFrame], Awaitable[None]],
-        transfers: Transfers,
+        take_turn: TakeTurn,
         largest_import: LargestImport,
     ) -> None:
         self._worker = worker
         self._outlet = outlet
         self._reader = reader
         self._reroute = reroute
-        self._transfers = transfers
+        self._take_turn = take_turn
         self._largest_import = largest_import
         self._superseded = asyncio.Event()
 
@@ -79,8 +79,8 @@ class SessionReader:
 
     async def _import(self, head: KvStateFrame, stream: Stream[ClientFrame, PeerFrame]) -> ClientFrame | None:
         """Take a part of an attention cache; return the frame that comes after it."""
-        async with self._transfers.turn(self._worker.grant.client, head.timeout_seconds):
-            received = await receive_kv(head, stream.read, self._largest_import)
+        async with self._take_turn(head.timeout_seconds) as turn:
+            received = await receive_kv(head, stream.read, self._largest_import, turn.moved)
             if not isinstance(received, KvImport):
                 return received
             await self._worker.put_import(received)

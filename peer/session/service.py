@@ -43,10 +43,10 @@ from .outlet import ClientOutlet
 from .parts import PeerParts
 from .push import PushLink
 from .reader import SessionReader, take_step
-from .transfer import Transfers
+from .transfer import TakeTurn, Transfers, TurnLimits
 from .unary import UnaryCalls
 from .waiting import Admission
-from .work.compute import EngineCompute
+from .work.compute import EngineCompute, largest_part
 from .work.seams import SessionParts
 from .work.worker import SessionWorker
 
@@ -70,7 +70,8 @@ class PeerService:
         self._handshakes = Handshakes(parts.timing.handshake_seconds)
         self._questions = Handshakes(parts.timing.handshake_seconds)
         """Apart from those of streams, so that a flood of one kind takes no places from the other."""
-        self._transfers = Transfers(parts.timing.transfer_hold_seconds, parts.timing.transfer_link_share)
+        limits = TurnLimits(parts.timing.transfer_silence_seconds, parts.timing.transfer_hold_seconds)
+        self._transfers = Transfers(limits, parts.timing.transfer_link_share)
         self._refusals = Refusals(parts.timing.refusals_seconds, parts.on_failure)
         self.usage = UsageLog(parts.timing.usage_seconds)
         self._open: dict[bytes, _OpenSession] = {}
@@ -118,14 +119,14 @@ class PeerService:
 
     # --- sessions ---
 
-    async def session(self, stream: Stream[ClientFrame, PeerFrame]) -> None:
-        """Serve one client's session, from its hello to its last frame."""
+    async def session(self, stream: Stream[ClientFrame, PeerFrame], host: str) -> None:
+        """Serve one client's session, from its hello to its last frame; the client is seen at `host`."""
         outlet = ClientOutlet(stream, self._parts.timing)
         ahead = ReadAhead(stream)
         opening = None
         try:
             async with self._handshakes.handshake():
-                opening = self._check_open(await stream.read())
+                opening = self._check_open(await stream.read(), host)
                 await self._previous_ended(opening.grant)
             await self._admit(opening, ahead, outlet)
         except SwarmError as error:
@@ -138,12 +139,12 @@ class PeerService:
             self._changes.notify()
             await run_to_end(self._close(ahead, outlet))
 
-    def _check_open(self, frame: ClientFrame | None) -> Opening:
+    def _check_open(self, frame: ClientFrame | None, host: str) -> Opening:
         if not isinstance(frame, OpenFrame):
             raise RemoteProtocolError("a session begins with an open frame")
         if self.draining:
             raise _leaving()
-        return self._check.opening(frame)
+        return self._check.opening(frame, host)
 
     async def _admit(self, opening: Opening, ahead: ReadAhead, outlet: ClientOutlet) -> None:
         """Serve a session once it has its room; any frame but a probe that comes before ends the wait."""
@@ -193,10 +194,11 @@ class PeerService:
             use = RoomUse(
                 grant, self._parts.timing, lambda: worker.at_work, lambda: self._parts.sessions.crowds(grant.client)
             )
-            parts = self._session_parts(grant, kv, outlet, wire_format, prefixes, use)
+            turn = partial(self._transfers.turn, opening.taker)
+            parts = self._session_parts(grant, kv, outlet, wire_format, prefixes, use, turn)
             worker = SessionWorker(grant, self._make_link(opening.neighbourhood, outlet), parts)
             try:
-                await self._run_session(stream, outlet, worker, kv, use)
+                await self._run_session(stream, outlet, worker, kv, use, turn)
             finally:
                 self.usage.ended(use.tokens, use.seconds)
                 await run_to_end(self._close_worker(grant.key, worker))
@@ -222,6 +224,7 @@ class PeerService:
         wire_format: WireFormat,
         prefixes: tuple[Digests, ...],
         use: RoomUse,
+        take_turn: TakeTurn,
     ) -> SessionParts:
         parts = self._parts
 
@@ -237,7 +240,7 @@ class PeerService:
             outlet=outlet,
             counters=parts.counters,
             clock=parts.clock,
-            transfers=self._transfers,
+            take_turn=take_turn,
             token_bytes=wire_format.token_bytes,
             lengths=lambda: kv.table.lengths,
             on_visit=parts.on_visit,
@@ -251,6 +254,7 @@ class PeerService:
         worker: SessionWorker,
         kv: SessionKv,
         use: RoomUse,
+        take_turn: TakeTurn,
     ) -> None:
         """Say that the session is open, and work for it until its client closes it. Raises SwarmError."""
         parts, grant = self._parts, worker.grant
@@ -260,8 +264,8 @@ class PeerService:
             outlet,
             steps,
             lambda frame: self._reroute(worker, frame, outlet, steps),
-            self._transfers,
-            kv.largest_import,
+            take_turn,
+            partial(largest_part, kv),
         )
         self._open[grant.key] = _OpenSession(worker, reader)
         self._changes.notify()

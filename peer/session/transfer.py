@@ -1,15 +1,18 @@
-"""The transfer of attention caches in parts: one part at a time, of its announced size, within its time limit."""
+"""The transfer of attention caches in parts: one part at a time, of its announced size, within its time limit.
+
+A part keeps its turn only while it moves: a client that sends nothing, or takes nothing, delays nobody but itself.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from ...proto.errors import DeadlineExceeded, RemoteProtocolError
-from ...proto.wire.frames import Assembly, ChunkFrame
+from ...proto.wire.frames import SMALLEST_PART_BYTES, Assembly, ChunkFrame
 from ...proto.wire.messages.session import KvStateFrame
 from ...proto.wire.messages.streams import ClientFrame
 from ...routing.swarm import PeerId
@@ -27,96 +30,193 @@ class KvImport:
     part: CachePart
 
 
+@dataclass(frozen=True, slots=True)
+class TurnTaker:
+    """The client for which a part moves, and the network that its stream comes from: identities cost nothing."""
+
+    network: str
+    client: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class TurnLimits:
+    """The limits of one part's turn."""
+
+    silence_seconds: float
+    """The turn passes on when the part has not moved for this long..."""
+    hold_seconds: float
+    """...or when the part has had it for this long."""
+
+
 class Turn:
-    """The turn of one part."""
+    """The turn of one part, until it is over or the part is too slow for it."""
 
-    def __init__(self, now_seconds: float) -> None:
-        """`now_seconds` is of the loop's clock."""
-        self.moves_from = now_seconds
-        """When the part began to move."""
+    def __init__(self, limits: TurnLimits, pass_on: Callable[[float], None]) -> None:
+        """`pass_on` is called once, with the time that the part has moved for."""
+        self._loop = asyncio.get_running_loop()
+        self._limits = limits
+        self._pass_on = pass_on
+        self._from = self._until = self._loop.time()
+        """When the part began to move, and when it moved last."""
+        self._ends_at = self._from + limits.hold_seconds
+        self._new_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._over = False
+        self._renew()
 
-    def moves(self) -> None:
+    def begins(self) -> None:
         """Note that the part begins to move only now: until now it waited for the engine, and used no link."""
-        self.moves_from = asyncio.get_running_loop().time()
+        self._from = self._until = self._loop.time()
+        self._renew()
+
+    def moved(self, nbytes: int) -> None:
+        """Note that a piece has moved now; pieces smaller than `SMALLEST_PART_BYTES` count once they add up to that."""
+        self._new_bytes += nbytes
+        if self._new_bytes >= SMALLEST_PART_BYTES:
+            self._new_bytes = 0
+            self._until = self._loop.time()
+            self._renew()
+
+    def end(self) -> None:
+        """Note that the whole part has moved."""
+        self._until = self._loop.time()
+        self._lose()
+
+    def _renew(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._over:
+            silent_at = self._loop.time() + self._limits.silence_seconds
+            self._timer = self._loop.call_at(min(silent_at, self._ends_at), self._lose)
+
+    def _lose(self) -> None:
+        if self._over:
+            return
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._pass_on(self._until - self._from)
 
 
 class Transfers:
-    """Parts of caches move to and from this peer one at a time; clients take turns, however many sessions each has."""
+    """Lets one part of a cache move to or from this peer at a time. Networks take turns, within each its clients.
 
-    def __init__(self, hold_seconds: float, link_share: float) -> None:
-        """A part may move for at most `hold_seconds`; parts move for at most `link_share` of the time."""
-        self._hold_seconds = hold_seconds
+    A part that stops, or takes long, loses its turn and goes on beside the next ones: it may be an honest one on a slow
+    link, and then it delays nobody.
+    """
+
+    def __init__(self, limits: TurnLimits, link_share: float) -> None:
+        """Parts move for at most `link_share` of the time."""
+        self._limits = limits
         self._rest = 1 / link_share - 1
         """The pause after a part, as a multiple of the time that it moved for."""
         self._busy = False
-        self._waiting: dict[PeerId, deque[asyncio.Future[None]]] = {}
-        """By client; the first one is next."""
+        self._line = _Line()
 
     @asynccontextmanager
-    async def turn(self, client: PeerId, timeout_seconds: float) -> AsyncIterator[Turn]:
-        """Wait for the turn and hold it, for at most `timeout_seconds` together. Raises DeadlineExceeded."""
-        loop = asyncio.get_running_loop()
+    async def turn(self, taker: TurnTaker, timeout_seconds: float) -> AsyncIterator[Turn]:
+        """Wait for the turn, and move a part within the block, both for at most `timeout_seconds`.
+
+        Raises DeadlineExceeded.
+        """
         try:
-            async with asyncio.timeout(timeout_seconds) as limit:
-                await self._take(client)
-                turn = Turn(loop.time())
+            async with asyncio.timeout(timeout_seconds):
+                await self._take(taker)
+                turn = Turn(self._limits, self._pass_on_after)
                 try:
-                    held_until = turn.moves_from + self._hold_seconds
-                    limit.reschedule(min(held_until, limit.when() or held_until))
                     yield turn
                 finally:
-                    self._pass_on_after(self._rest * (loop.time() - turn.moves_from))
+                    turn.end()
         except TimeoutError:
             raise DeadlineExceeded("an attention cache did not move in time") from None
 
-    async def _take(self, client: PeerId) -> None:
+    async def _take(self, taker: TurnTaker) -> None:
         if not self._busy:
             self._busy = True
+            self._line.last_network = taker.network
             return
-        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(client, deque()).append(mine)
+        mine = self._line.join(taker)
         try:
             await mine
         except asyncio.CancelledError:
             if mine.cancelled():
-                self._leave(client, mine)
+                self._line.leave(taker, mine)
             else:  # the turn had come at the same moment
                 self._pass_on()
             raise
 
-    def _pass_on_after(self, seconds: float) -> None:
-        if seconds > 0:
-            asyncio.get_running_loop().call_later(seconds, self._pass_on)
+    def _pass_on_after(self, moved_seconds: float) -> None:
+        pause_seconds = self._rest * moved_seconds
+        if pause_seconds > 0:
+            asyncio.get_running_loop().call_later(pause_seconds, self._pass_on)
         else:
             self._pass_on()
 
     def _pass_on(self) -> None:
-        """Give the turn to the first session of the next client, and move that client to the end."""
-        while self._waiting:
-            client = next(iter(self._waiting))
-            queue = self._waiting.pop(client)
-            first = queue.popleft()
-            if queue:
-                self._waiting[client] = queue
+        while (first := self._line.next()) is not None:
             if not first.done():
                 first.set_result(None)
                 return
         self._busy = False
 
-    def _leave(self, client: PeerId, mine: asyncio.Future[None]) -> None:
-        queue = self._waiting.get(client, deque())
-        if mine in queue:
-            queue.remove(mine)
-        if not queue:
-            self._waiting.pop(client, None)
+
+class _Line:
+    """The parts that wait for the turn: the first client of the first network is next, and both move to the end.
+
+    No network is next twice in a row while another one waits.
+    """
+
+    def __init__(self) -> None:
+        self.last_network = ""
+        """The network that had the turn last."""
+        self._networks: dict[str, dict[PeerId, deque[asyncio.Future[None]]]] = {}
+
+    def join(self, taker: TurnTaker) -> asyncio.Future[None]:
+        """Take a place; its future is done when the turn has come."""
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._networks.setdefault(taker.network, {}).setdefault(taker.client, deque()).append(mine)
+        return mine
+
+    def leave(self, taker: TurnTaker, mine: asyncio.Future[None]) -> None:
+        """Give a place up, if it is still there."""
+        clients = self._networks.get(taker.network, {})
+        if mine in clients.get(taker.client, ()):
+            clients[taker.client].remove(mine)
+            if not clients[taker.client]:
+                del clients[taker.client]
+            if not clients:
+                del self._networks[taker.network]
+
+    def next(self) -> asyncio.Future[None] | None:
+        """Remove and return the next place; None if nobody waits."""
+        if not self._networks:
+            return None
+        others = (network for network in self._networks if network != self.last_network)
+        network = self.last_network = next(others, self.last_network)
+        clients = self._networks.pop(network)
+        client = next(iter(clients))
+        places = clients.pop(client)
+        first = places.popleft()
+        if places:
+            clients[client] = places
+        if clients:
+            self._networks[network] = clients
+        return first
+
+
+TakeTurn = Callable[[float], AbstractAsyncContextManager[Turn]]
+"""`Transfers.turn` for one session: takes the time for it in seconds."""
 
 
 async def receive_kv(
-    head: KvStateFrame, read: Callable[[], Awaitable[ClientFrame | None]], largest: LargestImport
+    head: KvStateFrame,
+    read: Callable[[], Awaitable[ClientFrame | None]],
+    largest: LargestImport,
+    moved: Callable[[int], None],
 ) -> KvImport | ClientFrame | None:
     """Read the part that begins with `head`; return the first frame that is no part of it if the client gave it up.
 
-    Raises RemoteProtocolError.
+    `moved` is told the size of every piece. Raises RemoteProtocolError.
     """
     if head.total_bytes > largest(head.starts, head.lengths):
         raise RemoteProtocolError(f"an attention cache of {head.total_bytes} bytes is too large for its rows")
@@ -126,5 +226,6 @@ async def receive_kv(
         frame = await read()
         if not isinstance(frame, ChunkFrame):
             return frame
+        moved(len(frame.data))
         data = assembly.take(frame.data)
     return KvImport(head.applied_seq, CachePart(head.starts, head.lengths, data))

@@ -97,8 +97,8 @@ class RelayHandlers:
 class Handlers:
     """The calls that a node serves; errors of those with one answer reach the caller, others are a defect."""
 
-    session: Callable[[Stream[ClientFrame, PeerFrame]], Awaitable[None]]
-    """Serves one client's stream until it returns."""
+    session: Callable[[Stream[ClientFrame, PeerFrame], str], Awaitable[None]]
+    """Serves one client's stream until it returns; is told the host that the client is seen at."""
     push: Callable[[Stream[PushFrame, PushReply]], Awaitable[None]]
     lookup: Callable[[LookupRequest], Awaitable[LookupReply]]
     ping: Callable[[PingRequest], Awaitable[PingReply]]
@@ -146,7 +146,7 @@ def _method_handlers(handlers: Handlers) -> dict[str, grpc.RpcMethodHandler[Any,
         return answered_call(lambda request, _caller: handler(request), question, answer, handlers.question_time)
 
     calls = {
-        "Session": served_call(lambda stream, _caller: handlers.session(stream), CLIENT_FRAME, PEER_FRAME),
+        "Session": served_call(handlers.session, CLIENT_FRAME, PEER_FRAME),
         "Push": served_call(lambda stream, _caller: handlers.push(stream), PUSH_FRAME, PUSH_REPLY),
         "Lookup": answered(handlers.lookup, LOOKUP_REQUEST, LOOKUP_REPLY),
         "Ping": answered(handlers.ping, PING_REQUEST, PING_REPLY),

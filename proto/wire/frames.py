@@ -17,6 +17,8 @@ from .steps import StepPlan
 CHUNK_BYTES = 512 * 1024
 SMALLEST_PART_BYTES = 16 * 1024
 """A tensor comes in no more parts than if most had this size: each part costs memory beside its bytes."""
+CACHE_PART_BYTES = 8 * 1024 * 1024
+"""A part of an attention cache has no more bytes than this, or one page of a row: it is copied between two steps."""
 MAX_STEP_TOKENS = 8192
 MAX_HOPS = 256
 CREDITS = 8

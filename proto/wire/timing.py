@@ -58,6 +58,7 @@ __all__ = [
     "ROOT_LIFETIME_SECONDS",
     "SERVER_LOOK_SECONDS",
     "TLS_HANDSHAKE_SECONDS",
+    "TRANSFER_SILENCE_SECONDS",
     "UNFED_ROOM_SECONDS",
     "UNUSED_ROOM_SECONDS",
 ]
@@ -122,6 +123,9 @@ MAX_STEP_SECONDS = 3600.0
 """Longest deadline of a step or a replay."""
 MAX_TRANSFER_SECONDS = 300.0
 """Longest deadline of a transfer of an attention cache."""
+TRANSFER_SILENCE_SECONDS = 0.5
+"""Silence between two pieces of a part of an attention cache after which the peer gives its turn to the next one: a
+client whose steps wait for a last part waits for longer than this."""
 
 # --- relays ---------------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ from blockswarm.proto.wire.messages.streams import CLIENT_FRAME, PEER_FRAME, PUS
 from blockswarm.routing.swarm import PeerId
 
 CLIENT = PeerId("client")
+HOST = "10.0.0.1"
+"""Where all clients are seen."""
 CODECS: dict[str, tuple[Codec[Any], Codec[Any]]] = {
     "session": (CLIENT_FRAME, PEER_FRAME), "push": (PUSH_FRAME, PUSH_REPLY),
 }  # fmt: skip
@@ -224,7 +226,8 @@ class MemoryNet:
             call.break_with("connection refused")
             return call
         self._calls.append((source, call))
-        handler: Callable[[Any], Awaitable[None]] = getattr(self._handlers[peer], method)
-        call.task = asyncio.ensure_future(handler(_Context(call)))
+        handler: Callable[..., Awaitable[None]] = getattr(self._handlers[peer], method)
+        where = (HOST,) if method == "session" else ()
+        call.task = asyncio.ensure_future(handler(_Context(call), *where))
         call.task.add_done_callback(call.finish)
         return call

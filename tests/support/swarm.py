@@ -213,7 +213,7 @@ class LocalSwarm:
 
         return replace(
             handlers,
-            session=lambda stream: handlers.session(CountedStream(stream, note)),
+            session=lambda stream, host: handlers.session(CountedStream(stream, note), host),
             push=lambda stream: handlers.push(CountedStream(stream, note)),
         )
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from blockswarm.peer.session.replay_store import ReplayStore
-from blockswarm.peer.session.transfer import Transfers
 from blockswarm.peer.session.work.seams import Counters, SessionParts
 from blockswarm.peer.session.work.worker import SessionWorker
 from blockswarm.proto.wire.frames import WireStep
@@ -45,6 +44,6 @@ def make_worker(link: FakeLink, **parts: Any) -> SessionWorker:
     nothing: Any = SimpleNamespace()
     usual: dict[str, Any] = {
         "compute": nothing, "replay": ReplayStore(), "outlet": nothing, "counters": Counters(), "clock": lambda: 0.0,
-        "transfers": Transfers(30.0, 1.0), "token_bytes": 4, "lengths": tuple,
+        "take_turn": nothing, "token_bytes": 4, "lengths": tuple,
     }  # fmt: skip
     return SessionWorker(grant, link, SessionParts(**{**usual, **parts}))

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 from ....proto.directory.records import open_peer_record
 from ....proto.directory.signed import SignedRecord, verify_record
 from ....proto.errors import AuthenticationError, RemoteProtocolError, SessionLost
-from ....proto.network.address import Reach, reaches_of
+from ....proto.network.address import Reach, network_of_host, reaches_of
 from ....proto.wire.handshake import Grant, check_capability
 from ....proto.wire.messages.opening import OpenFrame, PackedDigests, Signed
 from ....proto.wire.messages.session import RerouteFrame
 from ....proto.wire.prefixes import check_prefixes
 from ....proto.wire.steps import MAX_ROWS
 from ....routing.swarm import Coordinate, PeerId
+from ..transfer import TurnTaker
 
 if TYPE_CHECKING:
     from ..parts import PeerParts
@@ -46,6 +47,7 @@ class Opening:
     neighbourhood: Neighbourhood
     wait_seconds: float
     prefixes: tuple[PackedDigests, ...]
+    taker: TurnTaker
     place: Coordinate | None = None
     """The coordinate that the client states."""
 
@@ -87,8 +89,11 @@ class OpeningCheck:
     def __init__(self, parts: PeerParts) -> None:
         self._parts = parts
 
-    def opening(self, frame: OpenFrame) -> Opening:
-        """Check a session's first frame; give the prefixes of the result back at the end. Raises SwarmError."""
+    def opening(self, frame: OpenFrame, host: str) -> Opening:
+        """Check a session's first frame, from a client seen at `host`; give the prefixes of the result back at the end.
+
+        Raises SwarmError.
+        """
         client, session_id = self._parts.hellos.check(frame.hello)
         grant = self._grant(frame.capability, client, session_id)
         self.hosted(grant)
@@ -96,7 +101,8 @@ class OpeningCheck:
         self._parts.engine.wire_format(grant.wire_format)
         neighbourhood = self._neighbourhood(grant, frame.relay, frame.successor_record)
         names = self._parts.names.take(client, frame.prefixes)
-        return Opening(neighbourhood, frame.wait_seconds, names, frame.place)
+        taker = TurnTaker(network_of_host(host), client)
+        return Opening(neighbourhood, frame.wait_seconds, names, taker, frame.place)
 
     def reroute(self, frame: RerouteFrame, old: Grant) -> Neighbourhood:
         """Check the new neighbours of an open session. Raises SwarmError."""

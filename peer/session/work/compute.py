@@ -1,20 +1,21 @@
-"""A session's rows as its worker sees them: every call goes to the engine's thread, in parts if it would take long."""
+"""A session's rows as its worker sees them: every call goes to the engine's thread, in parts if it would take long.
+
+No more than `CACHE_PART_BYTES` of attention cache are copied between two steps: that takes some milliseconds.
+"""
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from ....proto.errors import RemoteProtocolError
+from ....proto.wire.frames import CACHE_PART_BYTES
 from ....proto.wire.prefixes import PAGE_TOKENS, Digests
 from ....proto.wire.steps import StepPlan
 from ...engine.cache.part import CachePart
 from ...engine.engine import Engine, SessionKv, StepOutput
-
-COPY_BYTES = 8 << 20
-"""Most attention cache to copy between two steps of the engine; it takes a few milliseconds."""
 
 
 class EngineCompute:
@@ -25,7 +26,7 @@ class EngineCompute:
         self._engine = engine
         self._kv = kv
         self._on_step = on_step
-        self._pages_at_once = max(1, COPY_BYTES // kv.page_bytes)
+        self._pages_at_once = max(1, CACHE_PART_BYTES // kv.page_bytes)
 
     async def step(self, plan: StepPlan, data: bytes, input_format: str) -> StepOutput:
         """Begin with held prefixes, permute, truncate, compute. Raises SwarmError."""
@@ -64,6 +65,12 @@ class EngineCompute:
         """Take a part of another peer's cache; this counts as use of the room, as a step does."""
         await self._engine.submit(functools.partial(self._kv.import_, part))
         self._on_step(0)
+
+
+def largest_part(kv: SessionKv, starts: Sequence[int], lengths: Sequence[int]) -> int:
+    """Bytes that a part of a session's cache may have. Raises RemoteProtocolError for more than was reserved."""
+    all_of_it, without_content = kv.largest_import(starts, lengths), kv.largest_import(lengths, lengths)
+    return min(all_of_it, without_content + max(CACHE_PART_BYTES, kv.page_bytes))
 
 
 def _parts(total: int, size: int) -> Iterator[int]:

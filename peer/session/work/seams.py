@@ -12,7 +12,7 @@ from ....proto.wire.prefixes import Digests
 from ....proto.wire.steps import StepPlan
 from ...engine.cache.part import CachePart
 from ..replay_store import ReplayStore
-from ..transfer import Transfers
+from ..transfer import TakeTurn
 
 
 class StepOutputLike(Protocol):
@@ -56,7 +56,7 @@ class Outlet(Protocol):
     async def step(self, step: WireStep) -> None: ...
     async def rerouted(self, epoch: int, applied_seq: int, buffer_complete: bool) -> None: ...
     async def rebuilt(self, epoch: int, tokens: int) -> None: ...
-    async def kv_state(self, round_: int, applied_seq: int, part: CachePart) -> None: ...
+    async def kv_state(self, round_: int, applied_seq: int, part: CachePart, moved: Callable[[int], None]) -> None: ...
     async def failure(self, error: SwarmError, epoch: int, seq: int) -> None: ...
 
 
@@ -88,7 +88,8 @@ class SessionParts:
     counters: Counters
     clock: Callable[[], float]
     """Unix seconds, for timings."""
-    transfers: Transfers
+    take_turn: TakeTurn
+    """For parts of the attention cache."""
     token_bytes: int
     """Bytes of a token in the outputs."""
     lengths: Callable[[], tuple[int, ...]] = field(repr=False)

@@ -298,12 +298,12 @@ class SessionWorker:
         parts = self._parts
         while True:
             request = await self._exports.get()
-            async with parts.transfers.turn(self.grant.client, request.timeout_seconds) as turn:
+            async with parts.take_turn(request.timeout_seconds) as turn:
                 item = _Export(request, asyncio.get_running_loop().create_future())
                 await self._inbox.put(item)
                 applied_seq, part = await item.part
-                turn.moves()
-                await parts.outlet.kv_state(request.round, applied_seq, part)
+                turn.begins()
+                await parts.outlet.kv_state(request.round, applied_seq, part, turn.moved)
 
     async def _on_export(self, item: _Export) -> None:
         if not item.part.done():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from blockswarm.client.timing import ChainTiming
 from blockswarm.proto.wire import timing
 from blockswarm.proto.wire.timing import (
     ANSWER_SECONDS,
@@ -33,6 +34,7 @@ from blockswarm.proto.wire.timing import (
     RELAY_ACCEPT_SECONDS,
     RELAY_IDLE_SECONDS,
     ROOT_LIFETIME_SECONDS,
+    TRANSFER_SILENCE_SECONDS,
     UNFED_ROOM_SECONDS,
     UNUSED_ROOM_SECONDS,
 )
@@ -125,6 +127,10 @@ def test_a_session_keeps_its_rank_over_the_end_of_a_lease():
     """It gives its room back and joins again, perhaps after some refusals."""
     assert 2 * LEASE_SECONDS < RANK_MEMORY_SECONDS
     assert UNUSED_ROOM_SECONDS < RANK_MEMORY_SECONDS
+
+
+def test_a_client_waits_for_a_last_part_while_some_that_stand_still_lose_their_turns():
+    assert ChainTiming().last_part_seconds > 3 * TRANSFER_SILENCE_SECONDS
 
 
 def test_pings_are_never_faster_than_a_server_allows():
