@@ -53,7 +53,7 @@ def checked_patience(seconds: float) -> float:
     if not isinstance(seconds, int | float) or not 0 <= seconds <= MOST_PATIENCE_SECONDS:
         raise UsageError(
             f"patience is between 0 and {MOST_PATIENCE_SECONDS} seconds, not {seconds!r}",
-            hint="It is how long a session waits for room, and a running one for a replacement.",
+            hint="It is how long a session waits for room, and for blocks that no peer serves any more.",
         )
     return seconds
 
@@ -96,6 +96,10 @@ class ChainRouter(Protocol):
 
     def leaving(self, peer: PeerId, blocks: BlockRange) -> bool:
         """Return whether the peer announces that it is about to leave, or to drop some of the blocks."""
+        ...
+
+    def seen_whole(self, min_precision: str | None = None) -> bool:
+        """Return whether all blocks were once seen served together, at least as precisely as `min_precision`."""
         ...
 
     async def refresh(self) -> None:
@@ -159,7 +163,7 @@ class SessionConfig:
     min_precision: str | None = None
     """Use only peers that compute at least as precisely as this numeric format."""
     patience_seconds: float = PATIENCE_SECONDS
-    """How long a new session waits for room, and a running one for replacements of peers that are gone."""
+    """How long a session waits for room, and for blocks that no peer serves any more."""
     on_event: Callable[[SessionEvent], None] = _ignore
     place: Callable[[], Coordinate | None] = _nowhere
     """This client's network coordinate, as peers may know it."""

@@ -68,8 +68,8 @@ def connect(
     allows dialling private addresses in records. `push=False` routes every output back through this client.
     `prefix_cache` asks peers to keep the attention caches of ended sessions for a while; later sessions of the same
     identity start from them. `min_precision` ("float32") excludes peers that compute less precisely, `allow_peers` all
-    but the given ids. A session waits for room for at most `patience_seconds`. `on_event` is called with repairs and
-    waits, in the network thread.
+    but the given ids. A session waits for room, and for blocks that no peer serves any more, for at most
+    `patience_seconds`. `on_event` is called with repairs and waits, in the network thread.
 
     Raises UsageError for a bad argument, PeerUnavailable if no peer answers, WrongKey for a private swarm whose key is
     missing or wrong.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ..proto.wire.timing import ANSWER_SECONDS, CAPABILITY_SECONDS, LEASE_SECONDS, RECORD_REFRESH_SECONDS
 
 PATIENCE_SECONDS = 30.0
-"""Default patience: the longest wait of a new session for room, and of a running one for replacements of lost peers."""
+"""Default patience: the longest wait of a session for room, and for blocks that no peer serves any more."""
 MOST_PATIENCE_SECONDS = 86400
 """The longest patience that a user may set."""
 
@@ -94,7 +94,7 @@ class ChainTiming:
     capability_seconds: float = CAPABILITY_SECONDS
     """How long a session may last."""
     patience_seconds: float = PATIENCE_SECONDS
-    """How long a new session waits for room, and a running one for replacements of lost peers."""
+    """How long a session waits for room, and for blocks that no peer serves any more, whether it runs or begins."""
 
 
 @dataclass(frozen=True, slots=True)

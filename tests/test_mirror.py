@@ -48,7 +48,6 @@ TESTED_BY = {
     "client/program/talk.py": "tests/client/program/test_cli.py",
     "client/program/terminal.py": "tests/client/program/test_cli.py",
     "client/web/sending.py": "tests/swarm/test_endpoint.py",
-    "client/swarm/known.py": "tests/client/swarm/test_view.py",
     "peer/engine/batch.py": "tests/peer/engine/test_engine.py",
     "peer/engine/blocks/padded.py": "tests/peer/engine/blocks/test_stage.py",
     "peer/engine/blocks/rows.py": "tests/peer/engine/blocks/test_attention.py",

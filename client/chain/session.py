@@ -257,7 +257,7 @@ class ChainSession:
                 question.kept, question.excluded, self._request, config.min_precision, check=question.check
             )
         except SwarmError as error:
-            self._feed(ev.NotChosen(question.number, error))
+            self._feed(ev.NotChosen(question.number, error, config.router.seen_whole(config.min_precision)))
         else:
             self._feed(ev.Chosen(question.number, tuple(choices)))
 

@@ -41,7 +41,7 @@ class SwarmOptions:
     allow_peers: frozenset[PeerId] | None = None
     """The only peers that may be used; None: all."""
     patience_seconds: float = PATIENCE_SECONDS
-    """Wait of a session for room."""
+    """Wait of a session for room, and for blocks that no peer serves any more."""
     revision: str | None = None
     head: HeadForm = HeadForm.AUTO
     guess: str | int = AUTO

@@ -195,6 +195,11 @@ class ViewRouter:
         known = self._view.peers.get(peer)
         return known is not None and leaves(known.record.spec, blocks, self._view.timing.claim_stands_seconds)
 
+    def seen_whole(self, min_precision: str | None = None) -> bool:
+        """Return whether all blocks were once seen served together, at least as precisely as `min_precision`."""
+        blocks = self._only if self._only is not None else BlockRange(0, self._view.num_blocks)
+        return self._view.seen.covers(blocks, min_precision)
+
     async def refresh(self) -> None:
         """Look at the swarm again. Raises SwarmError if no peer answers."""
         await self._view.refresh()

@@ -34,7 +34,7 @@ from ..peer_errors import blamed_on
 from ..timing import ClientTiming
 from .absence import raise_reason
 from .bans import Bans
-from .known import KnownPeer
+from .known import KnownPeer, SeenRuns
 from .look import Found
 from .lookups import LookupAsker, SwarmLookups, found_in
 from .meeting import Meetings
@@ -101,6 +101,7 @@ class SwarmView:
         self.bans = Bans(clock, monotonic, self.timing)
         self._weights, self._allowed = WeightTrust(proven or {}), allowed
         self._prepared = PreparedSwarm.of({}, num_blocks, push, self._weights)
+        self.seen = SeenRuns()
         self._meetings = Meetings(dialer, num_blocks, self.timing, rng or random.Random(), monotonic, most_pings)
         self._found: Mapping[PeerId, Found] = {}
         asker = LookupAsker(identity, dialer, swarm_key, clock, self.timing.lookup_seconds)
@@ -304,6 +305,7 @@ class SwarmView:
             peers, self.num_blocks, self._push, self._weights, self._allowed, self._meetings.place.value
         )
         self.peers = peers
+        self.seen.note(self._prepared.finder.peers)
 
     async def _keep_fresh(self) -> None:
         while True:

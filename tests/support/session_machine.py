@@ -145,6 +145,9 @@ class Router:
     def leaving(self, peer: PeerId, blocks: BlockRange) -> bool:
         return next(candidate for candidate in self._machine.peers if candidate.id == peer).draining
 
+    def seen_whole(self, min_precision: str | None = None) -> bool:
+        return False
+
     async def refresh(self) -> None:
         if self._machine.is_offline():
             await asyncio.sleep(3.0)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from blockswarm.client.config import SessionEvent
 from blockswarm.proto.errors import NoChainError
 from blockswarm.proto.model.family import find_blocks
+from blockswarm.routing.swarm import BlockRange
 from support.swarm import LocalSwarm
 from support.swarm_model import with_swarm
 from support.tiny_models import write_tiny_checkpoint
@@ -93,6 +96,74 @@ def test_missing_blocks_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
     with_swarm(folder, scenario, patience_seconds=2.0)
     assert "no peer serves blocks 2:4; waiting up to 2 s for others" in caplog.text
+
+
+class Outage:
+    """A model whose client has seen that the only peer of blocks 2:4 is gone."""
+
+    def __init__(self, swarm: LocalSwarm, model: Any) -> None:
+        self.swarm = swarm
+        self.model = model
+
+    async def begin(self) -> asyncio.Task[Any]:
+        """A text that begins when the client has looked at the swarm."""
+        await self.swarm.peers[1].kill()
+        connection = self.model.session_factory
+        await asyncio.to_thread(connection.run, connection.view.refresh())
+        prompt = torch.arange(10, 30)[None]
+        return asyncio.create_task(asyncio.to_thread(self.model.generate, prompt, max_new_tokens=8, do_sample=False))
+
+
+def test_a_text_that_begins_while_blocks_are_missing_waits_as_one_under_way(tmp_path: Path) -> None:
+    """The swarm was whole a moment ago, and is again a moment later."""
+    folder = write_tiny_checkpoint("llama", tmp_path)
+    alone = AutoModelForCausalLM.from_pretrained(folder).eval()
+    waits, told = threading.Event(), list[str]()
+
+    def hear(event: SessionEvent) -> None:
+        if event.kind == "waiting":
+            told.append(event.detail)
+            waits.set()
+
+    async def scenario(swarm: LocalSwarm, model: Any) -> None:
+        text = await Outage(swarm, model).begin()
+        await asyncio.wait(
+            [text, asyncio.create_task(asyncio.to_thread(waits.wait, 100))], return_when="FIRST_COMPLETED"
+        )
+        await swarm.start_peer(BlockRange(2, 4))
+        got = await text
+        assert got.tolist() == alone.generate(torch.arange(10, 30)[None], max_new_tokens=8, do_sample=False).tolist()
+
+    with_swarm(folder, scenario, patience_seconds=100.0, on_event=hear)
+    assert told == ["no peer serves blocks 2:4; waiting up to 100 s for others"]
+
+
+def test_a_text_that_begins_while_blocks_are_missing_fails_with_their_names_when_patience_is_over(
+    tmp_path: Path,
+) -> None:
+    events: list[SessionEvent] = []
+
+    async def scenario(swarm: LocalSwarm, model: Any) -> None:
+        with pytest.raises(NoChainError, match="2:4") as caught:
+            await (await Outage(swarm, model).begin())
+        assert caught.value.missing_blocks == (2, 3)
+
+    folder = write_tiny_checkpoint("llama", tmp_path)
+    with_swarm(folder, scenario, patience_seconds=2.0, on_event=events.append)
+    assert [event.kind for event in events] == ["waiting"]
+
+
+def test_a_text_does_not_wait_where_the_swarm_was_never_whole(tmp_path: Path) -> None:
+    """It waits longer than this test may last, if it waits."""
+    events: list[SessionEvent] = []
+
+    async def scenario(swarm: LocalSwarm, model: Any) -> None:
+        with pytest.raises(NoChainError, match="2:4"):
+            await asyncio.to_thread(model.generate, torch.arange(10, 20)[None], max_new_tokens=2)
+
+    folder = write_tiny_checkpoint("llama", tmp_path)
+    with_swarm(folder, scenario, "0:2", "4:6", patience_seconds=1000.0, on_event=events.append)
+    assert events == []
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "bloom"])

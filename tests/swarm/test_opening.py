@@ -60,6 +60,9 @@ class FixedRouter:
     def leaving(self, peer: PeerId, blocks: BlockRange) -> bool:
         return self.left is not None and self.left.identity.peer_id == peer
 
+    def seen_whole(self, min_precision: str | None = None) -> bool:
+        return False
+
     async def refresh(self) -> None:
         pass
 

@@ -106,6 +106,8 @@ class NotChosen:
 
     number: int
     error: SwarmError
+    seen_whole: bool = False
+    """The client has once seen all blocks served together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,10 +252,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class AskAnybody:
-    """Find out whether any known node answers over a new connection: `NetworkBack` or `NetworkAway`.
-
-    The chain's own peers are asked as well: a small swarm may have no others.
-    """
+    """Find out whether any known node, also of the chain, answers on a new connection: `NetworkBack`/`NetworkAway`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ....proto.errors import PeerBusy, SwarmError
+from ....proto.errors import NoChainError, PeerBusy, SwarmError
 from ....proto.wire.frames import CREDITS
 from ....routing.swarm import BlockRange, PeerId
 from ..operation import Operation
@@ -79,6 +80,25 @@ def only_full(hops: Sequence[HopFacts]) -> bool:
     """Return whether hops have failed, and all of these only because they were full."""
     errors = [hop.error for hop in hops if hop.error is not None]
     return bool(errors) and all(isinstance(error, PeerBusy) for error in errors)
+
+
+class Prospect(enum.Enum):
+    """Is it worth looking again for a chain that there is not now?"""
+
+    MAY_COME = "room becomes free, or peers come back: the session's patience decides"
+    MAY_BE_OLD = "what was last seen of the swarm may be old: one more look"
+    HOPELESS = "nobody was seen that could help"
+
+
+def prospect_of(error: SwarmError, *, had_chain: bool, seen_whole: bool, looks: int) -> Prospect:
+    """The prospect of a session that gets no chain because of `error`, after some looks at the swarm.
+
+    A session that had a chain waits as one that begins in a swarm which the client has seen whole: blocks that were
+    served a moment ago may be served again. A request for which every peer is too small does not wait when it begins.
+    """
+    if had_chain or not isinstance(error, NoChainError) or (seen_whole and error.missing_blocks):
+        return Prospect.MAY_COME
+    return Prospect.HOPELESS if looks else Prospect.MAY_BE_OLD
 
 
 def adoptable(hops: Sequence[HopFacts], rows: int) -> tuple[int, ...]:

@@ -140,7 +140,7 @@ class ChainMachine(Watching):
         else:
             if self._untouched:
                 self._roster.leave(self._roster.hops)
-            self._no_chain(event.error)
+            self._no_chain(event)
 
     def _take_looked(self, event: ev.Looked) -> None:
         if self.phase is not Phase.LOOKING:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from ....proto.errors import (
     DeadlineExceeded,
     GiveUp,
-    NoChainError,
     PeerBusy,
     PeerUnavailable,
     SwarmError,
@@ -19,7 +18,7 @@ from ....routing.swarm import PeerId
 from ...config import SessionEvent
 from ...peer_errors import is_silence
 from . import events as ev
-from .facts import HopFacts, layout_of, next_rebuild, only_full, wait_seconds
+from .facts import HopFacts, Prospect, layout_of, next_rebuild, only_full, prospect_of, wait_seconds
 from .pace import StepPace
 from .phases import Phase
 from .reserve import NotAdmitted, OrderedReservation
@@ -121,21 +120,19 @@ class Repairing(ChainState):
             chain = [kept.get((hop.peer, hop.blocks), hop) for hop in chain]
         return self._reserve(chain) if must_wait else self._connect(chain)
 
-    def _no_chain(self, error: SwarmError) -> bool:
-        """Handle that no peers fill the gaps now: look again until the session's patience ends.
-
-        A first chain does not wait for peers, only for room; but as the view of the swarm may be old, it looks once.
-        """
-        trouble = self._in_trouble()
+    def _no_chain(self, event: ev.NotChosen) -> bool:
+        """Handle that no peers fill the gaps now: look again while there is a prospect, until the patience ends."""
+        trouble, error = self._in_trouble(), event.error
         if isinstance(trouble.error, UsageError):  # no other peer can be asked, so this one is believed
             self._emit(ev.Pardon(frozenset(trouble.blaming_input)))
         if isinstance(trouble.error, GiveUp | UsageError):
             raise Ended(trouble.error)
-        is_first_chain = self._roster.epoch == 0 and isinstance(error, NoChainError)
-        hopeless = is_first_chain and trouble.looks > 0
-        if hopeless or self._now >= trouble.give_up_at:
+        prospect = prospect_of(
+            error, had_chain=self._roster.epoch > 0, seen_whole=event.seen_whole, looks=trouble.looks
+        )
+        if prospect is Prospect.HOPELESS or self._now >= trouble.give_up_at:
             raise Ended(error)
-        if not trouble.told and not is_first_chain:
+        if not trouble.told and prospect is Prospect.MAY_COME:
             trouble.told = True
             seconds = trouble.give_up_at - self._now
             self._emit(ev.Tell(SessionEvent("waiting", None, f"{error}; waiting up to {seconds:.0f} s for others")))

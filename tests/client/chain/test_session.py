@@ -28,6 +28,7 @@ class FailingRouter:
         self.error: SwarmError | None = None
         self.gap_seconds = 0.0
         self.refreshes = 0
+        self.whole = False
 
     async def fill(
         self,
@@ -48,6 +49,9 @@ class FailingRouter:
 
     async def reaches_anybody(self, seconds: float) -> bool:
         return True
+
+    def seen_whole(self, min_precision: str | None = None) -> bool:
+        return self.whole
 
     async def refresh(self) -> None:
         self.refreshes += 1
@@ -72,20 +76,26 @@ def step(start: int) -> tuple[StepPlan, bytes]:
     return StepPlan((RowSlice(0, start, 1, 1),)), pack([start + 7])
 
 
-@pytest.mark.parametrize(("error", "running", "waits"), [
-    (PeerBusy(1.0), False, True),
-    (PeerBusy(1.0), True, True),
-    (NoChainError((1,)), False, False),
-    (NoChainError((1,)), True, True),
+@pytest.mark.parametrize(("error", "running", "seen_whole", "waits"), [
+    (PeerBusy(1.0), False, False, True),
+    (PeerBusy(1.0), True, True, True),
+    (NoChainError((1,)), False, False, False),
+    (NoChainError((1,)), False, True, True),
+    (NoChainError((1,)), True, True, True),
+    (NoChainError((), "all peers are too small"), False, True, False),
 ])  # fmt: skip
-def test_a_session_waits_for_room_but_only_a_running_one_for_lost_peers(
-    error: SwarmError, running: bool, waits: bool
+def test_a_session_waits_for_room_and_for_blocks_that_were_served_before(
+    error: SwarmError, running: bool, seen_whole: bool, waits: bool
 ) -> None:
+    """As long when it begins as when it runs, and with the same words."""
     world = World([100], clients=1, patience_seconds=PATIENCE_SECONDS, seed=0)
     router = FailingRouter(world.peers[0])
+    router.whole = seen_whole
+    told: list[str] = []
 
     async def scenario() -> float:
-        session = ChainSession(replace(world.config(0, Visit(0.0)), router=router), 8, 1)  # type: ignore[arg-type]
+        config = replace(world.config(0, Visit(0.0)), router=router)  # type: ignore[arg-type]
+        session = ChainSession(replace(config, on_event=lambda event: told.append(event.kind)), 8, 1)
         if running:
             await session.run(*step(0))
             world.net.kill(world.peers[0].identity.peer_id)
@@ -103,6 +113,7 @@ def test_a_session_waits_for_room_but_only_a_running_one_for_lost_peers(
     # The last look at the swarm may be old: a session that finds no host looks again before it gives up.
     assert router.refreshes >= 1
     assert waited == pytest.approx(PATIENCE_SECONDS if waits else 0.0, abs=1.0)
+    assert told.count("waiting") == waits
     assert waits or router.refreshes == 1
 
 
