@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import AutoTokenizer
-from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from ...proto.errors import SwarmError, UsageError, describe_blocks
@@ -24,6 +23,7 @@ from ..model.load import attach, load_ends
 from .edge import checked_text
 from .options import GenerateOptions, SwarmOptions
 from .terminal import Spinner
+from .text_stream import TextStream
 
 logger = logging.getLogger(__name__)
 
@@ -123,61 +123,6 @@ def foreign_failures(what: str, hint: str) -> Iterator[None]:
     except Exception as error:
         logger.info("%s", what, exc_info=error)
         raise UsageError(f"{what}: {' '.join(str(error).split())[:300]}", hint=hint) from None
-
-
-class TextStream(BaseStreamer):
-    """Writes text while its tokens come; half a character waits for its other half."""
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        write: Callable[[str], object],
-        clock: Callable[[], float],
-        shown: frozenset[int] = frozenset(),
-    ) -> None:
-        """`shown`: special tokens that are a part of the text, as others are not."""
-        self.token_ids: list[int] = []
-        self.text = ""
-        self.first_at: float | None = None
-        self._tokenizer = tokenizer
-        self._write = write
-        self._clock = clock
-        self._hidden = set(tokenizer.all_special_ids) - shown if shown else None
-        """Tokens that are left out, where that is not left to the tokenizer."""
-        self._prompt_seen = False
-        self._window_start = 0
-        """Tokens from here on are decoded again with every new one: some letters depend on the token before."""
-        self._written = 0
-        """Tokens whose text was written."""
-
-    def put(self, value: Any) -> None:
-        """Take new tokens; the first call brings the prompt."""
-        if not self._prompt_seen:
-            self._prompt_seen = True
-            return
-        if self.first_at is None:
-            self.first_at = self._clock()
-        self.token_ids += value.flatten().tolist()
-        self._flush(whole_characters=True)
-
-    def end(self) -> None:
-        self._flush(whole_characters=False)
-
-    def _flush(self, whole_characters: bool) -> None:
-        known = self._decode(self._window_start, self._written)
-        text = self._decode(self._window_start, len(self.token_ids))
-        if len(text) <= len(known) or (whole_characters and text.endswith("\N{REPLACEMENT CHARACTER}")):
-            return
-        self.text += text[len(known) :]
-        self._write(text[len(known) :])
-        self._window_start, self._written = self._written, len(self.token_ids)
-
-    def _decode(self, start: int, stop: int) -> str:
-        tokens = self.token_ids[start:stop]
-        if self._hidden is not None:
-            tokens = [token for token in tokens if token not in self._hidden]
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=self._hidden is None)
-        return text
 
 
 def generate(talker: Talker, prompt: str, options: GenerateOptions, write: Callable[[str], object]) -> Reply:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ...program.talk import TextStream
+from ...program.text_stream import TextStream
 from ..pieces import LENGTH, STOP, Piece, ScoredToken
 from .reasoning import overlap
 

@@ -30,8 +30,6 @@ from blockswarm.proto.directory.swarm_key import SwarmKey
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.routing.swarm import BlockRange
-from hypothesis import given
-from hypothesis import strategies as st
 from support.processes import command, environment, kill_group
 from support.swarm_thread import SwarmThread, swarm_thread
 from support.tiny_models import write_tiny_checkpoint
@@ -599,22 +597,6 @@ def test_clocks_that_disagree(folder: Path) -> None:
 
 
 # --- what is written ---
-
-
-@pytest.mark.long
-@given(st.text(max_size=40), st.integers(1, 5))
-def test_a_stream_writes_all_of_the_text_and_no_half_characters(text: str, step: int) -> None:
-    tokenizer = byte_tokenizer()
-    ids = torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long)
-    pieces: list[str] = []
-    stream = talk.TextStream(tokenizer, pieces.append, lambda: 0.0)
-    stream.put(torch.zeros(1, 3, dtype=torch.long))  # the prompt
-    for start in range(0, len(ids), step):
-        stream.put(ids[start : start + step])
-    stream.end()
-    assert "".join(pieces) == stream.text == tokenizer.decode(ids, skip_special_tokens=True)
-    if "\N{REPLACEMENT CHARACTER}" not in text:
-        assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
 
 
 def test_the_map_of_the_blocks() -> None:

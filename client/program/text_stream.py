@@ -1,0 +1,114 @@
+"""Text while its tokens come, which is in the end what the tokenizer makes of all tokens at once.
+
+CleanUp       text in, text out, without the blanks that some tokenizers remove; holds back what is not decided yet
+TextStream    tokens in, text out; holds back half characters
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from transformers.generation.streamers import BaseStreamer
+
+_UNDECIDED = re.compile(r" [ 'nvr]*\Z")
+
+
+def cleans_up(tokenizer: Any) -> bool:
+    """Whether `decode` removes blanks from the text: transformers' rule, which no method of a tokenizer tells."""
+    if not getattr(tokenizer, "clean_up_tokenization_spaces", False):
+        return False
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    forced = getattr(tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
+    return type(model).__name__ != "BPE" or forced
+
+
+class CleanUp:
+    """Cleans up text that comes in pieces.
+
+    A tokenizer's `clean_up_tokenization` only removes blanks: those before . ? ! , n't 'm 's 've and 're, and those
+    around a single apostrophe.  A blank is decided by the first character behind it that is none of " 'nvr": whatever
+    is looked for ends there, if not before, also where the removal of other blanks has put it together.
+    """
+
+    def __init__(self, clean: Callable[[str], str]) -> None:
+        self._clean = clean
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """Take the next text; return what no later text changes."""
+        held = self._held + text
+        undecided = _UNDECIDED.search(held)
+        cut = undecided.start() if undecided else len(held)
+        self._held = held[cut:]
+        return self._clean(held[:cut])
+
+    def end(self) -> str:
+        """Return the text that was held back; nothing comes behind it."""
+        held, self._held = self._held, ""
+        return self._clean(held)
+
+
+class TextStream(BaseStreamer):
+    """Writes text while its tokens come; half a character waits for its other half."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        write: Callable[[str], object],
+        clock: Callable[[], float],
+        shown: frozenset[int] = frozenset(),
+    ) -> None:
+        """`shown`: special tokens that are a part of the text, as others are not."""
+        self.token_ids: list[int] = []
+        self.text = ""
+        self.first_at: float | None = None
+        self._tokenizer = tokenizer
+        self._write = write
+        self._clock = clock
+        self._hidden = set(tokenizer.all_special_ids) - shown if shown else None
+        """Tokens that are left out, where that is not left to the tokenizer."""
+        self._clean_up = CleanUp(tokenizer.clean_up_tokenization) if cleans_up(tokenizer) else None
+        self._prompt_seen = False
+        self._window_start = 0
+        """Tokens from here on are decoded again with every new one: some letters depend on the token before."""
+        self._written = 0
+        """Tokens whose text was written."""
+
+    def put(self, value: Any) -> None:
+        """Take new tokens; the first call brings the prompt."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        if self.first_at is None:
+            self.first_at = self._clock()
+        self.token_ids += value.flatten().tolist()
+        self._flush(whole_characters=True)
+
+    def end(self) -> None:
+        self._flush(whole_characters=False)
+        if self._clean_up is not None:
+            self._pass_on(self._clean_up.end())
+
+    def _flush(self, whole_characters: bool) -> None:
+        known = self._decode(self._window_start, self._written)
+        text = self._decode(self._window_start, len(self.token_ids))
+        if len(text) <= len(known) or (whole_characters and text.endswith("\N{REPLACEMENT CHARACTER}")):
+            return
+        new = text[len(known) :]
+        self._window_start, self._written = self._written, len(self.token_ids)
+        self._pass_on(new if self._clean_up is None else self._clean_up.push(new))
+
+    def _pass_on(self, text: str) -> None:
+        if text:
+            self.text += text
+            self._write(text)
+
+    def _decode(self, start: int, stop: int) -> str:
+        tokens = self.token_ids[start:stop]
+        if self._hidden is not None:
+            tokens = [token for token in tokens if token not in self._hidden]
+        options = {} if self._clean_up is None else {"clean_up_tokenization_spaces": False}
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=self._hidden is None, **options)
+        return text
