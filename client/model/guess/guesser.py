@@ -310,15 +310,17 @@ class Guesser:
         return guesses_worth(chances, self._costs, self._panel.chances(self._way.sent))
 
     def _front(self, offer: Offer, feed: Feed | None) -> torch.Tensor | None:
-        """Return the first block's inputs for the guessed tokens, (K, H); None if the family's code fails on them."""
+        """Return the first block's inputs for the guessed tokens, (K, H); None if there are none that can be sent."""
         assert feed is not None
         try:
             with others_code():
-                return feed.front([guess.token for guess in offer.guesses], len(self._way.sent))
+                hidden = feed.front([guess.token for guess in offer.guesses], len(self._way.sent))
         except CannotGuessError as error:
             logger.warning("guessing ahead ends: the model's front part failed on guessed tokens", exc_info=error)
             self._failed = True
             return None
+        # Peers refuse a step with other numbers; an id that the tokenizer never makes may have any row in a checkpoint.
+        return hidden if bool(torch.isfinite(hidden).all()) else None
 
     def _note_sent(self, offer: Offer, guesses: torch.Tensor, step: PendingAnswers, behind: int) -> None:
         """Record that `guesses` travel in `step`, whose answers have `behind` others before theirs."""

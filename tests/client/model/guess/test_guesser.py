@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from blockswarm.client.model.guess.guesser import (
     MOST_WINDOWS,
     MOST_WINDOWS_IN_ALL,
     Feed,
+    FrontPart,
     Guesser,
     checked_setting,
 )
@@ -42,6 +44,7 @@ class Peers:
         self.plans.append(plan)
         (piece,) = plan.rows
         assert piece.start <= len(self.row)
+        assert bool(hidden.isfinite().all()), "peers refuse such a step"
         self.row[piece.start :] = hidden[:, 0].tolist()
         sums = torch.tensor(self.row).cumsum(0)[:, None]
         answers = sums[len(sums) - piece.answers :]
@@ -53,6 +56,10 @@ class Peers:
         return self.trip
 
 
+def front(tokens: Any, behind: int) -> torch.Tensor:
+    return torch.tensor(tokens).float()[:, None]
+
+
 @dataclass
 class Text:
     """Feeds one token after the other, and checks the answers."""
@@ -61,12 +68,13 @@ class Text:
     peers: Peers = field(default_factory=Peers)
     fed: list[int] = field(default_factory=lambda: [])
     room: int = 100
+    front: FrontPart = front
 
     def feed(self, *tokens: int, crop: int = 0) -> None:
         start = len(self.fed) - crop
         self.fed[start:] = tokens
         plan = StepPlan((RowSlice(0, start, len(tokens), 1),))
-        feed = Feed(tokens, self.room, 1000, front)
+        feed = Feed(tokens, self.room, 1000, self.front)
         hidden = torch.tensor(tokens).float()[:, None]
         answers = self.guesser.compute(self.peers, plan, hidden, feed, first=start == 0)
         assert answers.tolist() == [[sum(self.fed)]]
@@ -74,10 +82,6 @@ class Text:
     @property
     def trips(self) -> int:
         return self.guesser.report().trips
-
-
-def front(tokens: Any, behind: int) -> torch.Tensor:
-    return torch.tensor(tokens).float()[:, None]
 
 
 def text_with(*drafters: Drafter, setting: str | int = 3, trip: Trip | None = None) -> Text:
@@ -223,6 +227,19 @@ def test_a_prompt_whose_steps_have_waited_for_each_other_does_not_look_like_busy
     text.feed(*range(193))
     text.feed(193)
     assert text.peers.plans[-1].tokens > 1
+
+
+def test_a_token_that_feeds_no_numbers_is_no_guess():
+    """Peers refuse the step, and the text with it, though it would never have come to such a token."""
+
+    def odd(tokens: Any, behind: int) -> torch.Tensor:
+        return torch.tensor([math.nan if token == 4 else token for token in tokens])[:, None]
+
+    text = text_with(KnowingDrafter(list(range(20)), wrong_at=lambda position: position == 5))  # by a 4
+    text.front = odd
+    for token in (0, 1, 2, 3, 17, 5, 6, 7, 8):
+        text.feed(token)
+    assert text.guesser.report().guessed > 0
 
 
 def test_no_room_is_no_guess():
