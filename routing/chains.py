@@ -19,7 +19,7 @@ from .place.cgbp import CgbpPlan
 from .swarm import BlockRange
 
 LEAST_SERVICE = 1e-9
-"""Seconds that chains which would take no time at all take, so that every rate is finite."""
+"""Shortest service time of a chain, seconds, so that every rate is finite."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ChainModel:
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """GBP-CR's result: disjoint chains, fastest servers first; servers after the stop host nothing."""
+    """GBP-CR's result: disjoint chains, fastest servers first; servers that were not needed host nothing."""
 
     ranges: tuple[BlockRange | None, ...]
     disjoint_chains: tuple[tuple[int, ...], ...]
@@ -67,7 +67,7 @@ class NoCompleteChainError(ValueError):
 
 
 def gbp_cr(model: ChainModel, capacity: int, requests_per_second: float, load: float) -> Composition:
-    """Disjoint chains of the fastest servers until their rate suffices: nu >= lambda / (rho c). O(J log J).
+    """Compose disjoint chains of the fastest servers until their rate suffices: nu >= lambda / (rho c). O(J log J).
 
     Raises NoCompleteChainError if no chain is complete.  Servers of a last, incomplete chain keep their blocks.
     """
@@ -110,7 +110,7 @@ def gca(
     visit_seconds: FloatArray,
     block_seconds: FloatArray,
 ) -> Iterator[CapacityChain]:
-    """Chains in ascending service time, each with all the capacity that the earlier ones left; at most O(J^2).
+    """Chains in ascending service time, each with all the capacity that the earlier ones left; at most O(J^2) chains.
 
     Under any placement, joining the fastest free server needs only these chains and capacities (Theorem 3).
     """
@@ -125,10 +125,10 @@ def gca(
 
 
 class _ShortestChain:
-    """GCA's shortest path, kept up to date while links close: what `HopGraph.cheapest` finds, equal costs included.
+    """GCA's shortest path, kept up to date while links close; finds the same as `HopGraph.cheapest`, ties included.
 
-    What a hop costs does not depend on the peer before, so the nodes are the block boundaries: from each of them only
-    the best peer that ends there goes on.  A closed link changes nothing before the boundary that it led to.
+    The cost of a hop does not depend on the peer before it, so the nodes are block boundaries: only the best peer that
+    ends at a boundary matters from there on.  Closing a link changes nothing before the boundary that it led to.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class _ShortestChain:
             self.limit(j, slots[j])
 
     def limit(self, peer: int, slots: int) -> None:
-        """Only `slots` slots of the peer are left: hops of more blocks close."""
+        """Close the peer's hops of more than `slots` blocks: it has only that many slots left."""
         stop, row = self._rows[peer]
         costs = self._costs[stop]
         if slots < costs.shape[1] and costs[row, slots] < math.inf:
@@ -213,9 +213,9 @@ class _ShortestChain:
 
 
 class FastestFreeChain:
-    """Join the fastest free chain: which chain a request takes, and none if all are busy (it queues, FIFO).
+    """JFFC: a request joins the fastest free chain; if all are busy, it queues, FIFO.
 
-    `capacities[k]`: what chain k holds at once, in sessions or in any unit that requests take several of;
+    `capacities[k]`: capacity of chain k, in sessions or in any unit of which a request takes one or more;
     `service_seconds[c][k]`: how long client c's request takes on chain k.
     """
 
@@ -224,7 +224,7 @@ class FastestFreeChain:
         self._by_speed = [sorted(range(len(row)), key=lambda k, row=row: (row[k], k)) for row in service_seconds]  # type: ignore[misc]
 
     def take(self, client: int, units: int = 1) -> int | None:
-        """The fastest chain with that much free, which is then taken; None if there is none."""
+        """Take `units` of the fastest chain that has them free, and return its index; None if there is none."""
         for k in self._by_speed[client]:
             if self._free[k] >= units:
                 self._free[k] -= units
@@ -232,7 +232,7 @@ class FastestFreeChain:
         return None
 
     def give_back(self, chain: int, units: int = 1) -> None:
-        """A session on that chain ended."""
+        """Return the units of a session that has ended."""
         self._free[chain] += units
 
 
@@ -248,7 +248,10 @@ class ResponseBounds:
 
 
 def theorem_4(chains: Sequence[CapacityChain], requests_per_second: float) -> ResponseBounds:
-    """Poisson arrivals, exponential sizes: birth-death chains that fill the fastest (slowest) chains first."""
+    """Theorem 4's bounds for Poisson arrivals and exponential sizes.
+
+    They are those of two birth-death chains: one fills the fastest chains first, the other the slowest.
+    """
     by_speed = sorted(chains, key=lambda chain: chain.service_seconds)
     lower, upper = (_mean_occupancy(order, requests_per_second) for order in (by_speed, by_speed[::-1]))
     return ResponseBounds((lower, upper), (lower / requests_per_second, upper / requests_per_second))
@@ -272,8 +275,8 @@ def _mean_occupancy(fill_order: Sequence[CapacityChain], requests_per_second: fl
 
 
 def _slot_rates(fill_order: Sequence[CapacityChain], ample_rate: float) -> FloatArray:
-    """The rate of every slot in this order, up to `_DEEP` slots after their sum reached `ample_rate`: from there the
-    probability of each state is less than a quarter of the one before, so the rest has none left."""
+    """The rate of every slot in this order, up to `_DEEP` slots after their sum reached `ample_rate`: from there on
+    each state is less than a quarter as probable as the one before, so the rest can be ignored."""
     parts, rate = [], 0.0
     for chain in fill_order:
         slot = 1.0 / chain.service_seconds
@@ -292,7 +295,7 @@ _DEEP = 4096
 
 
 def choose_capacity(model: ChainModel, requests_per_second: float, load: float) -> int:
-    """The c whose chains have the least lower bound of Theorem 4; ties -> the smallest. Raises NoCompleteChainError.
+    """The c whose chains have the least lower bound in Theorem 4; ties -> the smallest. Raises NoCompleteChainError.
 
     O(c_max) compositions; c ranges to floor((max M_j - s_m) / s_c).
     """

@@ -2,20 +2,20 @@
 
 The model is Vivaldi's: F. Dabek, R. Cox, F. Kaashoek, R. Morris, "Vivaldi: A Decentralized Network Coordinate System",
 SIGCOMM 2004.  A node is a point with a height (section 5.4) and an estimated error; the round trip of two nodes is the
-distance of the points plus both heights, and every node moves by itself towards where its own round trips are right.
+distance of the points plus both heights, and every node moves by itself to where its own round trips are right.
 
-We deviate in how it moves.  The paper's node makes one small step per sample and forgets it; here it keeps its latest
-samples (`Samples`), whose coordinates arrive anew with every record anyway, and takes the place that fits them best:
+We deviate in how a node moves.  The paper's node makes one small step per sample and forgets it; here it keeps its
+latest samples (`Samples`), whose coordinates every record renews anyway, and takes the position that fits them best:
 
-* A few samples are enough, so a client knows its place after its first look at a swarm, and a peer after eight pings.
+* A few samples are enough: a client knows its position after its first look at a swarm, and a peer after eight pings.
 * The fit is robust: the loss of a sample is the Cauchy loss of the logarithm, base 2, of predicted over measured.
   A sample that contradicts the others by 2x has half the weight, one that contradicts by 30x a thirtieth of it, so a
-  minority of nodes that lie about where they are, or answer late, moves nobody far.  (J. Ledlie et al., "Network
+  minority of nodes that lie about their positions, or answer late, cannot move others far.  (J. Ledlie et al., "Network
   Coordinates in the Wild", NSDI 2007, on outliers, and on the next point.)
-* A node announces another place only where that is clearly better (`MIN_GAIN`).  Since all fit to what is announced, a
-  swarm comes to rest, and does not drift or turn.
+* A node announces a new position only if it is clearly better (`MIN_GAIN`).  Since all nodes fit to announced
+  positions, a swarm comes to rest, and does not drift or rotate.
 
-Everything is a pure function but for `Samples`; randomness comes in as `rng`.
+Everything except `Samples` is a pure function; randomness comes in as `rng`.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ DIMENSIONS = 3
 MIN_HEIGHT = 1e-4
 """Heights stay positive (section 5.4 of the paper); seconds, as all lengths here."""
 MAX_PLACE = 2.0
-"""The largest number on an axis, and the largest height; what lies farther out is an error or an attack likewise."""
+"""The largest absolute value on an axis, and the largest height, in seconds; beyond is an error or an attack."""
 MIN_GAIN = 0.02
-"""The loss by which another place must be better than the announced one: the mean over the samples, in which a sample
-that is wrong by 2x counts for 0.7, one that is wrong by 10 % for 0.02."""
+"""Reduction of the loss that justifies a new position.  The loss is a mean over samples, in which a sample that is
+wrong by 2x counts 0.7, and one that is wrong by 10 % counts 0.02."""
 MIN_ERROR_CHANGE = 0.1
-"""The change of the estimated error that is announced."""
+"""The smallest change of the estimated error that is announced."""
 PASSES = 12
 MAX_STEP = 0.1
-"""The longest way of a node in one pass of the fit."""
+"""The longest move of a node in one pass of the fit, seconds."""
 PRIOR_SAMPLES = 2
-"""The error of a new node is 1; this many samples count as if they had shown it."""
+"""The error of a new node is 1, with the weight of this many samples."""
 
 ORIGIN = Coordinate(vector=(0.0,) * DIMENSIONS, height=MIN_HEIGHT, error=1.0)
-"""The place of the first node of a swarm, from which the others measure."""
+"""The position of the first node of a swarm, relative to which the others place themselves."""
 
 
 def validate(coordinate: Coordinate) -> None:
@@ -67,7 +67,7 @@ def validate(coordinate: Coordinate) -> None:
 
 
 def is_plausible(coordinate: Coordinate) -> bool:
-    """Whether `validate` lets it pass."""
+    """Whether `validate` accepts the coordinate."""
     try:
         validate(coordinate)
     except ValueError:
@@ -80,7 +80,7 @@ def is_plausible(coordinate: Coordinate) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A round trip that a node has measured, and where the other node says that it is."""
+    """A round trip that a node has measured, and the coordinate that the other node announces."""
 
     coordinate: Coordinate
     rtt_seconds: float
@@ -94,18 +94,18 @@ class Sample:
 MAX_NEIGHBOURS = 32
 """Nodes whose round trips are kept (the paper's number, section 5.1)."""
 MAX_ROUND_TRIPS = 4
-"""Round trips that are kept of each; the shortest counts, since noise only makes them longer."""
+"""Round trips kept per node; the shortest counts, since noise only makes them longer."""
 
 
 class Samples:
-    """The latest round trips to other nodes, bounded; those that were measured last are kept."""
+    """The latest round trips to other nodes, bounded: the most recently measured nodes are kept."""
 
     def __init__(self) -> None:
         self._round_trips: dict[PeerId, list[tuple[float, float]]] = {}
-        """(when, seconds), of each node; the node that was measured last comes last."""
+        """(when, seconds) per node; the most recently measured node comes last."""
 
     def add(self, peer: PeerId, rtt_seconds: float, now_seconds: float) -> None:
-        """Take a measured round trip; an absurd one is left out."""
+        """Add a measured round trip; an implausible one is ignored."""
         if not 0.0 < rtt_seconds <= MAX_RTT_SECONDS:
             return
         kept = self._round_trips.pop(peer, [])[1 - MAX_ROUND_TRIPS :]
@@ -114,7 +114,7 @@ class Samples:
             del self._round_trips[next(iter(self._round_trips))]
 
     def rtt_seconds(self, now_seconds: float) -> dict[PeerId, float]:
-        """The shortest round trip to each node."""
+        """The shortest round trip to each node within the last `RTT_MEMORY_SECONDS`; forgets older ones."""
         oldest = now_seconds - RTT_MEMORY_SECONDS
         self._round_trips = {
             peer: recent
@@ -124,7 +124,7 @@ class Samples:
         return {peer: min(seconds for _, seconds in kept) for peer, kept in self._round_trips.items()}
 
     def with_places(self, places: Mapping[PeerId, Coordinate | None], now_seconds: float) -> tuple[Sample, ...]:
-        """The samples to nodes that say where they are, without those that say something impossible."""
+        """The samples to nodes with a known, plausible coordinate."""
         known = ((places.get(peer), seconds) for peer, seconds in self.rtt_seconds(now_seconds).items())
         return tuple(Sample(place, seconds) for place, seconds in known if place is not None and is_plausible(place))
 
@@ -133,9 +133,9 @@ class Samples:
 
 
 def placed(before: Coordinate | None, samples: Sequence[Sample], rng: random.Random) -> Coordinate | None:
-    """The coordinate to announce after these samples: `before`, unless they show that another place is clearly better.
+    """The coordinate to announce after these samples: `before`, unless another position is clearly better.
 
-    None where there is neither.  O(PASSES * samples).
+    None if there are neither samples nor `before`.  O(PASSES * samples).
     """
     if not samples:
         return before
@@ -149,9 +149,9 @@ def placed(before: Coordinate | None, samples: Sequence[Sample], rng: random.Ran
 
 
 def _starts(samples: Sequence[Sample]) -> list[Coordinate]:
-    """Places from which to look besides the present one, where a node may be caught that was misled before.
+    """Starting points of the fit besides the present position, in which a node that was misled may be stuck.
 
-    The nearest node, and the median of all on every axis, which a minority cannot move far.
+    They are the nearest node, and the median of all nodes on every axis, which a minority cannot move far.
     """
     nearest = min(samples, key=lambda sample: sample.rtt_seconds).coordinate
     axes = np.median([sample.coordinate.vector for sample in samples], axis=0)
@@ -159,8 +159,8 @@ def _starts(samples: Sequence[Sample]) -> list[Coordinate]:
 
 
 def rtts_to(points: FloatArray, place: Coordinate) -> FloatArray:
-    """Predicted round trips in seconds, (n,), from a place to points (n, DIMENSIONS + 1), vector and height each; NaN
-    where a point is."""
+    """Predicted round trips, (n,) seconds, from a position to points (n, DIMENSIONS + 1), each a vector and a height;
+    NaN where a point is NaN."""
     return np.asarray(np.linalg.norm(points[:, :-1] - np.array(place.vector), axis=1) + points[:, -1] + place.height)
 
 
@@ -171,7 +171,7 @@ def point_of(coordinate: Coordinate) -> FloatArray:
 
 @dataclass(frozen=True)
 class _Fit:
-    """The loss of places, given m samples. Points are (n, DIMENSIONS + 1), the height last."""
+    """The loss of positions, given m samples. Points are (n, DIMENSIONS + 1), the height last."""
 
     vectors: FloatArray
     """(m, DIMENSIONS)"""
@@ -180,7 +180,7 @@ class _Fit:
     rtt_seconds: FloatArray
     """(m,)"""
     confidence: FloatArray
-    """(m,), between 0 and 1: how sure the other nodes are of their places."""
+    """(m,), between 0 and 1: how sure the other nodes are of their positions."""
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> _Fit:
@@ -192,9 +192,9 @@ class _Fit:
         )
 
     def best(self, starts: Iterable[Coordinate], rng: random.Random) -> Coordinate:
-        """The best place that is found from any of the starts."""
+        """The best position found from any of the starts."""
         points = np.concatenate([point_of(start) for start in starts])
-        # Nodes at one place would have no direction in which to part.
+        # Without noise, nodes at the same position would have no direction in which to separate.
         points[:, :-1] += [[rng.gauss(0.0, 1e-4) for _ in range(DIMENSIONS)] for _ in points]
         for _ in range(PASSES):
             step = self._step(points)
@@ -210,7 +210,7 @@ class _Fit:
         return np.log1p(octaves**2) @ self.confidence / self.confidence.sum()  # type: ignore[no-any-return]
 
     def error(self, point: FloatArray) -> float:
-        """The estimated relative error of predictions from a place: the median over the samples and the prior."""
+        """The estimated relative error of predictions from a point: the samples' median, averaged with the prior."""
         errors = np.abs(self._predicted(point)[0] - self.rtt_seconds) / self.rtt_seconds
         samples = len(errors)
         return min(1.0, (float(np.median(errors)) * samples + PRIOR_SAMPLES) / (samples + PRIOR_SAMPLES))
@@ -248,7 +248,7 @@ def _within_bounds(points: FloatArray) -> FloatArray:
 
 
 def centroids(coordinates: Sequence[Coordinate], limit: int = 4) -> tuple[Coordinate, ...]:
-    """At most `limit` coordinates that stand for many: what a peer announces of the clients it served.
+    """At most `limit` coordinates that represent many: a peer announces these for the clients that it served.
 
     Farthest-first seeds and Lloyd's rounds with the predicted RTT as the distance; deterministic, independent of the
     order of the input.  O(rounds * limit * n).
@@ -285,7 +285,7 @@ def _mean(group: Sequence[Coordinate]) -> Coordinate:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """How well coordinates predict a matrix of round trips, over all pairs."""
+    """The accuracy of predicted round trips, over all pairs of nodes."""
 
     median: float
     """Median of |predicted - real| / real."""

@@ -17,7 +17,7 @@ SOURCE = -1
 """The virtual predecessor of a chain's first peer."""
 
 TIE_TOLERANCE = 1e-12
-"""Costs closer than this, relatively, are equal: sums of the same terms in another order differ by an ulp."""
+"""Costs that differ by less than this, relatively, are equal: another order of summation changes the last digit."""
 
 Edges = tuple[tuple[int, tuple[tuple[int, int, float], ...]], ...]
 """Per peer in order of its range's end: (peer, ((predecessor, blocks computed at peer, cost), ...))."""
@@ -25,7 +25,7 @@ Edges = tuple[tuple[int, tuple[tuple[int, int, float], ...]], ...]
 
 @dataclass(frozen=True, slots=True)
 class ChainResult:
-    """The cheapest chain and its cost; `tolls` is included in the cost."""
+    """The cheapest chain and its cost, tolls included."""
 
     chain: tuple[Segment, ...]
     cost: float
@@ -67,11 +67,11 @@ class HopGraph:
         tolls: Mapping[int, Sequence[float]] | None = None,
         exit_cost: Callable[[int], float] | None = None,
     ) -> ChainResult | None:
-        """The cheapest chain, or None if there is none.
+        """The cheapest chain, or None if there is none. O(number of hops).
 
         `tolls[j][k]` is added to every hop that computes k blocks at j (waits, penalties; infinite forbids it).
-        Equal costs: the predecessor with the smaller distance, then the smaller index, wins (what Dijkstra does
-        that settles the lowest-numbered of equal nodes and relaxes on strict improvement).
+        Of equal costs, the predecessor with the smaller distance, then the smaller index, wins, as in a Dijkstra
+        search that settles the lowest-numbered of equal nodes and relaxes on strict improvement.
         """
         infinity = float("inf")
         distance: dict[int, float] = {SOURCE: 0.0}

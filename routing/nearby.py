@@ -1,9 +1,10 @@
-"""Hosts that are worth telling to a node, or worth a ping of its own: the best few of every block, seen from its place.
+"""Hosts worth recommending to a node, or worth a ping: the best few of every block, seen from the node's position.
 
-A block costs on a peer its computation and its share of a visit, which is the round trip and the peer's own part.  The
-cheapest host of every block comes first, then second ones, and so on (`cover`).  Where many nodes ask from one place,
-they must not all be sent to the same hosts: each sees every cost lengthened by up to a half (`SPREAD`), by a factor
-that follows from its own name and the peer's, so that one node that asks twice, or asks two peers, hears the same.
+The cost of a block on a peer is its computation plus its share of a visit, which is the round trip and the peer's visit
+time.  The cheapest host of every block comes first, then the second cheapest, and so on (`cover`).  If many nodes ask
+from one place, they must not all be sent to the same hosts: each sees every cost increased by up to a half (`SPREAD`),
+by a factor derived from its own name and the peer's, so that a node that asks twice, or asks two peers, gets the same
+answer.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from .timing import LEAVING_PENALTY_SECONDS, UNKNOWN_RTT_SECONDS
 FloatArray = NDArray[np.float64]
 
 SPREAD = 0.5
-"""The largest part by which a peer's cost is lengthened for one node and not for another."""
+"""The largest fraction by which a peer's cost is increased for one node and not for another."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """A node that wants the hosts that are best for it."""
+    """A node that asks for the best hosts for it."""
 
     name: str
     """Any text; equal names get equal answers."""
@@ -37,10 +38,10 @@ class Asker:
 
 
 def cover(ranges: Sequence[tuple[int, int]], num_blocks: int, hosts_per_block: int, most: int) -> list[int]:
-    """The indices of the ranges that are taken: first one host for each block, then a second one, and so on.
+    """Choose ranges so that first each block has one host, then a second one, and so on; returns their indices.
 
-    `ranges` (start, stop) come in order of preference, and only blocks below `num_blocks` count.  At most `most` are
-    taken.  O(n * hosts_per_block) at worst; a round ends when every block that can has its host.
+    `ranges` (start, stop) are in order of preference; only blocks below `num_blocks` count.  At most `most` are chosen.
+    O(n * hosts_per_block) at worst; a round ends when every block has a host, as far as there are any.
     """
     inside = [range(start, min(stop, num_blocks)) for start, stop in ranges]
     change = [0] * (num_blocks + 1)
@@ -72,27 +73,27 @@ def cover(ranges: Sequence[tuple[int, int]], num_blocks: int, hosts_per_block: i
 
 @dataclass(frozen=True)
 class HostTable:
-    """The peers of one look that serve, in arrays, so that a question costs about a millisecond for thousands of them.
+    """The serving peers of one look, in arrays, so that a query over thousands of them takes about a millisecond.
 
-    A coordinate that is no place on earth counts as none: `UNKNOWN_RTT_SECONDS` is assumed.
+    An implausible coordinate counts as none: `UNKNOWN_RTT_SECONDS` is assumed.
     """
 
     num_blocks: int
     indices: tuple[int, ...]
-    """Where each host stands in the sequence that the table was made of."""
+    """Each host's index in the sequence that the table was built from."""
     ranges: tuple[tuple[int, int], ...]
     own_seconds: FloatArray
-    """(n,): computation of a block, and its share of the peer's own part of a visit."""
+    """(n,): computation of a block plus its share of the peer's visit time."""
     blocks: FloatArray
-    """(n,): how many each hosts."""
+    """(n,): the number of blocks that each hosts."""
     points: FloatArray
-    """(n, DIMENSIONS + 1): vector and height; NaN where no place is known."""
+    """(n, DIMENSIONS + 1): vector and height; NaN if no position is known."""
     marks: NDArray[np.uint64]
     """(n,): a hash of the id."""
 
     @classmethod
     def of(cls, specs: Sequence[PeerSpec], num_blocks: int) -> HostTable:
-        """The table of those that serve some of the model's blocks."""
+        """The table of the peers that serve some of the model's blocks."""
         hosts = [(i, spec, spec.blocks) for i, spec in enumerate(specs) if spec.blocks is not None and _serves(spec)]
         inside = [(i, spec, blocks) for i, spec, blocks in hosts if blocks.start < num_blocks]
         unknown = np.full((1, DIMENSIONS + 1), np.nan)
@@ -115,7 +116,7 @@ class HostTable:
         )  # fmt: skip
 
     def best(self, asker: Asker, hosts_per_block: int, most: int) -> list[int]:
-        """At most `most` of the peers, by their place in the sequence, the ones that are worth most first."""
+        """At most `most` of the peers, as indices into the original sequence, the most useful first."""
         order = np.argsort(self._seconds(asker), kind="stable")
         taken = cover([self.ranges[i] for i in order], self.num_blocks, hosts_per_block, most)
         return [self.indices[order[i]] for i in taken]

@@ -26,16 +26,16 @@ class Outlook:
     """Figures of a snapshot, with the peers where they serve now. Times are infinite where no chain is complete."""
 
     concurrency: int
-    """R: how many sessions at once the placement is made for."""
+    """R: the number of concurrent sessions that the placement is made for."""
     bound_seconds: float
-    """Theorem 2 for the present placement: with at most R sessions at once none waits, and a token of the farthest
-    client takes no longer; infinite if peers with room for R sessions do not have all blocks."""
+    """Theorem 2 for the present placement: with at most R concurrent sessions none waits, and a token takes at most
+    this time, also for the farthest client; infinite if the peers with room for R sessions do not host all blocks."""
     scratch_bound_seconds: float
     """Theorem 2's bound for CG-BP's placement from scratch of the same peers; infinite if there is none."""
     token_seconds: float
-    """Mean predicted time of a token of a lone session."""
+    """Mean predicted time of a token when there is only one session."""
     request_seconds: float
-    """Mean predicted time of the planned request among R others at most."""
+    """Mean predicted time of the planned request among at most R others."""
     weakest_block: int
     """The first of the blocks with the fewest servers."""
     weakest_servers: int
@@ -50,15 +50,15 @@ def outlook_of(
 ) -> Outlook | None:
     """The outlook of a snapshot; None if no peer stays.
 
-    `rtts`: seconds to peers and back, as a client has measured them. The bounds then hold for this client as well, on
-    whose way coordinates may be wrong (a busy machine answers later than its place says).
+    `rtts`: round trips to peers that a client has measured, seconds. The bounds then hold for this client as well, for
+    which coordinates may be wrong (a busy machine answers later than its coordinate predicts).
     """
     view = PlanningView.of(swarm, policy or ReplanPolicy())
     return outlook_of_view(view, rtts) if view is not None else None
 
 
 def outlook_of_view(view: PlanningView, rtts: Mapping[PeerId, float] | None = None) -> Outlook:
-    """The same of a snapshot's view, which may be used for its moves as well."""
+    """The outlook of a snapshot's planning view, which the caller may also use for its moves."""
     serving = [peer.blocks if peer.state is PeerState.SERVING else None for peer in view.peers]
     ranges = range_rows(serving)
     servers = hosts_per_block(ranges, view.model.num_blocks)
@@ -84,7 +84,8 @@ def with_peer_at(swarm: Swarm, peer_id: PeerId, blocks: BlockRange) -> Swarm:
 
 
 def view_with_peers_at(view: PlanningView, places: Iterable[tuple[PeerId, BlockRange]]) -> PlanningView:
-    """The view of the snapshot in which these peers of it serve these blocks and claim none; of several the last."""
+    """The view in which these peers serve these blocks and claim none; of two entries for a peer the last one
+    counts."""
     return view.with_peers({peer: peer_at(view.peers[view.index[peer]], blocks) for peer, blocks in places})
 
 
@@ -100,8 +101,8 @@ def _with_rtts(view: PlanningView, rtts: Mapping[PeerId, float]) -> PerfModel:
 
 
 def _bound(model: PerfModel, concurrency: int, ranges: IntArray) -> float:
-    """The cheapest walk of the farthest client over the peers with room for R sessions at all their blocks: memory
-    binds nobody there.  It is no longer than the walk that Theorem 2 adds up for CG-BP's placement."""
+    """The cheapest walk of the farthest client over the peers with room for R sessions at all their blocks, where
+    memory limits no session.  It takes no longer than the walk that Theorem 2 adds up for CG-BP's placement."""
     roomy = model.full_sessions(ranges[:, 1] - ranges[:, 0]) >= concurrency
     farthest = model.rtt_seconds.max(axis=0, keepdims=True)
     return float(_token_seconds(model, farthest, np.where(roomy[:, None], ranges, 0))[0])

@@ -24,7 +24,7 @@ from .swarm import BlockRange, RequestSpec, Swarm
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 PeerBytes = float | FloatArray
-"""One number for all peers, or (n,) where peers hold blocks and caches in different formats."""
+"""One number for all peers, or (n,) if peers hold blocks and caches in different formats."""
 BoolArray = NDArray[np.bool_]
 
 Segment = tuple[int, BlockRange]
@@ -32,12 +32,12 @@ Segment = tuple[int, BlockRange]
 
 
 def decimal_floor(value: float) -> int:
-    """Floor of a quotient of decimals: the next integer counts when it is missed by less than 1e-9."""
+    """Floor of a quotient of decimals: a value less than 1e-9 below an integer counts as that integer."""
     return int(np.floor(value + 1e-9))
 
 
 MOST_SLOTS = 2**40
-"""Slots of a peer beyond these are not counted: no request needs them, and sums over peers stay exact."""
+"""The most slots that are counted for a peer: no request needs more, and sums over peers stay exact."""
 
 
 def whole_slots(room: FloatArray) -> IntArray:
@@ -47,10 +47,10 @@ def whole_slots(room: FloatArray) -> IntArray:
 
 @dataclass(frozen=True)
 class PerfModel:
-    """Everything that placement and routing know of n peers, C clients and one kind of request.
+    """Everything that placement and routing know about n peers, C clients and one kind of request.
 
-    Arrays: (n,) per peer, (C, n) per client and peer; seconds and bytes.  Raises ValueError naming the field that
-    is not finite, negative or of the wrong shape.
+    Arrays: (n,) per peer, (C, n) per client and peer; seconds and bytes.  Raises ValueError, naming the field, if a
+    field is not finite, is negative or has the wrong shape.
     """
 
     num_blocks: int
@@ -60,11 +60,11 @@ class PerfModel:
     new_tokens: int
     memory_bytes: FloatArray
     block_limit: IntArray
-    """The most blocks a peer may host (num_blocks where nothing limits it)."""
+    """The most blocks a peer may host (num_blocks if nothing limits it)."""
     decode_seconds: FloatArray
     prefill_seconds: FloatArray
     rtt_seconds: FloatArray
-    """Client-peer round trip of one decoded token, with what a visit to the peer costs beside computing; (C, n)."""
+    """Client-peer round trip of one decoded token, including the peer's visit time; (C, n)."""
     prefill_rtt_seconds: FloatArray
     """The same for the whole prompt; (C, n)."""
 
@@ -106,9 +106,9 @@ class PerfModel:
     def of_swarm(cls, swarm: Swarm, *, request: RequestSpec, client_rtt_seconds: FloatArray) -> PerfModel:
         """The model of a snapshot's peers, in the snapshot's order, for requests like `request`.
 
-        `client_rtt_seconds`: (C, n), round trip of every client to every peer; visits are added.  Bytes that a peer
-        does not announce are the model's; where nobody knows them, no memory of the peer is counted, so that nothing is
-        planned on it.
+        `client_rtt_seconds`: (C, n), round trip of every client to every peer; visit times are added to it.  Byte sizes
+        that a peer does not announce are the model's; if the model does not know them either, the peer counts as having
+        no memory, so that nothing is planned on it.
         """
         blocks = np.array([peer.block_bytes or swarm.model.block_bytes for peer in swarm.peers])
         kv = np.array([peer.kv_bytes_per_token or swarm.model.kv_bytes_per_token for peer in swarm.peers])
@@ -137,7 +137,7 @@ class PerfModel:
         )
 
     def without_block_limits(self) -> PerfModel:
-        """The same peers with only their memory as a limit."""
+        """The same peers, limited only by their memory."""
         return replace(self, block_limit=np.full(self.num_peers, self.num_blocks, dtype=np.int64))
 
     def with_another(self, like: int) -> PerfModel:
@@ -190,7 +190,7 @@ class PerfModel:
         return self.first_token_seconds(client, chain) + (self.new_tokens - 1) * self.token_seconds(client, chain)
 
     def push_request_seconds(self, client: int, chain: Sequence[Segment], peer_rtt_seconds: FloatArray) -> float:
-        """The whole request when peers push to the next: one-way delays client -> p1 -> ... -> client.
+        """The whole request when each peer pushes to the next: one-way delays client -> p1 -> ... -> client.
 
         `peer_rtt_seconds`: (n, n); a one-way delay is half a round trip. Every token makes the trip once.
         """

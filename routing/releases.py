@@ -1,8 +1,8 @@
 """Room for attention cache over time: what is free now, and which reservations become free when.
 
-The one place that answers "when is there room for N tokens?" for everybody: peers for those who wait in their queue,
-clients for the peers that they consider, the simulator for its reservations.  Room is counted in whatever unit the
-caller uses (KV tokens x blocks, slots); times are on the caller's clock, in seconds.
+The one place that answers "when is there room for N tokens?": for a peer and the sessions in its queue, for a client
+and the peers that it considers, for the simulator and its reservations.  Room is counted in any unit that the caller
+chooses (KV tokens x blocks, slots); times are on the caller's clock, in seconds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Room:
 def wait_for_room(need: int, free: int, releases: Iterable[tuple[float, int]], now: float) -> float:
     """Seconds until `need` is free, if the releases (moment, units), ascending in time, happen as announced.
 
-    0 if it is free already or the release that completes it is overdue; infinite if nothing is known of such a moment.
+    0 if it is free already, or if the release that completes it is overdue; infinite if the releases never suffice.
     """
     if free >= need:
         return 0.0
@@ -48,7 +48,7 @@ def wait_for_room(need: int, free: int, releases: Iterable[tuple[float, int]], n
 def merge_releases(releases: Sequence[KvRelease], max_count: int = MAX_RELEASES) -> tuple[KvRelease, ...]:
     """At most `max_count` releases that never promise tokens earlier than `releases` (ascending in time) do.
 
-    Runs of neighbours are merged into their latest moment; the first ones, which matter most, stay exact. O(n).
+    Runs of releases are merged at their latest moment; the first ones, which matter most, stay exact. O(n).
     """
     kept = max_count // 2
     tail = releases[kept:]

@@ -11,19 +11,19 @@ from .swarm import Coordinate, PeerId, Swarm
 from .timing import RTT_SLACK_SECONDS
 
 MOST_ERROR = 0.5
-"""The estimated error of a client's own coordinate up to which it judges others by it."""
+"""A client whose own coordinate has a larger estimated error does not judge others' coordinates by it."""
 
 
 class RttTable:
-    """Round trips between the peers of a snapshot, as a matrix of those that are asked for.
+    """Round trips between the peers of a snapshot, as a matrix for the peers that are asked for.
 
-    Measured where the snapshot has a measurement, in either direction, else predicted from coordinates.  Where those
-    cannot tell, the larger of the two round trips of a client that measured them, and `unknown_seconds` without such a
-    client.
+    A round trip is the snapshot's measurement, in either direction, if there is one; else it is predicted from
+    coordinates.  Without those it is the larger of the client's round trips to the two peers, where one that the client
+    did not measure counts as `unknown_seconds`.
 
-    Coordinates are claims, and a client's own measurements override them: a prediction is no shorter than the
-    difference of its round trips to the two peers and no longer than their sum, and the coordinate of a peer that
-    predicts the round trip to the client itself wrong by 2x does not count.
+    Coordinates are claims, and a client's own measurements override them: a prediction is clipped to between the
+    difference and the sum of its round trips to the two peers, and the coordinate of a peer is ignored if it
+    mispredicts the round trip to the client itself by a factor of two.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class RttTable:
         client: Coordinate | None = None,
         unknown_seconds: float = 0.3,
     ) -> None:
-        """`client`: where the client is."""
+        """`client`: the client's own coordinate; `client_rtt_seconds`: its measured round trips."""
         measured = client_rtt_seconds or {}
         self._row = {peer.id: row for row, peer in enumerate(swarm.peers)}
         self._coordinates = [
@@ -49,7 +49,7 @@ class RttTable:
         return float(self.matrix([a, b])[0, 1]) if a != b else 0.0
 
     def matrix(self, ids: Sequence[PeerId]) -> FloatArray:
-        """(len(ids), len(ids)) round trips in seconds. Raises KeyError for a peer the snapshot did not have."""
+        """Round trips, (len(ids), len(ids)) seconds. Raises KeyError for a peer that is not in the snapshot."""
         rows = [self._row[peer] for peer in ids]
         client = self._client[rows]
         seconds = np.maximum(client[:, None], client)
@@ -68,9 +68,9 @@ class RttTable:
 
 
 def contradicts(peer: Coordinate | None, client: Coordinate | None, rtt_seconds: float | None) -> bool:
-    """Whether a measured round trip tells that a peer is not where it says.
+    """Whether a measured round trip shows that a peer is not where its coordinate says.
 
-    A client that does not know where it is itself cannot tell, and a few milliseconds matter to nobody.
+    A client that does not know its own position cannot tell; differences of at most `RTT_SLACK_SECONDS` do not count.
     """
     if peer is None or client is None or rtt_seconds is None or client.error > MOST_ERROR:
         return False
@@ -82,7 +82,7 @@ def contradicts(peer: Coordinate | None, client: Coordinate | None, rtt_seconds:
 
 
 def _predict(coordinates: Sequence[Coordinate | None], seconds: FloatArray) -> None:
-    """Fill in what coordinates tell; those of different dimensions cannot be compared."""
+    """Fill in the predictions from coordinates; coordinates of different dimensions cannot be compared."""
     known = [(j, coordinate) for j, coordinate in enumerate(coordinates) if coordinate is not None]
     for size in {len(coordinate.vector) for _, coordinate in known}:
         alike = [(j, coordinate) for j, coordinate in known if len(coordinate.vector) == size]

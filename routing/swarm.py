@@ -18,7 +18,7 @@ PeerId = NewType("PeerId", str)
 
 
 def short_id(peer: PeerId) -> str:
-    """Enough of a peer's id for people to tell it from others; all ids begin alike."""
+    """The end of a peer's id, enough for people to tell peers apart; all ids begin alike."""
     return f"..{peer[-6:]}"
 
 
@@ -64,9 +64,9 @@ class ModelSpec:
 
     num_blocks: int
     block_bytes: float = 0.0
-    """Weights of one block, bytes, on peers that do not announce their own number; 0: unknown."""
+    """Weights of one block, bytes, for peers that do not announce their own number; 0: unknown."""
     kv_bytes_per_token: float = 0.0
-    """Attention cache of one token in one block, likewise."""
+    """Attention cache of one token in one block, bytes, for the same peers; 0: unknown."""
 
     def __post_init__(self) -> None:
         if self.num_blocks < 1:
@@ -79,7 +79,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class ComputeCost:
-    """Measured times of one peer, in seconds: of one block, and of a visit.
+    """Measured times of one peer, in seconds, per block and per visit.
 
     In one block a decode step of B rows whose contexts sum to C tokens takes
     `decode_fixed + decode_per_row * B + decode_per_context_token * C`;
@@ -93,8 +93,8 @@ class ComputeCost:
     prefill_fixed: float = 0.0
     prefill_per_token: float = 0.0
     visit: float = 0.0
-    """From the arrival of a step to the departure of its output, without computing and without waiting for the steps of
-    other sessions: handing over between threads, waking up, packing and encrypting; 0: not measured."""
+    """Time from the arrival of a step to the departure of its output, without computing and without waiting for other
+    sessions' steps: handing over between threads, waking up, packing and encrypting; 0: not measured."""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -103,7 +103,7 @@ class ComputeCost:
                 raise ValueError(f"{name} must be finite seconds >= 0, not {value}")
 
     def decode_seconds(self, rows: int = 1, context_tokens: float = 0.0) -> float:
-        """Seconds that one block needs for one decode step."""
+        """Seconds that one block needs for one decode step; `context_tokens` is the sum over the rows."""
         return self.decode_fixed + self.decode_per_row * rows + self.decode_per_context_token * context_tokens
 
     def prefill_seconds(self, tokens: int) -> float:
@@ -112,7 +112,8 @@ class ComputeCost:
 
 
 class PeerState(enum.Enum):
-    """Where a peer is in its life; new sessions go to SERVING peers, to DRAINING ones only for blocks without any."""
+    """A peer's stage of life; new sessions use SERVING peers, and DRAINING ones only for blocks that no other
+    serves."""
 
     JOINING = "joining"
     SERVING = "serving"
@@ -153,7 +154,7 @@ class MoveClaim:
 
 @dataclass(frozen=True, slots=True)
 class PeerSpec:
-    """One peer as a snapshot sees it; KV tokens are counted per block (a token in k blocks takes k)."""
+    """One peer as a snapshot sees it; KV tokens are counted per block (a token in k blocks counts k times)."""
 
     id: PeerId
     blocks: BlockRange | None
@@ -176,12 +177,12 @@ class PeerSpec:
     client_centroids: tuple[Coordinate, ...] = ()
     """Up to four centroids of the coordinates of clients served in the last ten minutes."""
     concurrency: float = 0.0
-    """Sessions observed in parallel, averaged over the last ten minutes."""
+    """Concurrent sessions that the peer observed, averaged over the last ten minutes."""
     block_hashes: tuple[bytes, ...] = ()
     """First eight bytes of the digest of each hosted block's weights, in block order."""
     numeric_format: str = "float32"
     stream_format: str = "float32"
-    """The dtype of the hidden states between its blocks: weights in int8 may go with float32 or bfloat16."""
+    """The dtype of the hidden states between its blocks: int8 weights may go with float32 or bfloat16 states."""
     max_blocks: int | None = None
     """An upper limit on hosted blocks that the operator or the hardware sets."""
     size_fixed: bool = False
@@ -201,7 +202,9 @@ class PeerSpec:
 class Swarm:
     """A snapshot: the model and the peers that serve it, in ascending order of id.
 
-    `rtt_seconds` holds measured round trips, keyed by (node, peer); where it has none the coordinates predict it.
+    `rtt_seconds` holds measured round trips, keyed by (node, peer); coordinates predict the others.
+
+    Raises ValueError if the peers are not distinct and in order, or announce blocks that the model does not have.
     """
 
     model: ModelSpec
@@ -219,10 +222,10 @@ class Swarm:
 
     @classmethod
     def of_announced(cls, model: ModelSpec, peers: Iterable[PeerSpec], now_seconds: float = 0.0) -> Swarm:
-        """The snapshot of what peers announce, in any order.
+        """Build a snapshot from what peers announce, in any order.
 
-        A peer that has not measured its visit yet is taken with the median of those that have: counted as nothing, a
-        newcomer would look faster than every peer that is known.
+        A peer that has not measured its visit yet gets the median of those that have: with 0, a newcomer would look
+        faster than every known peer.
         """
         announced = sorted(peers, key=lambda peer: peer.id)
         measured = [peer.cost.visit for peer in announced if peer.cost.visit > 0]
@@ -290,7 +293,7 @@ class Route:
     wait_seconds: float = 0.0
     """Predicted wait until every hop has room: the largest of the hops' waits."""
     gap_seconds: float = 0.0
-    """No other chain is done sooner by more than this; 0: this one is proven to be the best."""
+    """Bound on how much sooner any other chain may be done; 0: this one is proven to be the best."""
 
     @property
     def total_seconds(self) -> float:

@@ -1,19 +1,19 @@
-"""Which peers are believed where they announce different weights for a block: at most one hash of it is right.
+"""Which peers are believed when they announce different weights for a block: at most one hash of it is right.
 
-A node that holds the whole files of a model knows the hashes of its blocks.  To the others only the peers themselves
-can tell, and ids cost nothing: twenty peers may be one person.  Networks in which a peer was reached do cost something.
-So each network has one vote for each hash of a block, however many peers announce it from there.
+A node that holds the whole files of a model knows the hashes of its blocks.  Other nodes have only the peers' own word,
+and ids cost nothing: twenty peers may be one person.  Addresses in many networks do cost something.  So each network in
+which peers were reached has one vote for each hash of a block, however many peers announce it from there.
 
 1. A peer that contradicts what this node's own files prove is not believed.
-2. The others are taken in an order, and one that contradicts a peer that was taken before it is not believed:
-   a. first those of whom no hash is *beaten*, which is to say that another hash of that block has more votes;
-   b. then by the number of networks that contradict their network about any block, the fewest first: so one network
-      that contradicts everybody loses also where every block has one honest host only;
+2. The other peers are taken in this order, and a peer that contradicts one taken before it is not believed:
+   a. first the peers with no *beaten* hash; a hash is beaten if another hash of the same block has more votes;
+   b. then by the number of networks that contradict their network about any block, the fewest first: so a single
+      network that contradicts everybody loses even if every block has only one honest host;
    c. then by the number of peers that contradict them, which decides within one network, such as one machine;
-   d. then by id, so that every look at equal records ends alike.
+   d. then by id, so that equal records always give the same result.
 
-So no two believed peers disagree.  An attacker with addresses in as many networks as the honest hosts of a block have
-can still get these left out; that is why the evidence is told.
+So no two believed peers disagree.  An attacker with addresses in as many networks as the honest hosts of a block can
+still get these excluded; that is why the evidence is reported.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ class Evidence(enum.Enum):
     """Why a peer's weights are believed."""
 
     PROVEN = "proven"
-    """This node's own files have the same."""
+    """This node's own files have the same hashes."""
     UNOPPOSED = "unopposed"
-    """No peer announces others."""
+    """No peer announces other hashes."""
     MAJORITY = "majority"
-    """For every block that is disputed, more networks announce its hash than any other."""
+    """For every disputed block, more networks announce the peer's hash than any other."""
     UNDECIDED = "undecided"
-    """For some block as many or more networks announce another hash; the rule decided all the same."""
+    """For some block as many or more networks announce another hash; the rest of the rule decided."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """The peers that are believed, and why; and those that are not, and about which of their blocks."""
+    """The believed peers, with the reason, and the doubted peers, with the blocks in doubt."""
 
     believed: Mapping[PeerId, Evidence]
     doubted: Mapping[PeerId, tuple[int, ...]]
 
 
 def disputed(peers: Sequence[PeerSpec]) -> frozenset[PeerId]:
-    """The peers that announce a hash of a block of which another one announces another hash. O(announced hashes)."""
+    """The peers that contradict another peer about the hash of some block. O(announced hashes)."""
     found: dict[int, set[bytes]] = {}
     for peer in peers:
         for block, block_hash in _announced_by(peer).items():
@@ -67,10 +67,10 @@ def contradicted(first: PeerSpec, second: PeerSpec) -> tuple[int, ...]:
 
 
 def weigh(peers: Sequence[PeerSpec], networks: Mapping[PeerId, str], proven: Mapping[int, bytes]) -> Trust:
-    """Whom to believe, by the rule above; a peer without hashes contradicts nobody.
+    """Decide which peers to believe, by the module's rule; a peer without hashes contradicts nobody.
 
-    `networks`: where each peer was reached; peers that it lacks count as one network. `proven`: block -> hash, as far
-    as this node's files prove it. O(announced hashes), and where blocks are disputed times the peers / 64.
+    `networks`: the network in which each peer was reached; peers without an entry count as one network. `proven`:
+    block -> hash, as far as this node's files prove it. O(announced hashes); for disputed blocks, times peers / 64.
     """
     announced = {peer.id: _announced_by(peer) for peer in peers}
     wrong = {
@@ -123,7 +123,7 @@ class _Ranking:
         self._against_peer = _contradictions(announced, _votes(announced, single))
 
     def place(self, peer: PeerId) -> tuple[bool, int, int, PeerId]:
-        """The key by which peers are sorted, see the rule."""
+        """The sort key of a peer, see the module's rule."""
         return (
             self._margin(peer) < 0,
             self._against_network[self._network[peer]].bit_count(),

@@ -1,11 +1,11 @@
 """When reserved room is expected to become free, and what that means for the sessions that wait.
 
 Pure functions over numbers that the peer measures: how fast a session fills its reservation (`Pace`), hence when it
-is expected to end; how long those that wait will hold theirs (`HoldTimes`); which session is admitted when, if the
-queue is served strictly in order (`serve_in_order`); and what is left for a newcomer (`Room`), which is what the peer
+is expected to end; how long waiting sessions will hold theirs (`HoldTimes`); when each session is admitted, if the
+queue is served strictly in order (`serve_in_order`); and the room that is left for a newcomer (`Room`), which the peer
 announces.
 
-A session is taken to end when it has filled its whole reservation.  Most sessions end earlier, so the announcements
+A session is assumed to end when it has filled its whole reservation.  Most sessions end earlier, so the announcements
 are on the safe side.  Times are Unix seconds, room is KV tokens x blocks.
 """
 
@@ -20,15 +20,15 @@ from ..releases import Room, merge_releases
 from ..swarm import KvRelease
 
 SMOOTHING = 0.1
-"""The share of a new observation in a running average, once there are enough of them."""
+"""The weight of a new observation in a running average, once there are enough observations."""
 DECODE_TOKENS = 16
 """A step with more new tokens per row than this is a prefill, and says nothing about the pace of decoding."""
 TURNOVER_COUNT = 8
-"""Admissions after which how fast the queue was served counts as much as looking ahead."""
+"""Number of admissions after which the measured speed of the queue counts as much as the forecast."""
 MOST_TIMES_THE_USUAL_PROMPT = 4.0
-"""A short prompt may have taken long because it waited elsewhere; that is not multiplied by hundreds for a long one."""
+"""Largest factor by which a longer prompt scales the mean prompt time, because that may be a wait elsewhere."""
 MOST_USED_SHARE = 10.0
-"""A session that rests for hours between two turns must not stand for those that come."""
+"""Largest `used_share` that is learnt: a session idle for hours between two turns must not stand for later ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Average:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How far a session is, and how long one token of its reservation takes."""
+    """A session's progress, and the time that one token of its reservation takes."""
 
     seconds_per_token: Average
     at_seconds: float
@@ -59,10 +59,10 @@ class Pace:
     prompt_tokens: int = 0
     """Tokens in the cache before the first token was decoded."""
     prompt_end_seconds: float = 0.0
-    """When the last of them was computed; means nothing while there are none."""
+    """When the last of these tokens was computed; meaningless while there are none."""
 
     def after(self, tokens: int, rows: int, now: float) -> Pace:
-        """The pace after a step that has left `tokens` tokens in `rows` rows."""
+        """The pace after a step that leaves `tokens` tokens in `rows` rows."""
         grown = tokens - self.tokens
         average = self.seconds_per_token
         if not self.tokens or grown > DECODE_TOKENS * rows:
@@ -79,7 +79,7 @@ class Pace:
 
     @property
     def position_seconds(self) -> float:
-        """How long a further token in every row takes."""
+        """Seconds for one more token in every row."""
         return self.seconds_per_token.value * self.rows
 
     def end_seconds(self, kv_tokens: int, now: float) -> float:
@@ -89,11 +89,11 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class HoldTimes:
-    """How long sessions hold their room, from those that have ended.
+    """How long sessions hold their room, estimated from those that have ended.
 
-    A prompt takes seconds for hundreds of tokens and an answer seconds for dozens, so that a time per reserved token
-    says little of a session whose answer is longer than those before it.  Where a session says how long its prompt is,
-    the two are estimated apart.
+    Hundreds of prompt tokens take as long as dozens of answer tokens, so a time per reserved token says little about a
+    session whose answer is longer than those before.  If a session states the length of its prompt, prompt and answer
+    are estimated separately.
     """
 
     reserved_token_seconds: Average
@@ -101,19 +101,20 @@ class HoldTimes:
     prompt_tokens: Average
     """Length of a prompt."""
     prompt_seconds: Average
-    """From the admission to the end of the prompt, which contains the wait for the next peer's room."""
+    """From the admission to the end of the prompt, including the wait for the next peer's room."""
     position_seconds: Average
     """A further token in every row."""
     used_share: Average = Average(1.0)
-    """Part of the time that the tokens reserved for the answer would have taken: most sessions end earlier."""
+    """Time from the prompt's end to the session's, relative to what all tokens reserved for the answer would have
+    taken; most sessions end earlier."""
 
     @classmethod
     def guessed(cls, token_seconds: float) -> HoldTimes:
-        """Before any session has ended."""
+        """The initial estimate, before any session has ended."""
         return cls(Average(token_seconds), Average(1.0), Average(token_seconds), Average(token_seconds))
 
     def after(self, pace: Pace, kv_tokens: int, since: float, now: float) -> HoldTimes:
-        """With one more session that has ended now: it held `kv_tokens` tokens, from `since` on."""
+        """The estimate after one more session has ended now; it held `kv_tokens` tokens from `since` on."""
         reserved = self.reserved_token_seconds.after(max(0.0, now - since) / kv_tokens)
         if not pace.is_known:
             return replace(self, reserved_token_seconds=reserved)
@@ -131,8 +132,8 @@ class HoldTimes:
     def expected(self, kv_tokens: int, prompt_tokens: int, rows: int, position_seconds: float | None) -> float:
         """Seconds for which a session will hold `kv_tokens` tokens in at most `rows` rows.
 
-        `prompt_tokens`: of these, those of its prompt; 0: not said.  `position_seconds`: the present time of a token in
-        every row, None where nobody decodes now.
+        `prompt_tokens`: the part of them that is its prompt; 0: not stated.  `position_seconds`: the present time of a
+        token in every row, None if no session decodes now.
         """
         if not prompt_tokens:
             return kv_tokens * self.reserved_token_seconds.value
@@ -148,23 +149,23 @@ class HoldTimes:
 
 @dataclass(frozen=True, slots=True)
 class Turnover:
-    """How fast a queue is served while sessions wait in it.
+    """The measured speed at which a queue is served while sessions wait in it.
 
-    It says what no look ahead at one peer can: that sessions hold room here while they wait for it at the next peer of
-    their chains, and that others end early.  It begins anew with every crowd.
+    It captures effects that no forecast at a single peer can: sessions hold room here while they wait for room at the
+    next peer of their chains, and others end early.  It restarts whenever a queue forms.
     """
 
     interval: Average = Average(0.0)
     """Seconds between two admissions."""
     since: float = 0.0
-    """The last admission, or the moment from which somebody waits."""
+    """The last admission, or the moment when the queue formed."""
 
     def admitted(self, now: float) -> Turnover:
-        """With one more session that was let in."""
+        """The turnover after one more admission."""
         return Turnover(self.interval.after(max(0.0, now - self.since)), now)
 
     def corrected(self, starts: Sequence[float], now: float) -> list[float]:
-        """When the sessions of the queue are let in, in its order, where looking ahead says `starts`."""
+        """When the waiting sessions are admitted, in the order of the queue, given the forecast `starts`."""
         share = self.interval.count / (self.interval.count + TURNOVER_COUNT)
         by_turnover = (max(now, self.since + place * self.interval.value) for place in range(1, len(starts) + 1))
         return [(1 - share) * start + share * seen for start, seen in zip(starts, by_turnover, strict=True)]
@@ -189,9 +190,9 @@ class Schedule:
 def serve_in_order(
     now: float, free: int, places: int, ends: Iterable[KvRelease], waiting: Sequence[Demand], max_releases: int
 ) -> Schedule:
-    """Play the queue: each session starts when there is room and a place for it, and never before the one ahead.
+    """Simulate the queue: each session starts when there is room and a place for it, and never before the one ahead.
 
-    `places` is the number of further sessions that the peer takes.  No demand exceeds the peer's whole room.
+    `places` is the number of further sessions that the peer accepts.  No demand exceeds the peer's whole room.
     O((n + w) log(n + w)) for n ends and w waiting sessions.
     """
     running = [(end.at_seconds, end.tokens) for end in ends]
@@ -219,7 +220,7 @@ def serve_in_order(
 
 @dataclass(frozen=True, slots=True)
 class TimeAverage:
-    """The mean of a number over the last `window_seconds`, older values fading; at first over the time so far."""
+    """The mean of a number over the last `window_seconds`, with older values fading; at first over the time so far."""
 
     window_seconds: float
     at_seconds: float
@@ -227,7 +228,7 @@ class TimeAverage:
     """The number since `at_seconds`."""
     total: float = 0.0
     weight: float = 0.0
-    """The weight of all time so far, at most 1."""
+    """The weight of the time so far, at most 1."""
 
     def after(self, value: float, now: float) -> TimeAverage:
         """The average once the number is `value` from now on."""

@@ -1,11 +1,11 @@
 """Leases: how long a session keeps room on some peers of its chain while it waits for room on the others.
 
-* Peers are taken one after the other in ascending order of their ids, by every session.  So no two sessions can each
-  hold what the other waits for.
-* From the moment when the first peer is taken, all must be taken within the lease.  When it ends, all room is given
-  back, and the session may begin anew.
-* Peers remember when a session came (queue.py): it rejoins with its rank where it was still waiting, and a round later
-  where it gave back room that it had not used.
+* Every session takes its peers one after the other, in ascending order of their ids.  So no two sessions can each hold
+  room that the other waits for.
+* Once the first peer is taken, all others must be taken within the lease.  When the lease ends, all room is given back,
+  and the session may begin again.
+* Peers remember when a session came (queue.py): it rejoins with its rank at a peer where it was still waiting, and one
+  round later at a peer where it gave back unused room.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ H = TypeVar("H")
 
 
 def in_taking_order(hops: Iterable[H], peer_of: Callable[[H], Any]) -> list[H]:
-    """The hops of a chain in the order in which room is taken on them."""
+    """The hops of a chain in the order in which a session takes room on them."""
     return sorted(hops, key=peer_of)
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The time until which all peers of a chain must be taken; infinite while none is."""
+    """The moment by which all peers of a chain must be taken; infinite while none is."""
 
     ends_at: float = math.inf
 
     def after_taking(self, now: float, lease_seconds: float = LEASE_SECONDS) -> Lease:
-        """The lease once a peer is taken `now`: only the first peer sets it."""
+        """The lease after a peer is taken `now`: only the first peer sets it."""
         return Lease(min(self.ends_at, now + lease_seconds))

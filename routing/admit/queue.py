@@ -1,22 +1,22 @@
 """Which sessions wait for room on a peer, and in which order: first come, first served, but clients take turns.
 
-A session gets a *rank* when it first joins: a round, and within a round its number of arrival.  The queue is served in
-the order of ranks and no session passes the head, so a large reservation is not starved by small ones.  With V the
-latest round from which a session was admitted, the first session that a client has waiting gets round V + 1, and every
-further one the round after its client's last.  Hence
+A session gets a *rank* when it first joins: a round, and within the round its arrival number.  The queue is served in
+the order of ranks and no session passes the head, so small reservations cannot starve a large one.  With V the latest
+round from which a session was admitted, a client's first waiting session gets round V + 1, and each further one the
+round after its client's last.  Hence
 
 * of the first sessions of different clients the earlier one is always served first;
-* if a session has k of its client's own ahead of it, in rounds V + 1 to V + k, no other client gets more than k
+* if a session has k sessions of its own client ahead of it, in rounds V + 1 to V + k, any other client gets at most k
   sessions that came later ahead of it: they are in different rounds, and those of round V + k + 1 have later numbers
   (a round stays taken while its client has a later one, also if the session that had it is forgotten);
-* no session starves: it is only ever passed by later ones in the k rounds before its own, and a round takes no new
-  members once a member was admitted.
+* no session starves: later sessions can pass it only in the k rounds before its own, and a round takes no new members
+  once a member was admitted.
 
 A session that leaves the queue keeps its rank for some minutes and rejoins with it.  Meanwhile its round counts as
-taken by its client, so leaving and coming again with other sessions does not gather early ranks.  A session that was
-admitted and gave its room back unused (its lease on a chain was over) keeps its number of arrival but gets
-its client's next round, behind what is left of the round that is served: a client that takes room again and again
-without using it passes no session twice.
+taken by its client, so a client cannot collect early ranks by leaving and joining with other sessions.  A session that
+was admitted and gave its room back unused (its lease on a chain was over) keeps its arrival number but gets its
+client's next round, behind the rest of the round that is being served: a client that takes room again and again without
+using it passes no session twice.
 
 No I/O and no clock here.
 """
@@ -47,7 +47,7 @@ class Ticket:
 
 
 class AdmissionQueue:
-    """The sessions that wait, and the ranks of those that may come again. Bounded in both, also for each client."""
+    """The waiting sessions, and the ranks of those that may come again; both are bounded, in total and per client."""
 
     def __init__(self, max_waiting: int = MAX_WAITING, max_per_client: int = MAX_WAITING_PER_CLIENT) -> None:
         self._max_waiting = max_waiting
@@ -55,9 +55,9 @@ class AdmissionQueue:
         self._waiting: list[Ticket] = []
         self._waiting_of: Counter[PeerId] = Counter()
         self._remembered: OrderedDict[Ticket, float] = OrderedDict()
-        """When each is forgotten; the first to be forgotten comes first."""
+        """When each remembered rank is forgotten, the soonest first."""
         self._tickets_of: dict[PeerId, dict[bytes, Ticket]] = {}
-        """Waiting and remembered ones, by session."""
+        """Waiting and remembered tickets, by session."""
         self._round = 0
         self._arrivals = 0
 
@@ -73,16 +73,16 @@ class AdmissionQueue:
         return self._waiting[0]
 
     def is_full_for(self, client: PeerId) -> bool:
-        """Whether a further session of that client finds no place."""
+        """Whether the queue has no place for another session of that client."""
         return len(self._waiting) >= self._max_waiting or self._waiting_of[client] >= self._max_per_client
 
     def num_ranks(self, client: PeerId | None = None) -> int:
-        """How many sessions, of one client or of all, have a rank: the waiting and the remembered ones."""
+        """The number of sessions, of one client or of all, that have a rank: the waiting and the remembered ones."""
         clients = self._tickets_of.values() if client is None else [self._tickets_of.get(client, {})]
         return sum(map(len, clients))
 
     def join(self, client: PeerId, session_id: bytes, now: float) -> Ticket:
-        """Enter a session, with the rank that it had if that is remembered. O(waiting)."""
+        """Add a session to the queue, with its former rank if that is remembered. O(waiting)."""
         self._forget_until(now)
         own = self._tickets_of.setdefault(client, {})
         ticket = own.get(session_id)
@@ -96,30 +96,30 @@ class AdmissionQueue:
         return ticket
 
     def admit_head(self) -> Ticket:
-        """Take the head out of the queue: it gets its room."""
+        """Remove the head from the queue, because it gets its room."""
         ticket = self.head
         self.admit(ticket)
         return ticket
 
     def admit(self, ticket: Ticket) -> None:
-        """Take a session out of the queue: it gets its room, perhaps before others whose clients have their share."""
+        """Remove a session from the queue, because it gets its room, perhaps before others that exceed a share."""
         self._remove(ticket)
         self._drop(ticket)
         self._round = max(self._round, ticket.round)
 
     def leave(self, ticket: Ticket, now: float) -> None:
-        """Take a session out of the queue; its rank is remembered. O(waiting)."""
+        """Remove a session from the queue and remember its rank. O(waiting)."""
         self._remove(ticket)
         self._remember(ticket, now)
 
     def drop_rank(self, client: PeerId, session_id: bytes) -> None:
-        """Forget the rank of a session that gets room without waiting: it counts no longer as one of its client's."""
+        """Forget the rank of a session that got room without waiting: it no longer counts as one of its client's."""
         ticket = self._tickets_of.get(client, {}).get(session_id)
         if ticket is not None:
             self._forget(ticket)
 
     def give_back(self, ticket: Ticket, now: float) -> None:
-        """Remember a session that was admitted and left without having used its room: it may come again."""
+        """Remember a session that was admitted and left without using its room: it may come again."""
         own = self._tickets_of.setdefault(ticket.client, {})
         own[ticket.session_id] = replace(ticket, round=self._next_round(own))
         self._remember(own[ticket.session_id], now)

@@ -1,14 +1,14 @@
 """Admission: how many sessions a peer holds, how much attention cache they may use, and which of them wait for room.
 
-The cache is counted in tokens x blocks and reserved when a session opens, for its declared maximum: a session that was
-admitted never runs out half-way.  Where there is no room a session is refused, or waits in a queue that is served
-strictly in order (queue.py); no session overtakes the head.  But while others wait a client gets no more than its share
-of the room: its further sessions come after theirs, however early they joined.  A single session may be larger.  No I/O
-here: time comes in as Unix seconds, and the caller wakes the sessions that a method says are admitted.
+The cache is counted in tokens x blocks and reserved when a session opens, for its declared maximum: an admitted session
+never runs out half-way.  If there is no room, a session is refused, or waits in a queue that is served strictly in
+order (queue.py); no session overtakes the head.  But while other clients wait, a client gets no more than its share of
+the room: its further sessions come after theirs, however early they joined.  A single session may exceed the share.  No
+I/O here: time comes in as Unix seconds, and the caller wakes the sessions that a method returns as admitted.
 
     AdmissionError      the session gets no room
       NoRoomNow         not now; `retry_after_seconds` says when to come back
-      NeverFits         not ever: the reservation is larger than all the room there is
+      NeverFits         never: the reservation is larger than the peer's total room
       AlreadyOpen       the session holds or awaits a reservation here
 """
 
@@ -44,7 +44,7 @@ class NoRoomNow(AdmissionError):
 
 
 class NeverFits(AdmissionError):
-    """The reservation is larger than all the room there is."""
+    """The reservation is larger than the peer's total room."""
 
 
 class AlreadyOpen(AdmissionError):
@@ -53,7 +53,7 @@ class AlreadyOpen(AdmissionError):
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """The room that a session asks for: `kv_tokens` tokens in each of `num_blocks` blocks."""
+    """The room that a session requests: `kv_tokens` tokens in each of `num_blocks` blocks."""
 
     session_id: bytes
     client: PeerId
@@ -61,7 +61,7 @@ class Reservation:
     """Tokens of all rows together, per block."""
     num_blocks: int
     prompt_tokens: int = 0
-    """Those of `kv_tokens` that are the prompt's; 0: not said."""
+    """The part of `kv_tokens` that is the prompt; 0: not stated."""
     max_rows: int = 1
 
     @property
@@ -72,7 +72,7 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class QueueForecast:
-    """When the waiting sessions start, and the room that a newcomer can have, as of `at_seconds`."""
+    """The starts of the waiting sessions, and the room that a newcomer can have, as of `at_seconds`."""
 
     at_seconds: float
     starts: Mapping[bytes, float]
@@ -102,7 +102,7 @@ class SessionTable:
         client_share: float = CLIENT_SHARE,
         timing: AdmissionTiming = AdmissionTiming(),  # noqa: B008  # a value
     ) -> None:
-        """`token_seconds`: time of one token on this peer, until sessions show how long it takes on their chains."""
+        """`token_seconds`: time of one token on this peer, used until sessions show the time on their chains."""
         if kv_token_blocks < 1 or max_sessions < 1:
             raise ValueError("a peer offers room for at least one token and one session")
         self.kv_token_blocks_total = kv_token_blocks
@@ -110,9 +110,9 @@ class SessionTable:
         self.admissions = 0
         """Sessions that were given room."""
         self.refusals = 0
-        """Sessions that were refused for want of room."""
+        """Sessions that were refused because there was no room."""
         self.forecasts_made = 0
-        """How often the queue was played ahead."""
+        """How often the queue was simulated."""
         self._max_sessions = max_sessions
         self._queue = AdmissionQueue() if queue is None else queue
         self._client_share = client_share
@@ -144,9 +144,10 @@ class SessionTable:
     # --- taking and giving back ---
 
     def admit(self, reservation: Reservation, now: float) -> None:
-        """Take a reservation at once.
+        """Admit a session at once.
 
-        Raises NoRoomNow if it does not fit now or others wait for room, NeverFits if it never will, AlreadyOpen.
+        Raises NoRoomNow if its reservation does not fit now or others wait for room, NeverFits if it never will fit,
+        and AlreadyOpen.
         """
         self._check(reservation)
         if self._queue or not self._fits(reservation):
@@ -161,9 +162,9 @@ class SessionTable:
         self._hold(reservation, None, now)
 
     def join(self, reservation: Reservation, now: float) -> bool:
-        """Take a reservation, or a place in the queue; returns whether it was admitted at once.
+        """Admit a session or put it into the queue; returns whether it was admitted at once.
 
-        Raises NoRoomNow if the queue is full, NeverFits and AlreadyOpen as `admit`.
+        Raises NoRoomNow if the queue is full, and NeverFits and AlreadyOpen as `admit`.
         """
         self._check(reservation)
         if self._queue.is_full_for(reservation.client):
@@ -178,13 +179,13 @@ class SessionTable:
         return bool(admitted)
 
     def leave(self, session_id: bytes, now: float) -> tuple[bytes, ...]:
-        """Take a session out of the queue. Returns the sessions admitted now: it may have been the head."""
+        """Remove a session from the queue. Returns the sessions admitted now, since it may have been the head."""
         ticket, _ = self._waiting.pop(session_id)
         self._queue.leave(ticket, now)
         return self._admit_waiting(now)
 
     def release(self, session_id: bytes, now: float) -> tuple[bytes, ...]:
-        """Give a session's reservation back. Returns the sessions admitted in its place, in order."""
+        """Free a session's reservation. Returns the sessions admitted in its place, in order."""
         held = self._held.pop(session_id)
         self._book(held.reservation, -1)
         self._count_sessions(now)
@@ -196,7 +197,7 @@ class SessionTable:
         return admitted
 
     def resize(self, kv_token_blocks: int, now: float) -> tuple[bytes, ...]:
-        """Offer another amount of room; returns the waiting sessions admitted now. Open sessions keep theirs.
+        """Change the amount of room; returns the waiting sessions admitted now. Open sessions keep their room.
 
         `kv_token_blocks_free` is negative while open sessions hold more than the new amount.
         """
@@ -206,7 +207,7 @@ class SessionTable:
         return self._admit_waiting(now)
 
     def hopeless(self) -> dict[bytes, NeverFits]:
-        """The waiting sessions that no longer fit into all the room there is; the caller has them leave."""
+        """The waiting sessions that no longer fit into the total room; the caller makes them leave."""
         too_large: dict[bytes, NeverFits] = {}
         for session_id, (_, reservation) in self._waiting.items():
             if reservation.room > self.kv_token_blocks_total:
@@ -214,7 +215,7 @@ class SessionTable:
         return too_large
 
     def note_step(self, session_id: bytes, tokens: int, rows: int, now: float) -> None:
-        """Note that a step has left the session with `tokens` tokens in `rows` rows."""
+        """Record that a step has left the session with `tokens` tokens in `rows` rows."""
         held = self._held.get(session_id)
         if held is not None:
             held.used = True
@@ -243,7 +244,7 @@ class SessionTable:
         self._count_sessions(now)
 
     def _book(self, reservation: Reservation, sessions: int) -> None:
-        """Take the room of a session (1), or give it back (-1)."""
+        """Count a session's room as held (1), or as free again (-1)."""
         client, room = reservation.client, sessions * reservation.room
         self.kv_token_blocks_free -= room
         self._room_of[client] += room
@@ -275,7 +276,7 @@ class SessionTable:
         return any(ticket.client != client for ticket in self._queue)
 
     def _exceeds(self, room: int, sessions: int) -> bool:
-        """Whether that is more than one client's share."""
+        """Whether this is more than one client's share."""
         share = self._client_share
         return share < 1 and (room > share * self.kv_token_blocks_total or sessions > share * self._max_sessions)
 
@@ -309,21 +310,20 @@ class SessionTable:
     def releases(self, now: float) -> tuple[KvRelease, ...]:
         """When a newcomer can have room beyond `kv_token_blocks_open`, ascending in time and bounded.
 
-        The waiting sessions are served first, so this begins where their admissions end. O(n log n), always made anew.
+        The waiting sessions are served first, so this begins after their admissions. O(n log n), computed every time.
         """
         return self._look_ahead(now).newcomer.releases
 
     @property
     def kv_token_blocks_open(self) -> int:
-        """Room that a newcomer can have at once: nothing while others wait."""
+        """Room that a newcomer can have at once: none while others wait."""
         full = bool(self._queue) or len(self._held) >= self._max_sessions
         return 0 if full else max(0, self.kv_token_blocks_free)
 
     def forecast(self, now: float) -> QueueForecast:
-        """The forecast, for about as many waiting sessions as there are now.
+        """The forecast, at most `AdmissionTiming.forecast_seconds` old, for about as many waiting sessions as now.
 
-        It is at most `AdmissionTiming.forecast_seconds` old.
-        O(n log n) for n open and waiting sessions when it is made anew; thousands of simultaneous arrivals reuse it.
+        O(n log n) for n open and waiting sessions when it is recomputed; thousands of simultaneous arrivals reuse it.
         """
         made = self._forecast
         if made is not None and 0 <= now - made.at_seconds < self._timing.forecast_seconds:
@@ -341,7 +341,7 @@ class SessionTable:
         """Seconds until a waiting session is expected to be admitted."""
         forecast = self.forecast(now)
         start = forecast.starts.get(session_id)
-        if start is None:  # it came after the forecast was made
+        if start is None:  # the session came after the forecast was made
             return self._newcomer_wait(forecast, self._waiting[session_id][1], now)
         return max(0.0, start - now)
 
@@ -350,7 +350,7 @@ class SessionTable:
         return self._end_seconds(self._held[session_id], self._position_seconds(), now)
 
     def retry_seconds(self, reservation: Reservation, now: float) -> float:
-        """When a session that is refused now should come again."""
+        """Seconds after which a session that is refused now should come again."""
         return max(self._timing.min_retry_seconds, self._newcomer_wait(self.forecast(now), reservation, now))
 
     def _newcomer_wait(self, forecast: QueueForecast, reservation: Reservation, now: float) -> float:
@@ -363,12 +363,12 @@ class SessionTable:
         return max(now, held.since + self._expected_seconds(held.reservation, position_seconds))
 
     def _expected_seconds(self, reservation: Reservation, position_seconds: float | None) -> float:
-        """How long a session will hold its room."""
+        """Seconds for which a session is expected to hold its room."""
         kv_tokens, rows = reservation.kv_tokens, reservation.max_rows
         return self._hold_times.expected(kv_tokens, reservation.prompt_tokens, rows, position_seconds)
 
     def _position_seconds(self) -> float | None:
-        """The pace of those that decode now: the harmonic mean, for slow ones are open, and seen, for longer."""
+        """The pace of the sessions that decode now: the harmonic mean, because slow ones stay open longer."""
         paces = [held.pace.position_seconds for held in self._held.values() if held.pace.is_known]
         return statistics.harmonic_mean(paces) if paces else None
 
@@ -391,6 +391,6 @@ class SessionTable:
 
 
 def _within_reason(room: Room, now: float) -> Room:
-    """Paces that were measured on tiny sessions may put the end of a long one past all records' bounds."""
+    """Bound the releases: paces measured on tiny sessions may put the end of a long one beyond a record's bounds."""
     latest = now + MAX_FORECAST_SECONDS
     return Room(room.free, tuple(KvRelease(min(at, latest), tokens) for at, tokens in room.releases))

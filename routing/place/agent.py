@@ -1,17 +1,17 @@
-"""The turn of a peer's placement agent: what it knows in, the next thing to do out.
+"""The turn of a peer's placement agent: a snapshot and the agent's state in, the next action out.
 
-Whenever a peer has read the records it asks `next_action` once, does what is returned, and announces itself.  A move
+Whenever a peer has read the records it calls `next_action` once, performs the action, and announces itself.  A move
 takes several turns:
 
     Rest ──► Claim ──► Wait … ──► BeginLoading ──► Wait … ──► MoveTo
                           └────────────┴──► Withdraw
 
-Claim: announce the move.  Wait: others read of it, and its witnesses answer (claims.py).  BeginLoading: load the new
-blocks beside the old ones.  MoveTo: drop the old blocks and serve the new ones.  Withdraw: give up the claim and
-whatever was loaded.  Only MoveTo changes what the swarm can compute, and it is judged immediately before.
+Claim: announce the move.  Wait: others read the claim, and its witnesses answer (claims.py).  BeginLoading: load the
+new blocks beside the old ones.  MoveTo: drop the old blocks and serve the new ones.  Withdraw: give up the claim and
+everything loaded for it.  Only MoveTo changes what the swarm can compute, and it is judged immediately before.
 
-A peer that hosts nothing drops nothing.  Where it joins at once it loads as it claims, is judged whenever it has read
-the records, by the rule for joins, and serves when all is loaded.
+A peer that hosts nothing drops nothing.  If it joins at once, it loads as soon as it claims, is judged by the rule for
+joins whenever it has read the records, and serves when everything is loaded.
 
 The simulator and the peers call the same function; it has no state, no clock and no I/O.
 """
@@ -30,7 +30,7 @@ from .rule import upcoming
 
 
 class Loading(enum.Enum):
-    """How far the blocks of a claim are loaded."""
+    """The progress of loading the blocks of a claim."""
 
     NOT_BEGUN = "not begun"
     UNDER_WAY = "under way"
@@ -39,7 +39,7 @@ class Loading(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class AgentState:
-    """The agent's own part of a turn."""
+    """The state of an agent, which is not in the snapshot."""
 
     peer: PeerId
     claim: MoveClaim | None = None
@@ -56,7 +56,7 @@ class AgentState:
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """Nothing to do until records change."""
+    """Do nothing until records change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +65,19 @@ class Claim:
 
     blocks: BlockRange
     begin_loading: bool = False
-    """Load them at once, without judgement."""
+    """Begin to load them at once, without waiting for a judgement."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Ask again at `until_seconds` (the snapshot's clock), or with newer records; infinite: once all is loaded."""
+    """Call again at `until_seconds` (the snapshot's clock), or with newer records; infinite: once all is loaded."""
 
     until_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class BeginLoading:
-    """Load these blocks, beside those that are served."""
+    """Load these blocks beside the served ones."""
 
     blocks: BlockRange
 
@@ -103,12 +103,12 @@ Planner = Callable[[Swarm, ReplanPolicy], tuple[Move, ...]]
 def next_action(
     state: AgentState, snapshot: Swarm, policy: ReplanPolicy, *, joins_at_once: bool = False, plan: Planner = upcoming
 ) -> Action:
-    """The next action of a peer that stays (a draining one does not ask), on its snapshot at `snapshot.now_seconds`.
+    """The next action of a peer that is not draining, on its snapshot at `snapshot.now_seconds`.
 
     The snapshot contains the peer's own record; its claim is taken from `state`.
-    `joins_at_once`: a peer that hosts nothing begins to load as it claims.  It serves a refresh earlier, and loads in
-    vain where an older claim wins (`judge_join`).
-    `plan`: the upcoming moves of a snapshot; a caller with many agents may remember those of equal snapshots.
+    `joins_at_once`: a peer that hosts nothing begins to load when it claims.  It then serves a refresh earlier, but
+    loads in vain if an older claim wins (`judge_join`).
+    `plan`: computes the upcoming moves of a snapshot; a caller with many agents may cache it.
 
     Raises KeyError if the peer is not in the snapshot.
     """

@@ -22,11 +22,11 @@ from .windows import least_served_window, window_sums
 
 _TOLERANCE = 1e-12
 MAX_CONCURRENCY = 10**9
-"""Where the search for the largest feasible R ends (caches that cost next to nothing would let it run on)."""
+"""Upper limit of the search for the largest feasible R (with tiny caches it would go on for long)."""
 
 
 class InfeasiblePlacementError(ValueError):
-    """No placement leaves room for that concurrency; `missing_blocks` is what the greedy could not place."""
+    """No placement leaves room for that concurrency; the greedy pass could not place `missing_blocks`."""
 
     def __init__(self, concurrency: int, missing_blocks: tuple[int, ...]) -> None:
         self.concurrency = concurrency

@@ -1,4 +1,4 @@
-"""Claims: one safe decision out of many old snapshots.
+"""Claims: one safe decision from many old snapshots.
 
 Every peer decides on its own snapshot, which is old and incomplete.  So a peer announces a move before it makes it (the
 claim), waits a refresh, and judges its claim by the records that it has read by then.
@@ -17,7 +17,7 @@ from .windows import hosts_per_block, is_safe_to_leave, lasting_servers, range_r
 
 
 class Verdict(enum.Enum):
-    """The fate of a claim after its peer has read the records again; all but WAIT and MOVE withdraw it."""
+    """The verdict on a claim after its peer has read the records again; all but WAIT and MOVE withdraw it."""
 
     WAIT = "wait"
     MOVE = "move"
@@ -27,7 +27,7 @@ class Verdict(enum.Enum):
 
     @property
     def withdraws(self) -> bool:
-        """Whether the claim is given up."""
+        """Whether the claim is withdrawn."""
         return self not in (Verdict.WAIT, Verdict.MOVE)
 
 
@@ -35,20 +35,20 @@ def judge_claim(swarm: Swarm, peer_id: PeerId, policy: ReplanPolicy | None = Non
     """Judge whether the peer may make the move that it has claimed, on its own snapshot at `swarm.now_seconds`.
 
     The snapshot contains the peer's own record with the claim, which it announces from the claim on until it has moved
-    or withdraws.  It asks whenever it has read the records: MOVE allows it to begin loading and, when it asks again
-    with `loaded`, to drop its old blocks.
+    or withdraws.  The peer calls this whenever it has read the records: MOVE allows it to begin loading and, when it
+    calls again with `loaded`, to drop its old blocks.
 
     * Of claims that add or drop a common block the smallest (time, id) wins; the others are withdrawn.
-    * Until loading begins the move must still be among the upcoming ones, or it is withdrawn: one bad snapshot, in
+    * Until loading begins the move must still be among the upcoming ones, or it is withdrawn: a single bad snapshot, in
       which a peer is missing, moves nobody.
     * Every dropped block needs a witness: a peer whose record, not expired and issued after the claim was made (by more
       than the clocks may differ), says that it serves the block and claims nothing that drops it.  Peers that are only
-      remembered, up to PEER_MEMORY_SECONDS, are planned with but are no witnesses.
+      remembered, for up to PEER_MEMORY_SECONDS, are included in plans but are no witnesses.
 
-    The last rule makes it safe with snapshots of any age and any loss of records, by this argument: if all servers
+    The last rule makes moves safe with snapshots of any age and any loss of records, by this argument: if all servers
     of a block dropped it, take the one that claimed last.  Its witness had claimed before, so the witness's record,
     issued later still, carried that claim or no longer the block.  A lost record only delays a move.
-    What no rule over records can prevent is a witness that crashes after its last record.
+    No rule over records can prevent a witness from crashing after its last record.
     Raises ValueError if the peer has no claim, KeyError if it is not in the snapshot.
     """
     me = swarm.peer(peer_id)
@@ -76,11 +76,11 @@ def judge_claim(swarm: Swarm, peer_id: PeerId, policy: ReplanPolicy | None = Non
 
 
 def judge_join(swarm: Swarm, peer_id: PeerId) -> Verdict:
-    """Judge the claim of a peer that hosts nothing and loads as it claims: MOVE, or OUTRANKED.
+    """Judge the claim of a peer that hosts nothing and loads as soon as it claims: MOVE, or OUTRANKED.
 
-    It drops nothing, so it waits for nobody, and a block that several add has several servers.  But it gives up if an
-    older claim takes blocks that it would have been the first to serve, and more such blocks are left elsewhere.
-    Raises ValueError if the peer has no claim, KeyError if it is not in the snapshot.
+    It drops nothing, so it need not wait for others, and a block that several peers add just has several servers.  But
+    it gives up if an older claim takes blocks that it would have been the first to serve, and more such blocks are left
+    elsewhere.  Raises ValueError if the peer has no claim, KeyError if it is not in the snapshot.
     """
     me = swarm.peer(peer_id)
     if me.claim is None:
@@ -91,7 +91,7 @@ def judge_join(swarm: Swarm, peer_id: PeerId) -> Verdict:
     older = [blocks for at, rival, blocks in claims if (at, rival) < rank]
 
     def first_servers(*hosted: BlockRange | None) -> FloatArray | IntArray:
-        """The blocks that none of these has, counted in every window of my size."""
+        """For every window of the peer's size, the number of blocks that are in none of these ranges."""
         return window_sums(hosts_per_block(range_rows(hosted), swarm.model.num_blocks) == 0, len(claimed))
 
     served = [p.blocks for p in others]
@@ -105,7 +105,7 @@ def judge_join(swarm: Swarm, peer_id: PeerId) -> Verdict:
 
 
 def unreplaced(swarm: Swarm, peer_id: PeerId) -> tuple[int, ...]:
-    """The blocks of the peer that no other peer serves and goes on serving, ascending.
+    """The blocks of the peer that no other peer serves lastingly, ascending.
 
     Raises KeyError if the peer is not in the snapshot.
     """
@@ -116,7 +116,7 @@ def unreplaced(swarm: Swarm, peer_id: PeerId) -> tuple[int, ...]:
 def is_succeeded(swarm: Swarm, peer_id: PeerId, policy: ReplanPolicy | None = None) -> bool:
     """Whether others have claimed blocks that would have no server without the peer, or would claim them now.
 
-    Whatever state the snapshot has the peer in, it is taken for one that drains. Raises KeyError if it is not there.
+    The peer counts as draining, whatever its state in the snapshot. Raises KeyError if it is not in the snapshot.
     """
     missing = set(unreplaced(swarm, peer_id))
     me = replace(swarm.peer(peer_id), state=PeerState.DRAINING, claim=None)
@@ -128,7 +128,7 @@ def is_succeeded(swarm: Swarm, peer_id: PeerId, policy: ReplanPolicy | None = No
 
 
 def _is_wanted(swarm: Swarm, me: PeerSpec, policy: ReplanPolicy | None) -> bool:
-    """Whether the peer would still be sent where it has claimed to go, had it not claimed."""
+    """Whether the rule would still make the claimed move if the peer had not claimed it."""
     unclaimed = tuple(replace(peer, claim=None) if peer is me else peer for peer in swarm.peers)
     moves = upcoming(replace(swarm, peers=unclaimed), policy)
     return any(me.claim is not None and (move.peer, move.after) == (me.id, me.claim.blocks) for move in moves)

@@ -1,15 +1,15 @@
-"""Our rule for the design concurrency R: the R whose chains have the least predicted mean response.
+"""Our rule for the design concurrency R: the R whose chains have the lowest predicted mean response.
 
-Predicted is the lower bound of Theorem 4 (chains.py; the best surrogate in its authors' experiments and in our sweeps)
-for GCA's chains on CG-BP's placement for R, at `LOAD_MARGIN` times the expected rate.  R cannot be under-sized: chains
-that cannot carry that rate have an infinite bound.
+The prediction is the lower bound of Theorem 4 (chains.py; the best surrogate in its authors' experiments and in our
+sweeps) for GCA's chains on CG-BP's placement for R, at `LOAD_MARGIN` times the expected rate.  R cannot be too small:
+chains that cannot sustain that rate have an infinite bound.
 
-How it is searched.  The prediction jumps wherever a chain needs one more peer, so a grid of R can miss the best by far
-(it lies right before a jump).  Branch and bound over ranges of R: sizes only shrink as R grows, so over a range no
-chain is faster than the cheapest cover of the blocks with the sizes of its smallest R, and no more sessions fit than
-with those of its largest; Theorem 4 for that one ideal chain bounds the range.  A range that cannot beat the best R
-found is dropped, another is split at an R in its middle.  With the effort of `MOST_PEERS_PLACED` the search ends, with
-the best found; swarms of up to a few hundred peers need less, and get the best of all.
+The search.  The prediction jumps wherever a chain needs one more peer, so a grid of R can miss the best by far (it lies
+right before a jump).  Branch and bound over ranges of R: sizes only shrink as R grows, so over a range no chain is
+faster than the cheapest cover of the blocks with the sizes of its smallest R, and no more sessions fit than with those
+of its largest; Theorem 4 for that one ideal chain bounds the range.  A range that cannot beat the best R found is
+dropped; any other is split at an R in its middle.  After the effort of `MOST_PEERS_PLACED` the search ends with the
+best R found; swarms of up to a few hundred peers need less effort, and get the optimum.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..timing import OVERLOAD_SECONDS
 from .cgbp import conservative_sizes, largest_feasible_concurrency, place, same_sizes
 
 LOAD_MARGIN = 1.25
-"""R is chosen for this much more than the rate that is expected."""
+"""R is chosen for this multiple of the expected rate."""
 
 MOST_PEERS_PLACED = 100_000
 """The effort of a search: placements times peers."""
@@ -37,12 +37,12 @@ _ENOUGH = 3.0
 
 @dataclass(frozen=True, slots=True, order=True)
 class Merit:
-    """The merit of an R, to six digits: smaller differences mean nothing.  Less is better; of equals the larger R."""
+    """The merit of an R, to six digits: smaller differences mean nothing.  Less is better; ties -> the larger R."""
 
     response_seconds: float
-    """Predicted mean; infinite if the planned rate is too much."""
+    """Predicted mean, seconds; infinite if the planned rate cannot be sustained."""
     overloaded_seconds: float
-    """Where it is too much: the mean response over an overload of `OVERLOAD_SECONDS`, as a fluid; else 0."""
+    """If it cannot be sustained: the mean response over an overload of `OVERLOAD_SECONDS`, as a fluid; else 0."""
 
     @classmethod
     def of(cls, chains: Sequence[CapacityChain], planned_rate: float, more: Sequence[CapacityChain] = ()) -> Merit:
@@ -69,14 +69,14 @@ def _six_digits(value: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Range:
-    """The R from `first` to `last` (whole groups of equal sizes), and what none of them exceeds."""
+    """The R from `first` to `last` (whole groups of equal sizes), and a bound that none of them beats."""
 
     first: int
     last: int
     bound: Merit
 
     def promise(self, best: Merit) -> float:
-        """How much it may be worth to look: its width (logarithmic) by the share of the response it may save."""
+        """The priority of searching this range: its logarithmic width times the share of the response it may save."""
         width = math.log((self.last + 1) / self.first)
         if not math.isfinite(best.response_seconds):
             return width
@@ -153,8 +153,8 @@ def _range(model: PerfModel, first: int, last: int, planned_rate: float, fixed_s
 
 
 def cheapest_cover(num_blocks: int, sizes: IntArray, visit_seconds: FloatArray, block_seconds: FloatArray) -> float:
-    """Least cost of computing all blocks by visits to peers of these sizes, wherever their blocks lie and however often
-    one is visited: no chain under any placement costs less.  O(n L + L^2)."""
+    """Least cost of computing all blocks by visits to peers of these sizes, if their blocks could be anywhere and each
+    peer could be visited any number of times: no chain under any placement costs less.  O(n L + L^2)."""
     longest = int(sizes.max())
     lengths = np.arange(1, longest + 1)
     costs = visit_seconds[:, None] + block_seconds[:, None] * lengths

@@ -1,7 +1,7 @@
-"""The demand that a snapshot shows: where requests come from, and how many sessions run at once (R).
+"""The demand in a snapshot: where requests come from, and how many sessions run at once (R).
 
-Both are quantised, so that small changes of coordinates and load change no decision.  Every peer derives the same from
-the same snapshot.
+Both are quantised, so that small changes of coordinates and load change no decision.  Every peer derives the same
+values from the same snapshot.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONCURRENCY_STEPS: tuple[int, ...] = tuple(sorted({round(2**k * f) for k in rang
 
 @dataclass(frozen=True, slots=True)
 class Clients:
-    """V_c: the places that requests come from, each with its number of sessions, in a fixed order."""
+    """V_c: the positions that requests come from, each with its number of sessions, in a fixed order."""
 
     places: tuple[Coordinate, ...]
     weights: tuple[float, ...]
@@ -59,12 +59,12 @@ def clients_of(swarm: Swarm) -> Clients:
 
 
 def _is_usable(coordinate: Coordinate | None) -> TypeGuard[Coordinate]:
-    """Whether there is a coordinate, and of our dimensions: one peer's oddity must not stop everybody's planning."""
+    """Whether there is a coordinate with our dimensions: one peer's invalid one must not stop everybody's planning."""
     return coordinate is not None and len(coordinate.vector) == DIMENSIONS
 
 
 def client_rtt_seconds(clients: Clients, peers: Sequence[PeerSpec]) -> FloatArray:
-    """Round trips of every place to every peer, (C, n); one unknown place if there are no clients."""
+    """Round trips from every position to every peer, (C, n) seconds; one unknown position if there are no clients."""
     rtt = np.full((max(1, len(clients.places)), len(peers)), UNKNOWN_RTT_SECONDS)
     known = [(j, peer.coordinate) for j, peer in enumerate(peers) if _is_usable(peer.coordinate)]
     if known and clients.places:
@@ -78,11 +78,11 @@ def client_rtt_seconds(clients: Clients, peers: Sequence[PeerSpec]) -> FloatArra
 def concurrency_of(model: PerfModel, peer_sessions: FloatArray) -> int:
     """R: the largest that does not lengthen the shortest chain, or more if the peers observe more sessions than that.
 
-    `peer_sessions`: (n,), sessions that each peer observed in parallel.  A session occupies L blocks in all, so there
-    are about sum(sessions_j * m_j) / L of them, over-estimated where chains leave a peer before its last block; m_j is
-    taken for R and not from the present ranges, so that a move does not change R.  An over-large R costs almost nothing
-    until a chain needs one more peer, an under-sized one is a disaster, hence one standard deviation is added and R
-    rounded up to the next of CONCURRENCY_STEPS.  At least 1, even where 1 is infeasible.
+    `peer_sessions`: (n,), concurrent sessions that each peer observed.  A session occupies L blocks in all, so there
+    are about sum(sessions_j * m_j) / L of them, which over-estimates if chains leave a peer before its last block; m_j
+    is taken for R and not from the present ranges, so that a move does not change R.  An R that is too large costs
+    almost nothing until a chain needs one more peer, while one that is too small makes requests wait; so one standard
+    deviation is added and R is rounded up to the next of CONCURRENCY_STEPS.  At least 1, even if 1 is infeasible.
     """
     feasible = [steps for steps in CONCURRENCY_STEPS if is_feasible(model, steps)]  # A prefix: monotone in R.
     if not feasible:
@@ -97,7 +97,7 @@ def concurrency_of(model: PerfModel, peer_sessions: FloatArray) -> int:
 
 
 def _fewest_peers(model: PerfModel, concurrency: int) -> int:
-    """How many of the largest peers it takes to host all blocks."""
+    """The number of largest peers that it takes to host all blocks."""
     sizes = np.sort(conservative_sizes(model, concurrency))[::-1]
     hosted = np.cumsum(sizes)
     return 1 + int((hosted < model.num_blocks).sum())

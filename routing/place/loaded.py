@@ -1,11 +1,11 @@
 """How long a request takes on a placement, alone and among others that take up room.
 
-The cheapest chain of a placement says nothing of its second request: where fast peers host many blocks and have room
-for few caches, all other requests wait or go round.  `request_times` fills the placement as requests
-would, each on the cheapest chain that has room, and asks what the next one would take.
+The cheapest chain of a placement says nothing about a second request: if fast peers host many blocks and have room for
+few caches, all other requests wait or take slower chains.  `request_times` fills the placement as requests would, each
+on the cheapest chain with room, and computes the time of the next one.
 
-Hub-and-spoke costs; chains enter and leave peers anywhere.  Fluid: sessions are divisible, so that all clients' chains
-fill up at once in proportion to their weights, and peers drop out one by one.
+Costs are hub-and-spoke; chains enter and leave peers anywhere.  The model is a fluid: sessions are divisible, so that
+all clients' chains fill up at the same time, in proportion to their weights, and peers drop out one by one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from ..perf import FloatArray, IntArray, PerfModel
 
 MAX_LEVELS = 4
-"""Number of peers that may fill up; further requests are taken to wait for the chains found until then."""
+"""Number of peers that may fill up; further requests count as waiting for the chains found until then."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def request_times(
 ) -> RequestTimes:
     """Times of requests that find a Poisson number of others running, `concurrent_requests` (> 0) on average.
 
-    A request takes the cheapest chain that has room, or waits for a cheaper one if that ends earlier.  `ranges` as in
-    `cheapest_chains`; peers without room for one session at all their blocks do not count.  Clients may weigh nothing.
+    A request takes the cheapest chain with room, or waits for a cheaper one if it would then end earlier.  `ranges` as
+    in `cheapest_chains`; peers without room for one session at all their blocks do not count.  Some weights may be 0.
     """
     weights = client_weights / client_weights.sum()
     sizes = ranges[:, 1] - ranges[:, 0]
@@ -111,7 +111,7 @@ def request_times(
         expected = np.minimum(expected, seconds + waiting)
         if sessions > others[-1]:
             break
-    counts = probability > 0  # the rarest numbers underflow, and nobody waits for ever by no chance at all
+    counts = probability > 0  # the rarest numbers underflow to 0, which must not meet an infinite wait
     return RequestTimes(first.seconds, float(probability[counts] @ expected[counts]))
 
 

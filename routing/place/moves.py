@@ -34,12 +34,12 @@ class ReplanPolicy:
     request: RequestSpec = field(default_factory=lambda: RequestSpec(prompt_tokens=512, new_tokens=256))
     """The request that the swarm is planned for."""
     horizon_seconds: float = 4 * 3600.0
-    """How long an improvement is expected to last.  Time saved is counted for as many requests, one after the other, as
-    the swarm would serve in this time if it were placed from scratch."""
+    """How long an improvement is expected to last.  Saved time is counted for as many consecutive requests as the swarm
+    would serve in this time if it were placed from scratch."""
     load_bytes_per_second: float = 25e6
-    """How fast a peer fetches and loads weights, until it has measured that (`PeerSpec.load_seconds`)."""
+    """Assumed speed at which a peer fetches and loads weights, until it has measured it (`PeerSpec.load_seconds`)."""
     min_gain: float = 0.03
-    """Improvements below this fraction of the request time are not begun."""
+    """Improvements of less than this fraction of the request time are not begun."""
     timing: ClaimTiming = field(default_factory=ClaimTiming)
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class Move:
 
     @property
     def loaded_blocks(self) -> int:
-        """How many blocks the peer has to load."""
+        """The number of blocks that the peer has to load."""
         return len(set(self.after) - set(self.before or ()))
 
 

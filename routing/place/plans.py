@@ -1,8 +1,8 @@
 """Whole placements that the online rule weighs against the present one: from scratch, sticky, and packed.
 
 The plan from scratch is CG-BP's first phase and does not depend on the present ranges.  In the sticky plan a peer keeps
-its window unless another contributes clearly more.  The packed plan has the peers side by side in the order of their
-present ranges.  Plans are (n, 2) arrays of ranges, 0, 0 for a peer that the plan does not use.
+its window unless another window contributes clearly more.  The packed plan puts the peers side by side in the order of
+their present ranges.  Plans are (n, 2) arrays of ranges, with 0, 0 for a peer that the plan does not use.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def by_position(ranges: IntArray) -> IntArray:
 
 
 def over(present: IntArray, planned: IntArray) -> IntArray:
-    """The planned ranges, and the present ones where nothing is planned."""
+    """The planned ranges, and the present ones of peers for which nothing is planned."""
     return np.where(planned[:, 1:] > 0, planned, present)
 
 
@@ -70,7 +70,7 @@ def planned_ranges(view: PlanningView, *, sticky: bool) -> IntArray:
         if last == 0:  # A joining peer relieves the slowest of the equally good windows.
             relief = window_sums(_block_seconds(view, dummy), size)[starts]
             starts = starts[relief >= relief.max() - tie]
-        elif sticky:  # Others spare themselves some loading.
+        elif sticky:  # Other peers choose the window that needs least loading.
             loads = added_blocks(view.ranges[j], np.stack([starts, starts + size], axis=1))
             starts = starts[loads == loads.min()]
         book(j, int(starts[0]), int(starts[0]) + size, f)
@@ -78,9 +78,9 @@ def planned_ranges(view: PlanningView, *, sticky: bool) -> IntArray:
 
 
 def packed_ranges(view: PlanningView, planned: IntArray) -> IntArray:
-    """The same peers side by side in the order of their present ranges, each as near to it as the others allow.
+    """The same peers side by side in the order of their present ranges, each as near to its range as the others allow.
 
-    As good as the plan from scratch wherever that lays out a partition, and much cheaper to reach.
+    As good as the plan from scratch if that is a partition of the blocks, and much cheaper to reach.
     """
     packed = planned.copy()
     moving = [
@@ -101,7 +101,7 @@ def packed_ranges(view: PlanningView, planned: IntArray) -> IntArray:
 
 
 def _block_seconds(view: PlanningView, dummy: float) -> FloatArray:
-    """Amortised time of each block on the fastest peer that hosts it now; `dummy` where nobody does. (L,)"""
+    """(L,): amortised time of each block on the fastest peer that hosts it now; `dummy` if nobody does."""
     seconds = np.full(view.model.num_blocks, dummy)
     for (start, stop), amortised in zip(view.ranges.tolist(), view.amortised.tolist(), strict=True):
         window = seconds[start:stop]

@@ -1,24 +1,24 @@
 """Online re-planning: a snapshot of the swarm in, the one move worth making now out, or none.
 
-CG-BP (`cgbp.py`) places from scratch; peers that come and go must not reload everything each time.  `decide` keeps
-CG-BP's greedy order and windows but lets every peer stay that contributes about as much where it is:
+CG-BP (`cgbp.py`) places from scratch, but peers must not reload everything whenever others come and go.  `decide` keeps
+CG-BP's greedy order and windows, but lets a peer stay if it contributes about as much where it is:
 
 1. Join: a peer without blocks gets the window with most uncovered blocks, else the one of CG-BP's greedy step.
 2. Repair: while some block has no server, the move that covers most of the uncovered blocks and loads least.
 3. Improve: the plan is CG-BP's greedy pass in which a peer keeps its window unless another contributes more.  It is
    begun if the time that it saves over the horizon exceeds the time that loading takes; its moves are made one by one.
 
-Plans are compared by what the horizon costs under them, loading included: the mean of what requests take among as many
-others as R is planned for (`loaded.py`) and of what the farthest client is promised (Theorem 2's setting).  The
+Plans are compared by their cost over the horizon, loading included: the mean of the time of requests among as many
+others as R is planned for (`loaded.py`) and of the time promised to the farthest client (Theorem 2's setting).  The
 cheapest chain alone would not show that fast peers host too many blocks to have room for a second session.
 
 Rest: a plan is a fixed point.  In the sticky one a peer's window depends on the windows planned for peers before it and
 on its own present one; the one from scratch does not depend on the present at all; the packed one depends on the order
 of the present ranges, which its steps keep where they can.  So carrying out part of a plan does not change the rest, it
-takes at most n moves, and a step lowers its cost by what it loaded, which is more than any other plan gains unless the
-step changed that plan.  That no other one takes over half-way, again and again, is not proven: over the tests' random
-histories n moves were enough once every peer was placed and every block served, and 2 n with uncovered blocks, whose
-repairs are not asked to be final.
+takes at most n moves, and a step lowers the plan's cost by what it loaded, which is more than any other plan gains
+unless the step changed that plan.  It is not proven that no other plan takes over half-way, again and again: in the
+tests' random histories n moves were enough once every peer was placed and every block served, and 2 n with uncovered
+blocks, whose repairs need not be final.
 
 Every peer computes the same decision from the same snapshot: clients, load and R are functions of the snapshot, and
 ties are broken by position.  A move never takes a block from one server to none; between peers with different, old
@@ -48,23 +48,23 @@ from .windows import added_blocks, least_served_window, most_uncovered_window, s
 def decide(swarm: Swarm, policy: ReplanPolicy | None = None) -> Move | None:
     """The one move worth making now, or None if the swarm rests.
 
-    Draining and leaving peers are planned without; claimed moves count as made.  Only peers that serve, are not
+    Plans do not include draining and leaving peers; claimed moves count as made.  Only peers that serve, are not
     fixed and have no claim are moved.  O(n L) with n peers and L blocks.
     """
     return next(moves_of(PlanningView.of(swarm, policy or ReplanPolicy()), swarm.now_seconds), None)
 
 
 def upcoming(swarm: Swarm, policy: ReplanPolicy | None = None, limit: int = 8) -> tuple[Move, ...]:
-    """The move worth making now and those that follow it while it is under way, at most one per peer, `limit` in all.
+    """The move worth making now, and those that follow while it is in progress: at most one per peer, `limit` in all.
 
-    All peers compute the same list, so each may claim its own entry at once: a crowd that joins need not queue.
+    All peers compute the same list, so each may claim its own entry at once: many peers that join need not queue.
     """
     view = PlanningView.of(swarm, policy or ReplanPolicy())
     return tuple(itertools.islice(moves_of(view, swarm.now_seconds), limit))
 
 
 def moves_of(view: PlanningView | None, now_seconds: float) -> Iterator[Move]:
-    """The entries of `upcoming` without a limit, each decided when it is asked for; none if there is no view."""
+    """The entries of `upcoming` without a limit, computed lazily; none if there is no view."""
     while view is not None and (move := joining_move(view) or _repair(view) or _improve(view)) is not None:
         yield move
         claimed = replace(view.peers[view.index[move.peer]], claim=MoveClaim(now_seconds, move.after))
@@ -75,8 +75,8 @@ def moves_of(view: PlanningView | None, now_seconds: float) -> Iterator[Move]:
 
 
 def joining_move(view: PlanningView) -> Move | None:
-    """The first peer in greedy order that hosts nothing gets the window with most uncovered blocks, its planned one if
-    that is as good; where all blocks are covered its planned one, or if it is spare the least provisioned."""
+    """The first peer in greedy order that hosts nothing gets the window with most uncovered blocks, or its planned one
+    if that is as good.  If all blocks are covered, it gets its planned window, or if it is spare the least served."""
     first = next((j for j in view.order if view.unplaced(j)), None)
     if first is None:
         return None
@@ -123,7 +123,7 @@ def _repair(view: PlanningView) -> Move | None:
 
 
 def _improve(view: PlanningView) -> Move | None:
-    """The first move that can be made of the plan that costs least over the horizon, loading included, if one pays."""
+    """The first feasible move of the plan that costs least over the horizon, loading included, if any plan pays."""
     anew = planned_ranges(view, sticky=False)
     scratch, packed = over(view.ranges, anew), over(view.ranges, packed_ranges(view, anew))
     if view.uncovered().any():

@@ -1,9 +1,9 @@
 """The rules for windows, each once: which run of consecutive blocks a peer should take, and which it may leave.
 
-Servers are counted per block: by number, by sessions that they carry, or by throughput.  Of equally good windows the
-first wins, everywhere, so that all peers choose alike.  A window of `size` blocks is named by its first block; blocks
-count from 0.  The callers are CG-BP's greedy pass (cgbp.py), the online rule (rule.py, claims.py), and the PETALS
-baselines (papers/).
+The service of a block is the number of its servers, the sessions that they carry, or their throughput.  Of equally good
+windows the first always wins, so that all peers choose alike.  A window of `size` blocks is named by its first block;
+blocks count from 0.  The callers are CG-BP's greedy pass (cgbp.py), the online rule (rule.py, claims.py), and the
+PETALS baselines (papers/).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def range_rows(ranges: Iterable[BlockRange | None]) -> IntArray:
 
 
 def hosts_per_block(rows: IntArray, num_blocks: int) -> IntArray:
-    """(L,): how many of the ranges, (n, 2), contain each block; parts beyond the model count for nothing. O(n + L)."""
+    """(L,): how many of the ranges, (n, 2), contain each block; parts beyond the model are ignored. O(n + L)."""
     begin, end = (np.bincount(np.minimum(ends, num_blocks), minlength=num_blocks + 1) for ends in rows.T)
     return np.asarray(np.cumsum(begin - end)[:-1], dtype=np.int64)
 
 
 def lasting_servers(peers: Iterable[PeerSpec], num_blocks: int) -> IntArray:
-    """(L,): how many of the peers serve each block and will go on doing so: they have claimed no move that drops it."""
+    """(L,): how many peers serve each block and will continue to: they have claimed no move that drops it."""
     servers = np.zeros(num_blocks, dtype=np.int64)
     for peer in peers:
         if peer.state is PeerState.SERVING and peer.blocks is not None:
@@ -46,10 +46,10 @@ def lasting_servers(peers: Iterable[PeerSpec], num_blocks: int) -> IntArray:
 
 
 def leaves(peer: PeerSpec, blocks: BlockRange, refresh_seconds: float = RECORD_REFRESH_SECONDS) -> bool:
-    """Whether the peer says that it will not serve these blocks much longer.
+    """Whether the peer announces that it will not serve these blocks much longer.
 
-    It drains, it has moved, or it has claimed to and the claim has stood for a refresh: most that are given up are so
-    by then.  Both times are on the peer's own clock.
+    It drains, it has moved, or it has claimed a move and the claim has stood for a refresh (most claims that are
+    withdrawn are withdrawn by then).  Both times are on the peer's own clock.
     """
     if peer.state is not PeerState.SERVING or peer.blocks is None or not peer.blocks.covers(blocks):
         return True
@@ -63,8 +63,8 @@ def without_leaving_blocks(
 ) -> tuple[PeerSpec, ...]:
     """The peers for new sessions: each with the blocks that it will keep, if others serve those that it will drop.
 
-    Of a draining peer the blocks are left that nobody else serves, and those between them: it waits for a successor,
-    and announces no room any more when it takes no more sessions.
+    A draining peer keeps the blocks that nobody else serves, and those between them: it waits for a successor, and
+    announces no room once it takes no more sessions.
     """
     servers = lasting_servers(peers, num_blocks)
     kept: list[PeerSpec] = []
@@ -109,8 +109,8 @@ def most_uncovered_window(uncovered: NDArray[np.bool_], size: int) -> int:
 def least_served_window(service: Sequence[float] | NDArray[np.generic], size: int) -> int:
     """The window whose service per block, sorted ascending, is lexicographically smallest. O(L size log size).
 
-    So the window with the worst-served block wins; where these are equal, the one with the worse second-worst, and so
-    on.  `service`, (L,), is any measure of what serves a block: peers, sessions, throughput.
+    So the window with the worst-served block wins; of equal ones the one with the worse second-worst block, and so on.
+    `service`, (L,), is any measure of the service of a block: peers, sessions, throughput.
     """
     ascending = np.sort(np.lib.stride_tricks.sliding_window_view(np.asarray(service), size), axis=1)
     best = np.arange(len(ascending))
@@ -132,7 +132,7 @@ def added_blocks(before: IntArray, after: IntArray) -> IntArray:
 
 
 def is_safe_to_leave(others: IntArray, before: BlockRange | None, after: BlockRange) -> bool:
-    """Whether every block keeps a server that a peer drops by hosting `after` instead of `before`.
+    """Whether every block that a peer drops, by hosting `after` instead of `before`, keeps a server.
 
     `others`, (L,): servers of each block besides the peer itself.
     """

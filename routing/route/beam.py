@@ -1,8 +1,8 @@
 """A good chain without a proof, for searches whose budget is over: a beam search over the boundaries of a lattice.
 
-Partial chains are extended block by block.  Of those that reach the same boundary the most promising stay, by their
-cost so far and the cheapest walk from there on, which a pass has found already.  Unlike a walk, each of them knows all
-the peers that it has used.
+Partial chains are extended block by block.  Of those that reach the same boundary the most promising are kept, by their
+cost so far plus the cheapest walk from there on, which a pass has found before.  Unlike a walk, each partial chain
+knows all the peers that it has used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .lattice import Lattice, Step
 from .passes import Ends
 
 WIDTH = 32
-"""Partial chains that are extended at every boundary..."""
+"""Partial chains extended at every boundary..."""
 SPREAD = 16
 """...to this many times as many."""
 
@@ -29,7 +29,7 @@ class PromisingChain:
     segments: list[int]
     """By index."""
     cost: float
-    """Trips, the way back to the client included."""
+    """In trips, including the way back to the client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def promising_chain(
 def _extended(
     beam: _Beam, step: Step, lattice: Lattice, cost: FloatArray, onward: FloatArray, ends: Ends, most: int
 ) -> _Beam:
-    """The most promising chains that are one segment longer; their nodes are still those that they come from."""
+    """The most promising chains that are one segment longer; their nodes are still those of the chains they extend."""
     peer, target = lattice.peer[step.segments], lattice.target[step.segments]
     source = lattice.source[step.segments] - step.sources.start
     if step.boundary == 0:

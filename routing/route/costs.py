@@ -1,4 +1,4 @@
-"""The two things that the search weighs: what a chain costs, and how long a request waits for room on its peers.
+"""The two quantities that the search weighs: the cost of a chain, and a request's wait for room on its peers.
 
 Costs are hub-and-spoke (every hop is a round trip from the client) or push (one-way delays client -> p1 -> ... ->
 client).  The wait on a peer is a step function of the number of blocks used there.
@@ -45,7 +45,7 @@ class PushCosts:
     """Compiled from the spans and `between`."""
     trips: float
     visit: FloatArray | None = None
-    """(n,): seconds that a hop costs beside all this; None: nothing."""
+    """(n,): additional seconds of a hop; None: nothing."""
 
     def chain_seconds(self, chain: Sequence[Segment]) -> float:
         """Cost of a chain, seconds."""
@@ -57,7 +57,7 @@ class PushCosts:
 
 
 class PeerRooms(Protocol):
-    """The peers' free memory over time, as one request sees it."""
+    """The peers' free room over time, as one request sees it."""
 
     def blocks_within(self, wait_seconds: float) -> IntArray:
         """(n,): how many blocks of the request each peer has room for after waiting at most that long."""
@@ -70,7 +70,7 @@ class PeerRooms(Protocol):
 
 @runtime_checkable
 class TabulatedRooms(PeerRooms, Protocol):
-    """Rooms that know the waits of all peers at once: this makes the search fast in large swarms."""
+    """Rooms that can tabulate the waits of all peers at once, which makes the search fast in large swarms."""
 
     def waits(self, longest: int) -> FloatArray:
         """(n, longest): `wait_seconds(peer, blocks)` at [peer, blocks - 1]."""
@@ -80,7 +80,7 @@ class TabulatedRooms(PeerRooms, Protocol):
 def tabulated_waits(rooms: PeerRooms, most_blocks: IntArray, lengths: IntArray) -> FloatArray:
     """(n, longest): the wait of every peer for 1, 2, ... blocks, (peer, blocks) at [peer, blocks - 1].
 
-    Taken from the table where there is one; else asked for one by one, within each peer's range.
+    Taken from `TabulatedRooms.waits` if the rooms have it; else asked for one by one, within each peer's range.
     """
     longest = int(lengths.max())
     if isinstance(rooms, TabulatedRooms):

@@ -43,17 +43,17 @@ class Spans:
         return Lattice.of(self, None)
 
     def within(self, blocks: BlockRange) -> Spans:
-        """The ranges as far as they lie in a part of the model, with blocks counted from its first."""
+        """The ranges clipped to a part of the model, with blocks counted from its first."""
         start, stop = (np.clip(ends, blocks.start, blocks.stop) - blocks.start for ends in (self.start, self.stop))
         return Spans(len(blocks), start, stop)
 
     def hosts(self, which: IntArray) -> IntArray:
-        """(L,): how many of these peers host each block."""
+        """(L,): the number of these peers that host each block."""
         begin, end = (np.bincount(ends[which], minlength=self.num_blocks + 1) for ends in (self.start, self.stop))
         return np.cumsum(begin - end)[:-1]
 
     def lattice_bytes(self, which: IntArray, *, linked: bool) -> int:
-        """The memory, about, that it takes to compile the lattice of these peers; with or without their links."""
+        """Approximate memory that it takes to compile the lattice of these peers, with or without their links."""
         lengths = (self.stop - self.start)[which]
         segments, hosts = int((lengths * (lengths + 1) // 2).sum()), self.hosts(which)
         return 8 * (_ARRAYS_OF_SEGMENTS * segments + (int(hosts[1:] @ hosts[:-1]) if linked else 0))
@@ -91,8 +91,8 @@ class Step:
 class Lattice:
     """Segments arranged for passes over the blocks.
 
-    A walk enters a segment at its source, (entry, peer), and leaves it at its target, (exit, peer); with hub costs
-    sources and targets are mere boundaries, as it does not matter there which peer comes before.
+    A walk enters a segment at its source, (entry, peer), and leaves it at its target, (exit, peer); with hub costs,
+    sources and targets are only boundaries, because the cost does not depend on the previous peer.
     """
 
     num_blocks: int
@@ -155,14 +155,14 @@ class Lattice:
         )
 
     def inside(self, spans: Spans) -> Lattice:
-        """The segments that lie inside these ranges, which may be smaller than those that it was compiled from."""
+        """The segments inside these ranges, which may be smaller than the ranges that the lattice was compiled from."""
         fits = (self.entry >= spans.start[self.peer]) & (self.exit <= spans.stop[self.peer])
         return self.only(np.flatnonzero(fits))
 
     def within(self, blocks: BlockRange) -> Lattice:
         """The segments inside a part of the model, with blocks counted from its first.
 
-        All links inside it stay as they are: every peer that can be entered or left there still can.
+        All links inside the part stay as they are: every peer that could be entered or left there still can be.
         """
         part = self.only(np.flatnonzero((self.entry >= blocks.start) & (self.exit <= blocks.stop)))
         return replace(
@@ -237,5 +237,5 @@ class Lattice:
 
     @cached_property
     def work(self) -> int:
-        """The additions that a pass takes per limit, roughly."""
+        """Approximate number of additions in a pass, per limit."""
         return 8 * len(self.peer) + sum(link.size for link in self.links if link is not None)

@@ -1,7 +1,7 @@
 """One pass over a lattice: the cheapest walk under each of several limits of the wait, in one sweep over the blocks.
 
-Where peers are *critical* a walk remembers whether it has used them (state-space augmentation, Boland et al., Oper.
-Res. Lett. 2006), so that no walk uses one twice.  Critical peers whose ranges do not meet share one bit.
+A walk remembers which *critical* peers it has used (state-space augmentation, Boland et al., Oper. Res. Lett. 2006), so
+that it uses none of them twice.  Critical peers whose ranges do not overlap share one bit.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Memory:
     bits: int
     """The most critical peers with a common block."""
     kept: IntArray
-    """(A,): the bits that a segment passes on..."""
+    """(A,): the bits that a walk keeps after a segment..."""
     own: IntArray
     """...the bit of its peer..."""
     used: IntArray
-    """...and the same if the peer could be entered again behind the segment."""
+    """...and that bit only if the peer could be entered again after the segment."""
 
     @classmethod
     def of(cls, lattice: Lattice, critical: Collection[int]) -> Memory:
@@ -58,7 +58,7 @@ class Memory:
         return 1 << self.bits
 
     def following(self, mask: IntArray, segments: slice) -> IntArray:
-        """Mask after each segment x (targets + 1) + its target; the place after the targets where it is forbidden."""
+        """Mask after each segment x (targets + 1) + its target; if it is forbidden, the index after all targets."""
         if not self.bits:
             return self.lattice.target[segments].reshape(*mask.shape[:-1], -1)
         nowhere = self.lattice.num_targets
@@ -71,7 +71,7 @@ class Memory:
 
     @property
     def bytes_per_limit(self) -> int:
-        """The memory that a pass with these masks takes for one limit of the wait, about."""
+        """Approximate memory that a pass with these masks takes for one limit of the wait."""
         lattice = self.lattice
         states = lattice.num_sources + lattice.num_targets + 3 * lattice.widest_step
         return 8 * (3 * len(lattice.peer) + self.masks * states)
@@ -86,9 +86,10 @@ class Ends:
 
 
 class Pass:
-    """The cheapest way on from everywhere, for T limits of the wait: `cost` is (T, A), infinite where not allowed.
+    """The cheapest rest of a walk from every point, for T limits of the wait.
 
-    O(T * masks * (A + targets x sources at every boundary)).  Raises OverBudgetError when the time is over.
+    `cost` is (T, A), infinite for segments that are not allowed.  O(T * masks * (A + targets x sources at every
+    boundary)).  Raises OverBudgetError when the time is over.
     """
 
     def __init__(self, memory: Memory, cost: FloatArray, ends: Ends, meter: Meter = UNLIMITED) -> None:
@@ -124,7 +125,7 @@ class Pass:
         return self._onward[limit, 0, :-1].copy()  # not a view, which would keep the whole pass
 
     def walk(self, limit: int) -> list[int]:
-        """The segments, by index, of the cheapest walk under that limit, of which there must be one."""
+        """The segments, by index, of the cheapest walk under that limit; there must be a walk."""
         lattice, onward = self.lattice, self._onward[limit].ravel()
         walk: list[int] = []
         source, mask = int(np.argmin(self._begin[limit])), 0
@@ -144,7 +145,7 @@ class Pass:
 
 
 def cheapest_links(ahead: FloatArray, link: FloatArray) -> FloatArray:
-    """(T, masks, sources) and (sources, targets) -> (T, masks, targets): the cheapest way on over a link.
+    """(T, masks, sources) and (sources, targets) -> (T, masks, targets): the cheapest continuation over a link.
 
     A few rows at a time, so that their sums stay in the processor's cache.
     """
@@ -160,7 +161,7 @@ def cheapest_links(ahead: FloatArray, link: FloatArray) -> FloatArray:
 
 
 def before_segments(lattice: Lattice, cost: FloatArray, ends: Ends) -> FloatArray:
-    """(A,): the least cost up to entering each segment, for segments of these costs (A,)."""
+    """(A,): the least cost of a walk up to the entry of each segment, given the segments' costs (A,)."""
     reached = np.full(lattice.num_sources, np.inf)
     first = lattice.steps[0].sources
     reached[first] = ends.enter[lattice.peer[lattice.heads[first]]]

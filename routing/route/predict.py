@@ -1,6 +1,6 @@
-"""The predicted time of one step through a chain, hop by hop: the way, the visit, the computation, the wait for room.
+"""The predicted time of one step through a chain, hop by hop: network, visit, computation, and wait for room.
 
-The router adds up the same terms over a whole request (`costs.py`); this says what a given chain takes, for people, for
+The router adds up the same terms over a whole request (`costs.py`); this module predicts a given chain, for people, for
 time-outs, and for the simulator.
 """
 
@@ -21,12 +21,12 @@ class HopTimes:
     peer: PeerId
     blocks: BlockRange
     way_seconds: float
-    """From the node before it: the client or a peer. Through the client where peers do not push."""
+    """From the previous node, the client or a peer; through the client if peers do not push."""
     visit_seconds: float
     """At the peer, beside computing."""
     compute_seconds: float
     wait_seconds: float
-    """Until the peer has room for the request; it waits for its peers at the same time, not one after the other."""
+    """Until the peer has room for the request; the waits of a chain's peers run at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class ChainTimes:
 
     @property
     def step_seconds(self) -> float:
-        """The whole step, without the wait for room."""
+        """Time of the whole step, without the wait for room."""
         times = (hop.way_seconds + hop.visit_seconds + hop.compute_seconds for hop in self.hops)
         return math.fsum(times) + self.return_seconds
 
     @property
     def wait_seconds(self) -> float:
-        """Until every peer has room: the largest of the hops' waits."""
+        """Wait until every peer has room: the largest of the hops' waits."""
         return max((hop.wait_seconds for hop in self.hops), default=0.0)
 
 
@@ -67,7 +67,7 @@ def predict_step(
     """The times of a step of one row with `tokens` new tokens through the peers of a chain.
 
     `peer_rtt_seconds`: round trips between peers that push to each other; None: every hop goes through the client.
-    `kv_tokens_per_block`: the room that the request has yet to get on every block; 0: it has its room.
+    `kv_tokens_per_block`: the room that the request still needs in every block; 0: it has its room.
     Raises KeyError if the client has no round trip to a peer.
     """
     hops: list[HopTimes] = []
@@ -92,14 +92,14 @@ def predict_step(
 
 @dataclass(frozen=True, slots=True)
 class PredictedRequest:
-    """The predicted times of a request of one row on a chain that nobody else uses, in seconds."""
+    """The predicted times of a request of one row on an otherwise idle chain, in seconds."""
 
     wait_seconds: float
     """Until every peer has room."""
     first_token_seconds: float
-    """From then on: the opening, and the prompt along the chain and back."""
+    """Time from then to the first token: the opening, and the prompt along the chain and back."""
     token_seconds: float
-    """Each further token, at the mean length of the text."""
+    """Time of each further token, at the mean length of the text."""
 
 
 def predict_request(
@@ -111,9 +111,9 @@ def predict_request(
     peer_rtt_seconds: Callable[[PeerId, PeerId], float] | None,
     now_seconds: float = 0.0,
 ) -> PredictedRequest:
-    """The times of a request whose prompt goes in steps of `step_tokens` tokens that follow each other down the chain.
+    """The times of a request whose prompt goes down the chain in steps of `step_tokens` tokens that overlap in time.
 
-    The time that tensors need on a narrow line is not known, and left out.  O(steps x hops); raises as `predict_step`.
+    Bandwidth is not known, and ignored.  O(steps x hops); raises as `predict_step`.
     """
 
     def step(tokens: int, context_tokens: float = 0.0, kv_tokens_per_block: int = 0) -> ChainTimes:
@@ -135,7 +135,7 @@ def predict_request(
 
 
 def _pipelined(steps: Sequence[ChainTimes]) -> float:
-    """When the last of several steps is back that were sent at once: a hop begins one when it is done with the last."""
+    """When the last of several steps sent at once is back; a hop begins a step when the previous one is finished."""
     free = [0.0] * len(steps[0].hops)
     back = 0.0
     for times in steps:

@@ -2,8 +2,8 @@
 
 Gaps are filled one after the other, in the order of their blocks, each with the cheapest chain over its blocks that
 uses no peer of the chain so far.  So a repair may cost more than the cheapest chain through the same kept hops, but it
-loads nothing anew that the kept hops have computed.  A client asks its router for every gap (`Repair` says for which,
-and without whom); the simulator, which has a placement in arrays, calls `fill_gaps`.
+keeps all attention caches of the kept hops.  A client asks its router for every gap (`Repair` tells the blocks, and the
+peers that are excluded); the simulator, which has a placement in arrays, calls `fill_gaps`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Repair(Generic[P]):
         return frozenset(peer for peer, _ in self.hops)
 
     def filled(self, hops: Iterable[tuple[P, BlockRange]]) -> Repair[P]:
-        """The repair with these hops in the gap. Raises ValueError if they do not compute all of it."""
+        """The repair with these hops in the gap. Raises ValueError if they do not cover all of it."""
         gap, chain = self.gap, tuple(sorted((*self.hops, *hops), key=lambda hop: hop[1].start))
         repair = replace(self, hops=chain)
         if gap is None or (repair.gap is not None and repair.gap.start < gap.stop):
@@ -57,7 +57,7 @@ class Repair(Generic[P]):
 def fill_gaps(spans: Spans, costs: HubCosts, rooms: PeerRooms, kept: Sequence[Segment]) -> FoundChain | None:
     """The chain made of the kept hops and the cheapest hops for every gap; None if a gap cannot be filled.
 
-    Its cost and its wait are those of the new hops: the kept ones have their room.
+    Cost and wait are those of the new hops only: the kept ones have their room.
     """
     repair = Repair(BlockRange(0, spans.num_blocks), tuple(kept))
     cost = wait = 0.0
@@ -73,7 +73,10 @@ def fill_gaps(spans: Spans, costs: HubCosts, rooms: PeerRooms, kept: Sequence[Se
 def cheapest_over(
     spans: Spans, costs: HubCosts, rooms: PeerRooms, gap: BlockRange, excluded: Collection[int]
 ) -> FoundChain | None:
-    """The cheapest chain over a part of the model without some peers; blocks are counted as in the whole model."""
+    """The cheapest chain over the blocks of `gap` without the excluded peers; None if there is none.
+
+    Blocks are numbered as in the whole model.
+    """
     start, stop = (np.clip(ends, gap.start, gap.stop) - gap.start for ends in (spans.start, spans.stop))
     out = list(excluded)
     stop[out] = start[out]

@@ -23,7 +23,7 @@ class Releases:
     """On the snapshot's clock."""
     tokens: IntArray
     freed: IntArray
-    """Tokens that this release and the owner's earlier ones make free together."""
+    """Tokens that this release and the owner's earlier ones free together."""
     first: IntArray
     """(n + 1,): peer j's releases are first[j] to first[j + 1]."""
 
@@ -36,7 +36,7 @@ class Releases:
 
     @classmethod
     def sorted(cls, num_peers: int, owner: IntArray, at_seconds: FloatArray, tokens: IntArray) -> Releases:
-        """From releases in any order."""
+        """Build from releases in any order."""
         order = np.lexsort((tokens, at_seconds, owner))
         owner, at_seconds, tokens = owner[order], at_seconds[order], tokens[order]
         first = np.searchsorted(owner, np.arange(num_peers + 1))
@@ -44,7 +44,7 @@ class Releases:
         return cls(owner, at_seconds, tokens, total[1:] - total[first[owner]], first)
 
     def replaced(self, only: Mapping[int, tuple[float, int]]) -> Releases:
-        """The same with a single release for each of some peers: its moment and its tokens."""
+        """A copy in which each peer in `only` has just one release: (moment, tokens)."""
         if not only:
             return self
         others = ~np.isin(self.owner, list(only))
@@ -61,7 +61,7 @@ class Releases:
 class SnapshotRooms:
     """The announced room of a snapshot's peers at one moment, for a request of `need` KV tokens per block.
 
-    The `TabulatedRooms` of the search: for each peer the answers of `releases.Room`, in arrays.
+    It implements the search's `TabulatedRooms`: for each peer the answers of `releases.Room`, in arrays.
     """
 
     need: int
@@ -92,7 +92,7 @@ class SnapshotRooms:
         return float(delays[index]) if index < len(delays) and self.usable[peer] else _INFINITY
 
     def waits(self, longest: int) -> FloatArray:
-        """Each row is a run of zeros, of every release's delay in order of time, and of infinities."""
+        """Each row is a run of zeros, then of the releases' delays in order of time, then of infinities."""
         peers, releases = np.arange(len(self.free)), self.releases
         owner = np.concatenate((peers, releases.owner, peers))
         delay = np.concatenate((np.zeros(len(peers)), self.delay, np.full(len(peers), np.inf)))

@@ -1,8 +1,8 @@
 """The product's router: a snapshot of the swarm and a request in, the exact cheapest chain out.
 
 A `RouteFinder` is prepared once per snapshot.  Requests differ in their lengths, in the blocks that they need, and in
-the peers that are banned, excluded or full: all of these are masks over what was prepared.  The objective and the proof
-of exactness are in search.py; Lemma 1's hops, which WS-RR uses, in hops.py.
+the peers that are banned, excluded or full: all of these are masks over the prepared arrays.  The objective and the
+proof of exactness are in search.py; Lemma 1's hops, which WS-RR uses, are in hops.py.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from .search import ChainSearch, FoundChain
 
 _INFINITY = float("inf")
 MOST_HOSTS = 64
-"""Where all peers are too many for one search, the number of hosts of each block that is tried first."""
+"""If there are too many peers for one search, the number of hosts per block that is tried first."""
 
 
 class NoRouteError(ValueError):
     """No chain exists now, or none was found within the budget.
 
-    `missing_blocks` are those that no usable peer hosts, `full_blocks` those that usable peers host, but none with room
-    for the request, announced releases included.  `retry_seconds`: when the hosts of the full blocks have made their
-    last announced release and more may be known; infinite if waiting does not help, because nobody hosts some block or
-    the request does not fit even into empty peers.  `proven` is False where the budget ended: there may be a chain.
+    `missing_blocks` are hosted by no usable peer.  `full_blocks` are hosted by usable peers, but none of them has room
+    for the request, announced releases included.  `retry_seconds`: seconds until the hosts of the full blocks have made
+    their last announced release, when more may be known; infinite if waiting cannot help, because nobody hosts some
+    block or the request does not fit even into empty peers.  `proven` is False if the budget ended first: there may be
+    a chain.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ def _listed(blocks: tuple[int, ...]) -> str:
 
 @dataclass(frozen=True)
 class RouteQuery:
-    """One request, and what is known of the peers beyond their announcements."""
+    """One request, and what the client knows about the peers beyond their announcements."""
 
     request: RequestSpec
     blocks: BlockRange
@@ -75,18 +76,18 @@ class RouteQuery:
     now_seconds: float
     """On the snapshot's clock."""
     full_until: Mapping[PeerId, float] = field(default_factory=dict)
-    """Peers that have refused a session: without room until that moment, and empty then."""
+    """Peers that have refused a session: they count as full until that moment, and as empty from then on."""
     doubt_seconds: Mapping[PeerId, float] = field(default_factory=dict)
-    """Peers that have failed lately: a token counts for that much more there, so that others are preferred."""
+    """Peers that have failed recently: each token costs that much more there, so that others are preferred."""
     kept: Mapping[PeerId, BlockRange] = field(default_factory=dict)
-    """Peers of which only a part of their range is used."""
+    """Peers of which only this part of their range may be used."""
 
 
 class RouteFinder:
-    """The router over one snapshot: build it once per snapshot, ask it for every request, from any thread.
+    """The router over one snapshot: build it once per snapshot and use it for every request, from any thread.
 
-    Its peers are the SERVING ones that host something and that the client has a round trip to.  The snapshot has only
-    peers whose weights are believed, so that no chain mixes different ones: see `trust.py`.
+    It considers the SERVING peers that host something and to which the client has a round trip.  The snapshot must have
+    only peers whose weights are believed, so that no chain mixes different weights: see `trust.py`.
     """
 
     def __init__(
@@ -97,14 +98,14 @@ class RouteFinder:
         *,
         most_bytes: float = _INFINITY,
     ) -> None:
-        """Without `peer_rtt_seconds` every hop goes through the client (hub costs), else peers push to the next one.
+        """With `peer_rtt_seconds` each peer pushes to the next one; without, hops go through the client (hub costs).
 
-        Where compiling would take more memory than `most_bytes`, every query is answered for some of the peers, without
-        a proof.  Raises ValueError for round trips that are negative or not finite.
+        If compiling all peers would take more memory than `most_bytes`, every query considers only some of the peers
+        and its answer is not proven.  Raises ValueError for round trips that are negative or not finite.
         """
         self.swarm = swarm
         peers = (peer for peer in swarm.peers if _serves(peer) and peer.id in client_rtt_seconds)
-        # In order of their ranges, so that the peers that can follow each other are neighbours in every array.
+        # In order of their ranges, so that peers that can follow each other are neighbours in every array.
         self.peers = tuple(sorted(peers, key=_range_and_id))
         self.index = {peer.id: j for j, peer in enumerate(self.peers)}
         self._client_rtt_seconds, self._peer_rtt_seconds = client_rtt_seconds, peer_rtt_seconds
@@ -121,26 +122,26 @@ class RouteFinder:
         self._links: FloatArray | None = None
         """(n, n) round trips between peers that push, infinite on the diagonal."""
         self._lattice: Lattice | None = None
-        """None where it would be too large."""
+        """None if it would be too large."""
         if self._bytes(np.arange(len(self.peers))) <= most_bytes:
             self._links = self._peer_rtts() if peer_rtt_seconds is not None else None
             self._lattice = Lattice.of(self._spans, self._links)
 
     @property
     def work(self) -> float:
-        """The additions that the shortest search takes, about; infinite where all peers are too many for one."""
+        """Approximate number of additions in the shortest search; infinite if one search cannot take all peers."""
         return self._lattice.work if self._lattice is not None else _INFINITY
 
     def cheapest_route(self, query: RouteQuery, meter: Meter = UNLIMITED, *, settle: bool = True) -> Route:
-        """The chain that minimises sum of costs + largest wait among the usable peers.
+        """The chain of usable peers that minimises sum of costs + largest wait.
 
         A peer has room for k blocks once `kv_tokens_free` plus its due releases reach k x the request's KV tokens per
         block; nothing is known beyond the last release, so a hop that needs more is not used.  Hub: every peer costs a
         full client round trip per token.  Push: every token makes one trip client -> p1 -> ... -> client of one-way
         delays (half round trips).
 
-        When the budget ends first, a good chain with its gap.  Raises NoRouteError; OverBudgetError if the budget has
-        ended and the caller does not `settle` for less than the best.
+        If the budget ends first, returns a good chain with its gap, or raises OverBudgetError if the caller does not
+        `settle` for less than the best.  Raises NoRouteError if there is no chain, or none was found in time.
         """
         rooms = self._rooms(query)
         if self._lattice is None:
@@ -214,18 +215,18 @@ class RouteFinder:
         )
         return Route(tuple(hops), found.cost_seconds, found.wait_seconds, found.gap_seconds)
 
-    # --- where all peers are too many ---
+    # --- if there are too many peers for one search ---
 
     def _bytes(self, members: IntArray) -> int:
-        """The memory, about, that it takes to compile these peers."""
+        """Approximate memory that it takes to compile these peers."""
         linked = self._peer_rtt_seconds is not None
         return self._spans.lattice_bytes(members, linked=linked) + (32 * len(members) ** 2 if linked else 0)
 
     def _route_among_few(self, query: RouteQuery, rooms: SnapshotRooms, meter: Meter) -> Route:
-        """The cheapest chain of the peers that are cheapest for some block; nothing says that no other is better.
+        """The cheapest chain of the peers that are cheapest for some block; another chain may be better.
 
-        Their number is the largest that fits, in powers of two for each block.  (The cheapest few of each distinct
-        range would not do: ranges can be as many as peers.)
+        The number of peers per block is the largest power of two that fits, up to `MOST_HOSTS`.  (Taking the cheapest
+        few of each distinct range would not help: there can be as many ranges as peers.)
         """
         spans = self._spans_of(query)
         reach, later = (np.minimum(rooms.blocks_within(wait), spans.stop - spans.start) for wait in (0.0, _INFINITY))
@@ -249,7 +250,7 @@ class RouteFinder:
             raise self._no_route(query, rooms, proven=False) from None
         return replace(route, gap_seconds=_INFINITY)
 
-    # --- where there is no route ---
+    # --- if there is no route ---
 
     def _no_route(
         self, query: RouteQuery, rooms: SnapshotRooms, *, fits_when_empty: bool = True, proven: bool = True
@@ -264,7 +265,7 @@ class RouteFinder:
         return NoRouteError(missing, unroomy, _INFINITY if missing else retry_seconds, proven=proven)
 
     def _fits_when_empty(self, search: ChainSearch, rooms: SnapshotRooms, meter: Meter) -> bool:
-        """Whether empty peers would have room; it is assumed where the budget ends."""
+        """Whether empty peers would have room; assumed if the budget ends first."""
         empty = replace(rooms, free=np.where(rooms.usable, self._total, 0))
         try:
             return search.cheapest(empty, meter) is not None
@@ -272,7 +273,7 @@ class RouteFinder:
             return True
 
     def _last_release_seconds(self, full: BoolArray, rooms: SnapshotRooms, query: RouteQuery) -> float:
-        """When every full block has a host whose announced releases are all due; 0 if none is announced."""
+        """Seconds until every full block has a host whose announced releases are all due; 0 if none is announced."""
         last = np.zeros(len(self.peers))
         np.maximum.at(last, rooms.releases.owner, rooms.delay)
         soonest = np.where(full, np.inf, 0.0)

@@ -10,16 +10,17 @@ path over (boundary) for hub costs, over (peer, boundary) for push costs.  One p
 several limits at once.
 
 * The wait: C does not increase, so a chain that waits exactly w costs at least C(t) for every evaluated t >= w, and
-  w + C(t) bounds it from below.  Limits whose bound reaches the best chain found are closed.  Between two rounds the
-  segments go for good through which no open limit has a walk, there and on, below the best chain found.
+  w + C(t) bounds it from below.  Limits whose bound reaches the best chain found are closed.  Between two rounds, a
+  segment is removed for good if no open limit has a complete walk through it that costs less than the best chain found.
 * Recurrence: when the best walk of all open limits uses a peer twice, that peer becomes *critical*: from then on the
   passes remember inside its range whether it was used (state-space augmentation, Boland et al., Oper. Res. Lett. 2006),
-  so no walk uses it twice.  Peers whose ranges do not meet share one bit.
+  so no walk uses it twice.  Peers whose ranges do not overlap share one bit.
 
 Every round closes a limit or adds a critical peer, and nothing optimal is ever dropped (tests compare with brute
-force).  Time and memory grow with 2 to the number of critical peers that share a block: a handful where room is scarce,
-but a swarm can be made up where they are many.  So a search has a budget (`budget.py`).  When that ends first, good
-chains are looked for (`beam.py`), and the best one is returned with its gap to the least bound of an open limit.
+force).  Time and memory are exponential in the number of critical peers that share a block: a handful if room is
+scarce, but an attacker can make up a swarm with many.  So a search has a budget (`budget.py`).  If the budget ends
+first, the search looks for good chains (`beam.py`) and returns the best one with its gap to the least bound of an open
+limit.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class FoundChain:
     cost_seconds: float
     wait_seconds: float
     gap_seconds: float = 0.0
-    """No chain is better by more than this; 0: it is proven to be the best."""
+    """Bound on how much better any other chain may be; 0: this one is proven to be the best."""
 
     @property
     def total_seconds(self) -> float:
@@ -57,7 +58,7 @@ class FoundChain:
 
 @dataclass(frozen=True)
 class _Opening:
-    """The search without limits of the wait; the same for every request while the peers' total room is."""
+    """The search without limits of the wait; requests share it as long as the peers' total room is the same."""
 
     room: IntArray
     cost: FloatArray
@@ -66,15 +67,15 @@ class _Opening:
 
     @cached_property
     def behind(self) -> FloatArray:
-        """(A,) trips: the least cost up to entering each segment."""
+        """(A,) trips: the least cost of a walk up to the entry of each segment."""
         return before_segments(self.ahead.lattice, self.cost, self.ahead.ends)
 
 
 class ChainSearch:
-    """Cheapest chains over fixed spans and costs, for any state of the peers' memory."""
+    """Cheapest chains over fixed spans and costs, for any state of the peers' room."""
 
     def __init__(self, spans: Spans, costs: HubCosts | PushCosts, lattice: Lattice | None = None) -> None:
-        """`lattice`: where it was compiled from the spans before, for hub costs."""
+        """`lattice`: the lattice for hub costs, if it was compiled from the spans before."""
         self._spans, self._costs = spans, costs
         if isinstance(costs, HubCosts):
             nothing = np.zeros(len(spans.start))
@@ -94,8 +95,8 @@ class ChainSearch:
     def cheapest(self, rooms: PeerRooms, meter: Meter = UNLIMITED, settle: bool = True) -> FoundChain | None:
         """The chain that minimises sum of costs + largest wait, or None if there is none.
 
-        When the budget ends first, a good one that is looked for in half that time again; raises OverBudgetError if
-        none is found, or at once if it may not `settle` for less than the best.
+        If the budget ends first, the search takes half of its time again to find a good chain, and raises
+        OverBudgetError if it finds none; without `settle` it raises at once.
         """
         opening = self._open(rooms.blocks_within(_INFINITY), meter)
         if opening.ahead.total[0] == _INFINITY:
@@ -126,12 +127,12 @@ def _recurring(peers: Sequence[int]) -> set[int]:
 
 
 FIRST_LIMITS = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4)
-"""Limits of the first round where waiting is worth much: that part of the unlimited cost above the least wait."""
+"""Limits of the first round if waiting can save much, as parts of the unlimited cost above the least wait."""
 WORK_PER_ROUND = 4_000_000
 """Additions that a later round may take, see `Lattice.work`: the smaller the graph has become, the more limits."""
 MOST_LIMITS = 32
 SETTLED_LIMITS = 6
-"""Limits under which a good chain is looked for when the budget has ended."""
+"""Number of limits under which the search looks for a good chain when the budget has ended."""
 
 
 class _Sweep:
@@ -151,7 +152,7 @@ class _Sweep:
         """Waits that the best chain may have, ascending."""
         self._limits = np.array([_INFINITY])
         self._bounds = self._trips * opening.ahead.total
-        """The least cost of a chain that waits at most the limit at the same place, and more than the one before."""
+        """For each limit, the least cost of a chain that waits at most this limit and more than the previous one."""
         self._best: tuple[tuple[Segment, ...], float] | None = None
         self._ceiling = self._relaxed = _INFINITY
         """The best chain found, and the best walk found, seconds."""
@@ -199,7 +200,7 @@ class _Sweep:
 
     @property
     def gap_seconds(self) -> float:
-        """How much better than the best chain another one may be: the limits that are open have not been proven."""
+        """How much better than the best chain found another one may be, by the bounds of the open limits."""
         return self._ceiling - min(self._close().tolist(), default=self._ceiling)
 
     def _search(self) -> None:
@@ -221,7 +222,7 @@ class _Sweep:
         return bounds
 
     def _next_limits(self) -> FloatArray:
-        """Some of those at which a better walk than the best may be, and the last that is open."""
+        """Some of the limits at which a walk better than the best may exist, and the last open limit."""
         bounds = self._close()
         if not len(bounds):
             return bounds
@@ -235,7 +236,8 @@ class _Sweep:
         return np.unique(np.append(chosen, self._open[-1]))
 
     def _round(self, limits: FloatArray, columns: list[_Column]) -> None:
-        """Evaluate these limits, and the last open one if it is beyond, then prune; `columns` are the ones below."""
+        """Evaluate these limits, and the last open one if it is larger, then prune; `columns`: those of lower
+        limits."""
         columns = columns + self._evaluate(float(self._open[0]), limits)
         if self._broken:
             self._repair(*self._broken)
@@ -281,7 +283,7 @@ class _Sweep:
         return columns
 
     def _offer(self, walk: list[int], cost_seconds: float) -> bool:
-        """Take note of a walk; whether it is the best so far, but no chain."""
+        """Record a walk; return whether it is the best walk so far but uses a peer twice."""
         wait = float(self._wait[walk].max())
         total = cost_seconds + wait
         best, culprits = total < self._relaxed, _recurring(self._lattice.peer[walk].tolist())
@@ -293,7 +295,7 @@ class _Sweep:
         return best and bool(culprits)
 
     def _repair(self, walk: list[int], limit: float) -> None:
-        """Offer a good chain in place of a walk: a peer that recurs keeps only the segments that hold one block."""
+        """Offer a good chain in place of a walk: a recurring peer keeps only the segments that contain one block."""
         self._broken = None
         lattice, cost, seconds = self._lattice, self._within(limit), _INFINITY
         while culprits := _recurring(lattice.peer[walk].tolist()):

@@ -1,8 +1,8 @@
 """WS-RR: the waiting-penalised shortest path of an arriving request, and the exact optimum that it relaxes.
 
 Source: BPRR paper (arXiv 2512.21884), online algorithm (WS-RR) and Corollary 2.  Symbols: S_j slots, e_r end of a
-booked session, k_ij blocks, W_ij wait.  O(n^2) per request plus the
-sessions booked on peers without room; O(chain) when the cheapest chain is free.
+booked session, k_ij blocks, W_ij wait.  O(n^2) per request plus the sessions booked on peers without room; O(chain)
+when the cheapest chain is free.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Decision:
     path_cost_seconds: float
     """The quantity that the policy minimised."""
     wait_seconds: float
-    """Until every peer of the chain has room: the largest of the hops' waits."""
+    """Wait until every peer of the chain has room: the largest of the hops' waits."""
 
 
 class Ledger:
-    """Which sessions hold how many units on every peer, until when; time only moves forward.
+    """The units that sessions hold on every peer, and until when; time only moves forward.
 
-    A unit is whatever memory is counted in: a slot (one block of one session), or a KV token of one block.
+    A unit is what memory is counted in: a slot (one block of one session), or a KV token of one block.
     """
 
     def __init__(self, units: Sequence[int]) -> None:
@@ -42,21 +42,21 @@ class Ledger:
         self._booked: list[list[tuple[float, int]]] = [[] for _ in self.units]
 
     def book(self, chain: Sequence[Segment], end_seconds: float, units_per_block: int = 1) -> None:
-        """Hold the units of a chain until `end_seconds`, also while the session still waits."""
+        """Hold the units of a chain until `end_seconds`, including the time while the session still waits."""
         for j, blocks in chain:
             units = len(blocks) * units_per_block
             bisect.insort(self._booked[j], (end_seconds, units))
             self.used[j] += units
 
     def cancel(self, chain: Sequence[Segment], end_seconds: float, units_per_block: int = 1) -> None:
-        """Take back what `book` was told. Raises ValueError if it is not booked (any more)."""
+        """Undo the same call of `book`. Raises ValueError if it is not booked (any more)."""
         for j, blocks in chain:
             units = len(blocks) * units_per_block
             self._booked[j].remove((end_seconds, units))
             self.used[j] -= units
 
     def resize(self, peer: int, units: int) -> None:
-        """The peer has that many units from now on."""
+        """Set the number of units that the peer has from now on."""
         self.units = (*self.units[:peer], int(units), *self.units[peer + 1 :])
 
     def expire(self, now_seconds: float) -> None:
@@ -68,7 +68,7 @@ class Ledger:
                 del booked[:done]
 
     def sessions(self, peer: int) -> int:
-        """How many sessions are booked on a peer."""
+        """The number of sessions booked on a peer."""
         return len(self._booked[peer])
 
     def free(self, peer: int) -> int:
@@ -91,7 +91,7 @@ class Ledger:
         return waits + [_INFINITY] * (most + 1 - len(waits))
 
     def free_within(self, peer: int, wait_seconds: float, now_seconds: float) -> int:
-        """How many units are free after waiting at most that long, at least 0."""
+        """The number of units that are free after waiting at most that long; at least 0."""
         free = self.free(peer)
         if free < self.units[peer]:
             for end, released in self._booked[peer]:
@@ -142,7 +142,7 @@ class WaitingRouter:
                 return best
 
     def _unloaded_if_free(self, ledger: Ledger) -> Decision | None:
-        """The cheapest chain of all, if it need not wait: waits elsewhere cannot make another one cheaper."""
+        """The cheapest chain of all, if it has no wait; then no other chain can be better."""
         if self._unloaded is None:
             return None
         if all(ledger.free(j) >= len(blocks) * self._units for j, blocks in self._unloaded.chain):
@@ -150,7 +150,7 @@ class WaitingRouter:
         return None
 
     def _waits(self, ledger: Ledger, now_seconds: float) -> dict[int, list[float]]:
-        """W by blocks computed, of the peers where not every hop is free."""
+        """W by number of blocks computed, for the peers where not every hop is free of waiting."""
         return {
             j: ledger.waits(j, size, now_seconds, self._units)
             for j, size in self._sizes.items()
