@@ -1,6 +1,6 @@
 """The error tree of the swarm, split by what the caller can do about it.
 
-    SwarmError                    anything that is expected to go wrong; one line, a hint, a stable code
+    SwarmError                    any expected failure; one line, a hint, a stable code
       UsageError                  fix the input: model folder, block range, address, key file, port
       RetryElsewhere              another peer, or the same one later, may do it
         PeerUnavailable           no answer from there
@@ -8,12 +8,12 @@
         SessionLost               the peer no longer has the session
         DeadlineExceeded          no answer in time
         PushFailed                a peer cannot reach its successor
-        BadActivations            a peer was sent values that are not finite: the fault is its predecessor's
+        BadActivations            a peer received values that are not finite: the fault is its predecessor's
       GiveUp                      trying again changes nothing
         NoChainError              no peer serves `missing_blocks`
         WrongSwarm                the other side speaks another version of the protocol
         AuthenticationError       a signature, certificate or capability does not hold
-          WrongKey                the swarm key is missing, another one, or of no use
+          WrongKey                the swarm key is missing, wrong or unusable
         ModelMismatch             the same name, other weights
         ClockSkew                 the clocks disagree
         UnsupportedModel          this family cannot be served; `reason` says why
@@ -23,7 +23,7 @@
         LocalProtocolError        we sent it
 
 On the wire an error is a number and a text (`to_wire`, `from_wire`).  The numbers are part of the protocol: they are
-never changed or used again.  This module knows nothing of grpc but the names of its status codes.
+never changed or reused.  This module knows nothing about grpc except the names of its status codes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from typing import ClassVar
 from .wire.timing import LEAF_LIFETIME_SECONDS, MAX_RETRY_AFTER_SECONDS
 
 MAX_WIRE_MESSAGE_CHARS = 1000
-"""A text on the wire is cut to this length, by the sender and by the receiver."""
+"""Sender and receiver cut a text on the wire to this length."""
 
 _MAX_MISSING_BLOCKS = 1000
 
@@ -96,7 +96,7 @@ class PushFailed(RetryElsewhere):
 
 class BadActivations(RetryElsewhere):
     code = "bad-activations"
-    default_hint = "Use another peer: the one before it computes what is no number."
+    default_hint = "Use another peer: the previous one sends values that are not finite."
 
 
 class GiveUp(SwarmError):
@@ -139,7 +139,7 @@ class ClockSkew(GiveUp):
     code = "clock-skew"
     default_hint = (
         "One of the two clocks is wrong. If it is this machine's, synchronise it (NTP, for example `timedatectl set-ntp"
-        " true`) and start again; else use other peers."
+        " true`) and start again; otherwise use other peers."
     )
 
 
@@ -170,7 +170,7 @@ class RemoteProtocolError(ProtocolError):
 
 class LocalProtocolError(ProtocolError):
     code = "local-protocol"
-    default_hint = "This is a defect of this program, or its version does not fit the peer's; update it."
+    default_hint = "This is a defect of this program, or its version is incompatible with the peer's; update it."
 
 
 WIRE_CLASSES: Mapping[int, type[SwarmError]] = {
@@ -196,7 +196,7 @@ WIRE_CLASSES: Mapping[int, type[SwarmError]] = {
     31: RemoteProtocolError,
     32: LocalProtocolError,
 }
-"""Number on the wire -> class. 0 is left for "no error"."""
+"""Number on the wire -> class. 0 means "no error"."""
 
 _WIRE_NUMBERS = {error_class: number for number, error_class in WIRE_CLASSES.items()}
 
@@ -207,15 +207,15 @@ _SEEN_FROM_THE_OTHER_SIDE: Mapping[type[SwarmError], type[SwarmError]] = {
 
 
 def to_wire(error: BaseException) -> tuple[int, str]:
-    """The number and the text that tell `error` to the other side; the text is at most MAX_WIRE_MESSAGE_CHARS long.
+    """The number and the text that report `error` to the other side; the text has at most MAX_WIRE_MESSAGE_CHARS.
 
-    What is not a SwarmError is a defect of ours: the other side learns that it may try elsewhere, and no internals.
+    Any error that is not a SwarmError is a defect of ours: the other side learns only that it may try elsewhere.
     """
     if not isinstance(error, SwarmError):
         return _WIRE_NUMBERS[RetryElsewhere], "the peer failed internally"
     known_class = next(base for base in type(error).__mro__ if base in _WIRE_NUMBERS)
     text = one_line(str(error))
-    # A value that the receiver needs as a number travels behind the last newline; the text itself has none.
+    # A value that the receiver needs as a number travels after the last newline; the text itself has no newline.
     if isinstance(error, PeerBusy):
         text += f"\n{error.retry_after_seconds:.3f}"
     elif isinstance(error, NoChainError):
@@ -260,7 +260,7 @@ _TLS_FAILURES = ("CERTIFICATE_VERIFY_FAILED", "INVALID_SIGNATURE", "HANDSHAKE FA
 
 
 def from_grpc_status(code_name: str, details: str) -> SwarmError:
-    """The error behind a failed call, from the name of grpc's status code ("UNAVAILABLE") and its details."""
+    """The error for a failed call, from the name of grpc's status code ("UNAVAILABLE") and its details."""
     text = one_line(details) or f"the call failed ({one_line(code_name)})"
     shouted = details.upper()
     if code_name == "UNAVAILABLE" and "CERTIFICATE HAS EXPIRED" in shouted:
@@ -299,7 +299,7 @@ def describe_clocks(first: str, second: str, ahead_seconds: float) -> str:
 
 
 def one_line(text: str) -> str:
-    """At most MAX_WIRE_MESSAGE_CHARS printable characters: what a peer or a file said may end up on a terminal."""
+    """Cut to MAX_WIRE_MESSAGE_CHARS printable characters: text from a peer or a file may end up on a terminal."""
     printable = "".join(char if char.isprintable() else " " for char in text[: 2 * MAX_WIRE_MESSAGE_CHARS])
     return " ".join(printable.split())[: MAX_WIRE_MESSAGE_CHARS - 32]
 

@@ -36,7 +36,7 @@ from .wire.timing import LEAF_LIFETIME_SECONDS, ROOT_LIFETIME_SECONDS
 SIGNATURE_BYTES = 64
 
 _ALWAYS = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-"""The begin of every certificate: a clock that is behind is no reason to doubt an identity, and then it is told."""
+"""Start of validity of every certificate: a clock that is behind is then reported as that, not as a wrong identity."""
 
 _PRIVATE_PREFIX = b"\x08\x01\x12\x40"  # protobuf: field 1 (type) = Ed25519, field 2 (data) of 64 bytes
 _PUBLIC_PREFIX = b"\x00\x24\x08\x01\x12\x20"  # identity multihash of 36 bytes: type = Ed25519, data of 32 bytes
@@ -66,7 +66,7 @@ class Identity:
 
     @classmethod
     def load_or_create(cls, path: str | os.PathLike[str]) -> Identity:
-        """Read the key file, or make one with mode 0600 where there is none.
+        """Read the key file, or create one with mode 0600 if there is none.
 
         Raises UsageError if the file is readable by others, is not an Ed25519 key file, or cannot be read or written.
         """
@@ -78,7 +78,7 @@ class Identity:
         return cls._from_file(path, read_secret_file(path, max_bytes=4096))
 
     def sign(self, data: bytes) -> bytes:
-        """The Ed25519 signature (64 bytes) of `data`; begin `data` with a tag that names its purpose."""
+        """The Ed25519 signature (64 bytes) of `data`; callers begin `data` with a tag that names its purpose."""
         return self._private_key.sign(data)
 
     def tls_leaf(self, now: float) -> TlsLeaf:
@@ -112,7 +112,7 @@ class Identity:
                 return cls(private_key)
         raise UsageError(
             f"{path} is not an Ed25519 identity file ({len(data)} bytes)",
-            hint="Name another file, or move this one away: a new identity is made where there is none.",
+            hint="Name another file, or move this one away: if there is none, a new identity is created.",
         )
 
 
@@ -134,7 +134,7 @@ class LeafRenewer:
         return self._leaf
 
     def renew_if_due(self) -> TlsLeaf | None:
-        """A fresh leaf if one was due, else None (as `grpc.dynamic_ssl_server_credentials` wants it)."""
+        """A fresh leaf if one was due, else None (as `grpc.dynamic_ssl_server_credentials` requires)."""
         now = self._clock()
         with self._lock:
             if abs(now - self._issued_at_seconds) < LEAF_LIFETIME_SECONDS / 2:
@@ -159,7 +159,7 @@ def verify(peer_id: str, signature: bytes, data: bytes) -> None:
     try:
         public_key_of(peer_id).verify(signature, data)
     except InvalidSignature:
-        raise AuthenticationError(f"the signature is not one of peer {peer_id}") from None
+        raise AuthenticationError(f"the signature is not by peer {peer_id}") from None
 
 
 def tls_name(peer_id: PeerId) -> str:
@@ -181,7 +181,7 @@ def synthetic_root_pem(peer_id: PeerId, now: float) -> bytes:
 
 
 def create_secret_file(path: Path, content: bytes) -> bool:
-    """Write `content` to a new file of mode 0600; False if another process made it first.
+    """Write `content` to a new file of mode 0600; False if another process created it first.
 
     Raises UsageError if it cannot be written.
     """
@@ -193,7 +193,7 @@ def create_secret_file(path: Path, content: bytes) -> bool:
     except OSError as error:
         raise UsageError(
             f"cannot create {path}: {error.strerror}",
-            hint="Name a file in a folder of yours; a peer takes the folder with --data.",
+            hint="Name a file in a folder that you own; for a peer, set the folder with --data.",
         ) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -205,9 +205,9 @@ def create_secret_file(path: Path, content: bytes) -> bool:
 
 
 def read_secret_file(path: Path, max_bytes: int) -> bytes:
-    """Read a file that only its owner may read; at most `max_bytes`, the rest is cut.
+    """Read at most the first `max_bytes` of a file that only its owner may read.
 
-    Raises UsageError if it is not a regular file, is open to others, or cannot be read.
+    Raises UsageError if it is not a regular file, can be read by others, or cannot be read at all.
     """
     try:
         with path.open("rb") as file:

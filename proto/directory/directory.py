@@ -1,8 +1,8 @@
 """Where peers announce themselves and are found: one interface, three ways to reach it.
 
 * `hivemind.node.HivemindDirectory`: a node of the DHT, in this process; for peers.
-* `LookupDirectory`: asks a few known peers over the data plane; for clients. Nothing is trusted: records prove
-  themselves, and a peer that hides some is made up for by the others.
+* `LookupDirectory`: asks a few known peers over the data plane; for clients. No peer is trusted: records are signed,
+  and other peers make up for one that hides some.
 * `MemoryDirectory`: the same promises without a network; for tests and simulations.
 
 A directory gives hints, not facts: a record says what its owner promised less than a minute ago.
@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 class Directory(Protocol):
     @property
     def isolated(self) -> bool:
-        """Whether others are known and none answers: what is found is what this node has itself."""
+        """Whether other nodes are known and none answers: look-ups then find only this node's own records."""
 
     async def announce(self, record: SignedRecord) -> None:
-        """Make the record visible to all; returns when another node has been seen to keep it.
+        """Make the record visible to all; returns when another node is known to keep it.
 
         Raises LocalProtocolError if no node would accept it (its signature, expiry or size is wrong, or a later record
         of this peer is there), PeerUnavailable if it reached no node.
@@ -44,11 +44,11 @@ class Directory(Protocol):
         """
 
     async def close(self) -> None:
-        """Free everything that is held; the records stay until they expire."""
+        """Free all resources; the records stay until they expire."""
 
 
 def check_announcement(record: SignedRecord, now: float, cache: SignatureCache) -> None:
-    """Raises LocalProtocolError if other nodes would refuse the record."""
+    """Raise LocalProtocolError if other nodes would refuse the record."""
     try:
         verify_record(SignedRecord.decode(record.encode()), now, cache=cache)
     except SwarmError as error:
@@ -65,7 +65,7 @@ def superseded(record: SignedRecord) -> LocalProtocolError:
 async def verified_records(
     key: bytes, encoded: Iterable[bytes], now: float, cache: SignatureCache
 ) -> tuple[SignedRecord, ...]:
-    """The records among the first 900 of `encoded` that hold (key, signature, time): the newest of each peer.
+    """The valid records (key, signature, time) among the first 900 of `encoded`: the newest of each peer.
 
     Other work of the event loop gets its turn every eight records, about a millisecond.
     """
@@ -92,7 +92,7 @@ class MemoryStore:
 
 
 class MemoryDirectory:
-    """A directory that is a dictionary. `clock` gives Unix seconds."""
+    """A directory in memory. `clock` gives Unix seconds."""
 
     def __init__(self, store: MemoryStore, clock: Callable[[], float]) -> None:
         self._store = store
@@ -128,9 +128,9 @@ LookupCall = Callable[[str], Awaitable[Sequence[bytes]]]
 
 
 class LookupDirectory:
-    """The union of what several known peers have; reading only.
+    """The union of the records of several known peers; read-only.
 
-    `lookups` maps the address of a peer to the call that asks it, and is read afresh at every look-up, so its owner
+    `lookups` maps the address of a peer to the call that asks it, and is read again at every look-up, so its owner
     may add peers as it learns of them.  All are asked at once.  As soon as two have answered, the others have
     `grace_seconds` left, so that a silent peer costs little.  `clock` gives Unix seconds.
     """
@@ -192,7 +192,7 @@ class LookupDirectory:
 
 
 def _no_answer(addresses: Sequence[str], failures: Sequence[SwarmError]) -> SwarmError:
-    """The one error for many: a reason to give up (wrong key, wrong swarm) says more than an unreachable peer."""
+    """One error for many: a reason to give up (wrong key, wrong swarm) tells more than an unreachable peer."""
     for failure in failures:
         if isinstance(failure, GiveUp):
             return failure

@@ -1,8 +1,8 @@
-"""Which nodes keep the records under a key: remembered for some minutes, so that they are asked without a walk. Pure.
+"""The nodes that keep the records under a key: remembered for some minutes, so that no walk is needed. Pure.
 
-Five nodes keep a key; of these a node asks two in turns, which it has chosen by chance, so that all readers together
-spread over the five.  One that left out what another one had is asked last for a while: it has only just come, or it
-hides records, which it must not do for ever.
+Five nodes keep a key; each reader chooses two of them at random and asks these in turns, so that all readers together
+spread over the five.  A node that left out a record that another one had is asked last for a while: it is new, or it
+hides records, which must not work for ever.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ class Keepers(Generic[Node]):
     """The nodes that keep the records under each key, in the order in which they are asked. Bounded."""
 
     def __init__(self, rng: random.Random, remembered_seconds: float, distrusted_seconds: float) -> None:
-        """The nodes of a key are sought again after `remembered_seconds`: nearer ones may have come.  A node that left
-        out records is asked last for `distrusted_seconds`.
+        """`remembered_seconds`: time after which the nodes of a key are searched again, since nearer ones may exist.
+        `distrusted_seconds`: time for which a node that left out records is asked last.
         """
         self._rng = rng
         self._remembered_seconds = remembered_seconds
         self._distrusted_seconds = distrusted_seconds
         self._nodes: OrderedDict[bytes, tuple[tuple[Node, ...], float]] = OrderedDict()
-        """The nodes of each key, the two that are asked in turns first, and until when they are remembered."""
+        """The nodes of each key, beginning with the two that are asked in turns, and until when they are remembered."""
         self._distrusted: OrderedDict[Node, float] = OrderedDict()
         """Until when a node is asked last."""
 
     def of(self, key: bytes, monotonic: float) -> tuple[Node, ...]:
-        """The nodes that keep a key, in the order in which they are to be asked; none if they are to be sought."""
+        """The nodes that keep a key, in the order in which to ask them; none if they have to be searched."""
         nodes, until = self._nodes.get(key, ((), 0.0))
         if monotonic >= until:
             self._nodes.pop(key, None)
@@ -49,7 +49,7 @@ class Keepers(Generic[Node]):
         return tuple(sorted(order, key=lambda node: self._distrusted.get(node, 0.0) > monotonic))
 
     def found(self, key: bytes, nodes: Collection[Node], monotonic: float) -> None:
-        """Remember what a walk has found."""
+        """Remember the nodes that a walk has found."""
         self._nodes.pop(key, None)
         if nodes:
             chosen = self._rng.sample(list(nodes), len(nodes))
@@ -58,11 +58,11 @@ class Keepers(Generic[Node]):
             self._nodes.popitem(last=False)
 
     def forget(self, key: bytes) -> None:
-        """The nodes of a key are to be sought again."""
+        """Forget the nodes of a key, so that they are searched again."""
         self._nodes.pop(key, None)
 
     def is_silent(self, key: bytes, node: Node) -> None:
-        """A node has not answered; when few are left, they are sought again."""
+        """Drop a node that has not answered; when few are left, the key's nodes are searched again."""
         nodes, until = self._nodes.get(key, ((), 0.0))
         left = tuple(other for other in nodes if other != node)
         if len(left) < FAVOURITES:
@@ -71,7 +71,7 @@ class Keepers(Generic[Node]):
             self._nodes[key] = left, until
 
     def left_out(self, node: Node, monotonic: float) -> None:
-        """A node has not told what another one has."""
+        """Note that a node left out a record that another one has."""
         self._distrusted.pop(node, None)
         self._distrusted[node] = monotonic + self._distrusted_seconds
         while len(self._distrusted) > MAX_DISTRUSTED:
@@ -79,12 +79,12 @@ class Keepers(Generic[Node]):
 
 
 def fresh_owners(records: Sequence[SignedRecord], now: float) -> frozenset[PeerId]:
-    """Those whose records were renewed when they should have been."""
+    """The owners whose records were renewed in time."""
     least_left = RECORD_LIFETIME_SECONDS - OVERDUE_REFRESHES * RECORD_REFRESH_SECONDS
     return frozenset(record.peer_id for record in records if record.expires_at_seconds - now >= least_left)
 
 
 def those_that_left_out(answers: Mapping[Node, Collection[PeerId]], expected: Collection[PeerId]) -> frozenset[Node]:
-    """The nodes whose answers, given by their fresh owners, lack one that was expected and that another answer has."""
+    """The nodes whose answers (sets of fresh owners) lack an expected owner that another answer has."""
     still = {owner for owners in answers.values() for owner in owners if owner in expected}
     return frozenset(node for node, owners in answers.items() if not still <= set(owners))

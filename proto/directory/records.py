@@ -1,4 +1,4 @@
-"""The announcement of a peer about itself: a record, checked field by field here and nowhere else.
+"""A peer's announcement of itself: a record, checked field by field here and nowhere else.
 
 A record travels as the payload of a `SignedRecord` (`signed.py`), in a private swarm sealed under its key
 (`swarm_key.py`).
@@ -23,22 +23,22 @@ from .signed import SignedRecord, sign_record
 from .swarm_key import SwarmKey, dht_id, swarm_key_name
 
 MAX_BLOCKS = 152
-"""Blocks of one peer: with the hashes of more the record would be too large."""
+"""Most blocks of one peer: with the hashes of more the record would be too large."""
 MAX_CENTROIDS = 4
 MAX_ADDRESSES = 8
 MAX_RELAYS = 2
 MAX_RELAY_PLACES = 1024
 MAX_COORDINATE_DIMENSIONS = 8
 MAX_REACH_BYTES = 320
-"""Length of all addresses of a record together."""
+"""Most bytes of all addresses of a record together."""
 MAX_PUBLIC_NAME_CHARS = 64
 MAX_PUBLIC_NAME_BYTES = 96
 """Length of its UTF-8 form."""
 MAX_DEVICE_CLASS_CHARS = 48
 MAX_TOKENS_SERVED = 2**53 - 1
-"""The largest number that every reader of JSON has exactly."""
+"""The largest integer that every JSON reader represents exactly."""
 MAX_KV_TOKEN_BLOCKS = 2**42
-"""KV tokens x blocks of one peer."""
+"""Most KV tokens x blocks of one peer."""
 BLOCK_HASH_BYTES = 8
 
 _MAX_UNIX_TIME = 1e12
@@ -53,9 +53,9 @@ _DEVICE_CLASS = re.compile(rf"[A-Za-z0-9][A-Za-z0-9 ,.()/+_-]{{0,{MAX_DEVICE_CLA
 
 @dataclass(frozen=True, slots=True)
 class PeerRecord:
-    """The announcement of a peer under the digest of its model: what it is (`spec`) and how it is reached.
+    """A peer's announcement under the digest of its model: what it is (`spec`) and how it is reached.
 
-    In a record the clock of `spec.releases` is Unix time. Raises ValueError if a field is outside its bounds.
+    In a record the times of `spec.releases` are Unix time. Raises ValueError if a field is outside its bounds.
     """
 
     model_digest: str
@@ -64,20 +64,20 @@ class PeerRecord:
     addresses: tuple[str, ...] = ()
     """host:port of the data plane, best first."""
     relays: tuple[PeerId, ...] = ()
-    """Public peers through which the owner is reached, nearest first. Their own records say where they are."""
+    """Public peers through which the owner is reached, nearest first; their addresses are in their own records."""
     dht_maddrs: tuple[str, ...] = ()
     """Multiaddresses at which the DHT can be joined through this peer, without its id."""
     incarnation: int = 0
-    """Grows with every start of the peer: sessions do not outlive it."""
+    """Larger at every start of the peer; sessions end with their incarnation."""
     protocol_version: int = 0
     software_version: str = "0"
     public_name: str = ""
     relay_places: int = 0
     """The number of peers without an open port that the owner would still relay for."""
     device_class: str = ""
-    """The kind of device that computes, in words for people: nothing is decided by it. Empty: not said."""
+    """The kind of device that computes, for people: no decision depends on it. Empty: not stated."""
     tokens_served: int | None = None
-    """Tokens computed for sessions since the peer's start, by its own count; likewise. None: not said."""
+    """Tokens computed for sessions since the peer's start, by its own count; also for people. None: not stated."""
 
     def __post_init__(self) -> None:
         _check(_DIGEST.fullmatch(self.model_digest), "the model digest is 64 hexadecimal digits")
@@ -108,7 +108,7 @@ class PeerRecord:
 
 
 def in_single_precision(coordinate: Coordinate) -> Coordinate:
-    """A coordinate as a record states it: its numbers have 24 bits, which is far more than is known of a round trip."""
+    """A coordinate as in a record: its numbers have 24 bits, far more precise than any measured round trip."""
     return _coordinate_from_message(_coordinate_to_message(coordinate))
 
 
@@ -122,7 +122,7 @@ _STATES_BY_NUMBER = {number: state for state, number in _STATES.items()}
 
 
 def encode_peer_record(record: PeerRecord) -> bytes:
-    """The payload of a record, not sealed."""
+    """The unsealed payload of a record."""
     spec = record.spec
     message = pb.PeerRecordMessage(
         model_digest=bytes.fromhex(record.model_digest),
@@ -175,7 +175,7 @@ def encode_peer_record(record: PeerRecord) -> bytes:
 
 
 def decode_peer_record(peer_id: PeerId, payload: bytes) -> PeerRecord:
-    """The record of `peer_id` in a payload that is not sealed. Raises RemoteProtocolError if any field is wrong."""
+    """The record of `peer_id` in an unsealed payload. Raises RemoteProtocolError if any field is wrong."""
     try:
         message = pb.PeerRecordMessage.FromString(payload)
         hashes = message.block_hashes
@@ -235,9 +235,9 @@ def decode_peer_record(peer_id: PeerId, payload: bytes) -> PeerRecord:
 def sign_peer_record(
     identity: Identity, record: PeerRecord, swarm_key: SwarmKey | None, expires_at_seconds: float
 ) -> SignedRecord:
-    """The signed (and in a private swarm sealed) form of what this node announces about itself.
+    """The signed (and in a private swarm sealed) form of this node's announcement of itself.
 
-    Raises LocalProtocolError if it is not this node's or too large.
+    Raises LocalProtocolError if the record is of another node or too large.
     """
     if record.spec.id != identity.peer_id:
         raise LocalProtocolError(f"a node announces itself, not {record.spec.id}")

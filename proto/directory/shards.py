@@ -1,27 +1,27 @@
 """Records of a swarm spread over several DHT keys. Pure: which keys a node writes and reads next, no I/O.
 
-**Keys.** The base key is the one of the swarm's name.  Where there are more than a few records every record is written
-under one of 2^b shard keys.  A peer's shard follows from the first b bits of an HMAC over base key and peer id, so
-nobody needs to be asked, and the shards of b + 1 bits are the halves of those of b.  The record is the same: it is
-signed for the base key, and a node that is asked to keep it under a shard key can check that it belongs there
-(`belongs_under`).  The keys of all shards lie at even distances in the DHT, so that its nodes share them evenly: each
-key is kept by five nodes, which answer everybody who reads it.
+**Keys.** The base key is that of the swarm's name.  If there are more than a few records, every record is written under
+one of 2^b shard keys.  A peer's shard is given by the first b bits of an HMAC over base key and peer id, so any node
+can compute it, and the shards of b + 1 bits are the halves of those of b.  The record is the same: it is signed for the
+base key, and a node that is asked to keep it under a shard key can check that it belongs there (`belongs_under`).  The
+keys of all shards lie at even distances in the DHT, so that its nodes share them evenly: five nodes keep each key, and
+answer everybody who reads it.
 
-**The base key** is where a newcomer begins.  All write there as long as there are few; of more a sample does, chosen by
-another part of the same HMAC: half as many for each further bit.  The values that the sample has tell how large the
-swarm is.
+**The base key** is where a newcomer begins.  All peers write there while they are few.  In a larger swarm a sample
+writes there, chosen by another part of the same HMAC, half as large for each further bit.  The HMACs in the sample tell
+how large the swarm is.
 
-**The number of shards** is no claim of anybody: every node finds it by itself, from the records that it has seen.  It
-counts those of its own group (up to 32 shards) and of parts that are read in turn; the median of what these make the
-swarm is its size, so that ids that were chosen to fall into one group move nobody far.  b grows when a shard has more
-than 20 records and shrinks when it has fewer than 5; between the two it stays.  Where a swarm grows or shrinks
-many times over at once it changes by several, and for some looks nodes miss others (docs/design/announcements.md).  A
-peer whose b changes writes under the earlier keys for five minutes more.  Nodes that disagree by one find each other:
-of its own group a node also reads the shards of b - 1 and b + 1 bits where these have records, and every few looks
-those that had none; where its own group has some, the same of other groups.
+**The number of shards** is not announced: every node derives it from the records that it has seen.  It counts the
+records of its own group (up to 32 shards) and of parts that it reads in turn, and takes the median of the swarm sizes
+that follow from these, so that ids chosen to fall into one group have little effect.  b grows when a shard has more
+than 20 records and shrinks when it has fewer than 5; in between it stays.  If a swarm grows or shrinks many times over
+at once, b changes by several, and for some looks nodes miss others (docs/design/announcements.md).  A peer whose b
+changes also writes under the earlier keys for five more minutes.  Nodes whose b differs by one find each other: in its
+own group a node also reads the shards of b - 1 and b + 1 bits that have records, and every few looks those that had
+none; if its own group has some, it does the same in other groups.
 
-**A look** reads the own group, and of the others one in turn, or the half of one where there are many.  Up to about
-1,280 peers that is everybody.  b is at most 11, whatever is stored, and a look reads a bounded number of keys.
+**A look** reads the node's own group, and one other group in turn, or half of one if there are many.  Up to about 1,280
+peers these are all.  b is at most 11, whatever is stored, and a look reads a bounded number of keys.
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ from ..wire.messages.limits import MAX_RECORDS_PER_KEY
 from .signed import KEY_BYTES, SignedRecord, newest_per_peer
 
 MAX_BITS = 11
-"""2,048 shards, of 20 records each at most as a rule: 40,960 peers."""
+"""2,048 shards, normally of at most 20 records each: 40,960 peers."""
 MOST_PER_SHARD = 20
 LEAST_PER_SHARD = 5
 BITS_IN_GROUP = 5
 """A group has 32 shards."""
 MAX_PART = 2 ** (BITS_IN_GROUP - 1)
-"""The most shards of another group that are read in one look, where there are more than two groups."""
+"""The most shards of another group that are read in one look, if there are more than two groups."""
 SAMPLE_BITS = 2
-"""Bits up to which all write under the base key."""
+"""Number of bits up to which all peers write under the base key."""
 MAX_KNOWN = 4 * MAX_RECORDS_PER_KEY
 """Records that are remembered from look to look, 11 MB at most."""
 MAX_KEYS = 1024
-"""Keys of which it is remembered who had records there."""
+"""Keys whose record owners are remembered."""
 MANY = 20
-"""Records under the base key from which on it is read from two nodes, as a shard is at first."""
+"""Number of records under the base key above which it is read from two nodes, as a shard is at first."""
 PACED = 10
-"""Records under a key from which on a look is followed by a rest."""
+"""Number of records under a key above which a look is followed by a rest."""
 READ_BYTES_PER_SECOND = 10e3
-"""Pace at which a node reads records, on average: as much again is asked of it."""
+"""Average pace at which a node reads records; other nodes read as much from it."""
 MAX_NAMES = 16
-"""Names of others that are remembered."""
+"""Names asked for by other nodes that are remembered."""
 COUNTED_PARTS = 7
-"""Parts whose last counts are remembered."""
+"""Parts of the swarm whose last counts are remembered."""
 BASE_EVERY = 16
 """One look in this many reads the base key, in a swarm of 800; proportionally fewer in a larger one."""
 BASE_PEERS = 800
@@ -73,7 +73,7 @@ _ALL_BITS = range(1, MAX_BITS + 1)
 
 
 def _place_of(base: bytes, peer: PeerId) -> tuple[int, int]:
-    """Two numbers of 16 bits: where a peer is among the shards of a base key, and in the sample."""
+    """Two numbers of 16 bits: a peer's place among the shards of a base key, and in the sample."""
     digest = hmac.digest(base, b"blockswarm-shard-of\0" + peer.encode(), "sha256")
     return int.from_bytes(digest[:2], "big"), int.from_bytes(digest[2:4], "big")
 
@@ -86,7 +86,7 @@ def prefix_of(base: bytes, peer: PeerId, bits: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def shard_key(base: bytes, bits: int, prefix: int) -> bytes:
-    """The DHT id of a shard. Those of one number of bits lie at even distances: each begins in another way."""
+    """The DHT id of a shard. The ids for one number of bits lie at even distances, because each has another prefix."""
     begin = hmac.digest(base, b"blockswarm-shards\0" + bytes([bits]), "sha256")[:2]
     place = (prefix << (16 - bits)) ^ int.from_bytes(begin, "big")
     rest = hmac.digest(base, b"blockswarm-shard\0" + bytes([bits]) + prefix.to_bytes(2, "big"), "sha256")
@@ -100,12 +100,12 @@ def keys_of(base: bytes, peer: PeerId) -> tuple[bytes, ...]:
 
 
 def belongs_under(key: bytes, base: bytes, peer: PeerId) -> bool:
-    """Whether a record of a peer that is signed for `base` may be kept under `key`."""
+    """Whether a peer's record that is signed for `base` may be kept under `key`."""
     return key == base or key in keys_of(base, peer)
 
 
 def bits_for(peers: float, before: int) -> int:
-    """The bits of a swarm of this size, for a node that had `before`: it stays as it is while that will do."""
+    """The number of bits for a swarm of this size, for a node that had `before`, which is kept as long as possible."""
     bits = before
     while bits < MAX_BITS and peers / 2**bits > MOST_PER_SHARD:
         bits += 1
@@ -121,7 +121,7 @@ def in_sample(base: bytes, peer: PeerId, bits: int) -> bool:
 
 
 def size_of_sample(base: bytes, peers: Sequence[PeerId]) -> int:
-    """About how many peers there are if these are the ones under the base key; at least their number."""
+    """The approximate number of peers, given those under the base key; at least their number."""
     if not peers:
         return 0
     middle = statistics.median(float(_place_of(base, peer)[1]) for peer in peers) + 1.0
@@ -138,20 +138,20 @@ class ReadingList:
 
     keys: tuple[bytes, ...]
     parts: tuple[Part, ...] = ()
-    """The parts of the swarm of which these are all shards."""
+    """The parts of the swarm that these keys cover completely."""
     probe: bool = False
     """The keys are the node's own shards for every number of bits from 1 on, after the base key."""
 
 
 class Shards:
-    """The records under one base key as one node has seen them, and what that says about the next keys. Bounded."""
+    """The records under one base key that a node has seen, and the keys to read and write next. Bounded."""
 
     def __init__(self, base: bytes, own: PeerId, rng: random.Random, longest_rest_seconds: float) -> None:
-        """`longest_rest_seconds`: most time between a look and the next one is due."""
+        """`longest_rest_seconds`: longest time after a look until the next one is due."""
         self.bits = 0
         """Number of bits of the shard that this node writes; 0: the base key only."""
         self.peers = 0
-        """About how many records there are."""
+        """Approximate number of records."""
         self.read_at = float("-inf")
         """When the last look was over, on the monotonic clock."""
         self.base = base
@@ -161,13 +161,13 @@ class Shards:
         self._records: OrderedDict[PeerId, SignedRecord] = OrderedDict()
         """The ones that were seen last come last."""
         self._under: OrderedDict[bytes, frozenset[PeerId]] = OrderedDict()
-        """Whose records were under each key when it was read last."""
+        """The owners of the records under each key when it was last read."""
         self._sizes: OrderedDict[Part, int] = OrderedDict()
-        """The size of the swarm by each of the parts that were read last."""
+        """The size of the swarm as estimated from each of the last parts that were read."""
         self._earlier: dict[int, int] = {}
-        """Numbers of bits that were left, and for how many announcements they are written still."""
+        """Former numbers of bits, and for how many more announcements their keys are written."""
         self._turn: list[Part] = []
-        """Parts that are still to be read in this turn."""
+        """Parts still to be read in this turn."""
         self._must_probe = False
         self._looks = 0
         self._rest_until = float("-inf")
@@ -175,21 +175,21 @@ class Shards:
 
     @property
     def has_groups(self) -> bool:
-        """Whether the swarm is so large that a look reads a part of it only."""
+        """Whether the swarm is so large that a look reads only a part of it."""
         return self._group_bits > 0
 
     @property
     def is_settled(self) -> bool:
-        """Whether the last look read where the swarm's records are: a newcomer looks for these first."""
+        """Whether the last look read the keys that hold the swarm's records; a newcomer has to find these first."""
         return not self._must_probe and (self.bits == 0 or bool(self._sizes))
 
     # --- reading ---
 
     def next_look(self) -> ReadingList:
-        """The base key as long as it has all; else the own group's shards and a part of the others in its turn.
+        """The base key while it has all records; else the own group's shards and, in turn, a part of the others.
 
-        A node that knows nothing of the shards probes.  Now and then the base key is read as well, for which five
-        nodes answer to all.
+        A node that knows nothing about the shards probes.  The base key is read only now and then, because the same
+        five nodes answer all its readers.
         """
         self._looks += 1
         if self._must_probe:
@@ -205,32 +205,32 @@ class Shards:
         return ReadingList(tuple(keys), tuple(parts))
 
     def is_due(self, monotonic: float) -> bool:
-        """Whether it is time for another look: a look at many records is followed by a rest."""
+        """Whether the next look is due: a look at many records is followed by a rest."""
         return monotonic >= self._rest_until
 
     def has_many(self, key: bytes) -> bool:
-        """Whether there were many records under a key when it was read last."""
+        """Whether there were many records under a key when it was last read."""
         return self.is_many(len(self._under.get(key, ())))
 
     @staticmethod
     def is_many(records: int) -> bool:
-        """Whether that many records under a key are not asked for more often than need be."""
+        """Whether this is so large a number of records under a key that it should not be read more than necessary."""
         return records > MANY
 
     def has_few(self, key: bytes) -> bool:
-        """Whether it is known that there are only few records under a key."""
+        """Whether a key is known to have only few records."""
         return key in self._under and not self.has_many(key)
 
     def under(self, key: bytes) -> tuple[SignedRecord, ...]:
-        """The records that were under a key when it was read last, the newest that were seen of their owners."""
+        """The newest known records of the owners that had one under a key when it was last read."""
         return tuple(self._records[peer] for peer in sorted(self._under.get(key, ())) if peer in self._records)
 
     def received(self, count: int) -> None:
-        """Bytes have come in a look that is under way."""
+        """Count bytes received in the look in progress."""
         self._received_bytes += count
 
     def took(self, look: ReadingList, found: Mapping[bytes, Sequence[SignedRecord]], monotonic: float) -> None:
-        """Take what was found under the keys of a look."""
+        """Take in the records found under the keys of a look."""
         if self.bits or max(map(len, found.values()), default=0) > PACED:
             rest = min(self._received_bytes / READ_BYTES_PER_SECOND, self._longest_rest_seconds)
             self._rest_until = monotonic + rest
@@ -264,19 +264,19 @@ class Shards:
             self._must_probe = size > MOST_PER_SHARD
 
     def known(self, now: float) -> tuple[SignedRecord, ...]:
-        """The records that were seen and are not over, by peer id."""
+        """The known records that have not expired, by peer id."""
         for peer in [peer for peer, record in self._records.items() if record.expires_at_seconds <= now]:
             del self._records[peer]
         return tuple(self._records[peer] for peer in sorted(self._records))
 
     def in_group(self, peer: PeerId) -> bool:
-        """Whether a peer is in this node's own group: that is all peers as long as a look reads them all."""
+        """Whether a peer is in this node's own group; all peers are, as long as a look reads them all."""
         return prefix_of(self.base, peer, self._group_bits) == self._own_group
 
     # --- writing ---
 
     def keys_to_write(self) -> tuple[bytes, ...]:
-        """The keys under which the node's next record goes: where others look for it, and for a while where it was."""
+        """The keys for the next record: those that others read and, for a while after a change, the former ones."""
         levels = (self.bits, *(bits for bits in self._earlier if bits != self.bits))
         base = [self.base] if any(in_sample(self.base, self.own, bits) for bits in levels) else []
         self._earlier = {bits: left - 1 for bits, left in self._earlier.items() if left > 1}
@@ -351,7 +351,7 @@ class Shards:
         return [shard_key(self.base, bits, first + number) for number in range(2**shift)]
 
     def _next_part(self) -> list[Part]:
-        """A part of the other groups, in turn; none if there is one group."""
+        """The next part of the other groups, in turn; none if there is only one group."""
         group_bits = self._group_bits
         if not group_bits:
             return []
@@ -364,18 +364,18 @@ class Shards:
 
 
 class ShardsByName:
-    """The shards of a node's own names, and of a few that others have asked it for."""
+    """The shards of a node's own names, and of a few names that others have asked it for."""
 
     def __init__(self, peer: PeerId, longest_rest_seconds: float) -> None:
         self.own: frozenset[bytes] = frozenset()
-        """The base keys under which the node announces itself: strangers' questions displace none of these."""
+        """The base keys under which the node announces itself; queries of strangers displace none of these."""
         self._peer = peer
         self._longest_rest_seconds = longest_rest_seconds
         self._rng = random.Random()
         self._shards: dict[bytes, Shards] = {}
 
     def of(self, base: bytes) -> Shards:
-        """The shards of a base key; those that were asked for first are forgotten."""
+        """The shards of a base key; the oldest ones of other nodes' names are forgotten."""
         if base not in self._shards:
             foreign = [key for key in self._shards if key not in self.own]
             for key in foreign[: max(len(foreign) + 1 - MAX_NAMES, 0)]:

@@ -2,7 +2,7 @@
 
 A `SignedRecord` is (key, owner, payload, expiry, signature); its encoded form is the same in the DHT, in the answers of
 peers and in memory.  The signature covers all of it, so a record cannot be changed, moved under another key or given
-to another owner; of two records of one owner the later expiry wins.  What the payload says is `records.py`.
+to another owner; of two records of one owner the later expiry wins.  `records.py` defines the payload.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from ..wire.timing import CLOCK_TOLERANCE_SECONDS, MAX_RECORD_LIFETIME_SECONDS, 
 KEY_BYTES = 20
 """Length of a DHT id."""
 CHECKS_AT_ONCE = 8
-"""Records that are checked before the loop's other work gets its turn: about a millisecond."""
+"""Number of records that are checked before the event loop's other work gets its turn: about a millisecond."""
 
 _RECORD_TAG = b"blockswarm-record-1\0"
 
 
 @dataclass(frozen=True, slots=True)
 class SignedRecord:
-    """A payload under a DHT id, owned and signed by a peer. Its signature is checked by `verify_record` only."""
+    """A payload under a DHT id, owned and signed by a peer. Only `verify_record` checks its signature."""
 
     key: bytes
     """20 bytes, `dht_id(name)`."""
@@ -44,7 +44,7 @@ class SignedRecord:
     signature: bytes = field(repr=False)
 
     def signed_bytes(self) -> bytes:
-        """The bytes that the signature covers: every other field, each of unmistakable length."""
+        """The bytes that the signature covers: every other field, each with an unambiguous length."""
         owner = self.peer_id.encode()
         lengths = struct.pack("<III", len(self.key), len(owner), len(self.payload))
         return _RECORD_TAG + lengths + self.key + owner + self.payload + struct.pack("<d", self.expires_at_seconds)
@@ -62,7 +62,7 @@ class SignedRecord:
 
     @classmethod
     def decode(cls, data: bytes) -> SignedRecord:
-        """Read the stored form. Raises RemoteProtocolError if it is too large, malformed or has more than one form."""
+        """Read the stored form. Raises RemoteProtocolError if it is too large, malformed or not in canonical form."""
         if len(data) > MAX_RECORD_BYTES:
             raise RemoteProtocolError(f"a record has at most {MAX_RECORD_BYTES} bytes, not {len(data)}")
         try:
@@ -79,9 +79,9 @@ class SignedRecord:
 
 
 class SignatureCache:
-    """Remembers which records verified, up to `max_entries` (32 bytes each); the oldest are forgotten first.
+    """Remembers which records were verified, up to `max_entries` (32 bytes each); the oldest are forgotten first.
 
-    `verify` raises for a record that does not hold; it is given those that are not remembered.
+    `verify` is called for records that are not remembered, and raises if one is invalid.
     """
 
     def __init__(self, max_entries: int = 8192, verify: Callable[[SignedRecord], None] | None = None) -> None:
@@ -93,7 +93,7 @@ class SignatureCache:
         return len(self._digests)
 
     def check(self, record: SignedRecord) -> None:
-        """Like `verify_signature`; a record that verified before costs a hash instead of a signature check."""
+        """Like `verify_signature`; a record that was verified before costs a hash instead of a signature check."""
         digest = hashlib.sha256(record.signature + record.signed_bytes()).digest()
         if digest in self._digests:
             self._digests.move_to_end(digest)
@@ -117,7 +117,7 @@ def sign_record(identity: Identity, key: bytes, payload: bytes, expires_at_secon
 
 
 def verify_signature(record: SignedRecord) -> None:
-    """Raises AuthenticationError if the record is not its owner's. Does not look at the times."""
+    """Raise AuthenticationError if the record is not signed by its owner. Ignores the times."""
     if len(record.signature) != SIGNATURE_BYTES:
         raise AuthenticationError("a record has a signature of 64 bytes")
     verify(record.peer_id, record.signature, record.signed_bytes())
@@ -128,7 +128,7 @@ def verify_record(
     now: float,
     cache: SignatureCache | None = None,
 ) -> None:
-    """Check that a decoded record is its owner's, not over, and not too long-lived; `now` in Unix seconds.
+    """Check that a decoded record is signed by its owner, not expired, and not too long-lived; `now` in Unix seconds.
 
     Raises AuthenticationError for the signature, RemoteProtocolError for the times.
     """
@@ -143,15 +143,15 @@ def verify_record(
 
 
 def lives_too_long(expires_at_seconds: float, now: float) -> bool:
-    """Whether a record ends too late to be stored; written so that NaN does."""
+    """Whether a record expires too late to be stored; written so that NaN counts as too late."""
     return not expires_at_seconds <= now + MAX_RECORD_LIFETIME_SECONDS + CLOCK_TOLERANCE_SECONDS
 
 
 def next_expiry(previous: float | None, now: float, lifetime_seconds: float = RECORD_LIFETIME_SECONDS) -> float:
-    """The end of a peer's next record: `lifetime_seconds` from now, and later than that of its previous one.
+    """The expiry of a peer's next record: `lifetime_seconds` from now, and later than that of its previous one.
 
-    The previous record may be one of an earlier run of the peer.  One that no node would have taken by the present time
-    is no reason to wait for its end: the clock was ahead when it was made, and others have refused it.
+    The previous record may be from an earlier run of the peer.  It is ignored if it expires so late that no node would
+    accept it now: the clock was ahead when it was made, and others have refused it.
     """
     expiry = now + lifetime_seconds
     if previous is None or lives_too_long(previous + 0.001, now):
@@ -160,7 +160,7 @@ def next_expiry(previous: float | None, now: float, lifetime_seconds: float = RE
 
 
 def newest_per_peer(records: Sequence[SignedRecord]) -> tuple[SignedRecord, ...]:
-    """The record of each owner that ends last, in ascending order of owner."""
+    """The record with the latest expiry of each owner, in ascending order of owner."""
     newest: dict[PeerId, SignedRecord] = {}
     for record in records:
         known = newest.get(record.peer_id)

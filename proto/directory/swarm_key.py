@@ -1,7 +1,7 @@
 """The secret of a private swarm, and the names under which public and private swarms are found.
 
 In a private swarm the name is an HMAC under the swarm key and payloads are sealed (ChaCha20-Poly1305, RFC 8439; subkeys
-by HKDF, RFC 5869), so a stranger that comes by a record can neither read it nor tell which model it is about.
+by HKDF, RFC 5869), so a stranger that obtains a record can neither read it nor tell which model it is about.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class SwarmKey:
             raise UsageError(f"{path} exists already", hint="Name a new file, or use the key that is there.")
 
     def subkey(self, purpose: bytes) -> bytes:
-        """32 bytes for one purpose; knowing one subkey tells nothing about another."""
+        """A key of 32 bytes for one purpose; one subkey reveals nothing about another."""
         return HKDF(SHA256(), length=32, salt=None, info=b"blockswarm-1 " + purpose).derive(self._secret)
 
     def proof(self, message: bytes) -> bytes:
@@ -73,11 +73,11 @@ class SwarmKey:
         return hmac.compare_digest(self.proof(message), proof)
 
     def name(self, public_name: str) -> str:
-        """The name under which members look up what strangers would find under `public_name`."""
+        """The name that members use in place of `public_name`."""
         return hmac.digest(self._name_key, public_name.encode(), "sha256").hex()
 
     def seal(self, payload: bytes, key: bytes, peer_id: PeerId) -> bytes:
-        """`payload`, readable by members only and only under that key and owner; 28 bytes longer."""
+        """Encrypt `payload`, 28 bytes longer, so that only members can open it, and only for that key and owner."""
         nonce = os.urandom(_NONCE_BYTES)
         return nonce + self._seal.encrypt(nonce, payload, key + peer_id.encode())
 

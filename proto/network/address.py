@@ -1,7 +1,7 @@
-"""How a node is reached: the text form of its addresses, read and checked here and nowhere else.
+"""How a node is reached: the text form of its addresses, parsed and checked here and nowhere else.
 
-HOST:PORT is a name, an IPv4 address or an IPv6 address in brackets, and a port; nothing that a resolver or a file
-system would interpret.  A peer is reached at such an address and under an id that it must prove (`PeerAddress`), or
+HOST:PORT is a host name, an IPv4 address or an IPv6 address in brackets, and a port; nothing that a resolver or a file
+system would interpret.  A peer is reached at such an address under an id that it must prove (`PeerAddress`), or
 through another peer (`RelayedAddress`); `reaches_of` lists both kinds for a record, best first.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 MAX_PORT = 65535
 MAX_WAYS_TO_A_RELAY = 2
-"""Addresses of a relay that are tried."""
+"""The most addresses of a relay that are tried."""
 _MAX_NAME_CHARS = 253
 _HOST_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,253})):([1-9][0-9]{0,4})")
 _MULTIADDRESS = re.compile(
@@ -41,7 +41,7 @@ class HostPort:
     host: str
     """A name or an IP address; an IPv6 address without brackets."""
     port: int
-    """0: any free port, where it is to be listened on."""
+    """0, when listening: any free port."""
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -56,7 +56,7 @@ class HostPort:
 
     @classmethod
     def of(cls, host: str, port: int) -> HostPort:
-        """A host as a person writes it (an IPv6 address with or without brackets) and a port. Raises UsageError."""
+        """Make one from a host as people write it (IPv6 with or without brackets) and a port. Raises UsageError."""
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         if not (_NAME.fullmatch(bare) or _is_ip(bare, 6)):
             raise UsageError(f"{host!r} is not a host", hint="Give a name or an IP address.")
@@ -66,7 +66,7 @@ class HostPort:
 
     @classmethod
     def of_multiaddress(cls, text: str) -> HostPort | None:
-        """The host and port in the form that libp2p writes; None where it is another kind of address."""
+        """Read a multiaddress, the form that libp2p writes; None if it is another kind of address."""
         match = _MULTIADDRESS.fullmatch(text)
         if match is None or int(match[3]) > MAX_PORT:
             return None
@@ -88,7 +88,7 @@ class PeerAddress:
 
     peer: PeerId
     target: str
-    """HOST:PORT, checked where this value was made."""
+    """HOST:PORT, checked when this value was made."""
 
     def __str__(self) -> str:
         return f"{self.peer}@{self.target}"
@@ -124,7 +124,7 @@ class RelayedAddress:
 
 
 def peer_ids(texts: Iterable[str]) -> frozenset[PeerId]:
-    """Read ids of peers, each alone or as the beginning of ID@HOST:PORT. Raises UsageError."""
+    """Read peer ids, each alone or as the beginning of ID@HOST:PORT. Raises UsageError."""
     ids = set()
     for text in [texts] if isinstance(texts, str) else texts:
         peer = str(text).strip().partition("@")[0]
@@ -140,23 +140,23 @@ def peer_ids(texts: Iterable[str]) -> frozenset[PeerId]:
 
 
 Reach = PeerAddress | RelayedAddress
-"""A way to a peer. Only `Dialer` tells the kinds apart."""
+"""A way to reach a peer. Only `Dialer` distinguishes the kinds."""
 
 
 AddressesOf = Callable[[PeerId], Sequence[str]]
-"""Looks up where a peer says that it is; nothing for one that is not known or says nothing."""
+"""Looks up the addresses that a peer announces; empty for a peer that is unknown or announces none."""
 
 
 def nowhere(peer: PeerId) -> Sequence[str]:
-    """No peer's addresses are known."""
+    """An `AddressesOf` that knows no peer."""
     return ()
 
 
 def reaches_of(record: PeerRecord, addresses_of: AddressesOf = nowhere) -> tuple[Reach, ...]:
-    """Every way to the peer that it announces: its own addresses, best first, and then its relays.
+    """Every way to reach a peer according to its record: its own addresses, best first, and then its relays.
 
-    Where a relay is, only the relay's own record says (`addresses_of`): no peer can aim others at anybody else.  A
-    relay that has itself no address leads nowhere, so there are no chains of relays.
+    The address of a relay comes only from the relay's own record (`addresses_of`), so no peer can direct others to a
+    third party.  A relay without an address of its own is left out, so there are no chains of relays.
     """
     peer = record.spec.id
     relays = (
@@ -169,16 +169,17 @@ def reaches_of(record: PeerRecord, addresses_of: AddressesOf = nowhere) -> tuple
 
 
 def network_of(target: str) -> str:
-    """The network that HOST:PORT is in. Addresses in many networks cost money; ids and ports are free.
+    """The network of HOST:PORT. Addresses in many networks cost money; ids and ports are free.
 
-    A public IPv4 address stands for its /24, a public IPv6 address for its /48, and any other one, of a home or of one
-    machine, for itself. All names together are one network: what a name leads to is decided by its owner, each time.
+    The network of a public IPv4 address is its /24, of a public IPv6 address its /48, and of any other address, of a
+    home or a single machine, the address itself. All host names together are one network: the owner of a name decides,
+    each time, where it leads.
     """
     return network_of_host(HostPort.parse(target).host)
 
 
 def network_of_host(host: str) -> str:
-    """The same for a host alone."""
+    """The network of a host; see `network_of`."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -188,13 +189,13 @@ def network_of_host(host: str) -> str:
 
 
 def prefix_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    """The /24 of an IPv4 address, the /48 of an IPv6 one: about what one customer is given at once."""
+    """The /24 of an IPv4 address or the /48 of an IPv6 one: about the size that one customer gets at once."""
     address = getattr(address, "ipv4_mapped", None) or address
     return str(ipaddress.ip_network((address, 24 if address.version == 4 else 48), strict=False))
 
 
 def host_of_caller(peer: str) -> str:
-    """The IP address in gRPC's name of a caller ("ipv4:192.0.2.1:5000", "ipv6:%5B::1%5D:5000"); "" if it has none."""
+    """The IP address in gRPC's name for a caller ("ipv4:192.0.2.1:5000", "ipv6:%5B::1%5D:5000"); "" if it has none."""
     kind, _, rest = unquote(peer).partition(":")
     host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
     return host if kind in ("ipv4", "ipv6") and (_is_ip(host, 4) or _is_ip(host, 6)) else ""
@@ -205,4 +206,4 @@ def _is_ip(text: str, version: int) -> bool:
         parsed = ipaddress.ip_address(text)
     except ValueError:
         return False
-    return parsed.version == version and "%" not in text  # a zone means something on one machine only
+    return parsed.version == version and "%" not in text  # a zone has a meaning on one machine only

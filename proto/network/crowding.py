@@ -1,8 +1,8 @@
 """Room for connections at a port of this process: when it gets scarce, the addresses that hold most give some back.
 
-A connection costs its sender nothing and this machine a descriptor.  gRPC bounds their number, which lets one address
-keep all others out, and it tells nobody who is connected.  So the connections are counted here, from the descriptors of
-the process.  As long as there is room nobody loses any: many people may share an address.
+A connection costs its sender nothing, but costs this machine a file descriptor.  gRPC only bounds their total number,
+which lets one address keep all others out, and does not tell who is connected.  So the connections are counted here,
+from the process's descriptors.  As long as there is room no address loses any, because many people may share one.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Peer = tuple[str, int]
 """The other end of a connection: an IP address and a port."""
 
 DESCRIPTORS = next((folder for folder in (Path("/proc/self/fd"), Path("/dev/fd")) if folder.is_dir()), None)
-"""The descriptors of this process; None where the system does not show them, as on Windows."""
+"""The descriptors of this process; None if the system does not list them, as on Windows."""
 MAX_DESCRIPTORS = 65_536
 COUNTS_A_LINE = 30
 """Counts of the connections for which the log has at most one line."""
 
 
 def raise_descriptor_limit() -> None:
-    """Have the system allow this process, and those that it starts, as many descriptors as they may have."""
+    """Raise the soft limit on descriptors of this process, and of those that it starts, to the hard limit."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
@@ -59,14 +59,15 @@ def descriptor_limit() -> int:
 
 
 def connections_within(descriptors: int) -> int:
-    """The number of connections that a port may have in a process with that many descriptors; others need some, too."""
+    """The number of connections that a port may have in a process with that many descriptors, of which some are kept
+    for other uses."""
     return max(1, min(MAX_CONNECTIONS, descriptors // 2))
 
 
 def to_end(connections: Sequence[Peer], most: int) -> tuple[Peer, ...]:
-    """The connections to be ended so that `most` are left of those given, oldest first.
+    """The connections to end so that `most` are left of the given ones, which are in order of age, oldest first.
 
-    They are the youngest of the networks that have most: no network loses any while another one keeps more.
+    They are the youngest ones of the networks that have most: no network loses any while another one keeps more.
     """
     held: Counter[str] = Counter()
     ranked = []
@@ -78,17 +79,17 @@ def to_end(connections: Sequence[Peer], most: int) -> tuple[Peer, ...]:
 
 
 def _network_of(host: str) -> str:
-    """An IPv4 address, or the /64 of an IPv6 one: the least that one customer has."""
+    """An IPv4 address, or the /64 of an IPv6 one: the smallest block that one customer has."""
     address = literal(host)
     address = getattr(address, "ipv4_mapped", None) or address
     return str(ipaddress.ip_network((address, 64), strict=False)) if address and address.version == 6 else str(address)
 
 
 class PortRoom:
-    """Keeps the connections at a port within a number."""
+    """Keeps the number of connections at a port within a limit."""
 
     def __init__(self, port: int, most: int, descriptors: Path | None = DESCRIPTORS) -> None:
-        """`descriptors`: the folder that lists those of this process."""
+        """`descriptors`: the folder that lists the descriptors of this process."""
         self._port = port
         self._most = most
         self._descriptors = descriptors
@@ -96,7 +97,7 @@ class PortRoom:
         """The connections at the last count, oldest first."""
 
     async def keep(self, pause_seconds: float = CROWDING_SECONDS) -> None:
-        """Count until cancelled, and end what is too much."""
+        """Count the connections again and again until cancelled, and end the excess."""
         ended = quiet = 0
         while True:
             await asyncio.sleep(pause_seconds)
@@ -115,7 +116,7 @@ class PortRoom:
         return sum(1 for _ in self._connections())
 
     def end_excess(self) -> int:
-        """End the connections that are too much; their number."""
+        """End the excess connections; returns their number."""
         now = {peer: None for peer, _ in self._connections()}
         self._seen = {peer: None for peer in self._seen if peer in now} | now
         excess = set(to_end(tuple(self._seen), self._most))
@@ -128,7 +129,7 @@ class PortRoom:
         return ended
 
     def _connections(self) -> Iterator[tuple[Peer, socket.socket]]:
-        """The connections at the port, each through a descriptor of ours: it stays the same one until it is closed."""
+        """The connections at the port, each with a duplicate descriptor, which refers to it until it is closed."""
         assert self._descriptors is not None
         for number in sorted(int(name) for name in os.listdir(self._descriptors) if name.isdecimal()):
             connection = _socket_of(number)

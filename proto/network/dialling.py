@@ -1,12 +1,12 @@
-"""Where a node dials: the ranges of addresses to which it connects because somebody's record says so.
+"""The dial rule: the ranges of addresses to which a node connects because a record names them.
 
-An address in a record is a claim.  A node that dialled every one would knock for strangers on the doors of its own
-home: the router, the printer, the database that listens on loopback.  So in a public swarm only public addresses are
-dialled, and the ranges in which the swarm was shown to be: those in which an initial peer was reached, named by this
-node's operator and proven by its key.  In a private swarm, and with `--lan`, every range is dialled.
+An address in a record is a claim.  A node that dialled every claimed address would let strangers probe its own home:
+the router, the printer, the database that listens on loopback.  So in a public swarm a node dials only public
+addresses, and the ranges in which the swarm has proven to be: those in which an initial peer was reached, which the
+node's operator has named and whose key proves it.  In a private swarm, and with `--lan`, every range is dialled.
 
-A name is resolved once for each connection, and the address that was checked is the one that is dialled: a name cannot
-lead elsewhere after the check.
+A name is resolved once for each connection, and the address that was checked is dialled: a name cannot lead elsewhere
+after the check.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 class AddressRefused(PeerUnavailable):
     """An address that this node does not dial for others."""
 
-    default_hint = "Where the swarm is on your own network, start with --lan."
+    default_hint = "If the swarm is on your own network, start with --lan."
 
 
 class AddressRange(Enum):
-    """The ranges of addresses that are told apart. What is reached in one of them says nothing of another one."""
+    """The ranges of addresses that the dial rule distinguishes; reaching a peer in one says nothing about another."""
 
     PUBLIC = "the Internet"
     LOOPBACK = "this machine"
@@ -40,7 +40,7 @@ class AddressRange(Enum):
     UNIQUE_LOCAL = "unique local addresses"
     RESERVED = "a reserved range"
     NOBODY = "addresses of no certain machine"
-    """Multicast, broadcast, and "any address", which systems take for this machine."""
+    """Multicast, broadcast, and "any address", which operating systems take for this machine."""
 
 
 _KNOWN = tuple(
@@ -61,7 +61,7 @@ _KNOWN = tuple(
         ("fe80::/10", AddressRange.LINK_LOCAL),
         ("fc00::/7", AddressRange.UNIQUE_LOCAL),
         ("fec0::/10", AddressRange.UNIQUE_LOCAL),
-        # Of these, versions of the standard library disagree.
+        # Versions of the standard library disagree about these.
         ("192.0.0.0/24", AddressRange.RESERVED),
         ("64:ff9b:1::/48", AddressRange.RESERVED),
         ("3fff::/20", AddressRange.RESERVED),
@@ -73,7 +73,7 @@ _LAN = frozenset(AddressRange) - {AddressRange.PUBLIC, AddressRange.LOOPBACK, Ad
 
 
 def range_of(address: IpAddress) -> AddressRange:
-    """The range of an address; one that wraps an IPv4 address (mapped, NAT64, 6to4, Teredo) is in that one's range."""
+    """The range of an address; an IPv6 address that wraps an IPv4 one (mapped, NAT64, 6to4, Teredo) has its range."""
     for network, kind in _KNOWN:
         if address in network:
             return kind
@@ -87,7 +87,7 @@ def range_of(address: IpAddress) -> AddressRange:
 
 
 def _wrapped_in(address: IpAddress) -> Sequence[ipaddress.IPv4Address]:
-    """The IPv4 addresses to which a gateway, or this machine itself, would send what is sent to an IPv6 address."""
+    """The IPv4 addresses to which a gateway, or this machine itself, would forward packets for an IPv6 address."""
     if not isinstance(address, ipaddress.IPv6Address):
         return ()
     low = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
@@ -99,16 +99,16 @@ def _wrapped_in(address: IpAddress) -> Sequence[ipaddress.IPv4Address]:
 
 @dataclass(frozen=True)
 class DialRule:
-    """The ranges in which addresses of records are dialled."""
+    """The ranges in which a node dials addresses from records."""
 
     ranges: frozenset[AddressRange] = frozenset({AddressRange.PUBLIC})
 
     def allows(self, address: IpAddress) -> bool:
-        """Whether an address is dialled because a record has it."""
+        """Whether the node dials an address that a record names."""
         return range_of(address) in self.ranges
 
     def allowed(self, addresses: Sequence[IpAddress], target: object) -> tuple[IpAddress, ...]:
-        """Those of the addresses of `target` that are dialled. Raises AddressRefused if there are none."""
+        """The addresses of `target` that may be dialled. Raises AddressRefused if there are none."""
         found = tuple(address for address in addresses if self.allows(address))
         if not found:
             ranges = ", ".join(sorted({range_of(address).value for address in addresses}))
@@ -118,8 +118,8 @@ class DialRule:
     def reached(self, address: IpAddress) -> DialRule:
         """The rule once an initial peer was reached at `address`: the swarm is in that range.
 
-        A swarm that is reached on this machine itself may also be on the networks that this machine is in: peers that
-        listen on all addresses announce one of those.
+        A swarm that is reached on this machine itself may also be on this machine's networks: peers that listen on all
+        addresses announce one of these.
         """
         kind = range_of(address)
         more = {AddressRange.LOOPBACK} | _LAN if kind is AddressRange.LOOPBACK else {kind}
@@ -147,7 +147,7 @@ def rule_for(*, private: bool, lan: bool, begun_at: Iterable[str] = ()) -> DialR
 
 
 def literal(host: str) -> IpAddress | None:
-    """The address that `host` is; None for a name."""
+    """`host` as an IP address; None for a name."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:
@@ -155,7 +155,7 @@ def literal(host: str) -> IpAddress | None:
 
 
 def grpc_target(addresses: Sequence[IpAddress], port: int) -> str:
-    """The addresses as gRPC reads them: it resolves nothing, and tries one after the other."""
+    """The addresses as a gRPC target, which needs no resolving; gRPC tries one after the other."""
     if len(addresses) == 1 and addresses[0].version == 4:
         return f"ipv4:{addresses[0]}:{port}"
     six = (f"::ffff:{address}" if address.version == 4 else str(address) for address in addresses)

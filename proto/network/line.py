@@ -1,9 +1,9 @@
 """A line to a peer: one channel, which is open for as long as calls use it.
 
-gRPC goes on dialling a peer that does not answer for as long as its channel is open, also when every call has failed
-long ago.  So a channel is made for the first call and closed with the last one; between calls it stays open only if the
-peer has answered on it, since gRPC dials such a peer anew for a call only.  What one session has dialled cannot
-push out what another one uses.
+gRPC keeps dialling a peer that does not answer as long as its channel is open, even when all calls have failed long
+ago.  So a channel is made for the first call and closed with the last one; between calls it stays open only if the peer
+has answered on it, because gRPC redials such a peer only for a call.  Channels that one session opens cannot displace
+those that another uses.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .tunnel import LocalEnd
 
 @dataclass(frozen=True)
 class Connection:
-    """A channel, and what is to be done when the peer has answered on it."""
+    """A channel, and the callback for when the peer has answered on it."""
 
     channel: grpc.aio.Channel
     on_answer: Callable[[], None]
     through: tuple[LocalEnd, Line] | None = None
-    """The tunnel that the channel runs in, and the line to the relay; they are the channel's own."""
+    """The tunnel that the channel runs in, and the line to the relay; no other channel uses them."""
 
     async def close(self) -> None:
         """End all calls."""
@@ -39,12 +39,12 @@ class Connection:
 
 
 class Line:
-    """Calls share the channel; it is made for the first of them."""
+    """One channel, shared by calls; the first call makes it."""
 
     def __init__(
         self, connect: Callable[[], Awaitable[Connection]], close_connection: Callable[[Connection], None]
     ) -> None:
-        """`connect` raises SwarmError; `close_connection` has one closed without waiting for it."""
+        """`connect` raises SwarmError; `close_connection` closes a connection without waiting for it."""
         self._connect = connect
         self._close_connection = close_connection
         self._connection: Connection | None = None
@@ -57,7 +57,7 @@ class Line:
 
     @property
     def in_use(self) -> bool:
-        """Whether a call is under way."""
+        """Whether a call is in progress."""
         return self._calls > 0
 
     @property
@@ -77,9 +77,9 @@ class Line:
             return connection.channel
 
     async def ask(self, method: str, question: bytes, timeout_seconds: float) -> bytes | None:
-        """The answer of a call that should have one; None where the peer says that all is well and nothing else.
+        """The answer of a unary call; None if the call succeeds without an answer.
 
-        Raises SwarmError where the peer is not dialled, and what grpc raises.
+        Raises SwarmError if the peer cannot be dialled, and grpc's own errors.
         """
         self.begin()
         try:
@@ -96,23 +96,23 @@ class Line:
             self.end()
 
     def begin(self) -> None:
-        """A call begins; it may have to wait for the channel."""
+        """Note that a call begins; it may have to wait for the channel."""
         self._calls += 1
 
     def end(self) -> None:
-        """A call has ended; `begin` was called for it."""
+        """Note that a call has ended for which `begin` was called."""
         self._calls -= 1
         self._close_if_idle()
 
     def answered(self) -> None:
-        """The peer has said something."""
+        """Note that the peer has answered."""
         if self._connection is not None and not self._answers:
             self._answers = True
             self._connection.on_answer()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Notes it where grpc says that the peer is not there."""
+        """Context that notes if grpc reports the peer as unavailable."""
         try:
             yield
         except grpc.aio.AioRpcError as error:
@@ -121,12 +121,12 @@ class Line:
             raise
 
     def retire(self) -> None:
-        """Close the channel when no call uses it any more, whether the peer answers or not."""
+        """Close the channel as soon as no call uses it, whether the peer answers or not."""
         self._retired = True
         self._close_if_idle()
 
     def close(self) -> None:
-        """Close the channel at once; calls under way are cancelled, and there can be no others."""
+        """Close the channel at once, cancel calls in progress, and refuse further ones."""
         self._closed = True
         self._drop()
 
@@ -142,9 +142,9 @@ class Line:
 
 
 class LineCall:
-    """A stream of bytes in both directions over a line. It is opened at once, beside its user.
+    """A bidirectional stream of bytes over a line. It is opened at once, in the background.
 
-    gRPC closes a channel for good when nobody refers to its calls any more, so one that is over is let go of here.
+    gRPC closes a channel for good only when nothing refers to its calls any more, so a finished call is released here.
     """
 
     def __init__(self, line: Line, method: str) -> None:
@@ -154,7 +154,7 @@ class LineCall:
         self._opening.add_done_callback(self._opened)
 
     async def read(self) -> Any:
-        """The next message, or grpc's EOF. Raises SwarmError where the peer is not dialled, and what grpc raises."""
+        """The next message, or grpc's EOF. Raises SwarmError if the peer cannot be dialled, and grpc's own errors."""
         data = await self._use(lambda call: call.read())
         if data is not grpc.aio.EOF:
             self._line.answered()

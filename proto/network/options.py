@@ -1,4 +1,4 @@
-"""How gRPC is set up, on the side that dials and on the one that serves."""
+"""gRPC's options, for the dialling side and for the serving side."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..wire.timing import (
 
 MAX_CONNECTIONS = 4096
 
-# What one stream may have sent before it is read. gRPC would let the window grow with the measured bandwidth times the
-# round trip, which is large where a busy node answers late: many streams could fill its memory.
+# Unread bytes that one stream may have sent. gRPC would let the window grow with bandwidth times measured round trip,
+# which is large when a busy node answers late: many streams could fill its memory.
 STREAM_WINDOW_BYTES = 1 << 20
 
 CHANNEL_OPTIONS: list[tuple[str, Any]] = [
@@ -47,7 +47,7 @@ _SERVER_OPTIONS: list[tuple[str, Any]] = [
 
 @dataclass(frozen=True)
 class PortLimits:
-    """Bounds for the connections that a server takes."""
+    """Limits on the connections that a server accepts."""
 
     most: int = MAX_CONNECTIONS
     """Further ones are ended at once."""

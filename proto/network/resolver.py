@@ -1,4 +1,4 @@
-"""Names of nodes, looked up for as long as this node likes, and not for as long as the owner of a name does."""
+"""Resolves the host names of nodes within a time that this node sets, not the owner of the name."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .address import HostPort
 from .dialling import IpAddress, literal
 
 MAX_NAMES_AT_ONCE = 8
-"""Names that are being resolved; each takes a thread, for as long as the resolver likes."""
+"""The most names that are resolved at once; each takes a thread, for as long as the system's resolver runs."""
 MAX_ADDRESSES_OF_A_NAME = 4
 
 Lookup = Callable[..., Sequence[tuple[Any, ...]]]
 
 
 class Resolver:
-    """Looks names up, a few at once and each for a bounded time: the owner of a name decides how long that takes."""
+    """Resolves a few names at once, each within a bounded time, because the owner of a name can make it slow."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Resolver:
             raise PeerUnavailable(f"{target}: too many names are being looked up")
         found: asyncio.Future[tuple[IpAddress, ...]] = asyncio.get_running_loop().create_future()
         self._running += 1
-        # A thread of its own, and not the loop's pool: others wait for that one.
+        # A thread of its own instead of the loop's pool, which others wait for.
         try:
             threading.Thread(target=self._look_up, args=(target, found), name="resolve", daemon=True).start()
         except RuntimeError as error:  # the system gives no more threads
@@ -60,7 +60,7 @@ class Resolver:
         return addresses
 
     def _look_up(self, target: HostPort, found: asyncio.Future[tuple[IpAddress, ...]]) -> None:
-        """In a thread."""
+        """Resolve the name; runs in a thread."""
         addresses: dict[IpAddress, None] = {}
         try:
             for *_, socket_address in self._lookup(target.host, target.port, type=socket.SOCK_STREAM):

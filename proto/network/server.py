@@ -1,10 +1,9 @@
-"""gRPC's server, of which a stranger cannot end the loop that takes calls.
+"""gRPC's server, hardened so that a stranger cannot end the loop that accepts calls.
 
-That loop asks for the name of every call that is of no registered method, as text: a name that is no UTF-8 raises an
-error there, and gRPC stops the server.  So all methods are registered here, whose names gRPC compares as bytes, and
-other calls are told UNIMPLEMENTED before anybody asks for their names; where very many come at once, the rest of them
-is cancelled.  This needs inner parts of gRPC's; with a gRPC that has other ones its own server is used, and the log
-says so.
+That loop decodes the name of every call that is of no registered method: a name that is not UTF-8 raises an error
+there, and gRPC stops the server.  So all methods are registered here, whose names gRPC compares as bytes, and other
+calls are answered with UNIMPLEMENTED before their names are decoded; if very many come at once, the rest are cancelled.
+This needs internals of gRPC; if a version of gRPC has different ones, its own server is used, and the log says so.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ __all__ = ["Server", "new_server", "until_ended"]
 logger = logging.getLogger(__name__)
 
 STRANGERS_WORDS = ("Invalid encoding on", "ExecuteBatchError raised in core")
-"""Errors that gRPC shows with a traceback: a field of a call that is no UTF-8, and a caller that has gone."""
+"""Errors that gRPC logs with a traceback: a field of a call that is not UTF-8, and a caller that has gone."""
 MOST_ANSWERS = 64
-"""Calls of no method that are being told so; further ones are cancelled, which costs nothing."""
+"""Calls of unknown methods that are answered at the same time; further ones are cancelled, which costs nothing."""
 Options = Sequence[tuple[str, Any]]
 
 
 def _registered_server(options: Options) -> Server:
-    """A server whose methods are those that are registered. Raises what a gRPC of other inner parts raises."""
+    """A server that serves only registered methods. Raises any error if gRPC's internals are different."""
     from grpc._cython import cygrpc
     from grpc.aio import _server
 
     class RegisteredCalls(cygrpc.AioServer):
-        """The loop of the server, which waits for a call of each registered method and for one of any other."""
+        """The loop of the server, which waits for a call of each registered method and for any other call."""
 
         def _make_request_call_future(self, method: bytes | None) -> asyncio.Future[Any]:
             if method is None:
@@ -46,19 +45,19 @@ def _registered_server(options: Options) -> Server:
             return future
 
         async def _end_other_calls(self) -> None:
-            """Until the server stops, which is told by an exception of gRPC's."""
+            """Refuse them until the server stops, which gRPC signals by an exception."""
             answers: set[asyncio.Task[None]] = set()
             while True:
                 call = await self._request_call()
                 if len(answers) < MOST_ANSWERS:
                     answers.add(answer := asyncio.create_task(refuse(call), name="refuse a call of no method"))
                     answer.add_done_callback(answers.discard)
-                del call  # one to which nobody refers is cancelled by gRPC
+                del call  # gRPC cancels a call to which nothing refers
 
     async def refuse(call: Any) -> None:
         began = cygrpc.SendInitialMetadataOperation((), 0)
         code, loop = cygrpc.StatusCode.unimplemented, asyncio.get_running_loop()
-        # The caller has gone, or gRPC's part takes other arguments: the call is cancelled then.
+        # The caller has gone, or gRPC's internals take other arguments: the call is then cancelled.
         with suppress(grpc.aio.BaseError, TypeError):
             await cygrpc._send_error_status_from_server(call, code, "there is no such method", (), began, loop)
 
@@ -78,13 +77,13 @@ def _registered_server(options: Options) -> Server:
 
 
 def new_server(options: Options, make: Callable[[Options], Server] = _registered_server) -> Server:
-    """A server of no calls yet; `make` makes the one that strangers cannot end. They cannot fill its log either."""
+    """A server without calls yet; `make` makes the hardened one. Strangers cannot fill its log either."""
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_strangers_word)
     try:
         return make(options)
     except (ImportError, AttributeError, TypeError) as error:
         logger.warning(
-            "grpcio %s is not known: one call with a name that is no UTF-8 can end this peer (%s)",
+            "grpcio %s is not known: one call with a name that is not UTF-8 can end this peer (%s)",
             grpc.__version__,
             error,
         )
@@ -97,6 +96,6 @@ def _is_no_strangers_word(record: logging.LogRecord) -> bool:
 
 
 async def until_ended(server: Server) -> None:
-    """Return when calls are taken no more, or raise what gRPC has ended for."""
+    """Return when the server no longer accepts calls, or raise the error that ended it."""
     while await server.wait_for_termination(SERVER_LOOK_SECONDS):
         pass

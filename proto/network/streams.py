@@ -1,7 +1,7 @@
-"""Streams of values over gRPC: frames are encoded and decoded here, and what gRPC raises becomes one of our errors.
+"""Streams of values over gRPC: frames are encoded and decoded here, and gRPC's errors are translated into ours.
 
-gRPC itself only moves bytes.  A frame that cannot be read raises RemoteProtocolError on its own stream; with
-deserialisers of its own gRPC would log a traceback and give the reader None.
+gRPC itself moves only bytes.  A frame that cannot be decoded raises RemoteProtocolError on its own stream; if gRPC
+deserialised frames itself, it would log a traceback and give the reader None.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Stream(Protocol[In, Out]):
 
 
 class DialedStream(Stream[In, Out], Protocol[In, Out]):
-    """The side that has dialled, and that may give up."""
+    """The dialling side of a stream, which may cancel it."""
 
     def cancel(self) -> None:
-        """End the stream at once; what was not read is lost."""
+        """End the stream at once; unread frames are lost."""
 
 
 class StreamEnded(SessionLost):
@@ -52,7 +52,7 @@ class StreamEnded(SessionLost):
 
 
 class ServedStream(Generic[Heard, Said]):
-    """The side that was dialled."""
+    """The serving side of a stream."""
 
     def __init__(self, context: grpc.aio.ServicerContext[Any, Any], heard: Codec[Heard], said: Codec[Said]) -> None:
         self._context = context
@@ -81,7 +81,7 @@ def _ended_by_grpc() -> Iterator[None]:
 
 
 class CalledStream(Generic[Heard, Said]):
-    """The side that has dialled."""
+    """The dialling side of a stream."""
 
     def __init__(self, call: Any, peer: str, heard: Codec[Heard], said: Codec[Said]) -> None:
         """`peer` is named in errors."""
@@ -117,7 +117,7 @@ def decoded(codec: Codec[Heard], data: bytes, peer: str) -> Heard:
 
 @contextmanager
 def translated_grpc_errors(peer: str) -> Iterator[None]:
-    """Turn what grpc raises into our errors, with the name of the peer."""
+    """Translate grpc's errors into ours, with the name of the peer."""
     try:
         yield
     except grpc.aio.AioRpcError as error:
@@ -133,7 +133,7 @@ def translated_grpc_errors(peer: str) -> Iterator[None]:
 def served_call(
     handler: Callable[[Stream[Heard, Said], str], Awaitable[None]], heard: Codec[Heard], said: Codec[Said]
 ) -> Any:
-    """A call that is a stream; `handler` is also told the host that the caller is seen at."""
+    """A streaming call; `handler` is also given the caller's host as seen here."""
 
     async def serve_stream(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         try:
@@ -151,7 +151,7 @@ def answered_call(
     answer: Codec[Said],
     question_time: QuestionTime,
 ) -> Any:
-    """A call with one answer. It is served as a stream is: gRPC would wait for its question without any bound."""
+    """A unary call. It is served as a stream, because gRPC would wait for its request without any limit."""
 
     async def serve_call(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         stream: ServedStream[Heard, Said] = ServedStream(context, question, answer)

@@ -1,4 +1,4 @@
-"""The calls that a peer answers, as the dialling side makes them over one line."""
+"""The calls that the dialling side makes to a peer, over one line."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ In = TypeVar("In")
 
 
 class PeerStub:
-    """The calls that one peer answers, over one line. What they raise is a SwarmError that names the peer."""
+    """The calls to one peer, over one line. They raise SwarmErrors that name the peer."""
 
     def __init__(self, line: Line, peer: str) -> None:
         self._line = line
@@ -83,5 +83,5 @@ class PeerStub:
         with translated_grpc_errors(self._peer):
             data = await self._line.ask(f"/{SERVICE}/{method}", question, timeout_seconds)
         if data is None:
-            raise RemoteProtocolError(f"{self._peer}: the call {method} has ended well, and without an answer")
+            raise RemoteProtocolError(f"{self._peer}: the call {method} succeeded without an answer")
         return decoded(answer, data, self._peer)

@@ -1,8 +1,8 @@
 """Authenticated channels between nodes: gRPC over TLS that is pinned to the peer id.
 
-The server presents a short-lived leaf signed by its identity; the dialler trusts only a root that it makes from the
-peer id it wants, so no certificate authority exists and a stolen address is worth nothing.  A dialler proves its own
-id in the first message of a stream (`handshake.py`).
+The server presents a short-lived leaf signed by its identity; the dialler trusts only a root that it synthesises from
+the peer id it wants to reach.  So there is no certificate authority, and taking over an address gains nothing.  A
+dialler proves its own id in the first message of a stream (`handshake.py`).
 
 Everything runs in the one asyncio loop of the process.
 """
@@ -84,18 +84,21 @@ MAX_CHANNELS = 1024
 
 @dataclass(frozen=True)
 class RelayHandlers:
-    """The calls of a node that lets others be reached through itself."""
+    """The calls served by a node that relays for others."""
 
     reserve: Callable[[Stream[ReserveFrame, ReserveReply], str], Awaitable[None]]
-    """Is told the host that the caller is seen at."""
+    """Also receives the caller's host as seen here."""
     connect: Callable[[Stream[TunnelCall, TunnelReply], str], Awaitable[None]]
-    """Likewise."""
+    """Also receives the caller's host as seen here."""
     accept: Callable[[Stream[TunnelCall, TunnelReply]], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class Handlers:
-    """The calls that a node serves; errors of those with one answer reach the caller, others are a defect."""
+    """The calls that a node serves.
+
+    A SwarmError that a unary handler raises reaches the caller; any error from a stream handler is a defect.
+    """
 
     session: Callable[[Stream[ClientFrame, PeerFrame], str], Awaitable[None]]
     """Serves one client's stream until it returns; is told the host that the client is seen at."""
@@ -103,10 +106,10 @@ class Handlers:
     lookup: Callable[[LookupRequest], Awaitable[LookupReply]]
     ping: Callable[[PingRequest], Awaitable[PingReply]]
     reach: Callable[[ReachRequest, str], Awaitable[ReachReply]] | None = None
-    """Is told the host that the caller is seen at; None: the node checks no addresses for others."""
+    """Also receives the caller's host as seen here; None: the node checks no addresses for others."""
     relay: RelayHandlers | None = None
     question_time: QuestionTime = nullcontext
-    """The block in which the question of a call with one answer is waited for: bounds the time and the number."""
+    """Context in which the server waits for the request of a unary call; it bounds the time and the number of waits."""
 
 
 async def serve(
@@ -117,9 +120,9 @@ async def serve(
     clock: Callable[[], float] = time.time,
     limits: PortLimits | None = None,
 ) -> tuple[Server, int]:
-    """Start a server on `host:port` (port 0: any free one); the server and its port.
+    """Start a server on `host:port` (port 0: any free one); returns the server and its port.
 
-    Raises UsageError if that is no host and port, or if it cannot be bound.
+    Raises UsageError if the host or port is invalid or cannot be bound.
     """
     target = HostPort.of(host, port)
     server = new_server(server_options(limits or PortLimits()))
@@ -140,7 +143,7 @@ async def serve(
 
 
 def _method_handlers(handlers: Handlers) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-    """gRPC only moves bytes: what they mean is read where an error in it can be told to the one who sent them."""
+    """gRPC moves only bytes: messages are decoded where a decoding error can be reported to the sender."""
 
     def answered(handler: Callable[[In], Awaitable[Out]], question: Codec[In], answer: Codec[Out]) -> Any:
         return answered_call(lambda request, _caller: handler(request), question, answer, handlers.question_time)
@@ -180,14 +183,14 @@ def _server_credentials(identity: Identity, clock: Callable[[], float]) -> grpc.
 def introduction(
     identity: Identity, swarm_key: SwarmKeyProof | None, clock: Callable[[], float] = time.time
 ) -> Callable[[PeerId], Signed]:
-    """Signs hellos that are about no session."""
+    """Return a function that signs hellos for no particular session."""
     return lambda receiver: sign_hello(identity, receiver, bytes(SESSION_ID_BYTES), clock(), swarm_key)
 
 
 class Dialer:
-    """Keeps one line for each way to a peer, and dials only where the rule allows, or its owner has said.
+    """Keeps one line for each way to reach a peer; dials only addresses that the rule allows or the operator has named.
 
-    Where there are too many lines the least recently used one goes, of those without a call.
+    If there are too many lines, the least recently used one without a call is closed.
     """
 
     def __init__(
@@ -199,38 +202,39 @@ class Dialer:
         lookup: Lookup = socket.getaddrinfo,
         introduce: Callable[[PeerId], Signed] | None = None,
     ) -> None:
-        """`max_channels`: by default what the process has descriptors for.
+        """`max_channels`: by default as many as the process has file descriptors for.
 
-        `named`: the initial peers, dialled wherever they are; the rule follows where one of them was reached.
+        `named`: the initial peers, dialled at any address; an address range in which one was reached is dialled from
+        then on, too.
 
         `lookup` resolves names, as `socket.getaddrinfo` does. `introduce` signs the hello to a relay; by default with
-        an identity that nobody keeps, and no swarm key.
+        a temporary identity, and no swarm key.
         """
         self._clock = clock
         self._introduce = introduce or introduction(Identity.generate(), None, clock)
         self._max_channels = max_channels or min(MAX_CHANNELS, connections_within(descriptor_limit()))
         self._rule = rule or DialRule()
         self._named = frozenset(named)
-        # Many slow names of strangers must not keep the initial peers from being found.
+        # Many slow look-ups of strangers' names must not keep the initial peers from being found.
         self._resolver, self._resolver_of_named = Resolver(lookup), Resolver(lookup)
         self._stubs: dict[Reach, tuple[PeerStub, Line]] = {}
         self._lines: WeakSet[Line] = WeakSet()
-        """All of them: also those that were given up and are still in use."""
+        """All connections, including those that were given up and are still in use."""
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
 
     @property
     def rule(self) -> DialRule:
-        """Where it dials, as far as it knows by now where the swarm is."""
+        """The rule for addresses to dial, given the ranges in which the swarm has been found so far."""
         return self._rule
 
     @property
     def open_channels(self) -> int:
-        """The number of channels that connect, or are connected."""
+        """The number of channels that are connecting or connected."""
         return sum(line.is_open for line in self._lines)
 
     def stub(self, reach: Reach) -> PeerStub:
-        """The calls of the peer that is reached so; the first of them connects. Nothing is raised but by the calls."""
+        """The calls of a peer; the first call connects. Only the calls raise, not this method."""
         stub, line = self._stubs.pop(reach) if reach in self._stubs else self._new(reach)
         self._stubs[reach] = stub, line  # the most recently used one
         if len(self._stubs) > self._max_channels:
@@ -240,16 +244,16 @@ class Dialer:
         return stub
 
     def renew(self, reach: Reach) -> None:
-        """Dial anew at the next call: after an outage a new connection is there sooner than an old one recovers.
+        """Dial again at the next call: after an outage, a new connection is up sooner than the old one recovers.
 
-        Calls that run on the old connection go on; the last of them closes it.
+        Calls on the old connection continue; the last of them closes it.
         """
         if reach in self._stubs:
             self._stubs.pop(reach)[1].retire()
 
     @asynccontextmanager
     async def dialed_once(self, reach: Reach) -> AsyncIterator[PeerStub]:
-        """The calls of the peer that is reached so, over a connection of its own."""
+        """The calls of a peer, over a separate connection that is closed afterwards."""
         stub, line = self._new(reach)
         try:
             yield stub
@@ -262,13 +266,13 @@ class Dialer:
         return PeerStub(line, str(reach)), line
 
     async def addresses(self, target: HostPort) -> tuple[IpAddress, ...]:
-        """Where somebody's HOST:PORT is dialled. Raises AddressRefused, PeerUnavailable for an unknown name."""
+        """The addresses to dial for HOST:PORT in a record. Raises AddressRefused, or PeerUnavailable for a bad name."""
         return self._rule.allowed(await self._resolver.addresses(target), target)
 
     def known_at(self, targets: Iterable[HostPort]) -> None:
-        """Peers that were met in an earlier run answer at these addresses: the swarm is still where it was.
+        """Note that peers met in an earlier run answer at these addresses: the swarm is still where it was.
 
-        Only for the ranges of the initial peers; their operator has named those.
+        Counts only in the ranges of the initial peers, which the operator has named.
         """
         named = {range_of(address) for address in map(_literal_of, self._named) if address is not None}
         for address in (literal(target.host) for target in targets):
@@ -289,8 +293,8 @@ class Dialer:
 
     def _connect_through(self, reach: RelayedAddress) -> Connection:
         public_key_of(reach.peer)
-        # A connection to the relay for each peer behind it: one that is slow holds no other one up, and each is
-        # dialled anew by itself.
+        # Each peer behind a relay has its own connection to the relay: a slow one delays no other, and each is
+        # redialled on its own.
         stub, line = self._new(reach.relay)
         tunnel = LocalEnd(lambda: self._open_tunnel(stub, reach))
         return Connection(self._channel(reach.peer, tunnel.target), _nothing, (tunnel, line))
@@ -301,7 +305,7 @@ class Dialer:
         return stream
 
     def _channel(self, peer: PeerId, target: str) -> grpc.aio.Channel:
-        """A channel to `target` on which only that peer is believed."""
+        """A channel to `target` that accepts only that peer."""
         credentials = grpc.ssl_channel_credentials(synthetic_root_pem(peer, self._clock()))
         options = [
             *CHANNEL_OPTIONS,
@@ -312,7 +316,7 @@ class Dialer:
         return grpc.aio.secure_channel(target, credentials, options=options)
 
     def _reached(self, addresses: Sequence[IpAddress]) -> None:
-        """An initial peer has answered at one of these."""
+        """Note that an initial peer has answered at one of these addresses."""
         if len({range_of(address) for address in addresses}) == 1:
             self._rule = self._rule.reached(addresses[0])
 
@@ -326,9 +330,9 @@ class Dialer:
             self._closing.discard(task)  # one that failed stays for `close` to tell of it
 
     async def close(self) -> None:
-        """Close every channel; calls in flight are cancelled.
+        """Close every channel and cancel calls in flight.
 
-        Waits for all of them, also for those that were closed before; then raises the first failure, if any.
+        Waits for all channels, including those that were closed before; then raises the first failure, if any.
         """
         self._closed = True
         for line in tuple(self._lines):

@@ -1,10 +1,10 @@
 """The two ends of a tunnel through a relay: bytes of a local socket <-> frames of a stream at the relay.
 
-gRPC takes no transport of the caller's own.  So the side that dials has its channel connect to a socket on loopback
-(`LocalEnd`), and the peer that is reached has the relay's bytes come out at its own port.  TLS runs inside, from one
-node to the other: the relay sees sizes, and the pin on the peer's id holds.
+gRPC cannot use a transport of the caller's.  So on the dialling side the channel connects to a socket on loopback
+(`LocalEnd`), and on the other side the peer connects the relay's stream to its own port.  TLS runs inside, from one
+node to the other: the relay sees only sizes, and the pin on the peer's id holds.
 
-Memory is bounded: each direction has one frame under way, what a socket's two buffers hold, and gRPC's window.
+Memory is bounded: each direction has one frame in flight, the contents of a socket's two buffers, and gRPC's window.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from .streams import DialedStream
 logger = logging.getLogger(__name__)
 
 MAX_LOCAL_CONNECTIONS = 4
-"""Connections of one channel at the same time: the one that works, and those that gRPC is about to give up."""
+"""Simultaneous connections of one channel: the working one, and those that gRPC is about to give up."""
 BUFFER_BYTES = MAX_TUNNEL_BYTES // 2
-"""A socket's reader stops when it holds twice as much."""
+"""Buffer limit of a socket's reader, bytes; it stops reading at twice as much."""
 
 TunnelStream = DialedStream[TunnelReply, TunnelCall]
 
 
 async def pump(stream: TunnelStream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Move bytes both ways until one side ends; both are closed then.
+    """Move bytes both ways until one side ends, then close both.
 
-    Raises SwarmError if the relay refuses or fails, or if its frames make no sense.
+    Raises SwarmError if the relay refuses or fails, or sends invalid frames.
     """
     ways = [
         asyncio.create_task(_upward(reader, stream), name="into a tunnel"),
@@ -56,7 +56,7 @@ async def pump(stream: TunnelStream, reader: asyncio.StreamReader, writer: async
 
 
 async def _upward(reader: asyncio.StreamReader, stream: TunnelStream) -> None:
-    with suppress(OSError):  # the local side is gone, however
+    with suppress(OSError):  # the local side is gone, whatever the reason
         while data := await reader.read(MAX_TUNNEL_BYTES):
             await stream.write(TunnelData(data))
 
@@ -79,12 +79,12 @@ async def _downward(stream: TunnelStream, writer: asyncio.StreamWriter) -> None:
 
 
 class LocalEnd:
-    """The dialling side of the tunnels to one peer: every connection to `target` goes through a tunnel of its own."""
+    """The dialling end of the tunnels to one peer: every connection to `target` goes through its own tunnel."""
 
     def __init__(self, connect: Callable[[], Awaitable[TunnelStream]]) -> None:
         """`connect` opens a stream at the relay that leads to the peer; it raises SwarmError.
 
-        Raises PeerUnavailable where this machine has no socket left.
+        Raises PeerUnavailable if this machine has no socket left.
         """
         self._connect = connect
         try:
@@ -125,7 +125,7 @@ class LocalEnd:
         self._room.release()
 
     async def _carry(self, accepted: socket.socket) -> None:
-        """One connection; however it ends, its socket is closed, which is how gRPC hears of it."""
+        """Carry one connection; however it ends, its socket is closed, which tells gRPC."""
         reader, writer = await asyncio.open_connection(sock=accepted, limit=BUFFER_BYTES)
         try:
             await pump(await self._connect(), reader, writer)

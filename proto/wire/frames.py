@@ -1,7 +1,7 @@
-"""Steps on the wire: a `WireStep` is cut into frames, and put together again on the other side.
+"""Steps on the wire: a `WireStep` is cut into frames, and reassembled on the other side.
 
-A tensor travels as the first message's `data` and, where it is larger than `CHUNK_BYTES`, in `Chunk` messages that
-follow on the same stream; 16 MB in one message would cost twice the CPU and break gRPC's 4 MB limit, which stays on.
+A tensor travels in the first message's `data` and, if it is larger than `CHUNK_BYTES`, in `Chunk` messages that follow
+on the same stream; 16 MB in one message would cost twice the CPU and exceed gRPC's 4 MB limit, which stays on.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from .steps import StepPlan
 
 CHUNK_BYTES = 512 * 1024
 SMALLEST_PART_BYTES = 16 * 1024
-"""A tensor comes in no more parts than if most had this size: each part costs memory beside its bytes."""
+"""A tensor has at most about as many parts as if all had this size: each part costs memory besides its bytes."""
 CACHE_PART_BYTES = 8 * 1024 * 1024
-"""A part of an attention cache has no more bytes than this, or one page of a row: it is copied between two steps."""
+"""Most bytes of a part of an attention cache, or one page of a row if that is more: it is copied between two steps."""
 MAX_STEP_TOKENS = 8192
 MAX_HOPS = 256
 CREDITS = 8
-"""Steps of a session that may be in flight; every peer grants at least these."""
+"""Number of steps of a session that may be in flight; every peer grants at least this many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rebuild:
-    """Marks a step that rebuilds a replacement's cache instead of asking for an answer."""
+    """Marks a step that rebuilds a replacement's cache and asks for no answer."""
 
     last_peer: PeerId
     """The step goes no further than this peer."""
@@ -41,19 +41,19 @@ class Rebuild:
 
 @dataclass(frozen=True, slots=True)
 class HopTiming:
-    """When a hop had received, started and finished a step: Unix seconds on that hop's own clock."""
+    """When a hop received, started and finished a step: Unix seconds on that hop's own clock."""
 
     peer: PeerId
     received_at: float
     started_at: float
     finished_at: float
     crowded: bool = False
-    """Whether the texts of other sessions need the hop's time, so that guesses are not welcome."""
+    """Whether the texts of other sessions need the hop's time, so that it wants no guesses."""
 
 
 @dataclass(frozen=True, slots=True)
 class WireStep:
-    """One step as it travels: the plan, its packed tokens, and what the hops before have noted."""
+    """One step as it travels: the plan, its packed tokens, and the timings of the previous hops."""
 
     epoch: int
     seq: int
@@ -73,7 +73,7 @@ class StepFrame:
     """The first frame of a step."""
 
     step: WireStep
-    """Its `data` is the first part of the tensor."""
+    """A step whose `data` is only the first part of the tensor."""
     total_bytes: int
     """The size of the tensor, over this frame and the chunks that follow."""
 
@@ -100,9 +100,9 @@ def chunks_after_first(data: bytes) -> Iterator[ChunkFrame]:
 def replay_steps(
     buffer: ReplayBuffer, epoch: int, lengths: Sequence[int], mark: Rebuild, timeout_seconds: float
 ) -> Iterator[WireStep]:
-    """The steps that bring an empty session to `lengths` with the tokens of `buffer`; at least one, also for nothing.
+    """The steps that bring an empty session to `lengths` with the tokens of `buffer`; always at least one.
 
-    Raises ValueError where the buffer does not have the tokens.
+    Raises ValueError if the buffer does not have the tokens.
     """
     plans = list(rebuild_plans(lengths, REBUILD_STEP_TOKENS)) or [StepPlan(())]
     for index, plan in enumerate(plans):
@@ -111,7 +111,7 @@ def replay_steps(
 
 
 class Assembly:
-    """Joins the parts of a tensor. Refuses one that is longer than announced, or cut into very many parts."""
+    """Joins the parts of a tensor. Refuses a tensor that is longer than announced, or split into too many parts."""
 
     def __init__(self, total_bytes: int) -> None:
         self._missing = total_bytes
@@ -119,7 +119,7 @@ class Assembly:
         self._parts: list[bytes] = []
 
     def take(self, part: bytes) -> bytes | None:
-        """Take the next part; the tensor, if that was the last one. Raises RemoteProtocolError."""
+        """Add the next part; returns the tensor if that was the last part. Raises RemoteProtocolError."""
         self._missing -= len(part)
         self._parts.append(part)
         if self._missing < 0:
@@ -132,7 +132,7 @@ class Assembly:
 
 
 class StepReader:
-    """Puts the steps of one stream together again. Refuses a tensor of the wrong size before holding any of it."""
+    """Reassembles the steps of one stream. Refuses a tensor of the wrong size before holding any of it."""
 
     def __init__(self, token_bytes: int, answers: bool = False) -> None:
         """`answers`: the tensors are answers of `plan.answers` tokens, not inputs of `plan.tokens`."""
@@ -142,7 +142,7 @@ class StepReader:
         self._begun: tuple[WireStep, Assembly] | None = None
 
     def step(self, head: StepFrame) -> WireStep | None:
-        """Take the head of a step; the step, if it is complete. Raises RemoteProtocolError."""
+        """Add the head of a step; returns the step if it is complete. Raises RemoteProtocolError."""
         step = head.step
         if self._begun is not None:
             raise RemoteProtocolError("a step begins inside another one")
@@ -153,7 +153,7 @@ class StepReader:
         return self._take(step.data)
 
     def chunk(self, chunk: ChunkFrame) -> WireStep | None:
-        """Take the next chunk; the step, if it is complete. Raises RemoteProtocolError."""
+        """Add the next chunk; returns the step if it is complete. Raises RemoteProtocolError."""
         return self._take(chunk.data)
 
     def _take(self, part: bytes) -> WireStep | None:

@@ -55,7 +55,7 @@ class SwarmKeyProof(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A capability whose signature holds: what `client` lets `peer` do."""
+    """A capability with a valid signature: what `client` allows `peer` to do."""
 
     session_id: bytes
     epoch: int
@@ -71,17 +71,17 @@ class Grant:
     wire_format: str
     """The format of the outputs, for the whole session."""
     input_format: str
-    """The format of the steps that come in this epoch."""
+    """The format of the incoming steps in this epoch."""
     expires_at_seconds: float
     model_digest: str
     prompt_tokens: int = 0
-    """Those of `kv_tokens` that are known already; what is beyond them is decoded. 0: not said."""
+    """The part of `kv_tokens` that is the prompt; the rest is decoded. 0: not stated."""
 
     @property
     def key(self) -> bytes:
-        """The session's name at every peer, 16 bytes, made of the client and the session's id.
+        """The session's name at every peer, 16 bytes, derived from the client and the session's id.
 
-        Peers of the chain know the id: under the id alone one of them could take the session's place elsewhere.
+        Peers of the chain know the id: with the id alone, one of them could take the session's place elsewhere.
         """
         return blake2b(self.client.encode() + self.session_id, digest_size=SESSION_ID_BYTES).digest()
 
@@ -104,7 +104,7 @@ def sign_hello(
 
 
 class HelloChecker:
-    """Checks hellos for one node and remembers their nonces while they could be replayed."""
+    """Checks the hellos to one node, and remembers their nonces for as long as they could be replayed."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class HelloChecker:
         max_nonces: int = 100_000,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock` gives Unix seconds; nonces age by `monotonic`, which nobody sets."""
+        """`clock` gives Unix seconds; nonces age by `monotonic`, a clock that cannot be set."""
         self._me = me
         self._clock = clock
         self._monotonic = monotonic
@@ -126,7 +126,7 @@ class HelloChecker:
 
     @property
     def remembered_nonces(self) -> int:
-        """Number of nonces that are kept, 16 bytes each."""
+        """Number of remembered nonces, 16 bytes each."""
         return len(self._nonces)
 
     def check(self, signed: Signed) -> tuple[PeerId, bytes]:
@@ -168,9 +168,11 @@ class HelloChecker:
 
 
 def check_protocol(version: int) -> None:
-    """Raises WrongSwarm if the other side speaks another version than this one."""
+    """Raise WrongSwarm if the other side speaks another protocol version."""
     if version != PROTOCOL_VERSION:
-        raise WrongSwarm(f"here protocol {PROTOCOL_VERSION} is spoken, there {version}: update the older program")
+        raise WrongSwarm(
+            f"this side speaks protocol {PROTOCOL_VERSION} and the other {version}: update the older program"
+        )
 
 
 def check_protocol_of(signed: Signed) -> None:
@@ -179,7 +181,7 @@ def check_protocol_of(signed: Signed) -> None:
 
 
 def sign_capability(identity: Identity, grant: Grant) -> Signed:
-    """The capability that says `grant`; `identity` is the client's."""
+    """The signed capability for `grant`; `identity` is the client's."""
     payload = pb.Capability(
         session_id=grant.session_id,
         epoch=grant.epoch,
@@ -202,7 +204,7 @@ def sign_capability(identity: Identity, grant: Grant) -> Signed:
 def check_capability(
     signed: Signed, *, client: PeerId, session_id: bytes, me: PeerId, model_digest: str, max_rows: int, now: float
 ) -> Grant:
-    """The grant in a capability, for a session that `client` opened with its hello.
+    """Check a capability for a session that `client` opened with its hello; returns its grant.
 
     Raises AuthenticationError, ModelMismatch or RemoteProtocolError.
     """
@@ -218,7 +220,7 @@ def check_capability(
     if not (math.isfinite(expires_at) and now < expires_at <= now + MAX_CAPABILITY_SECONDS):
         raise AuthenticationError("the capability has expired or lasts too long")
     if not 1 <= capability.kv_tokens <= MAX_SESSION_KV_TOKENS:
-        raise RemoteProtocolError("a session reserves at least one KV token, and no absurd number")
+        raise RemoteProtocolError(f"a session reserves between 1 and {MAX_SESSION_KV_TOKENS} KV tokens")
     if capability.prompt_tokens > capability.kv_tokens:
         raise RemoteProtocolError("the prompt of a session is longer than what it reserves")
     if not 1 <= capability.max_rows <= max_rows:

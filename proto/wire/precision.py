@@ -1,17 +1,17 @@
-"""Numeric formats: of a peer's weights, and which of them a client may call precise enough; of what travels.
+"""Numeric formats of peers' weights, in order of precision, and formats of the values on the wire.
 
-A format is a name in the peer's record.  What is measured of each (relative error of a linear layer against float32)
-is in docs/benchmarks.md; here is only their order.  No torch: the client's router asks for every peer it looks at.
+A format is a name in the peer's record.  Their measured errors (of a linear layer, relative to float32) are in
+docs/benchmarks.md; here is only their order.  No torch: the client's router asks for every peer that it considers.
 
-A format promises how far a product is from that of the weights as they were loaded, not its bits:
+A format bounds the error of a product with the weights as they were loaded, and does not promise its bits:
 
-    float32   the weights' own numbers, summed up in some order (1e-5); however they lie in memory, in 16 bits too where
-              they were published so.
+    float32   the weights' own numbers, summed up in some order (1e-5); however they lie in memory, also in 16 bits if
+              they were published in 16 bits.
     int8      weights rounded to 255 levels of their output's largest, activations to 13 bits, 15 or not at all: within
               4e-3 of the exact product with those weights.
 
-So two peers of one format may differ by that much, as two kinds of processor do; one peer gives a session the same
-numbers among any others, within the order of sums in float32 and to the bit in int8.
+So two peers of one format may differ by that much, as two kinds of processor do.  On one peer, a session's numbers do
+not depend on other sessions: to the bit in int8, and up to the order of sums in float32.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ WIRE_FORMATS = (*STREAM_FORMATS, "int8")
 """The formats in which hidden states may travel."""
 
 QUANTIZATIONS = ("auto", "none", "int8", "int4", "nf4")
-"""The choices of a peer's operator: a format, "none" for that of the weights as loaded, or "auto"."""
+"""The choices of a peer's operator: a format, "none" for the format of the weights as loaded, or "auto"."""
 
 
 def precision_rank(name: str) -> int:
-    """The place of a format in the order of precision; a higher one is more precise, equals may stand for each other.
+    """The rank of a format by precision; a higher rank is more precise, and formats of equal rank are interchangeable.
 
     A name that this version does not know, from a newer peer for example, ranks below all others.
     """

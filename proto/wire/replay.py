@@ -1,9 +1,9 @@
 """The replay buffer: what a node sent to the next hop, by row and position.
 
-When a peer dies its replacement needs the inputs that the dead one was given.  The hop before it kept them here, and
-the client keeps what it fed to block 0 in the same structure, so the client is simply the predecessor of the first
+When a peer dies, its replacement needs the inputs that the dead peer was given.  The hop before it kept them here, and
+the client keeps the inputs of block 0 in the same structure, so the client is simply the predecessor of the first
 hop.  This is not a log of messages: it holds tokens by row and position under the same permutation and truncation as
-the attention cache, so replaying it is one prefill whatever happened before (beams, rewinds, retries).
+the attention cache, so replaying it is one prefill, whatever happened before (beams, rewinds, retries).
 
 Tokens are opaque records of `token_bytes` bytes in wire format.  Segments are immutable and shared between forked
 rows; a fork copies references only.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from .steps import RowSlice, RowTable, StepPlan
 
 REBUILD_STEP_TOKENS = 256
-"""Tokens of one step of a replay: large enough to compute well, small enough that hops work at the same time."""
+"""Tokens of one step of a replay: enough to compute efficiently, few enough that hops work at the same time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,7 +25,7 @@ class _Segment:
     data: memoryview
     tokens: int
     owner: bytes
-    """The bytes that `data` is a view of; they stay in memory as long as any view does."""
+    """The buffer that `data` is a view of; it stays in memory as long as any view does."""
 
 
 class ReplayBuffer:
@@ -56,8 +56,8 @@ class ReplayBuffer:
     def apply(self, plan: StepPlan, data: bytes) -> None:
         """Permute, truncate and append as the step does; `data` holds `plan.tokens` packed tokens.
 
-        Raises ValueError if the size is wrong and RemoteProtocolError if the plan does not fit the rows; the buffer is
-        unchanged then.
+        Raises ValueError if the size is wrong, and RemoteProtocolError if the plan does not fit the rows; the buffer is
+        then unchanged.
         """
         if len(data) != plan.tokens * self.token_bytes:
             raise ValueError(f"{len(data)} bytes for {plan.tokens} tokens of {self.token_bytes} bytes")
@@ -91,7 +91,7 @@ class ReplayBuffer:
             tokens -= last.tokens
 
     def read(self, pieces: Sequence[RowSlice]) -> bytes:
-        """The packed tokens of these positions. Raises ValueError where the buffer does not have them."""
+        """The packed tokens of these positions. Raises ValueError if the buffer does not have them."""
         parts: list[memoryview] = []
         for piece in pieces:
             if piece.row >= len(self._rows) or piece.stop > self._table.lengths[piece.row]:
@@ -108,7 +108,7 @@ class ReplayBuffer:
 def rebuild_plans(lengths: Sequence[int], max_tokens: int) -> Iterator[StepPlan]:
     """Steps that bring an empty session to `lengths`, in order, each of at most `max_tokens` tokens.
 
-    Nothing comes back to the client. Rows of length 0 are named too, so that the row table is complete.
+    They ask for no answers. Rows of length 0 are named too, so that the row table is complete.
     """
     pending: list[RowSlice] = []
     room = max_tokens

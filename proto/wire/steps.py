@@ -1,10 +1,10 @@
-"""The step contract: the work that one step asks of every peer of a chain, and the row table it acts on.
+"""The step contract: the work that one step requests from every peer of a chain, and the row table it acts on.
 
 A session holds rows; a row is one sequence with its own length (padding never leaves the client).  A step carries its
 own rollback: first `source_rows` permutes, forks or drops rows, then every row named is truncated to `start`, then
 `count` new tokens are computed for it.  The first step may begin with rows that the peers hold from earlier sessions
-(`adopted`).  There are no messages for crop or reorder: pushed and direct messages have no
-common order, so rollback must ride along the chain with the tokens it prepares.
+(`adopted`).  There are no messages for crop or reorder: pushed and direct messages have no common order, so the
+rollback must travel along the chain with the tokens that it prepares.
 
 Peers, the client and the replay buffers apply the same `RowTable`, so they cannot disagree on what a step means.
 """
@@ -28,7 +28,7 @@ class RowSlice:
     start: int
     count: int
     answers: int
-    """How many of the last of these tokens the client wants back, 0 to `count`."""
+    """The number of last tokens whose outputs the client wants back, 0 to `count`."""
 
     @property
     def stop(self) -> int:
@@ -42,11 +42,11 @@ class StepPlan:
     rows: tuple[RowSlice, ...]
     """Ascending by row; the step's tokens are packed in this order."""
     source_rows: tuple[int, ...] | None = None
-    """Row i of the new table is row `source_rows[i]` of the old one; None leaves the table as it is."""
+    """Row i of the new table is row `source_rows[i]` of the old one; None keeps the table as it is."""
     adopted: tuple[int, ...] = ()
-    """Row i begins with the first `adopted[i]` tokens of its held prefix. Only where there are no rows yet."""
+    """Row i begins with the first `adopted[i]` tokens of its held prefix. Only allowed while there are no rows."""
     guessed: int = 0
-    """How many of the last row's last tokens are only guessed; it changes nothing but whom they may keep waiting."""
+    """The number of the last row's last tokens that are only guessed; this affects only their scheduling."""
 
     @property
     def tokens(self) -> int:
@@ -54,14 +54,14 @@ class StepPlan:
 
     @property
     def answers(self) -> int:
-        """Tokens that come back to the client; packed in the order of `rows`."""
+        """Tokens whose outputs return to the client; packed in the order of `rows`."""
         return sum(piece.answers for piece in self.rows)
 
 
 def validate_plan(plan: StepPlan, rebuilds: bool = False) -> None:
     """Check a plan that came over the network, before anything acts on it. Raises RemoteProtocolError.
 
-    One that `rebuilds` a cache may leave it empty, and computes every token.
+    A plan that `rebuilds` a cache may leave it empty, and computes every token.
     """
     ids = [piece.row for piece in plan.rows]
     if (not ids and not rebuilds) or len(ids) > MAX_ROWS or ids != sorted(set(ids)):
@@ -94,7 +94,7 @@ class RowTable:
         return sum(self.lengths)
 
     def begun(self, adopted: Sequence[int]) -> RowTable:
-        """The table after rows were begun with held prefixes. Raises RemoteProtocolError if there are rows already."""
+        """The table after rows begin with held prefixes. Raises RemoteProtocolError if there are rows already."""
         if not adopted:
             return self
         if self.lengths:
@@ -110,7 +110,7 @@ class RowTable:
         return RowTable(tuple(self.lengths[source] for source in source_rows))
 
     def truncated(self, rows: Sequence[RowSlice]) -> RowTable:
-        """The table after truncation to the starts of `rows`; the next new row of an index begins empty."""
+        """The table after truncation to the starts of `rows`; a row with the next free index begins empty."""
         lengths = list(self.lengths)
         for piece in rows:
             if piece.row == len(lengths):
@@ -122,7 +122,7 @@ class RowTable:
         return RowTable(tuple(lengths))
 
     def extended(self, rows: Sequence[RowSlice]) -> RowTable:
-        """The table after the tokens of `rows` were computed; the rows are truncated already."""
+        """The table after the tokens of `rows` are computed; the rows must be truncated already."""
         lengths = list(self.lengths)
         for piece in rows:
             lengths[piece.row] = piece.stop
@@ -136,9 +136,9 @@ class RowTable:
 def split_plan(plan: StepPlan, max_tokens: int) -> tuple[StepPlan, ...]:
     """Cut a plan into steps of at most `max_tokens` tokens that follow each other down the chain.
 
-    Only the first adopts, permutes and truncates (it names every row), so the others are appends and several may be in
-    flight.
-    Tokens keep their packed order: the steps' tokens joined are the plan's tokens, and so are their answers.
+    Only the first step adopts, permutes and truncates (it names every row); the others only append, so several may be
+    in flight.  Tokens keep their packed order: the steps' tokens joined are the plan's tokens, and so are their
+    answers.
     """
     if plan.tokens <= max_tokens:  # every decoded token
         return (plan,)
@@ -172,7 +172,7 @@ def _part_of(piece: RowSlice, start: int, stop: int) -> RowSlice:
 
 
 def answers_in(plan: StepPlan, data: bytes, token_bytes: int) -> bytes:
-    """The packed tokens that the client wants back, out of all packed tokens of the step."""
+    """The packed outputs that the client wants back, out of those of all tokens of the step."""
     if plan.answers == plan.tokens:
         return data
     parts = []

@@ -1,7 +1,7 @@
-"""Tensors as bytes: little-endian, row after row, nothing but the values; dtype and shape travel beside them.
+"""Tensors as bytes: little-endian, row-major, values only; dtype and shape travel separately.
 
-Sizes are checked against dtype, shape and a limit before anything is allocated.  What is decoded shares the memory of
-the bytes wherever it can: it may only be read, and has to be copied before it is changed.
+Sizes are checked against dtype, shape and a limit before anything is allocated.  A decoded tensor shares the memory of
+the bytes if it can: it is read-only, and must be copied before it is changed.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ DTYPES: Mapping[str, torch.dtype] = {
     "int8": torch.int8,
     "uint8": torch.uint8,
 }
-"""The dtypes that may travel, by the names they have on the wire."""
+"""The dtypes that may be sent, by their names on the wire."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 if sys.byteorder != "little":
-    raise ImportError("tensors travel in little-endian order, and this machine has another one")
+    raise ImportError("tensors are sent in little-endian order, which this machine does not use")
 
 with warnings.catch_warnings():
     # torch says once per process that decoded bytes are not writable, which is what the module docstring says.
@@ -45,7 +45,7 @@ with warnings.catch_warnings():
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a dtype on the wire. Raises UsageError for one that does not travel."""
+    """The name of a dtype on the wire. Raises UsageError for a dtype that cannot be sent."""
     if dtype not in _NAMES:
         raise UsageError(f"tensors of {dtype} cannot be sent")
     return _NAMES[dtype]
@@ -61,9 +61,9 @@ def encode_tensor(tensor: torch.Tensor) -> bytes:
 
 
 def decode_tensor(dtype: str, shape: Sequence[int], data: bytes, *, max_bytes: int) -> torch.Tensor:
-    """The tensor of that dtype and shape whose values are `data`; it shares their memory, read only.
+    """Decode a tensor of that dtype and shape from its values; the result is read-only and shares the memory of `data`.
 
-    Raises RemoteProtocolError for an unknown dtype, an impossible shape, or sizes that do not agree or exceed
+    Raises RemoteProtocolError for an unknown dtype, an impossible shape, or a size that does not match or exceeds
     `max_bytes`.
     """
     if dtype not in DTYPES:
@@ -82,11 +82,11 @@ def decode_tensor(dtype: str, shape: Sequence[int], data: bytes, *, max_bytes: i
 
 @dataclass(frozen=True, slots=True)
 class WireFormat:
-    """How the activations between two peers travel: every token takes `token_bytes`, in order.
+    """The format of activations between two peers: every token takes `token_bytes`, in order.
 
-    A run of tokens can therefore be cut and joined as bytes.  float32, bfloat16 and float16 are the values themselves;
-    int8 has, per token, a float16 scale for each group of 64 values and then the values as multiples of their scale;
-    values beyond 127 * 65504 saturate.
+    A run of tokens can therefore be split and joined as bytes.  float32, bfloat16 and float16 are the values
+    themselves; int8 has, per token, a float16 scale for each group of 64 values, and then the values as multiples of
+    their scale; values beyond 127 * 65504 saturate.
     """
 
     name: str
@@ -96,7 +96,7 @@ class WireFormat:
     _decode: Callable[[torch.Tensor], torch.Tensor]
 
     @classmethod
-    @functools.lru_cache(maxsize=64)  # every step asks for some; a name that is none is not kept
+    @functools.lru_cache(maxsize=64)  # every step asks for some; unknown names are not cached
     def named(cls, name: str, hidden_size: int) -> WireFormat:
         """One of "float32", "bfloat16", "float16", "int8". Raises UsageError for another name."""
         if name == "int8":
@@ -122,7 +122,7 @@ class WireFormat:
     def encode(self, hidden: torch.Tensor) -> bytes:
         """(T, hidden_size) of any floating dtype -> T * token_bytes bytes.
 
-        A value too large for a 16-bit format becomes its largest one.
+        A value too large for a 16-bit format becomes the largest finite one.
         """
         if hidden.shape[0] == 0:
             return b""
@@ -131,22 +131,22 @@ class WireFormat:
     def decode(self, data: bytes) -> torch.Tensor:
         """T * token_bytes bytes -> (T, hidden_size), in the dtype of the format (float32 for int8).
 
-        Shares the memory of `data`, read only, except for int8. Raises RemoteProtocolError if a token is cut.
+        Shares the memory of `data`, read-only, except for int8. Raises RemoteProtocolError if a token is cut.
         """
         tokens, rest = divmod(len(data), self.token_bytes)
         if rest:
-            raise RemoteProtocolError(f"{len(data)} bytes are no whole number of tokens of {self.token_bytes} bytes")
+            raise RemoteProtocolError(f"{len(data)} bytes are not a whole number of tokens of {self.token_bytes} bytes")
         return self._decode(decode_tensor("uint8", (tokens, self.token_bytes), data, max_bytes=len(data)))
 
     def is_finite(self, data: bytes) -> bool:
-        """Whether all values of whole tokens are numbers. Raises RemoteProtocolError if a token is cut."""
+        """Whether all values of whole tokens are finite. Raises RemoteProtocolError if a token is cut."""
         return all_finite(self.decode(data))
 
 
 def all_finite(values: torch.Tensor) -> bool:
-    """Whether all values of a floating tensor are numbers.
+    """Whether all values of a floating tensor are finite.
 
-    By the smallest and the largest, of which a NaN makes NaNs: a third to a tenth of what `isfinite` takes.
+    Looks at minimum and maximum, which propagate NaN: takes a third to a tenth of the time of `isfinite`.
     """
     return values.numel() == 0 or all(math.isfinite(end.item()) for end in torch.aminmax(values))
 
@@ -156,7 +156,7 @@ def _saturating_cast(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if limits.max >= torch.finfo(values.dtype).max:
         return values.to(dtype)
     finite = values.clamp(limits.min, limits.max)
-    return torch.where(values.isinf(), values, finite).to(dtype)  # what is no number has to be seen at the other end
+    return torch.where(values.isinf(), values, finite).to(dtype)  # NaN and infinity must be seen at the other end
 
 
 def _quantize_int8(hidden: torch.Tensor) -> torch.Tensor:

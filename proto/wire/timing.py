@@ -1,9 +1,9 @@
-"""The times that both sides of the protocol rely on, each once; all are seconds.
+"""The times that both sides of the protocol rely on, each defined once; all are seconds.
 
-A number belongs here if the other side would fail with another one: how long a record lives and how often it is
-renewed, which side gives up first when nothing comes, how long something is remembered.  Numbers of one program only
-are in its own `Timing`.  The inequalities between them are the protocol's; tests/proto/wire/test_timing.py asserts each
-with its reason.
+A time belongs here if the other side would fail with a different one: how long a record lives and how often it is
+renewed, which side gives up first when nothing comes, how long something is remembered.  Times of one program only are
+in its own `Timing`.  The inequalities between the times are part of the protocol; tests/proto/wire/test_timing.py
+asserts each with its reason.
 """
 
 from __future__ import annotations
@@ -68,19 +68,19 @@ __all__ = [
 RECORD_REFRESH_JITTER = 0.2
 """Largest relative deviation from the refresh time: peers that start together must not stay in step."""
 OVERDUE_REFRESHES = 1.5
-"""Age of a record, in refresh times, from which on it should have been renewed."""
+"""Age of a record, in refresh times, at which it should have been renewed."""
 MAX_RECORD_LIFETIME_SECONDS = 120.0
-"""Longest life from now with which a record is accepted: a peer that is gone is forgotten soon."""
+"""Longest remaining life with which a record is accepted, so that a peer that is gone is soon forgotten."""
 
 CLOCK_STEP_SECONDS = 2.0
-"""Difference beyond which a machine's clock was set, and not only corrected."""
+"""Jump of a machine's clock beyond which it counts as set, not only corrected."""
 DHT_CALL_AGE_SECONDS = 60.0
 """Largest age of a call between nodes of a private swarm's DHT, by both clocks; nonces are kept for twice as long."""
 
 # --- certificates ----------------------------------------------------------------------------------------------------
 
 LEAF_LIFETIME_SECONDS = 30 * 86400.0
-"""Validity of the certificate that a node serves under; it is renewed after half of it."""
+"""Validity of the certificate that a node presents; it is renewed after half of this time."""
 ROOT_LIFETIME_SECONDS = 10 * 365 * 86400.0
 """Validity of the root that a dialler makes for one connection."""
 
@@ -91,16 +91,16 @@ JOIN_CLOCK_SKEW_SECONDS = 3.0
 HELLO_CLOCK_SKEW_SECONDS = 30.0
 """Largest difference between the sender's clock in a hello and the receiver's; nonces are kept for twice as long."""
 CAPABILITY_SECONDS = 86400.0
-"""Life of the capabilities that a client signs, the longest that one session may last."""
+"""Life of the capabilities that a client signs, and so the longest time that one session may last."""
 MAX_CAPABILITY_SECONDS = 7 * 86400.0
-"""Longest life with which a capability is accepted."""
+"""Longest remaining life with which a capability is accepted."""
 
 # --- opening a session -----------------------------------------------------------------------------------------------
 
 PREVIOUS_STREAM_SECONDS = 5.0
 """Wait of a new stream for the previous stream of the same session to close."""
 ANSWER_SECONDS = 10.0
-"""Wait of a client for a peer to say that a session is admitted, queued or refused; also after the end of its wait."""
+"""Wait of a client for a peer to admit, queue or refuse a session; also granted after the session's wait for room."""
 PUSH_CONNECT_SECONDS = 10.0
 """Wait of a peer for its successor to accept its push stream."""
 HANDSHAKE_SECONDS = 15.0
@@ -111,7 +111,7 @@ HANDSHAKE_SECONDS = 15.0
 MAX_WAIT_SECONDS = 3600.0
 """Longest wait for room that a session may ask for."""
 UNUSED_ROOM_SECONDS = 60.0
-"""Time after which a peer ends a session that has computed nothing with its room."""
+"""Time after which a peer ends a session that has not computed anything with its room."""
 UNFED_ROOM_SECONDS = 300.0
 """The same for a session whose steps come from a predecessor: all peers before it compute the first step first."""
 MAX_RETRY_AFTER_SECONDS = 3600.0
@@ -134,23 +134,23 @@ RELAY_ACCEPT_SECONDS = 10.0
 RELAY_FULL_SECONDS = 60.0
 """Pause that a relay without a place proposes."""
 RELAY_IDLE_SECONDS = 60.0
-"""Time without a byte after which a relay ends a connection; the pings of its two ends come more often."""
+"""Time without a byte after which a relay ends a connection; the two ends ping more often."""
 
 # --- connections -----------------------------------------------------------------------------------------------------
 
 KEEPALIVE_SECONDS = 20.0
 """Time between two pings on a connection, by either side."""
 KEEPALIVE_ANSWER_SECONDS = 10.0
-"""Wait for the answer to such a ping; the connection is closed then."""
+"""Wait for the answer to such a ping, after which the connection is closed."""
 MIN_KEEPALIVE_SECONDS = 5.0
 """Shortest time between two pings that a server allows; a dialler that pings faster is disconnected."""
 RESOLVE_SECONDS = 5.0
 """Wait of a dialler for a name to be resolved."""
 TLS_HANDSHAKE_SECONDS = 10.0
-"""Wait of a server for a new connection to become an encrypted one."""
+"""Wait of a server for the TLS handshake of a new connection."""
 SERVER_LOOK_SECONDS = 60.0
-"""How often the end of a server is waited for anew: gRPC waits without a limit in a way that cannot be cancelled."""
+"""Interval at which waiting for the end of a server is restarted: gRPC's unlimited wait cannot be cancelled."""
 CONNECTION_IDLE_SECONDS = 300.0
-"""Time without a call after which a server ends a connection; the next call dials anew."""
+"""Time without a call after which a server ends a connection; the next call dials again."""
 CROWDING_SECONDS = 2.0
 """Time between two counts of the connections at a port."""

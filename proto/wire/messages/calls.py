@@ -1,4 +1,4 @@
-"""The questions and answers of the calls that have one answer: look-ups and pings."""
+"""The requests and replies of the unary calls: look-ups and pings."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from .opening import SIGNED, Signed, pack_place, unpack_place
 
 @dataclass(frozen=True, slots=True)
 class LookupRequest:
-    """Which records are there under this name?"""
+    """Asks for the records under a name."""
 
     key: str
     hello: Signed
-    """Private swarms answer to members only."""
+    """Private swarms answer only members."""
     most_bytes: int = 0
-    """Where there are more records than this, those that are best for a node at `place`; 0: all, as far as they fit."""
+    """If the records exceed this size, only the best ones for a node at `place`; 0: all, as far as they fit."""
     place: Coordinate | None = None
-    """The coordinate of the node that asks; None: not known."""
+    """The coordinate of the asking node; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class LookupReply:
-    """Encoded records; they prove themselves."""
+    """Encoded records, which are signed by their owners."""
 
     records: tuple[bytes, ...] = ()
     known: int = 0
-    """Records that the peer has under the name; 0: a peer that does not choose among them."""
+    """Number of records that the peer has under the name; 0: the peer does not choose among them."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether the peer knows no more than it says."""
+        """Whether the reply has all records that the peer knows."""
         return self.known <= len(self.records)
 
 
 @dataclass(frozen=True, slots=True)
 class PingRequest:
-    """How far, how late and how busy is the peer?"""
+    """Asks for a peer's round trip, clock and load."""
 
     protocol: int
-    """The version that the sender speaks; 0: it is too old to say it."""
+    """The protocol version of the sender; 0: the sender is too old to state it."""
     padding: bytes = b""
 
 

@@ -1,7 +1,7 @@
 """From bytes to a frozen value and back: one codec for each message of swarm.proto.
 
-A codec is a pair of functions, message <-> value; here is what all of them share.  What cannot be read raises
-RemoteProtocolError, whatever class the foreign code raised.
+A codec is a pair of functions, message <-> value; this module has the parts that all codecs share.  Bytes that cannot
+be decoded raise RemoteProtocolError, whatever error the foreign code raised.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class Codec(Generic[V]):
-    """How a value of class V travels."""
+    """The encoding of a value of class V as a message."""
 
     message: type[Message]
     pack: Callable[[V], Any]
-    """The message that says the value."""
+    """Value -> message."""
     unpack: Callable[[Any], V]
-    """The value that a message within its limits says. Raises RemoteProtocolError."""
+    """Message within its limits -> value. Raises RemoteProtocolError."""
     max_bytes: int = MAX_FRAME_BYTES
 
     def encode(self, value: V) -> bytes:
@@ -35,27 +35,27 @@ class Codec(Generic[V]):
         return packed.SerializeToString()
 
     def decode(self, data: bytes) -> V:
-        """The value in `data`, from somebody who may be hostile. Raises RemoteProtocolError."""
+        """Decode `data`, which may come from a hostile sender. Raises RemoteProtocolError."""
         message = parse(self.message, data, self.max_bytes)
         try:
             return self.unpack(message)
         except SwarmError:
             raise
         except Exception as error:
-            raise RemoteProtocolError(f"a {self.message.DESCRIPTOR.name} has no meaning: {error!r}") from error
+            raise RemoteProtocolError(f"a {self.message.DESCRIPTOR.name} cannot be interpreted: {error!r}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class Plain(Generic[V]):
-    """How a value of class V travels in a field of a frame that is no message."""
+    """The encoding of a value of class V in a field that is not a message."""
 
     pack: Callable[[V], bytes | bool]
     unpack: Callable[[Any], V]
-    """The value that the field says. Raises RemoteProtocolError."""
+    """Field -> value. Raises RemoteProtocolError."""
 
 
 def flag(value: type[V]) -> Plain[V]:
-    """The form of a value without parts: the field is there, and true."""
+    """The encoding of a value without parts: the field is present, and true."""
 
     def unpack(is_set: bool) -> V:
         if not is_set:
@@ -66,7 +66,7 @@ def flag(value: type[V]) -> Plain[V]:
 
 
 def parse(message_class: type[M], data: bytes, max_bytes: int = MAX_FRAME_BYTES) -> M:
-    """The message in `data`, all fields within their limits. Raises RemoteProtocolError."""
+    """Parse `data`, and check that all fields are within their limits. Raises RemoteProtocolError."""
     name = message_class.DESCRIPTOR.name
     if len(data) > max_bytes:
         raise RemoteProtocolError(f"a {name} has at most {max_bytes} bytes, not {len(data)}")
@@ -79,7 +79,7 @@ def parse(message_class: type[M], data: bytes, max_bytes: int = MAX_FRAME_BYTES)
 
 
 def by_name(message: type[Message], value: type[V], **nested: Codec[Any]) -> Codec[V]:
-    """The codec of a value whose fields have the names of the message's; those in `nested` have codecs of their own."""
+    """The codec of a value with the same field names as the message; fields in `nested` have their own codecs."""
     names = [field.name for field in fields(value)]  # type: ignore[arg-type]
     repeated = {name for name in names if message.DESCRIPTOR.fields_by_name[name].is_repeated}
 
@@ -100,9 +100,9 @@ def by_name(message: type[Message], value: type[V], **nested: Codec[Any]) -> Cod
 def union(
     message: type[Message], kinds: Mapping[str, tuple[type, Codec[Any] | Plain[Any]]], unknown: Any = None
 ) -> Codec[Any]:
-    """The codec of a frame that holds one of several `kinds`: the field, the class of its value, its codec.
+    """The codec of a frame that holds one of several `kinds`, each (field, class of the value, codec).
 
-    `unknown` stands for a kind that this version does not know; without it such a frame is refused.
+    `unknown` is the value for a kind that this version does not know; without it such a frame is refused.
     """
     by_class = {value: (field, codec.pack) for field, (value, codec) in kinds.items()}
 
@@ -114,7 +114,7 @@ def union(
         field = frame.WhichOneof("kind")
         if field is None:
             if unknown is None:
-                raise RemoteProtocolError(f"a {message.DESCRIPTOR.name} is of no kind that is known")
+                raise RemoteProtocolError(f"a {message.DESCRIPTOR.name} is of an unknown kind")
             return unknown
         return kinds[field][1].unpack(getattr(frame, field))
 

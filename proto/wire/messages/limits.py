@@ -1,8 +1,8 @@
 """The limits of every field whose size or range the sender chooses, as data, and the one walk that enforces them.
 
-The walk runs over a parsed message before anything is made of it: it asks for lengths first, so no Python object is
-made for an element that is one too many.  Parsing comes before it and is bounded by `MAX_FRAME_BYTES`: measured, a
-megabyte of empty rows, the dearest to parse, takes 20 ms and 20 MB.  `docs/protocol.md` shows this table;
+The walk runs over a parsed message before anything is built from it: it checks lengths first, so no Python object is
+created for an element beyond the limit.  Parsing comes before it and is bounded by `MAX_FRAME_BYTES`: measured, a
+megabyte of empty rows, the most expensive to parse, takes 20 ms and 20 MB.  `docs/protocol.md` shows this table;
 `scripts/limits` writes it.
 """
 
@@ -23,9 +23,9 @@ from ..steps import MAX_POSITIONS, MAX_ROWS
 from ..timing import MAX_STEP_SECONDS, MAX_TRANSFER_SECONDS
 
 MAX_FRAME_BYTES = 1 << 20
-"""Largest frame of a stream, as it travels."""
+"""Largest encoded frame of a stream."""
 MAX_TUNNEL_BYTES = 256 << 10
-"""Bytes of TLS in one frame of a tunnel: as much as is read from a socket at once."""
+"""Most bytes of TLS in one frame of a tunnel: as many as are read from a socket at once."""
 MAX_REPLY_BYTES = 4 << 20
 """Largest answer to a call: gRPC's own limit."""
 MAX_RECORD_BYTES = 3072
@@ -33,7 +33,7 @@ MAX_RECORD_BYTES = 3072
 MAX_RECORDS_PER_KEY = 900
 """The number of records of the largest size that fit into one answer, and that one look-up verifies."""
 MAX_PREFIX_BYTES = MAX_PREFIX_TOKENS // PAGE_TOKENS * DIGEST_BYTES
-"""The names of the pages of all rows together."""
+"""Most bytes of the names of pages, all rows together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +123,11 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
     "TunnelFrame": {"data": Size(MAX_TUNNEL_BYTES)},
     "ReachReply": {"host": Size(64)},
 }  # fmt: skip
-"""By message and field. Integers that are not here may have any value of their type, or are checked by meaning."""
+"""By message and field. Other integers may have any value of their type, or are checked by meaning elsewhere."""
 
 
 def check_limits(message: Message) -> None:
-    """Raises RemoteProtocolError for the first field of `message`, or of a message in it, that exceeds its limit."""
+    """Raise RemoteProtocolError for the first field of `message`, or of a message in it, that exceeds its limit."""
     for name, limit, repeated, nested in _checked_fields(message.DESCRIPTOR):
         if nested and not repeated and not message.HasField(name):
             continue
@@ -143,7 +143,7 @@ def check_limits(message: Message) -> None:
 
 @functools.cache
 def _checked_fields(descriptor: Descriptor) -> tuple[tuple[str, Limit | None, bool, bool], ...]:
-    """(name, limit, whether it is repeated, whether it holds messages with limits) of the fields to look at."""
+    """(name, limit, whether it is repeated, whether it holds messages with limits) of the fields to check."""
     limits = LIMITS.get(descriptor.name, {})
     found = []
     for field in descriptor.fields:

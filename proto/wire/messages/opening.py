@@ -1,4 +1,4 @@
-"""How a stream begins: who opens it and with which right, and what the peer answers."""
+"""The first frames of a stream: who opens it and with which rights, and the peer's answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PackedDigests = bytes
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """A signature by a node over domain tag + payload; `handshake.py` says of what, and checks it."""
+    """A node's signature over domain tag + payload; `handshake.py` defines the payloads and checks the signature."""
 
     payload: bytes = b""
     signer: str = ""
@@ -37,11 +37,11 @@ class OpenFrame:
     relay: bool = False
     """Outputs go back through the client instead of to the successor."""
     wait_seconds: float = 0.0
-    """Longest wait for room; 0: the session is refused where there is none."""
+    """Longest wait for room, seconds; 0: the session is refused if there is none."""
     prefixes: tuple[PackedDigests, ...] = ()
     """Per row from row 0 on."""
     place: Coordinate | None = None
-    """Where the client is in the network, roughly, so that peers can go where they are needed."""
+    """The client's rough position in the network, so that peers can place themselves near clients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class OpenedFrame:
     """Steps that may be in flight."""
     epoch: int
     held_tokens: tuple[int, ...] = ()
-    """Per prefix that was named: the first tokens whose attention cache the peer holds."""
+    """For each prefix that was named, the number of first tokens whose attention cache the peer holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class QueuedFrame:
     """The session waits for room."""
 
     place: int
-    """1: the next one."""
+    """Place in the queue; 1 is the next one."""
     estimate_seconds: float
 
 
@@ -73,7 +73,7 @@ class PushOpenFrame:
 
 @dataclass(frozen=True, slots=True)
 class PushReadyFrame:
-    """The peer takes the predecessor's steps."""
+    """The peer accepts the predecessor's steps."""
 
 
 SIGNED = by_name(pb.Signed, Signed)
@@ -87,7 +87,7 @@ def pack_prefixes(prefixes: Iterable[PackedDigests]) -> list[pb.Prefix]:
 
 
 def unpack_prefixes(messages: Iterable[pb.Prefix]) -> tuple[PackedDigests, ...]:
-    """Raises RemoteProtocolError for a digest that is cut, and for more names than a session may have."""
+    """Raises RemoteProtocolError for an incomplete digest, and for more names than a session may have."""
     prefixes = tuple(message.digests for message in messages)
     if any(len(digests) % DIGEST_BYTES for digests in prefixes):
         raise RemoteProtocolError(f"a digest of a page has {DIGEST_BYTES} bytes")
@@ -111,7 +111,7 @@ def _pack_open(opening: OpenFrame) -> pb.Open:
 
 def _unpack_open(message: pb.Open) -> OpenFrame:
     if message.wait and not message.wait_seconds > 0:
-        raise RemoteProtocolError("a session that waits says for how long")
+        raise RemoteProtocolError("a session that waits must give a longest wait")
     return OpenFrame(
         hello=SIGNED.unpack(message.hello),
         capability=SIGNED.unpack(message.capability),
@@ -124,12 +124,12 @@ def _unpack_open(message: pb.Open) -> OpenFrame:
 
 
 def pack_place(place: Coordinate | None) -> tuple[float, ...]:
-    """The numbers of a coordinate that travel."""
+    """The numbers of a coordinate on the wire."""
     return (*place.vector, place.height) if place is not None else ()
 
 
 def unpack_place(numbers: Sequence[float]) -> Coordinate | None:
-    """The coordinate that such numbers say; None: not known. Raises RemoteProtocolError."""
+    """The coordinate with these numbers; None: not known. Raises RemoteProtocolError."""
     if not numbers:
         return None
     if len(numbers) != PLACE_NUMBERS or not numbers[-1] >= 0:

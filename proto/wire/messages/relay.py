@@ -15,19 +15,19 @@ TOKEN_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class ReserveFrame:
-    """Tell me of nodes that want to reach me."""
+    """A request to be told of nodes that want to reach the sender."""
 
     hello: Signed
 
 
 @dataclass(frozen=True, slots=True)
 class ReservedFrame:
-    """The peer can be reached through the relay while the stream lasts."""
+    """The peer can be reached through the relay for as long as the stream lasts."""
 
     connections: int
-    """That the peer may have at once."""
+    """The most connections that the peer may have at once."""
     bytes_per_second: float
-    """Rate of all its connections together, both directions counted."""
+    """Limit for all its connections together, both directions counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class IncomingFrame:
     """A node wants to reach the peer."""
 
     token: bytes
-    """Names the connection when the peer accepts it, once."""
+    """Identifies the connection when the peer accepts it; valid once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class ConnectFrame:
     """The first frame of a node that wants to reach a peer through the relay."""
 
     hello: Signed
-    """To the relay."""
+    """Hello to the relay."""
     peer_id: str
 
 
@@ -56,7 +56,7 @@ class AcceptFrame:
 
 @dataclass(frozen=True, slots=True)
 class TunnelReadyFrame:
-    """Both sides are there."""
+    """Both sides are connected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class TunnelData:
 
 @dataclass(frozen=True, slots=True)
 class ReachRequest:
-    """Am I reached at the address that this call comes from, at this port?"""
+    """Asks whether the sender can be reached at the address that this call comes from, at this port."""
 
     hello: Signed
     port: int
@@ -76,7 +76,7 @@ class ReachRequest:
 
 @dataclass(frozen=True, slots=True)
 class ReachReply:
-    """The answer of the node that was asked."""
+    """The answer to a `ReachRequest`."""
 
     host: str
     """The address that the request came from."""

@@ -1,4 +1,4 @@
-"""The other frames of an open session: changes of the chain, questions and failures, and moving an attention cache."""
+"""The other frames of an open session: changes of the chain, probes and failures, and moving an attention cache."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .opening import SIGNED, PackedDigests, Signed, pack_prefixes, unpack_prefix
 
 @dataclass(frozen=True, slots=True)
 class RerouteFrame:
-    """The chain changed: new neighbours, higher epoch. Steps of older epochs are dropped from here on."""
+    """The chain has changed: new neighbours, higher epoch. Steps of older epochs are dropped from now on."""
 
     capability: Signed
     successor_record: bytes = b""
     relay: bool = False
     forget_prefixes: bool = False
-    """Keep none of the prefixes that were named at the opening: the rows are what their names say no more."""
+    """Keep none of the prefixes that were named at the opening, because the rows no longer match their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +34,14 @@ class ReroutedFrame:
 
 @dataclass(frozen=True, slots=True)
 class ProbeFrame:
-    """Where is the session?"""
+    """Asks for the state of the session."""
 
     nonce: int
 
 
 @dataclass(frozen=True, slots=True)
 class StatusFrame:
-    """Where the session is."""
+    """The state of the session."""
 
     nonce: int
     epoch: int
@@ -70,27 +70,27 @@ class FailureFrame:
 
 @dataclass(frozen=True, slots=True)
 class KvExportFrame:
-    """Send a part of the session's attention cache, as it is between two steps."""
+    """A request for a part of the session's attention cache, as it is between two steps."""
 
     timeout_seconds: float
     round: int
-    """Comes back with the part."""
+    """Returned with the part."""
     starts: tuple[int, ...]
-    """Per row from row 0 on, the tokens that are not wanted; none are left out of rows that are not named."""
+    """Per row from row 0 on, the number of first tokens to leave out; 0 for rows that are not named."""
     max_tokens: int
-    """The most tokens of all rows together; the peer may send fewer."""
+    """The most tokens to send, all rows together; the peer may send fewer."""
 
 
 @dataclass(frozen=True, slots=True)
 class KvStateFrame:
-    """A part of a session's attention cache begins: sent on request, or given to a peer that takes the session over."""
+    """The beginning of a part of an attention cache, sent on request or to a peer that takes the session over."""
 
     round: int
     applied_seq: int
     starts: tuple[int, ...]
-    """Per row, where the part begins..."""
+    """Per row, the position where the part begins..."""
     lengths: tuple[int, ...]
-    """...and ends; there are no other rows."""
+    """...and where it ends; there are no other rows."""
     total_bytes: int
     """The size of the safetensors data, over this frame and the chunks that follow."""
     data: bytes
@@ -100,7 +100,7 @@ class KvStateFrame:
 
 @dataclass(frozen=True, slots=True)
 class RememberFrame:
-    """Keep the attention cache of these beginnings of rows for later sessions of the same client."""
+    """A request to keep the attention cache of these prefixes of rows for later sessions of the same client."""
 
     prefixes: tuple[PackedDigests, ...]
 

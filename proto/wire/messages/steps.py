@@ -14,7 +14,7 @@ from .codec import Codec, by_name
 
 @dataclass(frozen=True, slots=True)
 class ReplayFrame:
-    """Send the replay buffer on to the successor, up to those lengths of the rows."""
+    """A request to send the replay buffer to the successor, up to these lengths of the rows."""
 
     epoch: int
     lengths: tuple[int, ...]
@@ -24,7 +24,7 @@ class ReplayFrame:
 
 @dataclass(frozen=True, slots=True)
 class RebuiltFrame:
-    """The attention cache is what it was asked to become."""
+    """The attention cache has been rebuilt as requested."""
 
     epoch: int
     tokens: int

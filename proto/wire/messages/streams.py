@@ -1,4 +1,4 @@
-"""The frames of the two streams, in each direction: what may be said, and its codec."""
+"""The frames of the two streams, in each direction: which are allowed, and their codec."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .steps import CHUNK, REBUILT, REPLAY, STEP, RebuiltFrame, ReplayFrame
 
 @dataclass(frozen=True, slots=True)
 class UnknownFrame:
-    """A frame of a kind that this version does not know: a client passes over it."""
+    """A frame of a kind that this version does not know; a client ignores it."""
 
 
 ClientFrame = (
