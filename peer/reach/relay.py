@@ -58,7 +58,7 @@ class _Held:
 
     reservation: RelayPlace
     incoming: asyncio.Queue[bytes]
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event
 
 
 @dataclass(eq=False)
@@ -116,11 +116,12 @@ class RelayService:
                 peer, _ = self._hellos.check(frame.hello)
                 if not self._offers():
                     raise PeerUnavailable("this peer relays for nobody now")
-                reservation = self.table.reserve(peer, network_of_host(host))
+                ended = asyncio.Event()
+                reservation = self.table.reserve(peer, network_of_host(host), ended.set)
         except SwarmError as error:
             await self._refuse(stream, error)
             return
-        held = _Held(reservation, asyncio.Queue(self.table.quota.connections_per_peer))
+        held = _Held(reservation, asyncio.Queue(self.table.quota.connections_per_peer), ended)
         if older := self._held.get(peer):
             older.ended.set()
         self._held[peer] = held

@@ -3,7 +3,7 @@
 A reservation is one peer's right to be reached through this relay; it ends with the stream that holds it, and so do its
 connections.  The limits bound the cost that peers can cause: reservations (also per network, because ids are free),
 connections of one peer and of all, and bytes per second of one peer and of all, over both directions.  When no
-connection is left, the network with most of them gives one back, so that no network keeps others out.
+place or connection is left, the network with most of them gives one back, so that no network keeps others out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from ...proto.errors import PeerBusy, PeerUnavailable
 from ...proto.wire.timing import RELAY_FULL_SECONDS
@@ -43,6 +44,8 @@ class RelayPlace:
     peer: PeerId
     network: str
     throttle: Throttle
+    end: Callable[[], None]
+    """Called when another network needs the place."""
     relayed_bytes: int = 0
 
 
@@ -85,8 +88,8 @@ class RelayTable:
     def connections(self) -> int:
         return len(self._connections)
 
-    def reserve(self, peer: PeerId, network: str) -> RelayPlace:
-        """Reserve a place for `peer`, seen in `network`; this replaces its older reservation.
+    def reserve(self, peer: PeerId, network: str, end: Callable[[], None]) -> RelayPlace:
+        """Reserve a place for `peer`, seen in `network`, until the table calls `end`; this replaces its older one.
 
         Raises PeerBusy if there is none, PeerUnavailable if the peer is the relay itself: a loop.
         """
@@ -94,9 +97,17 @@ class RelayTable:
             raise PeerUnavailable("a relay is not reached through itself")
         others = [reservation for reservation in self._held.values() if reservation.peer != peer]
         near = sum(reservation.network == network for reservation in others)
-        if len(others) >= self.quota.peers or near >= max(1, self.quota.peers // 2):
-            raise PeerBusy(RELAY_FULL_SECONDS, "the relay has no place for another peer")
-        self._held[peer] = RelayPlace(peer, network, Throttle(self.quota.bytes_per_second_per_peer))
+        full = PeerBusy(RELAY_FULL_SECONDS, "the relay has no place for another peer")
+        if near >= max(1, self.quota.peers // 2):
+            raise full
+        if len(others) >= self.quota.peers:
+            surplus = youngest_of_most(others, network)
+            if surplus is None:
+                raise full
+            self.release(surplus)
+            surplus.end()
+        self._held.pop(peer, None)  # the youngest is the last one
+        self._held[peer] = RelayPlace(peer, network, Throttle(self.quota.bytes_per_second_per_peer), end)
         return self._held[peer]
 
     def release(self, reservation: RelayPlace) -> None:
@@ -127,20 +138,35 @@ class RelayTable:
                 self._connections.remove(mine)
 
     def _make_room(self, held: Sequence[RelayedConnection], network: str) -> None:
-        """End the youngest connection of the network with most of `held`, if that keeps as many as `network` gets.
-
-        Raises PeerBusy.
-        """
-        counts = Counter(connection.network for connection in held)
-        most = max(counts.values())
-        if most <= counts[network] + 1:
+        """End the youngest connection of another network that has more than `network` gets. Raises PeerBusy."""
+        surplus = youngest_of_most(held, network)
+        if surplus is None:
             raise PeerBusy(RELAY_FULL_SECONDS, "the relay has no room for another connection")
-        youngest = next(connection for connection in reversed(held) if counts[connection.network] == most)
-        self._connections.remove(youngest)
-        youngest.end()
+        self._connections.remove(surplus)
+        surplus.end()
 
     def delay(self, reservation: RelayPlace, nbytes: int, now: float) -> float:
         """Count bytes to forward for a peer; return the seconds to wait before they are sent."""
         self.relayed_bytes += nbytes
         reservation.relayed_bytes += nbytes
         return max(reservation.throttle.delay(nbytes, now), self._throttle.delay(nbytes, now))
+
+
+class _OfNetwork(Protocol):
+    @property
+    def network(self) -> str: ...
+
+
+_T = TypeVar("_T", bound=_OfNetwork)
+
+
+def youngest_of_most(held: Sequence[_T], network: str) -> _T | None:
+    """Return the youngest of the network that has most of `held`, which are in the order of their age.
+
+    None if that network would keep fewer than `network`, which wants one more, would have then.
+    """
+    counts = Counter(item.network for item in held)
+    most = max(counts.values(), default=0)
+    if most <= counts[network] + 1:
+        return None
+    return next(item for item in reversed(held) if counts[item.network] == most)

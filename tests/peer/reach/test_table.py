@@ -25,29 +25,47 @@ def never() -> None:
 
 def test_a_relay_has_a_number_of_places() -> None:
     relay = table(peers=2)
-    first = relay.reserve(ALICE, "a")
-    relay.reserve(BOB, "b")
+    first = relay.reserve(ALICE, "a", never)
+    relay.reserve(BOB, "b", never)
     assert (relay.free, relay.peers) == (0, 2)
     with pytest.raises(PeerBusy):
-        relay.reserve(CAROL, "c")
+        relay.reserve(CAROL, "c", never)
     relay.release(first)
-    relay.reserve(CAROL, "c")
+    relay.reserve(CAROL, "c", never)
 
 
 def test_one_network_takes_half_of_the_places_however_many_ids_it_makes() -> None:
     relay = table(peers=8)
     for number in range(4):
-        relay.reserve(PeerId(f"sybil {number}"), "a")
+        relay.reserve(PeerId(f"sybil {number}"), "a", never)
     with pytest.raises(PeerBusy):
-        relay.reserve(PeerId("one more"), "a")
-    relay.reserve(BOB, "b")
+        relay.reserve(PeerId("one more"), "a", never)
+    relay.reserve(BOB, "b", never)
+
+
+def test_networks_that_hold_all_places_make_room_for_others() -> None:
+    """A place is held by saying nothing, for ever, and two networks could hold all: that with most gives one back."""
+    relay, ended = table(peers=4), list[str]()
+    for name, network in (("a1", "a"), ("b1", "b"), ("a2", "a"), ("b2", "b")):
+        relay.reserve(PeerId(name), network, lambda name=name: ended.append(name))  # type: ignore[misc]
+    relay.reserve(CAROL, "c", never)
+    assert ended == ["b2"]
+    with pytest.raises(PeerBusy):
+        relay.reserve(PeerId("b3"), "b", never)
+    relay.reserve(PeerId("dave"), "d", never)
+    assert ended == ["b2", "a2"]
+    with pytest.raises(PeerBusy):
+        relay.reserve(PeerId("eve"), "e", never)
+    with pytest.raises(PeerUnavailable), relay.connection(PeerId("b2"), "x", never):
+        pass
+    assert relay.peers == 4
 
 
 def test_a_peer_that_comes_again_takes_its_own_place() -> None:
     """Its old stream may look alive for a while after its network was away."""
     relay = table(peers=2)
-    old = relay.reserve(ALICE, "a")
-    new = relay.reserve(ALICE, "a")
+    old = relay.reserve(ALICE, "a", never)
+    new = relay.reserve(ALICE, "a", never)
     relay.release(old)
     with relay.connection(ALICE, "x", never) as used:
         assert used is new
@@ -57,20 +75,20 @@ def test_a_peer_that_comes_again_takes_its_own_place() -> None:
 
 def test_a_relay_is_not_reached_through_itself() -> None:
     with pytest.raises(PeerUnavailable, match="itself"):
-        table().reserve(ME, "a")
+        table().reserve(ME, "a", never)
 
 
 def test_nobody_is_reached_without_a_place() -> None:
     relay = table()
-    relay.release(relay.reserve(ALICE, "a"))
+    relay.release(relay.reserve(ALICE, "a", never))
     with pytest.raises(PeerUnavailable, match="not reached through this relay"), relay.connection(ALICE, "x", never):
         pass
 
 
 def test_connections_are_limited_for_each_peer_and_in_all() -> None:
     relay = table(connections=3, connections_per_peer=2)
-    relay.reserve(ALICE, "a")
-    relay.reserve(BOB, "b")
+    relay.reserve(ALICE, "a", never)
+    relay.reserve(BOB, "b", never)
     with relay.connection(ALICE, "x", never), relay.connection(ALICE, "y", never):
         with pytest.raises(PeerBusy), relay.connection(ALICE, "x", never):
             pass
@@ -84,8 +102,8 @@ def test_connections_are_limited_for_each_peer_and_in_all() -> None:
 def test_a_network_keeps_no_other_one_from_a_peer_nor_from_the_relay() -> None:
     """The youngest connection of the network that has most makes room; where all have as many, nobody loses any."""
     relay, ended = table(connections=4, connections_per_peer=3), []
-    relay.reserve(ALICE, "a")
-    relay.reserve(BOB, "b")
+    relay.reserve(ALICE, "a", never)
+    relay.reserve(BOB, "b", never)
     with ExitStack() as stack:
 
         def connect(peer: PeerId, network: str) -> None:
@@ -133,7 +151,7 @@ def test_a_sender_that_pauses_as_it_is_told_keeps_to_the_rate(sends: list[tuple[
 
 def test_a_peer_that_takes_all_it_may_leaves_the_other_half() -> None:
     relay = table(bytes_per_second=float(1 << 20), peer_share=0.5)
-    greedy, modest = relay.reserve(ALICE, "a"), relay.reserve(BOB, "b")
+    greedy, modest = relay.reserve(ALICE, "a", never), relay.reserve(BOB, "b", never)
     now = 0.0
     for _ in range(64):
         now += relay.delay(greedy, 1 << 16, now)
