@@ -75,6 +75,9 @@ class ChainTiming:
     busy machine a single part says little."""
     transfer_slack_seconds: float = 10.0
     """A peer gives up a transfer this much later than the client, which has alternatives and keeps the session."""
+    passing_seconds: float = 1.0
+    """How long a part may wait for the peer that takes it: the answers of the one that sends it wait meanwhile, and
+    must not be late because of that."""
     handover_wait_seconds: float = 10.0
     """How long a session that could go on without a hand-over waits for room at the replacement."""
     handover_pause_seconds: float = 5.0

@@ -19,6 +19,7 @@ from ...proto.wire.messages.session import FailureFrame, KvExportFrame, KvStateF
 from ...proto.wire.messages.steps import RebuiltFrame
 from ...proto.wire.messages.streams import ClientFrame, PeerFrame
 from ..peer_errors import blamed_on
+from ..timing import ChainTiming
 from .machine import events as ev
 
 BACKLOG_FRAMES = 8
@@ -34,6 +35,8 @@ class _KvPassage:
     deadline: float
     """In the loop's time."""
     slack_seconds: float
+    patience_seconds: float
+    """How much longer the passage may wait for the target; the source's answers are not read meanwhile."""
 
 
 class HopStream:
@@ -75,13 +78,11 @@ class HopStream:
         """Queue frames that are made one by one as they are sent."""
         self._outbox.put_nowait(frames)
 
-    def pass_cache_on(self, target: HopStream, export: ev.Export, slack_seconds: float) -> None:
-        """Ask the peer for a part of its attention cache and pass it on to `target`, frame by frame.
-
-        The peers' time-out is `slack_seconds` longer than the client's.
-        """
+    def pass_cache_on(self, target: HopStream, export: ev.Export, timing: ChainTiming) -> None:
+        """Ask the peer for a part of its attention cache and pass it on to `target`, frame by frame."""
+        slack_seconds = timing.transfer_slack_seconds
         deadline = asyncio.get_running_loop().time() + export.timeout_seconds
-        self._passage = _KvPassage(target, export.round, deadline, slack_seconds)
+        self._passage = _KvPassage(target, export.round, deadline, slack_seconds, timing.passing_seconds)
         timeout_seconds = export.timeout_seconds + slack_seconds
         self.post(KvExportFrame(timeout_seconds, export.round, export.starts, export.max_tokens))
 
@@ -145,7 +146,7 @@ class HopStream:
             case ChunkFrame() if self._kv_missing_bytes > 0:
                 self._kv_missing_bytes -= len(frame.data)
                 if self._passage is not None:
-                    await self._passage.target._post_with_room(frame)
+                    await self._pass_on(self._passage, frame)
             case StepFrame():
                 return self._answered(self._reader.step(frame))
             case ChunkFrame():
@@ -178,8 +179,19 @@ class HopStream:
             self._passage = None
             return None
         left = max(0.001, passage.deadline - asyncio.get_running_loop().time())
-        await passage.target._post_with_room(replace(state, timeout_seconds=left + passage.slack_seconds))
+        await self._pass_on(passage, replace(state, timeout_seconds=left + passage.slack_seconds))
         return ev.Exported(self.id, state.round, state.applied_seq, state.starts, state.lengths)
+
+    async def _pass_on(self, passage: _KvPassage, frame: ClientFrame) -> None:
+        """Pass a frame on; give the part up if its target takes nothing: the peer that sends it must be heard."""
+        began = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(passage.patience_seconds):
+                await passage.target._post_with_room(frame)
+        except TimeoutError:
+            if self._passage is passage:
+                self.stop_passing()
+        passage.patience_seconds -= asyncio.get_running_loop().time() - began
 
     async def _post_with_room(self, frame: ClientFrame) -> None:
         """Queue a frame once fewer than `BACKLOG_FRAMES` wait to be sent; drop it if the stream has ended."""

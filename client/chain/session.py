@@ -192,9 +192,7 @@ class ChainSession:
             case ev.Probe(hop, nonce):
                 self._streams[hop].post(ProbeFrame(nonce))
             case ev.Export(source, target):
-                self._streams[source].pass_cache_on(
-                    self._streams[target], action, self._config.timing.chain.transfer_slack_seconds
-                )
+                self._streams[source].pass_cache_on(self._streams[target], action, self._config.timing.chain)
             case ev.StopExport(source):
                 self._streams[source].stop_passing()
             case ev.Leave(hop):

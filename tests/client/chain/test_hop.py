@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from blockswarm.client.chain.hop import BACKLOG_FRAMES, HopStream
 from blockswarm.client.chain.machine import events as ev
+from blockswarm.client.timing import ChainTiming
 from blockswarm.proto.errors import RemoteProtocolError, SessionLost, SwarmError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
@@ -18,6 +20,9 @@ from blockswarm.proto.wire.messages.opening import OpenFrame, Signed
 from blockswarm.proto.wire.messages.session import KvStateFrame, StatusFrame
 from blockswarm.proto.wire.messages.streams import ClientFrame
 from blockswarm.routing.swarm import BlockRange
+from support.virtual_time import VirtualTimeLoop
+
+TIMING = ChainTiming()
 
 
 class Call:
@@ -90,7 +95,7 @@ def test_a_cache_that_passes_to_a_peer_that_dies_holds_up_nobody() -> None:
         sending = LongCall(state, *[ChunkFrame(b"k")] * chunks, StatusFrame(1, 1, 1, 1))
         target = stream_over(full, lambda event: None)
         source = stream_over(sending, lambda event: probed.set() if isinstance(event, ev.Probed) else None)
-        source.pass_cache_on(target, ev.Export(source.id, target.id, 1, (), 5, 60.0), 1.0)
+        source.pass_cache_on(target, ev.Export(source.id, target.id, 1, (), 5, 60.0), ChainTiming(passing_seconds=60.0))
         for _ in range(20 * chunks):  # more turns than all of it takes
             await asyncio.sleep(0)
         assert sending.left, "it waits for the target"
@@ -101,6 +106,30 @@ def test_a_cache_that_passes_to_a_peer_that_dies_holds_up_nobody() -> None:
         await target.close()
 
     asyncio.run(scenario())
+
+
+def test_a_cache_that_passes_to_a_peer_that_takes_nothing_holds_up_nobody() -> None:
+    """A peer is not known to be dead while it only takes nothing: the part is given up, however the waits add up."""
+
+    async def scenario() -> None:
+        chunks = 4 * BACKLOG_FRAMES
+        state = KvStateFrame(1, 1, (0,), (5,), chunks, b"")
+        heard: list[ev.Event] = []
+        source = stream_over(LongCall(state, *[ChunkFrame(b"k")] * chunks, StatusFrame(1, 1, 1, 1)), heard.append)
+        target = stream_over(FullCall(), lambda event: None)
+        source.pass_cache_on(target, ev.Export(source.id, target.id, 1, (), 5, 60.0), TIMING)
+        await asyncio.sleep(TIMING.passing_seconds + 1.0)
+        assert [type(event) for event in heard] == [ev.Exported, ev.Probed]
+        await source.close()
+        await target.close()
+
+    with closing(VirtualTimeLoop()) as loop:
+        loop.run(scenario())
+
+
+def test_an_answer_is_not_late_because_a_part_waited_for_its_target() -> None:
+    """Else the peer that sends the part would be examined, and perhaps replaced, for the other one's silence."""
+    assert TIMING.passing_seconds < TIMING.late_seconds
 
 
 @pytest.mark.parametrize(("said", "reason"), [
