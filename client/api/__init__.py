@@ -1,1 +1,1 @@
-"""The endpoint: how programs that speak OpenAI's API use a swarm, and that no answer claims an end it did not have."""
+"""The endpoint: serves a swarm as OpenAI's API, and never presents an incomplete answer as complete."""

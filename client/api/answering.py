@@ -1,4 +1,4 @@
-"""One request from its place in the queue to its last piece; errors of all kinds become the API's here."""
+"""Carries one request from the queue to its last piece, and translates all errors to the API's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .trace import Timings, Trace
 logger = logging.getLogger(__name__)
 
 MOST_NAMED = 8
-"""Models that are named to a client that asks for another one."""
+"""The most models that are named to a client that asks for an unknown one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ AnswerItem = Begun | Piece | Repaired | Completed
 
 
 class RunningAnswers:
-    """The generations that run now, so that all can be ended at once. Used on the endpoint's loop only."""
+    """The running generations, so that all can be stopped at once. Used on the endpoint's loop only."""
 
     def __init__(self) -> None:
         self.stopped = False
@@ -50,7 +50,7 @@ class RunningAnswers:
 
     @contextmanager
     def running(self, cancellation: Cancellation) -> Iterator[None]:
-        """Have the generation of a block ended by `stop`. Raises ApiError if that was called before."""
+        """Register the generation that runs inside the block with `stop`. Raises ApiError if that was called before."""
         if self.stopped:
             raise endpoint_stops()
         self._running.add(cancellation)
@@ -60,7 +60,7 @@ class RunningAnswers:
             self._running.discard(cancellation)
 
     def stop(self) -> None:
-        """End all generations with an error, and begin no other."""
+        """End all generations with an error, and refuse new ones."""
         self.stopped = True
         for cancellation in tuple(self._running):
             cancellation.request()
@@ -78,20 +78,20 @@ class Endpoint:
     gate: Gate
     metrics: EndpointMetrics
     clock: Callable[[], float]
-    """Seconds, of a clock that nobody sets."""
+    """Seconds of a clock that is never adjusted."""
     unix_clock: Callable[[], float]
     new_seed: Callable[[], int]
-    """For requests that name none."""
+    """Makes the seed of a request that has none."""
     new_id: Callable[[], str]
     keys: Keys
     allowed_origins: Collection[str] = ()
-    """Web pages of other origins that may ask."""
+    """Other origins whose web pages may send requests."""
     loopback_only: bool = False
     timing: EndpointTiming = field(default_factory=EndpointTiming)
     answers: RunningAnswers = field(default_factory=RunningAnswers)
 
     def model(self, name: str) -> ServedModel:
-        """Raises ApiError for a name that is not served."""
+        """Return the model of that name. Raises ApiError if it is not served."""
         served = self.models.get(name)
         if served is None:
             there = ", ".join(f"'{other}'" for other in islice(self.models, MOST_NAMED))
@@ -102,7 +102,7 @@ class Endpoint:
     async def answer(
         self, served: ServedModel, request: ChatRequest | CompletionRequest, allowance: Allowance
     ) -> AsyncIterator[AnswerItem]:
-        """Wait for a place, generate, and yield what comes. Leaving the iteration frees the peers.
+        """Wait for a slot, generate, and yield the items as they come. Leaving the iteration frees the peers.
 
         The last item is a Completed; without it no answer is complete. Raises ApiError.
         """
@@ -140,7 +140,7 @@ class Endpoint:
                 raise
 
     async def _generate(self, served: ServedModel, request: ChatRequest | CompletionRequest) -> AsyncIterator[Item]:
-        """Yield what the thread that generates emits. Raises ApiError, whatever the thread raised."""
+        """Yield what the generating thread emits. Every error of the thread is raised as an ApiError."""
         cancellation = Cancellation()
         work = functools.partial(answer, served, request, self.new_seed(), self.new_id, cancellation)
         end_seconds = served.talker.swarm.timing.stream_end_seconds

@@ -26,13 +26,13 @@ from .page import page_routes
 from .responses import NOT_KEPT, AnswerResponse, error_response
 
 MAX_BODY_BYTES = 1 << 20
-"""Reading JSON of this size takes less than what the loop may be kept for."""
+"""Parsing JSON of this size does not block the loop for too long."""
 
 R = TypeVar("R", ChatRequest, CompletionRequest)
 
 
 def make_app(endpoint: Endpoint) -> Starlette:
-    """The application, for any ASGI server."""
+    """Return the application, for any ASGI server."""
 
     async def models(request: Request) -> Response:
         admitted(endpoint, request)
@@ -93,7 +93,7 @@ def make_app(endpoint: Endpoint) -> Starlette:
 
 
 def admitted(endpoint: Endpoint, request: Request) -> Allowance:
-    """The allowance of a request's sender. Raises ApiError for one that may ask for nothing."""
+    """Return the allowance of a request's sender. Raises ApiError if it may not send requests."""
     origin, host = request.headers.get("origin"), request.headers.get("host", "")
     if not is_allowed(origin, host, endpoint.allowed_origins, endpoint.loopback_only):
         raise ApiError(403, "web pages of other origins may not ask (--allow-origin)", code="origin_not_allowed")
@@ -107,14 +107,14 @@ def answer_to(
     prefix: str,
     shape: AnswerShape,
 ) -> Response:
-    """Raises ApiError."""
+    """Return the response to a request. Raises ApiError if its model is not served."""
     served = endpoint.model(asked.wish.model)
     head = AnswerHead(prefix + endpoint.new_id(), int(endpoint.unix_clock()), served.name, served.fingerprint)
     return AnswerResponse(endpoint, asked.wish, head, shape, endpoint.answer(served, asked, allowance))
 
 
 async def read_object(request: Request, seconds: float) -> dict[str, object]:
-    """The JSON object in a request's body, which has `seconds` to come. Raises ApiError."""
+    """Read the JSON object in a request's body, within `seconds`. Raises ApiError."""
     try:
         async with asyncio.timeout(seconds):
             return parse_object(await _read_body(request))
@@ -135,7 +135,7 @@ async def _read_body(request: Request) -> bytes:
 
 
 async def http_error(request: Request, error: Exception) -> Response:
-    """Say in the API's shape what the router says: no such path, no such method."""
+    """Return a routing error (no such path, no such method) in the API's shape."""
     assert isinstance(error, HTTPException)
     response = error_response(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
     response.headers.update(error.headers or {})  # Allow
@@ -143,5 +143,5 @@ async def http_error(request: Request, error: Exception) -> Response:
 
 
 async def defect(request: Request, error: Exception) -> Response:
-    """Whatever else went wrong is in the log, with its traceback."""
+    """Return an internal error; the log has the traceback."""
     return error_response(internal_error())

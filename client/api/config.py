@@ -1,4 +1,4 @@
-"""The configuration of an endpoint: the models it serves, where, and to how many requests at a time."""
+"""The configuration of an endpoint: its models, its address, and its limits."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class ModelConfig:
     model: str
     """A local folder, or a hub's "owner/name"."""
     name: str
-    """As requests name it."""
+    """The name in requests."""
     swarm: SwarmOptions
     max_length: int | None = None
-    """Most tokens of a prompt and its answer together; None: what the model allows."""
+    """The most tokens of a prompt and its answer together; None: the model's own limit."""
     default_max_tokens: int = 1024
-    """Most tokens of an answer whose request names no limit."""
+    """The most tokens of an answer whose request sets no limit."""
 
     def __post_init__(self) -> None:
         if not 0 < len(self.name) <= MAX_NAME_CHARS or not self.name.isprintable():
@@ -42,13 +42,13 @@ class EndpointConfig:
     port: int = 8000
     """0: any free port."""
     max_running: int = 16
-    """Requests that generate at a time, each in a thread."""
+    """The most requests that generate at the same time, each in a thread."""
     max_queue: int = 256
-    """Requests that wait for their turn."""
+    """The most requests that wait for their turn."""
     keys: Path | None = None
-    """The file of the API keys; None: everybody may ask."""
+    """The file of the API keys; None: no key is needed."""
     allowed_origins: tuple[str, ...] = ()
-    """Web pages of these origins may ask, too."""
+    """Other origins whose web pages may send requests."""
 
     def __post_init__(self) -> None:
         check_between("--port", self.port, 0, 65535)
@@ -60,7 +60,7 @@ class EndpointConfig:
 
     @property
     def public(self) -> bool:
-        """Whether other machines may reach the endpoint."""
+        """Whether other machines may be able to reach the endpoint."""
         try:
             return not ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -68,19 +68,19 @@ class EndpointConfig:
 
     @property
     def warning(self) -> str | None:
-        """A line for the operator of an endpoint that anybody may use."""
+        """A warning for the operator of an endpoint that anybody can use; None if there is nothing to warn of."""
         if not self.public or self.keys is not None:
             return None
         return f"anybody who reaches {self.host} can use the swarm through this endpoint: give --keys FILE"
 
 
 def check_between(option: str, value: int | None, low: int, high: int) -> None:
-    """Raises UsageError."""
+    """Raise UsageError unless `low` <= `value` <= `high`, or `value` is None."""
     if value is not None and not low <= value <= high:
         raise UsageError(f"{option} must be between {low} and {high}, not {value}")
 
 
 def usual_name(model: str) -> str:
-    """The name of a model that is given no other: a hub's as it is, a folder's without the way to it."""
+    """Return the default name of a model: a hub's id as it is, or a folder's own name without its path."""
     path = Path(model)
     return (path.resolve().name or model) if path.is_dir() else model

@@ -1,8 +1,8 @@
-"""How many requests generate at a time, how many wait for their turn, and when the others may come back.
+"""Admission of requests: how many generate at the same time, how many wait, and when refused ones may come back.
 
-A request that generates has a thread; the others wait in the order in which they came.  With the queue full a request
-is refused with the time after which a place is likely: by the time that generations took here, and not before the
-peers of the swarm have said that they have room.
+A request that generates has a thread; the others wait in order of arrival.  If the queue is full, a request is refused
+with the time after which a slot is likely to be free: by the mean time of the generations here, and not before the
+swarm's peers have said that they have room.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from contextlib import asynccontextmanager
 from .openai.errors import RATE_LIMIT, ApiError
 
 NEWEST_WEIGHT = 0.2
-"""The part of the newest generation in the mean."""
+"""The weight of the newest generation in the moving mean."""
 
 
 def wait_seconds(ahead: int, places: int, mean_seconds: float | None) -> float:
-    """When a place is free for a request with `ahead` others before it; 0 while no generation has ended yet."""
+    """Estimate the wait for a slot of a request with `ahead` others before it; 0 before any generation has ended."""
     return 0.0 if mean_seconds is None else mean_seconds * (ahead + 1) / places
 
 
 class Gate:
-    """The places of one endpoint; used on its loop only."""
+    """The slots of one endpoint, in which requests generate; used on its loop only."""
 
     def __init__(self, places: int, queue: int, clock: Callable[[], float]) -> None:
-        """At most `places` requests generate, and `queue` more wait; `clock` gives seconds."""
+        """At most `places` requests generate and `queue` more wait; `clock` returns seconds."""
         self.running = 0
         self._places = places
         self._queue_limit = queue
@@ -35,24 +35,24 @@ class Gate:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._mean_seconds: float | None = None
         self._swarm_free_at = 0.0
-        """On the clock: when the swarm has room again, by its own account."""
+        """When the swarm will have room again, by its peers' account, on `clock`."""
 
     @property
     def queued(self) -> int:
         return len(self._waiting)
 
     def note_busy(self, retry_after_seconds: float) -> None:
-        """The swarm refused a request for want of room."""
+        """Record that the swarm refused a request because it is full."""
         self._swarm_free_at = max(self._swarm_free_at, self._clock() + retry_after_seconds)
 
     def retry_after_seconds(self) -> float:
-        """When to come back, for a request that finds no place."""
+        """Return how long a refused request should wait before it comes back."""
         here = wait_seconds(len(self._waiting), self._places, self._mean_seconds)
         return max(here, self._swarm_free_at - self._clock())
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[float]:
-        """Wait for a place and hold it; gives the seconds that this took. Raises ApiError if the queue is full."""
+        """Hold a slot during the block; yields the seconds waited for it. Raises ApiError if the queue is full."""
         asked = self._clock()
         await self._enter()
         began = self._clock()
@@ -78,13 +78,13 @@ class Gate:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._leave()  # the place came together with the cancellation
+                self._leave()  # the slot was given together with the cancellation
             else:
                 self._waiting.remove(turn)
             raise
 
     def _leave(self) -> None:
-        """Give the place to the next one that waits."""
+        """Pass the slot to the next waiting request."""
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():

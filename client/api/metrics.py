@@ -18,11 +18,11 @@ class EndpointMetrics:
     def __init__(self, gate: Gate) -> None:
         self.registry = CollectorRegistry()
         self._duration = Histogram(
-            "gen_ai_server_request_duration_seconds", "Time of a request, from its place to its end.",
+            "gen_ai_server_request_duration_seconds", "Time of a request, without its wait in the queue.",
             (*LABELS, "error_type"), buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         self._first_token = Histogram(
-            "gen_ai_server_time_to_first_token_seconds", "Time from a request's place to its first token.",
+            "gen_ai_server_time_to_first_token_seconds", "Time to the first token, without the wait in the queue.",
             LABELS, buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         self._per_token = Histogram(
@@ -34,7 +34,7 @@ class EndpointMetrics:
             (*LABELS, "gen_ai_token_type"), buckets=TOKENS, registry=self.registry,
         )  # fmt: skip
         self._queue = Histogram(
-            "blockswarm_endpoint_queue_seconds", "Wait of a request for its place.",
+            "blockswarm_endpoint_queue_seconds", "Wait of a request in the queue.",
             buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         self._repairs = Counter(
@@ -45,20 +45,20 @@ class EndpointMetrics:
             "blockswarm_endpoint_trips", "Steps along chains that carried a token of a text.", registry=self.registry
         )
         self._guesses = Counter(
-            "blockswarm_endpoint_guesses", "Tokens that were guessed ahead, by what came of them.",
+            "blockswarm_endpoint_guesses", "Tokens that were guessed ahead, by drafter and outcome.",
             ("drafter", "outcome"), registry=self.registry,
         )  # fmt: skip
         self._refused = Counter(
             "blockswarm_endpoint_refused", "Requests that were refused or failed, by HTTP status.",
             ("status",), registry=self.registry,
         )  # fmt: skip
-        running = Gauge("blockswarm_endpoint_running", "Requests that are answered now.", registry=self.registry)
+        running = Gauge("blockswarm_endpoint_running", "Requests that are being answered.", registry=self.registry)
         running.set_function(lambda: gate.running)
-        queued = Gauge("blockswarm_endpoint_queued", "Requests that wait for a place.", registry=self.registry)
+        queued = Gauge("blockswarm_endpoint_queued", "Requests that wait in the queue.", registry=self.registry)
         queued.set_function(lambda: gate.queued)
 
     def note_answer(self, operation: str, model: str, prompt_tokens: int, trace: Trace) -> None:
-        """`operation`: "chat" or "text_completion"."""
+        """Record a complete answer; `operation`: "chat" or "text_completion"."""
         labels = (operation, model)
         self._duration.labels(*labels, "").observe(trace.timings.total)
         self._first_token.labels(*labels).observe(trace.timings.first_token)
@@ -76,11 +76,11 @@ class EndpointMetrics:
             self._guesses.labels(each.drafter, "wrong").inc(each.guessed - each.right)
 
     def note_failure(self, operation: str, model: str, seconds: float, code: str) -> None:
-        """A request that had its place and ended with an error."""
+        """Record a request that got its slot and ended with an error."""
         self._duration.labels(operation, model, code).observe(seconds)
 
     def note_error(self, status: int) -> None:
-        """An answer that is an error, or ended with one."""
+        """Record a response that is an error, or ended with one."""
         self._refused.labels(str(status)).inc()
 
     def scrape(self) -> bytes:

@@ -1,7 +1,7 @@
-"""Answers on their way to a client: whole or as events, given up as soon as the client is gone.
+"""Sends answers to a client, whole or as events, and gives up as soon as the client is gone.
 
-A response that has begun cannot change its status: what fails then is the stream's last event, and `[DONE]` does not
-follow.  So the head of a stream waits for its first piece.
+A response that has begun cannot change its status: a later error becomes the stream's last event, and `[DONE]` does not
+follow.  So a stream sends its head only with its first piece.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STREAM_HEADERS = {
 }
 
 NOT_KEPT = {"cache-control": "no-store"}
-"""For answers that tell of now: a cache on the way that kept one would answer in place of the endpoint."""
+"""For answers that describe the present: a cache on the way must not answer in place of the endpoint."""
 
 
 def error_response(error: ApiError) -> JSONResponse:
@@ -38,7 +38,7 @@ def error_response(error: ApiError) -> JSONResponse:
 
 
 class AnswerResponse(Response):
-    """The answers of one request, whole or as a stream."""
+    """The answers to one request, whole or as a stream."""
 
     def __init__(
         self, endpoint: Endpoint, wish: TextWish, head: AnswerHead, shape: AnswerShape, items: AsyncIterator[AnswerItem]
@@ -51,7 +51,7 @@ class AnswerResponse(Response):
         self._items = items
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer until the end, or until the client is gone: then the generation is cancelled."""
+        """Send the answers; if the client is gone, cancel the generation."""
 
         async def work() -> None:
             async with aclosing(self._items) as items:  # type: ignore[type-var]
@@ -81,7 +81,7 @@ class AnswerResponse(Response):
             await response(scope, receive, send)
 
     async def _stream(self, send: Send, items: AsyncIterator[AnswerItem]) -> None:
-        """Every chunk with an answer's end waits for what follows it: only then is it known to have come well."""
+        """Send the answers as events. A chunk that ends an answer waits for the next item, which confirms success."""
         out = EventStream(send, self._endpoint.timing.send_seconds)
         chunks = ChunkWriter(self._wish, self._head, self._shape)
         try:
@@ -97,7 +97,7 @@ class AnswerResponse(Response):
 
 
 class ChunkWriter:
-    """Turns items into the events of a stream."""
+    """Converts items to the events of a stream."""
 
     def __init__(self, wish: TextWish, head: AnswerHead, shape: AnswerShape) -> None:
         self._wish = wish
@@ -105,7 +105,7 @@ class ChunkWriter:
         self._shape = shape
         self._opened: set[int] = set()
         self._held: Json | None = None
-        """A chunk with an answer's end, until the next one is known."""
+        """A chunk that ends an answer, held until the next item is known."""
 
     def write(self, item: AnswerItem) -> list[bytes]:
         match item:
@@ -115,7 +115,7 @@ class ChunkWriter:
             case Repaired():
                 return [comment(told_event(item.event))]
             case Piece(text="", reasoning="", scores=(), finish=None):
-                return []  # its text is held back: it may be a call, or a mark of reasoning
+                return []  # its text is held back: it may be part of a tool call or of a reasoning mark
             case Piece():
                 return [*self._opening(item.choice), *self._next(self._chunk(self._shape.delta(item)), item)]
             case Completed():
@@ -157,7 +157,7 @@ class ChunkWriter:
 
 
 class EventStream:
-    """Server-sent events as a body, whose head goes out with the first of them."""
+    """Server-sent events as a response body; the response's head is sent with the first event."""
 
     def __init__(self, send: Send, send_seconds: float) -> None:
         self.begun = False
@@ -165,7 +165,7 @@ class EventStream:
         self._seconds = send_seconds
 
     async def write(self, data: bytes) -> None:
-        """Send bytes, if there are any. Raises TimeoutError if the client does not take them."""
+        """Send bytes, if there are any. Raises TimeoutError if the client does not read them."""
         if data:
             await self._begin()
             await self._put({"type": "http.response.body", "body": data, "more_body": True})
@@ -175,7 +175,7 @@ class EventStream:
         await self._put({"type": "http.response.body", "body": data, "more_body": False})
 
     async def fail(self, error: ApiError) -> None:
-        """Answer with an error, before anything was sent."""
+        """Send an error response, before anything else was sent."""
         response = error_response(error)
         await self._put(
             {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}

@@ -1,4 +1,4 @@
-"""One model of the endpoint: connected to its swarm, with what requests need to know of it."""
+"""One model of the endpoint, connected to its swarm, with the facts that requests need."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .run.sampling import SamplingDefaults
 
 @dataclass(frozen=True)
 class ServedModel:
-    """Made by `served_model`."""
+    """One served model. Made by `served_model`."""
 
     name: str
-    """As requests name it."""
+    """The name in requests."""
     talker: Talker
     created: int
     """Unix seconds."""
     fingerprint: str
     max_length: int
-    """Most tokens of a prompt and its answer together."""
+    """The most tokens of a prompt and its answer together."""
     default_max_tokens: int
-    """Most tokens of an answer whose request names no limit."""
+    """The most tokens of an answer whose request sets no limit."""
     defaults: SamplingDefaults
     end_tokens: tuple[int, ...]
     pad_token: int
@@ -34,7 +34,7 @@ class ServedModel:
 
     @functools.cached_property
     def grammar_tokenizer(self) -> Any:
-        """Made for the first answer that has a form; two threads may both make it. Raises ApiError."""
+        """The tokenizer for grammars, made on first use; two threads may both make it. Raises ApiError."""
         from .run.grammar import grammar_tokenizer
 
         return grammar_tokenizer(self.talker.tokenizer, self.vocabulary_size, self.end_tokens)
@@ -43,7 +43,7 @@ class ServedModel:
 def served_model(
     name: str, talker: Talker, fingerprint: str, created: int, max_length: int | None, default_max_tokens: int
 ) -> ServedModel:
-    """`max_length` lowers what the model itself allows; None: nothing lowers it."""
+    """Make a `ServedModel`; `max_length` lowers the model's own limit (None: does not)."""
     model = talker.model
     config = model.config.get_text_config(decoder=True)
     known = (getattr(config, "max_position_embeddings", None), getattr(model, "position_limit", None), max_length)
@@ -67,10 +67,10 @@ def served_model(
 
 
 LONGEST_TEXT = 1 << 20
-"""Tokens of a text of a model that names no limit."""
+"""The limit in tokens for a model that has none of its own."""
 
 
 def end_tokens(model_ends: Any, tokenizer_end: int | None) -> tuple[int, ...]:
-    """The tokens that end an answer: those of the model's settings and the tokenizer's, which ends a turn."""
+    """Return the tokens that end an answer: those of the generation config, and the tokenizer's, which ends a turn."""
     listed = model_ends if isinstance(model_ends, list) else [model_ends]
     return tuple(sorted({int(token) for token in (*listed, tokenizer_end) if token is not None}))

@@ -1,4 +1,4 @@
-"""Runs an endpoint: connects to the swarms of its models, binds its port, serves until a signal, and ends at once."""
+"""Runs an endpoint: connects to the swarms of its models, binds its port, serves until a signal, and stops at once."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from .timing import EndpointTiming
 
 
 def make_keys(config: EndpointConfig) -> Keys:
-    """Raises UsageError for a file of keys that is none."""
+    """Read the keys of the configuration. Raises UsageError for an invalid file of keys."""
     return Keys(None if config.keys is None else read_keys(config.keys), time.monotonic)
 
 
 def make_endpoint(
     models: Sequence[ServedModel], config: EndpointConfig, keys: Keys, timing: EndpointTiming
 ) -> Endpoint:
-    """With the clocks and the randomness of this machine."""
+    """Make an endpoint with this machine's clocks and randomness."""
     gate = Gate(config.max_running, config.max_queue, time.monotonic)
     return Endpoint(
         models={served.name: served for served in models},
@@ -71,7 +71,7 @@ def open_models(models: Sequence[ModelConfig], spinner: Spinner) -> Iterator[lis
 
 
 class EndpointServer(uvicorn.Server):
-    """Says when it is ready, and ends answers that are under way when it stops."""
+    """Calls `on_ready` when it is ready, and ends running answers when it stops."""
 
     def __init__(self, config: uvicorn.Config, endpoint: Endpoint, on_ready: Callable[[], object]) -> None:
         super().__init__(config)
@@ -88,14 +88,14 @@ class EndpointServer(uvicorn.Server):
 
 
 def endpoint_server(endpoint: Endpoint, on_ready: Callable[[], object]) -> EndpointServer:
-    """The server for an endpoint, to be run with a socket of `listening_socket`."""
+    """Return the server for an endpoint, to be run with a socket of `listening_socket`."""
     timing = endpoint.timing
     config = server_config(make_app(endpoint), head_seconds=timing.body_seconds, stop_seconds=timing.stop_seconds)
     return EndpointServer(config, endpoint, on_ready)
 
 
 def serve(config: EndpointConfig, spinner: Spinner, tell: Callable[[str], object]) -> None:
-    """Serve until SIGINT or SIGTERM; `tell` hears of the address once the endpoint is ready. Raises SwarmError."""
+    """Serve until SIGINT or SIGTERM; `tell` is called with the URL once the endpoint is ready. Raises SwarmError."""
     keys = make_keys(config)
     with listening_socket(config.host, config.port) as listening, open_models(config.models, spinner) as models:
         endpoint = make_endpoint(models, config, keys, EndpointTiming())

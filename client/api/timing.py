@@ -1,4 +1,4 @@
-"""How long the endpoint waits for its clients, in one value that is injected. All are seconds."""
+"""How long the endpoint waits for its clients, in one value that is injected. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class EndpointTiming:
     """The waits of one endpoint."""
 
     body_seconds: float = 30.0
-    """A request's body has come within this time."""
+    """Time-out for a request's head, and for its body."""
     send_seconds: float = 60.0
-    """A client that takes nothing for this long is gone."""
+    """A client that reads nothing for this long is taken as gone."""
     stop_seconds: float = 2.0
-    """How long answers that are under way have to say that the endpoint ends."""
+    """How long running answers have to report that the endpoint stops."""

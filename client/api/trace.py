@@ -1,4 +1,4 @@
-"""How an answer came about, for headers and for the last event of a stream: chain, times, repairs, precision, trips."""
+"""Describes how an answer was made, in headers and in the last event of a stream: chain, times, repairs, precision."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from ..program.account import REPAIRS
 from ..report import ChainReport, GuessReport, HopReport
 
 MAX_EVENTS = 64
-"""A request with more repairs tells those of its beginning, and the number of all."""
+"""Of a request with more repairs only the first ones are listed, and all are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds of one request, as this endpoint saw them."""
+    """The times of one request in seconds, as this endpoint measured them."""
 
     queue: float
-    """Wait for a place."""
+    """The wait for a slot (see `Gate`)."""
     first_token: float
-    """From the place to the first token."""
+    """From getting the slot to the first token."""
     total: float
-    """From the place to the end."""
+    """From getting the slot to the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +43,18 @@ class Trace:
 
     @property
     def tokens_per_second(self) -> float:
-        """Speed of the tokens after the first; 0 if there are none."""
+        """Speed after the first token; 0 if there are no further tokens."""
         rest = self.timings.total - self.timings.first_token
         return (self.tokens - 1) / rest if rest > 0 and self.tokens > 1 else 0.0
 
     @property
     def precision(self) -> str:
-        """The numeric formats along the chain, each once; that of the head is one of them where it is rounded."""
+        """The numeric formats along the chain, each once, and int8 if the head is rounded to it."""
         formats = [hop.numeric_format for hop in self.report.hops if hop.numeric_format]
         return ",".join(dict.fromkeys([*formats, *(["int8"] if self.head == "int8" else [])]))
 
     def headers(self) -> dict[str, str]:
-        """`Server-Timing`, and what has no place in it."""
+        """Return `Server-Timing`, and headers for what does not fit into it."""
         chain = ",".join(f"{peer}[{blocks}]" for peer, blocks in self.report.chain)
         return {
             "Server-Timing": ", ".join(self._server_timing()),
@@ -115,5 +115,5 @@ def _hop(hop: HopReport | None) -> dict[str, Any]:
 
 
 def told_event(event: SessionEvent) -> dict[str, Any]:
-    """A repair as clients see it; texts of peers are told by its kind only."""
+    """Return a repair as clients see it; `detail`, which may have text from peers, is left out."""
     return {"kind": event.kind, "peer": event.peer}

@@ -1,1 +1,1 @@
-"""A look at a swarm without taking part in it, for programs and dashboard: its peers, and why a chain is chosen."""
+"""Looks at a swarm without taking part in it, for commands and dashboard: its peers, and why a chain is chosen."""

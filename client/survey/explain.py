@@ -1,6 +1,6 @@
-"""Why a chain was chosen: its times hop by hop, the best other chain, and for each peer that is not used, why not.
+"""Explains why a chain was chosen: its times hop by hop, the runner-up, and why each other peer is not used.
 
-Pure functions of what a client knows, behind one look; the choice is the client's own (`CurrentSwarm.choose`).
+Pure functions of what a client knows after one look; the choice is the client's own (`CurrentSwarm.choose`).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from ..swarm.snapshot import MOST_BYTES, CurrentSwarm, PreparedSwarm
 from .survey import ModelName, PredictedChain, predict, survey_view
 
 MOST_SEARCHES = 8
-"""Peers of the chain without which another one is looked for."""
+"""How many peers of the chain are excluded, one at a time, to find the runner-up."""
 MOST_PLACES = 8
-"""Hops in whose place a peer is tried: of those that have blocks of it, the ones that take longest."""
+"""How many hops a peer is tried in place of: the slowest ones of those that share blocks with it."""
 MOST_LISTED = 50
-"""Peers that are listed with their reason; all are counted."""
+"""How many peers are listed with their reason; all are counted."""
 
 
 class WhyUnused(Enum):
@@ -60,36 +60,36 @@ class UnusedPeer:
     blocks: BlockRange | None
     reason: WhyUnused
     network_seconds: float | None = None
-    """The time that the network of a step takes more with the peer in its best place in the chain, or less..."""
+    """How much longer a step's network time is with the peer in its best place in the chain (< 0: shorter)..."""
     compute_seconds: float | None = None
-    """...and that at the peers. None: it does not fit into this chain without others that are not in it."""
+    """...and its time at the peers. None: the peer cannot be used, or fits into no place of this chain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A chain, and why it is not another one."""
+    """A chain, and why it was chosen."""
 
     chain: PredictedChain
     wait_seconds: tuple[float, ...]
     """Until each hop has room."""
     runner_up: PredictedChain | None
-    """The best of the chains without one of the chain's first MOST_SEARCHES peers; None: there is none."""
+    """The best chain without one of the chain's first MOST_SEARCHES peers; None: there is none."""
     unused: tuple[UnusedPeer, ...]
-    """At most MOST_LISTED: those that come nearest first."""
+    """At most MOST_LISTED, those closest to being used first."""
     counts: Mapping[WhyUnused, int]
-    """Numbers of all peers that are not used."""
+    """The number of all unused peers, by reason."""
 
 
 @dataclass(frozen=True)
 class Unmet:
-    """A peer that the client has not met: its record, and whether it was asked."""
+    """A peer that did not answer: its record, and whether it was pinged."""
 
     record: PeerRecord
     was_asked: bool
 
 
 async def explained_chain(model: ModelName, options: SwarmOptions, request: RequestSpec) -> Explanation:
-    """The chain that the request would get now, and why. Raises NoChainError and other SwarmErrors."""
+    """Return the chain that the request would get now, and why. Raises NoChainError and other SwarmErrors."""
     async with survey_view(model, options, PINGS_A_LOOK) as view:
         chosen = await ViewRouter(view).choose(BlockRange(0, model.num_blocks), frozenset(), request)
         unmet = {peer: Unmet(record, view.was_silent(peer)) for peer, record in view.silent.items()}
@@ -107,9 +107,9 @@ def explain(
     push: bool,
     meter: Callable[[], Meter],
 ) -> Explanation:
-    """`chosen`: the chain that `current` gives the request; `meter` makes the budget of one search more.
+    """Explain `chosen`, the chain that `current` gives the request; `meter` makes the budget of one further search.
 
-    MOST_SEARCHES searches, and a few predictions for each peer.
+    Takes at most MOST_SEARCHES searches, and a few predictions for each peer.
     """
     prepared = current.prepared
     chain = predict(chosen, prepared, push)
@@ -130,9 +130,9 @@ def unused_peers(
     request: RequestSpec,
     push: bool,
 ) -> list[UnusedPeer]:
-    """All peers that are not among the `chosen`, those that come nearest first; `chosen` is empty if there is no chain.
+    """Return all peers that are not `chosen`, those closest to being used first; takes a few predictions per peer.
 
-    A few predictions for each peer.
+    `chosen` is empty if there is no chain.
     """
     others = [*_met_peers(current, chosen, request, push), *_unmet_peers(current.prepared, unmet)]
     reasons = list(WhyUnused)
@@ -188,7 +188,7 @@ def _met_peers(
 
 
 def _unusable(current: CurrentSwarm, spec: PeerSpec, request: RequestSpec) -> WhyUnused | None:
-    """Why the router cannot use a peer that has been met."""
+    """Return why the router cannot use a peer that answered; None if it can."""
     prepared, peer = current.prepared, spec.id
     if prepared.allowed is not None and peer not in prepared.allowed:
         return WhyUnused.NOT_ALLOWED
@@ -227,9 +227,9 @@ Chain = list[tuple[PeerSpec, BlockRange]]
 
 
 class _Places:
-    """The places in a chain, and what a step takes more with another peer there.
+    """The places in a chain, and how much longer a step takes with another peer there.
 
-    A peer changes the hops in its place and the ways to their neighbours: only these are predicted, not the chain.
+    A peer changes only the hops that it replaces and the links to their neighbours, so only these are predicted anew.
     """
 
     def __init__(self, hops: Chain, prepared: PreparedSwarm, push: bool) -> None:
@@ -240,12 +240,13 @@ class _Places:
         taken = _step(hops, prepared, push).hops if hops else ()
         self._taken = [hop.way_seconds + hop.visit_seconds + hop.compute_seconds for hop in taken]
         self._present: dict[tuple[int, int], tuple[float, float]] = {}
-        """By the hops that are looked at: what they take now."""
+        """The present times of a window of hops, (network, peers) in seconds."""
 
     def best_for(self, spec: PeerSpec) -> tuple[float, float] | None:
-        """Seconds of the network, and at the peers, that a step takes more with the peer in its best place.
+        """Return the additional seconds, (network, at the peers), of a step with the peer in its best place.
 
-        In the place of one hop's blocks, or of all that it has; None if in each of these a peer would come twice.
+        The places tried are all blocks of the peer, and those that it shares with one hop; None if in each of them some
+        peer would occur twice in the chain.
         """
         assert spec.blocks is not None
         slowest = heapq.nlargest(MOST_PLACES, range(*self._within(spec.blocks)), key=self._taken.__getitem__)
@@ -254,7 +255,7 @@ class _Places:
         return min((change for change in changes if change is not None), key=sum, default=None)
 
     def _within(self, span: BlockRange) -> tuple[int, int]:
-        """The first hop with blocks of the span, and the one behind the last."""
+        """Return the half-open range of hops that have blocks of the span."""
         return bisect_right(self._starts, span.start) - 1, bisect_left(self._starts, span.stop)
 
     def _change(self, spec: PeerSpec, span: BlockRange) -> tuple[float, float] | None:
@@ -296,7 +297,7 @@ def _step(hops: Chain, prepared: PreparedSwarm, push: bool) -> ChainTimes:
 
 
 def _parts(times: ChainTimes) -> tuple[float, float]:
-    """Seconds of the network, and at the peers."""
+    """Split a step's time into (network, at the peers), in seconds."""
     network = sum(hop.way_seconds for hop in times.hops) + times.return_seconds
     return network, times.step_seconds - network
 

@@ -1,6 +1,6 @@
-"""A look at a swarm without taking part in it: its peers, the chain that would be chosen, the pulse of a peer.
+"""Looks at a swarm without taking part in it: its peers, the chain that would be chosen, the pulse of a peer.
 
-No weights are loaded here; of the model only its digest and the number of its blocks are needed.
+No weights are loaded here; only the model's digest and number of blocks are needed.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from ..timing import ClientTiming
 
 PINGS = 5
 EVERYBODY = 1_000_000
-"""A survey pings all peers, also where a client would ping some."""
+"""A limit that no swarm reaches: a survey pings all peers, where a client would ping some."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelName:
-    """The name of a model in the swarm, and its number of blocks."""
+    """A model's identity in the swarm, and its number of blocks."""
 
     digest: str
     num_blocks: int
@@ -60,26 +60,27 @@ class PeerLine:
     numeric_format: str
     decode_seconds_per_block: float
     kv_tokens_free: int
-    """Tokens x blocks, as `kv_tokens_total`; of a peer that answers as of now, like its sessions."""
+    """In tokens x blocks, like `kv_tokens_total`; if the peer answers, its present value, else the announced one."""
     kv_tokens_total: int
     rtt_seconds: float | None
     """None: it does not answer."""
     address: str
     age_seconds: float | None
-    """The age of its announcement."""
+    """The age of its record; None: it does not answer."""
     sessions: int
+    """The present number; 0 if it does not answer."""
     weights: str
     """Why its weights are believed, or "doubted"; "" if it does not answer."""
     device_class: str
-    """The kind of its device, its own word; "": it does not say."""
+    """The kind of its device, by its own account; "": it does not say."""
     tokens_served: int | None
-    """Tokens computed for sessions since its start, its own count as of its announcement; None: it does not say."""
+    """Tokens computed for sessions since its start, by its own account in its record; None: it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
 class PredictedHop:
-    """One hop of the chain that would be chosen; `way_seconds` is the way to it from the node before, `visit_seconds`
-    what it takes beside computing."""
+    """One hop of the chain that would be chosen; `way_seconds` is the network time to it from the node before, and
+    `visit_seconds` its fixed cost per step beside computing."""
 
     peer: PeerId
     name: str
@@ -99,7 +100,7 @@ class PredictedChain:
     hops: tuple[PredictedHop, ...]
     return_seconds: float
     gap_seconds: float = 0.0
-    """How much sooner the request may be done on another chain; 0: this one is proven to be the best."""
+    """Upper bound on how much faster the request might be on another chain; 0: this one is proven to be the best."""
 
     @property
     def step_seconds(self) -> float:
@@ -130,9 +131,9 @@ class Pulse:
 
 
 def model_name(model: str, revision: str | None, progress: Callable[[int, int], None]) -> ModelName:
-    """The digest of a checkpoint. Raises UsageError, UnsupportedModel, RetryElsewhere.
+    """Return the identity of a checkpoint. Raises UsageError, UnsupportedModel, RetryElsewhere.
 
-    The weights of a local folder are read the first time: `progress` hears the bytes done and the bytes in all.
+    The weights of a local folder are hashed the first time: `progress` is called with the bytes done and in all.
     """
     from ...proto.model.checkpoint import open_checkpoint  # brings torch
 
@@ -142,7 +143,7 @@ def model_name(model: str, revision: str | None, progress: Callable[[int, int], 
 
 @asynccontextmanager
 async def survey_view(model: ModelName, options: SwarmOptions, most_pings: int = EVERYBODY) -> AsyncIterator[SwarmView]:
-    """The view of a model's swarm after one look. Raises SwarmError."""
+    """Yield the view of a model's swarm after its first look. Raises SwarmError."""
     async with _survey(model, options, most_pings) as (view, _):
         yield view
 
@@ -162,14 +163,14 @@ async def _survey(
 
 @dataclass(frozen=True)
 class Caller:
-    """This node, as far as looking at swarms needs one."""
+    """The identity and the connections that looking at swarms needs."""
 
     identity: Identity
     dialer: Dialer
     options: SwarmOptions
 
     def view(self, model: ModelName, timing: ClientTiming | None = None, most_pings: int = EVERYBODY) -> SwarmView:
-        """A view of the model's swarm that has not looked yet."""
+        """Return a view of the model's swarm that has not looked yet."""
         options = self.options
         return SwarmView(
             self.identity, self.dialer, options.initial_peers, model.digest, model.num_blocks, options.swarm_key,
@@ -179,7 +180,7 @@ class Caller:
 
 @asynccontextmanager
 async def open_caller(options: SwarmOptions) -> AsyncIterator[Caller]:
-    """The connections of a block."""
+    """Yield a caller whose connections are closed at the end of the block."""
     identity = Identity.load_or_create(options.identity) if options.identity else Identity.generate()
     rule = rule_for(private=options.swarm_key is not None, lan=options.lan)
     introduce = introduction(identity, options.swarm_key)
@@ -191,7 +192,7 @@ async def open_caller(options: SwarmOptions) -> AsyncIterator[Caller]:
 
 
 async def list_peers(model: ModelName, options: SwarmOptions) -> tuple[PeerLine, ...]:
-    """All peers that announce the model, by first block. Raises SwarmError."""
+    """Return all peers that announce the model, ordered by first block. Raises SwarmError."""
     async with survey_view(model, options) as view:
         believed = view.trust.believed
         lines = [
@@ -210,9 +211,9 @@ async def list_peers(model: ModelName, options: SwarmOptions) -> tuple[PeerLine,
 
 
 async def live_snapshot(model: ModelName, options: SwarmOptions) -> Mapping[PeerId, tuple[PeerSpec, float]]:
-    """The peers that serve and tell their sizes, each with its round trip in seconds.
+    """Return the serving peers that announce the size of a block, each with its round trip in seconds.
 
-    Raises SwarmError, PeerUnavailable if there are none.
+    Raises SwarmError; PeerUnavailable if there are none.
     """
     async with survey_view(model, options) as view:
         found = {peer: (known.record.spec, known.rtt_seconds) for peer, known in sorted(view.peers.items())}
@@ -225,9 +226,9 @@ async def live_snapshot(model: ModelName, options: SwarmOptions) -> Mapping[Peer
 
 
 async def swarm_outlook(model: ModelName, options: SwarmOptions) -> Outlook:
-    """The figures of the peers that answer and of those that join, with bounds that hold from here as well.
+    """Return the outlook on the peers that answer and those that are joining; its bounds hold for this client, too.
 
-    Raises PeerUnavailable if nobody stays.
+    Raises SwarmError; PeerUnavailable if all peers are about to leave.
     """
     async with survey_view(model, options) as view:
         joining = [record.spec for record in view.silent.values() if record.spec.state is PeerState.JOINING]
@@ -241,7 +242,7 @@ async def swarm_outlook(model: ModelName, options: SwarmOptions) -> Outlook:
 
 
 def counted(routed: PreparedSwarm, joining: Sequence[PeerSpec]) -> list[PeerSpec]:
-    """The peers that the swarm's figures count: those that the router has, and those that join and contradict none."""
+    """Return the peers that an outlook counts: the router's, and joining ones whose weights contradict none of them."""
     peers, num_blocks = routed.announced, routed.finder.swarm.model.num_blocks
     believed = [spec for spec in joining if not any(contradicted(spec, other) for other in peers)]
     return [spec for spec in (*peers, *believed) if _fits(spec, num_blocks)]
@@ -274,7 +275,7 @@ def _answering(known: KnownPeer, now: float, weights: str) -> PeerLine:
 
 
 async def predicted_chain(model: ModelName, options: SwarmOptions, request: RequestSpec) -> PredictedChain:
-    """The chain that the request would get now. Raises NoChainError and other SwarmErrors."""
+    """Return the chain that the request would get now. Raises NoChainError and other SwarmErrors."""
     async with survey_view(model, options, PINGS_A_LOOK) as view:
         swarm = view.current().prepared
         chain = await ViewRouter(view).choose(BlockRange(0, model.num_blocks), frozenset(), request)
@@ -282,7 +283,7 @@ async def predicted_chain(model: ModelName, options: SwarmOptions, request: Requ
 
 
 def predict(chain: Sequence[HopChoice], swarm: PreparedSwarm, push: bool) -> PredictedChain:
-    """Times of a decode step of one row with an empty context, from announced costs and measured round trips."""
+    """Predict a decode step of one row with an empty context, from announced costs and measured round trips."""
     known = {hop.peer: swarm.known[hop.peer] for hop in chain}
     times = predict_step(
         [(swarm.spec(hop.peer), hop.blocks) for hop in chain],
@@ -307,7 +308,7 @@ def predict(chain: Sequence[HopChoice], swarm: PreparedSwarm, push: bool) -> Pre
 
 
 async def take_pulses(addresses: Sequence[PeerAddress]) -> tuple[Pulse, ...]:
-    """Ping peers that the user has named a few times each. Raises SwarmError if one does not answer."""
+    """Ping the given peers a few times each. Raises SwarmError if one does not answer."""
     dialer = Dialer(named=addresses)
     try:
         return await _pulses(dialer, addresses)
@@ -316,7 +317,7 @@ async def take_pulses(addresses: Sequence[PeerAddress]) -> tuple[Pulse, ...]:
 
 
 async def pulses_of_model(model: ModelName, options: SwarmOptions) -> tuple[Pulse, ...]:
-    """The same for the peers of a model that answer."""
+    """Ping the peers of a model that answer a look a few times each. Raises SwarmError."""
     async with _survey(model, options) as (view, dialer):
         return await _pulses(dialer, [known.address for _, known in sorted(view.peers.items())])
 
@@ -328,7 +329,7 @@ async def _pulses(dialer: Dialer, addresses: Sequence[Reach]) -> tuple[Pulse, ..
 async def _take_pulse(dialer: Dialer, address: Reach) -> Pulse:
     stub = dialer.stub(address)
     timeout = ClientTiming().survey_ping_seconds
-    await ping(stub, address, timeout)  # pays for the connection
+    await ping(stub, address, timeout)  # opens the connection
     answers = [await ping(stub, address, timeout) for _ in range(PINGS)]
     status, _, offset = min(answers, key=lambda answer: answer[1])
     rtts = tuple(rtt for _, rtt, _ in answers)

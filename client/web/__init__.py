@@ -1,1 +1,1 @@
-"""How a program of this project serves HTTP: its port, and that no client can keep it waiting for ever."""
+"""The HTTP server of this project's programs: its port, and limits so that no client can block it for ever."""

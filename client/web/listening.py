@@ -1,4 +1,4 @@
-"""The port of a server, and its limits towards all clients: connections, slow heads, answers that nobody takes."""
+"""The port of a server, and its limits for all clients: connections, slow request heads, unread answers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ...proto.errors import UsageError
 
 MAX_CONNECTIONS = 4096
-"""Further ones are told to come back, with status 503."""
+"""Further connections are answered with status 503."""
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """A bound socket, whose connections send small pieces at once. Raises UsageError."""
+    """Return a listening socket whose connections send small pieces at once (TCP_NODELAY). Raises UsageError."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((host, port), family=family, backlog=1024)
@@ -35,28 +35,31 @@ def listening_socket(host: str, port: int) -> socket.socket:
             f"cannot listen at {host}:{port}: {why}",
             hint="Choose another --host or --port (0: any free one), or end the program that has this one.",
         ) from None
-    # asyncio does this for sockets that name their protocol only; else a body waits 40 ms for its head's delayed ACK.
+    # asyncio sets it only on sockets that name their protocol; without it a body waits 40 ms for a delayed ACK.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
 
 def drop_idle_readers(listening: socket.socket, seconds: float) -> None:
-    """Have the kernel end connections whose other side takes nothing for that time, where it can (Linux).
+    """Have the kernel close connections whose client reads nothing for this time, where it can (Linux).
 
-    An answer that is written as a whole waits in the connection's buffer: no task of this program would notice.
+    An answer that is written at once waits in the connection's buffer, where no task of this program would notice.
     """
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(1000 * seconds))
 
 
 def root_address(listening: socket.socket) -> str:
-    """The address of a server for people: "http://127.0.0.1:8000"."""
+    """Return the URL of a server for people: "http://127.0.0.1:8000"."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def server_config(app: ASGIApp, *, head_seconds: float, stop_seconds: float) -> uvicorn.Config:
-    """`head_seconds`: how long a client has to say what it wants; `stop_seconds`: how long answers have at the end."""
+    """Return the configuration of a server.
+
+    `head_seconds`: time-out of a request's head; `stop_seconds`: how long running answers have when the server stops.
+    """
     protocol = type("Protocol", (ImpatientProtocol,), {"head_seconds": head_seconds})
     return uvicorn.Config(
         app, loop="asyncio", http=protocol, ws="none", lifespan="off", log_config=None, access_log=False,
@@ -65,7 +68,7 @@ def server_config(app: ASGIApp, *, head_seconds: float, stop_seconds: float) -> 
 
 
 class ImpatientProtocol(H11Protocol):
-    """Ends a connection whose request's head does not come in time."""
+    """Closes a connection whose request head does not come in time."""
 
     head_seconds = math.inf
     _until: asyncio.TimerHandle | None = None

@@ -1,4 +1,4 @@
-"""Answers on their way to a client: given up as soon as it is gone, or takes nothing."""
+"""Sends answers to a client, and gives up as soon as the client is gone or reads nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.types import Receive
 async def until_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
     """Run `work` to its end, and cancel it as soon as the client is gone. Raises what `work` raises.
 
-    A client that takes nothing until `work` gives up with a TimeoutError is gone as well.
+    A TimeoutError of `work` means that the client reads nothing; it is taken as gone, and nothing is raised.
     """
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(receive))

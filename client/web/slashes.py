@@ -1,4 +1,4 @@
-"""Addresses with a slash behind their end mean the same as without: people and programs write both."""
+"""Serves paths with a trailing slash like those without one: people and programs write both."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 class NoTrailingSlashes:
     """ASGI middleware around the routes of an application.
 
-    A redirection would have clients send their keys and texts again, to an address made from their own `Host`.
+    A redirect would make clients send their keys and texts again, to an address made from their own `Host` header.
     """
 
     def __init__(self, app: ASGIApp) -> None:

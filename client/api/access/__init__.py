@@ -1,1 +1,1 @@
-"""Access to the endpoint: which key a request has, how much it may ask for, and which web pages may ask at all."""
+"""Access to the endpoint: API keys, the limits of each, and which web pages may send requests at all."""

@@ -1,7 +1,7 @@
-"""How much the holder of a key may ask for: requests per minute, and tokens per day, both refilled steadily.
+"""The limits of an API key: requests per minute and tokens per day, both refilled steadily (token buckets).
 
-Tokens are taken in advance, the most that a request may need, and what it did not need comes back at its end; so
-requests that run at the same time share one budget.
+A request takes the most tokens that it may need in advance, and gives back what it did not use at its end; so
+concurrent requests share one budget.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DAY = 86400.0
 
 
 class Budget:
-    """An amount that is refilled evenly up to its size; it may be overdrawn by the last taker."""
+    """An amount that is refilled evenly up to its size; the last request may overdraw it."""
 
     def __init__(self, size: float, period_seconds: float, clock: Callable[[], float]) -> None:
         self._size = size
@@ -36,19 +36,19 @@ class Budget:
         self._left = self.left() - amount
 
     def seconds_until(self, amount: float) -> float:
-        """When this much will be there; 0 if it is."""
+        """Return the seconds until this much is left; 0 if it is now."""
         return max(0.0, (amount - self.left()) / self._per_second)
 
 
 class Spending:
-    """The tokens of one request. Made by `Allowance.spending`."""
+    """The tokens that one request has reserved and used. Made by `Allowance.spending`."""
 
     def __init__(self) -> None:
         self.reserved = 0
         self.used = 0
 
     def reserve(self, tokens: int) -> None:
-        """The most tokens that the request may need. Raises ApiError if those of other requests left nothing."""
+        """Take the most tokens that the request may need. Raises ApiError if other requests have left none."""
         self.reserved = tokens
 
     def use(self, tokens: int) -> None:
@@ -67,7 +67,7 @@ class _Counted(Spending):
 
 
 class Allowance:
-    """The budgets of one key. None: without a limit."""
+    """The budgets of one key; a limit of None is no limit."""
 
     def __init__(self, requests_per_minute: int | None, tokens_per_day: int | None, clock: Callable[[], float]) -> None:
         self._requests = None if requests_per_minute is None else Budget(requests_per_minute, MINUTE, clock)
@@ -75,7 +75,7 @@ class Allowance:
 
     @contextmanager
     def spending(self) -> Iterator[Spending]:
-        """One request. Raises ApiError with a time if nothing is left for it; what it did not use comes back."""
+        """Yield the spending of one request, and refund unused tokens. Raises ApiError with a time if none are left."""
         if self._requests is not None and (seconds := self._requests.seconds_until(1)) > 0:
             raise _exhausted("too many requests with this key", "rate_limit_exceeded", seconds)
         if self._tokens is not None:
@@ -91,7 +91,7 @@ class Allowance:
 
 
 def _require_tokens(budget: Budget) -> None:
-    """Raises ApiError if nothing is left."""
+    """Raise ApiError if nothing is left."""
     if (seconds := budget.seconds_until(1)) > 0:
         raise _exhausted("the tokens of this key are used up", "insufficient_quota", seconds)
 

@@ -1,4 +1,4 @@
-"""API keys: a file with the hash of each, and what its holder may ask for.
+"""API keys: a file with the hash and the limits of each.
 
     [[keys]]
     name = "ann"
@@ -59,7 +59,7 @@ def hash_of(key: str) -> str:
 
 
 def read_keys(file: Path) -> tuple[KeyEntry, ...]:
-    """Raises UsageError for a file that cannot be read, or is none of keys."""
+    """Read a file of keys. Raises UsageError if it cannot be read or is invalid."""
     try:
         if file.stat().st_size > MAX_FILE_BYTES:
             raise UsageError(f"{file} is larger than {MAX_FILE_BYTES} bytes")
@@ -83,7 +83,7 @@ def _entry(file: Path, fields: object) -> KeyEntry:
 
 
 def add_key(file: Path, name: str, requests_per_minute: int | None, tokens_per_day: int | None, secret: str) -> str:
-    """Add a key to the file, made if there is none; returns it. `secret` is random. Raises UsageError."""
+    """Add a key to the file, created if missing, and return it. `secret` is random. Raises UsageError."""
     key = PREFIX + secret
     entry = KeyEntry(name, hash_of(key), requests_per_minute, tokens_per_day)
     known = read_keys(file) if file.exists() else ()
@@ -92,24 +92,24 @@ def add_key(file: Path, name: str, requests_per_minute: int | None, tokens_per_d
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with open(descriptor, "a", encoding="utf-8") as out:
-            out.write(("\n" if out.tell() else "") + entry.as_toml())  # its last line may be a comment without an end
+            out.write(("\n" if out.tell() else "") + entry.as_toml())  # the last line may lack its line end
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error}") from None
     return key
 
 
 class Keys:
-    """The keys that an endpoint knows. Without any, everybody may ask for everything."""
+    """The keys that an endpoint knows, and the allowance of each."""
 
     def __init__(self, entries: Sequence[KeyEntry] | None, clock: Callable[[], float]) -> None:
-        """`entries` None: no key is needed."""
+        """`entries` None: no key is needed, and there are no limits."""
         self._open = None if entries is not None else Allowance(None, None, clock)
         self._by_hash: Mapping[str, Allowance] = {
             entry.sha256: Allowance(entry.requests_per_minute, entry.tokens_per_day, clock) for entry in entries or ()
         }
 
     def allowance(self, authorization: str | None) -> Allowance:
-        """That of a request with this header. Raises ApiError with status 401."""
+        """Return the allowance for this `Authorization` header. Raises ApiError with status 401."""
         if self._open is not None:
             return self._open
         scheme, _, key = (authorization or "").partition(" ")

@@ -1,8 +1,8 @@
-"""Which web pages may ask: the endpoint's own, and those that are allowed by name.
+"""Decides which web pages may send requests: the endpoint's own, and those of allowed origins.
 
-A page of anybody may have its reader's browser send requests to this machine, without seeing the answers; and a name
-that leads to this machine may make the browser take the page for the endpoint's own.  Programs that are no browsers
-send no `Origin`.
+Any web page can make its reader's browser send requests to this machine, without seeing the answers; and a host name
+that resolves to this machine (DNS rebinding) can make the browser take the page for the endpoint's own.  Programs other
+than browsers send no `Origin`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def is_allowed(origin: str | None, host: str, allowed: Collection[str], loopback_only: bool) -> bool:
-    """Whether a request with these headers `Origin` and `Host` may be answered.
+    """Return whether a request with these headers `Origin` and `Host` may be answered.
 
-    `loopback_only`: the endpoint listens to this machine only, so it is known by no other name.
+    `loopback_only`: the endpoint listens on a loopback address only, so other host names are refused.
     """
     if loopback_only and _host_name(f"//{host}") not in LOOPBACK_NAMES:
         return False

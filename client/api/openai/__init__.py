@@ -1,1 +1,1 @@
-"""OpenAI's API as values: which request is possible, and what an answer, a piece of it or an error looks like."""
+"""OpenAI's API as values: checks requests, and shapes answers, their chunks and errors."""

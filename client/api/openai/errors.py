@@ -1,4 +1,4 @@
-"""An answer that is an error: OpenAI's shape, an HTTP status, and what each error of the swarm becomes."""
+"""Errors in OpenAI's shape with their HTTP status, and the mapping of the swarm's errors to them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MAX_RETRY_AFTER_SECONDS_SHOWN = 3600
 
 
 class ApiError(Exception):
-    """A request that ends without an answer, or an answer that ends early."""
+    """The error of a request that gets no answer, or of an answer that ends early."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class ApiError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
     def body(self) -> dict[str, object]:
-        """The JSON of the answer, and of the last event of a stream."""
+        """Return the JSON of the response, or of the last event of a stream."""
         return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
@@ -77,12 +77,12 @@ class ApiError(Exception):
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    """The client's fault."""
+    """Return an error that is the client's fault (status 400)."""
     return ApiError(400, message, param=param, code=code)
 
 
 def from_swarm_error(error: SwarmError) -> ApiError:
-    """The error as a client of the endpoint sees it. A full swarm says when to come back."""
+    """Translate an error for a client of the endpoint. PeerBusy includes the time to come back."""
     status, kind = next(STATUSES[base] for base in type(error).__mro__ if base in STATUSES)
     busy = error.retry_after_seconds if isinstance(error, PeerBusy) else None
     message = one_line(f"{error}. {error.hint}")
@@ -90,5 +90,5 @@ def from_swarm_error(error: SwarmError) -> ApiError:
 
 
 def internal_error() -> ApiError:
-    """A defect of this program; its log has the details."""
+    """Return the error for a bug of this program; the log has the details."""
     return ApiError(500, "the endpoint failed internally", kind=SERVER_ERROR, code="internal")

@@ -1,4 +1,4 @@
-"""Reads the fields of a JSON object, each within its bounds; what is impossible is an error that names the field."""
+"""Reads the fields of a JSON object, each within its bounds; an invalid value is an error that names the field."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TYPES = {
 
 
 def parse_object(body: bytes) -> dict[str, object]:
-    """The JSON object of a request's body. Raises ApiError for what is none."""
+    """Parse a request's body as a JSON object. Raises ApiError if it is not one."""
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError:
@@ -39,14 +39,14 @@ def _refuse_constant(name: str) -> object:
 
 
 def describe(value: object) -> str:
-    """The kind of a JSON value, for a message."""
+    """Return the kind of a JSON value, for a message."""
     return _TYPES.get(type(value), "something else")
 
 
 class Fields:
-    """The fields of one object; one that is null counts as absent. Every method raises ApiError.
+    """The fields of one object; null counts as absent. The reading methods raise ApiError.
 
-    `path` stands before a field's name in an error: "messages[0].".
+    `path` precedes a field's name in errors: "messages[0].".
     """
 
     def __init__(self, values: Mapping[str, object], path: str = "") -> None:
@@ -60,7 +60,7 @@ class Fields:
         return self._values.get(name)
 
     def error(self, name: str, message: str, code: str | None = None) -> ApiError:
-        """An error that is the fault of this field; `message` continues its name."""
+        """Return an error about this field; `message` follows its name."""
         return invalid(f"'{self.path}{name}' {message}", self.path + name, code)
 
     def integer(self, name: str, low: int, high: int) -> int | None:
@@ -82,7 +82,7 @@ class Fields:
         return self.number_of(name, value, low, high)
 
     def number_of(self, name: str, value: object, low: float, high: float) -> float:
-        """`value` as a number within the bounds."""
+        """Return `value` as a number within the bounds."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(name, f"must be a number, not {describe(value)}", "invalid_type")
         if not low <= value <= high or not math.isfinite(value):
@@ -102,7 +102,7 @@ class Fields:
         return None if value is None else self.text_of(name, value, max_chars)
 
     def text_of(self, name: str, value: object, max_chars: int) -> str:
-        """`value` as a text that is Unicode: half a surrogate pair is none."""
+        """Return `value` as a text of valid Unicode, without lone surrogates."""
         if not isinstance(value, str):
             raise self.error(name, f"must be a string, not {describe(value)}", "invalid_type")
         if len(value) > max_chars:
@@ -134,7 +134,7 @@ class Fields:
         return value
 
     def inner(self, name: str, index: int | None = None, value: object = None) -> Fields:
-        """The fields of the object in this field, or of `value`, its element number `index`."""
+        """Return the fields of the object in this field, or of `value`, which is its element number `index`."""
         found = self._values.get(name) if index is None else value
         label = name if index is None else f"{name}[{index}]"
         if not isinstance(found, dict):

@@ -1,12 +1,12 @@
-"""The form of a chat's answer: plain text, JSON of a schema, or calls of tools; and the calls read from the text.
+"""The form of a chat's answer (plain text, JSON of a schema, or tool calls), and parsing tool calls from the text.
 
-A model says its calls as text.  Where a call is demanded, a grammar leaves it no other text than the JSON of one; where
-it may choose, these two forms are understood, which most templates teach:
+A model writes tool calls as text.  If the request demands a call, a grammar allows only the JSON of one; if the model
+may choose, two forms are recognised, which most templates teach:
 
     <tool_call>{"name": ..., "arguments": {...}}</tool_call>        once or several times
     {"name": ..., "arguments" or "parameters": {...}}               as the whole answer
 
-Text that is none of these is content.  Nothing is guessed: a name must be that of a tool of the request.
+Any other text is content.  Nothing is guessed: the name must be that of one of the request's tools.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ class Tool:
     parameters: Mapping[str, Any]
     """The JSON schema of its arguments."""
     described: Mapping[str, Any]
-    """As chat templates take it."""
+    """The tool as chat templates take it."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
-    """The form that was asked for."""
+    """The form of answer that a request asks for."""
 
     schema: str | None = None
     """The JSON schema of the whole text, as JSON; None: any text."""
     schema_param: str = "response_format"
-    """The field that is at fault if the schema cannot be kept to."""
+    """The request's field that an error about the schema names."""
     tools: tuple[Tool, ...] = ()
     """The tools that may be called."""
     demanded: str | None = None
-    """The name of the tool that must be called; "": one of them."""
+    """The name of the tool that must be called; "": any one of them; None: no call is demanded."""
 
 
 def parse_form(fields: Fields) -> AnswerForm:
-    """Raises ApiError."""
+    """Parse the form of answer that a request asks for. Raises ApiError."""
     schema = _response_schema(fields)
     tools = _tools(fields)
     choice, name = _tool_choice(fields, tools)
@@ -130,7 +130,7 @@ def _tools(fields: Fields) -> tuple[Tool, ...]:
 
 
 def _tool_choice(fields: Fields, tools: Sequence[Tool]) -> tuple[str, str | None]:
-    """ "none", "auto", "required", or "function" and its name."""
+    """Return "none", "auto" or "required", or "function" and its name."""
     given = fields.value("tool_choice")
     if given is None:
         return "auto", None
@@ -150,7 +150,7 @@ def _tool_choice(fields: Fields, tools: Sequence[Tool]) -> tuple[str, str | None
 
 
 class CallReader:
-    """Splits one answer into content and calls. Content goes on as soon as it cannot be part of a call."""
+    """Splits one answer into content and tool calls. Passes content on as soon as it cannot be part of a call."""
 
     def __init__(self, form: AnswerForm, new_id: Callable[[], str]) -> None:
         self._form = form
@@ -160,7 +160,7 @@ class CallReader:
         """Whether the answer has begun as content, and no call can follow."""
 
     def read(self, piece: Piece) -> Piece:
-        """The piece with its content only, and with all calls if it is the last one."""
+        """Return the piece with its content only, and with all calls if it is the last one."""
         self._held += piece.text
         if piece.finish is not None:
             content, calls = self._end()
@@ -179,7 +179,7 @@ class CallReader:
         return (self._held if not calls else ""), calls
 
     def _calls(self) -> tuple[ToolCall, ...]:
-        """All calls in the text that was held back; none if any part of it is no call."""
+        """Return all calls in the held text; none if any part of it is not a call."""
         text = self._held.strip()
         if text.startswith(TAG):
             parts = [part.partition(END_TAG) for part in text.split(TAG)[1:]]

@@ -1,6 +1,7 @@
 """Answers in OpenAI's shape: whole ones, and the chunks of a stream.
 
-An `AnswerShape` is one kind of answer, to a chat or a completion; what is not text (id, model, time) is given once.
+An `AnswerShape` describes one kind of answer, to a chat or a completion; `AnswerHead` has the fields that are common to
+all parts of an answer (id, model, time).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class AnswerHead:
 
 
 class AnswerShape(Protocol):
-    """How a chat's or a completion's answer is written."""
+    """Writes the answers to chats or to completions as JSON."""
 
     @property
     def kind(self) -> str:
@@ -47,19 +48,19 @@ class AnswerShape(Protocol):
 
     @property
     def chunk_kind(self) -> str:
-        """OpenAI's name for a part of one."""
+        """OpenAI's name for a chunk of one."""
 
     def with_echo(self, echoed: Mapping[int, str]) -> AnswerShape:
-        """The same for answers that begin with their prompts, by choice."""
+        """Return a shape for answers that begin with these prompts, by choice."""
 
     def opening(self, choice: int) -> Json | None:
-        """The choice of the first chunk of an answer, before its text; None: there is no such chunk."""
+        """Return the `choices` element of an answer's first chunk, before its text; None: there is no such chunk."""
 
     def delta(self, piece: Piece) -> Json:
-        """The choice of a chunk."""
+        """Return the `choices` element of a chunk."""
 
     def whole(self, choice: int, pieces: Sequence[Piece]) -> Json:
-        """The choice of a whole answer, whose last piece tells how it ended."""
+        """Return the `choices` element of a whole answer, whose last piece says how it ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class CompletionShape:
 
     with_logprobs: bool = False
     echoed: Mapping[int, str] = field(default_factory=dict)
-    """By choice, the prompt that its answer begins with."""
+    """The prompt that each answer begins with, by choice."""
     kind: str = "text_completion"
     chunk_kind: str = "text_completion"
 
@@ -179,14 +180,14 @@ def usage(counts: TokenCounts) -> Json:
 
 
 def chunk(head: AnswerHead, shape: AnswerShape, choices: Sequence[Json], **more: Any) -> Json:
-    """A part of a stream; `more`: further fields."""
+    """Return a chunk of a stream; `more`: further fields."""
     return {**head.fields(shape.chunk_kind), "choices": list(choices), **more}
 
 
 def whole_answer(
     head: AnswerHead, shape: AnswerShape, pieces: Sequence[Piece], counts: TokenCounts, **more: Any
 ) -> Json:
-    """All pieces of all answers as one body. Every answer must have come to its end."""
+    """Return all pieces of all answers as one body. Every answer must have ended."""
     choices = []
     for choice in sorted({piece.choice for piece in pieces}):
         own = [piece for piece in pieces if piece.choice == choice]
@@ -196,22 +197,22 @@ def whole_answer(
 
 
 def event(data: Json | str) -> bytes:
-    """A server-sent event; ensure_ascii keeps every line end inside JSON's own escapes."""
+    """Return a server-sent event; ensure_ascii keeps every line end inside JSON's own escapes."""
     text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"), allow_nan=False)
     return f"data: {text}\n\n".encode()
 
 
 def comment(data: Json) -> bytes:
-    """A line of a stream that clients skip, and the chat page reads."""
+    """Return a comment line of a stream, which clients skip and the chat page reads."""
     return f": {json.dumps(data, separators=(',', ':'), allow_nan=False)}\n\n".encode()
 
 
 DONE = event("[DONE]")
-"""The last event of a stream that has ended well."""
+"""The last event of a stream that has ended without an error."""
 
 
 def model_list(models: Sequence[tuple[str, int]]) -> Json:
-    """(name, Unix seconds since when it is served) of every model."""
+    """Return the list of models, given as (name, Unix seconds since when it is served)."""
     return {"object": "list", "data": [model_card(name, created) for name, created in models]}
 
 

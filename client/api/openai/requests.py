@@ -1,7 +1,6 @@
-"""Requests for text as frozen values: every bound is checked here, and nothing behind this module checks it again.
+"""Requests for text as frozen values: all bounds are checked here, and nothing after this module checks them again.
 
-Fields that are not known are ignored, as OpenAI does; a field that is known and asks for what cannot be done is an
-error that names it.
+Unknown fields are ignored, as OpenAI does; a known field that asks for something impossible is an error that names it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from .fields import Fields, parse_object
 from .forms import AnswerForm, parse_form
 
 MAX_TEXT_CHARS = 4_000_000
-"""A longer text is refused by its length in characters; one that has too many tokens, by its tokens."""
+"""Texts beyond this are refused by their characters, before their tokens are counted."""
 MAX_MODEL_CHARS = 256
 MAX_MESSAGES = 4096
 MAX_PARTS = 256
@@ -33,7 +32,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a token is chosen. None leaves a value to the model's own settings."""
+    """How tokens are chosen. None leaves a value to the model's generation config."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -48,16 +47,16 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class TextWish:
-    """The fields that both ways of asking for text share."""
+    """The fields that both kinds of requests share."""
 
     model: str
     max_tokens: int | None = None
-    """None: up to the endpoint's own limit."""
+    """None: the endpoint's default limit."""
     choices: int = 1
     stop: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     top_logprobs: int | None = None
-    """For how many of the likeliest tokens of each place to tell the probability; None: not even that of the token."""
+    """How many of the likeliest tokens to report log-probabilities for, beside the chosen one; None: report none."""
     stream: bool = False
     include_usage: bool = False
     """Whether a stream ends with the token counts."""
@@ -69,7 +68,7 @@ class ChatRequest:
 
     wish: TextWish
     messages: tuple[Mapping[str, Any], ...]
-    """As chat templates take them: a role, a content, and what belongs to calls of tools."""
+    """As chat templates take them: role, content, and the fields of tool calls."""
     form: AnswerForm = field(default_factory=AnswerForm)
 
 
@@ -84,7 +83,7 @@ class CompletionRequest:
 
 
 def parse_chat(values: Mapping[str, object]) -> ChatRequest:
-    """Raises ApiError for what cannot be answered."""
+    """Parse a chat request. Raises ApiError for one that cannot be answered."""
     fields = Fields(values)
     for name, use in (("functions", "tools"), ("function_call", "tool_choice")):
         if name in fields:
@@ -106,7 +105,7 @@ def parse_chat(values: Mapping[str, object]) -> ChatRequest:
 
 
 def parse_completion(values: Mapping[str, object]) -> CompletionRequest:
-    """Raises ApiError for what cannot be answered."""
+    """Parse a completion request. Raises ApiError for one that cannot be answered."""
     fields = Fields(values)
     for name in ("suffix", "best_of"):
         if fields.value(name) not in (None, "", fields.value("n") or 1):
@@ -226,7 +225,7 @@ def _message(fields: Fields) -> dict[str, Any]:
 
 
 def _content(fields: Fields) -> str | None:
-    """A message's text: as it is, or the parts of it joined."""
+    """Return a message's text: a string, or its parts joined."""
     given = fields.value("content")
     if given is None or isinstance(given, str):
         return fields.text("content", MAX_TEXT_CHARS)
@@ -243,7 +242,7 @@ def _content(fields: Fields) -> str | None:
 
 
 def _call(fields: Fields) -> dict[str, Any]:
-    """An earlier call of a tool, with its arguments as an object where they are one: templates write them out."""
+    """Return an earlier tool call, with its arguments parsed if they are a JSON object: templates print them."""
     function = fields.inner("function")
     name, arguments = function.text("name", MAX_MODEL_CHARS), function.text("arguments", MAX_TEXT_CHARS)
     if not name:

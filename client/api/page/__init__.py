@@ -1,4 +1,4 @@
-"""The chat page of an endpoint: three files of its own, without any other origin, and the headers that keep it so."""
+"""The chat page of an endpoint: three files that load nothing from other origins, and headers that enforce it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEADERS = {
 
 
 def page_routes() -> list[Route]:
-    """A route for each file, which is read once."""
+    """Return a route for each file; files are read once."""
     return [_route(path, name, kind) for path, (name, kind) in FILES.items()]
 
 

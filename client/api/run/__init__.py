@@ -1,1 +1,1 @@
-"""From a request to one call of `generate` and back: prompt, logits processors, and where each answer's text ends."""
+"""Turns a request into calls of `generate` and back: prompts, logits processors, and the end of each answer's text."""

@@ -1,7 +1,7 @@
-"""One request in the thread that generates: its prompts become calls of `generate`, and these become pieces.
+"""Runs one request in the generating thread: calls `generate` for its prompts and emits the answers as pieces.
 
-Every answer ends for a reason that is known: the model's own end, a stop string, or its length.  Where `generate`
-returns and an answer has none of these, the call has failed, whatever it returned.
+Every answer ends for a known reason: the model's own end, a stop string, or its length.  If `generate` returns and an
+answer has none of these, the call has failed, whatever it returned.
 """
 
 from __future__ import annotations
@@ -32,32 +32,32 @@ from .vocabulary import likely_token
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The request can be answered, and its first token is waited for."""
+    """The request is valid, and its generation begins."""
 
     echoed: dict[int, str]
-    """By choice, the text that its answer begins with."""
+    """The text that each answer begins with, by choice."""
     prompt_tokens: int = 0
     most_tokens: int = 0
-    """The tokens of the prompts, and the most that the answers can have."""
+    """The tokens of the prompts plus the most that the answers can have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """A peer was replaced, or something else of `REPAIRS` happened."""
+    """An event of a kind in `REPAIRS` happened, such as the replacement of a peer."""
 
     event: SessionEvent
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """All answers came to their end."""
+    """All answers have ended."""
 
     counts: TokenCounts
     report: ChainReport
-    """That of the last call of `generate`."""
+    """The report of the last call of `generate`."""
     events: tuple[SessionEvent, ...]
     guesses: GuessReport
-    """Those of all calls."""
+    """The sum over all calls."""
 
 
 Item = Begun | Piece | Repaired | Finished
@@ -72,7 +72,10 @@ def answer(
     cancellation: Cancellation,
     emit: Emit,
 ) -> None:
-    """Generate all answers. `seed` is for a request without one, `new_id` for calls. Raises ApiError, SwarmError."""
+    """Generate all answers. `seed` is used if the request has none; `new_id` makes the ids of tool calls.
+
+    Raises ApiError, SwarmError.
+    """
     jobs = jobs_of(served, request)
     prompt_tokens = sum(len(job.prompt) for job in jobs)
     most = prompt_tokens + sum(job.max_new_tokens * job.wish.choices for job in jobs)
@@ -98,7 +101,7 @@ def answer(
 def run_job(
     served: ServedModel, job: PromptJob, seed: int, generation: Generation, cancelled: Event, emit: Emit
 ) -> int:
-    """One call of `generate`; returns the number of tokens of its answers. Raises SwarmError."""
+    """Make one call of `generate`; return the number of tokens of its answers. Raises ApiError, SwarmError."""
     wish = job.wish
     recorded = RecordedScores() if wish.top_logprobs is not None else None
     shown = served.reasoning.shown if served.reasoning is not None and job.is_chat else frozenset()
@@ -128,26 +131,26 @@ def run_job(
 
 
 def _reading_calls(request: ChatRequest, new_id: Callable[[], str], emit: Emit) -> Emit:
-    """An `emit` that splits every answer into content and calls."""
+    """Return an `emit` that splits every answer into content and tool calls."""
     readers = [CallReader(request.form, new_id) for _ in range(request.wish.choices)]
     return lambda item: emit(readers[item.choice].read(item) if isinstance(item, Piece) else item)
 
 
 def _reading_reasoning(served: ServedModel, job: PromptJob, emit: Emit) -> Emit:
-    """An `emit` that splits every answer into reasoning and content, where the model may reason."""
+    """Return an `emit` that splits every answer into reasoning and content, if the model may reason."""
     marks = served.reasoning
     if marks is None or (job.form.schema is not None and _reasoning_tokens(served, job) is None):
-        return emit  # the schema is that of all that the model writes
+        return emit  # the schema covers all that the model writes
     begun = marks.begun_by(served.talker.tokenizer, job.prompt)
     readers = [ReasoningReader(marks, begun) for _ in range(job.wish.choices)]
     return lambda item: emit(readers[item.choice].read(item) if isinstance(item, Piece) else item)
 
 
 def _schema_mask(served: ServedModel, job: PromptJob) -> Any:
-    """The processor that keeps answers to their schema, if there is one. Raises ApiError."""
+    """Return the processor that keeps answers to their schema, if there is one. Raises ApiError."""
     if job.form.schema is None:
         return None
-    from .grammar import SchemaMask  # needs a second for its tokenizer, once
+    from .grammar import SchemaMask  # imported late: only answers with a schema need llguidance
 
     return SchemaMask(
         job.form.schema,
@@ -160,7 +163,7 @@ def _schema_mask(served: ServedModel, job: PromptJob) -> Any:
 
 
 def _reasoning_tokens(served: ServedModel, job: PromptJob) -> ReasoningTokens | None:
-    """How reasoning is told before an answer that keeps to a schema; None: it cannot be."""
+    """Return how to recognise reasoning before an answer that keeps to a schema; None: it cannot be recognised."""
     marks = served.reasoning
     if marks is None or marks.tokens is None or max(marks.tokens) >= served.vocabulary_size:
         return None
@@ -168,7 +171,7 @@ def _reasoning_tokens(served: ServedModel, job: PromptJob) -> ReasoningTokens | 
 
 
 def _noting_repairs(generation: Generation, emit: Emit) -> Emit:
-    """An `emit` that tells of the call's repairs since the last piece before the next one."""
+    """Return an `emit` that first emits the repairs since the previous item."""
     seen = 0
 
     def tell(item: Item) -> None:
@@ -185,7 +188,7 @@ def _noting_repairs(generation: Generation, emit: Emit) -> Emit:
 
 @dataclass
 class _Scores:
-    """Tells the probabilities of tokens."""
+    """Looks up the log-probabilities of tokens."""
 
     tokenizer: Any
     recorded: RecordedScores
@@ -193,7 +196,7 @@ class _Scores:
     _logprobs: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     def look_at(self, position: int) -> None:
-        """Turn to the tokens at this position."""
+        """Load the log-probabilities for the tokens at this position."""
         self._logprobs = self.recorded.take(position)
 
     def of(self, row: int, token: int, offset: int) -> ScoredToken:
@@ -207,7 +210,7 @@ class _Scores:
 
 
 class RowWatcher(StoppingCriteria):
-    """Sees every token as `generate` takes it: passes text on, and ends the rows whose answers have ended."""
+    """Sees every token that `generate` chooses: passes text on, and ends the rows whose answers have ended."""
 
     def __init__(
         self, rows: Sequence[RowText], prompt_length: int, cancelled: Event, emit: Emit, scores: _Scores | None
@@ -219,7 +222,7 @@ class RowWatcher(StoppingCriteria):
         self._scores = scores
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """(B, length) -> (B,): which rows have ended. Several tokens may have come since the last call."""
+        """Return which rows have ended: (B, length) -> (B,). Several tokens may have come since the last call."""
         for position in range(self._seen, input_ids.shape[1]):
             if self._scores is not None:
                 self._scores.look_at(position)

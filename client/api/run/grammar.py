@@ -1,7 +1,7 @@
-"""Keeps an answer to a JSON schema: tokens that cannot continue it are given no probability.
+"""Keeps an answer to a JSON schema by masking all tokens that cannot continue it.
 
-The grammar library reads tokens one after the other.  `generate` may look at a place more than once, and at places that
-it gives up again (speculation), so the tokens that were read are compared with those that are there now.
+The grammar library reads tokens one by one.  `generate` may visit a position more than once, and discard tokens again
+(speculation), so the tokens read so far are compared with the present ones, and rolled back where they differ.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from ..openai.errors import ApiError, invalid
 from .reasoning import ReasoningTokens
 
 WHITESPACE = r"[ \n\t]{0,16}"
-"""Between the parts of a JSON text; a model could go on with it for ever."""
+"""Whitespace between JSON tokens, bounded because a model could otherwise produce it for ever."""
 
 
 def grammar_tokenizer(tokenizer: Any, vocabulary_size: int, end_tokens: Sequence[int]) -> Any:
-    """The tokenizer as grammars read it; making it takes up to a second. Raises ApiError if it cannot be read."""
+    """Convert the tokenizer for grammars, which takes up to a second. Raises ApiError if that is not possible."""
     if not end_tokens:
         raise invalid("answers of this model cannot be kept to a form: it has no token that ends one")
     try:
         return from_tokenizer(tokenizer, n_vocab=vocabulary_size, eos_token=list(end_tokens))
-    except Exception as error:  # the library has no class for what it cannot read
+    except Exception as error:  # the library has no exception class of its own
         raise invalid(f"answers of this model cannot be kept to a form: {one_line(str(error))}") from None
 
 
 class SchemaMask(LogitsProcessor):
-    """Leaves to each row of a batch the tokens that continue a JSON text of the schema.
+    """Allows in each row of a batch only tokens that continue a JSON text of the schema.
 
-    A model may reason before the text, in any tokens but those that end an answer.
+    A model may reason before the text, with any tokens but those that end an answer.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class SchemaMask(LogitsProcessor):
         param: str,
         reasoning: ReasoningTokens | None = None,
     ) -> None:
-        """`tokenizer`: of `grammar_tokenizer`; `reasoning`: None where the model cannot reason.
+        """`tokenizer`: from `grammar_tokenizer`; `reasoning`: None if the model does not reason.
 
-        Raises ApiError, which names `param`, for an impossible schema.
+        Raises ApiError, which names `param`, for a schema that is invalid or not supported.
         """
         self._param = param
         matcher = _matcher(schema, tokenizer, param)
@@ -61,7 +61,7 @@ class SchemaMask(LogitsProcessor):
         self._reasoning = reasoning
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """(B, length), (B, V) -> (B, V). Raises ApiError where no text of the schema begins like an answer."""
+        """(B, length), (B, V) -> (B, V). Raises ApiError if no text of the schema continues an answer."""
         answers = input_ids[:, self._prompt_length :].tolist()
         return torch.stack([self._masked(row, answer, scores[row]) for row, answer in enumerate(answers)])
 
@@ -70,9 +70,9 @@ class SchemaMask(LogitsProcessor):
         if start is None:
             return scores.index_fill(0, torch.tensor([*self._end_tokens], device=scores.device), -torch.inf)
         if not self._advance(row, answer[start:]):
-            return scores  # the row has ended, and is filled up
+            return scores  # the row has ended and is being padded
         words = np.frombuffer(self._matchers[row].compute_bitmask(), dtype=np.uint8)
-        if self._matchers[row].is_error():  # the library would then have the answer end where it is
+        if self._matchers[row].is_error():  # the library would otherwise end the answer here
             raise _impossible(self._matchers[row], self._param)
         allowed = torch.from_numpy(np.unpackbits(words, bitorder="little")[: len(scores)]).bool()
         if self._reasoning is not None and not self._reasoning.begun and not answer:
@@ -80,7 +80,7 @@ class SchemaMask(LogitsProcessor):
         return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
 
     def _advance(self, row: int, content: list[int]) -> bool:
-        """Have the grammar of a row read its content; False if that goes on behind its end."""
+        """Advance a row's grammar to the end of its content; return False if the content has ended."""
         matcher, read = self._matchers[row], self._read[row]
         pairs = zip(read, content, strict=False)
         same = next((at for at, (old, new) in enumerate(pairs) if old != new), min(len(read), len(content)))
@@ -105,5 +105,5 @@ def _matcher(schema: str, tokenizer: Any, param: str) -> LLMatcher:
 
 
 def _impossible(matcher: LLMatcher, param: str) -> ApiError:
-    """For a schema that is none, and for one that some texts cannot be continued in."""
+    """Return the error for an invalid schema, and for one in which a text cannot be continued."""
     return invalid(f"the schema is not possible here: {one_line(matcher.get_error())}", param, "invalid_value")

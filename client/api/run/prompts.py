@@ -1,4 +1,4 @@
-"""From a request to token ids: the model's own chat template, and the limits of the model."""
+"""Turns requests into token ids, by the model's own chat template, and checks them against the model's limits."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class PromptJob:
 
     prompt: tuple[int, ...]
     first_choice: int
-    """The number of the first answer; the others follow."""
+    """The index of the first answer; the others follow."""
     max_new_tokens: int
     wish: TextWish
     form: AnswerForm = field(default_factory=AnswerForm)
     echoed: str = ""
-    """The prompt's text, where answers begin with it."""
+    """The prompt's text if the answers begin with it."""
     is_chat: bool = False
 
 
 def jobs_of(served: ServedModel, request: ChatRequest | CompletionRequest) -> tuple[PromptJob, ...]:
-    """The calls of `generate` that answer a request. Raises ApiError for what does not fit the model."""
+    """Return the calls of `generate` that answer a request. Raises ApiError if it does not fit the model."""
     for token, _ in request.wish.sampling.logit_bias:
         if token >= served.vocabulary_size:
             raise invalid(f"'logit_bias' names token {token}: the model has {served.vocabulary_size}", "logit_bias")
@@ -47,19 +47,19 @@ def jobs_of(served: ServedModel, request: ChatRequest | CompletionRequest) -> tu
 
 
 def chat_prompt(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
-    """The conversation as the model's template puts it. Raises ApiError for what the template refuses."""
+    """Render the conversation with the model's template. Raises ApiError if the template refuses it."""
     if tools and getattr(tokenizer, "chat_template", None) is None:
         raise invalid("the model has no chat template, so it cannot be told of tools", "tools")
     options = {"tools": [dict(tool.described) for tool in tools]} if tools else {}
     try:
         ids = conversation_ids(tokenizer, messages, **options)
-    except Exception as error:  # a template is a program of the model's, and these messages are its input
+    except Exception as error:  # a template is a program in the model's files, and may raise anything
         raise invalid(f"the model's chat template cannot put these messages: {error}", "messages") from None
     return _checked(ids[0].tolist(), "messages")
 
 
 def completion_prompt(served: ServedModel, given: str | tuple[int, ...]) -> tuple[int, ...]:
-    """The token ids of a prompt. Raises ApiError."""
+    """Return the token ids of a prompt. Raises ApiError."""
     if isinstance(given, str):
         ids = served.talker.tokenizer(given, return_tensors="pt")["input_ids"][0].tolist()
         return _checked([int(token) for token in ids], "prompt")
@@ -82,7 +82,7 @@ def _text(served: ServedModel, given: str | tuple[int, ...]) -> str:
 
 
 def new_tokens(served: ServedModel, wish: TextWish, prompt: Sequence[int], param: str) -> int:
-    """The most tokens that the answer may have. Raises ApiError if the model has no room for it."""
+    """Return the most tokens that the answer may have. Raises ApiError if the model has no room for it."""
     room = served.max_length - len(prompt)
     wanted = 1 if wish.max_tokens is None else wish.max_tokens
     if wanted > room:

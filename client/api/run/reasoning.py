@@ -1,8 +1,9 @@
-"""A model's reasoning, told from its answer: the text between two marks that the answer begins with.
+"""Separates a model's reasoning from its answer: the text between two marks at the beginning.
 
 Models that reason write `<think>...</think>` and then the answer; some templates write the first mark at the end of the
-prompt.  A pair of marks counts where the model's own tokenizer or template has it.  Where each mark is one token, texts
-may leave it out otherwise, and an answer that has to keep to a schema can be told from the reasoning before it.
+prompt.  A pair of marks is used only if the model's own tokenizer or template has it.  If each mark is one token, it
+may be a special token that decoding leaves out; and only then can an answer that must keep to a schema be separated
+from the reasoning before it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any
 from ..pieces import Piece, ScoredToken
 
 PAIRS = (("<think>", "</think>"), ("<seed:think>", "</seed:think>"), ("[THINK]", "[/THINK]"))
-"""Those of Qwen, DeepSeek, GLM and others; of Seed-OSS; of Magistral."""
+"""The marks of Qwen, DeepSeek, GLM and others; of Seed-OSS; of Magistral."""
 TAIL_TOKENS = 16
-"""A template writes its mark this near to the prompt's end."""
+"""How many tokens at the prompt's end are searched for the first mark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +27,18 @@ class ReasoningMarks:
     begin: str
     end: str
     tokens: tuple[int, int] | None = None
-    """The two as tokens, where each is one."""
+    """The marks as token ids, if each is one token."""
     shown: frozenset[int] = frozenset()
-    """Those of the tokens that texts leave out otherwise."""
+    """Those that are special tokens, which decoding would leave out."""
 
     def begun_by(self, tokenizer: Any, prompt: Sequence[int]) -> bool:
-        """Whether the prompt ends with the first mark, so that the answer begins with reasoning."""
+        """Return whether the prompt ends with the first mark, so that the answer begins with reasoning."""
         text: str = tokenizer.decode(list(prompt[-TAIL_TOKENS:]), skip_special_tokens=False)
         return text.rstrip().endswith(self.begin)
 
 
 def reasoning_marks(tokenizer: Any) -> ReasoningMarks | None:
-    """The marks that the model was taught, if there are any."""
+    """Return the marks in the model's tokenizer or template, if there are any."""
     known = tokenizer.get_added_vocab()
     special = set(tokenizer.all_special_ids)
     template = str(getattr(tokenizer, "chat_template", None) or "")
@@ -52,7 +53,7 @@ def reasoning_marks(tokenizer: Any) -> ReasoningMarks | None:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningTokens:
-    """How the tokens of an answer are told to be reasoning or content."""
+    """The tokens that separate an answer's reasoning from its content."""
 
     begin: int
     end: int
@@ -60,29 +61,27 @@ class ReasoningTokens:
     """Whether the prompt has the first mark."""
 
     def content_start(self, answer: Sequence[int]) -> int | None:
-        """Where among an answer's tokens its content begins; None: not yet."""
+        """Return the index at which an answer's content begins; None: not yet."""
         if not self.begun and (not answer or answer[0] != self.begin):
             return 0
         return answer.index(self.end) + 1 if self.end in answer else None
 
 
 class ReasoningReader:
-    """Splits one answer into reasoning and content. Text waits only while it may be a part of a mark, or is blank."""
+    """Splits one answer into reasoning and content. Holds back only text that is blank or may be part of a mark."""
 
     def __init__(self, marks: ReasoningMarks, begun: bool) -> None:
         """`begun`: the prompt has the first mark."""
         self._marks = marks
         self._held = ""
         self._taken = 0
-        """Characters of the answer before the held ones."""
+        """The number of characters of the answer before the held ones."""
         self._scores: list[ScoredToken] = []
-        """Those of tokens of which it is open where they belong."""
+        """The scores of tokens that may be reasoning or content."""
         self._read = self._after_begin if begun else self._before
 
     def read(self, piece: Piece) -> Piece:
-        """The piece with its content as text, and its reasoning beside it. Probabilities are those of the content's
-        tokens.
-        """
+        """Return the piece with its content and reasoning separated; its scores are those of the content's tokens."""
         self._held += piece.text
         self._scores += piece.scores
         reasoning, text = self._read(piece.finish is not None)
@@ -94,7 +93,7 @@ class ReasoningReader:
         scores, self._scores = self._scores, []
         return tuple(scores) if self._read == self._content else ()
 
-    # Each of these takes from the held text what it can, and returns (reasoning, content).
+    # The states of the reader: each takes what it can from the held text, and returns (reasoning, content).
 
     def _before(self, is_last: bool) -> tuple[str, str]:
         begun = self._held.lstrip()
@@ -141,5 +140,5 @@ class ReasoningReader:
 
 
 def overlap(text: str, mark: str) -> int:
-    """Length of the longest end of `text` that `mark` begins with, and is longer than."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `mark`."""
     return next((size for size in range(min(len(text), len(mark) - 1), 0, -1) if mark.startswith(text[-size:])), 0)

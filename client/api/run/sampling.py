@@ -1,11 +1,11 @@
 """How tokens are chosen: logits processors for `generate`, in OpenAI's terms and in a fixed order.
 
-    the model's logits -> RecordedScores (what `logprobs` tells) -> the model's repetition penalty -> logit_bias
-    -> presence and frequency penalty -> what a grammar allows -> temperature, top_k, top_p, min_p -> SeededDraw
+    the model's logits -> RecordedScores (for `logprobs`) -> the model's repetition penalty -> logit_bias
+    -> presence and frequency penalty -> grammar mask -> temperature, top_k, top_p, min_p -> SeededDraw
 
-The last one makes the likeliest token of `generate` a drawn one: to each logarithm of a probability it adds noise of a
-Gumbel distribution, and the greatest sum is distributed as the probabilities are (the Gumbel-max trick).  The noise is
-a function of the seed, the answer and the position, so equal seeds draw equal tokens, whatever other threads draw.
+SeededDraw turns the argmax of `generate` into a sample: it adds Gumbel noise to each log-probability, and the argmax of
+the sums is distributed as the probabilities (the Gumbel-max trick).  The noise is a function of the seed, the answer's
+index and the position, so equal seeds give equal tokens, whatever other threads do.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from ...model.generation import ONE_PLAIN_TEXT
 from ..openai.requests import Sampling
 
 LEAST_TEMPERATURE = 1e-5
-"""Below it the likeliest token is taken."""
+"""Below this the likeliest token is taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """A model's own settings, for what a request leaves out."""
+    """A model's own settings, for fields that a request leaves out."""
 
     temperature: float = 1.0
     top_p: float | None = None
@@ -44,7 +44,7 @@ class SamplingDefaults:
 
     @classmethod
     def of(cls, generation_config: Any) -> SamplingDefaults:
-        """From transformers' GenerationConfig; those for drawing count where the model is meant to draw."""
+        """Read transformers' GenerationConfig; its sampling settings count only if it has `do_sample`."""
         penalty = generation_config.repetition_penalty
         if not generation_config.do_sample:
             return cls(repetition_penalty=penalty)
@@ -59,18 +59,18 @@ class SamplingDefaults:
 
 
 class RecordedScores(LogitsProcessor):
-    """Remembers the model's own log-probabilities until the token at their position is known."""
+    """Keeps the model's own log-probabilities until the token at their position is known."""
 
     def __init__(self) -> None:
         self._by_position: dict[int, torch.Tensor] = {}
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """(B, length), (B, V) -> the same scores; those for a position that is computed again replace the first."""
+        """(B, length), (B, V) -> the same scores. A position that is computed again replaces its record."""
         self._by_position[input_ids.shape[1]] = torch.log_softmax(scores.float(), dim=-1)
         return scores
 
     def take(self, position: int) -> torch.Tensor:
-        """(B, V): the log-probabilities for the token at `position`, which are then forgotten."""
+        """Return and forget the log-probabilities for the token at `position`: (B, V)."""
         return self._by_position.pop(position)
 
 
@@ -89,7 +89,7 @@ class LogitBias(LogitsProcessor):
 
 
 class CountPenalties(LogitsProcessor):
-    """Lowers the logits of tokens that are in the answer already: once, and for every time that they are."""
+    """Lowers the logits of tokens that occur in the answer: by `presence` once, and by `frequency` per occurrence."""
 
     def __init__(self, prompt_length: int, presence: float, frequency: float) -> None:
         self._prompt_length = prompt_length
@@ -104,13 +104,13 @@ class CountPenalties(LogitsProcessor):
 
 
 class SeededDraw(LogitsProcessor):
-    """Turns taking the likeliest token into drawing one; must come last."""
+    """Turns taking the likeliest token into sampling; must come last."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """(B, length), (B, V) -> (B, V) whose likeliest tokens are draws."""
+        """(B, length), (B, V) -> (B, V), float32, whose argmax is a sample."""
         noise = torch.stack([self._noise(row, input_ids.shape[1], scores.shape[1]) for row in range(len(scores))])
         return torch.log_softmax(scores.float(), dim=-1) + noise.to(scores.device)
 
@@ -129,7 +129,7 @@ def processors(
     recorded: RecordedScores | None = None,
     grammar: LogitsProcessor | None = None,
 ) -> list[LogitsProcessor]:
-    """The processors for one call of `generate` that takes the likeliest token; `seed` is for a request without one."""
+    """Return the processors for one greedy call of `generate`; `seed` is used if the request has none."""
     chosen: list[LogitsProcessor] = [] if recorded is None else [recorded]
     if defaults.repetition_penalty not in (None, 1.0):
         chosen.append(RepetitionPenaltyLogitsProcessor(defaults.repetition_penalty))
@@ -162,7 +162,7 @@ def _drawing(sampling: Sampling, defaults: SamplingDefaults, seed: int) -> list[
 
 
 def fixed_settings(end_tokens: tuple[int, ...], pad_token: int, max_new_tokens: int) -> Mapping[str, Any]:
-    """The arguments of `generate` that leave choosing to the processors: it takes the likeliest token."""
+    """Return the arguments that make `generate` greedy, so that only the processors choose tokens."""
     return {
         **ONE_PLAIN_TEXT,
         "do_sample": False,

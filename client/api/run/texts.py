@@ -1,9 +1,9 @@
 """The text of one answer as its tokens come: whole characters only, up to the first stop string.
 
-    StopText    text in, text out, without the stop string and what follows; holds back what may be the start of one
-    RowText     tokens in, pieces out, with the probabilities of the tokens whose text went out
+    StopText    text in, text out, up to the first stop string; holds back text that may be the start of one
+    RowText     tokens in, pieces out, with the log-probabilities of the tokens whose text was passed on
 
-Nothing here decides when `generate` ends: an answer that is stopped only says so.
+Nothing here ends `generate`: an ended answer only says so (`RowText.finish`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class StopText:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Take the next text; returns what cannot be part of a stop string any more."""
+        """Take the next text; return the text that can no longer be part of a stop string."""
         if self.stopped:
             return ""
         held = self._held + text
@@ -42,13 +42,13 @@ class StopText:
         return held[: len(held) - keep]
 
     def end(self) -> str:
-        """The text that was held back, at the end of the answer."""
+        """Return the text that was held back, at the end of the answer."""
         held, self._held = self._held, ""
         return held
 
 
 class RowText:
-    """One answer of a batch of `generate`. Its end is decided by what the model said, and by nothing else."""
+    """The text of one answer in a batch of `generate`. Only the model's tokens decide where it ends."""
 
     def __init__(
         self,
@@ -61,14 +61,14 @@ class RowText:
     ) -> None:
         """The answer ends with a token of `end_tokens`, a stop string, or `max_tokens` tokens.
 
-        `shown`: special tokens whose text is a part of it.
+        `shown`: special tokens whose text is part of the answer.
         """
         self.tokens = 0
-        """The tokens so far, with the one that ended it."""
+        """The number of tokens so far, including the one that ended the answer."""
         self.finish: str | None = None
         self._choice = choice
         self._counted = 0
-        """Tokens up to the last piece."""
+        """The number of tokens up to the last piece."""
         self._end_tokens = end_tokens
         self._max_tokens = max_tokens
         self._stop = StopText(stops)
@@ -77,13 +77,13 @@ class RowText:
         self._released: list[str] = []
         self._released_chars = 0
         self._scores: deque[ScoredToken] = deque()
-        """Those of tokens whose text is held back, or not complete yet."""
+        """The scores of tokens whose text is held back or incomplete."""
         self._ended = False
-        """Whether the last piece was taken."""
+        """Whether the last piece was returned."""
 
     @property
     def decoded_chars(self) -> int:
-        """Characters of the text so far, those that are held back included."""
+        """The number of characters so far, including those held back."""
         return len(self._decoder.text)
 
     def take(self, token: int, score: ScoredToken | None = None) -> None:
@@ -102,7 +102,7 @@ class RowText:
             self._end(LENGTH)
 
     def piece(self) -> Piece | None:
-        """The text and the probabilities since the last call; None if there are none, or the last piece was taken."""
+        """Return text and log-probabilities since the last call; None if there are none, or after the last piece."""
         if self._ended:
             return None
         self._ended = self.finish is not None

@@ -1,4 +1,4 @@
-"""A token as text and as bytes: a token may be a part of a character, which only its bytes tell."""
+"""A token as text and as bytes: if a token is only part of a character, its bytes show which."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def likely_token(tokenizer: Any, token: int, logprob: float) -> LikelyToken:
-    """`token` with its text and its bytes."""
+    """Return `token` with its text and its bytes."""
     text: str = tokenizer.decode([token])
     return LikelyToken(text, _utf8(tokenizer, token, text), logprob)
 
@@ -29,7 +29,7 @@ def _utf8(tokenizer: Any, token: int, text: str) -> tuple[int, ...] | None:
 
 @functools.cache
 def byte_letters() -> dict[str, int]:
-    """The byte of each letter of byte-level vocabularies: printable ones stand for themselves."""
+    """Return the byte for each letter of byte-level vocabularies (GPT-2's table): printable bytes map to themselves."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
