@@ -10,7 +10,7 @@ from ..program.account import REPAIRS
 from ..report import ChainReport, GuessReport, HopReport
 
 MAX_EVENTS = 64
-"""Of a request with more repairs only the first ones are listed, and all are counted."""
+"""If a request has more repairs, only the first ones are listed; all are counted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""How a reply came about: its chain, its repairs, and what the peers count."""
+"""Describes how a reply was made: its chain, its repairs, and the peers' counters."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from ..report import ChainReport, GuessReport
 from .talk import Reply, Talker
 
 REPAIRS = ("hop-lost", "handed-over", "rerouted", "relayed", "stalled", "replay", "rebuilt")
-"""The kinds of events that tell a user of a failure or a leaving peer."""
+"""The kinds of events that report a failure or a leaving peer."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepCounts:
-    """The number of steps by their way from peer to peer, over all sessions of all clients."""
+    """How many steps peers have pushed and relayed, over all sessions of all clients."""
 
     pushed: int
     relayed: int
 
 
 def step_counts(swarm: SwarmConnection) -> StepCounts:
-    """The counters of the peers that the client knows, as of its last look at them."""
+    """Sum the counters of the peers that the client knows, as of its last look at them."""
     statuses = [known.status for known in swarm.view.peers.values()]
     return StepCounts(sum(s.steps_pushed for s in statuses), sum(s.steps_relayed for s in statuses))
 
 
 @dataclass(frozen=True)
 class Account:
-    """How a reply came about."""
+    """A reply, and how it was made."""
 
     reply: Reply
     chain: ChainReport
     names: dict[PeerId, str]
     steps: StepCounts
-    """During the reply."""
+    """The peers' steps during the reply, those for other clients included."""
     events: tuple[SessionEvent, ...]
     guesses: GuessReport
     head: str
@@ -49,7 +49,7 @@ class Account:
 
 
 def account_for(talker: Talker, reply: Reply, before: StepCounts) -> Account:
-    """Ask the peers once more and put together what is known of a reply. Raises SwarmError."""
+    """Look at the peers once more and collect what is known of a reply. Raises SwarmError."""
     talker.swarm.run(talker.swarm.view.refresh())
     after = step_counts(talker.swarm)
     steps = StepCounts(max(0, after.pushed - before.pushed), max(0, after.relayed - before.relayed))

@@ -15,17 +15,17 @@ InitialPeers = Annotated[
 SwarmKeyFile = Annotated[Path | None, typer.Option("--swarm-key", help="Key file of a private swarm.")]
 IdentityFile = Annotated[
     Path | None,
-    typer.Option("--identity", help="Key file of this client, made if there is none.  [default: a new identity]"),
+    typer.Option("--identity", help="Key file of this client, created if missing.  [default: a new identity]"),
 ]
 NoPush = Annotated[
-    bool, typer.Option("--no-push", help="Have every output come back through this client, peers send nothing on.")
+    bool, typer.Option("--no-push", help="Route every output back through this client instead of from peer to peer.")
 ]
 WireFormat = Annotated[
     str,
     typer.Option(
         "--wire-format",
-        help="auto sends what each peer computes in, and changes no value, nor does float32;"
-        " bfloat16, float16 and int8 may send less.",
+        help="Format of activations on the wire. auto sends each peer's own dtype, which changes no value, and neither"
+        " does float32; bfloat16, float16 and int8 may send fewer bytes, rounded.",
     ),
 ]
 MinPrecision = Annotated[
@@ -44,25 +44,25 @@ AllowPeer = Annotated[
     ),
 ]
 Patience = Annotated[
-    float, typer.Option("--patience", help="Seconds to wait for room where all peers are full; your place is shown.")
+    float, typer.Option("--patience", help="Seconds to wait for room if all peers are full; your place is shown.")
 ]
 NoPrefixCache = Annotated[
-    bool, typer.Option("--no-prefix-cache", help="Compute the whole prompt, whatever the peers hold of an earlier one.")
+    bool, typer.Option("--no-prefix-cache", help="Compute the whole prompt, and have peers keep no cache of it.")
 ]
 Lan = Annotated[
     bool,
     typer.Option(
         "--lan",
         help="The swarm is on your own network: connect to private addresses, too."
-        " Not needed where an initial peer is at such an address.",
+        " Not needed if an initial peer is at such an address.",
     ),
 ]
 Head = Annotated[
     str,
     typer.Option(
         "--head",
-        help="How the head is held, which is most of what this client computes: auto keeps its numbers, in their"
-        " fastest form here; plain, as torch has it; int8 rounds them: faster, but now and then another token.",
+        help="How to hold the head, which is most of what this client computes: auto, exact in its fastest form here;"
+        " plain, torch's own linear; int8, rounded: faster, but now and then a token differs.",
     ),
 ]
 GuessAhead = Annotated[
@@ -70,29 +70,29 @@ GuessAhead = Annotated[
     typer.Option(
         "--guess",
         help="Guess tokens ahead, for fewer trips to the peers and the same text: auto (where it pays), off,"
-        " or a number, the most of them.",
+        " or the most tokens to guess.",
     ),
 ]
 Draft = Annotated[
     str | None,
     typer.Option(
         "--draft",
-        help="A folder or a Hugging Face id of a small model with the same tokenizer: it runs here and guesses, too.",
+        help="A small model with the same tokenizer that guesses on this machine: a folder or a Hugging Face id.",
         show_default=False,
     ),
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Revision of a Hugging Face model.")]
-Report = Annotated[bool, typer.Option("--report", help="Say afterwards how fast it was, and where.")]
+Report = Annotated[bool, typer.Option("--report", help="Report the speed and where the time went.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")]
 
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Stop after N tokens.")]
-Temperature = Annotated[float | None, typer.Option(help="Draw tokens at this temperature; 0: take the likeliest.")]
-TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this total probability.")]
-TopK = Annotated[int | None, typer.Option(help="Draw from the N likeliest tokens.")]
-MinP = Annotated[float | None, typer.Option(help="Draw from tokens at least this likely, relative to the likeliest.")]
-RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: avoid tokens that were there before.")]
-Seed = Annotated[int | None, typer.Option(help="Seed for drawing tokens.")]
+Temperature = Annotated[float | None, typer.Option(help="Sample at this temperature; 0: take the likeliest token.")]
+TopP = Annotated[float | None, typer.Option(help="Sample from the likeliest tokens of this total probability.")]
+TopK = Annotated[int | None, typer.Option(help="Sample from the N likeliest tokens.")]
+MinP = Annotated[float | None, typer.Option(help="Sample from tokens at least this likely, relative to the likeliest.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: avoid tokens that occurred before.")]
+Seed = Annotated[int | None, typer.Option(help="Seed for sampling.")]
 PromptLookup = Annotated[
     int | None,
     typer.Option("--prompt-lookup", help="Guess N tokens ahead from the text so far; same tokens, fewer trips."),

@@ -99,7 +99,7 @@ def generate(
     revision: Revision = None,
     verbose: Verbose = False,
 ) -> None:
-    """Continue a text, token by token as they come.
+    """Continue a text, and print each token as it comes.
 
     \b
     swarm-client generate ./model --initial-peers ID@HOST:PORT --prompt "A cat sat"
@@ -130,7 +130,7 @@ def _generate(
     from .terminal import spinner
 
     with spinner("starting torch") as turning:
-        from . import account, talk  # the heavy part: after all that a bad command line could say
+        from . import account, talk  # slow to import, so only after the command line was checked
 
         def write_piece(piece: str) -> None:
             turning.stop()
@@ -181,7 +181,7 @@ def chat(
     revision: Revision = None,
     verbose: Verbose = False,
 ) -> None:
-    """Talk with a model; the peers keep what was said between the turns.
+    """Chat with a model; the peers keep the attention cache of the conversation between turns.
 
     /reset begins a new conversation, /help shows this, /quit or Ctrl-D ends, Ctrl-C stops an answer.
     """
@@ -230,7 +230,7 @@ def _chat(talker: Talker, wish: GenerateOptions, max_length: int, report: bool) 
             return
         try:
             _tell(describe_account(account.account_for(talker, reply, before)))
-        except SwarmError as error:  # the peers do not answer now; the next line may find others
+        except SwarmError as error:  # no peer answers now; the next turn may find others
             _tell(f"there is no report: {error}")
         before = account.step_counts(talker.swarm)
 
@@ -283,7 +283,7 @@ def peers(
     initial_peers: InitialPeers = None,
     as_json: AsJson = False,
     snapshot: Annotated[
-        bool, typer.Option("--snapshot", help="Print the swarm as a file for `swarm-sim plan`, in place of a table.")
+        bool, typer.Option("--snapshot", help="Print the swarm as a file for `swarm-sim plan` instead of a table.")
     ] = False,
     swarm_key: SwarmKeyFile = None,
     identity: IdentityFile = None,
@@ -319,7 +319,7 @@ def status(
     revision: Revision = None,
     verbose: Verbose = False,
 ) -> None:
-    """Show what the swarm promises: R, the guaranteed time per token, the weakest block, moves that are claimed."""
+    """Show what the swarm promises: R, the guaranteed time per token, the weakest block, claimed moves."""
     with reported_errors(verbose):
         options = swarm_options(initial_peers, swarm_key, identity, lan, False, revision)
         from ..survey.survey import swarm_outlook

@@ -1,4 +1,4 @@
-"""The edge of the commands: options and prompts come in, errors become a line, work runs to its end."""
+"""The edge of the commands: converts options and prompts, reports errors as one line, and runs asynchronous work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @contextmanager
 def reported_errors(verbose: bool, program: str = "swarm-client") -> Iterator[None]:
-    """Expected errors become one line and a hint, and set the exit code."""
+    """Report expected errors as one line and a hint, and set the exit code."""
     log_to_standard_error(logging.ERROR, verbose, "%(levelname)s %(message)s")
     use_utf8()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -44,11 +44,11 @@ def reported_errors(verbose: bool, program: str = "swarm-client") -> Iterator[No
         raise typer.Exit(ExitStatus.INTERRUPTED) from None
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
-    except BrokenPipeError:  # the program that read the output is gone, as it may be
+    except BrokenPipeError:  # the reader of the output is gone, which is no error of ours
         raise typer.Exit(ExitStatus.MAY_PASS) from None
-    except Exception as error:  # a defect, here or in a library; the traceback is for those that ask for it
+    except Exception as error:  # a bug, here or in a library; --verbose shows the traceback
         if isinstance(error, OSError):
-            write_output(program)  # or a full disk behind standard output, which is none
+            write_output(program)  # it may be a full disk behind standard output, which is no bug
         logging.getLogger(__name__).debug("unexpected", exc_info=error)
         typer.echo(
             f"{program}: unexpected: {type(error).__name__}: {one_line(str(error))}\n  "
@@ -59,7 +59,7 @@ def reported_errors(verbose: bool, program: str = "swarm-client") -> Iterator[No
 
 
 def check_installed(what: str, packages: Sequence[str], extra: str) -> None:
-    """Raises UsageError if `what` needs a package that is missing, because a client alone does not need it."""
+    """Raise UsageError if `what` needs a package that is not installed, as a client alone does not need it."""
     from ...proto.errors import UsageError
 
     missing = [package for package in packages if not _is_installed(package)]
@@ -73,7 +73,7 @@ def check_installed(what: str, packages: Sequence[str], extra: str) -> None:
 def _is_installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
-    except ValueError:  # it is known, and known not to be there
+    except ValueError:  # sys.modules has the package without a spec, or as None
         return False
 
 
@@ -88,7 +88,7 @@ def swarm_options(
     head: str = "auto",
     **session: Any,
 ) -> SwarmOptions:
-    """`session`: the other fields of SwarmOptions, which are about sessions. Raises UsageError."""
+    """Build SwarmOptions from options; `session`: its remaining fields, which concern sessions. Raises UsageError."""
     from ...proto.directory.swarm_key import SwarmKey
     from ...proto.errors import UsageError
     from ...proto.network.address import PeerAddress
@@ -113,14 +113,14 @@ def swarm_options(
 
 
 def allowed_peers(ids: list[str] | None) -> frozenset[PeerId] | None:
-    """The peers that --allow-peer names; None without it. Raises UsageError."""
+    """Return the peers that --allow-peer names; None without it. Raises UsageError."""
     from ...proto.network.address import peer_ids
 
     return peer_ids(ids) if ids else None
 
 
 def given_prompt(prompt: str | None) -> str:
-    """The prompt of the command line, or all of standard input."""
+    """Return the prompt of the command line, or all of standard input. Raises UsageError if it is empty."""
     from ...proto.errors import UsageError
 
     if prompt is None:
@@ -133,7 +133,7 @@ def given_prompt(prompt: str | None) -> str:
 
 
 def use_utf8() -> None:
-    """Read standard input as UTF-8 whatever the locale is, and print what a terminal cannot show as a question mark."""
+    """Read standard input as UTF-8 whatever the locale is; print characters that a terminal cannot show as "?"."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -141,7 +141,7 @@ def use_utf8() -> None:
 
 
 def checked_text(text: str, what: str) -> str:
-    """`text`, if it is text. Raises UsageError if its bytes were not UTF-8: Python keeps them as surrogates."""
+    """Return `text`. Raises UsageError if its bytes were not UTF-8, which Python keeps as surrogates."""
     from ...proto.errors import UsageError
 
     try:
@@ -152,7 +152,7 @@ def checked_text(text: str, what: str) -> str:
 
 
 def write(text: str) -> None:
-    """Print a piece of a model's text; on a terminal without what that would obey."""
+    """Print a piece of a model's text; on a terminal without control characters."""
     from .terminal import harmless
 
     print(harmless(text) if sys.stdout.isatty() else text, end="", flush=True)
@@ -167,7 +167,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 def survey(
     model: str, revision: str | None, look: Callable[[ModelName], Coroutine[Any, Any, T]]
 ) -> tuple[ModelName, T]:
-    """The name of a model, and what `look` finds of its swarm."""
+    """Return the identity of a model, and what `look` finds out about its swarm."""
     from ..survey.survey import model_name
     from .terminal import spinner
 

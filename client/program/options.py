@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 LEAST_TEMPERATURE = 1e-5
-"""Logits divided by less may be infinite; the likeliest token is all but certain long before."""
+"""Logits divided by less could become infinite; far above it the likeliest token is certain already."""
 
 
 @dataclass(frozen=True)
@@ -33,26 +33,26 @@ class SwarmOptions:
     """Dial private addresses, too: the swarm is on this machine's own network."""
     push: bool = True
     prefix_cache: bool = True
-    """Have peers keep the attention caches of ended sessions for later ones of the same identity."""
+    """Whether peers keep the attention caches of ended sessions for later ones of the same identity."""
     wire_format: str = "auto"
-    """The format of what travels between nodes; "auto": each peer sends the dtype of its stream."""
+    """The format of activations on the wire; "auto": each peer sends the dtype of its stream."""
     min_precision: str | None = None
     """The least precise numeric format that a peer may compute in."""
     allow_peers: frozenset[PeerId] | None = None
     """The only peers that may be used; None: all."""
     patience_seconds: float = PATIENCE_SECONDS
-    """Wait of a session for room, and for blocks that no peer serves any more."""
+    """How long a session waits for room, and for blocks that no peer serves any more."""
     revision: str | None = None
     head: HeadForm = HeadForm.AUTO
     guess: str | int = AUTO
-    """Tokens that are guessed ahead: "auto", "off", or the most of them."""
+    """How many tokens to guess ahead: "auto", "off", or the most."""
     draft: str | None = None
-    """The folder or the hub's name of a small model that guesses, too."""
+    """The folder or hub name of a small model that guesses, too."""
 
     def __post_init__(self) -> None:
         checked_patience(self.patience_seconds)
         if self.min_precision is not None:
-            at_least("float32", self.min_precision)  # refuses what is no format
+            at_least("float32", self.min_precision)  # raises UsageError for an unknown format
         if checked_setting(self.guess) == OFF and self.draft is not None:
             raise UsageError("a draft model guesses nothing with --guess off", hint="Leave out --draft or --guess.")
 
@@ -96,13 +96,13 @@ class GenerateOptions:
 
     @property
     def samples(self) -> bool:
-        """Tokens are drawn if anything is said that only makes sense then; otherwise the likeliest is taken."""
+        """Whether to sample: if any option is given that only sampling uses, unless the temperature is 0."""
         if self.temperature == 0:
             return False
         return any(value is not None for value in (self.temperature, self.top_p, self.top_k, self.min_p))
 
     def for_generate(self) -> dict[str, Any]:
-        """The arguments of transformers' generate."""
+        """Return the arguments for transformers' `generate`."""
         from ..model.generation import ONE_PLAIN_TEXT
 
         chosen: dict[str, Any] = {

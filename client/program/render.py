@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def describe_chain(chain: PredictedChain) -> str:
-    """The chain that a request would get, with its predicted times."""
+    """Describe the chain that a request would get, with its predicted times."""
     rows = [
         (
             short_id(hop.peer), hop.name, str(hop.blocks), milliseconds(hop.way_seconds),
@@ -46,7 +46,7 @@ def chain_as_json(chain: PredictedChain) -> dict[str, object]:
 
 
 def describe_explanation(told: Explanation) -> str:
-    """The chain with the waits for room, the best other one, and the peers that are not used."""
+    """Describe a chain with its waits for room, the runner-up, and the peers that are not used."""
     lines = [describe_chain(told.chain)]
     waits = [
         f"{short_id(hop.peer)} {wait:.1f} s"
@@ -112,7 +112,7 @@ def _finite(seconds: float) -> float | None:
 
 
 def _unproven(gap_seconds: float) -> list[str]:
-    """A line that says so if a chain is not proven to be the best."""
+    """Return a line that says so if a chain is not proven to be the best."""
     if gap_seconds == 0:
         return []
     sooner = f"up to {gap_seconds:.2f} s sooner" if math.isfinite(gap_seconds) else "sooner"
@@ -120,7 +120,7 @@ def _unproven(gap_seconds: float) -> list[str]:
 
 
 def describe_peers(num_blocks: int, lines: Sequence[PeerLine]) -> str:
-    """Tables of the peers' work (80 columns), of what they say they are and how they are reached; a map of blocks."""
+    """Describe peers in tables (work in 80 columns, their own claims, how they are reached) and a map of blocks."""
     header = ("peer", "blocks", "state", "format", "ms/block", "KV free", "KV total", "sessions")
     work = [
         (
@@ -160,7 +160,7 @@ def describe_peers(num_blocks: int, lines: Sequence[PeerLine]) -> str:
 
 
 def _state(line: PeerLine) -> str:
-    """The state that a peer announces; but one that should answer and does not is silent."""
+    """Return the state that a peer announces, or "silent" if it should answer and does not."""
     expected = line.state not in (PeerState.LEAVING.value, PeerState.JOINING.value)
     return "silent" if line.rtt_seconds is None and expected else line.state
 
@@ -188,9 +188,9 @@ def peers_as_json(num_blocks: int, lines: Sequence[PeerLine]) -> dict[str, objec
 def snapshot_as_json(
     num_blocks: int, peers: Mapping[PeerId, tuple[PeerSpec, float]], prompt_tokens: int = 128, new_tokens: int = 128
 ) -> dict[str, object]:
-    """The swarm as a file for `swarm-sim plan`: this client's requests, one at a time, of that length.
+    """Return the swarm as a file for `swarm-sim plan`, with requests of that length from this client.
 
-    The file has one size of a block: that of the peer with the largest.
+    The file has a single block size: the largest that a peer announces.
     """
     specs = [spec for spec, _ in peers.values()]
     return {
@@ -217,7 +217,7 @@ def snapshot_as_json(
 
 
 def describe_outlook(outlook: Outlook) -> str:
-    """The promises of the swarm and what it lacks, a line for each figure."""
+    """Describe what the swarm promises and lacks, a line for each figure."""
     claims = [f"  {short_id(peer)} from {before or 'no blocks'} to {after}" for peer, before, after in outlook.moves]
     uncovered = f"blocks without a server: {', '.join(map(str, outlook.uncovered))}"
     weakest = f"weakest block: {outlook.weakest_block}, with {_times(outlook.weakest_servers, 'server')}"
@@ -239,7 +239,7 @@ def describe_outlook(outlook: Outlook) -> str:
 
 
 def outlook_as_json(outlook: Outlook) -> dict[str, object]:
-    """Times in seconds; null where there is none."""
+    """Return an outlook as JSON: times in seconds, null where there is none."""
     return {
         "R": outlook.concurrency,
         "theorem2_bound_per_token_seconds": _finite(outlook.bound_seconds),
@@ -265,7 +265,7 @@ def _times(count: int, noun: str) -> str:
 
 
 def describe_pulses(pulses: Sequence[Pulse]) -> str:
-    """Round trips, clocks and counters, a paragraph per peer."""
+    """Describe round trips, clocks and counters, a paragraph per peer."""
     parts = []
     for pulse in pulses:
         status = pulse.status
@@ -301,7 +301,7 @@ def pulse_as_json(pulse: Pulse) -> dict[str, object]:
 
 
 def describe_account(account: Account) -> str:
-    """Speed, chain and repairs of a reply."""
+    """Describe the speed, the chain and the repairs of a reply."""
     reply, chain = account.reply, account.chain
     lines = [
         f"{len(reply.token_ids)} tokens in {reply.seconds:.1f} s: {reply.tokens_per_second:.1f} tokens/s, "
@@ -334,7 +334,7 @@ def describe_account(account: Account) -> str:
 
 
 def _guess_lines(guesses: GuessReport, new_tokens: int) -> list[str]:
-    """The trips of a reply, and what guessing ahead brought."""
+    """Return lines on the trips of a reply, and on how well guessing ahead did."""
     if not guesses.trips:
         return []
     per_trip = f"{guesses.tokens_per_trip(new_tokens):.1f} tokens per trip"

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 EXTRA = ("starlette", "uvicorn", "llguidance")
 """Packages that only the endpoint needs."""
 
-KeysFile = Annotated[Path | None, typer.Option(help="File of API keys, see new-api-key.  [default: everybody may ask]")]
+KeysFile = Annotated[Path | None, typer.Option(help="File of API keys, see new-api-key.  [default: no key is needed]")]
 AllowOrigin = Annotated[
-    list[str] | None, typer.Option(help="Origin of web pages that may ask; may be given several times.")
+    list[str] | None, typer.Option(help="Origin of web pages that may send requests; may be given several times.")
 ]
 
 
@@ -51,19 +51,19 @@ def serve(
     ] = None,
     initial_peers: InitialPeers = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen at; others than this machine need another one.")
+        str, typer.Option(help="Address to listen on; use another one to serve other machines.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at; 0: any free one.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 8000,
     name: Annotated[
         str | None, typer.Option(help="The model's name in requests.  [default: the id, or the folder's name]")
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(help="Most tokens of a prompt and its answer.  [default: what the model allows]")
+        int | None, typer.Option(help="Most tokens of a prompt and its answer.  [default: the model's own limit]")
     ] = None,
     default_max_tokens: Annotated[
-        int, typer.Option(help="Most tokens of an answer whose request names no limit.")
+        int, typer.Option(help="Most tokens of an answer whose request sets no limit.")
     ] = 1024,
-    max_running: Annotated[int, typer.Option(help="Requests that generate at a time.")] = 16,
+    max_running: Annotated[int, typer.Option(help="Requests that generate at the same time.")] = 16,
     max_queue: Annotated[int, typer.Option(help="Requests that wait for their turn; further ones are refused.")] = 256,
     keys: KeysFile = None,
     allow_origin: AllowOrigin = None,
@@ -84,12 +84,12 @@ def serve(
     config_file: ConfigFile = None,
     print_config: PrintConfig = False,
 ) -> None:
-    """Serve a model as OpenAI's API, for programs that speak it.
+    """Serve a model through OpenAI's API, for programs that use it.
 
     \b
     swarm-client serve ./model --initial-peers ID@HOST:PORT
 
-    A file (--config) may name several models, of one swarm or several: a [[models]] for each, with what differs.
+    A file (--config) may name several models, of one swarm or several: a [[models]] for each, with its own options.
     Every option is also read from the environment: --port from SWARM_CLIENT_SERVE_PORT.
     """
     with reported_errors(verbose):
@@ -105,14 +105,14 @@ def serve(
 
 
 def new_api_key(
-    file: Annotated[Path, typer.Argument(help="The file of keys, made if there is none.")],
+    file: Annotated[Path, typer.Argument(help="The file of keys, created if missing.")],
     name: Annotated[str, typer.Argument(help="The holder of the key.")],
     requests_per_minute: Annotated[int | None, typer.Option(help="[default: no limit]")] = None,
     tokens_per_day: Annotated[
         int | None, typer.Option(help="Prompts and answers together.  [default: no limit]")
     ] = None,
 ) -> None:
-    """Add an API key to a file for `serve --keys`, and print it: it is shown this time only."""
+    """Add an API key to a file for `serve --keys`, and print it; it is not shown again."""
     with reported_errors(False):
         check_installed("the endpoint", EXTRA, "serve")
         from ..api.access.keys import add_key

@@ -19,13 +19,13 @@ PER_MODEL: Mapping[str, type | tuple[type, ...]] = {
     "patience": (int, float), "no_prefix_cache": bool, "revision": str, "head": str,
     "guess": (str, int), "draft": str,
 }  # fmt: skip
-"""Options that each model may have of its own, and the types of their values."""
+"""Options that can be set per model, and the types of their values."""
 
 
 def models_of(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The tables [[models]] of a file, each with the parameters that it sets. Raises UsageError.
+    """Return the parameters that each [[models]] table of a file sets. Raises UsageError.
 
-    A value has the type that the option has: a table is no command line, where all are text.
+    Values must have the option's type; unlike on a command line, they are not all text.
     """
     tables = settings.get("models", [])
     if not is_list_of_tables(tables) and tables != []:
@@ -50,7 +50,7 @@ def _typed(key: str, value: Any) -> Any:
 
 
 def entry_of(chosen: Mapping[str, Any]) -> ModelConfig:
-    """One model with its options. Raises UsageError."""
+    """Return the configuration of one model from its options. Raises UsageError."""
     from ..api.config import ModelConfig, usual_name
 
     model = chosen["model"]

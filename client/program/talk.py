@@ -45,14 +45,14 @@ class Reply:
     token_ids: tuple[int, ...]
     prompt_tokens: int
     first_token_seconds: float
-    """From the call to the first token; of beam search, which knows no first token, to the end."""
+    """From the call to the first token; for beam search, which has no first token, to the end."""
     seconds: float
     generation: Generation | None
-    """The call that it came from; None for a model that runs without a swarm."""
+    """The call that made it; None for a model that runs without a swarm."""
 
     @property
     def tokens_per_second(self) -> float:
-        """Speed of the tokens after the first, or of all where they came together; 0 if none came or no time passed."""
+        """Speed after the first token, or of all if they came together; 0 if none came or no time passed."""
         if (rest := self.seconds - self.first_token_seconds) > 0:
             return (len(self.token_ids) - 1) / rest
         return len(self.token_ids) / self.seconds if self.seconds > 0 else 0.0
@@ -62,9 +62,9 @@ class Reply:
 def open_talker(
     model: str, options: SwarmOptions, spinner: Spinner, on_wait: Callable[[str], None]
 ) -> Iterator[Talker]:
-    """Connect to the swarm of a model and load the model's two ends and its tokenizer. Raises SwarmError.
+    """Connect to the swarm of a model, and load its embedding, head and tokenizer. Raises SwarmError.
 
-    `on_wait` hears, in the network thread, when a session waits for room.
+    `on_wait` is called, in the network thread, when a session waits for room or for missing peers.
     """
     transformers_logging.set_verbosity_error()
     spinner.say(f"opening {model}")
@@ -103,10 +103,10 @@ def open_talker(
 
 
 def load_tokenizer(model: str, revision: str | None) -> Any:
-    """The model's tokenizer. Raises UsageError if it has none that loads without code of its own."""
+    """Load the model's tokenizer. Raises UsageError if it has none that loads without remote code."""
     try:
         return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
-    except Exception as error:  # its library raises plain exceptions, for a file of a later version for example
+    except Exception as error:  # the tokenizers library raises plain Exceptions, for example for newer files
         raise UsageError(
             f"{model} has no tokenizer that can be loaded: {error}",
             hint="Put the tokenizer's files beside the weights, update tokenizers, or use Python and pass token ids.",
@@ -115,7 +115,7 @@ def load_tokenizer(model: str, revision: str | None) -> Any:
 
 @contextmanager
 def foreign_failures(what: str, hint: str) -> Iterator[None]:
-    """Translate what other libraries raise about a model's files into one line: UsageError. The log has the rest."""
+    """Translate errors that other libraries raise about a model's files into a one-line UsageError; log the rest."""
     try:
         yield
     except (SwarmError, OSError):
@@ -126,7 +126,7 @@ def foreign_failures(what: str, hint: str) -> Iterator[None]:
 
 
 def generate(talker: Talker, prompt: str, options: GenerateOptions, write: Callable[[str], object]) -> Reply:
-    """Continue `prompt`; `write` gets the text piece by piece. Raises SwarmError."""
+    """Continue `prompt`; `write` is called with the text piece by piece. Raises SwarmError."""
     with foreign_failures("the model's tokenizer cannot read the prompt", "Try another prompt, or check its files."):
         inputs = talker.tokenizer(prompt, return_tensors="pt")
     ids = inputs["input_ids"]
@@ -169,7 +169,7 @@ def _reply(
 
 
 def warn_of_doubt(reply: Reply, tell: Callable[[str], object]) -> None:
-    """Tell if nothing decides whether the peers that computed the reply had the right weights."""
+    """Warn if it is undecided whether the peers that computed the reply had the right weights."""
     hops = reply.generation.report.hops if reply.generation is not None else ()
     blocks = [block for hop in hops if hop.weights is Evidence.UNDECIDED for block in hop.blocks]
     if blocks:
@@ -185,9 +185,9 @@ CHAT_HELP = "/reset begins a new conversation, /quit or Ctrl-D ends, Ctrl-C stop
 
 
 def conversation_ids(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **options: Any) -> Any:
-    """(1, tokens): the conversation as the model's chat template puts it; without one, the lines as they are.
+    """Render the conversation with the model's chat template, or concatenate its lines without one: (1, tokens).
 
-    `options` are for the template. Raises what the template raises.
+    `options` are passed to the template. Raises what the template raises.
     """
     if getattr(tokenizer, "chat_template", None) is not None:
         tokens = tokenizer.apply_chat_template(
@@ -200,7 +200,7 @@ def conversation_ids(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **optio
 
 
 class Conversation:
-    """The conversation so far, as the model's chat template puts it; without a template, the lines as they are."""
+    """The conversation so far, rendered with the model's chat template, or without one as plain lines."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -211,12 +211,12 @@ class Conversation:
         return getattr(self._tokenizer, "chat_template", None) is not None
 
     def token_ids(self, line: str) -> Any:
-        """(1, tokens): everything so far and the user's next line. Raises UsageError if the template fails."""
+        """Return everything so far plus the user's next line: (1, tokens). Raises UsageError if the template fails."""
         with foreign_failures("the model's chat template fails", "Use `swarm-client generate`, or another template."):
             return conversation_ids(self._tokenizer, [*self._turns, {"role": "user", "content": line}])
 
     def add(self, line: str, answer: str) -> None:
-        """Remember a turn."""
+        """Append a turn."""
         self._turns += [{"role": "user", "content": line}, {"role": "assistant", "content": answer}]
 
 
@@ -229,10 +229,10 @@ def chat(
     tell: Callable[[str], object],
     heard: Callable[[Reply], object] = lambda reply: None,
 ) -> None:
-    """Talk until `read` raises EOFError or gives "/quit"; "/reset" forgets what was said.
+    """Chat until `read` raises EOFError or returns "/quit"; "/reset" begins a new conversation.
 
-    An interrupt while the model speaks ends its turn only. `tell` gets what is not part of the conversation, `heard`
-    each answer that came to its end, when it has been written.
+    An interrupt while the model answers ends only that answer. `tell` is called with messages that are not part of the
+    conversation, `heard` with each complete answer after it was written.
     """
     while _converse(talker, options, max_length, read, write, tell, heard):
         tell("a new conversation begins")
@@ -247,7 +247,7 @@ def _converse(
     tell: Callable[[str], object],
     heard: Callable[[Reply], object],
 ) -> bool:
-    """One conversation in one session; whether another one follows."""
+    """Hold one conversation in one session; return whether another one follows."""
     conversation = Conversation(talker.tokenizer)
     limit = getattr(talker.model, "position_limit", None)
     with talker.model.session(max_length=max_length if limit is None else min(max_length, limit)) as session:

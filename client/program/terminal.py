@@ -1,6 +1,6 @@
-"""Output for a terminal: a spinner for what takes long, tables, the map of the blocks.
+"""Output for a terminal: a spinner for slow work, tables, the map of the blocks.
 
-The functions that make text know nothing of a terminal; the spinner is on standard error and silent where that is none.
+The functions that make text do not depend on a terminal; the spinner writes to standard error, if that is a terminal.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _MAP_COLUMNS = 64
 
 
 class Spinner:
-    """Says what the program waits for; another `say` replaces it. Made by `spinner`."""
+    """Shows what the program waits for; another `say` replaces it. Made by `spinner`."""
 
     def __init__(self) -> None:
         self._status: Status | None = None
 
     def say(self, what: str) -> None:
-        """Show `what` with a turning sign."""
+        """Show `what` beside a spinner."""
         if not sys.stderr.isatty():
             return
         if self._status is None:
@@ -40,7 +40,7 @@ class Spinner:
             self._status.update(what)
 
     def share(self, what: str) -> Callable[[int, int], None]:
-        """A progress that shows `what` and how much of it is done."""
+        """Return a callback that shows `what` and the share of it that is done."""
         return lambda done, total: self.say(f"{what}: {done / total:.0%}")
 
     def change(self, what: str) -> None:
@@ -49,7 +49,7 @@ class Spinner:
             self._status.update(what)
 
     def stop(self) -> None:
-        """Take the line away; needed before anything else is written."""
+        """Remove the line; required before anything else is written."""
         if self._status is not None:
             self._status.stop()
             self._status = None
@@ -57,7 +57,7 @@ class Spinner:
 
 @contextmanager
 def spinner(what: str) -> Iterator[Spinner]:
-    """A spinner for the time of a block."""
+    """Yield a spinner that is shown during the block."""
     turning = Spinner()
     turning.say(what)
     try:
@@ -67,7 +67,7 @@ def spinner(what: str) -> Iterator[Spinner]:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be, two spaces apart; numbers (and the headers above them) to the right."""
+    """Format a table with columns two spaces apart; columns of numbers, and their headers, are right-aligned."""
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     to_right = [bool(rows) and all(_is_number(cell) for cell in column[1:]) for column in columns]
@@ -86,7 +86,7 @@ def _is_number(cell: str) -> bool:
 
 
 def block_map(num_blocks: int, hosts: Sequence[tuple[str, BlockRange]]) -> str:
-    """Which peer (its label) hosts which blocks, a line per peer, with the blocks that nobody hosts below."""
+    """Draw which peer (by its label) hosts which blocks, a line per peer, and the blocks without a host below."""
     columns = min(num_blocks, _MAP_COLUMNS)
     edges = [num_blocks * column // columns for column in range(columns + 1)]
     width = max([len("missing"), *(len(label) for label, _ in hosts)])
@@ -106,13 +106,13 @@ def block_map(num_blocks: int, hosts: Sequence[tuple[str, BlockRange]]) -> str:
 
 
 def missing_blocks(num_blocks: int, ranges: Sequence[BlockRange]) -> list[int]:
-    """The blocks that no range has, ascending."""
+    """Return the blocks that no range has, ascending."""
     hosted = {block for blocks in ranges for block in blocks}
     return [block for block in range(num_blocks) if block not in hosted]
 
 
 def harmless(text: str) -> str:
-    """A model's text without what a terminal would obey: only line ends and tabs of the control characters stay."""
+    """Replace the control characters in a model's text, except line ends and tabs, so that a terminal obeys none."""
     return "".join(
         char if char in "\n\t" or unicodedata.category(char) != "Cc" else "\N{REPLACEMENT CHARACTER}" for char in text
     )
