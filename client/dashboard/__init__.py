@@ -1,1 +1,1 @@
-"""The public page of a swarm: a node that only looks, and shows all views of one snapshot, as pages and as JSON."""
+"""The public page of a swarm: a node that only looks, and shows each snapshot as pages and as JSON."""

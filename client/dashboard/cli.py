@@ -1,4 +1,4 @@
-"""`swarm-dashboard`: its options, and the check that what it needs is installed."""
+"""`swarm-dashboard`: its options, and the check that the packages that it needs are installed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "SWARM_DASHBOARD"},
-    help="Show a swarm to everybody: a page, and the same as JSON.",
+    help="Show a swarm to everybody, as pages and as JSON.",
 )
 
 
@@ -44,7 +44,7 @@ def dashboard(
     context: typer.Context,
     action: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[export DIR]", help="Write what is seen as files to DIR, and end.", show_default=False),
+        typer.Argument(metavar="[export DIR]", help="Write the pages and data as files to DIR.", show_default=False),
     ] = None,
     initial_peers: InitialPeers = None,
     model: Annotated[
@@ -56,15 +56,15 @@ def dashboard(
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen at; others than this machine need another one.")
+        str, typer.Option(help="Address to listen on; use another one to serve other machines.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at; 0: any free one.")] = 8080,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 8080,
     data: Annotated[Path, typer.Option(help="Folder of the history.")] = DEFAULT_FOLDER,
     join_address: Annotated[
         list[str] | None,
         typer.Option(
             "--join-address",
-            help="A peer that the page tells to those that want to join, ID@HOST:PORT: the only address that it tells.",
+            help="A peer that the page names to people who want to join, ID@HOST:PORT; it shows no other address.",
         ),
     ] = None,
     swarm_key: SwarmKeyFile = None,
@@ -76,14 +76,14 @@ def dashboard(
     print_config: PrintConfig = False,
     version: Version = False,
 ) -> None:
-    """Look at the swarms of some models all the time, and show what is seen.
+    """Watch the swarms of some models, and show them to everybody.
 
     \b
     swarm-dashboard --initial-peers ID@HOST:PORT
 
     Every option is also read from the environment: --port from SWARM_DASHBOARD_PORT.
 
-    Nobody's address is shown. With --model the blocks are counted in the model's own files.
+    Peers' addresses are not shown. With --model the blocks are counted in the model's own files.
     """
     with reported_errors(verbose, "swarm-dashboard"):
         check_installed("the dashboard", EXTRA, "dashboard")
@@ -111,7 +111,7 @@ def _run(config: DashboardConfig, folder: Path | None) -> None:
 
 
 def export_folder(action: list[str]) -> Path | None:
-    """The folder of `export DIR`; None without these words. Raises UsageError for others."""
+    """Return the folder of `export DIR`, None without arguments. Raises UsageError for other arguments."""
     from ...proto.errors import UsageError
 
     match action:

@@ -1,4 +1,4 @@
-"""The configuration of a dashboard: whose swarms it looks at, and where it is served."""
+"""The configuration of a dashboard: which swarms it watches, and where it is served."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class DashboardConfig:
 
     swarm: SwarmOptions
     models: tuple[str, ...] = ()
-    """Local folders, or a hub's "owner/name"; none: the models that the initial peers serve, as these say."""
+    """Local folders, or hub ids "owner/name"; none: the models that the initial peers say they serve."""
     swarm_key_file: Path | None = None
-    """The file that `swarm.swarm_key` was read from: the program that probes reads it again."""
+    """The file that `swarm.swarm_key` was read from; the probe program reads it again."""
     data: Path | None = None
-    """The folder of the history; None: nothing is remembered."""
+    """The folder of the history; None: no history is kept."""
     join_addresses: tuple[str, ...] = ()
-    """Addresses of peers that the page tells to those that want to join."""
+    """Addresses of peers that the page shows to people who want to join."""
     host: str = "127.0.0.1"
     port: int = 8080
     """0: any free port."""
@@ -48,7 +48,7 @@ class DashboardConfig:
             )
 
     def probe_of(self, model: str) -> ProbeSetup:
-        """The setup of the program that probes a model."""
+        """Return the setup of the program that probes a model."""
         swarm = self.swarm
         return ProbeSetup(
             model=model,

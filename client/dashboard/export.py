@@ -1,4 +1,4 @@
-"""Writes the pages and the data of one look as files, for any server of files, or for none."""
+"""Writes the pages and the data of one look as files, for any static file server, or for none."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from .web.templating import SCREENS
 
 REFERENCE = re.compile(r'\b(href|src|action)="([^"]*)"')
 LIVE = re.compile(r' data-version="\d+"')
-"""By this the script knows that there is a stream: files have none."""
+"""The attribute by which the script knows that there is a stream, removed because files have none."""
 
 
 async def export(config: DashboardConfig, recorder: Recorder | None, folder: Path) -> int:
-    """Look, probe once where the model's files are here, and write everything below `folder`; the number of files.
+    """Look, probe once if the model's files are here, write everything below `folder`; return the number of files.
 
     Raises DeadlineExceeded if no model is seen in time, UsageError if the folder cannot be written.
     """
@@ -59,7 +59,7 @@ async def export(config: DashboardConfig, recorder: Recorder | None, folder: Pat
 
 
 async def _seen(keeper: SnapshotKeeper, config: DashboardConfig) -> DashboardSnapshot:
-    """A snapshot in which every model was looked at, or could not be, and was probed if it can be."""
+    """Wait for a snapshot in which every look has succeeded or failed, and every model that can be was probed."""
     try:
         async with asyncio.timeout(config.timing.export):
             while not _is_complete(keeper.snapshot, config):
@@ -77,7 +77,7 @@ def _is_complete(snapshot: DashboardSnapshot, config: DashboardConfig) -> bool:
 
 
 async def write_files(app: ASGIApp, snapshot: DashboardSnapshot, folder: Path) -> int:
-    """Ask the application for every address of `targets`, and write the answers, with links between the files."""
+    """Request every address of `targets` from the application, and write the answers, linked to each other."""
     files = targets(snapshot)
     for target, name in files.items():
         body = await _body(app, target)
@@ -93,7 +93,7 @@ async def write_files(app: ASGIApp, snapshot: DashboardSnapshot, folder: Path) -
 
 
 def targets(snapshot: DashboardSnapshot) -> Mapping[str, str]:
-    """The addresses that are exported, with the names of their files."""
+    """Return the addresses to export, with the names of their files."""
     found = {"/": "index.html", "/metrics": "metrics.txt"}
     found |= {f"/static/{name}": f"static/{name}" for name in STATIC}
     found |= {f"/api/v1/{name}": f"api/v1/{name}.json" for name in ("status", "models", "peers", "events")}
@@ -126,7 +126,7 @@ def _of_model(board: ModelBoard) -> Iterator[tuple[str, str]]:
 
 
 def relinked(page: str, name: str, files: Mapping[str, str]) -> str:
-    """A page with its links to other files of the export; links to what is not exported lead to the page itself."""
+    """Return a page with links between the exported files; links to other addresses lead to the page itself."""
     here = PurePosixPath(name).parent
 
     def link(found: re.Match[str]) -> str:
@@ -140,7 +140,7 @@ def relinked(page: str, name: str, files: Mapping[str, str]) -> str:
 
 
 async def _body(app: ASGIApp, target: str) -> bytes:
-    """The body of the answer to a request of this process itself."""
+    """Return the body of the application's answer to a GET request from this process."""
     path, _, query = target.partition("?")
     scope: dict[str, Any] = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",

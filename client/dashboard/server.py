@@ -1,4 +1,4 @@
-"""Runs a dashboard: binds its port, serves at once, and watches its swarms meanwhile, until a signal."""
+"""Runs a dashboard: binds its port, serves at once, and watches its swarms until a signal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class DashboardServer(uvicorn.Server):
-    """Says when it is ready, and ends streams when it stops."""
+    """Calls `on_ready` when it is ready, and ends streams when it stops."""
 
     def __init__(self, config: uvicorn.Config, streams: Streams, on_ready: Callable[[], object]) -> None:
         super().__init__(config)
@@ -49,7 +49,7 @@ class DashboardServer(uvicorn.Server):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens there."""
+    """Return whether only this machine can reach a server that listens on this host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -98,7 +98,7 @@ async def _write(keeper: SnapshotKeeper, recorder: Recorder | None, timing: Dash
 
 @contextlib.contextmanager
 def open_recorder(config: DashboardConfig) -> Iterator[Recorder | None]:
-    """The history of a block, if there is to be one. Raises UsageError."""
+    """Yield the recorder of the history, or None if none is kept; closes it at the end. Raises UsageError."""
     if config.data is None:
         yield None
         return
@@ -112,7 +112,7 @@ def open_recorder(config: DashboardConfig) -> Iterator[Recorder | None]:
 def serve(config: DashboardConfig, tell: Callable[[str], object], warn: Callable[[str], object]) -> None:
     """Serve until SIGINT or SIGTERM. Raises SwarmError.
 
-    `tell` hears of the address once the page can be opened, `warn` of what the operator should know.
+    `tell` is called with the URL once the page can be opened, `warn` with what the operator should know.
     """
     with listening_socket(config.host, config.port) as listening, open_recorder(config) as recorder:
         if recorder is not None and recorder.replaced is not None:
@@ -125,7 +125,7 @@ def serve(config: DashboardConfig, tell: Callable[[str], object], warn: Callable
 
 
 def write_export(config: DashboardConfig, folder: Path) -> int:
-    """Look once and write the pages and the data below `folder`; the number of files. Raises SwarmError."""
+    """Look once, write pages and data below `folder`, and return the number of files. Raises SwarmError."""
     with open_recorder(config) as recorder:
         try:
             return asyncio.run(export(config, recorder, folder))
@@ -134,7 +134,7 @@ def write_export(config: DashboardConfig, folder: Path) -> int:
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error of a group of tasks that ended one after the other."""
+    """Return the first error in a group, whatever the nesting."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

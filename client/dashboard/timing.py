@@ -1,4 +1,4 @@
-"""How long the dashboard waits for what, in one value that is injected. All are seconds."""
+"""The dashboard's time-outs and pauses, in one value that is injected. All are in seconds."""
 
 from __future__ import annotations
 
@@ -7,43 +7,43 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class DashboardTiming:
-    """The waits of one dashboard."""
+    """The time-outs and pauses of one dashboard."""
 
     look_pause: float = 15.0
     """Pause between two looks at a swarm."""
     retry_pause: float = 5.0
-    """The same after a look that failed."""
+    """Pause after a look that failed."""
     stale: float = 60.0
-    """A look that ended longer ago than this is shown as old."""
+    """A look older than this counts as stale."""
     probe_pause: float = 60.0
-    """From the beginning of one probe to that of the next."""
+    """Interval from the start of one probe to that of the next."""
     probe_stale: float = 180.0
-    """A probe that ended longer ago than this says nothing of now."""
+    """A probe older than this says nothing about the present."""
     measured: float = 900.0
-    """A peer's measured time is shown for this time after the last probe through it."""
+    """How long a peer's measured time is shown after the last probe through it."""
     probe: float = 60.0
-    """A probe has ended within this time, or has failed."""
+    """Time-out of a probe."""
     open_model: float = 3600.0
-    """The files of a model have been read within this time; the first time all of them are."""
+    """Time-out for reading a model's files; the first time all of them are read."""
     count_pause: float = 60.0
-    """Between two entries of the history that count peers and blocks."""
+    """Interval between two entries of the history that count peers and blocks."""
     keep_history: float = 30 * 86400.0
-    """Age at which an entry of the history goes."""
+    """Age at which an entry of the history is deleted."""
     prune_pause: float = 3600.0
-    """Between two times at which old entries go."""
+    """Interval between two deletions of old entries."""
     read_history: float = 5.0
-    """A page waits this long for its history."""
+    """How long a page waits for its history."""
     fresh_page: float = 5.0
-    """A page that was made longer ago than this is made again, so that the ages on it are right to this."""
+    """A page older than this is rendered again, which bounds the error of the ages on it."""
     stream_pause: float = 1.0
     """Shortest time between two events of a stream."""
     stream_idle: float = 15.0
-    """A stream without events says after this time that it is there."""
+    """A stream without events sends a comment after this time, to show that it is alive."""
     export: float = 120.0
-    """All models have been seen, and probed, within this time."""
+    """Time-out of an export for seeing, and probing, all models."""
     head: float = 15.0
-    """A request's head has come within this time."""
+    """Time-out for a request's head."""
     send: float = 30.0
-    """A client that takes nothing for this long is gone."""
+    """A client that reads nothing for this long is taken as gone."""
     stop: float = 1.0
-    """How long answers that are under way have when the program ends."""
+    """How long running answers have when the program stops."""

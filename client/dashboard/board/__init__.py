@@ -1,1 +1,1 @@
-"""Decides what is shown: pure functions from a snapshot to frozen values, which pages and JSON show alike."""
+"""Decides what is shown: pure functions from a snapshot to frozen values, shown by pages and JSON alike."""

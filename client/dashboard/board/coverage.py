@@ -1,4 +1,4 @@
-"""Which peers serve which blocks: the map of a model, its replication, its room, and its weakest block."""
+"""The map of a model: which peers serve which blocks, with replication, room, and the weakest block."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class BlockColumn:
 
     block: int
     servers: int
-    """Peers through which chains may lead."""
+    """The number of peers that chains may use for this block."""
     kv_tokens_free: int
-    """Room in this block at all of these, in tokens."""
+    """Free room in this block, summed over these peers, in tokens."""
     free_sessions: int
-    """Requests of `SESSION_TOKENS` tokens that find room in this block."""
+    """How many requests of `SESSION_TOKENS` tokens fit into this block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +41,13 @@ class MapRow:
 
 @dataclass(frozen=True, slots=True)
 class CoverageMap:
-    """Rows are peers, columns are blocks."""
+    """The map of a model: rows are peers, columns are blocks."""
 
     columns: tuple[BlockColumn, ...]
     rows: tuple[MapRow, ...]
-    """The peers that announce blocks of the model; what reaches beyond it is cut."""
+    """The peers that announce blocks of the model; ranges are cut at its end."""
     weakest: BlockColumn
-    """The first of the blocks with the fewest servers; of several, with the least room."""
+    """The block with the fewest servers; among these, the one with the least room, then the first."""
     missing: tuple[int, ...]
     """The blocks that no peer serves."""
 
@@ -57,12 +57,12 @@ class CoverageMap:
 
     @property
     def free_sessions(self) -> int:
-        """Requests for which every block has room: no more fit, and a chain may fit fewer."""
+        """Upper bound on the requests that find room in every block; through chains fewer may fit."""
         return min(column.free_sessions for column in self.columns)
 
 
 def coverage_map(num_blocks: int, peers: Sequence[PeerRow]) -> CoverageMap:
-    """The map of a model of `num_blocks` blocks. O(peers x blocks per peer)."""
+    """Return the map of a model of `num_blocks` blocks. O(peers x blocks per peer)."""
     hosting = [(peer, peer.blocks) for peer in peers if peer.blocks is not None and peer.blocks[0] < num_blocks]
     serving = [(peer, BlockRange(*blocks)) for peer, blocks in hosting if peer.serves]
     servers = hosts_per_block(range_rows(blocks for _, blocks in serving), num_blocks).tolist()

@@ -1,4 +1,4 @@
-"""The history of a model: what its probes brought over a day, a week or a month, in equal pieces of time."""
+"""The history of a model: the outcomes of its probes over a day, a week or a month, in equal buckets of time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..history.entries import Bucket, NumberedEvent
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A time that is shown, up to now."""
+    """A period of history that can be shown, up to now."""
 
     name: str
     title: str
@@ -33,7 +33,7 @@ UNREAD = "the history cannot be read"
 
 
 def parse_span(text: str) -> Span:
-    """Raises UsageError; "" is a day."""
+    """Return the span of this name; "" is a day. Raises UsageError."""
     span = SPANS.get(text or "24h")
     if span is None:
         raise UsageError(f"span must be one of {', '.join(SPANS)}")
@@ -48,24 +48,24 @@ class HistoryBoard:
     span: str
     bucket_seconds: float
     buckets: tuple[Bucket, ...] | None
-    """The oldest first, without gaps; None where the history cannot be read, as the next ones."""
+    """The oldest first, without gaps; this and the next three are None if the history cannot be read."""
     probes: int | None
     good_probes: int | None
     events: tuple[NumberedEvent, ...] | None
     """The newest first."""
     trouble: str | None
-    """Why the history is not written, or not read, in words."""
+    """Why the history cannot be written or read, in words."""
     trouble_since: float | None
-    """Unix time, where it is known."""
+    """Unix time, if known."""
     replaced: str | None
-    """The name of a damaged file that was put aside."""
+    """The name of a damaged file that was renamed."""
 
 
 def history_board(
     model: str, span: Span, buckets: Sequence[Bucket] | None, events: Sequence[NumberedEvent] | None,
     trouble: tuple[str, float | None] | None, replaced: str | None,
 ) -> HistoryBoard:  # fmt: skip
-    """`buckets` and `events` are None where they cannot be read."""
+    """Build the board; `buckets` and `events` are None if they cannot be read."""
     if buckets is None or events is None:
         trouble = trouble or (UNREAD, None)
     return HistoryBoard(

@@ -1,4 +1,4 @@
-"""A machine that may join: the blocks that it would host, and what that brings, by the rule of `swarm-peer plan`."""
+"""Predicts what a reader's machine would host and bring if it joined, by the rule of `swarm-peer plan`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ..watch.sighting import Sighting
 from .placement import PlacementFigures, Planning, figures_of
 
 CANDIDATE = PeerId("~candidate")
-"""No peer's id; it sorts behind them."""
+"""An id that no peer has, and that sorts after all of them."""
 MARGIN = 0.15
-"""Share of free memory that a peer leaves alone."""
+"""The share of free memory that a peer leaves unused."""
 GIB = 2.0**30
 MAX_GIB = 4096.0
 MOST_MOVES = 16
-"""Moves of the rule that are looked at: those of peers that wait for blocks already come before."""
+"""How many moves of the rule are examined: peers that already wait for blocks come first."""
 PACES: Mapping[str, str] = {
     "median": "like the median peer",
     "fast": "like the fastest peer",
@@ -37,14 +37,14 @@ class JoinQuery:
     """A reader's machine."""
 
     memory_gib: float | None = None
-    """Free memory; None: nothing was asked."""
+    """Free memory; None: the reader has not filled in the form."""
     numeric_format: str = ""
-    """"": that of the most peers."""
+    """"": the most frequent format of the peers."""
     pace: str = "median"
 
     @classmethod
     def parse(cls, fields: Mapping[str, str]) -> JoinQuery:
-        """From the fields of an address. Raises UsageError."""
+        """Parse the query of a URL. Raises UsageError."""
         text, pace = fields.get("memory", "").strip(), fields.get("pace", "") or "median"
         if pace not in PACES:
             raise UsageError(f"pace must be one of {', '.join(PACES)}")
@@ -66,18 +66,18 @@ class JoinBoard:
     formats: tuple[str, ...]
     """The numeric formats that peers announce, the most frequent first."""
     command: str
-    """To be copied; for a POSIX shell."""
+    """The command to start the peer, for a POSIX shell."""
     address_told: bool
-    """Whether the command names a peer to join through: the operator has to wish that."""
+    """Whether the command names a peer to join through, which the operator must have configured."""
     memory_bytes: float | None = None
-    """Offered for weights and attention caches; None: nothing was asked."""
+    """Memory for weights and attention caches; None: nothing was asked."""
     block_bytes: float = 0.0
     blocks: tuple[int, int] | None = None
-    """None: nothing was asked, or there is no place for it now."""
+    """The blocks that it would host; None: nothing was asked, or there is no place for it now."""
     reason: str = ""
     """Why it would host nothing, in words."""
     weights_bytes: float = 0.0
-    """The weights of these blocks in memory; a download has no less, and may have more."""
+    """The size of these blocks' weights in memory; a download is at least as large."""
     now: PlacementFigures | None = None
     then: PlacementFigures | None = None
 
@@ -85,8 +85,11 @@ class JoinBoard:
 def join_board(
     sighting: Sighting | None, planning: Planning | None, query: JoinQuery, model: str, addresses: Sequence[str]
 ) -> JoinBoard:
-    """`sighting` is None where nothing is known of now; `planning` is of it, and may be None where nothing was asked;
-    `model` and `addresses` are for the command. Takes long with many peers: for a thread."""
+    """Build the board. Slow with many peers: call it in a thread.
+
+    `sighting` is None if the present is unknown; `planning` belongs to it, and may be None if nothing was asked.
+    `model` and `addresses` are for the command.
+    """
     serving = _serving(sighting)
     formats = _formats(serving)
     board = JoinBoard(formats, join_command(model, addresses), bool(addresses))
@@ -106,7 +109,7 @@ def join_board(
 
 
 def join_command(model: str, addresses: Sequence[str]) -> str:
-    """Quoted for a shell; without an address a place for one."""
+    """Return the command to join, quoted for a shell; with a placeholder if there is no address."""
     initial = [part for address in addresses or ["ID@HOST:PORT"] for part in ("--initial-peers", address)]
     return shlex.join(["swarm-peer", model, *initial])
 
@@ -129,7 +132,7 @@ def _planned(board: JoinBoard, planning: Planning, candidate: PeerSpec, rtts: Ma
 
 
 def _first_blocks(view: PlanningView | None, now_seconds: float) -> BlockRange | None:
-    """The blocks that the rule gives the candidate with one of its next moves; none behind it is decided."""
+    """Return the blocks that the rule gives the candidate in one of its next moves; later moves are not computed."""
     moves = itertools.islice(moves_of(view, now_seconds), MOST_MOVES)
     return next((move.after for move in moves if move.peer == CANDIDATE), None)
 
@@ -149,7 +152,7 @@ def _formats(peers: Sequence[PeerSpec]) -> tuple[str, ...]:
 
 
 def _candidate(query: JoinQuery, alike: Sequence[PeerSpec]) -> PeerSpec:
-    """A peer that joins: its sizes and its pace are those of peers that compute in its format."""
+    """Return a joining peer with the sizes and the pace of the peers that compute in its format."""
     by_pace = sorted(alike, key=lambda peer: (peer.cost.decode_seconds(), peer.id))
     model = {"fast": by_pace[0], "slow": by_pace[-1], "median": by_pace[len(by_pace) // 2]}[query.pace]
     assert query.memory_gib is not None

@@ -1,4 +1,4 @@
-"""Which of the peers a reader asks for, in which order, and which page of them."""
+"""Selects the peers that a reader asks for: filter, order and page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .peers import PeerRow
 T = TypeVar("T")
 
 ROWS_A_PAGE = 100
-"""An update of 200 took server and browser 140 ms of CPU and more: too long to be seen at once."""
+"""An update of 200 rows took server and browser 140 ms of CPU and more, which is too slow to feel instant."""
 MAX_FILTER_CHARS = 64
 MAX_PAGE = 1000
 
@@ -38,15 +38,15 @@ SORT_KEYS: Mapping[str, Callable[[PeerRow], Any]] = {
     "device": lambda row: row.device_class.casefold() or None,
     "tokens": lambda row: row.tokens_served,
 }
-"""The columns that peers can be sorted by; those of which it is not known come last in either order."""
+"""The columns that peers can be sorted by; unknown values come last in either order."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeerQuery:
-    """A reader's wish."""
+    """A reader's selection of peers."""
 
     text: str = ""
-    """A part of the name or the id, in any case of letters."""
+    """A part of the name or the id, ignoring case."""
     state: str = ""
     block: int | None = None
     """Only peers that host this block."""
@@ -56,7 +56,7 @@ class PeerQuery:
 
     @classmethod
     def parse(cls, fields: Mapping[str, str]) -> PeerQuery:
-        """From the fields of an address; unknown ones are ignored. Raises UsageError for values that say nothing."""
+        """Parse the query of a URL; unknown fields are ignored. Raises UsageError for invalid values."""
         query = cls(
             text=fields.get("q", "").strip(),
             state=fields.get("state", ""),
@@ -72,7 +72,7 @@ class PeerQuery:
         return query
 
     def rows(self, peers: Sequence[PeerRow]) -> list[PeerRow]:
-        """The peers that are asked for, in order, on all pages together."""
+        """Return the selected peers, in order, of all pages."""
         key = SORT_KEYS[self.sort]
         wanted = [row for row in peers if self._wants(row)]
         known = [row for row in wanted if key(row) is not None]
@@ -80,15 +80,15 @@ class PeerQuery:
         return known + [row for row in wanted if key(row) is None]
 
     def shown(self, rows: Sequence[T]) -> Sequence[T]:
-        """The rows of its page."""
+        """Return the rows of this page."""
         return rows[(self.page - 1) * ROWS_A_PAGE : self.page * ROWS_A_PAGE]
 
     def pages(self, count: int) -> int:
-        """How many pages `count` rows fill."""
+        """Return how many pages `count` rows fill."""
         return max(1, -(-count // ROWS_A_PAGE))
 
     def sorted_by(self, sort: str) -> str:
-        """The address of the same list sorted by `sort`; the other way round if it is already."""
+        """Return the query string for the same list sorted by `sort`; reversed if it is sorted by it already."""
         turned = self.sort == sort and not self.descending
         return replace(self, sort=sort, descending=turned, page=1).address
 
@@ -97,7 +97,7 @@ class PeerQuery:
 
     @property
     def address(self) -> str:
-        """Its fields, as `parse` reads them."""
+        """The query string, as `parse` reads it."""
         fields: dict[str, Any] = {"q": self.text, "state": self.state, "block": self.block, "sort": self.sort}
         fields |= {"order": "desc" if self.descending else "", "page": self.page if self.page > 1 else ""}
         return "?" + urlencode({name: value for name, value in fields.items() if value not in ("", None)})
@@ -112,7 +112,7 @@ class PeerQuery:
 
 
 def number_of(fields: Mapping[str, str], name: str, low: int, high: int) -> int | None:
-    """A number in the fields of an address; None if it is not there. Raises UsageError."""
+    """Return a number from the query of a URL; None if it is missing. Raises UsageError."""
     text = fields.get(name, "")
     if not text:
         return None

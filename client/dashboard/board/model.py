@@ -1,4 +1,4 @@
-"""All boards of one model, computed once for each snapshot."""
+"""All boards of one model, computed once per snapshot."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class ModelBoard:
 
     @property
     def missing_blocks(self) -> tuple[int, ...]:
-        """The blocks that nobody serves, as far as is known."""
+        """The blocks that no peer serves, as far as is known."""
         return self.coverage.missing if self.coverage is not None else ()
 
     def card(self, now: float, stale: StaleAfter) -> ModelCard:
-        """The model at a glance at `now`, Unix seconds."""
+        """Return the model at a glance, as of `now` (Unix seconds)."""
         return model_card(self.state, self.tally, self.coverage, now, stale)
 
 
 def model_board(state: ModelState) -> ModelBoard:
-    """The boards of a state, computed once for each."""
+    """Return the boards of a state, computed once per state."""
     return state.once("board", lambda: _made(state))
 
 

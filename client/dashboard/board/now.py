@@ -1,4 +1,4 @@
-"""One sentence per model: what is known of it by looking and by measuring, and nothing beyond."""
+"""One sentence per model: what looks and probes show about it, and nothing beyond."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .peers import SILENT, PeerRow
 
 
 class Standing(enum.Enum):
-    """How a model stands."""
+    """The state of a model."""
 
     WORKS = "works"
     """The last probe worked."""
     FAILS = "fails"
     """The last probe failed."""
     UNPROVEN = "unproven"
-    """Every block has a server; nothing was measured."""
+    """Every block has a server, but there is no recent probe."""
     INCOMPLETE = "incomplete"
-    """Some block has none."""
+    """Some block has no server."""
     UNSEEN = "unseen"
-    """No look has succeeded, or not the last one, or none for too long."""
+    """The last look failed, or is too old, or there was none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +41,17 @@ class ProbeCard:
     first_token_seconds: float | None
     seconds: float
     good_in_last_day: int | None
-    """Probes that worked, of the next number; None where the history cannot be read."""
+    """How many of `probes_in_last_day` worked; None if the history cannot be read."""
     probes_in_last_day: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class PeerTally:
-    """Peers, counted."""
+    """The numbers of peers."""
 
     serving: int
     others: int
-    """Peers that answer, and through which no chain may lead now: they join, leave, or are doubted."""
+    """Peers that answer but cannot be used by chains now: they are joining, leaving, or doubted."""
     silent: int
 
     @classmethod
@@ -63,7 +63,7 @@ class PeerTally:
 
 @dataclass(frozen=True, slots=True)
 class StaleAfter:
-    """Seconds after which looks and probes say nothing of now."""
+    """The ages in seconds after which looks and probes say nothing about the present."""
 
     look: float
     probe: float
@@ -78,14 +78,14 @@ class ModelCard:
     digest: str
     num_blocks: int
     blocks_counted: bool
-    """Whether the model's own files say the number of blocks; else it is the largest that a peer announces."""
+    """Whether the number of blocks is from the model's own files; else it is the largest that a peer announces."""
     standing: Standing
     sentence: str
     current: bool
-    """The last look has succeeded and is not old. Else nothing is known of the peers now: the next fields are null."""
+    """Whether the last look has succeeded and is recent. If not, the fields about peers and blocks below are null."""
     peers_serving: int | None
     peers_other: int | None
-    """Peers that answer, and through which no chain may lead now: they join, leave, or are doubted."""
+    """Peers that answer but cannot be used by chains now: they are joining, leaving, or doubted."""
     peers_silent: int | None
     missing_blocks: tuple[int, ...] | None
     weakest_block: int | None
@@ -94,17 +94,17 @@ class ModelCard:
     seen_at: float | None
     """Unix time of the last look that succeeded."""
     age_seconds: float | None
-    """Its age when this was made."""
+    """The age of that look when this was made."""
     failure: str | None
-    """The code of the error of the last look, if it failed."""
+    """The error code of the last look, if it failed."""
     probe: ProbeCard | None
-    """None without a probe."""
+    """None if there was no probe."""
 
 
 def model_card(
     state: ModelState, tally: PeerTally, coverage: CoverageMap | None, now: float, stale: StaleAfter
 ) -> ModelCard:
-    """The card at `now`, Unix seconds; `tally` and `coverage` are those of the state's sighting."""
+    """Return the card as of `now` (Unix seconds); `tally` and `coverage` are those of the state's sighting."""
     facts, sighting, failure = state.facts, state.sighting, state.failure
     age = max(0.0, now - sighting.at_seconds) if sighting is not None else None
     current = tells_of_now(state, now, stale)
@@ -135,12 +135,12 @@ def model_card(
 
 
 def tells_of_now(state: ModelState, now: float, stale: StaleAfter) -> bool:
-    """Whether what was seen last is how the swarm is: a look that failed since means that nothing is known."""
+    """Return whether the last sighting is recent and no look has failed since, so that it describes the present."""
     return state.sighting is not None and state.failure is None and now - state.sighting.at_seconds <= stale.look
 
 
 def why_unseen(state: ModelState) -> str:
-    """Why nothing is known of a swarm now, in words."""
+    """Return why the present of a swarm is unknown, in words."""
     if state.failure is not None:
         return failure_words(state.failure.code)
     return "no look has ended since" if state.sighting is not None else "the first look is under way"
@@ -163,7 +163,7 @@ def _probe_card(probe: LastProbe, now: float) -> ProbeCard:
 def _judged(
     state: ModelState, coverage: CoverageMap | None, age: float | None, probe: ProbeCard | None, stale: StaleAfter
 ) -> tuple[Standing, str]:
-    """A probe tells most, unless a later look has found that blocks are missing; `coverage` is None if not of now."""
+    """Judge a model. A recent probe decides, unless a later look found blocks missing; `coverage` is None if stale."""
     if probe is not None and probe.age_seconds <= stale.probe:
         missed_since = state.sighting is not None and state.sighting.at_seconds > probe.at
         if not (missed_since and coverage is not None and coverage.missing):

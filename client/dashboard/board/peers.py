@@ -1,4 +1,4 @@
-"""The peers of a model as rows, from one block on: as measured where that is known, else as they say."""
+"""The peers of a model as rows, ordered by first block, with measured values where known, else their own claims."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from ...swarm.known import KnownPeer
 from ..watch.sighting import ModelFacts, Sighting
 
 SILENT = "silent"
-"""The state of a peer that announces itself and does not answer."""
+"""The state of a peer that announces itself but does not answer."""
 DOUBTED = "doubted"
-"""The weights of a peer that are not believed."""
+"""Said of a peer's weights that are not believed."""
 OLDEST_START = 1_500_000_000.0
-"""Unix seconds: an incarnation that is no Unix time in nanoseconds after this says nothing about a peer's start."""
+"""Unix seconds: an incarnation before this, taken as nanoseconds of Unix time, says nothing about a peer's start."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeerRow:
-    """One peer. None: it is not known."""
+    """One peer. None means unknown."""
 
     peer: PeerId
     short_id: str
     name: str
-    """The peer's own word, unchecked."""
+    """By the peer's own account, unchecked."""
     blocks: tuple[int, int] | None
     state: str
     serves: bool
-    """Chains may lead through it: it serves, its weights are believed, and the model has its blocks."""
+    """Whether chains may use it: it serves, its weights are believed, and the model has its blocks."""
     state_since: float
-    """Unix time since which it is in this state with these blocks..."""
+    """Unix time since which it has been in this state with these blocks..."""
     state_since_at_least: bool
-    """...or longer: it was found so."""
+    """...or true if it may be longer, because the first look found it so."""
     weights: str
-    """Why its weights are believed; "doubted"; "" of a silent peer."""
+    """Why its weights are believed; "doubted"; "" for a silent peer."""
     numeric_format: str
     announced_block_seconds: float
-    """Time of one block for one token, as it says."""
+    """Time of one block for one token, by its own account."""
     measured_block_seconds: float | None
-    """The same as the last probe through it took, which is shown instead."""
+    """The same, as measured by the last probe through it; shown instead."""
     kv_tokens_free: int
-    """Tokens x blocks, as the next."""
+    """In tokens x blocks, like `kv_tokens_total`."""
     kv_tokens_total: int
     memory_bytes: float
     sessions: int | None
@@ -51,16 +51,16 @@ class PeerRow:
     rtt_seconds: float | None
     """From this node."""
     relayed: bool | None
-    """It is reached through another peer."""
+    """Whether it is reached through a relay."""
     version: str
     started_at: float | None
-    """Unix time of its start, as it says."""
+    """Unix time of its start, by its own account."""
     steps_answered: int | None
-    """Since its start, as it says."""
+    """Since its start, by its own account."""
     device_class: str
-    """The kind of its device, its own word; "": it does not say."""
+    """The kind of its device, by its own account; "": it does not say."""
     tokens_served: int | None
-    """Tokens computed for sessions since its start, its own count as of its announcement. None: it does not say."""
+    """Tokens computed for sessions since its start, by its own account in its record. None: it does not say."""
     moving_to: tuple[int, int] | None
     """The blocks that it claims to move to."""
 
@@ -72,7 +72,7 @@ class PeerRow:
 def peer_rows(
     facts: ModelFacts, sighting: Sighting, measured_block_seconds: Mapping[PeerId, float]
 ) -> tuple[PeerRow, ...]:
-    """All peers, by first block, then by id; blocks beyond the model are as the peers announce them."""
+    """Return all peers, ordered by first block, then by id; announced blocks beyond the model are not cut."""
     measured = measured_block_seconds
     rows = [
         _row(known.record, known, facts, sighting, measured.get(peer))
@@ -120,11 +120,11 @@ def _row(
 
 
 def pair(blocks: BlockRange | None) -> tuple[int, int] | None:
-    """The first block and the one after the last."""
+    """Return the range as (first block, block after the last)."""
     return (blocks.start, blocks.stop) if blocks is not None else None
 
 
 def started_at(incarnation: int, now: float) -> float | None:
-    """The Unix time in an incarnation, which peers make of the nanoseconds of their clock; None if it is none."""
+    """Return the Unix time of an incarnation, which peers take from their clock in ns; None if it is implausible."""
     seconds = incarnation / 1e9
     return seconds if OLDEST_START <= seconds <= now + 60 else None

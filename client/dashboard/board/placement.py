@@ -1,4 +1,4 @@
-"""The present placement beside the moves that the rule would make: the rule itself, on the snapshot."""
+"""The present placement, and the next moves that the placement rule would make on this snapshot."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ MOST_MOVES = 8
 
 @dataclass(frozen=True, slots=True)
 class PlacementFigures:
-    """Promises of a placement, in seconds; None where no chain is complete."""
+    """The promises of a placement, in seconds; None if no chain is complete."""
 
     concurrency: int
-    """R: how many sessions at once are planned for."""
+    """R: the number of concurrent sessions that the placement is planned for."""
     bound_seconds: float | None
-    """Theorem 2: with at most R sessions at once none waits, and a token takes no longer."""
+    """Theorem 2: with at most R concurrent sessions none waits, and a token takes at most this time."""
     scratch_bound_seconds: float | None
-    """The same if the peers were placed from scratch."""
+    """The same bound if the peers were placed from scratch."""
     token_seconds: float | None
-    """Mean predicted time of a token of a lone session."""
+    """Mean predicted time per token of a session without others."""
     request_seconds: float | None
     """Mean predicted time of a request among R others."""
 
     @property
     def gap_seconds(self) -> float | None:
-        """How much the bound would fall with a placement from scratch."""
+        """How much lower the bound would be with a placement from scratch."""
         if self.bound_seconds is None or self.scratch_bound_seconds is None:
             return None
         return self.bound_seconds - self.scratch_bound_seconds
@@ -62,26 +62,26 @@ class PlacementBoard:
     now: PlacementFigures | None
     """None if no peer stays."""
     then: PlacementFigures | None = None
-    """Once the moves below are made; None without any."""
+    """After the moves below; None if there are none."""
     claimed: tuple[MoveRow, ...] = ()
-    """Moves in flight."""
+    """Moves that peers have claimed and not finished."""
     planned: tuple[MoveRow, ...] = ()
-    """The moves that the rule would make next, at most `MOST_MOVES`, one after the other."""
+    """The next moves of the rule, in order, at most `MOST_MOVES`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Planning:
-    """The snapshot that the boards of placement and joining plan with, derived from a look once."""
+    """The snapshot with which the boards of placement and joining plan; derived once per look."""
 
     swarm: Swarm
     """The peers that `swarm-client status` counts."""
     view: PlanningView | None
-    """None if no peer stays, as the next."""
+    """None if no peer stays, like `outlook`."""
     outlook: Outlook | None
 
 
 def planning_of(facts: ModelFacts, sighting: Sighting) -> Planning:
-    """Takes long with many peers: for a thread."""
+    """Derive the planning snapshot of a look. Slow with many peers: call it in a thread."""
     joining = [record.spec for record in sighting.silent.values() if record.spec.state is PeerState.JOINING]
     peers = counted(sighting.prepared, joining)
     swarm = Swarm.of_announced(ModelSpec(facts.num_blocks), peers, sighting.at_seconds)
@@ -91,7 +91,7 @@ def planning_of(facts: ModelFacts, sighting: Sighting) -> Planning:
 
 
 def placement_board(planning: Planning, sighting: Sighting) -> PlacementBoard:
-    """Takes long with many peers: for a thread."""
+    """Build the board. Slow with many peers: call it in a thread."""
     view, outlook = planning.view, planning.outlook
     if view is None or outlook is None:
         return PlacementBoard(None)

@@ -1,4 +1,4 @@
-"""The chain that a request from here would get, what follows if one of its peers fails, and why others are not on it.
+"""The chain that a request from here would get, its alternatives if a peer fails, and why other peers are not used.
 
 The choice is the client's own (`CurrentSwarm.choose`), and so are the predicted times (`swarm-client route`).
 """
@@ -21,12 +21,12 @@ from ..watch.sighting import Sighting
 from ..written.words import failure_words
 
 REQUEST = RequestSpec(128, 128)
-"""The request that is planned for, as `swarm-client route` has it."""
+"""The request to plan for, like the default of `swarm-client route`."""
 MOST_ALTERNATIVES = 8
 MOST_EXPLAINED = 100
-"""Swarms of more peers say only to those that ask why the others are not on the chain: a millisecond for each."""
+"""In larger swarms it is explained only on request why peers are not used, at a millisecond per peer."""
 SEARCH_SHARE = 0.2
-"""Part of a client's time for a search that each search takes here at most."""
+"""The budget of each search here, as a share of a client's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +38,21 @@ class RouteHop:
     name: str
     blocks: tuple[int, int]
     way_seconds: float
-    """The way to it from the node before."""
+    """The network time to it from the node before."""
     visit_seconds: float
-    """At the peer, beside computing."""
+    """The fixed time at the peer, beside computing."""
     queue_seconds: float
     """Until it has room for the request."""
     compute_seconds: float
     weights: str
     measured_queue_seconds: float | None
-    """As the last probe found it on the same blocks, as the next."""
+    """As the last probe measured it on the same blocks, like `measured_compute_seconds`."""
     measured_compute_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """The best chain without one of the peers."""
+    """The best chain that does not use one of the chain's peers."""
 
     without: PeerId
     short_id: str
@@ -61,7 +61,7 @@ class Alternative:
     """Short ids and blocks; empty if there is none."""
     step_seconds: float | None
     failure: str
-    """Why there is none, in words."""
+    """Why there is no such chain, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,9 @@ class PassedOver:
     name: str
     reason: str
     network_seconds_more: float | None
-    """The time that the network of a step takes more with the peer in its best place in the chain, or less..."""
+    """How much longer a step's network time is with the peer in its best place in the chain (< 0: shorter)..."""
     compute_seconds_more: float | None
-    """...and that at the peers. None: it does not fit into this chain without others that are not in it."""
+    """...and its time at the peers. None: the peer cannot be used, or fits into no place of this chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +84,21 @@ class RoutesBoard:
 
     hops: tuple[RouteHop, ...] = ()
     return_seconds: float | None = None
-    """Without a chain this is None, as the next ones."""
+    """This and the next three are None if there is no chain."""
     step_seconds: float | None = None
     exact: bool | None = None
-    """The chain is proven to be the best..."""
+    """Whether the chain is proven to be the best..."""
     gap_seconds: float | None = None
-    """...or another one may be done this much sooner; infinite: nothing is known."""
+    """...and the upper bound on how much faster another one might be; infinite without any bound."""
     failure: str = ""
     """Why there is no chain, in words."""
     alternatives: tuple[Alternative, ...] = ()
     not_chosen: tuple[PassedOver, ...] | None = ()
-    """None: nobody has asked for these."""
+    """None: not asked for."""
 
 
 def measured_hops(outcome: ProbeOutcome) -> dict[tuple[PeerId, int, int], tuple[float, float]]:
-    """Queue and compute seconds of a probe's hops, by peer and blocks."""
+    """Return queue and compute seconds of a probe's hops, by peer and blocks."""
     return {(hop.peer, hop.start, hop.stop): (hop.queue_seconds, hop.compute_seconds) for hop in outcome.hops}
 
 
@@ -110,10 +110,10 @@ def routes_board(
     *,
     explained: bool = True,
 ) -> RoutesBoard:
-    """`measured`: by peer and blocks, queue and compute seconds of the last probe; `now` in Unix seconds.
+    """Build the board, with several searches: call it in a thread.
 
-    Without `explained` nothing is said of the peers that are not on the chain.
-    `clock` bounds the searches, in seconds: each takes a part of what a client gives one, so this is for a thread.
+    `measured`: queue and compute seconds of the last probe, by peer and blocks; `now` in Unix seconds; `clock`, in
+    seconds, bounds the searches, each by a share of a client's budget. `explained`: say why other peers are not used.
     """
     current = _current(sighting, now)
     chosen = _chain(current, frozenset(), clock)
@@ -157,7 +157,7 @@ def _current(sighting: Sighting, now: float) -> CurrentSwarm:
 def _chain(
     current: CurrentSwarm, excluded: frozenset[PeerId], clock: Callable[[], float]
 ) -> tuple[HopChoice, ...] | str:
-    """The chain that a client would get; or why there is none, in words."""
+    """Return the chain that a client would get, or why there is none, in words."""
     meter = Meter(SearchBudget(SEARCH_SHARE * ClientTiming().route_seconds, MOST_BYTES), clock)
     every = BlockRange(0, current.prepared.finder.swarm.model.num_blocks)
     try:

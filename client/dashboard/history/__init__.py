@@ -1,1 +1,1 @@
-"""Remembers probes, counts and events over restarts, in one SQLite file of bounded size and age."""
+"""Keeps probes, counts and events across restarts, in one SQLite file of bounded size and age."""

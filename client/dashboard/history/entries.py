@@ -1,4 +1,4 @@
-"""Values that the history keeps, and those that it gives back."""
+"""The values that the history stores, and those that it returns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class ProbeEntry:
     """One probe of one model."""
 
     model: str
-    """The id of the model, as in addresses of pages."""
+    """The id of the model, as in the URLs of pages."""
     at_seconds: float
     """Unix time at which it ended."""
     code: str
@@ -23,7 +23,7 @@ class ProbeEntry:
 
 @dataclass(frozen=True, slots=True)
 class CountEntry:
-    """Counts of a look, kept once a minute."""
+    """The counts of a look, stored once a minute."""
 
     model: str
     at_seconds: float
@@ -45,16 +45,16 @@ class EventEntry:
     """"joined", "left", "silent", "answers", "restarted", "state", "moved", "claims", "incomplete", "complete",
     "unseen", "seen", "probe-failed", "probe-works", "failover" or "more"."""
     peer: str
-    """Its id; "" if it is about the whole swarm."""
+    """The peer's id; "" if the event concerns the whole swarm."""
     name: str
-    """The peer's own word."""
+    """The peer's name, by its own account."""
     detail: str
-    """In words of this program."""
+    """A description in this program's words."""
 
 
 @dataclass(frozen=True, slots=True)
 class NumberedEvent:
-    """An event with its number; numbers grow, also over restarts."""
+    """An event with its number; numbers increase, also across restarts."""
 
     number: int
     event: EventEntry
@@ -62,18 +62,18 @@ class NumberedEvent:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Some minutes or hours of one model. None: nothing is known of that time."""
+    """The history of one model in one interval of time. None: nothing is known of it."""
 
     begins_at: float
     """Unix time."""
     probes: int
     good_probes: int
     tokens_per_second: float | None
-    """The mean over the good probes, as the next."""
+    """The mean over the successful probes, like `first_token_seconds`."""
     first_token_seconds: float | None
     repairs: int
     peers: float | None
-    """The mean number of peers that served."""
+    """The mean number of serving peers."""
 
     @property
     def availability(self) -> float | None:
@@ -83,7 +83,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """How many of the probes of some time have worked."""
+    """How many of the probes in a period have worked."""
 
     good: int
     probes: int

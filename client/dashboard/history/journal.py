@@ -1,4 +1,4 @@
-"""Writes down what snapshots say: events when something has changed, counts each minute; and prunes the history."""
+"""Records snapshots in the history: events when something has changed, and counts each minute; prunes old entries."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ class Journal:
     def __init__(
         self, keeper: SnapshotKeeper, recorder: Recorder, clock: Callable[[], float], timing: DashboardTiming
     ) -> None:
-        """`clock` gives Unix seconds."""
+        """`clock` returns Unix seconds."""
         self._keeper = keeper
         self._recorder = recorder
         self._clock = clock
         self._timing = timing
         self._last: dict[str, ModelState] = {}
-        """The states of which the last look was noted, by the model's id."""
+        """The last recorded state, by the model's id."""
         self._counted: dict[str, float] = {}
         """When the next counts are due, on the loop's clock."""
         self._unseen: set[str] = set()
         """Models of which the last look has failed, by their ids."""
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Record until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow(), name="write the journal")
             group.create_task(self._prune(), name="prune the history")
@@ -87,7 +87,7 @@ class Journal:
 
 
 def events_between(before: ModelBoard, after: ModelBoard) -> list[EventEntry]:
-    """The events between two looks at one model; both boards have a sighting."""
+    """Return the events between two looks at one model; both boards have a sighting."""
     old, new = before.state.sighting, after.state.sighting
     assert old is not None
     assert new is not None
@@ -98,7 +98,7 @@ def events_between(before: ModelBoard, after: ModelBoard) -> list[EventEntry]:
 
 
 def count_entry(board: ModelBoard) -> CountEntry:
-    """The counts of a board that has a sighting."""
+    """Return the counts of a board that has a sighting."""
     sighting, coverage, tally = board.state.sighting, board.coverage, board.tally
     assert sighting is not None
     assert coverage is not None

@@ -1,4 +1,4 @@
-"""Writes the history from one thread of its own, and reads from it; whatever goes wrong there, the page goes on."""
+"""Reads and writes the history in a thread of its own; whatever goes wrong there, the pages keep working."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MOST_WAITING = 1000
-"""Entries that wait for the disk; further ones are dropped, and that is told."""
+"""The most entries that wait for the disk; further ones are dropped, which is shown."""
 BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryTrouble:
-    """Why the last entry was not kept."""
+    """Why the last entry was not stored."""
 
     words: str
     since: float
@@ -33,10 +33,10 @@ class HistoryTrouble:
 
 
 class Recorder:
-    """The history of one dashboard. Any thread may read; entries come from the loop."""
+    """The history of one dashboard. Any thread may read; only the loop writes."""
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
-        """Raises UsageError for a file that cannot be used; one that is damaged is renamed."""
+        """Raises UsageError for a file that cannot be used; a damaged file is renamed."""
         self.trouble: HistoryTrouble | None = None
         self._clock = clock
         self._store = HistoryStore(path)
@@ -45,20 +45,20 @@ class Recorder:
 
     @property
     def replaced(self) -> str | None:
-        """The name of the damaged file that was put aside when this program ran, if any."""
+        """The new name of a damaged file that was renamed during this run, if any."""
         return self._store.replaced.name if self._store.replaced is not None else None
 
     def read(self, work: Callable[[HistoryStore], T], seconds: float) -> T | None:
-        """The result of `work`, for a thread that waits; None if the history cannot be read, or not in time."""
+        """Return the result of `work`, blocking the calling thread; None if it fails or takes longer than `seconds`."""
         try:
             return self._executor.submit(self._guarded, work).result(seconds)
         except TimeoutError:
             return None
 
     async def write(self, work: Callable[[HistoryStore], T]) -> T | None:
-        """The result of `work`, which is not None, when it has written.
+        """Return the result of `work`, which must not be None, once it has written; None if it failed or was dropped.
 
-        None if that failed, or too much waits already.
+        It is dropped if `MOST_WAITING` entries wait already.
         """
         if self._waiting >= MOST_WAITING:
             self._note("the disk is too slow: entries are dropped")
@@ -70,19 +70,19 @@ class Recorder:
             self._waiting -= 1
 
     def close(self) -> None:
-        """Finish what waits, and close the file."""
+        """Write the waiting entries, and close the file."""
         self._executor.shutdown(wait=True)
         self._store.close()
 
     def _written(self, work: Callable[[HistoryStore], T]) -> T | None:
-        """In the thread; a success ends the trouble."""
+        """Do the work, in the thread; a success clears `trouble`."""
         result = self._guarded(work)
         if result is not None:
             self.trouble = None
         return result
 
     def _guarded(self, work: Callable[[HistoryStore], T]) -> T | None:
-        """In the thread: do the work; a damaged file is replaced, whatever else goes wrong is told."""
+        """Do the work, in the thread; replace a damaged file, and note any other error as `trouble`."""
         try:
             return work(self._store)
         except sqlite3.Error as error:

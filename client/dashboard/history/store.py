@@ -1,7 +1,7 @@
-"""The SQLite file: its tables, and that neither its size nor its age grows without bound.
+"""The SQLite file: its tables, and the bounds on its size and age.
 
-The size is SQLite's own limit (`max_page_count`): where it is reached the oldest tenth of every table goes.  A damaged
-file is renamed, and a new one begun.  Not safe for several threads: `recorder.py` has one.
+The size is bounded by SQLite itself (`max_page_count`): when it is reached, the oldest tenth of every table is deleted.
+A damaged file is renamed, and a new one is begun.  Not thread-safe: `recorder.py` uses it from one thread.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ....proto.errors import UsageError
 from .entries import Availability, Bucket, CountEntry, EventEntry, NumberedEvent, ProbeEntry
 
 APPLICATION_ID = 0x626C6B64
-"""By this SQLite files tell whose they are."""
+"""Identifies the file as this program's, in SQLite's header."""
 SCHEMA_VERSION = 1
 MAX_BYTES = 64 << 20
 PAGE_BYTES = 4096
 MOST_EVENTS = 100_000
-"""Beyond this number, over all models, the oldest go."""
+"""The most events over all models; the oldest beyond it are deleted."""
 BROKEN_KEPT = 3
-"""Damaged files that are kept beside the new one; the oldest go."""
+"""How many damaged files are kept beside the new one; older ones are deleted."""
 
 SCHEMA = """
 CREATE TABLE probes (
@@ -52,10 +52,10 @@ class HistoryStore:
     """One open file."""
 
     def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
-        """Open or make the file. Raises UsageError if it is in use, not ours, of a newer version, or cannot be made."""
+        """Open or create the file. Raises UsageError if it is in use, not ours, too new, or cannot be created."""
         self.path = path
         self.replaced: Path | None = None
-        """The damaged file that this one has replaced, if that happened."""
+        """The renamed damaged file that this one has replaced, if any."""
         self._max_pages = max_bytes // PAGE_BYTES
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class HistoryStore:
         self._db.close()
 
     def replace(self) -> None:
-        """Put the file aside as damaged and begin a new one. Raises UsageError as the constructor."""
+        """Rename the file as damaged and begin a new one. Raises UsageError as the constructor does."""
         with contextlib.suppress(sqlite3.Error):
             self._db.close()
         self.replaced = _put_aside(self.path)
@@ -76,14 +76,14 @@ class HistoryStore:
     # --- writing: all raise sqlite3.Error ---
 
     def add_probe(self, entry: ProbeEntry) -> int:
-        """Gives the number of its row, as the next."""
+        """Add a probe and return the number of its row; likewise for `add_count`."""
         return self._insert("probes", entry)
 
     def add_count(self, entry: CountEntry) -> int:
         return self._insert("counts", entry)
 
     def add_events(self, entries: Sequence[EventEntry]) -> list[NumberedEvent]:
-        """The events with the numbers that they were given."""
+        """Add events and return them with their numbers."""
 
         def add() -> list[NumberedEvent]:
             with self._db:
@@ -92,7 +92,7 @@ class HistoryStore:
         return self._with_room(add)
 
     def prune(self, oldest: float) -> int:
-        """Drop what is older than `oldest`, Unix seconds, and events beyond their number; how many entries went."""
+        """Delete entries older than `oldest` (Unix seconds), and events beyond `MOST_EVENTS`; return how many."""
         before = self._db.total_changes
         with self._db:
             for table in TABLES:
@@ -104,7 +104,7 @@ class HistoryStore:
     # --- reading: all raise sqlite3.Error ---
 
     def availability(self, model: str, since: float) -> Availability | None:
-        """None without a probe since then."""
+        """Return the availability since a Unix time; None if there was no probe."""
         good, probes, first = self._db.execute(
             "SELECT TOTAL(code = ''), COUNT(*), MIN(at_seconds) FROM probes WHERE model = ? AND at_seconds >= ?",
             (model, since),
@@ -112,7 +112,7 @@ class HistoryStore:
         return Availability(int(good), probes, first) if probes else None
 
     def buckets(self, model: str, until: float, count: int, bucket_seconds: float) -> list[Bucket]:
-        """The last `count` buckets before `until`, the oldest first; without gaps, also where nothing is known."""
+        """Return the last `count` buckets up to `until`, the oldest first; buckets without entries are included."""
         first = int(until // bucket_seconds) - count + 1
         since = first * bucket_seconds
         slot = "CAST(at_seconds / :size AS INTEGER)"
@@ -134,7 +134,7 @@ class HistoryStore:
         return made
 
     def events(self, model: str | None, limit: int, before: int | None = None) -> list[NumberedEvent]:
-        """The newest first: of one model or all, with numbers below `before`."""
+        """Return the newest events first, of one model or all, with numbers below `before`."""
         rows = self._db.execute(
             "SELECT number, model, at_seconds, kind, peer, name, detail FROM events"
             " WHERE (:model IS NULL OR model = :model) AND (:before IS NULL OR number < :before)"
@@ -163,7 +163,7 @@ class HistoryStore:
         return done.lastrowid or 0
 
     def _with_room(self, work: Callable[[], T]) -> T:
-        """Do it again after the oldest entries have made room, if there was none."""
+        """Do the work; if the file is full, delete the oldest entries and do it again."""
         try:
             return work()
         except sqlite3.OperationalError as error:
@@ -185,7 +185,7 @@ class HistoryStore:
         return self._open()
 
     def _open(self) -> sqlite3.Connection:
-        """Raises DatabaseError for a damaged file, UsageError for what the operator has to mend."""
+        """Open the file. Raises DatabaseError if it is damaged, UsageError for what the operator must fix."""
         try:
             db = sqlite3.connect(self.path, timeout=0.5, check_same_thread=False)
         except sqlite3.OperationalError as error:
@@ -216,7 +216,7 @@ class HistoryStore:
                 )
             elif db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
                 raise sqlite3.DatabaseError("the file is damaged")
-            db.execute("BEGIN EXCLUSIVE")  # with the exclusive lock, it is ours from here on
+            db.execute("BEGIN EXCLUSIVE")  # takes the exclusive lock, which is kept until the file is closed
             db.execute("COMMIT")
             db.execute(f"PRAGMA max_page_count = {self._max_pages}")
         except sqlite3.OperationalError as error:
@@ -228,7 +228,7 @@ class HistoryStore:
 
 
 def _put_aside(path: Path) -> Path:
-    """Rename a damaged file, and forget the oldest of those that were. Raises UsageError."""
+    """Rename a damaged file, delete the oldest earlier ones, and return the new path. Raises UsageError."""
     taken = [
         (int(number), other)
         for other in path.parent.glob(f"{path.name}.broken-*")

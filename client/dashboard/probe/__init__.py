@@ -1,1 +1,1 @@
-"""The synthetic probe: a program of its own opens the model's files and generates through the swarm, as users do."""
+"""The synthetic probe: a separate program that opens the model's files and generates through the swarm, like users."""

@@ -1,4 +1,4 @@
-"""The program that probes, as the dashboard holds it: started when it is needed, asked, killed when it is late."""
+"""The dashboard's handle of the probe program: starts it when needed, asks it, and kills it when it is late."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ...survey.survey import ModelName
 from .messages import MAX_LINE_BYTES, ProbeOutcome, ProbeSetup, read_opened, read_outcome, setup_line
 
 ENDED = "probe-ended"
-"""The code of a probe whose program ended under way."""
+"""The code of a probe whose program ended before it answered."""
 
 
 class ProbeProgram:
-    """One program for one model; also an asynchronous context manager. One question at a time."""
+    """One probe program for one model; also an asynchronous context manager. One question at a time."""
 
     def __init__(self, setup: ProbeSetup, *, open_seconds: float, probe_seconds: float) -> None:
-        """How long the program may take to open the model, and to answer a probe."""
+        """The two time-outs are for opening the model and for a probe."""
         self._setup = setup
         self._open_seconds = open_seconds
         self._probe_seconds = probe_seconds
         self._process: asyncio.subprocess.Process | None = None
 
     async def open(self) -> ModelName:
-        """Start the program; returns once it has opened the model.
+        """Start the program and wait until it has opened the model.
 
-        Raises the SwarmError that it met, DeadlineExceeded, or RetryElsewhere if it ended.
+        Raises the SwarmError that the program reports, DeadlineExceeded, or RetryElsewhere if it ended.
         """
         await self.close()
         self._process = process = await asyncio.create_subprocess_exec(
@@ -45,7 +45,7 @@ class ProbeProgram:
             raise
 
     async def probe(self) -> ProbeOutcome:
-        """Have the program generate; never raises: an outcome says what went wrong."""
+        """Have the program generate. Never raises: the outcome has the error."""
         began = time.perf_counter()
         try:
             if self._process is None:
@@ -57,7 +57,7 @@ class ProbeProgram:
             return ProbeOutcome(code, time.perf_counter() - began)
 
     async def _asked(self, process: asyncio.subprocess.Process, question: bytes, seconds: float) -> bytes:
-        """The answer to a question. A program that gives none is killed: the next question starts another one."""
+        """Return the answer to a question. Kills a program that gives none; the next probe starts another one."""
         assert process.stdin is not None
         assert process.stdout is not None
         line = b""
@@ -69,7 +69,7 @@ class ProbeProgram:
         except TimeoutError:
             raise DeadlineExceeded(f"the program that probes gave no answer within {seconds:.0f} s") from None
         except (ConnectionError, ValueError):
-            pass  # it has ended, or writes what is no line
+            pass  # the program has ended, or has written a line that is too long
         finally:
             if not line.endswith(b"\n"):
                 await self.close()
@@ -78,7 +78,7 @@ class ProbeProgram:
         return line
 
     async def close(self) -> None:
-        """Kill the program, if it runs; idempotent."""
+        """Kill the program if it runs. Idempotent."""
         process, self._process = self._process, None
         if process is not None:
             with suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Lines of JSON between the dashboard and the program that probes: one for each question and each answer."""
+"""Lines of JSON between the dashboard and the probe program: one for each question and each answer."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ MAX_LINE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ProbeSetup:
-    """The model and its swarm, for the program that probes."""
+    """The model and its swarm, for the probe program."""
 
     model: str
     revision: str | None
     initial_peers: tuple[str, ...]
     swarm_key: str | None
-    """The path of its file, as the next."""
+    """The path of the key file, like `identity`."""
     identity: str | None
     lan: bool
     tokens: int
-    """Tokens that a probe generates."""
+    """The number of tokens that a probe generates."""
     patience_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class ProbedHop:
-    """One peer of a probe's chain; means per step."""
+    """One peer of a probe's chain, with mean times per step."""
 
     peer: PeerId
     start: int
@@ -46,17 +46,17 @@ class ProbedHop:
 
 @dataclass(frozen=True, slots=True)
 class ProbeOutcome:
-    """One real request through the swarm."""
+    """The outcome of one real request through the swarm."""
 
     code: str
-    """"" if all tokens came; else the stable name of the error that ended it."""
+    """"" if all tokens came; else the stable name of the error."""
     seconds: float
     first_token_seconds: float | None = None
     tokens_per_second: float | None = None
-    """The pace of the tokens after the first."""
+    """Speed after the first token."""
     hops: tuple[ProbedHop, ...] = ()
     repairs: int = 0
-    """Peers of the chain that had to be replaced under way."""
+    """How many peers of the chain were lost during the request."""
 
     @property
     def works(self) -> bool:
@@ -87,7 +87,7 @@ def refused_line(error: SwarmError) -> bytes:
 
 
 def read_opened(line: bytes) -> ModelName:
-    """Raises the SwarmError that the program met."""
+    """Read the answer to the setup. Raises the SwarmError that the program reports."""
     fields = json.loads(line)
     if "error" in fields:
         error = from_wire(fields["error"], fields["text"])

@@ -1,7 +1,7 @@
-"""The program that probes: reads its setup and then questions, a line each, and writes an answer to each.
+"""The probe program: reads its setup and then questions, a line each, and writes an answer to each.
 
-It is a process of its own, because it needs torch and the model's two ends, and may be killed when it hangs.  It ends
-when its standard input does, which is when the dashboard has ended, in whatever way.
+It is a separate process because it needs torch and the model's two ends, and can be killed when it hangs.  It ends when
+its standard input is closed, which happens whenever the dashboard ends.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ PROMPT_TOKENS = 16
 
 
 class SyntheticUser:
-    """Generates through the swarm of one model; the connection is made by the first probe, and kept."""
+    """Generates through the swarm of one model; the first probe connects, and the connection is kept."""
 
     def __init__(self, setup: ProbeSetup) -> None:
         self._setup = setup
         self._model: Any = None
 
     def probe(self) -> ProbeOutcome:
-        """One request, from its prompt to its last token."""
+        """Make one request, from its prompt to its last token."""
         began = time.perf_counter()
         try:
             if self._model is None:
                 self._model = self._connected()
-                began = time.perf_counter()  # users are connected when they ask
+                began = time.perf_counter()  # users are connected already when they send a request
             return self._generate()
         except SwarmError as error:
             logger.warning("the probe of %s failed: %s", self._setup.model, error)
@@ -63,10 +63,10 @@ class SyntheticUser:
             initial_peers=setup.initial_peers,
             swarm_key=setup.swarm_key,
             revision=setup.revision,
-            guess="off",  # the pace of the swarm, and not of what this text lets one guess
+            guess="off",  # measure the swarm, not how well this text can be guessed
             identity_path=setup.identity,
             lan=setup.lan,
-            prefix_cache=False,  # all of the prompt is computed each time
+            prefix_cache=False,  # compute the whole prompt each time
             patience_seconds=setup.patience_seconds,
         )
 
@@ -107,7 +107,7 @@ class SyntheticUser:
 
 
 def prompt_of(vocabulary: int) -> Any:
-    """(1, PROMPT_TOKENS) token ids that every model has, without its tokenizer."""
+    """Return token ids, (1, PROMPT_TOKENS), that every model has; needs no tokenizer."""
     import torch
 
     return torch.arange(PROMPT_TOKENS).remainder(vocabulary)[None]
@@ -123,7 +123,7 @@ def hops_of(report: ChainReport) -> tuple[ProbedHop, ...]:
 
 
 def serve(asked: queue.SimpleQueue[bytes], setup: ProbeSetup, answer: BinaryIO) -> None:
-    """Open the model, and then probe once for each line that comes."""
+    """Open the model, then probe once for each line that comes."""
     from ..watch.models import open_model
 
     def write(line: bytes) -> None:
@@ -141,7 +141,7 @@ def serve(asked: queue.SimpleQueue[bytes], setup: ProbeSetup, answer: BinaryIO) 
 
 
 def main() -> None:
-    """Answers go to what standard output was; whatever a library prints goes to standard error."""
+    """Run the program. Answers go to the original standard output; what libraries print goes to standard error."""
     log_to_standard_error(logging.ERROR, False, "%(levelname)s %(message)s")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     answer = os.fdopen(os.dup(1), "wb")
@@ -152,7 +152,7 @@ def main() -> None:
     def read() -> None:
         while line := sys.stdin.buffer.readline(MAX_LINE_BYTES):
             asked.put(line)
-        os._exit(0)  # the dashboard has ended: nobody waits for what is under way
+        os._exit(0)  # the dashboard has ended, so a running probe is of no use
 
     threading.Thread(target=read, daemon=True, name="questions").start()
     serve(asked, setup, answer)

@@ -1,1 +1,1 @@
-"""How the dashboard sees swarms: it looks again and again, and keeps what it saw last and why it sees no more."""
+"""Watches the swarms: looks at them periodically, and keeps the last sighting, or why the last look failed."""

@@ -1,4 +1,4 @@
-"""Events between two looks: which peers came, went, fell silent or moved, and whether all blocks have a server."""
+"""Derives events from two looks: peers that came, left, fell silent or moved, and whether all blocks have a server."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ....routing.swarm import PeerId
 from .sighting import Sighting
 
 MOST_CHANGES = 100
-"""Events of one look; of further ones only the number is told."""
+"""The most events per look; further ones are only counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One event; `peer` is "" if it is about the whole swarm."""
+    """One event; `peer` is "" if it concerns the whole swarm."""
 
     kind: str
     peer: str = ""
@@ -34,9 +34,9 @@ class _Seen:
 def changes(
     before: Sighting, after: Sighting, missing_before: tuple[int, ...], missing: tuple[int, ...]
 ) -> list[Change]:
-    """Changes of the swarm first, then those of peers by their id, at most `MOST_CHANGES`.
+    """Return the changes of the swarm first, then those of peers ordered by id, at most `MOST_CHANGES`.
 
-    `missing_before` and `missing`: the blocks that nobody serves.
+    `missing_before` and `missing`: the blocks that no peer serves.
     """
     found = []
     if missing and missing != missing_before:

@@ -1,4 +1,4 @@
-"""Which models a dashboard shows: those whose files it is given, or those that the initial peers serve."""
+"""Finds the models that a dashboard shows: those whose files it is given, or those that the initial peers serve."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..config import MOST_MODELS
 from .sighting import ModelFacts
 
 MOST_ANNOUNCED_BLOCKS = 1024
-"""Blocks of a model of which only peers tell how many it has."""
+"""The most blocks that are believed of a model whose number of blocks only peers announce."""
 DIGEST_CHARS = 64
 
 
@@ -31,18 +31,18 @@ def facts_of(name: str, model: ModelName) -> ModelFacts:
 
 
 def open_model(model: str, revision: str | None) -> ModelName:
-    """The digest and the number of blocks, from the model's own files; slow, and brings torch. Raises SwarmError."""
+    """Read digest and number of blocks from the model's own files; slow, and imports torch. Raises SwarmError."""
     return model_name(model, revision, lambda done, total: None)
 
 
 def announced_blocks(records: Iterable[PeerRecord]) -> int:
-    """The number of blocks that a model has at least, by what peers announce; 1 where they announce none."""
+    """Return the least number of blocks that a model must have, by what peers announce; at least 1."""
     stops = (record.spec.blocks.stop for record in records if record.spec.blocks is not None)
     return min(max(stops, default=1), MOST_ANNOUNCED_BLOCKS)
 
 
 async def discover(caller: Caller, timing: ClientTiming) -> tuple[ModelFacts, ...]:
-    """The models that the initial peers serve. Raises PeerUnavailable if none of these answers, or names a model."""
+    """Return the models that the initial peers serve. Raises PeerUnavailable if none answers, or names a model."""
     addresses = caller.options.initial_peers
     answers = await asyncio.gather(*(_status(caller, address, timing) for address in addresses))
     names = {
@@ -73,7 +73,7 @@ def _is_digest(text: str) -> bool:
 
 
 async def _status(caller: Caller, address: PeerAddress, timing: ClientTiming) -> PingReply | None:
-    """The status that a peer tells; None if it does not answer."""
+    """Return the status of a peer; None if it does not answer."""
     try:
         with blamed_on(address):
             reply, _, _ = await ping(caller.dialer.stub(address), address, timing.ping_seconds)
@@ -83,7 +83,7 @@ async def _status(caller: Caller, address: PeerAddress, timing: ClientTiming) ->
 
 
 async def _count_blocks(caller: Caller, digest: str, timing: ClientTiming) -> int:
-    """Raises PeerUnavailable if no initial peer answers."""
+    """Return the number of blocks that peers announce. Raises PeerUnavailable if no initial peer answers."""
     asker = LookupAsker(caller.identity, caller.dialer, None, time.time, timing.lookup_seconds)
     calls = {str(address): asker.call(address) for address in caller.options.initial_peers}
     records = await LookupDirectory(calls, time.time, timing.lookup_seconds).lookup(swarm_key_name(digest, None))
@@ -92,5 +92,5 @@ async def _count_blocks(caller: Caller, digest: str, timing: ClientTiming) -> in
         try:
             opened.append(open_peer_record(record, None))
         except SwarmError:
-            continue  # it is no peer's
+            continue  # not a valid peer record
     return announced_blocks(opened)

@@ -1,4 +1,4 @@
-"""Probes a model again and again: a real request each minute, whose outcome is kept and shown, whatever it is."""
+"""Probes a model periodically: a real request each minute, whose outcome is stored and shown, whatever it is."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ DAY = 86400.0
 
 
 class Probing(Protocol):
-    """Whatever probes: in the product a `ProbeProgram`."""
+    """Makes probes; in the product a `ProbeProgram`."""
 
     async def probe(self) -> ProbeOutcome:
-        """Never raises: an outcome says what went wrong."""
+        """Make one probe. Never raises: the outcome has the error."""
 
 
 class Prober:
@@ -39,7 +39,7 @@ class Prober:
         clock: Callable[[], float],
         timing: DashboardTiming,
     ) -> None:
-        """`model`: its id; `clock` gives Unix seconds."""
+        """`model` is the model's id; `clock` returns Unix seconds."""
         self._model = model
         self._probing = probing
         self._keeper = keeper
@@ -47,11 +47,11 @@ class Prober:
         self._clock = clock
         self._timing = timing
         self._measured: dict[PeerId, tuple[float, float]] = {}
-        """Seconds per block, and when that was measured."""
+        """Measured seconds per block, and when they were measured."""
         self._worked: bool | None = None
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Probe until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             next_at = loop.time() + self._timing.probe_pause
@@ -72,7 +72,7 @@ class Prober:
         )
 
     async def _kept(self, outcome: ProbeOutcome, now: float) -> Availability | None:
-        """Write the outcome down; the availability over the last day."""
+        """Store the outcome, and return the availability over the last day."""
         if self._recorder is None:
             return None
         entry = ProbeEntry(
@@ -83,7 +83,7 @@ class Prober:
         return await self._recorder.write(lambda store: store.availability(self._model, now - DAY))
 
     def _events(self, outcome: ProbeOutcome, now: float) -> list[EventEntry]:
-        """Events are changes: a swarm that fails all night is one of them."""
+        """Return the events of an outcome; only changes count, so a swarm that fails all night is a single event."""
         worked, self._worked = self._worked, outcome.works
         found = []
         if not outcome.works and worked is not False:

@@ -1,4 +1,4 @@
-"""Values of what was seen: the one snapshot that all pages, JSON and metrics are made from."""
+"""The dashboard's snapshot: the values from which all pages, JSON and metrics are made."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from ..probe.messages import ProbeOutcome
 T = TypeVar("T")
 
 ID_CHARS = 12
-"""Digits of a model's digest that name it in addresses of pages."""
+"""How many digits of a model's digest identify it in URLs."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """A model, as far as pages need one."""
+    """The facts about a model that pages need."""
 
     name: str
-    """As people know it: the operator's word, or the initial peers'."""
+    """The name for people, from the operator or from the initial peers."""
     digest: str
     num_blocks: int
     counted: bool
-    """Whether the model's own files say the number of its blocks; else it is the largest that a peer announces."""
+    """Whether the number of blocks is from the model's own files; else it is the largest that a peer announces."""
 
     @property
     def id(self) -> str:
-        """Its name in addresses of pages."""
+        """The model's id in URLs."""
         return self.digest[:ID_CHARS]
 
 
@@ -45,25 +45,25 @@ class Sighting:
     prepared: PreparedSwarm
     """The peers that answered."""
     silent: Mapping[PeerId, PeerRecord]
-    """The peers that announce themselves and do not answer."""
+    """The peers that announce themselves but do not answer."""
     since: Mapping[PeerId, Since]
-    """Both the ones that answer and the silent ones."""
+    """For all peers, answering and silent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Since:
-    """Since when a peer is in its state and hosts its blocks, as seen from here."""
+    """Since when a peer has been in its state with its blocks, as seen from here."""
 
     state: str
     at_seconds: float
     """Unix time."""
     at_least: bool
-    """The state was found with the first look: it may be older."""
+    """Whether it may be older, because the first look found it so."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A look that failed. The error's own text stays in the log: it may name addresses."""
+    """A look that failed. The error's text is only logged, because it may have addresses."""
 
     code: str
     at_seconds: float
@@ -75,7 +75,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class LastProbe:
-    """The latest probe of a model, and how many of those of the last day have worked."""
+    """The latest probe of a model, and the availability over the last day."""
 
     at_seconds: float
     """Unix time at which it ended."""
@@ -92,16 +92,16 @@ class ModelState:
     sighting: Sighting | None = None
     """The last look that succeeded."""
     failure: Failure | None = None
-    """Why the last look did not; None: it did, or there was none yet."""
+    """Why the last look failed; None: it succeeded, or there was none yet."""
     probe: LastProbe | None = None
     """None: there was none yet, or the model's files are not here."""
     measured_block_seconds: Mapping[PeerId, float] = field(default_factory=dict)
-    """Time of one block for one token, as the latest probes took it."""
+    """Time of one block for one token, as measured by the latest probes."""
     kept: dict[str, object] = field(default_factory=dict, init=False, repr=False)
-    """The values of `once`; they live as long as this state does."""
+    """The values of `once`, cached for as long as this state lives."""
 
     def once(self, name: str, compute: Callable[[], T]) -> T:
-        """The value of that name, computed from this state once; two threads may both do it."""
+        """Return the value of that name, computed from this state once; two threads may both compute it."""
         if name not in self.kept:
             self.kept[name] = compute()
         return cast(T, self.kept[name])
@@ -109,13 +109,13 @@ class ModelState:
 
 @dataclass(frozen=True)
 class DashboardSnapshot:
-    """Everything that is shown: replaced as a whole whenever a look ends."""
+    """Everything that is shown; replaced as a whole whenever something changes."""
 
     version: int = 0
     models: tuple[ModelState, ...] = ()
-    """By the model's name, then by its digest."""
+    """Ordered by name, then by digest."""
     waiting_for: str | None = "the first look"
-    """Why there is no model here yet, in words; None: there is nothing to wait for."""
+    """Why there is no model yet, in words; None: nothing is awaited."""
 
     def model(self, model_id: str) -> ModelState | None:
         return next((state for state in self.models if state.facts.id == model_id), None)

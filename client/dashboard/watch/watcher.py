@@ -1,4 +1,4 @@
-"""Looks at the swarms of all models again and again, and puts what is found, or why nothing is, into the snapshot."""
+"""Looks at the swarms of all models periodically, and puts the sighting, or why the look failed, into the snapshot."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SwarmWatcher:
         clock: Callable[[], float],
         timing: ClientTiming,
     ) -> None:
-        """`clock` gives Unix seconds; `timing` is that of the looks; without a `recorder` nothing is remembered."""
+        """`clock` returns Unix seconds; `timing` is for the looks; without a `recorder` no history is kept."""
         self._recorder = recorder
         self._config = config
         self._caller = caller
@@ -47,7 +47,7 @@ class SwarmWatcher:
         self._timing = timing
 
     async def run(self) -> None:
-        """Until cancelled. Raises UsageError or GiveUp, in a group, for a model whose files cannot be used."""
+        """Watch until cancelled. Raises UsageError or GiveUp, in a group, for a model whose files cannot be used."""
         async with asyncio.TaskGroup() as group:
             if self._config.models:
                 for model in self._config.models:
@@ -87,7 +87,7 @@ class SwarmWatcher:
                 group.create_task(prober.run(), name=f"probe {facts.id}")
 
     async def _watch(self, facts: ModelFacts, proven: Mapping[int, bytes]) -> None:
-        """Look at the swarm of a model that was put; anew where peers announce more blocks than were known."""
+        """Look at the swarm of a known model; start over whenever peers announce more blocks than were known."""
         while True:
             view = self._caller.view(as_model(facts, proven), self._timing)
             try:
@@ -96,7 +96,7 @@ class SwarmWatcher:
                 await view.close()
 
     async def _look_until_wider(self, view: SwarmView, facts: ModelFacts) -> ModelFacts:
-        """Look again and again; returns with more blocks as soon as a peer that answers announces more."""
+        """Look periodically; return facts with more blocks as soon as an answering peer announces more."""
         look, timing, before = view.first_look, self._config.timing, None
         while True:
             try:
@@ -118,7 +118,7 @@ class SwarmWatcher:
 def sighting_of(
     prepared: PreparedSwarm, silent: Mapping[PeerId, PeerRecord], before: Sighting | None, now: float
 ) -> Sighting:
-    """The sighting at `now`, Unix seconds, after the sighting `before`."""
+    """Return the sighting at `now` (Unix seconds) that follows the sighting `before`."""
     states = {peer: _state(known.record, True) for peer, known in prepared.known.items()}
     states |= {peer: _state(record, False) for peer, record in silent.items()}
     since = {}

@@ -1,1 +1,1 @@
-"""The boards as pages, JSON and files: templates, routes, and the limits that every answer has."""
+"""Serves the boards as pages, JSON and files: templates, routes, and limits on every answer."""

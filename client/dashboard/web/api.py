@@ -36,9 +36,9 @@ class StatusReply:
     """All models at a glance."""
 
     version: int
-    """Grows with every snapshot."""
+    """Increases with every snapshot."""
     made_at: float
-    """Unix time at which this was made: ages are as of then."""
+    """Unix time at which this was made, which ages refer to."""
     waiting_for: str | None
     """Why there is no model yet."""
     models: tuple[ModelCard, ...]
@@ -54,20 +54,20 @@ class ModelReply:
 
 @dataclass(frozen=True, slots=True)
 class ModelPeers:
-    """The peers of one model, as the last look that succeeded has found them."""
+    """The peers of one model, as found by the last look that succeeded."""
 
     model: str
     name: str
     seen_at: float | None
     """Unix time of that look."""
     current: bool
-    """Whether it tells of now, as the card says."""
+    """Whether that look describes the present; see `ModelCard.current`."""
     peers: tuple[PeerRow, ...] | None
     """None before the first look."""
 
 
 def api_router(site: Site) -> APIRouter:
-    """Handlers give bodies that are made already: FastAPI describes them, and does not make them again."""
+    """Return the routes. Handlers return finished bodies: FastAPI documents them, and does not serialise them again."""
     router = APIRouter(prefix="/api/v1")
 
     @router.get("/status", response_model=StatusReply, summary="All models at a glance")
@@ -88,7 +88,7 @@ def api_router(site: Site) -> APIRouter:
         request: Request, model: Text = "", q: Text = "", state: Text = "", block: Text = "", sort: Text = "blocks",
         order: Text = "",
     ) -> Response:  # fmt: skip
-        """`q`: a part of a name or an id; `sort`: a column, as the page's links name it; `order`: "desc" or nothing."""
+        """`q`: a part of a name or id; `sort`: a column, named as in the page's links; `order`: "desc" or empty."""
         query = PeerQuery.parse(request.query_params)
         if model:
             known_model(site, model)
@@ -105,7 +105,7 @@ def api_router(site: Site) -> APIRouter:
         "/stream", summary="Server-sent events: each new snapshot, as /status", response_class=PlainTextResponse
     )
     async def stream(request: Request) -> Response:
-        """Events `snapshot` with an id; `Last-Event-ID` resumes: a newer snapshot is told at once, if there is one."""
+        """Events `snapshot` with an id; after `Last-Event-ID` a newer snapshot is sent at once, if there is one."""
         if site.streams.count >= MOST_STREAMS:
             raise Overloaded
 
@@ -122,7 +122,7 @@ def api_router(site: Site) -> APIRouter:
 
 
 def _add_analyses(router: APIRouter, site: Site) -> None:
-    """Routes, placement, and the past."""
+    """Add routes, placement and history."""
 
     @router.get("/routes", response_model=RoutesBoard, summary="The best chain from here, and what else there is")
     async def routes(request: Request, model: Text) -> Response:
@@ -151,18 +151,18 @@ def _add_analyses(router: APIRouter, site: Site) -> None:
 
 
 def parse_limit(text: str) -> int:
-    """Raises UsageError."""
+    """Parse the number of events to return; "" is 1. Raises UsageError."""
     return number_of({"limit": text}, "limit", 1, MOST_EVENTS_A_REPLY) or 1
 
 
 def known_model(site: Site, model_id: str) -> None:
-    """Raises HTTPException for a model that is not shown."""
+    """Raise HTTPException if the model is not shown."""
     if site.keeper.snapshot.model(model_id) is None:
         raise HTTPException(404, "no such model is shown here")
 
 
 def known_events(site: Site, model_id: str | None, limit: int, before: int | None) -> Sequence[NumberedEvent]:
-    """Raises HTTPException where they cannot be read: that nothing has happened is another answer."""
+    """Return the events. Raises HTTPException if they cannot be read: an empty list would mean that none happened."""
     if site.recorder is None:
         raise HTTPException(404, NO_HISTORY)
     events = site.events(model_id, limit, before)
@@ -172,7 +172,7 @@ def known_events(site: Site, model_id: str | None, limit: int, before: int | Non
 
 
 def table_of(board: ModelBoard, query: PeerQuery) -> bytes:
-    """The peers as CSV. Raises HTTPException before the first look: that there are none is another answer."""
+    """Return the peers as CSV. Raises HTTPException before the first look, because an empty table would mean none."""
     if board.state.sighting is None:
         raise HTTPException(503, f"not seen: {why_unseen(board.state)}")
     return peers_csv(query.rows(board.peers), board.state.sighting.at_seconds)

@@ -1,4 +1,4 @@
-"""The application of a dashboard, for any ASGI server: pages, JSON, and errors in the form that was asked for."""
+"""The application of a dashboard, for any ASGI server: pages, JSON, and errors in the requested form."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class ErrorReply:
 
 
 def make_app(site: Site) -> ASGIApp:
-    """All routes behind the guard."""
+    """Return the application: all routes behind the guard."""
     app = FastAPI(
         title="blockswarm dashboard",
         description="What is known of the swarms of some models. Read only; nobody's address is told.",
         version="1",
         docs_url=None,  # its page would load a script from another origin
         redoc_url=None,
-        openapi_url=None,  # it is answered below, as all other data
+        openapi_url=None,  # served below, like all other data
         redirect_slashes=False,
         responses={
             "4XX": {"model": ErrorReply, "description": "The request is at fault."},
@@ -88,7 +88,7 @@ def _handlers(templates: Environment) -> dict[type[Exception], Callable[[Request
         return told(request, 503, "the dashboard is busy: come back in a moment", {"retry-after": "2"})
 
     async def defect(request: Request, error: Exception) -> Response:
-        """The log has it, with its traceback."""
+        """Return an internal error; the log has the traceback."""
         return told(request, 500, "this page has a fault; it is in the log of the dashboard")
 
     return {

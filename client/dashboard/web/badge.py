@@ -1,4 +1,4 @@
-"""A small picture for other pages: how a model stands."""
+"""A badge for other pages: a small picture of a model's state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Badge:
 
 
 def badge_of(moment: Moment, model_id: str) -> Badge:
-    """Raises KeyError for a model that is not shown."""
+    """Return the badge of a model. Raises KeyError if it is not shown."""
     card = moment.card(moment.board(model_id))
     label, text = card.name[:MAX_LABEL_CHARS], badge_text(card)
     return Badge(label, _width(label), text, _width(text), COLOURS[card.standing], f"{card.name}: {card.sentence}")

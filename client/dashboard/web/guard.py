@@ -1,6 +1,6 @@
-"""Rules for every answer: headers that keep pages to themselves, no bodies in requests, no client that waits.
+"""Rules for every answer: security headers, no request bodies, and a time-out for clients that do not read.
 
-The server is public: everything it sends is meant for everybody, and nothing that comes changes anything.
+The server is public and read-only: everything that it sends is meant for everybody, and no request changes anything.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ HEADERS = (
 METHODS = ("GET", "HEAD")
 MAX_TARGET_BYTES = 2048
 PIECE_BYTES = 64 << 10
-"""A body goes out in pieces, so that a client which takes nothing is noticed, and holds no more than one of them."""
+"""Bodies are sent in pieces, so that a client that does not read is noticed, and at most one piece waits for it."""
 
 
 class Guard:
     """ASGI middleware around the whole application."""
 
     def __init__(self, app: ASGIApp, *, send_seconds: float, loopback_only: bool) -> None:
-        """`loopback_only`: the server listens to this machine only, so it is known by no other name."""
+        """`loopback_only`: the server listens on a loopback address only, so other host names are refused."""
         self._app = app
         self._seconds = send_seconds
         self._loopback_only = loopback_only
@@ -46,7 +46,7 @@ class Guard:
             elif head_only:
                 if not answered.expired() and answered.when() is None:
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
-                    answered.reschedule(0.0)  # ends what would have been sent, a stream without end as well
+                    answered.reschedule(0.0)  # cancels the rest of the body, including an endless stream
                 return
             for piece in _pieces(message):
                 async with asyncio.timeout(self._seconds):
@@ -55,10 +55,10 @@ class Guard:
         refusal = self._refusal(scope)
         try:
             async with answered:
-                # The pages are written for GET; the head of an answer is the same.
+                # HEAD is served as GET without the body.
                 await (refusal or self._app)({**scope, "method": "GET"} if head_only else scope, receive, guarded)
         except TimeoutError:
-            return  # the client took nothing for too long: what is left is not sent, and the server closes
+            return  # the client did not read for too long: drop the rest, and the server closes the connection
 
     def _refusal(self, scope: Scope) -> ASGIApp | None:
         headers = dict(scope["headers"])

@@ -1,4 +1,4 @@
-"""For those that run the dashboard, and watch it with other programs: /healthz and /metrics."""
+"""/healthz and /metrics, for monitoring the dashboard."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .site import TEXT, Moment, Site
 
 
 def ops_router(site: Site) -> APIRouter:
-    """Not part of the described API."""
+    """Return the routes, which are not part of the documented API."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/healthz")
     async def health(request: Request) -> Response:
-        """Whether the program answers; how the swarms are is another question."""
+        """Report that the program answers, whatever the state of the swarms."""
         health = {"status": "ok", "version": site.keeper.snapshot.version}
         return JSONResponse(health, headers={"cache-control": "no-store"})
 
@@ -45,7 +45,7 @@ class _Collector:
                 if value is not None:
                     family.add_metric((card.id,), float(value))
             yield family
-        peers = GaugeMetricFamily("blockswarm_dashboard_peers", "Peers, by what they do.", labels=("model", "state"))
+        peers = GaugeMetricFamily("blockswarm_dashboard_peers", "Peers, by state.", labels=("model", "state"))
         named = GaugeMetricFamily("blockswarm_dashboard_model", "The name of a model.", labels=("model", "name"))
         for card in cards:
             states = {"serving": card.peers_serving, "other": card.peers_other, "silent": card.peers_silent}
@@ -102,7 +102,7 @@ def _size(blocks: tuple[int, ...] | None) -> int | None:
 
 
 def scrape(site: Site, moment: Moment) -> bytes:
-    """In Prometheus' text format."""
+    """Return the metrics in Prometheus' text format."""
     registry = CollectorRegistry()
     registry.register(_Collector(site, moment))  # type: ignore[arg-type]
     return generate_latest(registry)

@@ -1,4 +1,4 @@
-"""The pages: a template and its values for each screen. They work without JavaScript."""
+"""The pages: for each screen a template and its values. They work without JavaScript."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STATIC = {"dashboard.css": "text/css; charset=utf-8", "dashboard.js": "text/java
 
 
 def page_router(site: Site, templates: Environment) -> APIRouter:
-    """The routes of all screens and their files; not part of the described API."""
+    """Return the routes of all screens and static files, which are not part of the documented API."""
     router = APIRouter(include_in_schema=False)
     pages = _Pages(site, templates)
     router.add_api_route("/", pages.now)
@@ -114,7 +114,7 @@ class _Pages:
         template: str,
         values: Callable[[Moment, ModelBoard], Mapping[str, Any]],
     ) -> Response:
-        """Raises HTTPException for a model that is not shown."""
+        """Answer with a page of a model. Raises HTTPException if it is not shown."""
         known_model(self._site, model_id)
 
         def make(moment: Moment) -> bytes:
@@ -130,13 +130,13 @@ class _Pages:
 
 
 def map_values(board: ModelBoard, query: PeerQuery) -> Mapping[str, Any]:
-    """The rows of the map that the page shows."""
+    """Return the values for the map of the model's page."""
     rows = board.coverage.rows if board.coverage is not None else ()
     return {"query": query, "rows": query.shown(rows), "row_count": len(rows)}
 
 
 def charts_of(past: HistoryBoard) -> tuple[Chart, ...]:
-    """The curves of a history; none where it cannot be read."""
+    """Return the charts of a history; none if it cannot be read."""
     buckets = past.buckets
     if buckets is None:
         return ()

@@ -1,4 +1,4 @@
-"""Makes the bodies of answers off the loop, each once for all that ask for it meanwhile, and remembers them."""
+"""Makes the bodies of answers in threads, each once for all concurrent requests for it, and caches them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from ...web.tags import tag_of
 
 MOST_AT_ONCE = 2
-"""Bodies that are made at a time: more threads of Python would be no faster."""
+"""How many bodies are made concurrently: more Python threads would not be faster."""
 MOST_WAITING = 64
-"""Further requests for other bodies are told to come back."""
+"""The most bodies being made or waiting; requests for further ones are refused with 503."""
 MOST_REMEMBERED_BYTES = 32 << 20
 ENTRY_BYTES = 4 << 10
-"""Counted for a body beside its own bytes: addresses of two kilobytes are remembered with it, and may have none."""
+"""Counted for each cached body in addition to its bytes: its key may have a URL of two kilobytes, and no body."""
 LEAST_COMPRESSED_BYTES = 1024
 
 
@@ -30,7 +30,7 @@ class Body:
 
     plain: bytes
     packed: bytes | None
-    """Compressed by gzip; None where that is no shorter."""
+    """Compressed by gzip; None if that is not shorter."""
     etag: str
 
     @classmethod
@@ -42,12 +42,12 @@ class Body:
 
     @property
     def size(self) -> int:
-        """The memory that it takes where it is remembered."""
+        """The memory that it counts for in the cache, in bytes."""
         return ENTRY_BYTES + len(self.plain) + len(self.packed or b"")
 
 
 class BodyMaker:
-    """Used on one loop."""
+    """Makes and caches bodies. Used on one loop."""
 
     def __init__(self) -> None:
         self._remembered: OrderedDict[Hashable, Body] = OrderedDict()
@@ -56,7 +56,7 @@ class BodyMaker:
         self._places = asyncio.Semaphore(MOST_AT_ONCE)
 
     async def body(self, key: Hashable, make: Callable[[], bytes]) -> Body:
-        """The body for this key: as remembered, or as `make`, called in a thread, gives it.
+        """Return the body for this key: cached, or made by `make` in a thread.
 
         Raises Overloaded, and what `make` raises.
         """
@@ -87,4 +87,4 @@ class BodyMaker:
     def _ended(self, key: Hashable, task: asyncio.Task[Body]) -> None:
         del self._making[key]
         if not task.cancelled():
-            task.exception()  # those that waited have heard of it; all of them may be gone
+            task.exception()  # mark it as retrieved: all requests that waited for it may be gone

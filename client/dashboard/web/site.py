@@ -1,4 +1,4 @@
-"""The parts that all answers share, and one way to answer: a body that is made once per snapshot and address."""
+"""The parts that all answers share, and the one way to answer: a body that is made once per snapshot and URL."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NO_HISTORY = "this dashboard has no folder for a history"
 
 @dataclass(frozen=True)
 class Moment:
-    """The snapshot that an answer is made from, and when."""
+    """The snapshot that an answer is made from, and the time of making it."""
 
     snapshot: DashboardSnapshot
     now: float
@@ -50,7 +50,7 @@ class Moment:
         return tuple(map(model_board, self.snapshot.models))
 
     def board(self, model_id: str) -> ModelBoard:
-        """Raises KeyError for a model that is not shown."""
+        """Return the boards of a model. Raises KeyError if it is not shown."""
         state = self.snapshot.model(model_id)
         if state is None:
             raise KeyError(model_id)
@@ -60,13 +60,13 @@ class Moment:
         return board.card(self.now, self.stale)
 
     def sighting(self, board: ModelBoard) -> Sighting | None:
-        """The last look, if it tells of now."""
+        """Return the last sighting if it describes the present, else None."""
         return board.state.sighting if tells_of_now(board.state, self.now, self.stale) else None
 
 
 @dataclass(frozen=True)
 class Site:
-    """One dashboard, as far as answering needs it."""
+    """The parts of a dashboard that answering needs."""
 
     keeper: SnapshotKeeper
     clock: Callable[[], float]
@@ -74,18 +74,18 @@ class Site:
     timing: DashboardTiming = field(default_factory=DashboardTiming)
     loopback_only: bool = False
     recorder: Recorder | None = None
-    """None: nothing is remembered."""
+    """None: no history is kept."""
     join_addresses: tuple[str, ...] = ()
-    """Addresses that the operator wants told to those that join: the only ones that are ever told."""
+    """Addresses that the operator wants shown to people who want to join; no others are ever shown."""
     search_clock: Callable[[], float] = time.thread_time
-    """Seconds that bound searches for chains."""
+    """The clock, in seconds, that bounds searches for chains."""
     streams: Streams = field(default_factory=lambda: Streams(secrets.token_hex(4)))
     maker: BodyMaker = field(default_factory=BodyMaker)
 
     def routes(self, moment: Moment, board: ModelBoard, *, explained: bool = True) -> RoutesBoard:
-        """As `routes_board` has it; once for each state, at the time of the first that asks. For a thread.
+        """Return the routes, computed once per state, at the time of the first request. Call it in a thread.
 
-        Without a chain where nothing is known of now.
+        There is no chain if the present is unknown.
         """
         state, sighting = board.state, moment.sighting(board)
         if sighting is None:
@@ -97,7 +97,7 @@ class Site:
         )
 
     def placement(self, moment: Moment, board: ModelBoard) -> PlacementBoard | None:
-        """None where nothing is known of now. For a thread: it plans, once for each state."""
+        """Return the placement, planned once per state; None if the present is unknown. Call it in a thread."""
         sighting = moment.sighting(board)
         if sighting is None:
             return None
@@ -105,7 +105,7 @@ class Site:
         return board.state.once("placement", lambda: placement_board(planning, sighting))
 
     def join(self, moment: Moment, board: ModelBoard, query: JoinQuery) -> JoinBoard:
-        """The prospects of a reader's machine. For a thread: it plans."""
+        """Return what a reader's machine would bring. Call it in a thread: it plans."""
         state, sighting = board.state, moment.sighting(board)
         planning = None
         if query.memory_gib is not None and sighting is not None:
@@ -113,11 +113,11 @@ class Site:
         return join_board(sighting, planning, query, state.facts.name, self.join_addresses)
 
     def _planning(self, state: ModelState, sighting: Sighting) -> Planning:
-        """The snapshot that placements are planned with, once for each state."""
+        """Return the snapshot for planning, derived once per state."""
         return state.once("planning", lambda: planning_of(state.facts, sighting))
 
     def history(self, model_id: str, span: Span, now: float) -> HistoryBoard:
-        """Read the history of a model up to `now`, Unix seconds; for a thread that may wait."""
+        """Read the history of a model up to `now` (Unix seconds). Blocks: call it in a thread."""
         recorder = self.recorder
         if recorder is None:
             return history_board(model_id, span, None, None, (NO_HISTORY, None), None)
@@ -128,7 +128,7 @@ class Site:
         return history_board(model_id, span, buckets, self.events(model_id, SHOWN_EVENTS), trouble, recorder.replaced)
 
     def events(self, model_id: str | None, limit: int, before: int | None = None) -> Sequence[NumberedEvent] | None:
-        """The newest events first; None where they cannot be read. For a thread that may wait."""
+        """Return the newest events first; None if they cannot be read. Blocks: call it in a thread."""
         if self.recorder is None:
             return None
         return self.recorder.read(lambda store: store.events(model_id, limit, before), self.timing.read_history)
@@ -136,7 +136,7 @@ class Site:
     async def answer(
         self, request: Request, kind: str, make: Callable[[Moment], bytes], headers: Mapping[str, str] | None = None
     ) -> Response:
-        """The body that `make` gives for the newest snapshot, in a thread. Raises what it raises, and Overloaded."""
+        """Answer with what `make` returns for the newest snapshot, in a thread. Raises Overloaded, and as `make`."""
         body = await self.body((kind, request.url.path, request.url.query), make)
         sent = {"etag": body.etag, "cache-control": "no-cache", "vary": "accept-encoding", **(headers or {})}
         if has_body(request.headers.get("if-none-match", ""), body.etag):
@@ -146,14 +146,14 @@ class Site:
         return Response(body.plain, headers=sent, media_type=kind)
 
     async def body(self, what: Hashable, make: Callable[[Moment], bytes]) -> Body:
-        """The body for the newest snapshot, made in a thread, once for all that ask for `what`. Raises as `answer`."""
+        """Return the body for the newest snapshot, made in a thread once per `what`. Raises as `answer` does."""
         moment = Moment(self.keeper.snapshot, self.clock(), StaleAfter(self.timing.stale, self.timing.probe_stale))
         made_at = int(moment.now // self.timing.fresh_page)
         return await self.maker.body((moment.snapshot.version, made_at, what), partial(make, moment))
 
 
 def takes_gzip(accept_encoding: str) -> bool:
-    """Whether a client that says so takes bodies packed by gzip: "gzip;q=0" says that it does not."""
+    """Return whether this `Accept-Encoding` accepts gzip; "gzip;q=0" does not."""
     for coding in accept_encoding.lower().replace(" ", "").split(","):
         name, _, weight = coding.partition(";")
         if name == "gzip":

@@ -1,7 +1,7 @@
-"""/api/v1/stream: server-sent events that tell a browser of each new snapshot, from the one that it knows on.
+"""/api/v1/stream: server-sent events that send each new snapshot to a browser, from the last one that it knows on.
 
-A snapshot replaces all before it, so a client that was away, or is slow, is told the newest one only, and nothing waits
-for it here.
+A snapshot replaces all earlier ones, so a client that was away or is slow gets only the newest, and nothing is queued
+for it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ...web.sending import until_gone
 from ..watch.keeper import SnapshotKeeper
 
 MOST_STREAMS = 512
-"""Further ones are told to come back."""
+"""Further streams are refused with 503."""
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -25,16 +25,16 @@ HEADERS = (
 
 
 class Streams:
-    """The streams of one dashboard that are open; used on its loop."""
+    """The open streams of one dashboard; used on its loop."""
 
     def __init__(self, run_id: str) -> None:
-        """`run_id` tells the snapshots of this run of the program from those of another one."""
+        """`run_id` distinguishes the snapshots of this run of the program from those of other runs."""
         self.count = 0
         self.run_id = run_id
         self.stopped = asyncio.Event()
 
     def stop(self) -> None:
-        """End all streams, and begin no other."""
+        """End all streams, and begin no new ones."""
         self.stopped.set()
 
 
@@ -51,9 +51,10 @@ class SnapshotStream(Response):
         pause_seconds: float,
         idle_seconds: float,
     ) -> None:
-        """`last_id`: the last event that the client has; `told` gives the JSON of the newest snapshot.
+        """`last_id` is the last event that the client has; `told` returns the JSON of the newest snapshot.
 
-        At most one event in `pause_seconds`, and a comment after `idle_seconds` without any: who takes neither is gone.
+        Sends at most one event per `pause_seconds`, and a comment after `idle_seconds` without one; a client that reads
+        neither is taken as gone.
         """
         super().__init__()
         self._streams = streams
@@ -64,7 +65,7 @@ class SnapshotStream(Response):
         self._idle_seconds = idle_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Until the client is gone or the streams are stopped."""
+        """Send events until the client is gone or the streams are stopped."""
         self._streams.count += 1
         try:
             await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
@@ -91,7 +92,7 @@ class SnapshotStream(Response):
         await write(b"", more=False)
 
     async def _changed(self, version: int) -> bool:
-        """Whether there is another snapshot, or the end, before it has been quiet for too long."""
+        """Wait for a new snapshot or the end of the streams; return False if neither comes within `idle_seconds`."""
         changed = asyncio.ensure_future(self._keeper.after(version))
         stopped = asyncio.ensure_future(self._streams.stopped.wait())
         waiting = {changed, stopped}

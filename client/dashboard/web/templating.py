@@ -1,4 +1,4 @@
-"""The templates of the pages, with the words and sizes that they use. Everything in them is escaped."""
+"""The templates of the pages, with the filters and values that they use. All output is escaped."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SCREENS = (
     ("/join", "Join"),
     ("/history", "History"),
 )
-"""The screens of a model: the end of the address, and the title."""
+"""The screens of a model: the end of the URL, and the title."""
 
 
 @functools.cache
 def environment() -> Environment:
-    """Names are text from strangers: nothing is written without being escaped."""
+    """Return the templates' environment, with autoescape: peers' names are untrusted text."""
     folder = files(__package__) / "templates"
     sources = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
     made = Environment(

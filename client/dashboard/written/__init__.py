@@ -1,1 +1,1 @@
-"""How values are written: in words, as JSON, as a spreadsheet, as curves. Pure, as the boards are."""
+"""Formats values: in words, as JSON, as CSV, as curves. Pure functions, like the boards."""

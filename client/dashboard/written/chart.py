@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 600.0, 120.0
 INVISIBLE = 1e-9
-"""Smaller values are drawn as 0 is."""
+"""Smaller values are drawn as 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +19,14 @@ class Chart:
     path: str
     """The `d` of an SVG path in a box of `WIDTH` x `HEIGHT`; a single value is a point."""
     top: float
-    """The value at the upper edge; the lower one is 0."""
+    """The value at the upper edge; the lower edge is 0."""
     latest: float | None
-    """The newest value that is known, and its place among all."""
+    """The newest known value; `latest_index` is its index."""
     latest_index: int | None
 
 
 def chart(title: str, unit: str, values: Sequence[float | None], top: float | None = None) -> Chart:
-    """`top`: the value of the upper edge; None: a round one above all values."""
+    """Draw a curve; `top`: the value at the upper edge; None: a round one that is no less than all values."""
     known = [(index, value) for index, value in enumerate(values) if value is not None]
     edge = top if top is not None else round_up(max((value for _, value in known), default=0.0))
     latest_index, latest = known[-1] if known else (None, None)
@@ -34,7 +34,7 @@ def chart(title: str, unit: str, values: Sequence[float | None], top: float | No
 
 
 def round_up(value: float) -> float:
-    """The smallest of 1, 2 and 5 times a power of ten that is no less; 1 for what nobody could see."""
+    """Return the smallest of 1, 2 and 5 times a power of ten that is >= `value`; 1 for invisible values."""
     if value < INVISIBLE:
         return 1.0
     power = 10.0 ** (len(str(int(value))) - 1) if value >= 1 else 1.0

@@ -1,4 +1,4 @@
-"""The peers as a file of comma-separated values, for spreadsheets."""
+"""The peers as CSV, for spreadsheets."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..board.peers import PeerRow
 from .words import blocks_words
 
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
-"""A cell that begins with one of these is a formula to a spreadsheet."""
+"""Spreadsheets take a cell that begins with one of these for a formula."""
 
 
 def peers_csv(peers: Sequence[PeerRow], seen_at: float) -> bytes:
-    """A line for each peer under a line of names; in UTF-8, with a mark by which spreadsheets know that it is.
+    """Return a header and a line per peer, in UTF-8 with a byte order mark, by which spreadsheets recognise it.
 
-    `seen_at`: Unix time of the look that found them so; each line ends with it.
+    `seen_at`: Unix time of the look that found them so; the last column.
     """
     out = io.StringIO()
     writer = csv.writer(out)
@@ -35,6 +35,6 @@ def _cell(value: Any) -> Any:
         case tuple():
             return blocks_words(value)
         case str() if value.startswith(FORMULA_SIGNS):
-            return f"'{value}"  # a stranger's name is text
+            return f"'{value}"  # untrusted text must not become a formula
         case _:
             return value

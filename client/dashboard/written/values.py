@@ -1,4 +1,4 @@
-"""Values of the boards as JSON: field by field, under the same names."""
+"""The values of the boards as JSON, field by field, under the same names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON knows it: dataclasses become objects, numbers that are not finite null."""
+    """Convert a value to JSON types: dataclasses become objects, numbers that are not finite become null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, float):
@@ -26,6 +26,6 @@ def plain(value: Any) -> Any:
 
 
 def as_json(value: Any) -> bytes:
-    """UTF-8, with everything that markup could be made of escaped: some browsers guess the type of what they get."""
+    """Return UTF-8 JSON with all markup characters escaped, because some browsers sniff the content type."""
     text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026").encode()

@@ -1,4 +1,4 @@
-"""Numbers and states in words, as pages say them."""
+"""Numbers and states in words, as pages show them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAILURES: Mapping[str, str] = {
     "clock-skew": "the clocks of this machine and of the peers disagree",
     "probe-ended": "the program that probes has ended",
 }
-"""Codes of errors as pages tell them: the errors' own texts may name addresses."""
+"""Error codes in words for pages, because the errors' own texts may have addresses."""
 
 
 def failure_words(code: str) -> str:
@@ -26,7 +26,7 @@ def failure_words(code: str) -> str:
 
 
 def span_words(seconds: float) -> str:
-    """A time in its largest whole unit: "3 s", "5 min", "2 h", "4 days"."""
+    """Format a duration in its largest suitable unit: "3 s", "5 min", "2 h", "4 days"."""
     seconds = max(0.0, seconds)
     for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * size:
@@ -35,12 +35,12 @@ def span_words(seconds: float) -> str:
 
 
 def clock_words(at_seconds: float) -> str:
-    """A Unix time for people: "2027-01-15 08:00:00 UTC"."""
+    """Format a Unix time for people: "2027-01-15 08:00:00 UTC"."""
     return _utc(at_seconds).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def iso_time(at_seconds: float) -> str:
-    """A Unix time as HTML's `datetime`."""
+    """Format a Unix time for HTML's `datetime`."""
     return _utc(at_seconds).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -49,17 +49,17 @@ def _utc(at_seconds: float) -> datetime.datetime:
 
 
 def blocks_words(blocks: tuple[int, int] | None) -> str:
-    """ "3:8", half-open; "none"."""
+    """Format a half-open range: "3:8", or "none"."""
     return f"{blocks[0]}:{blocks[1]}" if blocks is not None else "none"
 
 
 def count_words(count: int, noun: str) -> str:
-    """ "1 peer", "2 peers"."""
+    """Format a count with its noun: "1 peer", "2 peers"."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def bytes_words(size: float) -> str:
-    """ "1.5 GiB"."""
+    """Format a size: "1.5 GiB"."""
     for unit, each in (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10)):
         if size >= each:
             return f"{size / each:.1f} {unit}"
@@ -67,7 +67,7 @@ def bytes_words(size: float) -> str:
 
 
 def percent_words(good: int, count: int) -> str:
-    """ "99.6 %"; "100 %" and "0 %" only where it is all or none of them."""
+    """Format a share: "99.6 %"; "100 %" and "0 %" only for all or none."""
     tenths = round(1000 * good / count)
     if good < count:
         tenths = min(tenths, 999)
