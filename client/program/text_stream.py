@@ -1,7 +1,7 @@
-"""Text while its tokens come, which is in the end what the tokenizer makes of all tokens at once.
+"""Decodes text as its tokens come; at the end it equals what the tokenizer makes of all tokens at once.
 
-CleanUp       text in, text out, without the blanks that some tokenizers remove; holds back what is not decided yet
-TextStream    tokens in, text out; holds back half characters
+CleanUp       text in, text out, without the blanks that some tokenizers remove; holds back undecided text
+TextStream    tokens in, text out; holds back incomplete characters
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _UNDECIDED = re.compile(r" [ 'nvr]*\Z")
 
 
 def cleans_up(tokenizer: Any) -> bool:
-    """Whether `decode` removes blanks from the text: transformers' rule, which no method of a tokenizer tells."""
+    """Return whether `decode` removes blanks from the text: transformers' own rule, which it does not expose."""
     if not getattr(tokenizer, "clean_up_tokenization_spaces", False):
         return False
     model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
@@ -28,8 +28,8 @@ class CleanUp:
     """Cleans up text that comes in pieces.
 
     A tokenizer's `clean_up_tokenization` only removes blanks: those before . ? ! , n't 'm 's 've and 're, and those
-    around a single apostrophe.  A blank is decided by the first character behind it that is none of " 'nvr": whatever
-    is looked for ends there, if not before, also where the removal of other blanks has put it together.
+    around a single apostrophe.  The first character after a blank that is none of " 'nvr" decides about it: every
+    pattern ends there or before, even one that only the removal of other blanks has joined.
     """
 
     def __init__(self, clean: Callable[[str], str]) -> None:
@@ -45,13 +45,13 @@ class CleanUp:
         return self._clean(held[:cut])
 
     def end(self) -> str:
-        """Return the text that was held back; nothing comes behind it."""
+        """Return the text that was held back, at the end of the text."""
         held, self._held = self._held, ""
         return self._clean(held)
 
 
 class TextStream(BaseStreamer):
-    """Writes text while its tokens come; half a character waits for its other half."""
+    """Writes text as its tokens come; an incomplete character waits for its remaining tokens."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class TextStream(BaseStreamer):
         clock: Callable[[], float],
         shown: frozenset[int] = frozenset(),
     ) -> None:
-        """`shown`: special tokens that are a part of the text, as others are not."""
+        """`shown`: special tokens that are part of the text; other special tokens are left out."""
         self.token_ids: list[int] = []
         self.text = ""
         self.first_at: float | None = None
@@ -68,16 +68,16 @@ class TextStream(BaseStreamer):
         self._write = write
         self._clock = clock
         self._hidden = set(tokenizer.all_special_ids) - shown if shown else None
-        """Tokens that are left out, where that is not left to the tokenizer."""
+        """The tokens to leave out; None: the tokenizer decides."""
         self._clean_up = CleanUp(tokenizer.clean_up_tokenization) if cleans_up(tokenizer) else None
         self._prompt_seen = False
         self._window_start = 0
-        """Tokens from here on are decoded again with every new one: some letters depend on the token before."""
+        """Tokens from here on are decoded again with every new one: the text of some depends on the token before."""
         self._written = 0
-        """Tokens whose text was written."""
+        """The number of tokens whose text was written."""
 
     def put(self, value: Any) -> None:
-        """Take new tokens; the first call brings the prompt."""
+        """Take new tokens; the first call has the prompt, which is skipped."""
         if not self._prompt_seen:
             self._prompt_seen = True
             return
