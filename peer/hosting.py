@@ -9,7 +9,9 @@ present ones, and `Hosting.adopt` replaces these:
   to go are dropped first, as few as necessary, and the load waits until their sessions have left;
 * open sessions keep the blocks that they opened on; dropped blocks live as long as their last session;
 * nothing changes until the new blocks are loaded, so a load that fails leaves the peer as it was; blocks that were
-  dropped for it are loaded again, if they fit.
+  dropped for it are loaded again, if they fit. If they do not, the peer hosts fewer blocks from then on;
+* `Hosting.now` and the stage that sessions open on change in one step of the loop, so that no record announces, and
+  no opening is admitted to, blocks that are dropped already.
 """
 
 from __future__ import annotations
@@ -161,7 +163,8 @@ class Hosting:
         to know that other peers serve them.
 
         Raises OutOfMemory, UsageError, ModelMismatch or RetryElsewhere; what was dropped is then loaded again, if it
-        fits. A caller that is cancelled stops the load; what was dropped for it stays dropped.
+        fits. A caller that is cancelled stops the load; what was dropped for it stays dropped. So after either `now`
+        may be less than before.
         """
         self._offer.room(len(blocks))
         before = self.blocks  # not the stage: a reference to it would keep what is dropped in memory
@@ -227,5 +230,5 @@ class Hosting:
 
     async def _replace(self, after: Hosted) -> None:
         await self._engine.swap(after.stage, after.room_bytes)
-        self._now = after
+        self._now = after  # nothing else has run on the loop since the engine has the stage
         self._on_swapped(after)

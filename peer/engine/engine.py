@@ -184,22 +184,21 @@ class Engine:
             kv.close()  # the thread has ended: nothing else can touch the session
 
     async def swap(self, stage: Stage, pool_capacity_bytes: int | None = None) -> None:
-        """Host `stage` in place of the present one, and resize the pool, between two steps.
+        """Resize the pool, between two steps, and then host `stage` in place of the present one.
 
         `stage` shares the modules of the blocks that stay with the present one (`Stage.joined`). Open sessions keep
         their blocks, in memory and computing, until they are released. Raises ValueError, and changes nothing, for a
         stage of another hidden size, dtype or device.
+
+        The loop sees the new stage no earlier than the caller goes on. The caller must not be cancelled meanwhile.
         """
         kept = self._stage
         if (stage.hidden_size, stage.dtype, stage.device) != (kept.hidden_size, kept.dtype, kept.device):
             raise ValueError("sessions could not be batched across these stages")
 
-        def replace_stage() -> None:
-            self._stage = stage
-            if pool_capacity_bytes is not None:
-                self.pool.resize(pool_capacity_bytes)
-
-        await self.submit(replace_stage)
+        if pool_capacity_bytes is not None:
+            await self.submit(functools.partial(self.pool.resize, pool_capacity_bytes))
+        self._stage = stage
 
     def close(self) -> None:
         """End the thread after the current forward pass, and wait for it; what waits fails with PeerUnavailable."""

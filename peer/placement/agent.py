@@ -1,8 +1,8 @@
 """The placement agent of a peer: the shell around `next_action`, which the simulator calls as well.
 
 It reads the swarm, asks for the next action, and performs it: announces claims, loads blocks beside those that are
-served, moves, withdraws.  The only decision made here is how to go on after a failure: the peer stays as it was, the
-claim is withdrawn, and for a while the peer is announced as one that keeps its blocks.
+served, moves, withdraws.  The only decision made here is how to go on after a failure: the claim is withdrawn, and for
+a while the peer is announced as one that keeps the blocks that its host still serves.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Host(Protocol[_Loaded]):
         """Load blocks beside those that are served; a cancelled load stops. Raises SwarmError.
 
         If there is no memory for both, it may first drop served blocks that are not among the new ones: the agent calls
-        this only when other peers serve them.
+        this only when other peers serve them. They may be gone after an error, too: `blocks` says what is left.
         """
         ...
 
@@ -214,15 +214,15 @@ class PlacementAgent(Generic[_Loaded]):
             await self._announce()
 
     async def _fail(self, error: SwarmError) -> None:
-        """Handle a failed load: stay, say so, and rest for a pause that doubles with each failure."""
+        """Handle a failed load: stay with what is left, say so, and rest for a pause that doubles with each failure."""
         if self._host.blocks is None:
             raise error
         pause = min(self._timing.failed_move_seconds * 2**self._failures, self._timing.max_failed_move_seconds)
         self._failures += 1
         self._rest_until = self._clock() + pause
         logger.warning(
-            "the move to blocks %s has failed (%s); this peer stays where it is, at least for %.0f s",
-            self.claim and self.claim.blocks, error, pause,
+            "the move to blocks %s has failed (%s); this peer serves blocks %s, and stays at least for %.0f s",
+            self.claim and self.claim.blocks, error, self._host.blocks, pause,
         )  # fmt: skip
         self.counts = Counts(self.counts.moves, self.counts.withdrawn, self.counts.failed_loads + 1)
         await self._withdraw()

@@ -412,6 +412,52 @@ def test_what_was_dropped_for_a_load_that_fails_is_served_again(checkpoint: Chec
     run(checkpoint, scenario, PeerTiming(release_seconds=20.0 if fails == "load" else 0.3, watch_seconds=0.02))
 
 
+def test_what_cannot_be_served_again_after_a_failed_load_is_not_hosted(checkpoint: Checkpoint) -> None:
+    """The record, the answer to an opening and the engine agree on what is left."""
+
+    async def scenario(world: World) -> None:
+        world.memory_bytes = 5 * world.offer.block_bytes
+
+        def fail_and_take_the_memory() -> None:
+            world.memory_bytes = 3 * world.offer.block_bytes
+            raise RetryElsewhere("the hub does not answer")
+
+        world.on_progress = fail_and_take_the_memory
+        with pytest.raises(RetryElsewhere, match="does not answer"):
+            await world.swap(AFTER)
+        left = BlockRange(1, 4)
+        assert world.swapped == [str(left)]
+        assert world.hosting.blocks == world.engine.blocks == left
+        assert world.hosting.now.block_hashes == checkpoint.block_hashes(left)
+        assert isinstance(await (await world.open(BEFORE, kv_tokens=1)).refused(), SessionLost)
+        await (await (await world.open(left, kv_tokens=50)).opened()).close()
+
+    run(checkpoint, scenario)
+
+
+def test_the_record_and_the_engine_change_in_one_step_of_the_loop(checkpoint: Checkpoint) -> None:
+    """A record made in between would announce blocks that are dropped, and a session on them get a wrong error."""
+
+    async def scenario(world: World) -> None:
+        loaded = await world.hosting.load(AFTER)
+        go, over = threading.Event(), threading.Event()
+        held = asyncio.create_task(world.engine.submit(go.wait))
+        adopting = asyncio.create_task(world.hosting.adopt(loaded))
+        for _ in range(10):
+            await asyncio.sleep(0)  # the swap is in the engine's hands
+        last = asyncio.create_task(world.engine.submit(over.set))
+        await asyncio.sleep(0)
+        go.set()
+        assert over.wait(60), "the engine's thread has done its part, and the loop has not heard"
+        while not adopting.done():
+            assert world.hosting.blocks == world.engine.blocks
+            await asyncio.sleep(0)
+        await asyncio.gather(held, adopting, last)
+        assert world.hosting.blocks == world.engine.blocks == AFTER
+
+    run(checkpoint, scenario)
+
+
 def raise_first(failures: list[RetryElsewhere]) -> None:
     if failures:
         raise failures.pop()

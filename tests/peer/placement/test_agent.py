@@ -32,6 +32,8 @@ class World:
         self.loads: list[BlockRange] = []
         self.cancelled: list[BlockRange] = []
         self.fails: Exception | None = None
+        self.left_by_failure: BlockRange | None = None
+        """The blocks left after a load that fails, if it has dropped others to make room."""
         self.may_load = asyncio.Event()
         self.may_load.set()
         self.is_blind = False
@@ -66,6 +68,7 @@ class World:
             self.cancelled.append(blocks)
             raise
         if self.fails is not None:
+            self.blocks = self.left_by_failure or self.blocks
             raise self.fails
         return blocks
 
@@ -160,6 +163,19 @@ def test_a_failed_load_is_withdrawn_and_tried_again_after_a_pause(error: Excepti
         await running(world, lambda: world.blocks == HOLE)
 
     asyncio.run(scenario())
+
+
+def test_a_load_that_fails_after_blocks_were_dropped_leaves_a_record_of_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        world = World()
+        world.fails, world.left_by_failure = RetryElsewhere("the hub does not answer"), BlockRange(5, 8)
+        await running(world, lambda: world.agent.counts.failed_loads and len(world.announced) == 3)
+        assert (world.announced[-1].claim, world.announced[-1].blocks) == (None, BlockRange(5, 8))
+
+    asyncio.run(scenario())
+    assert "the move to blocks 8:12 has failed (the hub does not answer); this peer serves blocks 5:8" in caplog.text
 
 
 def test_a_load_that_fails_while_the_agent_looks_is_a_failed_load() -> None:
