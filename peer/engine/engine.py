@@ -68,7 +68,7 @@ class Engine:
         compute: Compute = compute_shares,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`pool` is the sessions' memory; `listeners` are called in the engine's thread after steps without errors.
+        """`pool` is the sessions' memory; `listeners` are called in the engine's thread after steps.
 
         `compute` runs one forward pass. `clock` times the steps; it may run ahead of the real time, never behind it.
         """
@@ -355,8 +355,9 @@ class Engine:
                 self._expected.answered(job.kv, self._last_step_ended)
         deliver(over.values())
         self._jobs = {jobs[index]: self._jobs[jobs[index]] for index in choice.order if jobs[index] not in over}
-        if self._listeners and not any(isinstance(output, Exception) for output in outputs):
-            record = record_of_step(shares, self._last_step_seconds, max(waits))
+        computed = [share for share, output in zip(shares, outputs, strict=True) if not isinstance(output, Exception)]
+        if self._listeners and computed:
+            record = record_of_step(computed, len(shares) - len(computed), self._last_step_seconds, max(waits))
             for listener in self._listeners:
                 listener(record)
 

@@ -88,7 +88,10 @@ def text_and_guesses(left: Sequence[int], rows: Iterable[tuple[int, int]], guess
     return sum(by_row.values()) - guessed, guessed
 
 
-def record_of_step(shares: Sequence[Share], seconds: float, longest_wait_seconds: float) -> StepRecord:
+def record_of_step(
+    shares: Sequence[Share], failed_sessions: int, seconds: float, longest_wait_seconds: float
+) -> StepRecord:
+    """`shares` are those that were computed, at least one."""
     rows = [row for share in shares for row in share.rows]
     decode_rows = sum(row.count == 1 for row in rows)
     tokens = sum(row.count for row in rows)
@@ -101,6 +104,7 @@ def record_of_step(shares: Sequence[Share], seconds: float, longest_wait_seconds
         blocks=sum(len(share.hidden) * len(share.view.blocks) for share in shares) / tokens,
         seconds=seconds,
         longest_wait_seconds=longest_wait_seconds,
+        failed_sessions=failed_sessions,
     )
 
 

@@ -11,6 +11,7 @@ class StepRecord:
     """One forward pass of the engine over the tokens of several sessions."""
 
     sessions: int
+    """Sessions whose part was computed; all that is counted here is theirs."""
     rows: int
     """Rows in the step, of all sessions."""
     decode_rows: int
@@ -22,9 +23,12 @@ class StepRecord:
     blocks: float
     """Blocks computed, as a mean over the step's tokens: sessions may use a part of the hosted blocks."""
     seconds: float
+    """The time of the step, with that of parts that failed."""
     longest_wait_seconds: float
     """The longest wait of a session's step before its first part was computed here; 0 if none began."""
+    failed_sessions: int = 0
+    """Sessions whose part failed; if there are any, the others were computed again, each in a pass of its own."""
 
 
 StepListener = Callable[[StepRecord], None]
-"""Called in the engine's thread after every step without errors; must return at once."""
+"""Called in the engine's thread after every step of which some part was computed; must return at once."""

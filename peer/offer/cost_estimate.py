@@ -53,9 +53,9 @@ class CostEstimate:
         """Take in one step; `now_seconds` is of any monotonic clock.
 
         In a step with prompts and decode rows, the rows' own time is taken from the fit, and the rest is the prompts'.
-        O(1), apart from the fits.
+        A step in which a session failed tells nothing: its time is that of several passes. O(1), apart from the fits.
         """
-        if step.blocks <= 0 or step.seconds <= 0:
+        if step.blocks <= 0 or step.seconds <= 0 or step.failed_sessions:
             return
         keep = self._steps.keep(now_seconds)
         per_block = step.seconds / step.blocks

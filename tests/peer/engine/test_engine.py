@@ -323,6 +323,7 @@ def test_only_the_session_to_blame_hears_of_a_failed_pass(
             await peer.step(kv, hidden[:3], (0, 0, 3))
         expected = await peer.step(peer.open(), hidden, (0, 0, 8))
         fault = Fault(peer, sessions[1], error)
+        (await peer.heard()).clear()
         outputs = await together(
             peer,
             peer.step(sessions[0], hidden[3:], (0, 3, 5)),
@@ -331,6 +332,9 @@ def test_only_the_session_to_blame_hears_of_a_failed_pass(
             peer.step(sessions[3], hidden[3:], (0, 3, 5)),
         )
         fault.mend()
+        (record,) = await peer.heard()
+        assert (record.sessions, record.failed_sessions, record.rows) == (3, 1, 3), "the others' tokens count"
+        assert (record.decode_rows, record.prefill_tokens, record.context_tokens) == (1, 10, 8 + 4 + 8)
         assert type(outputs[1]) is told
         for index, stop in ((0, 8), (2, 4), (3, 8)):
             torch.testing.assert_close(outputs[index], expected[3:stop], atol=1e-5, rtol=0)

@@ -108,6 +108,15 @@ def test_whatever_is_seen_the_cost_is_one(steps: list[tuple[int, int, int, float
         assert isinstance(estimate.cost, ComputeCost)
 
 
+def test_a_step_in_which_a_session_failed_tells_nothing_of_the_cost() -> None:
+    """Its time is that of several passes; a client whose steps fail could make the peer look slow."""
+    estimate = CostEstimate(TRUE, HALF_LIFE_SECONDS)
+    for index in range(200):
+        for step in (step_of(TRUE, 2, 50, 0, factor=5.0), step_of(TRUE, 0, 0, 64, factor=5.0)):
+            estimate.observe(replace(step, failed_sessions=1), index)
+    assert estimate.cost == CostEstimate(TRUE, HALF_LIFE_SECONDS).cost
+
+
 def test_a_start_without_measured_slopes_is_fine() -> None:
     estimate = CostEstimate(ComputeCost(1e-3), HALF_LIFE_SECONDS)
     for index in range(2000):
