@@ -330,7 +330,7 @@ class Engine:
             (jobs[index].kv, *text_and_guesses(left[index], rows, guesses.get(index, 0)))
             for index, rows in takes.items()
         ]
-        for index in deferrable:
+        for index in choice.deferred:
             jobs[index].deferred += 1
         shares = [self._jobs[jobs[index]].share(rows) for index, rows in takes.items()]
         began_at, began = time.time(), self._clock()

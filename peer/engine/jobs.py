@@ -38,7 +38,7 @@ class StepJob:
     queue_seconds: float = 0.0
     """Its wait for other sessions until then."""
     deferred: int = 0
-    """Steps of the engine for which its guesses were deferrable."""
+    """Steps of the engine from which its guesses were left out."""
 
     @property
     def has_text(self) -> bool:

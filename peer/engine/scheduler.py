@@ -13,7 +13,8 @@ The rules:
    one with a long prompt.
 5. Guesses, the last tokens of a session's step, may never be needed.  They are left out of a step of the engine in
    which other sessions have tokens of their texts, so that they delay nobody's token; but at most `MOST_DEFERRALS`
-   times, because the session's own text waits behind them.  (So a row may also be cut where its guesses begin.)
+   times, because the session's own text waits behind them.  (So a row may also be cut where its guesses begin.)  A
+   step that takes guesses, or that would not have come to them anyway, defers nobody.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ class StepChoice:
     """Ascending by job and row, a row at most once."""
     order: tuple[int, ...]
     """The jobs in the order in which the next step looks at them."""
+    deferred: tuple[int, ...] = ()
+    """The jobs whose guesses are left out for the sake of others' texts."""
 
 
 def plan_step(
@@ -92,12 +95,15 @@ def plan_step(
     takes: list[Take] = []
     waiting: list[int] = []
     served: list[int] = []
+    deferred: list[int] = []
     room = chunk_tokens
     texts = [job for job, rows in enumerate(jobs) if sum(rows) > deferrable.get(job, 0)]
     for job, rows in enumerate(jobs):
         single_rows, room_before = 0, room
-        deferred = deferrable.get(job, 0) if set(texts[:2]) - {job} else 0
-        for row, left in enumerate((*rows[:-1], rows[-1] - deferred)):
+        guesses = deferrable.get(job, 0) if set(texts[:2]) - {job} else 0
+        if guesses and rows[-1] - guesses < chunk_tokens:
+            deferred.append(job)
+        for row, left in enumerate((*rows[:-1], rows[-1] - guesses)):
             if left == 1 and single_rows < chunk_tokens:
                 single_rows += 1
                 takes.append(Take(job, row, 1))
@@ -105,7 +111,7 @@ def plan_step(
                 room -= count
                 takes.append(Take(job, row, count))
         (served if room < room_before else waiting).append(job)
-    return StepChoice(tuple(takes), (*waiting, *served))
+    return StepChoice(tuple(takes), (*waiting, *served), tuple(deferred))
 
 
 def chunk_tokens_within(cost: ComputeCost, num_blocks: int, stall_seconds: float) -> int:

@@ -99,7 +99,7 @@ class Peer:
                 for take in choice.takes
                 if self.jobs[take.job].left > guesses.get(take.job, 0)
             ]
-            for at in waiting:
+            for at in choice.deferred:
                 self.jobs[at].deferred += 1
             self.now += seconds
             step = self.step(choice, guesses, texts, self.now - seconds)

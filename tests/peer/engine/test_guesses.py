@@ -13,7 +13,8 @@ import torch
 from blockswarm.peer.engine.batch import Share, compute_shares
 from blockswarm.peer.engine.cache.session import SessionKv, StepOutput
 from blockswarm.peer.engine.jobs import text_and_guesses
-from blockswarm.peer.engine.scheduler import MOST_DEFERRALS
+from blockswarm.peer.engine.scheduler import MOST_DEFERRALS, EnginePolicy
+from blockswarm.peer.engine.step_record import StepRecord
 from blockswarm.proto.errors import SwarmError
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.proto.wire.tensors import encode_tensor
@@ -74,6 +75,38 @@ def test_texts_go_before_guesses_and_these_wait_for_a_bounded_number_of_steps(pe
 
     asyncio.run(scenario())
     assert 1 <= order.index("guesses") <= MOST_DEFERRALS + 1
+
+
+def test_steps_that_took_guesses_are_no_deferrals(peer: LocalEngine) -> None:
+    """However many of the guesses were computed while nobody else had text, the next text goes before the rest."""
+    peer.engine.adopt_policy(EnginePolicy(32))
+    pieces, rest = MOST_DEFERRALS + 1, 2
+    texts: list[asyncio.Task[StepOutput]] = []
+    put = threading.Event()
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        guessing, other = peer.open(), peer.open()
+        await step(peer, guessing, 0, 1)
+        await step(peer, other, 0, 1)
+        (await peer.heard()).clear()
+
+        def begin_text() -> None:
+            texts.append(loop.create_task(step(peer, other, 1, 1)))
+            loop.call_soon(loop.call_soon, put.set)  # when the task has put its step into the engine
+
+        def after_step(_: StepRecord) -> None:
+            if len(peer.records) == pieces:
+                loop.call_soon_threadsafe(begin_text)
+                assert put.wait(60)
+
+        peer.on_step = after_step
+        await step(peer, guessing, 1, 32 * (pieces + rest), guessed=32 * (pieces + rest))
+        await asyncio.gather(*texts)
+        steps = [(record.decode_rows, record.prefill_tokens) for record in await peer.heard()]
+        assert steps == [(0, 32)] * pieces + [(1, 0)] + [(0, 32)] * rest
+
+    asyncio.run(scenario())
 
 
 def test_a_token_of_a_text_shares_the_step_of_others_and_its_guesses_come_behind(peer: LocalEngine) -> None:
