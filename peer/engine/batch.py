@@ -17,7 +17,6 @@ from ...proto.errors import OutOfMemory, RetryElsewhere, SwarmError, UsageError
 from ...routing.swarm import BlockRange
 from .blocks.rows import RowSpan
 from .blocks.view import StageView
-from .cache.row import RowKV
 
 logger = logging.getLogger(__name__)
 
@@ -103,19 +102,6 @@ def plan_legs(journeys: Sequence[Mapping[int, Hashable]]) -> list[Leg]:
     return legs
 
 
-class _PassingRow(RowKV):
-    """A row on a later leg: what earlier legs wrote after `start` must stay.
-
-    It shares the row's state, but truncating it to `start` frees no memory.
-    """
-
-    def __init__(self, row: RowKV) -> None:
-        self.__dict__ = row.__dict__
-
-    def truncate(self, length: int) -> None:
-        self.length = length
-
-
 def _compute(shares: Sequence[Share]) -> list[torch.Tensor]:
     lengths = [len(share.hidden) for share in shares]
     hidden = list(torch.cat([share.hidden for share in shares]).to(shares[0].view.device).split(lengths))
@@ -126,7 +112,7 @@ def _compute(shares: Sequence[Share]) -> list[torch.Tensor]:
     for leg in plan_legs([view.modules for view in views]):
         active = sorted(index for traveller in leg.travellers for index in by_view[views[traveller]])
         rows = [
-            row if shares[index].view.blocks.start == leg.blocks.start else replace(row, kv=_PassingRow(row.kv))
+            row if shares[index].view.blocks.start == leg.blocks.start else replace(row, under_way=True)
             for index in active
             for row in shares[index].rows
         ]

@@ -17,6 +17,8 @@ class RowSpan:
     kv: RowKV
     start: int
     count: int
+    under_way: bool = False
+    """Whether earlier blocks have computed the tokens: what they wrote to the row's cache must stay."""
 
     @property
     def stop(self) -> int:

@@ -175,7 +175,7 @@ class StageView:
         """
         check_rows(rows, self.blocks, hidden.shape[0])
         for row in rows:
-            row.kv.truncate(row.start)
+            row.kv.truncate(row.start, may_free=not row.under_way)
         match self._shell.route:
             case BatchingRoute.PACKED:
                 output = self._forward_packed(hidden, rows)

@@ -100,15 +100,16 @@ class RowKV(LayerlessCache):
             if slab is not None:
                 yield from (slab.keys, slab.values)
 
-    def truncate(self, length: int) -> None:
+    def truncate(self, length: int, may_free: bool = True) -> None:
         """Forget all tokens from position `length` on. Raises ValueError if the row is shorter than that.
 
         O(1); O(tokens that stay) when memory is freed because few are left of many, amortised over those that went.
+        `may_free`: False in the middle of a step, where some blocks have written what the others are about to write.
         """
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot truncate a row of {self.length} tokens to {length}")
         self.length = length
-        if _SPARE_FACTOR * length < self._largest_capacity:
+        if may_free and _SPARE_FACTOR * length < self._largest_capacity:
             self._shrink()
 
     def advance(self, count: int) -> None:

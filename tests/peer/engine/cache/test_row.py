@@ -205,6 +205,19 @@ def test_memory_comes_back_when_most_of_a_row_is_truncated() -> None:
     assert row.nbytes == 0
 
 
+def test_in_the_middle_of_a_step_a_truncation_keeps_what_some_blocks_have_written() -> None:
+    row = RowKV(BLOCKS, MAX_TOKENS)
+    row.update(*random_states(100, 1), BLOCKS.start)
+    row.advance(100)
+    row.truncate(0, may_free=False)
+    row.update(*random_states(100, 2), BLOCKS.start + 1)
+    row.advance(100)
+    for block, seed in zip(row.export(), (1, 2), strict=True):
+        assert torch.equal(block.keys, random_states(100, seed)[0][0])
+    with pytest.raises(ValueError, match="cannot truncate"):
+        row.truncate(101, may_free=False)
+
+
 def test_a_fork_costs_memory_only_when_it_is_written_to() -> None:
     usage = KvUsage()
     row = RowKV(BLOCKS, MAX_TOKENS, usage)
