@@ -14,7 +14,6 @@ from ..proto.wire.timing import (
     PREVIOUS_STREAM_SECONDS,
     PUSH_CONNECT_SECONDS,
     RECORD_REFRESH_JITTER,
-    RECORD_REFRESH_SECONDS,
     RELAY_ACCEPT_SECONDS,
     RELAY_IDLE_SECONDS,
     TRANSFER_SILENCE_SECONDS,
@@ -61,10 +60,8 @@ class PeerTiming:
     """Longest pause between two steps for the owner's sake."""
 
     # The directory.
-    record_refresh_seconds: float = RECORD_REFRESH_SECONDS
-    """Time between two announcements."""
     record_refresh_jitter: float = RECORD_REFRESH_JITTER
-    """Largest relative deviation from it."""
+    """Largest relative deviation from `record_refresh_seconds`."""
     client_memory_seconds: float = 600.0
     """Time after a client's last opening for which its place counts among the announced ones."""
     watch_seconds: float = 1.0
@@ -80,7 +77,7 @@ class PeerTiming:
 
     # Placement.
     claims: ClaimTiming = field(default_factory=ClaimTiming)
-    """The times by which claims and records are judged; its `refresh_seconds` has to equal `record_refresh_seconds`."""
+    """The times by which claims and records are judged, and how often the peer's own record is renewed."""
     join_turn_seconds: float = 2.0
     """Time between two looks at the claims of others, for a peer that joins or waits to be replaced."""
     release_seconds: float = 120.0
@@ -163,3 +160,8 @@ class PeerTiming:
     """Additional pause between two frames to the same client for each waiting session."""
     tell_seconds: float = 10.0
     """Wait for a client to take a frame about its place."""
+
+    @property
+    def record_refresh_seconds(self) -> float:
+        """Time between two announcements: others judge the records by it."""
+        return self.claims.refresh_seconds

@@ -32,6 +32,7 @@ from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import Checkpoint, open_checkpoint
 from blockswarm.proto.network.dialling import EVERY_RANGE
 from blockswarm.proto.network.transport import Dialer, ping
+from blockswarm.routing.place.moves import ClaimTiming
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerSpec, PeerState
 from support.tiny_models import write_tiny_checkpoint
 
@@ -92,7 +93,7 @@ class Program:
     """One peer from a loaded engine on, in this process."""
 
     def __init__(self, folder: Path, checkpoint: Checkpoint, examined: Examined, announce: Announce) -> None:
-        timing = PeerTiming(record_refresh_seconds=0.05, watch_seconds=0.02, goodbye_seconds=5.0)
+        timing = PeerTiming(claims=ClaimTiming(refresh_seconds=0.05), watch_seconds=0.02, goodbye_seconds=5.0)
         self.config = PeerConfig(
             model="model", blocks=BlockRequest(count=3), initial_peers=(), identity_path=folder / "key",
             host="127.0.0.1", port=0, announce=(), dht_port=0, swarm_key_path=None, allowed_peers=frozenset(),

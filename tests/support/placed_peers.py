@@ -44,7 +44,7 @@ from blockswarm.routing.swarm import ComputeCost, PeerSpec, PeerState
 
 REFRESH_SECONDS = 0.4
 TIMING = PeerTiming(
-    record_refresh_seconds=REFRESH_SECONDS, watch_seconds=0.05, lookup_max_age_seconds=0.0, join_turn_seconds=0.1,
+    watch_seconds=0.05, lookup_max_age_seconds=0.0, join_turn_seconds=0.1,
     overdue_ping_seconds=2.0, drain_seconds=10.0, failed_move_seconds=2.0,
     claims=ClaimTiming(
         refresh_seconds=REFRESH_SECONDS, record_lifetime_seconds=4.0, clock_tolerance_seconds=0.01,

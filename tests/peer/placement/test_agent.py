@@ -19,9 +19,7 @@ from support.placement import peer, swarm
 ME = PeerId("c")
 HOLE = BlockRange(8, 12)
 CLAIMS = ClaimTiming(refresh_seconds=0.05, clock_tolerance_seconds=0.0)
-TIMING = PeerTiming(
-    record_refresh_seconds=0.05, join_turn_seconds=0.01, failed_move_seconds=0.3, claims=CLAIMS, outcome_seconds=0.1
-)
+TIMING = PeerTiming(join_turn_seconds=0.01, failed_move_seconds=0.3, claims=CLAIMS, outcome_seconds=0.1)
 
 
 class World:
