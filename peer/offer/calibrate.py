@@ -23,6 +23,10 @@ DECODE_POINTS = ((1, 64), (1, 512), (4, 64), (8, 64), (8, 256))
 PREFILL_TOKENS = (16, 64, 128)
 GPU_PREFILL_TOKENS = (64, 256, 512)
 """A GPU computes dozens of tokens while it reads the weights once; fewer tokens do not show the cost of one."""
+_ROUND_STEPS = 30
+"""The time of one round over all points, in decode steps of one row. The decode points take 5 such steps, if rows cost
+nothing beside the read of the weights, to 22, if nothing is shared. The 208 tokens of the prompts take 21 more, where
+each takes a tenth of a step: 26 to 43 in all. If 30 is too few, the budget allows fewer rounds."""
 _MIN_BLOCKS = 2
 """The weights of one block might stay in a CPU cache, as they never do when a peer serves."""
 _SAME_SHARE = 0.3
@@ -78,8 +82,7 @@ def _warm_up(stage: Stage, clock: Callable[[], float], budget_seconds: float) ->
     few = StepTrial(stage, min(_MIN_BLOCKS, total))
     run = few.decode(1, 1)
     seconds = min(_timed(run, clock) for _ in range(3))
-    # One round has the work of about 60 decoded tokens where prompts are computed at ten times that speed.
-    affordable = int(budget_seconds / ROUNDS / 30 / (seconds / few.num_blocks))
+    affordable = int(budget_seconds / ROUNDS / _ROUND_STEPS / (seconds / few.num_blocks))
     blocks = min(total, max(_MIN_BLOCKS, affordable))
     trial = StepTrial(stage, blocks)
     warm = trial.decode(1, 1)
