@@ -1,7 +1,9 @@
 """The examination behind `swarm-peer doctor`: what would keep this machine from serving, and what to do about it.
 
 Each subject is examined by a shell function and judged by a pure one.  The findings are safe to paste in public: they
-contain no key, id, address, port, host or path, and therefore of an error only its stable code, not its text.
+contain no key, id, address, port, host or path, and therefore of an error only its stable code, not its text.  The one
+exception is the advice for a GPU that is missing: the hints of `find_device`, which say no more of this machine than
+how many GPUs it has.
 """
 
 from __future__ import annotations

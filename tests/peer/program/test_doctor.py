@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from blockswarm.peer.engine.driver import chosen_gpu
 from blockswarm.peer.program.doctor import (
     Finding,
     Health,
@@ -30,6 +31,7 @@ from blockswarm.peer.program.doctor import (
 from blockswarm.peer.reach.checker import ReachChecker
 from blockswarm.peer.reach.verdict import UNCHECKED, ReachStatus, ReachVerdict
 from blockswarm.peer.timing import PeerTiming
+from blockswarm.proto.errors import UsageError
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.network.dialling import EVERY_RANGE
@@ -105,6 +107,37 @@ def test_the_output_is_safe_to_paste(tmp_path: Path) -> None:
         for secret in (NOBODY.peer, "127.0.0.1", str(port), "54321", "secret", str(tmp_path), socket.gethostname()):
             assert secret not in text
         assert not re.search(r"12D3KooW|\d+\.\d+\.\d+\.\d+|@|(^|[\s'\"])/\w", text)
+
+
+class Machine:
+    """A machine as `chosen_gpu` sees it."""
+
+    def __init__(self, count: int, *, supported: bool) -> None:
+        self._count, self._supported = count, supported
+
+    def count(self) -> int:
+        return self._count
+
+    def are_supported(self) -> bool:
+        return self._supported
+
+    def torch_version(self) -> str:
+        return "2.0 built in /home/somebody"
+
+
+@pytest.mark.parametrize(
+    ("machine", "hint"),
+    [
+        (Machine(0, supported=False), "Install a build of torch with CUDA (pytorch.org/get-started/locally), or use "),
+        (Machine(0, supported=True), "See whether nvidia-smi lists one and its driver is new enough, or use "),
+        (Machine(2, supported=True), "Choose one of cuda:0, cuda:1."),
+    ],
+)
+def test_what_the_doctor_shows_of_a_missing_gpu_tells_nothing_private(machine: Machine, hint: str) -> None:
+    """The only text of an error that it shows: a new hint has to be read before it is written here."""
+    with pytest.raises(UsageError) as refused:
+        chosen_gpu("cuda:99", machine)
+    assert refused.value.hint.removesuffix("--device cpu.") == hint
 
 
 def test_judgements_at_their_edges() -> None:
