@@ -14,6 +14,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,16 @@ Advise = Callable[[int, int, int], bool]
 """(address, bytes, advice) -> whether the kernel took it."""
 
 
+@dataclass(frozen=True, slots=True)
+class LargePages:
+    """The bytes that the kernel puts on large pages."""
+
+    moved: int = 0
+    """They are there now."""
+    promised: int = 0
+    """It took the advice to move them later, when it comes to it."""
+
+
 def return_freed_memory() -> None:
     """Have glibc return freed memory: its heap keeps it if large pieces come and go between small ones that stay.
 
@@ -46,28 +57,30 @@ def return_freed_memory() -> None:
             trim(0)
 
 
-def use_large_pages(maps: Path = Path("/proc/self/smaps"), advise: Advise | None = None) -> int:
-    """Move the large pieces of this process's own memory to large pages; return the bytes for which Linux agreed.
+def use_large_pages(maps: Path = Path("/proc/self/smaps"), advise: Advise | None = None) -> LargePages:
+    """Move the large pieces of this process's own memory to large pages; return the bytes that were or will be.
 
     Call it when weights have been loaded and packed. Contents and addresses stay, so other threads may compute with
-    them meanwhile. Takes about 3 s of CPU per GiB moved. Changes nothing and returns 0 if the system refuses, or is
-    not Linux.
+    them meanwhile. Takes about 3 s of CPU per GiB moved. Changes nothing if the system refuses, or is not Linux.
     """
     advise = advise or _system_advise()
     if advise is None:
-        return 0
+        return LargePages()
     try:
         pieces = list(_pieces(maps.read_text()))
     except OSError:
-        return 0
-    moved = 0
+        return LargePages()
+    moved = promised = 0
     for start, stop in pieces:
         advised = advise(start, stop - start, _MADV_HUGEPAGE)
         for part in range(start, stop, PART_BYTES):
             size = min(PART_BYTES, stop - part)
-            moved += size * (advise(part, size, _MADV_COLLAPSE) or advised)
-    logger.debug("%d MiB of weights and caches are on large pages", moved >> 20)
-    return moved
+            if advise(part, size, _MADV_COLLAPSE):
+                moved += size
+            elif advised:
+                promised += size
+    logger.debug("%d MiB of weights and caches are on large pages, %d MiB may follow", moved >> 20, promised >> 20)
+    return LargePages(moved, promised)
 
 
 def use_large_pages_soon() -> threading.Thread:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from blockswarm.peer.engine.machine.pages import PAGE_BYTES, PART_BYTES, use_large_pages
+from blockswarm.peer.engine.machine.pages import PAGE_BYTES, PART_BYTES, LargePages, use_large_pages
 
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 HUGE = """
@@ -21,9 +21,9 @@ def large():
 torch.manual_seed(0)
 weights = torch.randn(16 << 20)
 address, total, before = weights.data_ptr(), weights.double().sum(), large()
-moved = use_large_pages()
+pages = use_large_pages()
 assert weights.data_ptr() == address and weights.double().sum() == total
-assert moved >= 60 << 20, moved
+assert pages.moved + pages.promised >= 60 << 20, pages
 print(large() - before)
 """
 
@@ -57,8 +57,16 @@ Rss:               32768 kB
 """
 
 
-@pytest.mark.parametrize("takes", [{14, 25}, {14}, {25}, set()])
-def test_pieces_that_are_large_and_used_are_asked_for(tmp_path: Path, takes: set[int]) -> None:
+@pytest.mark.parametrize(
+    ("takes", "share"),
+    [
+        ({14, 25}, LargePages(moved=1)),
+        ({14}, LargePages(promised=1)),
+        ({25}, LargePages(moved=1)),
+        (set(), LargePages()),
+    ],
+)
+def test_pieces_that_are_large_and_used_are_asked_for(tmp_path: Path, takes: set[int], share: LargePages) -> None:
     """Not files, not what is mostly empty (it would take memory), and not what is small."""
     asked: list[tuple[int, int]] = []
 
@@ -68,11 +76,12 @@ def test_pieces_that_are_large_and_used_are_asked_for(tmp_path: Path, takes: set
 
     maps = tmp_path / "smaps"
     maps.write_text(SMAPS)
-    moved = use_large_pages(maps, advise)
+    found = use_large_pages(maps, advise)
     pieces = [(0x7F0000200000, 0x7F0002000000 - 0x7F0000200000), (0x7F1000000000, 16 << 20)]
     assert sorted(set(asked)) == pieces
     assert all(address % PAGE_BYTES == 0 and size % PAGE_BYTES == 0 for address, size in asked)
-    assert moved == (sum(size for _, size in pieces) if takes else 0)
+    total = sum(size for _, size in pieces)
+    assert found == LargePages(share.moved * total, share.promised * total)
 
 
 def test_large_pieces_are_moved_in_parts(tmp_path: Path) -> None:
@@ -84,9 +93,9 @@ def test_large_pieces_are_moved_in_parts(tmp_path: Path) -> None:
 
     maps = tmp_path / "smaps"
     maps.write_text(f"7f0000000000-{0x7F0000000000 + 5 * PART_BYTES:x} rw-p 00000000 00:00 0\nRss: 163840 kB\n")
-    assert use_large_pages(maps, advise) == 3 * PART_BYTES
+    assert use_large_pages(maps, advise) == LargePages(moved=3 * PART_BYTES)
     assert asked[1:] == [(0x7F0000000000 + part * PART_BYTES, PART_BYTES) for part in range(5)]
 
 
 def test_where_there_is_no_list_of_pieces_nothing_is_done(tmp_path: Path) -> None:
-    assert use_large_pages(tmp_path / "nothing", lambda *_: True) == 0
+    assert use_large_pages(tmp_path / "nothing", lambda *_: True) == LargePages()
