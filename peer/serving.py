@@ -37,7 +37,7 @@ from .placement.leaving import until_replaced
 from .reach.parts import PeerReach, ReachNeeds
 from .reach.ports import Ports, RememberedPorts
 from .reach.reach import Listening, through_relay
-from .reach.verdict import ReachStatus
+from .reach.verdict import ReachVerdict
 from .session.edge.handshakes import Handshakes
 from .session.parts import PeerParts
 from .session.replay_store import ReplayStore
@@ -58,7 +58,7 @@ class ReadyPeer:
     """A peer that serves, as the program describes it."""
 
     address: Reach
-    checked: bool
+    verdict: ReachVerdict
     """Whether other peers have reached it at an address of its own."""
     blocks: BlockRange
     num_blocks: int
@@ -272,7 +272,7 @@ class _Serving:
         assert address is not None, "a peer that announces itself as serving has an address"
         return ReadyPeer(
             address=address,
-            checked=self._reach.ways.verdict.reached is ReachStatus.YES,
+            verdict=self._reach.ways.verdict,
             blocks=self._hosting.blocks,
             num_blocks=setup.checkpoint.num_blocks,
             cost=self._cost,

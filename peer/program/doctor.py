@@ -90,8 +90,9 @@ def judge_reach(verdict: ReachVerdict) -> Finding:
                 "reachability", Health.BAD, "other peers do not reach this machine: it would serve through a relay",
                 "Forward the port and name it with --announce, or leave it to peers that offer --relay.",
             )  # fmt: skip
+    reached_by_one = "one other peer reaches this machine: a second one has to check it"
     return Finding(
-        "reachability", Health.UNKNOWN, "fewer than two other peers could check it",
+        "reachability", Health.UNKNOWN, reached_by_one if verdict.answers else "no other peer could check it",
         "Name more initial peers, or try again in a few seconds.",
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...proto.network.address import RelayedAddress
 from ..engine.machine.pages import return_freed_memory
+from ..reach.verdict import ReachStatus
 
 if TYPE_CHECKING:
     from ..serving import ReadyPeer
@@ -57,15 +58,16 @@ def print_ready(model: str, peer: ReadyPeer) -> None:
     if isinstance(entry, RelayedAddress):
         print(f"reached through relay {entry.relay}")
         entry = entry.relay  # a peer of the same swarm, and one that can be dialled
-    elif not peer.checked:
-        print("no other peer has checked that this one is reached from outside")
+    elif peer.verdict.reached is not ReachStatus.YES:
+        who = "only one other peer" if peer.verdict.answers else "no other peer"
+        print(f"{who} has checked that this one is reached from outside")
     named = shlex.quote(model)
     print(f"others join with:    swarm-peer {named} --initial-peers {entry}")
     print(f"generate text with:  swarm-client generate {named} --initial-peers {entry}", flush=True)
 
 
 def describe_reach(peer: ReadyPeer) -> str:
-    """Return how the peer is reached: "relay", "direct", or "unchecked" if no other peer has tried."""
+    """Return how the peer is reached: "relay", "direct", or "unchecked" if fewer than two other peers have tried."""
     if isinstance(peer.address, RelayedAddress):
         return "relay"
-    return "direct" if peer.checked else "unchecked"
+    return "direct" if peer.verdict.reached is ReachStatus.YES else "unchecked"

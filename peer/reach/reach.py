@@ -141,7 +141,7 @@ class OwnReach:
                 await asyncio.sleep(self._timing.reach_pause_seconds * 2)
                 verdict = await self._check()
             if verdict.reached is ReachStatus.UNCHECKED and self.verdict.reached is not ReachStatus.UNCHECKED:
-                continue  # nobody has answered: the earlier verdict holds
+                continue  # too few have answered: the earlier verdict holds
             before, self.verdict = self.addresses, verdict
             if self.addresses != before:
                 self._note(before)

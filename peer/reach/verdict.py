@@ -26,7 +26,7 @@ class ReachStatus(enum.Enum):
     """How a peer is reached, as far as it knows."""
 
     UNCHECKED = "unchecked"
-    """Announced without a check: too few peers could make one, or the operator wanted none."""
+    """Announced without a check: fewer than two peers have made one (`ReachVerdict.answers`), or none was wanted."""
     YES = "reached"
     NO = "not reached"
 
@@ -38,6 +38,8 @@ class ReachVerdict:
     reached: ReachStatus
     hosts: tuple[str, ...] = ()
     """Addresses of this peer that at least two others saw and reached, most often named first."""
+    answers: int = 0
+    """The peers that the verdict rests on; 1 and unchecked: one has reached this peer, which is not enough."""
 
     def addresses(self, own: Sequence[str], port: int) -> tuple[str, ...]:
         """host:port to announce: first the addresses where others saw this peer, then its own (`own`)."""
@@ -58,10 +60,11 @@ def judge(answers: Sequence[ReachReply]) -> ReachVerdict:
         return UNCHECKED
     reached = [answer.host for answer in counted if answer.reached]
     if 2 * len(reached) < len(counted) or not reached:
-        return ReachVerdict(ReachStatus.NO)
+        return ReachVerdict(ReachStatus.NO, answers=len(counted))
     seen = Counter(reached)
     hosts = tuple(host for host, count in seen.most_common() if count >= ENOUGH_CHECKERS and _is_ip(host))
-    return ReachVerdict(ReachStatus.YES if len(counted) >= ENOUGH_CHECKERS else ReachStatus.UNCHECKED, hosts)
+    status = ReachStatus.YES if len(counted) >= ENOUGH_CHECKERS else ReachStatus.UNCHECKED
+    return ReachVerdict(status, hosts, len(counted))
 
 
 def _is_public(host: str) -> bool:

@@ -148,6 +148,8 @@ def test_judgements_at_their_edges() -> None:
     assert judge_clock([0.1, -0.2, 500.0]).health is Health.GOOD, "one of three may be wrong"
     assert judge_clock([3.1]).health is judge_clock([-3600.0]).health is Health.BAD
     assert judge_reach(UNCHECKED).health is Health.UNKNOWN
+    assert judge_reach(UNCHECKED).text == "no other peer could check it"
+    assert judge_reach(ReachVerdict(ReachStatus.UNCHECKED, answers=1)).text.startswith("one other peer reaches")
     assert judge_reach(ReachVerdict(ReachStatus.NO)).health is Health.BAD
     assert judge_reach(ReachVerdict(ReachStatus.YES)).health is Health.GOOD
     assert judge_disk(1 << 40, writable=False).health is judge_disk(1 << 30, writable=True).health is Health.BAD

@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from blockswarm.peer.program.ready import print_ready
+from blockswarm.peer.program.ready import describe_reach, print_ready
+from blockswarm.peer.reach.verdict import UNCHECKED, ReachStatus, ReachVerdict
 from blockswarm.peer.serving import ReadyPeer
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
@@ -21,11 +22,13 @@ PROGRAM = """
 import sys
 from blockswarm.peer.cli import reported_errors
 from blockswarm.peer.program.ready import print_ready
+from blockswarm.peer.reach.verdict import ReachStatus, ReachVerdict
 from blockswarm.peer.serving import ReadyPeer
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.routing.swarm import BlockRange, ComputeCost, PeerId
 address = PeerAddress(PeerId("12D3KooWA29sxFFTDw3qgZr3igFR4Cz3XLFKKBWPuJ85BYzMzjiX"), "127.0.0.1:4000")
-peer = ReadyPeer(address, True, BlockRange(0, 4), 8, ComputeCost(1e-3), 100, "ab" * 32, None, "float32", "cpu", 1)
+reached = ReachVerdict(ReachStatus.YES, answers=2)
+peer = ReadyPeer(address, reached, BlockRange(0, 4), 8, ComputeCost(1e-3), 100, "ab" * 32, None, "float32", "cpu", 1)
 with reported_errors(False):
     print_ready(sys.argv[1], peer)
 """
@@ -50,13 +53,34 @@ def test_any_folder_may_be_served(encoding: str) -> None:
             assert any(word.startswith("/home/j") and word.endswith("rm") for word in command)
 
 
+def ready_peer(verdict: ReachVerdict) -> ReadyPeer:
+    return ReadyPeer(
+        PeerAddress(Identity.generate().peer_id, "127.0.0.1:4000"), verdict, BlockRange(0, 4), 8, ComputeCost(1e-3),
+        100, "ab" * 32, None, "float32", "cpu", 2,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verdict", "reach", "line"),
+    [
+        (UNCHECKED, "unchecked", "no other peer has checked"),
+        (ReachVerdict(ReachStatus.UNCHECKED, answers=1), "unchecked", "only one other peer has checked"),
+        (ReachVerdict(ReachStatus.YES, answers=2), "direct", None),
+    ],
+)
+def test_a_peer_says_how_many_have_checked_its_address(
+    verdict: ReachVerdict, reach: str, line: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_ready("model", ready_peer(verdict))
+    told = capsys.readouterr().out
+    assert ("has checked" in told) == (line is not None)
+    assert line is None or f"\n{line} that this one is reached from outside\n" in told
+    assert describe_reach(ready_peer(verdict)) == reach
+
+
 def test_a_peer_says_that_it_serves_as_the_page_shows(capsys: pytest.CaptureFixture[str]) -> None:
     """docs/screens.md, without the progress before."""
-    peer = ReadyPeer(
-        PeerAddress(Identity.generate().peer_id, "127.0.0.1:4000"), False, BlockRange(0, 4), 8, ComputeCost(1e-3), 100,
-        "ab" * 32, None, "float32", "cpu", 2,
-    )  # fmt: skip
-    print_ready(screens.MODEL, peer)
+    print_ready(screens.MODEL, ready_peer(UNCHECKED))
     told = screens.shown(capsys.readouterr().out, {})
     assert told.startswith("serving blocks 0:4 of 8")
     assert f"\n{told}\n```" in screens.page_part("The first peer of a swarm")

@@ -38,7 +38,7 @@ def test_where_most_do_not_reach_it_a_peer_has_no_address(answers: list[ReachRep
 
 def test_one_peer_alone_does_not_make_an_address_checked() -> None:
     verdict = judge([yes(PUBLIC)])
-    assert verdict.reached is ReachStatus.UNCHECKED
+    assert (verdict.reached, verdict.answers) == (ReachStatus.UNCHECKED, 1), "it is told from one that nobody checked"
     assert verdict.addresses(OWN, 4000) == OWN, "nor does it name an address for this peer"
 
 
