@@ -1,7 +1,7 @@
-"""A model's files: which tensor belongs to which block, reading only what is wanted, and what identifies the weights.
+"""A model's files: which tensor belongs to which block, reading only what is needed, and the identity of the weights.
 
 A checkpoint is a local folder or a repository on a Hugging Face hub (`hub.py`), in safetensors only.  Whatever its
-source, tensors are read lazily from local files; a hub fetches those that are wanted first.
+source, tensors are read lazily from local files; with a hub, the tensors needed are downloaded first.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ CONFIG_KEYS_WITHOUT_MEANING = frozenset({
 
 
 class Checkpoint:
-    """An opened checkpoint. Made by `open_checkpoint`."""
+    """An opened checkpoint, made by `open_checkpoint`."""
 
     def __init__(self, source: Source, values: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> None:
-        """`values` are those of the configuration's file."""
+        """`values`: the contents of the configuration file."""
         self._source = source
         self._values = values
         self.tensors: Mapping[str, TensorInfo] = {tensor.name: tensor for tensor in tensors}
@@ -77,7 +77,7 @@ class Checkpoint:
         self.num_blocks: int = _blocks_of(self.config) if counted is None else counted
         self._files: dict[str, FileHashes] = {}
         self._checked: dict[int, bytes] = {}
-        """Hash by block, for those whose bytes were read by this process."""
+        """Hash by block, for blocks whose bytes this process has read."""
         self._prefix = block_prefix(self.tensors, self.num_blocks)
         self._by_block: dict[int, list[TensorInfo]] = {}
         self._outside: list[TensorInfo] = []
@@ -95,9 +95,9 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> PreTrainedConfig:
-        """The configuration as transformers reads it, which takes torch and seconds; the rest needs neither.
+        """The configuration as transformers reads it. Imports torch, which takes seconds; nothing else here does.
 
-        Raises UnsupportedModel for an unknown model type, UsageError where it does not fit the weights.
+        Raises UnsupportedModel for an unknown model type, UsageError if the configuration does not fit the weights.
         """
         from transformers import AutoConfig
 
@@ -119,7 +119,7 @@ class Checkpoint:
         return self._by_block[block]
 
     def ends_tensors(self) -> Sequence[TensorInfo]:
-        """The tensors outside all blocks, by name; not those of extra blocks behind the last, such as draft heads."""
+        """The tensors outside all blocks, by name, but not those of extra blocks at the end, such as draft heads."""
         return self._outside
 
     def block_bytes(self, block: int) -> int:
@@ -131,7 +131,7 @@ class Checkpoint:
         return sum(math.prod(tensor.shape) for tensor in self._by_block[block])
 
     def fetch(self, blocks: BlockRange, progress: Progress | None = None) -> None:
-        """Download the blocks that are not on this machine; nothing to do for a local folder.
+        """Download the blocks that are not on this machine; does nothing for a local folder.
 
         Raises RetryElsewhere if the hub does not answer, UsageError if it refuses or the disk is full.
         """
@@ -142,17 +142,17 @@ class Checkpoint:
             done += self.block_bytes(block)
 
     def check_space(self, blocks: BlockRange) -> None:
-        """Raises UsageError where the disk has no room for those blocks that are not on this machine yet."""
+        """Raise UsageError if the disk has no room for the blocks that are not on this machine yet."""
         self._source.check_space({_group(block): self._by_block[block] for block in blocks})
 
     def keep(self, blocks: BlockRange) -> None:
-        """No other blocks are needed any more: a cache with a limit may delete their files."""
+        """Declare that no other blocks are needed, so that a cache with a limit may delete their files."""
         self._source.let_go([_group(block) for block in range(self.num_blocks) if block not in blocks])
 
     def block_state(self, blocks: BlockRange, progress: Progress | None = None) -> dict[str, Any]:
-        """Tensor name -> lazy slice for `blocks`, numbered from 0 on; a slice is read when it is used.
+        """Tensor name -> lazy slice for `blocks`, renumbered from 0; a slice is read when it is used.
 
-        Fetches what is missing first; `progress` is about reading and may be called from several threads, one at a
+        Downloads missing tensors first; `progress` reports reading, and may be called from several threads, one at a
         time.
         """
         counter = ReadCounter(progress, sum(self.block_bytes(block) for block in blocks))
@@ -164,19 +164,20 @@ class Checkpoint:
         return state
 
     def ends_state(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Tensor name -> lazy slice for everything outside the blocks, whose bytes are checked as those of blocks are.
+        """Tensor name -> lazy slice for all tensors outside the blocks; their bytes are checked like those of blocks.
 
-        Fetches what is missing: see `progress`. Raises UsageError.
+        Downloads missing tensors, and reports that to `progress`. Raises UsageError.
         """
         held = self._source.hold("ends", self._outside, progress)
         self._checked_hash("what is outside the blocks", self._outside, held)
         return open_slices(held)
 
     def model_digest(self, progress: Progress | None = None) -> bytes:
-        """32 bytes that name these weights, wherever they lie.
+        """32 bytes that identify these weights, wherever they are stored.
 
         SHA-256 over the configuration, the name, dtype and shape of all tensors, and the SHA-256 of the weight files,
-        whatever these are called. Reads the files of a local folder, unless that is remembered: see `progress`.
+        whatever these are called. Reads the files of a local folder completely, with `progress`, unless their hashes
+        are cached.
         """
         digest = hashlib.sha256(_DIGEST_TAG)
         add_part(digest, self._canonical_config())
@@ -189,8 +190,8 @@ class Checkpoint:
     def block_hashes(self, blocks: BlockRange, progress: Progress | None = None) -> tuple[bytes, ...]:
         """Per block the first 8 bytes of a SHA-256 over its tensors' names, dtypes, shapes and bytes.
 
-        The same wherever the block came from. Fetches what is missing first; reads each block once per process.
-        Raises UsageError if a block is not what its file held when the digest was made.
+        The same wherever the block came from. Downloads missing tensors first; reads each block once per process.
+        Raises UsageError if a block differs from its contents when the digest was computed.
         """
         total = sum(self.block_bytes(block) for block in blocks)
         done = 0
@@ -204,12 +205,12 @@ class Checkpoint:
         return tuple(self._checked[block] for block in blocks)
 
     def proven_hashes(self) -> Mapping[int, bytes]:
-        """Block -> hash that the model's digest proves, for blocks of which this machine has read the whole files."""
+        """Block -> hash that the model's digest proves, for blocks whose files this machine has read completely."""
         found = {block: self._proven_hash(self._by_block[block]) for block in range(self.num_blocks)}
         return {block: proven[:BLOCK_HASH_BYTES] for block, proven in found.items() if proven is not None}
 
     def _checked_hash(self, what: str, tensors: Sequence[TensorInfo], held: Mapping[str, HeldTensor]) -> bytes:
-        """The hash of tensors by the bytes that are there now. Raises UsageError if whole files prove another one."""
+        """The hash of tensors from their present bytes. Raises UsageError if whole files prove a different hash."""
         hashes = {name: tensor.sha256 for name, tensor in held.items() if tensor.sha256 is not None}
         found = hash_of_tensors(tensors, hashes or hash_held(held, tensors))
         if self._proven_hash(tensors) not in (None, found):
@@ -248,7 +249,7 @@ class Checkpoint:
 
 
 def _group(block: int) -> str:
-    """The name of a block's tensors in a cache."""
+    """The name of a block's group of tensors in a cache."""
     return f"block-{block:04d}"
 
 
@@ -262,11 +263,11 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a local folder, or "owner/name" on a Hugging Face hub; reads the configuration and the shards' headers.
 
-    `endpoint` is the hub's address (default: the one huggingface_hub uses), `cache_folder` where fetched files and the
-    hashes of large ones are kept; of the blocks there, those used least recently are deleted beyond
-    `cache_limit_bytes`. Raises UsageError for what is no usable checkpoint, RetryElsewhere if the hub does not answer.
-    Its family is asked for only with `Checkpoint.config`, or here where the file does not give the number of blocks
-    plainly: UnsupportedModel then.
+    `endpoint` is the hub's address (default: that of huggingface_hub). `cache_folder` keeps downloaded files and the
+    hashes of large ones; beyond `cache_limit_bytes` the least recently used blocks in it are deleted. Raises UsageError
+    if there is no usable checkpoint, RetryElsewhere if the hub does not answer. The model's family is read only by
+    `Checkpoint.config`, or here if the file does not state the number of blocks plainly; that may raise
+    UnsupportedModel.
     """
     if os.path.isfile(model):
         check_served([os.path.basename(model)], model)
@@ -325,8 +326,8 @@ def block_prefix(names: Iterable[str], num_blocks: int) -> str:
 def _shard_names(source: Source, named: Any = None) -> list[str]:
     """The names of the weight files, found in the order of transformers. Raises UsageError.
 
-    `named` is the file that the configuration names, weights or an index. One whole file counts before an index: saving
-    a model in one file leaves the index of an earlier one where it is.
+    `named` is the file that the configuration names, weights or an index. A single file takes precedence over an index,
+    because saving a model as one file leaves an earlier index in place.
     """
     if named is not None:
         if not (isinstance(named, str) and (_SHARD_NAME.fullmatch(named) or _INDEX_NAME.fullmatch(named))):

@@ -16,16 +16,16 @@ from .per_block import slice_config
 from .tiny import FIRST_TEXT_TOKEN, random_model, steady_length, tiny_config
 
 ENDS_ATTENTION = "blockswarm_ends"
-"""Name under which transformers knows the mask of a client, which runs no attention."""
+"""Name under which a client's mask is registered in transformers; a client runs no attention."""
 
 
 def ends_class(config: PreTrainedConfig, make_remote: Callable[[], nn.Module]) -> type[PreTrainedModel]:
-    """The family's class with `make_remote()` in place of all blocks: what a client holds.
+    """The family's class with `make_remote()` in place of all blocks, as a client holds it.
 
     The remote module is called as the family calls a block, once per forward, with the hidden states (B, T, H) as its
-    first argument; it returns a tensor of the same shape.  The mask that the family computes for it is a constant and
-    means nothing.  The configuration that the user and `generate` see is that of the full model; only the module that
-    owned the blocks has one that speaks of a single block.  The attribute `blocks_path` says where they would be.
+    first argument; it returns a tensor of the same shape.  The mask that the family computes for it is a constant
+    without meaning.  The configuration that the user and `generate` see is that of the full model; only the module that
+    owned the blocks has one with a single block.  The attribute `blocks_path` is the path where the blocks would be.
     Raises UnsupportedModel.
     """
     family = family_class(config)
@@ -66,10 +66,10 @@ def block_returns_tuple(config: PreTrainedConfig) -> bool:
 
 
 def position_limit(config: PreTrainedConfig) -> int | None:
-    """How many tokens a text of the model may have; None: any number.
+    """The most tokens that a text of the model may have; None: any number.
 
-    There is a limit where positions are rows of a table, which is found by trying, and where a longer text would change
-    what was computed for its first tokens (`steady_length`).  Raises UnsupportedModel.
+    There is a limit if positions are rows of a table, which is found by trial, and if a longer text would change the
+    values computed for its first tokens (`steady_length`).  Raises UnsupportedModel.
     """
     try:
         has_table = _observed(config).has_position_table
@@ -81,7 +81,7 @@ def position_limit(config: PreTrainedConfig) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class _Observed:
-    """Facts about a family that were seen in a tiny model at work."""
+    """Facts about a family, observed on a tiny model."""
 
     returns_tuple: bool
     has_position_table: bool
@@ -119,7 +119,7 @@ def _observe(tiny: PreTrainedConfig) -> _Observed:
 
 
 def _positions(config: PreTrainedConfig) -> int | None:
-    """The number of positions that a configuration speaks of; most models compute more, too."""
+    """The number of positions that a configuration states; most models can compute more."""
     numbers = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
     return next((number for number in numbers if isinstance(number, int) and number > 0), None)
 

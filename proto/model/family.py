@@ -1,14 +1,14 @@
 """Where a model family keeps its blocks, and how to cut the family's own classes at the two ends of the block list.
 
 A peer runs `stage_class`: the family's class with only some of its blocks and nothing before or after them.  A client
-runs `ends_class` of `ends.py`: everything but the blocks, one remote module standing where they were.  There is no
-table of families.  The module that owns the list of blocks is found by looking, its own forward is what runs, and what
-that forward does before the first block and after the last one is cut off by value (`BlockEdge`) rather than by knowing
-what it is: a scaled embedding, a learned position, a norm.  Whether a family survives this is found out by
-`peer/engine/blocks/selfcheck.py`.
+runs `ends_class` of `ends.py`: everything except the blocks, with one remote module in their place.  There is no table
+of families.  The module that owns the list of blocks is found by searching the model, and its own forward runs.  What
+that forward does before the first block and after the last one (a scaled embedding, a learned position, a norm) is cut
+off at the values that pass (`BlockEdge`), without knowing what it is.  `peer/engine/blocks/selfcheck.py` checks whether
+a family works this way.
 
-Blocks keep the index they have in the full model (`layer_idx`), and the configuration of the full model; only the
-owner's copy of the configuration speaks of the blocks that are really there.
+Blocks keep the index that they have in the full model (`layer_idx`), and the configuration of the full model; only the
+owner's copy of the configuration describes the blocks that are present.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def find_blocks(model: nn.Module, num_blocks: int) -> BlockList:
 
 
 def _all_have_weights(modules: nn.ModuleList) -> bool:
-    """False for a list of tables, of rotary positions for example."""
+    """Whether all modules have weights; not so in a list of tables, such as rotary positions."""
     return all(next(module.parameters(), None) is not None for module in modules)
 
 
@@ -119,14 +119,14 @@ _COMPUTING: Mapping[str, bool] = {
     "output_router_logits": False,
     "gradient_checkpointing": False,
 }
-"""Switches of a configuration for training a model or looking into it, and their values where it computes blocks."""
+"""Switches of a configuration for training or inspecting a model, and their values when it computes blocks."""
 
 
 def inference_copy(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A copy of `config` to build a model from, without what training has left in it.
+    """A copy of `config` to build a model from, without switches left over from training.
 
-    Families read these switches in their forward pass: outputs of other shapes, and losses over parts that are at other
-    peers.  None of them changes the hidden states.
+    Families read these switches in their forward pass; they cause outputs of other shapes, and losses over parts that
+    are at other peers.  None of them changes the hidden states.
     """
     copied = copy.deepcopy(config)
     for name, value in _COMPUTING.items():
@@ -136,19 +136,19 @@ def inference_copy(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 class Passage:
-    """The hidden states that pass the two edges of a run of blocks in one forward; a run is used by one thread."""
+    """The hidden states at the two edges of a run of blocks in one forward; only one thread uses a run."""
 
     __slots__ = ("entering", "leaving")
 
     def __init__(self) -> None:
         self.entering: torch.Tensor | None = None
-        """Given to the first block in place of what the owner computed before it."""
+        """The input of the first block, in place of what the owner computed before it."""
         self.leaving: torch.Tensor | None = None
         """The output of the last block, before the owner does anything else to it."""
 
 
 class BlockEdge(nn.Module):
-    """Stands around the first block of a run, the last, or the only one, and lets its input or output pass the edge."""
+    """Wraps the first block of a run, the last, or the only one, and passes its input or output through the edge."""
 
     def __init__(self, block: nn.Module, passage: Passage, *, first: bool, last: bool) -> None:
         super().__init__()
@@ -167,14 +167,14 @@ class BlockEdge(nn.Module):
 
 
 class _PassOn(nn.Module):
-    """Stands where a peer has none of the weights around the blocks; what comes of it is cut off by the edge."""
+    """Replaces a module around the blocks whose weights a peer does not have; the edge cuts off its output."""
 
     def forward(self, *args: Any, inputs_embeds: torch.Tensor | None = None, **kwargs: Any) -> Any:
         return args[0] if inputs_embeds is None else inputs_embeds
 
 
 class _NoEmbedding(nn.Module):
-    """Stands where a peer has no embedding; what it returns adds nothing and is cut off by the edge anyway."""
+    """Replaces the embedding that a peer does not have; its output adds nothing, and the edge cuts it off anyway."""
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         return torch.zeros(())
@@ -184,7 +184,7 @@ def stage_class(config: PreTrainedConfig, blocks: BlockRange) -> type[PreTrained
     """The family's class with only `blocks`; its block i is block `blocks.start + i` of the full model.
 
     The class holds no weights outside the blocks.  It is built from the full configuration, so that patterns over the
-    absolute index (dense or sparse, window or none) come out right.  Its attribute `blocks_path` says where they are.
+    absolute index (dense or sparse, window or none) are right.  Its attribute `blocks_path` is the path of the blocks.
     Raises UnsupportedModel.
     """
     family = family_class(config)
@@ -201,7 +201,7 @@ def stage_class(config: PreTrainedConfig, blocks: BlockRange) -> type[PreTrained
         self.blocks_path = found.path
 
     def _init_weights(self: Any, module: nn.Module) -> None:
-        # Families reach into modules that are gone once the blocks are cut out.
+        # Families access modules here that are gone once the blocks are cut out.
         is_cut = hasattr(self, "blocks_path")
         if not is_cut or any(module is inner for inner in self.get_submodule(self.blocks_path).modules()):
             family._init_weights(self, module)
@@ -210,7 +210,7 @@ def stage_class(config: PreTrainedConfig, blocks: BlockRange) -> type[PreTrained
 
 
 def family_subclass(family: type[PreTrainedModel], attributes: dict[str, Any]) -> type[PreTrainedModel]:
-    """A subclass under the family's own name, by which transformers looks up conversion rules of checkpoints."""
+    """A subclass with the family's own name, by which transformers looks up conversion rules of checkpoints."""
     named = {"__module__": family.__module__, "__qualname__": family.__qualname__}
     subclass: type[PreTrainedModel] = type(family.__name__, (family,), named | attributes)
     return subclass
@@ -228,7 +228,7 @@ def _remove_weights_outside(model: nn.Module, kept: nn.ModuleList) -> None:
 
 
 def attention_implementation(family: type[PreTrainedModel]) -> str:
-    """The attention of transformers that fits the family: softcaps, sinks and some alibi need the eager one."""
+    """The name of transformers' attention for the family: softcaps, sinks and some alibi need the eager one."""
     return "sdpa" if family._supports_sdpa else "eager"
 
 
@@ -242,10 +242,10 @@ def load_model(
 ) -> PreTrainedModel:
     """Build a class made above and fill it from `state`: parameter name -> tensor or safetensors slice.
 
-    transformers does the rest: building without memory, conversion of checkpoint layouts, dtype.  The model gets an
-    `inference_copy` of the configuration.  `attention` is the name of a registered attention, None: the one of
+    transformers does the rest: building on the meta device, conversion of checkpoint layouts, dtype.  The model gets an
+    `inference_copy` of the configuration.  `attention` is the name of a registered attention; None: the one of
     transformers that fits the family.  `check_size`: first compare the size of the model with that of `state`, which
-    takes the time to build it once more.
+    takes the time to build the model once more.
 
     Raises ModelMismatch if `state` lacks a weight or has one of another shape, OutOfMemory, and UnsupportedModel if the
     family's own code fails.
@@ -260,7 +260,7 @@ def load_model(
                 state_dict=dict(state),
                 dtype=dtype,
                 attn_implementation=attention or attention_implementation(model_class),
-                ignore_mismatched_sizes=True,  # reported below, in our words
+                ignore_mismatched_sizes=True,  # reported below, as our own error
                 output_loading_info=True,
             )
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -278,7 +278,7 @@ def load_model(
 
 
 def _check_size(model_class: type[PreTrainedModel], config: PreTrainedConfig, state: Mapping[str, Any]) -> None:
-    """Raises ModelMismatch, UnsupportedModel."""
+    """Raise ModelMismatch if the model is larger than `state`, UnsupportedModel if it cannot be built."""
     try:
         with building(), torch.device("meta"):
             model = model_class(inference_copy(config))
@@ -293,7 +293,7 @@ FOREIGN_FAILURES = (
     ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, NameError, RuntimeError,
     StrictDataclassError, TypeError, ValueError,
 )  # fmt: skip
-"""The classes of what a family's own code raises where a configuration makes no sense to it."""
+"""Error classes that a family's own code raises for an invalid configuration."""
 
 
 def refused(config: PreTrainedConfig, error: BaseException) -> UnsupportedModel:
@@ -307,10 +307,10 @@ def refused(config: PreTrainedConfig, error: BaseException) -> UnsupportedModel:
 
 @contextlib.contextmanager
 def building() -> Iterator[None]:
-    """Build a model, one thread at a time, without progress bars and warnings; what matters is raised as an error.
+    """Context for building a model: one thread at a time, without progress bars and warnings.
 
-    While transformers builds a model it replaces functions of its own for all threads, that which ties weights among
-    them. With two threads at once a model's head was left untied, and the replacement in place for good.
+    While transformers builds a model it patches functions of its own for all threads, including the one that ties
+    weights. With two threads at once, a model's head was left untied, and the patch stayed for good.
     """
     with _BUILDING:
         verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
@@ -326,7 +326,7 @@ def building() -> Iterator[None]:
 
 
 class _NothingRandom(TorchFunctionMode):
-    """Fills tensors without memory with nothing at once: torch takes its time for that, in Python."""
+    """Skips filling tensors on the meta device, which torch does slowly, in Python."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}

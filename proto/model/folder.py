@@ -1,6 +1,6 @@
-"""A checkpoint's files: what a source of them offers, how safetensors files are read, and the source on this machine.
+"""A checkpoint's files: the interface of their sources, reading safetensors files, and the source for local folders.
 
-Everything that a file says is checked before it is believed.
+Everything in a file is checked before it is used.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from .hashes import FileHashes, HashMemory
 
 Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
+"""Called with bytes done and total bytes."""
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_SHARD = "model.safetensors"
 MAX_SMALL_FILE_BYTES = 64 << 20
-"""Limit of configurations and indexes; the largest known index is below 20 MB."""
+"""Size limit of configurations and indexes; the largest known index is below 20 MB."""
 
 _MAX_HEADER_BYTES = 100 << 20  # the limit that the safetensors format sets
 MAX_NAME_CHARS = 512
@@ -62,7 +62,7 @@ class HeldTensor:
     path: Path
     start: int
     sha256: bytes | None = None
-    """SHA-256 of its bytes, if they were checked when it was held."""
+    """SHA-256 of its bytes, if they were checked when the tensor was held."""
 
 
 class Source(Protocol):
@@ -73,10 +73,10 @@ class Source(Protocol):
         """A local folder with the small files: the configuration, generation_config.json if there is one."""
 
     def small_file(self, name: str) -> bytes | None:
-        """A whole small file, None if there is none of that name."""
+        """The contents of a small file, None if there is none of that name."""
 
     def names(self) -> Sequence[str]:
-        """The names of the files there are."""
+        """The names of all files."""
 
     def size(self, shard: str) -> int:
         """Size of a shard in bytes. Raises UsageError if it does not exist."""
@@ -85,25 +85,25 @@ class Source(Protocol):
         """Bytes [start, stop) of a shard."""
 
     def hashes(self, shard: str, tensors: Sequence[TensorInfo], progress: Progress | None = None) -> FileHashes:
-        """The hashes of a whole shard, whose tensors are given: as published, or of its bytes on this machine."""
+        """The hashes of a whole shard with these tensors: as published, or computed from its bytes on this machine."""
 
     def check_space(self, groups: Mapping[str, Sequence[TensorInfo]]) -> None:
-        """Raises UsageError where the disk has no room for those of the sets that are not on this machine."""
+        """Raise UsageError if the disk has no room for the groups of tensors that are not on this machine."""
 
     def hold(
         self, group: str, tensors: Sequence[TensorInfo], progress: Progress | None = None
     ) -> Mapping[str, HeldTensor]:
-        """Where the tensors are on this machine, by name; they are fetched first where they have to be.
+        """The tensors' locations on this machine, by name; downloads them first if necessary.
 
         `group` names this set of tensors in a cache.
         """
 
     def let_go(self, groups: Collection[str]) -> None:
-        """Those sets of tensors are not needed any more: a cache may delete them."""
+        """Declare that these groups of tensors are no longer needed, so that a cache may delete them."""
 
 
 class FolderSource:
-    """A local folder; it is read in place."""
+    """A local folder, which is read in place."""
 
     def __init__(self, folder: Path, memory: HashMemory) -> None:
         self.folder = folder
@@ -133,7 +133,7 @@ class FolderSource:
         return self._memory.hashes(self.folder / shard, tensors, progress)
 
     def check_space(self, groups: Mapping[str, Sequence[TensorInfo]]) -> None:
-        """They are here."""
+        """Nothing to check: all files are here."""
 
     def hold(
         self, group: str, tensors: Sequence[TensorInfo], progress: Progress | None = None
@@ -141,11 +141,11 @@ class FolderSource:
         return {tensor.name: HeldTensor(self.folder / tensor.file, tensor.start) for tensor in tensors}
 
     def let_go(self, groups: Collection[str]) -> None:
-        """The files are the user's own."""
+        """Nothing to delete: the files are the user's own."""
 
 
 def check_served(names: Iterable[str], where: str | Path) -> None:
-    """Look for forms of a model that are known and not served, by the names of the files. Raises UsageError."""
+    """Raise UsageError if the files' names show a known form of a model that is not served."""
     for name in sorted(names):
         if name.lower().endswith((".gguf", ".ggml")):
             raise UsageError(
@@ -160,14 +160,14 @@ def check_served(names: Iterable[str], where: str | Path) -> None:
 
 
 def cache_root(chosen: Path | None) -> Path:
-    """The folder for what is fetched and remembered: the one that was chosen, or this user's."""
+    """The folder for downloaded files and cached hashes: the chosen one, or the user's default."""
     return chosen or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blockswarm"
 
 
 def parse_header(name: str, size: int, read: Callable[[int, int], bytes]) -> list[TensorInfo]:
     """The tensors of a safetensors file of `size` bytes; `read(start, stop)` gives its bytes.
 
-    Everything is checked before it is believed. Raises UsageError.
+    Everything is checked before it is used. Raises UsageError.
     """
     broken = UsageError(f"{name} is not a whole safetensors file", hint="Download the file again.")
     if size < 8:
@@ -188,7 +188,7 @@ def parse_header(name: str, size: int, read: Callable[[int, int], bytes]) -> lis
             raise broken
         end += tensor.nbytes
     if end != size:
-        raise UsageError(f"{name} has {size} bytes, its header speaks of {end}", hint="Download the file again.")
+        raise UsageError(f"{name} has {size} bytes, but its header describes {end}", hint="Download the file again.")
     return tensors
 
 
@@ -217,7 +217,7 @@ def read_range(path: Path, start: int, stop: int) -> bytes:
 
 
 def open_slices(held: Mapping[str, HeldTensor]) -> dict[str, Any]:
-    """Tensor name -> safetensors slice; every file is opened once."""
+    """Tensor name -> safetensors slice; each file is opened once."""
     slices: dict[str, Any] = {}
     by_path: dict[Path, list[str]] = {}
     for name, tensor in held.items():
@@ -232,7 +232,7 @@ def open_slices(held: Mapping[str, HeldTensor]) -> dict[str, Any]:
 
 
 class ReadCounter:
-    """Adds up what was read; transformers reads with several threads."""
+    """Counts the bytes read; transformers reads with several threads."""
 
     def __init__(self, progress: Progress | None, total_bytes: int) -> None:
         self._progress = progress
@@ -248,7 +248,7 @@ class ReadCounter:
 
 
 class CountedSlice:
-    """A safetensors slice that counts when it is read."""
+    """A safetensors slice that counts its bytes when it is read."""
 
     def __init__(self, piece: Any, nbytes: int, counter: ReadCounter) -> None:
         self._piece = piece

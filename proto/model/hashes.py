@@ -1,8 +1,8 @@
 """Hashes of weights, over every byte: of whole files, of the tensors in them, and of blocks.
 
-One pass over a whole file gives its SHA-256, which hubs publish as well and which the model's digest contains, and that
-of each tensor in it.  So a node that holds whole files knows what every block of the model must be.  The pass over a
-large file is remembered: it is not read again while its place, size and times are the same.
+One pass over a whole file computes its SHA-256, which hubs publish as well and which the model's digest contains, and
+that of each tensor in it.  So a node that holds whole files knows what every block of the model must be.  The hashes of
+a large file are cached: it is not read again while its path, size and times are the same.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _HEX = frozenset("0123456789abcdef")
 
 @dataclass(frozen=True, slots=True)
 class FileHashes:
-    """The hashes that are known of one weight file."""
+    """The known hashes of one weight file."""
 
     sha256: bytes
     """SHA-256 of the whole file."""
@@ -43,9 +43,9 @@ class FileHashes:
 
 
 def hash_file(path: Path, size: int, tensors: Sequence[TensorInfo], progress: Progress | None = None) -> FileHashes:
-    """Read a whole safetensors file of `size` bytes once; `tensors` are all that it has.
+    """Hash a whole safetensors file of `size` bytes in one pass; `tensors` are all tensors in it.
 
-    A second thread computes the hash of the file beside those of its tensors. Raises UsageError.
+    A second thread computes the hash of the file in parallel with those of its tensors. Raises UsageError.
     """
     whole, hashes, done = hashlib.sha256(), {}, 0
     with ThreadPoolExecutor(1) as beside:
@@ -86,7 +86,7 @@ def hash_of_tensors(tensors: Sequence[TensorInfo], hashes: Mapping[str, bytes]) 
 
 
 def describe(tensor: TensorInfo) -> bytes:
-    """A tensor's name, dtype and shape; not where it lies."""
+    """A tensor's name, dtype and shape, without its location."""
     return json.dumps([tensor.name, tensor.dtype, tensor.shape]).encode()
 
 
@@ -97,10 +97,10 @@ def add_part(digest: Any, part: bytes) -> None:
 
 
 class HashMemory:
-    """The hashes of large files that were read before, one small JSON file for each; the newest are kept.
+    """A cache of the hashes of large files, one small JSON file for each; the newest are kept.
 
-    A file counts as read before if its path, size, inode and both of its times are those of then.  What cannot be
-    read or written is no error: the weights are read again.
+    An entry is valid if the file's path, size, inode and both of its times are unchanged.  An entry that cannot be read
+    or written is no error: the weights are read again.
     """
 
     def __init__(self, folder: Path, min_bytes: int = REMEMBERED_FILE_BYTES) -> None:
@@ -173,7 +173,7 @@ def _is_sha256(text: object) -> bool:
 
 
 def _parts(tensors: Sequence[TensorInfo], size: int) -> Iterator[tuple[str | None, int, int]]:
-    """(name, start, stop) of everything in a file of `size` bytes; what is no tensor, as the header, has no name."""
+    """(name, start, stop) of every part of a file of `size` bytes; the name is None for parts other than tensors."""
     at = 0
     for tensor in sorted(tensors, key=lambda tensor: tensor.start):
         if tensor.start > at:
