@@ -210,7 +210,7 @@ class _Serving:
         setup, config = self._setup, self._setup.config
         remembered = RememberedPeers(config.data_folder, setup.model_digest, setup.swarm_key)
         return {
-            "answering calls": until_ended(server),
+            "answering calls": until_ended(server, self._setup.config.host, port),
             "announcing the peer": announcer.run(),
             "watching the engine": self._watch(announcer),
             "the node of the DHT": setup.directory.until_closed(),

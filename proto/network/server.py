@@ -17,7 +17,9 @@ from typing import Any
 import grpc
 from grpc.aio import Server
 
+from ..errors import PeerUnavailable
 from ..wire.timing import SERVER_LOOK_SECONDS
+from .address import LOOPBACK
 
 __all__ = ["Server", "new_server", "until_ended"]
 
@@ -95,7 +97,38 @@ def _is_no_strangers_word(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(STRANGERS_WORDS)
 
 
-async def until_ended(server: Server) -> None:
-    """Return when the server no longer accepts calls, or raise the error that ended it."""
-    while await server.wait_for_termination(SERVER_LOOK_SECONDS):
-        pass
+async def until_ended(server: Server, host: str, port: int, look_seconds: float = SERVER_LOOK_SECONDS) -> None:
+    """Return when `server`, which listens on `host` and `port`, no longer accepts calls.
+
+    Raises the error that ended it, and PeerUnavailable if its port is closed: gRPC closes a port for good when it fails
+    to accept a connection, for lack of memory for example, and reports that in its own log only.
+    """
+    was_open = False
+    while True:
+        is_open = await _is_open(_NEAR.get(host, host).strip("[]"), port, look_seconds)
+        if not await server.wait_for_termination(look_seconds):
+            return
+        if was_open and is_open is False:
+            raise PeerUnavailable(
+                f"connections to port {port} are refused: gRPC has closed it",
+                hint="Start the program again; if this happens again, look for what the machine runs out of.",
+            )
+        was_open = was_open or is_open is True
+
+
+_NEAR = {"0.0.0.0": LOOPBACK, "::": "::1", "[::]": "::1"}
+"""The address at which this machine reaches a server that listens on all addresses."""
+
+
+async def _is_open(host: str, port: int, timeout_seconds: float) -> bool | None:
+    """Whether the port accepts connections; None if that cannot be found out now."""
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            _, writer = await asyncio.open_connection(host, port)
+    except ConnectionRefusedError:
+        return False
+    except OSError as error:  # the queue is full, or this process has no descriptor left
+        logger.debug("port %d cannot be tried: %s", port, error)
+        return None
+    writer.close()
+    return True

@@ -148,8 +148,8 @@ RESOLVE_SECONDS = 5.0
 """Wait of a dialler for a name to be resolved."""
 TLS_HANDSHAKE_SECONDS = 10.0
 """Wait of a server for the TLS handshake of a new connection."""
-SERVER_LOOK_SECONDS = 60.0
-"""Interval at which waiting for the end of a server is restarted: gRPC's unlimited wait cannot be cancelled."""
+SERVER_LOOK_SECONDS = 10.0
+"""Interval at which a server tries its own port: gRPC may close it without a word."""
 CONNECTION_IDLE_SECONDS = 300.0
 """Time without a call after which a server ends a connection; the next call dials again."""
 CROWDING_SECONDS = 2.0

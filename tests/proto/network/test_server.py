@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
-from blockswarm.proto.errors import RemoteProtocolError
+from blockswarm.proto.errors import PeerUnavailable, RemoteProtocolError
 from blockswarm.proto.identity import Identity, synthetic_root_pem, tls_name
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.network.dialling import EVERY_RANGE
@@ -27,7 +28,7 @@ from blockswarm.proto.wire.messages.opening import Signed
 from blockswarm.proto.wire.messages.relay import ReachRequest
 from support.raw_http2 import raw_http2_call
 
-SECONDS = 30.0
+SECONDS = 60.0
 PING = f"/{SERVICE}/Ping".encode()
 
 
@@ -171,14 +172,55 @@ def test_a_caller_that_has_gone_before_it_was_told_does_no_harm(caplog: pytest.L
     assert not caplog.records
 
 
-def test_the_end_of_a_server_is_told_and_waiting_for_it_can_be_given_up() -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "[::]"])
+def test_the_end_of_a_server_is_told_and_waiting_for_it_can_be_given_up(host: str) -> None:
     async def main() -> None:
-        server, _ = await serve(Identity.generate(), Handlers(unused, unused, unused, unused), "127.0.0.1", 0)
-        given_up, waiting = (asyncio.create_task(until_ended(server)) for _ in range(2))
+        server, port = await serve(Identity.generate(), Handlers(unused, unused, unused, unused), host, 0)
+        given_up, waiting = (asyncio.create_task(until_ended(server, host, port, 0.01)) for _ in range(2))
         await asyncio.sleep(0)
         given_up.cancel()
         await asyncio.wait([given_up])
         assert given_up.cancelled()
+        assert not waiting.done()
+        await server.stop(grace=0)
+        async with asyncio.timeout(SECONDS):
+            await waiting
+
+    asyncio.run(main())
+
+
+def test_a_port_that_takes_no_more_connections_is_told() -> None:
+    """The port is one of the test's own, which sees by that it is tried; see also tests/swarm/test_server_end.py."""
+
+    async def main() -> None:
+        server, _ = await serve(Identity.generate(), Handlers(unused, unused, unused, unused), "127.0.0.1", 0)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            listening.setblocking(False)
+            port = listening.getsockname()[1]
+            waiting = asyncio.create_task(until_ended(server, "127.0.0.1", port, 0.01))
+            for _ in range(2):  # the second look comes when the first is over
+                async with asyncio.timeout(SECONDS):
+                    looked, _ = await asyncio.get_running_loop().sock_accept(listening)
+                looked.close()
+            assert not waiting.done()
+        with pytest.raises(PeerUnavailable, match=f"port {port} are refused"):
+            async with asyncio.timeout(SECONDS):
+                await waiting
+        await server.stop(grace=0)
+
+    asyncio.run(main())
+
+
+def test_a_port_that_was_never_open_from_here_says_nothing_of_a_server() -> None:
+    """A wall may be in between; the server's own end is told all the same."""
+
+    async def main() -> None:
+        server, _ = await serve(Identity.generate(), Handlers(unused, unused, unused, unused), "127.0.0.1", 0)
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            port = closed.getsockname()[1]
+        waiting = asyncio.create_task(until_ended(server, "127.0.0.1", port, 0.001))
+        for _ in range(20):
+            await asyncio.sleep(0.001)
         assert not waiting.done()
         await server.stop(grace=0)
         async with asyncio.timeout(SECONDS):
@@ -201,7 +243,7 @@ def test_with_a_grpc_of_other_inner_parts_its_own_server_is_used_and_it_is_said(
         assert port
         await server.stop(grace=0)
         async with asyncio.timeout(SECONDS):
-            await until_ended(server)
+            await until_ended(server, "127.0.0.1", port)
 
     asyncio.run(main())
     assert "grpcio" in caplog.text
