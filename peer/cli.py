@@ -216,7 +216,7 @@ def _run(config: PeerConfig, as_json: bool, leave: Callable[[], object] | None) 
             if as_json:
                 print(json.dumps(describe(peer)), flush=True)
             else:
-                print_ready(config.model, peer)
+                print_ready(config.model, peer, config.shared_options)
             tell_service_manager(READY)
 
         asyncio.run(run_peer(config, ready, bars.update, leave))

@@ -227,6 +227,13 @@ class PeerConfig:
             raise UsageError(f"--threads must be between 1 and {MAX_THREADS}")
 
     @property
+    def shared_options(self) -> tuple[str, ...]:
+        """The options that other peers and clients need, too, to be of the same swarm."""
+        key = ("--swarm-key", str(self.swarm_key_path)) if self.swarm_key_path is not None else ()
+        revision = ("--revision", self.revision) if self.revision is not None else ()
+        return key + revision
+
+    @property
     def model_name(self) -> str:
         """For people: the name of the folder, or owner/name."""
         path = Path(self.model)

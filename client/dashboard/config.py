@@ -47,6 +47,13 @@ class DashboardConfig:
                 hint="Name the model with --model FOLDER_OR_ID.",
             )
 
+    @property
+    def join_options(self) -> tuple[str, ...]:
+        """The options that a peer needs, too, to be of the same swarms; the place of the key is not told."""
+        key = ("--swarm-key", "KEY_FILE") if self.swarm.swarm_key is not None else ()
+        revision = ("--revision", self.swarm.revision) if self.swarm.revision is not None else ()
+        return key + revision
+
     def probe_of(self, model: str) -> ProbeSetup:
         """Return the setup of the program that probes a model."""
         swarm = self.swarm

@@ -41,7 +41,10 @@ async def export(config: DashboardConfig, recorder: Recorder | None, folder: Pat
     Raises DeadlineExceeded if no model is seen in time, UsageError if the folder cannot be written.
     """
     keeper = SnapshotKeeper()
-    site = Site(keeper, time.time, config.timing, recorder=recorder, join_addresses=config.join_addresses)
+    site = Site(
+        keeper, time.time, config.timing, recorder=recorder,
+        join_addresses=config.join_addresses, join_options=config.join_options,
+    )  # fmt: skip
     async with open_caller(config.swarm) as caller:
         watcher = SwarmWatcher(config, caller, keeper, recorder, time.time, ClientTiming())
         watching = asyncio.create_task(watcher.run(), name="watch the swarms")

@@ -65,7 +65,9 @@ async def run_dashboard(
 ) -> None:
     """Serve and watch until a signal, or until `stopping` is set. Raises SwarmError for a model that cannot be used."""
     timing, keeper = config.timing, SnapshotKeeper()
-    site = Site(keeper, time.time, timing, is_loopback(config.host), recorder, config.join_addresses)
+    site = Site(
+        keeper, time.time, timing, is_loopback(config.host), recorder, config.join_addresses, config.join_options
+    )
     limits = server_config(make_app(site), head_seconds=timing.head, stop_seconds=timing.stop)
     server = DashboardServer(limits, site.streams, on_ready)
     async with open_caller(config.swarm) as caller:

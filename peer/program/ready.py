@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...proto.network.address import RelayedAddress
@@ -46,7 +47,7 @@ def describe(peer: ReadyPeer) -> dict[str, object]:
     }
 
 
-def print_ready(model: str, peer: ReadyPeer) -> None:
+def print_ready(model: str, peer: ReadyPeer, shared_options: Sequence[str] = ()) -> None:
     """Tell a person that the peer is ready."""
     milliseconds = 1000 * peer.cost.decode_seconds() * len(peer.blocks)
     where = f"{peer.threads} thread{'s' * (peer.threads != 1)}" if peer.device == "cpu" else peer.device
@@ -61,9 +62,9 @@ def print_ready(model: str, peer: ReadyPeer) -> None:
     elif peer.verdict.reached is not ReachStatus.YES:
         who = "only one other peer" if peer.verdict.answers else "no other peer"
         print(f"{who} has checked that this one is reached from outside")
-    named = shlex.quote(model)
-    print(f"others join with:    swarm-peer {named} --initial-peers {entry}")
-    print(f"generate text with:  swarm-client generate {named} --initial-peers {entry}", flush=True)
+    words = shlex.join([model, "--initial-peers", str(entry), *shared_options])
+    print(f"others join with:    swarm-peer {words}")
+    print(f"generate text with:  swarm-client generate {words}", flush=True)
 
 
 def describe_reach(peer: ReadyPeer) -> str:

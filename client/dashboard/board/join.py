@@ -83,16 +83,17 @@ class JoinBoard:
 
 
 def join_board(
-    sighting: Sighting | None, planning: Planning | None, query: JoinQuery, model: str, addresses: Sequence[str]
-) -> JoinBoard:
+    sighting: Sighting | None, planning: Planning | None, query: JoinQuery, model: str, addresses: Sequence[str],
+    options: Sequence[str] = (),
+) -> JoinBoard:  # fmt: skip
     """Build the board. Slow with many peers: call it in a thread.
 
     `sighting` is None if the present is unknown; `planning` belongs to it, and may be None if nothing was asked.
-    `model` and `addresses` are for the command.
+    `model`, `addresses` and `options` are for the command.
     """
     serving = _serving(sighting)
     formats = _formats(serving)
-    board = JoinBoard(formats, join_command(model, addresses), bool(addresses))
+    board = JoinBoard(formats, join_command(model, addresses, options), bool(addresses))
     if query.memory_gib is None:
         return board
     if sighting is None or planning is None:
@@ -108,10 +109,10 @@ def join_board(
     return _planned(found, planning, candidate, sighting.prepared.client_rtts)
 
 
-def join_command(model: str, addresses: Sequence[str]) -> str:
+def join_command(model: str, addresses: Sequence[str], options: Sequence[str] = ()) -> str:
     """Return the command to join, quoted for a shell; with a placeholder if there is no address."""
     initial = [part for address in addresses or ["ID@HOST:PORT"] for part in ("--initial-peers", address)]
-    return shlex.join(["swarm-peer", model, *initial])
+    return shlex.join(["swarm-peer", model, *initial, *options])
 
 
 def _planned(board: JoinBoard, planning: Planning, candidate: PeerSpec, rtts: Mapping[PeerId, float]) -> JoinBoard:

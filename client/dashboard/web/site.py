@@ -77,6 +77,8 @@ class Site:
     """None: no history is kept."""
     join_addresses: tuple[str, ...] = ()
     """Addresses that the operator wants shown to people who want to join; no others are ever shown."""
+    join_options: tuple[str, ...] = ()
+    """Further options that they need."""
     search_clock: Callable[[], float] = time.thread_time
     """The clock, in seconds, that bounds searches for chains."""
     streams: Streams = field(default_factory=lambda: Streams(secrets.token_hex(4)))
@@ -110,7 +112,7 @@ class Site:
         planning = None
         if query.memory_gib is not None and sighting is not None:
             planning = self._planning(state, sighting)
-        return join_board(sighting, planning, query, state.facts.name, self.join_addresses)
+        return join_board(sighting, planning, query, state.facts.name, self.join_addresses, self.join_options)
 
     def _planning(self, state: ModelState, sighting: Sighting) -> Planning:
         """Return the snapshot for planning, derived once per state."""

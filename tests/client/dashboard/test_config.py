@@ -23,6 +23,14 @@ def test_a_private_swarm_needs_the_model() -> None:
     assert DashboardConfig(private, ("model",)).models == ("model",)
 
 
+def test_those_that_join_are_told_what_they_need_beside_an_address() -> None:
+    """The command on the page was refused by the peers of a private swarm."""
+    assert DashboardConfig(SwarmOptions((ADDRESS,))).join_options == ()
+    private = SwarmOptions((ADDRESS,), SwarmKey.generate(), revision="v2")
+    options = DashboardConfig(private, ("model",), Path("secret/place/team.key")).join_options
+    assert options == ("--swarm-key", "KEY_FILE", "--revision", "v2")
+
+
 def test_bounds() -> None:
     swarm = SwarmOptions((ADDRESS,))
     with pytest.raises(UsageError, match="--port"):

@@ -42,6 +42,7 @@ def test_every_option_arrives() -> None:
         quantize="int8", threads=3, nice=True, metrics_port=0, metrics_host="127.0.0.2", name="a name",
         tell_device=False, revision="r1", cache_limit_bytes=2**29,
     )  # fmt: skip
+    assert config.shared_options == ("--swarm-key", "swarm.key", "--revision", "r1")
 
 
 def test_the_key_of_a_peer_is_in_its_folder_unless_another_one_is_named() -> None:
@@ -49,6 +50,7 @@ def test_the_key_of_a_peer_is_in_its_folder_unless_another_one_is_named() -> Non
     assert config.data_folder == Path.home() / "peer"
     assert config.identity_path == Path.home() / "peer" / "peer.key"
     assert config.swarm_key_path is None
+    assert config.shared_options == ()
     assert config.relay is None
 
 

@@ -86,6 +86,16 @@ def test_a_peer_says_that_it_serves_as_the_page_shows(capsys: pytest.CaptureFixt
     assert f"\n{told}\n```" in screens.page_part("The first peer of a swarm")
 
 
+def test_the_commands_have_what_others_need_to_be_of_the_same_swarm(capsys: pytest.CaptureFixture[str]) -> None:
+    """Copied as they were, both were refused by a private swarm."""
+    peer = ready_peer(ReachVerdict(ReachStatus.YES, answers=2))
+    print_ready("model", peer, ("--swarm-key", "my team.key"))
+    *_, join, generate = capsys.readouterr().out.splitlines()
+    for line, program in ((join, ["swarm-peer"]), (generate, ["swarm-client", "generate"])):
+        command = shlex.split(line.partition(":")[2])
+        assert command == [*program, "model", "--initial-peers", str(peer.address), "--swarm-key", "my team.key"]
+
+
 COLLECTOR = """
 import gc
 import blockswarm.peer.node

@@ -67,6 +67,7 @@ def test_values_that_say_nothing_are_refused(fields: dict[str, str]) -> None:
 @pytest.mark.parametrize("name", ["a b", "$(reboot)", "x; rm -rf /", "it's", "`id`", '"', "\\"])
 def test_the_command_is_one_command_whatever_the_model_is_called(name: str) -> None:
     assert shlex.split(join_command(name, ())) == ["swarm-peer", name, "--initial-peers", "ID@HOST:PORT"]
+    assert shlex.split(join_command(name, (), ("--swarm-key", "KEY_FILE")))[-2:] == ["--swarm-key", "KEY_FILE"]
     assert shlex.split(join_command(name, ("a@h:1", "b@h:2")))[2:] == [
         "--initial-peers",
         "a@h:1",
