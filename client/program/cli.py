@@ -132,12 +132,20 @@ def _generate(
     with spinner("starting torch") as turning:
         from . import account, talk  # slow to import, so only after the command line was checked
 
+        begun = False
+
         def write_piece(piece: str) -> None:
+            nonlocal begun
+            begun = True
             turning.stop()
             if not as_json:
                 write(piece)
 
-        with talk.open_talker(model, options, turning, turning.change) as talker:
+        def tell_of_waiting(what: str) -> None:
+            if not turning.change(what):
+                _tell(f"\n{what}" if begun and sys.stdout.isatty() else what)  # a line of its own in mid-text
+
+        with talk.open_talker(model, options, turning, tell_of_waiting) as talker:
             before = account.step_counts(talker.swarm)
             turning.say("waiting for the first token")
             reply = talk.generate(talker, prompt, wish, write_piece)

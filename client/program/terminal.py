@@ -43,10 +43,12 @@ class Spinner:
         """Return a callback that shows `what` and the share of it that is done."""
         return lambda done, total: self.say(f"{what}: {done / total:.0%}")
 
-    def change(self, what: str) -> None:
-        """Show `what` instead, if anything is shown."""
-        if self._status is not None:
-            self._status.update(what)
+    def change(self, what: str) -> bool:
+        """Show `what` instead, if anything is shown; whether that is so."""
+        if self._status is None:
+            return False
+        self._status.update(what)
+        return True
 
     def stop(self) -> None:
         """Remove the line; required before anything else is written."""

@@ -189,6 +189,30 @@ def test_an_interrupt_ends_the_program_and_its_sessions(serving: SwarmThread, fo
     serving.wait_idle()
 
 
+@pytest.mark.swarm
+def test_a_text_that_waits_for_a_peer_says_so_also_in_its_middle(folder: Path) -> None:
+    """It stood still for as long as its patience, and then ended."""
+    with swarm_thread(folder, "0:3", "3:6") as thread:
+        line = command(
+            "swarm-client", "generate", folder, *thread.initial, "-p", PROMPT, "-n", 400, "--patience", 2
+        )  # fmt: skip
+        with subprocess.Popen(
+            line, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        ) as process:
+            try:
+                assert process.stdout is not None
+                assert process.stdout.read(5)
+                thread.run(thread.swarm.peers[1].kill())
+                _, errors = process.communicate(timeout=180)
+            finally:
+                kill_group(process)
+    waiting, failed, hint = errors.decode().splitlines()
+    assert waiting.startswith("no peer serves blocks 3:6; waiting up to ")
+    assert failed == "swarm-client: no peer serves blocks 3:6"
+    assert hint
+    assert process.returncode == 1
+
+
 # --- chat ---
 
 
