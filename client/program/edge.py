@@ -141,14 +141,16 @@ def use_utf8() -> None:
 
 
 def checked_text(text: str, what: str) -> str:
-    """Return `text`. Raises UsageError if its bytes were not UTF-8, which Python keeps as surrogates."""
+    """Return `text`, read from its bytes as UTF-8. Raises UsageError if they are not.
+
+    Python keeps bytes for which the locale has no letters as surrogates; in an ASCII locale, all that are not ASCII.
+    """
     from ...proto.errors import UsageError
 
     try:
-        text.encode()
-    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogateescape").decode()
+    except UnicodeError:
         raise UsageError(f"{what} is not UTF-8", hint="Convert it to UTF-8.") from None
-    return text
 
 
 def write(text: str) -> None:

@@ -566,6 +566,9 @@ def test_bytes_that_are_no_text_are_refused_and_text_that_cannot_be_printed_is_n
     result = CliRunner(charset="ascii").invoke(app, ["generate", str(folder), *serving.initial], input=b"caf\xe9")
     check_refused(result, 2, "the prompt is not UTF-8")
     check_refused(run("generate", folder, *serving.initial, "-p", "caf\udce9"), 2, "the prompt is not UTF-8")
+    texts = ["caf\xe9", "caf\udcc3\udca9"]  # the second as Python reads it where the locale is ASCII
+    plain, escaped = (run("generate", folder, *serving.initial, "-p", text, "-n", 2) for text in texts)
+    assert (plain.exit_code, plain.output) == (0, escaped.output)
     result = CliRunner().invoke(app, ["chat", str(folder), *serving.initial, "-n", "2"], input=b"one\ncaf\xe9\ntwo\n")
     assert result.exit_code == 0
     assert "the line is not UTF-8" in result.stderr
