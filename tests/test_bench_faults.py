@@ -253,8 +253,8 @@ def through(links: Any, rule: Any, sent: bytes, number: int) -> bytes:
         links.lead_to(line, server.getsockname()[1])
         links.apply(replace(rule, peer=line))
         with socket.create_connection(("127.0.0.1", port)) as client:
-            client.settimeout(20)
-            server.settimeout(20)
+            client.settimeout(60)
+            server.settimeout(60)
             accepted, _ = server.accept()
             with accepted:
                 accepted.sendall(sent)
@@ -289,8 +289,8 @@ def test_a_reset_on_one_side_of_a_line_ends_the_other_side(links: Any) -> None:
         line, port = links.add()
         links.lead_to(line, server.getsockname()[1])
         with socket.create_connection(("127.0.0.1", port)) as client:
-            client.settimeout(20)
-            server.settimeout(20)
+            client.settimeout(60)
+            server.settimeout(60)
             accepted, _ = server.accept()
             client.sendall(b"x")
             assert accepted.recv(1) == b"x"

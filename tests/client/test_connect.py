@@ -53,7 +53,7 @@ def model(folder: Path, serving: SwarmThread) -> Iterator[Any]:
 def test_two_threads_that_generate_at_once_get_the_reports_of_their_own_chains(
     model: Any, serving: SwarmThread
 ) -> None:
-    both = threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=60)
     generations: dict[int, Generation] = {}
 
     def work(new_tokens: int) -> None:

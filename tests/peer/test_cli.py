@@ -208,7 +208,7 @@ def test_a_private_swarm_of_real_peers_gives_the_models_own_tokens(
     options = {"max_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     alone = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).generate(ids, **options)
     assert model.generate(ids, **options).tolist() == alone.tolist()
-    with urllib.request.urlopen(f"http://127.0.0.1:{second.described['metrics_port']}/metrics", timeout=10) as page:
+    with urllib.request.urlopen(f"http://127.0.0.1:{second.described['metrics_port']}/metrics", timeout=60) as page:
         metrics = page.read().decode()
     assert "blockswarm_step_rows_count 12.0" in metrics, "one step for the prompt, one for each further token"
     assert "blockswarm_admission_wait_seconds_count 1.0" in metrics

@@ -144,7 +144,7 @@ class World:
         return session
 
     async def close(self) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await self.service.wait_idle()
         assert self.table.kv_token_blocks_free == self.table.kv_token_blocks_total == self.hosting.now.room
         assert (self.engine.pool.reserved_bytes, self.engine.pool.used_bytes) == (0, 0)
@@ -327,7 +327,7 @@ def test_a_load_that_nobody_waits_for_any_more_stops(checkpoint: Checkpoint) -> 
         def piece_by_piece() -> None:
             pieces.append(1)
             begun.set()
-            if not cancelled.wait(30):
+            if not cancelled.wait(60):
                 ended.set()
 
         world.on_progress = piece_by_piece

@@ -315,4 +315,4 @@ def test_a_peer_that_left_is_not_expected_back(tmp_path: Path) -> None:
         task.cancel()
         await lookups.close()
 
-    asyncio.run(asyncio.wait_for(scenario(), 20))
+    asyncio.run(asyncio.wait_for(scenario(), 60))

@@ -29,7 +29,7 @@ class RunningDashboard:
 
     def get(self, path: str) -> str:
         """Raises HTTPError."""
-        with urllib.request.urlopen(self.root + path, timeout=30) as response:
+        with urllib.request.urlopen(self.root + path, timeout=60) as response:
             return response.read().decode()
 
     def json(self, path: str) -> Any:
@@ -66,7 +66,7 @@ def running_dashboard(config: DashboardConfig) -> Iterator[RunningDashboard]:
             yield RunningDashboard(root_address(listening))
         finally:
             loop.call_soon_threadsafe(stopping.set)
-            thread.join(30)
+            thread.join(60)
             loop.close()
     if failed:
         raise failed[0]
@@ -88,7 +88,7 @@ class ServedSite:
             for state in states:
                 await self.site.keeper.put(state)
 
-        asyncio.run_coroutine_threadsafe(put(), self._loop).result(30)
+        asyncio.run_coroutine_threadsafe(put(), self._loop).result(60)
 
     def wait_connections(self, count: int) -> None:
         """Until no more than that many are open; fails if that takes too long."""
@@ -114,5 +114,5 @@ def served_site(site: Site) -> Iterator[ServedSite]:
             yield ServedSite(site, server, loop, root_address(listening))
         finally:
             server.should_exit = True
-            thread.join(30)
+            thread.join(60)
             loop.close()

@@ -47,7 +47,7 @@ class RunningEndpoint:
         return openai.OpenAI(base_url=f"{self.root}/v1", **options)
 
     def get(self, path: str) -> str:
-        with urllib.request.urlopen(self.root + path, timeout=30) as response:
+        with urllib.request.urlopen(self.root + path, timeout=60) as response:
             return response.read().decode()
 
     def post(self, path: str, body: bytes, headers: dict[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
@@ -96,5 +96,5 @@ def running_endpoint(
             yield RunningEndpoint(endpoint, running, loop, listening.getsockname()[1])
         finally:
             running.should_exit = True
-            thread.join(30)
+            thread.join(60)
             loop.close()

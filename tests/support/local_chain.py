@@ -74,7 +74,7 @@ class LocalSession:
             raise self.chain.failure
         if self.chain.block_before_step == len(self.plans):
             self.chain.waiting.set()
-            assert self._aborted.wait(timeout=30)
+            assert self._aborted.wait(timeout=60)
         if self._aborted.is_set():
             raise SessionLost("aborted")
         self.plans.append(plan)

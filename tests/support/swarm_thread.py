@@ -33,7 +33,7 @@ class SwarmThread:
         """Until no peer holds a session; fails if that takes long."""
 
         async def idle() -> None:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 for peer in self.swarm.peers:
                     await peer.service.wait_idle()
 

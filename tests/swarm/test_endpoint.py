@@ -213,7 +213,7 @@ def test_a_stream_that_is_left_frees_the_peers_at_once(running: RunningEndpoint,
 
 def test_a_whole_answer_that_nobody_waits_for_frees_the_peers(running: RunningEndpoint, serving: SwarmThread) -> None:
     with ended_early(serving, 900):
-        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
         connection.request("POST", "/v1/completions", json.dumps({"model": NAME, "prompt": PROMPT, "max_tokens": 900}))
         until(lambda: any(peer.parts.sessions.sessions for peer in serving.swarm.peers))
         connection.close()

@@ -66,7 +66,7 @@ def test_a_peer_that_goes_takes_no_guess_for_text(way: str, tmp_path: Path) -> N
             used = {peer for peer, _ in generations[-1].report.chain}
             victim = next(peer for peer in swarm.peers[1:3] if peer.identity.peer_id in used)
             work = victim.kill() if way == "killed" else swarm.drain(victim)
-            asyncio.run_coroutine_threadsafe(work, loop).result(30)
+            asyncio.run_coroutine_threadsafe(work, loop).result(60)
             if way == "drained":
                 model.session_factory.run(model.session_factory.view.refresh())
 

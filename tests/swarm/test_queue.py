@@ -95,7 +95,7 @@ def kinds(events: list[SessionEvent]) -> list[str]:
 
 
 async def check_all_free(swarm: LocalSwarm) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         for peer in swarm.peers:
             await peer.service.wait_idle()
     for peer in swarm.peers:
@@ -135,7 +135,7 @@ def test_where_all_are_full_a_session_is_queued_and_starts_when_another_ends(fol
         assert queue.identity.peer_id == told.peer
         assert [each.prompt_tokens for each in queue.asked] == [ONE.tokens] * len(queue.asked) != [], "for estimates"
         await next(session for session in holders if session.chain[1][0] == told.peer).close()
-        await asyncio.wait_for(running, 10)
+        await asyncio.wait_for(running, 60)
         assert late.chain[1][0] == told.peer
         assert sum(peer.parts.counters.steps_pushed for peer in swarm.peers) == 6, "its peers push, as everybody's"
         for session in (*holders, late):
@@ -177,7 +177,7 @@ def test_patience_ends_with_a_time_to_come_back(folder: Path, expected: bytes) -
         await first_step(holder, expected)
         late = await client(swarm, [], patience_seconds=0.5)
         with pytest.raises(PeerBusy) as caught:
-            await asyncio.wait_for(late.run(ONE, tokens(1)), 10)
+            await asyncio.wait_for(late.run(ONE, tokens(1)), 60)
         assert caught.value.retry_after_seconds >= 1
         await late.close()
         await holder.close()
@@ -197,7 +197,7 @@ def test_a_peer_that_leaves_sends_its_queue_to_another(folder: Path, expected: b
         fresh = await swarm.start_peer(BlockRange(2, 4), kv_tokens=ROOM)
         await swarm.drain(full)
         assert full.parts.sessions.waiting == 0
-        await asyncio.wait_for(running, 20)
+        await asyncio.wait_for(running, 60)
         assert late.chain[1][0] == fresh.identity.peer_id
         await late.close()
         await holder.close()
@@ -219,7 +219,7 @@ def test_a_peer_s_replacement_is_queued_for(folder: Path, answers: tuple[bytes, 
         more = asyncio.create_task(other.run(TWO, tokens(1)))
         await until(lambda: "queued" in kinds(events))
         await holder.close()
-        check_close(await asyncio.wait_for(more, 20), answers[1])
+        check_close(await asyncio.wait_for(more, 60), answers[1])
         assert "replay" in kinds(events)
         await other.close()
         swarm.peers.remove(victim)

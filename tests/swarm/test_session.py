@@ -75,7 +75,7 @@ def test_closing_frees_the_reservation_and_the_buffers(folder: Path) -> None:
         await session.run(STORY[0], tokens(307, 0))
         assert all(peer.parts.sessions.kv_token_blocks_free == 2 * 3096 for peer in swarm.peers)
         await session.close()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(60):
             for peer in swarm.peers:
                 await peer.service.wait_idle()
         assert all(peer.parts.sessions.kv_token_blocks_free == 2 * 4096 for peer in swarm.peers)
@@ -178,7 +178,7 @@ def test_a_leaving_peer_hands_its_cache_over(folder: Path, whole_stage: Engine, 
                 assert kinds(events) == ["handed-over"]
                 assert rebuilt_tokens(swarm) == 0
                 assert peer_of(swarm, session, index) is not old
-                await asyncio.wait_for(old.service.wait_idle(), 5)
+                await asyncio.wait_for(old.service.wait_idle(), 60)
                 assert old.parts.engine.pool.usage.nbytes == 0, "its memory is free"
         await session.close()
         assert kinds(events) == ["handed-over", "hop-lost", "replay"]
@@ -199,7 +199,7 @@ def test_a_session_at_rest_leaves_a_peer_that_leaves(folder: Path, whole_stage: 
                 for index in (0, 2):
                     old = peer_of(swarm, session, index)
                     await swarm.drain(old)
-                    await asyncio.wait_for(old.service.wait_idle(), 30)
+                    await asyncio.wait_for(old.service.wait_idle(), 60)
                     assert old.parts.engine.pool.usage.nbytes == 0, "its memory is free"
             await check_step(session, truth, step, number)
         await session.close()

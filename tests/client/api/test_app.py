@@ -328,6 +328,6 @@ def test_a_browser_that_asks_first_is_told_that_a_page_of_the_internet_may_ask_t
     }  # fmt: skip
     with running_endpoint(serving, MODEL, allowed_origins=("https://app.example",)) as allowing:
         request = urllib.request.Request(f"{allowing.root}/v1/chat/completions", headers=asked, method="OPTIONS")
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             assert answer.headers["access-control-allow-origin"] == "https://app.example"
             assert answer.headers["access-control-allow-private-network"] == "true"

@@ -53,10 +53,10 @@ def test_the_page_is_there_before_any_peer_and_ctrl_c_ends_it(tmp_path: Path) ->
             assert process.stdout is not None
             said = process.stdout.readline()
             assert said.startswith("showing the swarm at http://127.0.0.1:")
-            with urllib.request.urlopen(said.split()[-1], timeout=30) as page:
+            with urllib.request.urlopen(said.split()[-1], timeout=60) as page:
                 assert "Waiting for" in page.read().decode()
             process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=60)
         finally:
             kill_group(process)
     assert process.returncode == 130

@@ -22,7 +22,7 @@ def call(new_tokens: int) -> dict[str, Any]:
 
 def test_two_threads_that_generate_at_once_get_their_own_reports(model: Any, chain: LocalChain) -> None:
     """Each thread's first step waits for the other's, so both calls run at the same time."""
-    both = threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=60)
     reports: dict[int, int] = {}
     failures: list[BaseException] = []
 

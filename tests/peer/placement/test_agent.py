@@ -74,7 +74,7 @@ class World:
         self.blocks = loaded
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 if condition():
                     return
@@ -114,7 +114,7 @@ def test_a_move_is_announced_loaded_and_made(caplog: pytest.LogCaptureFixture) -
 def test_a_peer_that_joins_loads_at_once() -> None:
     async def scenario() -> None:
         world = World(None)
-        await asyncio.wait_for(world.agent.join(), 20)
+        await asyncio.wait_for(world.agent.join(), 60)
         assert world.blocks == HOLE
         assert (world.loads, world.agent.claim) == ([HOLE], None)
         assert [spec.claim and spec.claim.blocks for spec in world.announced] == [HOLE], (
@@ -138,7 +138,7 @@ def test_a_joining_peer_gives_up_its_load_for_a_hole_and_goes_elsewhere() -> Non
         await world.until(lambda: len(world.loads) == 2)
         assert world.cancelled == [first]
         world.may_load.set()
-        await asyncio.wait_for(joining, 20)
+        await asyncio.wait_for(joining, 60)
         assert world.blocks is not None
         assert not set(world.blocks) & set(first), "both holes are filled"
 
@@ -199,7 +199,7 @@ def test_a_failed_load_of_a_peer_that_joins_is_raised() -> None:
         world = World(None)
         world.fails = RetryElsewhere("the hub does not answer")
         with pytest.raises(RetryElsewhere):
-            await asyncio.wait_for(world.agent.join(), 20)
+            await asyncio.wait_for(world.agent.join(), 60)
 
     asyncio.run(scenario())
 
@@ -226,7 +226,7 @@ def test_a_peer_that_leaves_gives_up_its_claim_and_its_load() -> None:
         leaving = asyncio.create_task(leave())
         await running(world, leaving.done)
         assert (world.agent.claim, world.cancelled) == (None, [HOLE])
-        await asyncio.wait_for(leaving, 20)
+        await asyncio.wait_for(leaving, 60)
         loads = len(world.loads)
         task = asyncio.create_task(world.agent.run())
         await asyncio.sleep(4 * TIMING.record_refresh_seconds)

@@ -31,7 +31,7 @@ def seconds_until_replaced(others: Callable[[float], tuple[PeerSpec, ...]]) -> f
         await until_replaced(ME.id, look, TIMING)
         return loop.time() - began
 
-    return asyncio.run(asyncio.wait_for(scenario(), 20))
+    return asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
 def test_a_peer_waits_until_another_serves_its_blocks(caplog: pytest.LogCaptureFixture) -> None:
@@ -58,5 +58,5 @@ def test_a_peer_that_sees_nobody_waits_for_nobody(caplog: pytest.LogCaptureFixtu
         raise PeerUnavailable("nobody answers")
 
     with caplog.at_level("INFO"):
-        asyncio.run(asyncio.wait_for(until_replaced(ME.id, blind, TIMING), 20))
+        asyncio.run(asyncio.wait_for(until_replaced(ME.id, blind, TIMING), 60))
     assert "nobody is waited for" in caplog.text

@@ -20,7 +20,7 @@ from blockswarm.proto.network.dialling import EVERY_RANGE
 from blockswarm.proto.network.transport import Dialer, RelayHandlers, introduction, ping
 from support.relays import LocalRelay, local_relay
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(240)]
 
 TIMING = PeerTiming(
     relay_retry_seconds=0.05, relay_proof_seconds=0.1, relay_shun_seconds=60.0, relay_answer_seconds=1.0
@@ -48,7 +48,7 @@ class Kept:
         self.changes += 1
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110 - the keeper tells one listener only
                 await asyncio.sleep(0.01)
 

@@ -28,7 +28,7 @@ from blockswarm.proto.wire.messages.relay import ReachRequest
 from blockswarm.routing.swarm import ComputeCost, PeerSpec, PeerState
 from support.relays import answering
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(240)]
 
 DIGEST = "ab" * 32
 TIMING = PeerTiming(relay_retry_seconds=0.05, reach_pause_seconds=0.0)
@@ -89,7 +89,7 @@ def test_a_peer_behind_another_is_reached_through_it() -> None:
         async with peer([], quota=RelayQuota(peers=3)) as relay, peer([relay], closed=True) as hidden:
             assert relay.reach.address == PeerAddress(relay.identity.peer_id, f"127.0.0.1:{relay.port}")
             assert relay.reach.relay_places == 3
-            await asyncio.wait_for(hidden.reach.ways.until_reachable(), 20)
+            await asyncio.wait_for(hidden.reach.ways.until_reachable(), 60)
             address = hidden.reach.address
             assert isinstance(address, RelayedAddress)
             assert address.relay.peer == relay.identity.peer_id
@@ -126,7 +126,7 @@ def test_a_hidden_peer_relays_for_nobody_and_checks_nobody() -> None:
 
     async def main() -> None:
         async with peer([], quota=RelayQuota()) as relay, peer([relay], quota=RelayQuota(), closed=True) as hidden:
-            await asyncio.wait_for(hidden.reach.ways.until_reachable(), 20)
+            await asyncio.wait_for(hidden.reach.ways.until_reachable(), 60)
             assert hidden.reach.relay_places == 0
             assert hidden.record().relay_places == 0
             async with peer([hidden], ReachMode.RELAY) as third:

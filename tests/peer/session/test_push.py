@@ -92,7 +92,7 @@ def test_a_successor_is_dialled_with_the_first_step_and_no_longer_than_its_sessi
             link.prepare()
             assert await port.until_knocks(1, seconds=10)
             await link.close()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await port.until_left()
             assert made.dialer.open_channels == 0
             link.prepare()

@@ -113,7 +113,7 @@ def world(stage: Stage) -> Iterator[World]:
 
 def run(work: Any) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await work
 
     asyncio.run(bounded())
@@ -169,7 +169,7 @@ def test_room_is_handed_on_only_after_the_engine_has_freed_the_cache(world: Worl
         assert isinstance(await second.read(), QueuedFrame)
 
         busy = threading.Event()
-        working = asyncio.create_task(world.engine.submit(lambda: busy.wait(30)))
+        working = asyncio.create_task(world.engine.submit(lambda: busy.wait(60)))
         await asyncio.sleep(0)
         await leave(world, first)
         for _ in range(20):

@@ -104,7 +104,7 @@ def test_a_connection_without_calls_is_ended_and_the_next_call_dials_anew() -> N
             await ping(dial.stub(address), address, 10)
             await dial.close()
 
-    asyncio.run(asyncio.wait_for(main(), 30))
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 @seen_descriptors

@@ -68,7 +68,7 @@ def test_slow_names_are_given_up_and_do_not_take_all_threads() -> None:
     release = threading.Event()
 
     def slow(host: str, port: int, **_: Any) -> Any:
-        release.wait(30)
+        release.wait(60)
         return answer("192.0.2.1")(host, port)
 
     async def main() -> None:
@@ -78,7 +78,7 @@ def test_slow_names_are_given_up_and_do_not_take_all_threads() -> None:
         assert sum("cannot be resolved" in text for text in texts) == 3
         assert sum("too many names" in text for text in texts) == 2
         release.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     assert await resolver.addresses(NAME)

@@ -227,11 +227,11 @@ def test_a_call_that_is_given_up_gives_its_channel_back() -> None:
             stream.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await reading
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await port.until_left()
             with pytest.raises(DeadlineExceeded):
                 await ping(dial.stub(address), address, 0.2)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await port.until_left()
 
     asyncio.run(main())
@@ -289,7 +289,7 @@ def test_a_renewed_line_ends_with_its_last_call() -> None:
                 assert isinstance(await stream.read(), PushReadyFrame)
             assert dial.open_channels == 2
             old.cancel()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await until(lambda: dial.open_channels == 1)
         await running.stop(grace=0)
 

@@ -71,7 +71,7 @@ def test_reading_does_not_wait_for_ever_and_writing_is_bounded(recorder: Recorde
     go = threading.Event()
 
     async def play() -> None:
-        writes = [asyncio.create_task(recorder.write(lambda store: go.wait(30))) for _ in range(MOST_WAITING)]
+        writes = [asyncio.create_task(recorder.write(lambda store: go.wait(60))) for _ in range(MOST_WAITING)]
         await asyncio.sleep(0)
         assert await asyncio.to_thread(recorder.read, lambda store: store.events(None, 1), 0.01) is None
         assert await recorder.write(add_probe) is None

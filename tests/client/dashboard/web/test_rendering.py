@@ -15,7 +15,7 @@ def test_a_body_is_made_once_for_all_that_ask_meanwhile_and_remembered() -> None
 
     def make() -> bytes:
         made.append(threading.get_ident())
-        go.wait(30)
+        go.wait(60)
         return b"body"
 
     async def play() -> None:
@@ -36,7 +36,7 @@ def test_the_body_is_made_on_when_the_first_reader_is_gone() -> None:
     go = threading.Event()
 
     def make() -> bytes:
-        go.wait(30)
+        go.wait(60)
         return b"body"
 
     async def play() -> None:
@@ -71,7 +71,7 @@ def test_many_different_bodies_at_once_are_refused() -> None:
         maker = BodyMaker()
 
         def make() -> bytes:
-            go.wait(30)
+            go.wait(60)
             return b""
 
         asking = [asyncio.create_task(maker.body(key, make)) for key in range(MOST_WAITING)]

@@ -26,7 +26,7 @@ class Waiting:
     def guesses(self, most: int, behind: list[int] | None = None) -> list[int]:
         self.drafter.draft(most, behind or [])
         while self.drafter.thinking:
-            assert self.woken.wait(30)
+            assert self.woken.wait(60)
             self.woken.clear()
         return [guess.token for guess in self.drafter.draft(most, behind or [])]
 

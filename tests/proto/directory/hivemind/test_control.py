@@ -48,7 +48,7 @@ def framed(response: Any) -> bytes:
 
 def ask(call: Callable[[Any], Awaitable[Any]], answer: bytes | None, folder: Path) -> Any:
     async def scenario() -> Any:
-        async with daemon_that_says(answer, folder) as p2p, asyncio.timeout(20.0):
+        async with daemon_that_says(answer, folder) as p2p, asyncio.timeout(60):
             return await call(p2p)
 
     return asyncio.run(scenario())

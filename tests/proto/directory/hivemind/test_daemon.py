@@ -45,7 +45,7 @@ async def ended(error: Exception) -> tuple[str, int | None]:
     reading = asyncio.create_task(asyncio.Event().wait())
     process = Process()
     try:
-        async with asyncio.timeout(20.0):
+        async with asyncio.timeout(60):
             return await node_of(process, reading, error).ended(), process.returncode  # type: ignore[arg-type]
     finally:
         reading.cancel()

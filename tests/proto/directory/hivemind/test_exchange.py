@@ -236,7 +236,7 @@ def test_calls_that_were_given_up_leave_nothing_behind(swarm: DirectorySwarm, tm
             await serve_instead(mallory, rpc_ping=never)
             request = dht_pb2.PingRequest(peer=mallory.protocol.node_info, validate=True)
             stub = mallory.protocol.get_stub(victim.p2p.peer_id)
-            calls = [asyncio.create_task(stub.rpc_ping(request, timeout=30.0)) for _ in range(20)]
+            calls = [asyncio.create_task(stub.rpc_ping(request, timeout=60)) for _ in range(20)]
             while victim.calls_being_answered < before + 5:  # noqa: ASYNC110 -- there is no event to wait for
                 await asyncio.sleep(0.01)
             for call in calls:
