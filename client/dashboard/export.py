@@ -8,12 +8,13 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from html import unescape
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from starlette.types import ASGIApp
 
-from ...proto.errors import DeadlineExceeded, UsageError
+from ...proto.errors import DeadlineExceeded, PeerUnavailable, UsageError
 from ...proto.files import keep_bytes
 from ..survey.survey import open_caller
 from ..timing import ClientTiming
@@ -38,7 +39,7 @@ LIVE = re.compile(r' data-version="\d+"')
 async def export(config: DashboardConfig, recorder: Recorder | None, folder: Path) -> int:
     """Look, probe once if the model's files are here, write everything below `folder`; return the number of files.
 
-    Raises DeadlineExceeded if no model is seen in time, UsageError if the folder cannot be written.
+    Raises DeadlineExceeded if no model is seen in time, and as `write_files`.
     """
     keeper = SnapshotKeeper()
     site = Site(
@@ -80,10 +81,16 @@ def _is_complete(snapshot: DashboardSnapshot, config: DashboardConfig) -> bool:
 
 
 async def write_files(app: ASGIApp, snapshot: DashboardSnapshot, folder: Path) -> int:
-    """Request every address of `targets` from the application, and write the answers, linked to each other."""
-    files = targets(snapshot)
+    """Request every address of `targets` from the application, and write the answers, linked to each other.
+
+    Returns the number of files. What is not kept here (404) is left out; if an answer fails, the others are written
+    before PeerUnavailable is raised. Raises UsageError if the folder cannot be written.
+    """
+    named = targets(snapshot)
+    answers = {target: await _answer(app, target) for target in named}
+    files = {target: name for target, name in named.items() if answers[target][0] == HTTPStatus.OK}
     for target, name in files.items():
-        body = await _body(app, target)
+        body = answers[target][1]
         if name.endswith(".html"):
             body = relinked(body.decode(), name, files).encode()
         try:
@@ -92,6 +99,11 @@ async def write_files(app: ASGIApp, snapshot: DashboardSnapshot, folder: Path) -
             raise UsageError(
                 f"{folder / name} cannot be written: {error.strerror}", hint="Choose another folder."
             ) from None
+    if failed := [target for target, (status, _) in answers.items() if status >= HTTPStatus.INTERNAL_SERVER_ERROR]:
+        raise PeerUnavailable(
+            f"{len(failed)} of {len(named)} addresses have no answer now, {failed[0]} among them",
+            hint="The other files are written. See with `swarm-client status` whether the swarm can be reached.",
+        )
     return len(set(files.values()))
 
 
@@ -142,21 +154,23 @@ def relinked(page: str, name: str, files: Mapping[str, str]) -> str:
     return LIVE.sub("", REFERENCE.sub(link, page))
 
 
-async def _body(app: ASGIApp, target: str) -> bytes:
-    """Return the body of the application's answer to a GET request from this process."""
+async def _answer(app: ASGIApp, target: str) -> tuple[int, bytes]:
+    """Return the status and the body of the application's answer to a GET request from this process."""
     path, _, query = target.partition("?")
     scope: dict[str, Any] = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
         "path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": "", "headers": [],
         "client": None, "server": None, "state": {},
     }  # fmt: skip
-    body = bytearray()
+    status, body = 0, bytearray()
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: Any) -> None:
+        nonlocal status
+        status = message.get("status", status)
         body.extend(message.get("body", b""))
 
     await app(scope, receive, send)
-    return bytes(body)
+    return status, bytes(body)

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from blockswarm.client.dashboard.board.listing import ROWS_A_PAGE
 from blockswarm.client.dashboard.export import write_files
-from blockswarm.proto.errors import UsageError
-from support.sightings import FACTS, HOST, app_of, known, seen, site_of
+from blockswarm.client.dashboard.watch.sighting import Failure, ModelState
+from blockswarm.proto.errors import PeerUnavailable, UsageError
+from support.sightings import FACTS, HOST, NOW, app_of, known, seen, site_of
 
 
 def exported(folder: Path, peers: int) -> list[Path]:
@@ -44,3 +45,16 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
         exported(tmp_path / "file", 1)
+
+
+def test_an_answer_that_fails_is_no_file_and_is_told(tmp_path: Path) -> None:
+    """Its error was written in place of the data, and the program ended as if all was well."""
+    site = site_of(ModelState(FACTS, failure=Failure("peer-unavailable", NOW)))
+    with pytest.raises(PeerUnavailable, match=r"addresses have no answer now, .*/peers\.csv"):
+        asyncio.run(write_files(app_of(site), site.keeper.snapshot, tmp_path))
+    files = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert "index.html" in files
+    assert not any(name.endswith("peers.csv") for name in files)
+    assert not any(
+        '"error"' in text for name, text in files.items() if name.endswith(".json") and "openapi" not in name
+    )
