@@ -178,7 +178,7 @@ class ChainSession:
         match action:
             case ev.Send(hop, step):
                 if hop == self._machine.hop_ids[0]:
-                    self._timings.sent(step.seq, self._config.clock())
+                    self._timings.sent(step, self._config.clock())
                     step = self._links.to_first(self._streams[hop].choice, step)
                 self._streams[hop].post(*cut_step(step))
             case ev.Open():

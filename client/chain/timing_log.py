@@ -36,19 +36,29 @@ class TimingLog:
     def __init__(self) -> None:
         self.answered_steps = 0
         """The number of answers recorded so far."""
-        self._sent_at: dict[int, float] = {}
-        """By the seq of each step under way."""
+        self._sent: dict[int, tuple[int, float]] = {}
+        """Seq of a step under way -> the epoch in which it was last sent, and when."""
+        self._answered: set[int] = set()
+        """The seqs of answered steps that a repair may send again."""
         self._last_trip: Trip | None = None
         self._steps: deque[_Step] = deque(maxlen=MAX_STEPS)
 
-    def sent(self, seq: int, now: float) -> None:
-        """Record that a step is sent, at `now` on the client's clock (Unix seconds); a repair sends it again."""
-        self._sent_at[seq] = now
+    def sent(self, step: WireStep, now: float) -> None:
+        """Record that a step is sent, at `now` on the client's clock (Unix seconds).
+
+        A repair sends every step of the operations under way again, in a new epoch. Those that are answered already
+        count no second time: peers only repeat their kept answers. O(steps under way).
+        """
+        self._answered = {seq for seq in self._answered if seq > step.acked_seq}
+        if step.seq not in self._answered:
+            self._sent[step.seq] = step.epoch, now
 
     def answered(self, step: WireStep, now: float, *, guessed: bool) -> None:
-        """Record the answer to a step that was sent, at `now` likewise; ignore others. `guessed` as for `add`."""
-        sent_at = self._sent_at.pop(step.seq, None)
-        if sent_at is not None:
+        """Record the answer to a step as it was last sent, at `now` likewise; ignore others. `guessed` as for `add`."""
+        epoch, sent_at = self._sent.get(step.seq, (None, now))
+        if step.epoch == epoch:
+            del self._sent[step.seq]
+            self._answered.add(step.seq)
             self.add(sent_at, now, step.timings, step.plan.tokens, guessed=guessed)
 
     def add(

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 from blockswarm.client.chain.machine.events import HopChoice, Layout
+from blockswarm.client.chain.operation import STEP_TOKENS
 from blockswarm.client.chain.session import ChainSession
 from blockswarm.proto.errors import NoChainError, PeerBusy, SessionLost, SwarmError
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
@@ -180,3 +181,28 @@ def test_a_session_that_ends_with_guesses_under_way_is_kept_and_blames_nobody() 
     world.check(StepPlan((RowSlice(0, 0, 140, 1),)), list(range(1, 141)))
     assert world.events[-1].detail == "128 of 140 tokens"
     world.teardown()
+
+
+def test_a_step_that_a_repair_sends_again_after_its_answer_counts_once() -> None:
+    """The repeated answer would be a trip of the text that took hardly any time, and a step of the report."""
+    world = SessionMachine()
+    world.begin(set(), prefixes=False, streams=("float32",) * 3, wire_format="auto")
+    world.check(StepPlan((RowSlice(0, 0, 1, 1),)))
+    victim = world.session.chain[1][0]
+
+    async def run() -> None:
+        prompt = asyncio.create_task(world.session.run(StepPlan((RowSlice(0, 1, 640, 1),)), pack(range(640))))
+        for _ in range(1000):
+            if world.session.answered_steps == 2:
+                break
+            await asyncio.sleep(0)
+        assert not prompt.done()
+        world.net.kill(victim)
+        await prompt
+
+    world.loop.run(run())
+    assert "rebuilt" in {event.kind for event in world.events}
+    assert world.session.answered_steps == 1 + 640 // STEP_TOKENS
+    world.close_session()
+    world.loop.run(asyncio.sleep(60))
+    world.loop.close()

@@ -9,13 +9,18 @@ from blockswarm.client.chain.machine.events import HopChoice
 from blockswarm.client.chain.timing_log import TimingLog
 from blockswarm.client.model.guess.policy import as_short
 from blockswarm.proto.network.address import PeerAddress
-from blockswarm.proto.wire.frames import HopTiming
+from blockswarm.proto.wire.frames import HopTiming, WireStep
+from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from blockswarm.routing.swarm import BlockRange, PeerId
 from blockswarm.routing.trust import Evidence
 
 
 def choice(name: str, blocks: BlockRange, **facts: Any) -> HopChoice:
     return HopChoice(PeerAddress(PeerId(name), "10.0.0.1:1"), blocks, b"", **facts)
+
+
+def wire_step(seq: int, epoch: int, acked_seq: int = 0) -> WireStep:
+    return WireStep(epoch, seq, StepPlan((RowSlice(0, seq, 1, 1),)), b"", acked_seq, 60.0)
 
 
 def test_a_report_names_what_each_hop_computes_in_and_why_it_is_believed() -> None:
@@ -76,3 +81,22 @@ def test_a_trip_was_crowded_if_any_of_its_peers_was() -> None:
         trip = log.last_trip(lambda tokens: 0.0)
         assert trip is not None
         assert trip.crowded == crowded
+
+
+def test_a_step_that_is_sent_again_counts_once_and_from_its_latest_sending() -> None:
+    log = TimingLog()
+    for seq in (1, 2):
+        log.sent(wire_step(seq, epoch=1), 10.0)
+    log.answered(wire_step(1, epoch=1), 11.0, guessed=False)
+    for seq in (1, 2):
+        log.sent(wire_step(seq, epoch=2), 20.0)
+    log.answered(wire_step(1, epoch=2), 20.1, guessed=False)
+    log.answered(wire_step(2, epoch=1), 20.2, guessed=False)  # of the chain before, so not an answer to what was sent
+    assert log.answered_steps == 1
+    log.answered(wire_step(2, epoch=2), 23.0, guessed=False)
+    log.sent(wire_step(3, epoch=2, acked_seq=2), 30.0)
+    log.answered(wire_step(2, epoch=2), 30.1, guessed=False)
+    assert log.answered_steps == 2
+    trip = log.last_trip(lambda tokens: 0.0)
+    assert trip is not None
+    assert trip.seconds == 3.0
