@@ -135,10 +135,10 @@ class ChainMachine(Watching):
             self._repair()
         elif choice.kept:
             self._ask_router([])
-        elif choice.filled is not None and not self._untouched:
+        elif choice.filled is not None and self._has_answers:
             self._reserve(choice.filled)
         else:
-            if self._untouched:
+            if not self._has_answers:
                 self._roster.leave(self._roster.hops)
             self._no_chain(event)
 
@@ -274,6 +274,7 @@ class ChainMachine(Watching):
         elif index < progress.sent and step.seq not in progress.answers:
             self._note_pace(progress, index, step)
             progress.answers[step.seq] = step.data
+            self._has_answers = True
             self._trouble, self._late_times = None, 0
             if self.phase in (Phase.EXAMINING, Phase.AWAY):
                 self._enter(Phase.RUNNING, self._allowed_seconds())

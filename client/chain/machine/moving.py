@@ -32,7 +32,7 @@ class Moving(Repairing):
 
         A peer that no other can replace stays until it is gone.
         """
-        if self._move is not None or self._untouched:
+        if self._move is not None or not self._has_answers:
             return
         hops = self._replaceable()
         slow = self._pace.slow_peer

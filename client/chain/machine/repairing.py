@@ -111,7 +111,7 @@ class Repairing(ChainState):
         must_wait = self._in_trouble().refusals >= MAX_REFUSALS or wait_seconds(chain) > 0
         if choice.kept:
             return self._ask_router([], filled=chain) if must_wait else self._connect(chain)
-        if must_wait and self._untouched:
+        if must_wait and not self._has_answers:
             self._roster.leave(self._roster.hops)
         elif must_wait and choice.filled is not None:
             chain = choice.filled

@@ -182,6 +182,8 @@ class ChainState:
         """The seq of the last step of the last operation that began, and the row lengths after it."""
         self._preparing: int | None = None
         """The number of rows of a `Prepare` that is not answered yet."""
+        self._has_answers = False
+        """Whether any step of the session was answered."""
         self._slow_hops_left = 0
         self._pace = StepPace(self._timing)
         self._next_better_at: float | None = None
@@ -237,12 +239,6 @@ class ChainState:
     @property
     def _has_work(self) -> bool:
         return bool(self._progress) or self._preparing is not None
-
-    @property
-    def _untouched(self) -> bool:
-        """Whether no answer was given yet: at most the first operation is under way, and unanswered."""
-        first = self._progress[0] if self._progress else None
-        return first is None or (first.operation.is_first and not any(p.answers for p in self._progress))
 
     def _boundary(self) -> tuple[int, tuple[int, ...]]:
         """Return where the chain can change next: the step before the first unsent operation, and the row lengths."""
