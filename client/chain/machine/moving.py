@@ -82,7 +82,7 @@ class Moving(Repairing):
         hops = self._roster.hops_of(chain)
         move.new = next(hop for hop in hops if hop not in self._roster.hops)
         patience = timing.handover_wait_seconds if move.waits else 0.0
-        move.ends_at = self._now + patience + timing.answer_seconds
+        move.open_until = self._now + patience + timing.answer_seconds
         self._roster.open_beside(move.new, hops, patience)
 
     def _is_worth_it(self, move: Handover, chain: Sequence[HopFacts | ev.HopChoice], wait: float) -> bool:
@@ -135,7 +135,7 @@ class Moving(Repairing):
         if move.old not in self._roster.hops:
             self._end_move()
             return
-        if not move.new.opened and self._now >= move.ends_at:
+        if not move.new.opened and self._now >= move.open_until:
             move.new.fail(DeadlineExceeded(f"{move.new.choice.address} does not answer"))
         if not move.new.alive:
             self._drop_failed([move.new])
@@ -147,8 +147,8 @@ class Moving(Repairing):
             move.copy = CacheCopy()
             for progress in self._progress:
                 move.copy.note(progress.operation)
-            move.ends_at = self._now + self._timing.handover_seconds
-        if self._now >= move.ends_at and not move.copy.is_complete(*self._boundary()):
+            move.copy_until = self._now + self._timing.handover_seconds
+        if self._now >= move.copy_until and not move.copy.is_complete(*self._boundary()):
             move.replays = True
         elif self.phase in _COPYING and self._next_part_at() <= self._now:
             self._ask_for_part(move, move.copy)
@@ -175,7 +175,7 @@ class Moving(Repairing):
     def _ask_for_part(self, move: Handover, copy: CacheCopy) -> None:
         assert move.new is not None
         copy.ask()
-        starts, left = copy.held_after(self._boundary()[0]), max(0.001, move.ends_at - self._now)
+        starts, left = copy.held_after(self._boundary()[0]), max(0.001, move.copy_until - self._now)
         self._emit(ev.Export(move.old.id, move.new.id, copy.round, starts, copy.part_tokens, left))
 
     def _take_exported(self, event: ev.Exported) -> None:
@@ -206,7 +206,7 @@ class Moving(Repairing):
             return
         left_seconds = missing * seconds / tokens / timing.link_share
         replay_seconds = self._facts.predict_seconds([(hop.peer, hop.blocks)], sum(lengths))
-        doubtful = self._now + left_seconds > move.ends_at or replay_seconds + timing.noticed_seconds < seconds
+        doubtful = self._now + left_seconds > move.copy_until or replay_seconds + timing.noticed_seconds < seconds
         move.doubts = move.doubts + 1 if doubtful else 0
         move.replays = move.doubts >= timing.doubtful_parts
 
@@ -217,8 +217,10 @@ class Moving(Repairing):
             return self._next_idle_look_at
         if move is None or move.new is None or move.is_decided or move.replays or not move.old.alive:
             return float("inf")
-        if move.copy is None or move.copy.under_way:
-            return move.ends_at
+        if move.copy is None:
+            return move.open_until
+        if move.copy.under_way:
+            return move.copy_until
         return self._next_part_at() if self.phase in _COPYING else float("inf")
 
     # --- changing the chain, between two operations ---

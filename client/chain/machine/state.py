@@ -135,8 +135,10 @@ class Handover:
     """...otherwise its one replacement, which is opened beside the chain."""
     copy: CacheCopy | None = None
     """How far the cache is copied, once the replacement has room."""
-    ends_at: float = math.inf
-    """When the replacement must have room; once it has, when to give up copying for a replay."""
+    open_until: float = math.inf
+    """When the replacement must have room."""
+    copy_until: float = math.inf
+    """Once it has room: when to give up copying for a replay."""
     next_part_at: float = -math.inf
     is_starved: bool = False
     """Whether the last part was empty."""
