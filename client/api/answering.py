@@ -118,7 +118,7 @@ class Endpoint:
 
     async def _answer(self, served: ServedModel, request: ChatRequest | CompletionRequest) -> AsyncIterator[AnswerItem]:
         operation = "chat" if isinstance(request, ChatRequest) else "text_completion"
-        async with self.gate.place() as waited:
+        async with self.gate.slot() as waited:
             began = self.clock()
             try:
                 async with aclosing(self._generate(served, request)) as items:  # type: ignore[type-var]

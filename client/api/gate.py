@@ -18,18 +18,18 @@ NEWEST_WEIGHT = 0.2
 """The weight of the newest generation in the moving mean."""
 
 
-def wait_seconds(ahead: int, places: int, mean_seconds: float | None) -> float:
+def wait_seconds(ahead: int, slots: int, mean_seconds: float | None) -> float:
     """Estimate the wait for a slot of a request with `ahead` others before it; 0 before any generation has ended."""
-    return 0.0 if mean_seconds is None else mean_seconds * (ahead + 1) / places
+    return 0.0 if mean_seconds is None else mean_seconds * (ahead + 1) / slots
 
 
 class Gate:
     """The slots of one endpoint, in which requests generate; used on its loop only."""
 
-    def __init__(self, places: int, queue: int, clock: Callable[[], float]) -> None:
-        """At most `places` requests generate and `queue` more wait; `clock` returns seconds."""
+    def __init__(self, slots: int, queue: int, clock: Callable[[], float]) -> None:
+        """At most `slots` requests generate and `queue` more wait; `clock` returns seconds."""
         self.running = 0
-        self._places = places
+        self._slots = slots
         self._queue_limit = queue
         self._clock = clock
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -47,11 +47,11 @@ class Gate:
 
     def retry_after_seconds(self) -> float:
         """Return how long a refused request should wait before it comes back."""
-        here = wait_seconds(len(self._waiting), self._places, self._mean_seconds)
+        here = wait_seconds(len(self._waiting), self._slots, self._mean_seconds)
         return max(here, self._swarm_free_at - self._clock())
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[float]:
+    async def slot(self) -> AsyncIterator[float]:
         """Hold a slot during the block; yields the seconds waited for it. Raises ApiError if the queue is full."""
         asked = self._clock()
         await self._enter()
@@ -63,7 +63,7 @@ class Gate:
             self._note(self._clock() - began)
 
     async def _enter(self) -> None:
-        if self.running < self._places and not self._waiting:
+        if self.running < self._slots and not self._waiting:
             self.running += 1
             return
         if len(self._waiting) >= self._queue_limit:

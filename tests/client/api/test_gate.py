@@ -28,7 +28,7 @@ def test_requests_enter_in_the_order_in_which_they_came() -> None:
         done = [asyncio.Event() for _ in range(6)]
 
         async def request(index: int) -> None:
-            async with gate.place():
+            async with gate.slot():
                 entered.append(index)
                 await done[index].wait()
 
@@ -47,19 +47,19 @@ def test_requests_enter_in_the_order_in_which_they_came() -> None:
     asyncio.run(scenario())
 
 
-def test_a_place_that_comes_together_with_a_cancellation_is_passed_on() -> None:
+def test_a_slot_that_comes_together_with_a_cancellation_is_passed_on() -> None:
     async def scenario() -> None:
         gate = Gate(1, 10, Clock())
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(gate.place())
+            await stack.enter_async_context(gate.slot())
 
             async def request() -> None:
-                async with gate.place():
+                async with gate.slot():
                     pass
 
             first, second = asyncio.create_task(request()), asyncio.create_task(request())
             await settle()
-            await stack.aclose()  # the place is given to the first...
+            await stack.aclose()  # the slot is given to the first...
             first.cancel()  # ...which is cancelled before it runs
         await asyncio.gather(first, second, return_exceptions=True)
         assert first.cancelled()
@@ -73,15 +73,15 @@ def test_a_full_queue_refuses_with_the_time_that_requests_took() -> None:
     async def scenario() -> None:
         clock = Clock()
         gate = Gate(1, 0, clock)
-        async with gate.place() as waited:
+        async with gate.slot() as waited:
             assert waited == 0
             with pytest.raises(ApiError) as refused:
-                await gate.place().__aenter__()
+                await gate.slot().__aenter__()
             assert (refused.value.status, refused.value.headers()) == (429, {"Retry-After": "1"})
             clock.now += 12
-        async with gate.place():
+        async with gate.slot():
             with pytest.raises(ApiError) as refused:
-                await gate.place().__aenter__()
+                await gate.slot().__aenter__()
             assert refused.value.headers() == {"Retry-After": "12"}
             gate.note_busy(40.0)
             clock.now += 5
@@ -90,7 +90,7 @@ def test_a_full_queue_refuses_with_the_time_that_requests_took() -> None:
     asyncio.run(scenario())
 
 
-def test_the_wait_grows_with_the_queue_and_shrinks_with_the_places() -> None:
+def test_the_wait_grows_with_the_queue_and_shrinks_with_the_slots() -> None:
     assert wait_seconds(0, 4, None) == 0
     assert wait_seconds(7, 4, 10.0) == 20.0
     assert wait_seconds(0, 1, 3.0) == 3.0

@@ -71,7 +71,7 @@ def test_tokens_that_a_request_may_need_are_taken_until_it_ends() -> None:
 
 
 def test_requests_that_came_together_overdraw_a_budget_by_one() -> None:
-    """All were let in before the first of them had its place, and could say what it may need."""
+    """All were let in before the first of them had its slot, and could say what it may need."""
     allowance = Allowance(None, 100, Clock())
     with allowance.spending() as first, allowance.spending() as second, allowance.spending() as third:
         first.reserve(90)
