@@ -38,7 +38,7 @@ class ChainReport:
     """The whole step, as the client measured it."""
     steps: int = 0
     """The number of steps in the means."""
-    gap_seconds: float = 0.0
+    unproven_seconds: float = 0.0
     """Upper bound on how much faster another chain might have been, as predicted when this one was chosen.
 
     0: this chain was proven to be the best. Above 0: the search ended with its budget; infinite without any bound.
@@ -47,7 +47,7 @@ class ChainReport:
     @property
     def exact(self) -> bool:
         """Whether the chain was proven to be the best."""
-        return self.gap_seconds == 0.0
+        return self.unproven_seconds == 0.0
 
 
 @dataclass(frozen=True, slots=True)

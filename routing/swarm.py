@@ -292,7 +292,7 @@ class Route:
     """Predicted time of the request without waiting."""
     wait_seconds: float = 0.0
     """Predicted wait until every hop has room: the largest of the hops' waits."""
-    gap_seconds: float = 0.0
+    unproven_seconds: float = 0.0
     """Bound on how much sooner any other chain may be done; 0: this one is proven to be the best."""
 
     @property

@@ -90,7 +90,7 @@ class ChainSession:
         """Report where the time of the latest steps went, per hop, without the first `since`; from any thread."""
         choices = self._last_used or self._machine.choices  # read once: the chain may change meanwhile
         report = self._timings.report(choices, self._config.router.clock_offset_seconds, since)
-        return replace(report, gap_seconds=ev.gap_of(choices))
+        return replace(report, unproven_seconds=ev.unproven_of(choices))
 
     @property
     def last_trip(self) -> Trip | None:

@@ -31,7 +31,7 @@ def describe_chain(chain: PredictedChain) -> str:
     step = chain.step_seconds
     speed = f"{milliseconds(step)} ms per token, {1 / step:.1f} tokens/s" if step > 0 else "no time per token"
     header = ("peer", "name", "blocks", "way ms", "visit ms", "compute ms", "weights", "address")
-    return "\n".join([table(header, rows), f"predicted: {speed}", *_unproven(chain.gap_seconds)])
+    return "\n".join([table(header, rows), f"predicted: {speed}", *_unproven(chain.unproven_seconds)])
 
 
 def chain_as_json(chain: PredictedChain) -> dict[str, object]:
@@ -40,8 +40,8 @@ def chain_as_json(chain: PredictedChain) -> dict[str, object]:
         "hops": hops,
         "return_seconds": chain.return_seconds,
         "step_seconds": chain.step_seconds,
-        "exact": chain.gap_seconds == 0,
-        "gap_seconds": _finite(chain.gap_seconds),
+        "exact": chain.unproven_seconds == 0,
+        "unproven_seconds": _finite(chain.unproven_seconds),
     }
 
 
@@ -111,11 +111,11 @@ def _finite(seconds: float) -> float | None:
     return seconds if math.isfinite(seconds) else None
 
 
-def _unproven(gap_seconds: float) -> list[str]:
+def _unproven(unproven_seconds: float) -> list[str]:
     """Return a line that says so if a chain is not proven to be the best."""
-    if gap_seconds == 0:
+    if unproven_seconds == 0:
         return []
-    sooner = f"up to {gap_seconds:.2f} s sooner" if math.isfinite(gap_seconds) else "sooner"
+    sooner = f"up to {unproven_seconds:.2f} s sooner" if math.isfinite(unproven_seconds) else "sooner"
     return [f"not proven to be the best chain: another one may be done {sooner}"]
 
 
@@ -325,7 +325,7 @@ def describe_account(account: Account) -> str:
         lines.append(f"{milliseconds(chain.step_seconds)} ms per step, mean of the last {chain.steps}")
     if account.head == "int8":
         lines.append("the head is rounded to int8 (--head): now and then a token is another one")
-    lines += _unproven(chain.gap_seconds)
+    lines += _unproven(chain.unproven_seconds)
     lines += _guess_lines(account.guesses, len(reply.token_ids))
     lines.append(f"steps passed on: {account.steps.pushed} pushed, {account.steps.relayed} relayed through clients")
     lines += [f"peers held {event.detail} of the prompt already" for event in account.events if event.kind == "adopted"]
@@ -373,7 +373,7 @@ def account_as_json(account: Account) -> dict[str, object]:
         "return_seconds": chain.return_seconds,
         "step_seconds": chain.step_seconds,
         "exact": chain.exact,
-        "gap_seconds": _finite(chain.gap_seconds),
+        "unproven_seconds": _finite(chain.unproven_seconds),
         "head": account.head,
         "guesses": account.guesses.as_json(len(reply.token_ids)),
         "steps_pushed": account.steps.pushed,

@@ -24,7 +24,7 @@ from ...routing.outlook import Outlook, outlook_of
 from ...routing.route.predict import predict_step
 from ...routing.swarm import BlockRange, ModelSpec, PeerId, PeerSpec, PeerState, RequestSpec, Swarm
 from ...routing.trust import contradicted
-from ..chain.machine.events import HopChoice, gap_of
+from ..chain.machine.events import HopChoice, unproven_of
 from ..program.options import SwarmOptions
 from ..swarm.absence import printable
 from ..swarm.known import KnownPeer
@@ -99,7 +99,7 @@ class PredictedChain:
 
     hops: tuple[PredictedHop, ...]
     return_seconds: float
-    gap_seconds: float = 0.0
+    unproven_seconds: float = 0.0
     """Upper bound on how much faster the request might be on another chain; 0: this one is proven to be the best."""
 
     @property
@@ -304,7 +304,7 @@ def predict(chain: Sequence[HopChoice], swarm: PreparedSwarm, push: bool) -> Pre
         )
         for hop, hop_times in zip(chain, times.hops, strict=True)
     )
-    return PredictedChain(tuple(hops), times.return_seconds, gap_of(chain))
+    return PredictedChain(tuple(hops), times.return_seconds, unproven_of(chain))
 
 
 async def take_pulses(addresses: Sequence[PeerAddress]) -> tuple[Pulse, ...]:

@@ -15,7 +15,7 @@ from ...routing.place.windows import leaves
 from ...routing.route.budget import Meter, OverBudgetError, SearchBudget
 from ...routing.route.predict import PredictedRequest, predict_request, predict_step
 from ...routing.swarm import BlockRange, PeerId, RequestSpec
-from ..chain.machine.events import HopChoice, Layout, gap_of
+from ..chain.machine.events import HopChoice, Layout, unproven_of
 from ..chain.operation import STEP_TOKENS
 from ..timing import ClientTiming
 from .snapshot import MOST_BYTES, CurrentSwarm
@@ -75,7 +75,7 @@ class ViewRouter:
         """Choose the chain over `blocks` with which the request is done soonest, including the wait for room.
 
         Uses no peer in `excluded`, and with `min_precision` only peers that compute at least as precisely. A search
-        that exceeds its budget returns a good chain instead; `gap_seconds` of its choices bounds how much is lost.
+        that exceeds its budget returns a good chain instead; `unproven_seconds` of its choices bounds how much is lost.
 
         Raises NoChainError; PeerBusy if every block has a host but room is missing and no peer announces when there
         will be some, or if no chain was found within the budget.
@@ -157,9 +157,11 @@ class ViewRouter:
                     choices = await asyncio.to_thread(decide, meter=meter, settle=True)
                 finally:
                     meter.stop()
-        gap_seconds = gap_of(choices)
-        if gap_seconds > 0:
-            logger.info("the chain is not proven to be the best: another one may be done %.2f s sooner", gap_seconds)
+        unproven_seconds = unproven_of(choices)
+        if unproven_seconds > 0:
+            logger.info(
+                "the chain is not proven to be the best: another one may be done %.2f s sooner", unproven_seconds
+            )
         return choices
 
     def _hosts(self, ranges: Sequence[BlockRange], excluded: frozenset[PeerId]) -> list[PeerId]:

@@ -172,9 +172,9 @@ class CurrentSwarm:
             route = self.prepared.finder.cheapest_route(query, meter, settle=settle)
         except NoRouteError as error:
             raise self._unroutable(error, request, excluded, min_precision) from None
-        return tuple(self._choice(hop, route.gap_seconds) for hop in route.hops)
+        return tuple(self._choice(hop, route.unproven_seconds) for hop in route.hops)
 
-    def _choice(self, hop: Hop, gap_seconds: float) -> HopChoice:
+    def _choice(self, hop: Hop, unproven_seconds: float) -> HopChoice:
         known = self.prepared.known[hop.peer]
         return HopChoice(
             known.address,
@@ -183,7 +183,7 @@ class CurrentSwarm:
             hop.wait_seconds,
             known.record.spec.numeric_format,
             self.prepared.trust.believed[hop.peer],
-            gap_seconds,
+            unproven_seconds,
             known.record.spec.stream_format,
         )
 

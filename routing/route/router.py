@@ -140,8 +140,8 @@ class RouteFinder:
         full client round trip per token.  Push: every token makes one trip client -> p1 -> ... -> client of one-way
         delays (half round trips).
 
-        If the budget ends first, returns a good chain with its gap, or raises OverBudgetError if the caller does not
-        `settle` for less than the best.  Raises NoRouteError if there is no chain, or none was found in time.
+        If the budget ends first, returns a good chain with `unproven_seconds`, or raises OverBudgetError if the caller
+        does not `settle` for less than the best.  Raises NoRouteError if there is no chain, or none was found in time.
         """
         rooms = self._rooms(query)
         if self._lattice is None:
@@ -213,7 +213,7 @@ class RouteFinder:
             )
             for j, blocks in found.chain
         )
-        return Route(tuple(hops), found.cost_seconds, found.wait_seconds, found.gap_seconds)
+        return Route(tuple(hops), found.cost_seconds, found.wait_seconds, found.unproven_seconds)
 
     # --- if there are too many peers for one search ---
 
@@ -248,7 +248,7 @@ class RouteFinder:
             route = finder.cheapest_route(replace(query, usable=everybody), meter)
         except NoRouteError:
             raise self._no_route(query, rooms, proven=False) from None
-        return replace(route, gap_seconds=_INFINITY)
+        return replace(route, unproven_seconds=_INFINITY)
 
     # --- if there is no route ---
 

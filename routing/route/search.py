@@ -19,8 +19,8 @@ several limits at once.
 Every round closes a limit or adds a critical peer, and nothing optimal is ever dropped (tests compare with brute
 force).  Time and memory are exponential in the number of critical peers that share a block: a handful if room is
 scarce, but an attacker can make up a swarm with many.  So a search has a budget (`budget.py`).  If the budget ends
-first, the search looks for good chains (`beam.py`) and returns the best one with its gap to the least bound of an open
-limit.
+first, the search looks for good chains (`beam.py`) and returns the best one, with how much it lies above the least
+bound of an open limit.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class FoundChain:
     chain: tuple[Segment, ...]
     cost_seconds: float
     wait_seconds: float
-    gap_seconds: float = 0.0
+    unproven_seconds: float = 0.0
     """Bound on how much better any other chain may be; 0: this one is proven to be the best."""
 
     @property
@@ -102,15 +102,15 @@ class ChainSearch:
         if opening.ahead.total[0] == _INFINITY:
             return None
         chain = tuple(self._lattice.segment(index) for index in opening.ahead.walk(0))
-        wait = gap = 0.0
+        wait = unproven = 0.0
         if _recurring([j for j, _ in chain]) or any(rooms.wait_seconds(j, len(blocks)) for j, blocks in chain):
             waits = tabulated_waits(rooms, opening.room, self._spans.stop - self._spans.start)
             sweep = _Sweep(self._lattice, self._ends, self._trips, opening, waits, meter)
             found = sweep.run(settle)
             if found is None:
                 return None
-            (chain, wait), gap = found, sweep.gap_seconds
-        return FoundChain(chain, self._costs.chain_seconds(chain), wait, gap)
+            (chain, wait), unproven = found, sweep.unproven_seconds
+        return FoundChain(chain, self._costs.chain_seconds(chain), wait, unproven)
 
     def _open(self, room: IntArray, meter: Meter) -> _Opening:
         if self._opened is None or not np.array_equal(self._opened.room, room):
@@ -199,7 +199,7 @@ class _Sweep:
             self._offer(found.segments, self._trips * found.cost)
 
     @property
-    def gap_seconds(self) -> float:
+    def unproven_seconds(self) -> float:
         """How much better than the best chain found another one may be, by the bounds of the open limits."""
         return self._ceiling - min(self._close().tolist(), default=self._ceiling)
 

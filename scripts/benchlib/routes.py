@@ -128,7 +128,7 @@ async def timed_requests(known: Known, num_blocks: int, push: bool, ask: Ask, re
         before = time.process_time(), time.thread_time(), time.perf_counter()
         unproven = no_chain = False
         try:
-            unproven = any(choice.gap_seconds > 0 for choice in await ask(router, rng, list(known)))
+            unproven = any(choice.unproven_seconds > 0 for choice in await ask(router, rng, list(known)))
         except SwarmError:
             no_chain = True
         after = time.process_time(), time.thread_time(), time.perf_counter()

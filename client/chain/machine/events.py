@@ -39,7 +39,7 @@ class HopChoice:
     """The format in which it announces to compute."""
     weights: Evidence = Evidence.UNOPPOSED
     """Why the client believes the weights that it announces."""
-    gap_seconds: float = 0.0
+    unproven_seconds: float = 0.0
     """Upper bound on how much faster another chain might be than the one that it was chosen for.
 
     0: that chain is proven to be the best. Above 0: the search ended with its budget; infinite without any bound.
@@ -57,9 +57,9 @@ class HopChoice:
         return f"{self.blocks} {self.numeric_format} {self.stream_format}"
 
 
-def gap_of(choices: Sequence[HopChoice]) -> float:
-    """Return the `gap_seconds` of a chain, whose parts may have been chosen separately."""
-    return max((choice.gap_seconds for choice in choices), default=0.0)
+def unproven_of(choices: Sequence[HopChoice]) -> float:
+    """Return the `unproven_seconds` of a whole chain, whose parts may have been chosen separately."""
+    return max((choice.unproven_seconds for choice in choices), default=0.0)
 
 
 # --- events: requests of the caller ---

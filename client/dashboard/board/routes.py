@@ -88,7 +88,7 @@ class RoutesBoard:
     step_seconds: float | None = None
     exact: bool | None = None
     """Whether the chain is proven to be the best..."""
-    gap_seconds: float | None = None
+    unproven_seconds: float | None = None
     """...and the upper bound on how much faster another one might be; infinite without any bound."""
     failure: str = ""
     """Why there is no chain, in words."""
@@ -133,8 +133,8 @@ def routes_board(
         tuple(hops),
         chain.return_seconds,
         chain.step_seconds,
-        chain.gap_seconds == 0,
-        chain.gap_seconds,
+        chain.unproven_seconds == 0,
+        chain.unproven_seconds,
         alternatives=tuple(_alternative(current, hop, clock) for hop in hops[:MOST_ALTERNATIVES]),
         not_chosen=_not_chosen(sighting, current, chosen) if explained else None,
     )

@@ -27,7 +27,7 @@ class FailingRouter:
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
         self.error: SwarmError | None = None
-        self.gap_seconds = 0.0
+        self.unproven_seconds = 0.0
         self.refreshes = 0
         self.whole = False
 
@@ -43,7 +43,7 @@ class FailingRouter:
         if self.error is not None:
             raise self.error
         known = self.peer.announcement()
-        return (HopChoice(known.address, WHOLE, known.encoded, gap_seconds=self.gap_seconds),)
+        return (HopChoice(known.address, WHOLE, known.encoded, unproven_seconds=self.unproven_seconds),)
 
     def pardon(self, peers: frozenset[PeerId]) -> None:
         pass
@@ -118,11 +118,11 @@ def test_a_session_waits_for_room_and_for_blocks_that_were_served_before(
     assert waits or router.refreshes == 1
 
 
-@pytest.mark.parametrize("gap_seconds", [0.0, 2.5])
-def test_the_report_says_whether_the_chain_was_proven_to_be_the_best(gap_seconds: float) -> None:
+@pytest.mark.parametrize("unproven_seconds", [0.0, 2.5])
+def test_the_report_says_whether_the_chain_was_proven_to_be_the_best(unproven_seconds: float) -> None:
     world = World([100], clients=1, patience_seconds=PATIENCE_SECONDS, seed=0)
     router = FailingRouter(world.peers[0])
-    router.gap_seconds = gap_seconds
+    router.unproven_seconds = unproven_seconds
 
     async def scenario() -> None:
         session = ChainSession(replace(world.config(0, Visit(0.0)), router=router), 8, 1)  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def test_the_report_says_whether_the_chain_was_proven_to_be_the_best(gap_seconds
         running = session.report()
         await session.close()
         for report in (running, session.report()):
-            assert (report.gap_seconds, report.exact) == (gap_seconds, gap_seconds == 0.0)
+            assert (report.unproven_seconds, report.exact) == (unproven_seconds, unproven_seconds == 0.0)
         await asyncio.sleep(30)  # for what the peer has left to do
 
     with closing(world.loop):

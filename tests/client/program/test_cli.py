@@ -118,7 +118,7 @@ def test_json_and_report_tell_the_chain_and_how_steps_were_passed_on(
     assert [hop["blocks"] for hop in told["chain"]] == [[0, 3], [3, 6]]
     assert all(hop["compute_seconds"] > 0 for hop in told["chain"])
     assert (told["steps_pushed"], told["steps_relayed"]) == ((8, 0) if push else (0, 8))
-    assert (told["exact"], told["gap_seconds"]) == (True, 0)
+    assert (told["exact"], told["unproven_seconds"]) == (True, 0)
     assert 0 < told["first_token_seconds"] <= told["seconds"]
     assert "tokens/s" in result.stderr
     assert "no repairs" in result.stderr
@@ -313,7 +313,7 @@ def test_route_shows_the_chain_and_its_predicted_times(serving: SwarmThread, fol
     assert [hop["compute_seconds"] for hop in told["hops"]] == [pytest.approx(3e-3)] * 2  # 3 blocks of 1 ms
     parts = sum(hop["way_seconds"] + hop["compute_seconds"] for hop in told["hops"]) + told["return_seconds"]
     assert told["step_seconds"] == pytest.approx(parts)
-    assert (told["exact"], told["gap_seconds"]) == (True, 0)
+    assert (told["exact"], told["unproven_seconds"]) == (True, 0)
     assert "not proven" not in result.stdout
 
 
@@ -328,12 +328,15 @@ def test_route_explains_the_chain(serving: SwarmThread, folder: Path) -> None:
 
 
 def test_a_chain_that_is_not_proven_to_be_the_best_says_so() -> None:
-    """JSON has no infinity: a gap of which nothing is known is null there."""
-    for gap, line, told in ((1.5, "may be done up to 1.50 s sooner", 1.5), (float("inf"), "may be done sooner", None)):
-        chain = PredictedChain((), 0.1, gap)
+    """JSON has no infinity: a bound of which nothing is known is null there."""
+    for unproven, line, told in (
+        (1.5, "may be done up to 1.50 s sooner", 1.5),
+        (float("inf"), "may be done sooner", None),
+    ):
+        chain = PredictedChain((), 0.1, unproven)
         assert describe_chain(chain).endswith(line)
         as_json = chain_as_json(chain)
-        assert (as_json["exact"], as_json["gap_seconds"]) == (False, told)
+        assert (as_json["exact"], as_json["unproven_seconds"]) == (False, told)
 
 
 def test_status_tells_what_the_swarm_promises(serving: SwarmThread, folder: Path) -> None:

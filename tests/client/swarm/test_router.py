@@ -215,9 +215,9 @@ def test_a_made_up_swarm_takes_no_more_than_the_budget_and_the_loop_goes_on(
     assert len({choice.peer for choice in choices}) == len(choices)
     assert seconds < 4 * BUDGET.route_seconds  # the proof, half of that again, and a last step
     assert watch.longest_seconds < 0.1, watch.longest
-    gap_seconds = choices[0].gap_seconds
-    assert gap_seconds > 0
-    assert f"not proven to be the best: another one may be done {gap_seconds:.2f} s sooner" in caplog.text
+    unproven_seconds = choices[0].unproven_seconds
+    assert unproven_seconds > 0
+    assert f"not proven to be the best: another one may be done {unproven_seconds:.2f} s sooner" in caplog.text
 
 
 @pytest.mark.long

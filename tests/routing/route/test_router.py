@@ -229,7 +229,7 @@ def test_of_too_many_peers_the_cheapest_for_each_block_are_searched_without_a_pr
     table = RttTable(swarm, client_rtt_seconds=rtts) if push else None
     whole = RouteFinder(swarm, rtts, table)
     best = whole.cheapest_route(query_of(whole, RequestSpec(10, 10)))
-    assert (best.gap_seconds, np.isfinite(whole.work)) == (0.0, True)
+    assert (best.unproven_seconds, np.isfinite(whole.work)) == (0.0, True)
     tracemalloc.start()
     small = RouteFinder(swarm, rtts, table, most_bytes=200_000)
     query = query_of(small, RequestSpec(10, 10))
@@ -237,7 +237,7 @@ def test_of_too_many_peers_the_cheapest_for_each_block_are_searched_without_a_pr
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000  # with what is Python's own
-    assert route.gap_seconds == float("inf")
+    assert route.unproven_seconds == float("inf")
     assert best.total_seconds <= route.total_seconds <= 1.2 * best.total_seconds
     with pytest.raises(OverBudgetError):
         small.cheapest_route(query, settle=False)

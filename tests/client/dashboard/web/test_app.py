@@ -417,7 +417,7 @@ def test_nothing_is_planned_with_a_swarm_that_does_not_answer(state: str) -> Non
     site = site_of(GONE[state])
     routes = ask(site, f"/api/v1/routes?model={ID}").json
     assert (routes["hops"], routes["failure"]) == ([], "no peer answers")
-    assert {routes[name] for name in ("return_seconds", "step_seconds", "exact", "gap_seconds")} == {None}
+    assert {routes[name] for name in ("return_seconds", "step_seconds", "exact", "unproven_seconds")} == {None}
     assert ask(site, f"/api/v1/placement?model={ID}").json is None
     for screen, words in (
         ("routes", "There is no chain now: no peer answers."),
