@@ -58,7 +58,27 @@ def checked_patience(seconds: float) -> float:
     return seconds
 
 
-class ChainRouter(Protocol):
+class SwarmFacts(Protocol):
+    """Look-ups in the client's view of the swarm, which do no I/O."""
+
+    def predict_seconds(self, chain: Sequence[tuple[PeerId, BlockRange]], tokens: int) -> float:
+        """Predict a step of `tokens` tokens through the chain, from announced costs and measured round trips."""
+        ...
+
+    def leaving(self, peer: PeerId, blocks: BlockRange) -> bool:
+        """Return whether the peer announces that it is about to leave, or to drop some of the blocks."""
+        ...
+
+    def record(self, peer: PeerId) -> bytes | None:
+        """Return the newest signed record of a peer, or None if the peer is no longer known."""
+        ...
+
+    def clock_offset_seconds(self, peer: PeerId) -> float:
+        """Return the peer's clock minus ours."""
+        ...
+
+
+class ChainRouter(SwarmFacts, Protocol):
     """Chooses the peers of a chain from what the client knows of the swarm."""
 
     async def fill(
@@ -78,10 +98,6 @@ class ChainRouter(Protocol):
         """
         ...
 
-    def record(self, peer: PeerId) -> bytes | None:
-        """Return the newest signed record of a peer, or None if the peer is no longer known."""
-        ...
-
     def ban(self, peer: PeerId, error: SwarmError) -> None:
         """Do not choose a peer that failed for a while; after PeerBusy, not before the time that the peer gave."""
         ...
@@ -94,24 +110,12 @@ class ChainRouter(Protocol):
         """Return whether any known node answers within `seconds` over a new connection."""
         ...
 
-    def leaving(self, peer: PeerId, blocks: BlockRange) -> bool:
-        """Return whether the peer announces that it is about to leave, or to drop some of the blocks."""
-        ...
-
     def seen_whole(self, min_precision: str | None = None) -> bool:
         """Return whether all blocks were once seen served together, at least as precisely as `min_precision`."""
         ...
 
     async def refresh(self) -> None:
         """Look at the swarm again."""
-        ...
-
-    def predict_seconds(self, chain: Sequence[tuple[PeerId, BlockRange]], tokens: int) -> float:
-        """Predict a step of `tokens` tokens through the chain, from announced costs and measured round trips."""
-        ...
-
-    def clock_offset_seconds(self, peer: PeerId) -> float:
-        """Return the peer's clock minus ours."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The state of a chain's machine, and the look-ups that it may make; the base class of its layers.
+"""The state of a chain's machine; the base class of its layers.
 
 The machine is written in layers of subclasses, one per concern, over this state: `Repairing` brings up a chain,
 `Moving` hands hops over, `Watching` examines a chain whose answer is late, and `ChainMachine` takes events in and runs
@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from ....proto.errors import SwarmError
 from ....routing.swarm import BlockRange, PeerId
+from ...config import SwarmFacts
 from ...timing import ChainTiming
 from ..copying import CacheCopy
 from ..operation import Operation
@@ -27,26 +26,6 @@ from .roster import Roster
 
 _MAX_LENIENCY = 4.0
 """Waits grow with repairs up to this factor."""
-
-
-class SwarmFacts(Protocol):
-    """Look-ups in the client's view of the swarm, which do no I/O."""
-
-    def predict_seconds(self, chain: Sequence[tuple[PeerId, BlockRange]], tokens: int) -> float:
-        """Predict a step of `tokens` tokens through the chain, from announced costs and measured round trips."""
-        ...
-
-    def leaving(self, peer: PeerId, blocks: BlockRange) -> bool:
-        """Return whether the peer announces that it is about to leave, or to drop some of the blocks."""
-        ...
-
-    def record(self, peer: PeerId) -> bytes | None:
-        """Return the newest signed record of a peer, or None if the peer is no longer known."""
-        ...
-
-    def clock_offset_seconds(self, peer: PeerId) -> float:
-        """Return the peer's clock minus ours."""
-        ...
 
 
 @dataclass(slots=True)
