@@ -58,7 +58,6 @@ TESTED_BY = {
     "peer/engine/trial.py": "tests/peer/engine/test_device.py",
     "proto/weights/packed_gpu.py": "tests/peer/engine/test_device.py",
     "peer/key_lock.py": "tests/peer/test_cli.py",
-    "peer/offer/lookups.py": "tests/peer/offer/test_announce.py",
     "peer/program/terminal.py": "tests/peer/test_cli.py",
     "peer/reach/tunnel.py": "tests/peer/reach/test_relay.py",
     "peer/setup.py": "tests/peer/test_serving.py",

@@ -18,12 +18,15 @@ from ...routing.nearby import Asker
 from ...routing.swarm import PeerId
 from ..tasks import cancel_all
 from ..timing import PeerTiming
+from .lookup_places import LookupPlaces
 from .nearest import NearestHosts
 
 logger = logging.getLogger(__name__)
 
 MAX_LOOKUPS_AT_ONCE = 4
 """The most look-ups of other names that wait for the directory at once."""
+MAX_LOOKUPS_WAITING = 64
+"""The most that wait for one of these to end."""
 
 
 class Answer(NamedTuple):
@@ -74,7 +77,7 @@ class RecentLookups:
         self._own: SignedRecord | None = None
         self._looked_at = float("-inf")
         self._looking: asyncio.Task[SwarmError | None] | None = None
-        self._limit = asyncio.Semaphore(MAX_LOOKUPS_AT_ONCE)
+        self._places = LookupPlaces(MAX_LOOKUPS_AT_ONCE, MAX_LOOKUPS_WAITING)
 
     async def records(self) -> tuple[SignedRecord, ...]:
         """Return the verified records of this model's peers. Raises SwarmError if a needed look fails."""
@@ -109,12 +112,15 @@ class RecentLookups:
         """Take this peer's newest record."""
         self._own = own
 
-    async def lookup(self, name: str, asker: Asker | None = None, most: int = MAX_RECORDS_PER_KEY) -> Answer:
+    async def lookup(
+        self, name: str, network: str, asker: Asker | None = None, most: int = MAX_RECORDS_PER_KEY
+    ) -> Answer:
         """Look up at most `most` records under a name, ordered for an answer that may not hold them all.
 
         This peer's own record comes first, then the others in random order: nobody can choose ids that crowd others
         out. For an `asker`, those that are best for it come earlier (`nearest.py`). Raises SwarmError if looking fails;
         for this model's peers only if this one has announced nothing: otherwise the last known ones are returned.
+        Look-ups of other names share the directory between the networks that they come from; PeerBusy if too many wait.
         """
         if name == self._name:
             try:
@@ -124,7 +130,7 @@ class RecentLookups:
                     raise
                 found = self._known()
         else:
-            async with self._limit:
+            async with self._places.place(network):
                 found = await self._directory.lookup(name)
         own = self._own.peer_id if self._own is not None else None
         first = [record for record in found if record.peer_id == own]

@@ -32,7 +32,7 @@ async def first_verdict(
     async def refuse_stream(stream: Any, _host: str = "") -> None:
         await stream.write(FailureFrame.of(_not_yet()))
 
-    async def refuse_call(request: object) -> Any:
+    async def refuse_call(request: object, _host: str) -> Any:
         raise _not_yet()
 
     handlers = Handlers(session=refuse_stream, push=refuse_stream, lookup=refuse_call, ping=answer)

@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 
 from ...proto.errors import PeerBusy, PeerUnavailable
 from ...proto.wire.timing import RELAY_FULL_SECONDS
+from ...routing.admit.shares import givers
 from ...routing.swarm import PeerId
 from ..config import RelayQuota
 
@@ -165,8 +166,5 @@ def youngest_of_most(held: Sequence[_T], network: str) -> _T | None:
 
     None if that network would keep fewer than `network`, which wants one more, would have then.
     """
-    counts = Counter(item.network for item in held)
-    most = max(counts.values(), default=0)
-    if most <= counts[network] + 1:
-        return None
-    return next(item for item in reversed(held) if counts[item.network] == most)
+    most = givers(Counter(item.network for item in held), network)
+    return next((item for item in reversed(held) if item.network in most), None)

@@ -44,8 +44,8 @@ class LookupAnswer(Protocol):
 class Lookup(Protocol):
     """Looks records up."""
 
-    async def __call__(self, name: str, asker: Asker | None = None, most: int = ..., /) -> LookupAnswer:
-        """At most `most` records under a name, for an asker or by chance. Raises SwarmError."""
+    async def __call__(self, name: str, network: str, asker: Asker | None = None, most: int = ..., /) -> LookupAnswer:
+        """At most `most` records under a name, for an asker in a network or by chance. Raises SwarmError."""
         ...
 
 

@@ -15,6 +15,7 @@ from ...proto.errors import DeadlineExceeded, RemoteProtocolError
 from ...proto.wire.frames import SMALLEST_PART_BYTES, Assembly, ChunkFrame
 from ...proto.wire.messages.session import KvStateFrame
 from ...proto.wire.messages.streams import ClientFrame
+from ...routing.admit.shares import next_in_turn
 from ...routing.swarm import PeerId
 from ..engine.cache.part import CachePart
 
@@ -189,10 +190,10 @@ class _Line:
 
     def next(self) -> asyncio.Future[None] | None:
         """Remove and return the next place; None if nobody waits."""
-        if not self._networks:
+        network = next_in_turn(self._networks, self.last_network)
+        if network is None:
             return None
-        others = (network for network in self._networks if network != self.last_network)
-        network = self.last_network = next(others, self.last_network)
+        self.last_network = network
         clients = self._networks.pop(network)
         client = next(iter(clients))
         places = clients.pop(client)

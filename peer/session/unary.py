@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...proto.errors import AuthenticationError, WrongSwarm
+from ...proto.network.address import network_of_host
 from ...proto.wire.handshake import PROTOCOL_VERSION, check_protocol, check_protocol_of
 from ...proto.wire.messages.calls import LookupReply, LookupRequest, PingReply, PingRequest
 from ...proto.wire.messages.limits import MAX_RECORDS_PER_KEY
@@ -26,8 +27,8 @@ class UnaryCalls:
     def __init__(self, parts: PeerParts) -> None:
         self._parts = parts
 
-    async def lookup(self, request: LookupRequest) -> LookupReply:
-        """Answer with records under a name; in a private swarm for members only. Raises SwarmError.
+    async def lookup(self, request: LookupRequest, host: str) -> LookupReply:
+        """Answer a caller at `host` with records under a name; in a private swarm for members only. Raises SwarmError.
 
         It does not matter whether the caller is the signer of the hello: its id only serves to spread the answers.
         """
@@ -38,7 +39,7 @@ class UnaryCalls:
         most_bytes = min(request.most_bytes or MAX_LOOKUP_BYTES, MAX_LOOKUP_BYTES)
         most = min(most_bytes // MIN_RECORD_BYTES, MAX_RECORDS_PER_KEY)
         asker = Asker(request.hello.signer, request.place) if request.most_bytes else None
-        answer = await self._parts.lookup(request.key, asker, most)
+        answer = await self._parts.lookup(request.key, network_of_host(host), asker, most)
         records, left = list[bytes](), most_bytes
         for record in answer.records:
             encoded = record.encode()

@@ -103,7 +103,8 @@ class Handlers:
     session: Callable[[Stream[ClientFrame, PeerFrame], str], Awaitable[None]]
     """Serves one client's stream until it returns; is told the host that the client is seen at."""
     push: Callable[[Stream[PushFrame, PushReply]], Awaitable[None]]
-    lookup: Callable[[LookupRequest], Awaitable[LookupReply]]
+    lookup: Callable[[LookupRequest, str], Awaitable[LookupReply]]
+    """Also receives the caller's host as seen here."""
     ping: Callable[[PingRequest], Awaitable[PingReply]]
     reach: Callable[[ReachRequest, str], Awaitable[ReachReply]] | None = None
     """Also receives the caller's host as seen here; None: the node checks no addresses for others."""
@@ -145,17 +146,17 @@ async def serve(
 def _method_handlers(handlers: Handlers) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     """gRPC moves only bytes: messages are decoded where a decoding error can be reported to the sender."""
 
-    def answered(handler: Callable[[In], Awaitable[Out]], question: Codec[In], answer: Codec[Out]) -> Any:
-        return answered_call(lambda request, _caller: handler(request), question, answer, handlers.question_time)
+    def answered(handler: Callable[[In, str], Awaitable[Out]], question: Codec[In], answer: Codec[Out]) -> Any:
+        return answered_call(handler, question, answer, handlers.question_time)
 
     calls = {
         "Session": served_call(handlers.session, CLIENT_FRAME, PEER_FRAME),
         "Push": served_call(lambda stream, _caller: handlers.push(stream), PUSH_FRAME, PUSH_REPLY),
         "Lookup": answered(handlers.lookup, LOOKUP_REQUEST, LOOKUP_REPLY),
-        "Ping": answered(handlers.ping, PING_REQUEST, PING_REPLY),
+        "Ping": answered(lambda request, _caller: handlers.ping(request), PING_REQUEST, PING_REPLY),
     }
     if handlers.reach is not None:
-        calls["Reach"] = answered_call(handlers.reach, REACH_REQUEST, REACH_REPLY, handlers.question_time)
+        calls["Reach"] = answered(handlers.reach, REACH_REQUEST, REACH_REPLY)
     return calls
 
 

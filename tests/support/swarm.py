@@ -163,7 +163,9 @@ class LocalSwarm:
         engine = self.make_engine(stage, KvPool(kv_tokens * len(blocks) * stage.kv_bytes_per_token, self.prefix_bytes))
         sessions = NotingTable(kv_tokens * len(blocks))
 
-        async def lookup(name: str, asker: Asker | None = None, most: int = MAX_RECORDS_PER_KEY, /) -> Answer:
+        async def lookup(
+            name: str, network: str, asker: Asker | None = None, most: int = MAX_RECORDS_PER_KEY, /
+        ) -> Answer:
             await self.renew(time.time())
             records = await directory.lookup(name)
             return Answer(records[:most], len(records))

@@ -61,7 +61,7 @@ async def until(condition: Callable[[], bool]) -> None:
 def echoing(identity: Identity) -> Any:
     """A peer that gives back what it is asked for, a thousand times."""
 
-    async def lookup(request: LookupRequest) -> LookupReply:
+    async def lookup(request: LookupRequest, host: str) -> LookupReply:
         return LookupReply((request.key.encode(),) * 500)
 
     return answering(identity, lookup=lookup)

@@ -51,7 +51,7 @@ def ask(
     """The answer of a peer to one call, and what its directory was `asked`; raises what its answer says."""
     asked = asked if asked is not None else []
 
-    async def lookup(name: str, asker: Asker | None, most: int) -> Answer:
+    async def lookup(name: str, network: str, asker: Asker | None, most: int) -> Answer:
         asked.append((asker, most))
         return Answer(RECORDS[:most], len(RECORDS))
 
