@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -36,6 +36,15 @@ class Completed:
 
     counts: TokenCounts
     trace: Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """The one whose request it is."""
+
+    allowance: Allowance
+    taker: Hashable
+    """By whom requests take turns: the key, or the network where no key is needed."""
 
 
 AnswerItem = Begun | Piece | Repaired | Completed
@@ -100,14 +109,14 @@ class Endpoint:
         return served
 
     async def answer(
-        self, served: ServedModel, request: ChatRequest | CompletionRequest, allowance: Allowance
+        self, served: ServedModel, request: ChatRequest | CompletionRequest, sender: Sender
     ) -> AsyncIterator[AnswerItem]:
         """Wait for a slot, generate, and yield the items as they come. Leaving the iteration frees the peers.
 
         The last item is a Completed; without it no answer is complete. Raises ApiError.
         """
-        with allowance.spending() as spending:
-            async with aclosing(self._answer(served, request)) as items:  # type: ignore[type-var]
+        with sender.allowance.spending() as spending:
+            async with aclosing(self._answer(served, request, sender.taker)) as items:  # type: ignore[type-var]
                 async for item in items:
                     if isinstance(item, Begun):
                         spending.reserve(item.most_tokens)
@@ -116,9 +125,11 @@ class Endpoint:
                         spending.use(item.tokens)
                     yield item
 
-    async def _answer(self, served: ServedModel, request: ChatRequest | CompletionRequest) -> AsyncIterator[AnswerItem]:
+    async def _answer(
+        self, served: ServedModel, request: ChatRequest | CompletionRequest, taker: Hashable
+    ) -> AsyncIterator[AnswerItem]:
         operation = "chat" if isinstance(request, ChatRequest) else "text_completion"
-        async with self.gate.slot() as waited:
+        async with self.gate.slot(taker) as waited:
             began = self.clock()
             try:
                 async with aclosing(self._generate(served, request)) as items:  # type: ignore[type-var]

@@ -14,10 +14,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ..web.callers import network_of_caller
 from ..web.slashes import NoTrailingSlashes
-from .access.allowance import Allowance
 from .access.origins import is_allowed
-from .answering import Endpoint
+from .answering import Endpoint, Sender
 from .openai.errors import ApiError, internal_error
 from .openai.fields import parse_object
 from .openai.replies import AnswerHead, AnswerShape, ChatShape, CompletionShape, model_card, model_list
@@ -45,16 +45,16 @@ def make_app(endpoint: Endpoint) -> Starlette:
         return JSONResponse(model_card(served.name, served.created), headers=NOT_KEPT)
 
     async def chat(request: Request) -> Response:
-        allowance = admitted(endpoint, request)
+        sender = admitted(endpoint, request)
         asked = parse_chat(await read_object(request, endpoint.timing.body_seconds))
         shape = ChatShape(asked.wish.top_logprobs is not None)
-        return answer_to(endpoint, asked, allowance, "chatcmpl-", shape)
+        return answer_to(endpoint, asked, sender, "chatcmpl-", shape)
 
     async def completion(request: Request) -> Response:
-        allowance = admitted(endpoint, request)
+        sender = admitted(endpoint, request)
         asked = parse_completion(await read_object(request, endpoint.timing.body_seconds))
         shape = CompletionShape(asked.wish.top_logprobs is not None)
-        return answer_to(endpoint, asked, allowance, "cmpl-", shape)
+        return answer_to(endpoint, asked, sender, "cmpl-", shape)
 
     async def metrics(request: Request) -> Response:
         admitted(endpoint, request)
@@ -92,25 +92,26 @@ def make_app(endpoint: Endpoint) -> Starlette:
     return Starlette(routes=routes, exception_handlers=handlers, middleware=middleware)  # type: ignore[arg-type]
 
 
-def admitted(endpoint: Endpoint, request: Request) -> Allowance:
-    """Return the allowance of a request's sender. Raises ApiError if it may not send requests."""
+def admitted(endpoint: Endpoint, request: Request) -> Sender:
+    """Return the sender of a request. Raises ApiError if it may not send requests."""
     origin, host = request.headers.get("origin"), request.headers.get("host", "")
     if not is_allowed(origin, host, endpoint.allowed_origins, endpoint.loopback_only):
         raise ApiError(403, "web pages of other origins may not ask (--allow-origin)", code="origin_not_allowed")
-    return endpoint.keys.allowance(request.headers.get("authorization"))
+    allowance = endpoint.keys.allowance(request.headers.get("authorization"))
+    return Sender(allowance, allowance if endpoint.keys.are_needed else network_of_caller(request.scope))
 
 
 def answer_to(
     endpoint: Endpoint,
     asked: ChatRequest | CompletionRequest,
-    allowance: Allowance,
+    sender: Sender,
     prefix: str,
     shape: AnswerShape,
 ) -> Response:
     """Return the response to a request. Raises ApiError if its model is not served."""
     served = endpoint.model(asked.wish.model)
     head = AnswerHead(prefix + endpoint.new_id(), int(endpoint.unix_clock()), served.name, served.fingerprint)
-    return AnswerResponse(endpoint, asked.wish, head, shape, endpoint.answer(served, asked, allowance))
+    return AnswerResponse(endpoint, asked.wish, head, shape, endpoint.answer(served, asked, sender))
 
 
 async def read_object(request: Request, seconds: float) -> dict[str, object]:

@@ -1,17 +1,18 @@
 """Admission of requests: how many generate at the same time, how many wait, and when refused ones may come back.
 
-A request that generates has a thread; the others wait in order of arrival.  If the queue is full, a request is refused
-with the time after which a slot is likely to be free: by the mean time of the generations here, and not before the
-swarm's peers have said that they have room.
+A request that generates has a thread.  Of the others, takers (keys, or networks where no key is needed) take turns, and
+of each taker the oldest is next.  If the queue is full, a request is refused with the time after which a slot is likely
+to be free: by the mean time of the generations here, and not before the swarm's peers have said that they have room.
+That is the new one, or the youngest of the taker with most waiting if the new one's taker has fewer.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 
+from ...routing.admit.shares import Turns
 from .openai.errors import RATE_LIMIT, ApiError
 
 NEWEST_WEIGHT = 0.2
@@ -32,7 +33,7 @@ class Gate:
         self._slots = slots
         self._queue_limit = queue
         self._clock = clock
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: Turns[Hashable, asyncio.Future[None]] = Turns()
         self._mean_seconds: float | None = None
         self._swarm_free_at = 0.0
         """When the swarm will have room again, by its peers' account, on `clock`."""
@@ -51,10 +52,13 @@ class Gate:
         return max(here, self._swarm_free_at - self._clock())
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[float]:
-        """Hold a slot during the block; yields the seconds waited for it. Raises ApiError if the queue is full."""
+    async def slot(self, taker: Hashable) -> AsyncIterator[float]:
+        """Hold a slot for `taker` during the block; yields the seconds waited for it.
+
+        Raises ApiError if the queue is full, or while waiting if a taker with fewer waiting requests needs the room.
+        """
         asked = self._clock()
-        await self._enter()
+        await self._enter(taker)
         began = self._clock()
         try:
             yield began - asked
@@ -62,31 +66,37 @@ class Gate:
             self._leave()
             self._note(self._clock() - began)
 
-    async def _enter(self) -> None:
+    async def _enter(self, taker: Hashable) -> None:
         if self.running < self._slots and not self._waiting:
             self.running += 1
+            self._waiting.served(taker)
             return
         if len(self._waiting) >= self._queue_limit:
-            seconds = self.retry_after_seconds()
-            raise ApiError(
-                429, f"the endpoint is full: {self.running} requests are answered and {self.queued} wait",
-                kind=RATE_LIMIT, code="endpoint_full", retry_after_seconds=seconds,
-            )  # fmt: skip
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+            full = self._full()
+            surplus = self._waiting.make_room(taker)
+            if surplus is None:
+                raise full
+            if not surplus.done():  # its client may be gone at the same moment
+                surplus.set_exception(full)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.join(taker, turn)
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if not turn.cancelled() and turn.exception() is None:
                 self._leave()  # the slot was given together with the cancellation
-            else:
-                self._waiting.remove(turn)
+            self._waiting.leave(taker, turn)
             raise
+
+    def _full(self) -> ApiError:
+        return ApiError(
+            429, f"the endpoint is full: {self.running} requests are answered and {self.queued} wait",
+            kind=RATE_LIMIT, code="endpoint_full", retry_after_seconds=self.retry_after_seconds(),
+        )  # fmt: skip
 
     def _leave(self) -> None:
         """Pass the slot to the next waiting request."""
-        while self._waiting:
-            turn = self._waiting.popleft()
+        while (turn := self._waiting.next()) is not None:
             if not turn.done():
                 turn.set_result(None)
                 return

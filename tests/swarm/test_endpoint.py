@@ -274,6 +274,23 @@ def test_a_full_endpoint_refuses_with_a_time(serving: SwarmThread, alone: Any) -
     serving.wait_idle()
 
 
+def test_one_address_with_many_requests_delays_the_request_of_another_by_one(serving: SwarmThread, alone: Any) -> None:
+    """Without keys, networks take turns; a proxy of this machine names the address that it asks for."""
+    ann, bob = {"x-forwarded-for": "192.0.2.1"}, {"x-forwarded-for": "192.0.2.2"}
+    with running_endpoint(serving, MODEL, max_running=1) as running, ThreadPoolExecutor() as pool:
+        first = stream(running, 200)
+        next(first)
+        many = [pool.submit(running.complete, ann, prompt=PROMPT, max_tokens=200) for _ in range(3)]
+        until(lambda: running.endpoint.gate.queued == 3)
+        one = pool.submit(running.complete, bob, prompt=PROMPT, max_tokens=4, temperature=0)
+        until(lambda: running.endpoint.gate.queued == 4)
+        first.close()
+        assert one.result(60)[2]["choices"][0]["text"] == alone(PROMPT, 4)
+        assert not many[-1].done(), "two long ones come after it"
+        assert [request.result(120)[0] for request in many] == [200] * 3
+    serving.wait_idle()
+
+
 @pytest.mark.long
 def test_many_streams_share_the_threads_and_never_keep_the_loop(
     running: RunningEndpoint, serving: SwarmThread, alone: Any

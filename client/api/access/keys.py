@@ -108,6 +108,10 @@ class Keys:
             entry.sha256: Allowance(entry.requests_per_minute, entry.tokens_per_day, clock) for entry in entries or ()
         }
 
+    @property
+    def are_needed(self) -> bool:
+        return self._open is None
+
     def allowance(self, authorization: str | None) -> Allowance:
         """Return the allowance for this `Authorization` header. Raises ApiError with status 401."""
         if self._open is not None:
