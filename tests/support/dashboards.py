@@ -97,6 +97,13 @@ class ServedSite:
             assert time.monotonic() < until, "connections stay open"
             time.sleep(0.05)
 
+    def wait_no_streams(self) -> None:
+        """Until none is open; fails if that takes too long."""
+        until = time.monotonic() + 60
+        while self.site.streams.count:
+            assert time.monotonic() < until, "streams stay open"
+            time.sleep(0.05)
+
 
 @contextmanager
 def served_site(site: Site) -> Iterator[ServedSite]:

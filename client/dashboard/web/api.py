@@ -21,9 +21,8 @@ from ..board.routes import RoutesBoard
 from ..history.entries import NumberedEvent
 from ..written.table import peers_csv
 from ..written.values import as_json
-from .rendering import Overloaded
 from .site import CSV, JSON, NO_HISTORY, Moment, Site
-from .stream import MOST_STREAMS, SnapshotStream
+from .stream import SnapshotStream
 
 MOST_EVENTS_A_REPLY = 1000
 
@@ -106,8 +105,6 @@ def api_router(site: Site) -> APIRouter:
     )
     async def stream(request: Request) -> Response:
         """Events `snapshot` with an id; after `Last-Event-ID` a newer snapshot is sent at once, if there is one."""
-        if site.streams.count >= MOST_STREAMS:
-            raise Overloaded
 
         async def told() -> bytes:
             return (await site.body("stream", lambda moment: as_json(status_reply(moment)))).plain

@@ -7,16 +7,22 @@ for it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ....routing.admit.shares import givers
+from ...web.callers import network_of_caller
 from ...web.sending import until_gone
 from ..watch.keeper import SnapshotKeeper
+from .rendering import Overloaded
 
 MOST_STREAMS = 512
-"""Further streams are refused with 503."""
+"""Where all are open, the network with most gives one up to one that has fewer; others are refused with 503."""
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -24,18 +30,63 @@ HEADERS = (
 )
 
 
+@dataclass(eq=False, frozen=True, slots=True)
+class StreamPlace:
+    """The place of one open stream."""
+
+    network: str
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the stream has to end: another network needs its place, or the program stops."""
+
+
+def surplus_place(held: Sequence[StreamPlace], network: str) -> StreamPlace | None:
+    """Return the place, of those `held`, the oldest first, that is given up to a stream from `network`.
+
+    It is the oldest one of the network that has most; None if that would keep fewer than `network` would have then.
+    """
+    most = givers(Counter(place.network for place in held), network)
+    return next((place for place in held if place.network in most), None)
+
+
 class Streams:
     """The open streams of one dashboard; used on its loop."""
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, most: int = MOST_STREAMS) -> None:
         """`run_id` distinguishes the snapshots of this run of the program from those of other runs."""
-        self.count = 0
         self.run_id = run_id
-        self.stopped = asyncio.Event()
+        self._most = most
+        self._held: list[StreamPlace] = []
+        """The oldest come first."""
+        self._stopped = False
+
+    @property
+    def count(self) -> int:
+        return len(self._held)
+
+    @contextmanager
+    def place(self, network: str) -> Iterator[StreamPlace]:
+        """Hold a place during the block, or until another network needs it. Raises Overloaded if there is none."""
+        if len(self._held) >= self._most:
+            surplus = surplus_place(self._held, network)
+            if surplus is None:
+                raise Overloaded
+            self._held.remove(surplus)
+            surplus.ended.set()
+        mine = StreamPlace(network)
+        if self._stopped:
+            mine.ended.set()
+        self._held.append(mine)
+        try:
+            yield mine
+        finally:
+            if mine in self._held:
+                self._held.remove(mine)
 
     def stop(self) -> None:
         """End all streams, and begin no new ones."""
-        self.stopped.set()
+        self._stopped = True
+        for place in self._held:
+            place.ended.set()
 
 
 class SnapshotStream(Response):
@@ -65,25 +116,22 @@ class SnapshotStream(Response):
         self._idle_seconds = idle_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events until the client is gone or the streams are stopped."""
-        self._streams.count += 1
-        try:
+        """Send events until the client is gone or the place is lost. Raises Overloaded if there is none."""
+        with self._streams.place(network_of_caller(scope)) as place:
             await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
-            await until_gone(receive, self._send_all(send))
-        finally:
-            self._streams.count -= 1
+            await until_gone(receive, self._send_all(send, place.ended))
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, send: Send, ended: asyncio.Event) -> None:
         async def write(data: bytes, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
         await write(b"retry: 3000\n\n")
         version = self._known_version()
-        while not self._streams.stopped.is_set():
-            if self._keeper.snapshot.version == version and not await self._changed(version):
+        while not ended.is_set():
+            if self._keeper.snapshot.version == version and not await self._changed(version, ended):
                 await write(b":\n\n")
                 continue
-            if self._streams.stopped.is_set():
+            if ended.is_set():
                 break
             version = self._keeper.snapshot.version
             data = await self._told()
@@ -91,11 +139,10 @@ class SnapshotStream(Response):
             await asyncio.sleep(self._pause_seconds)
         await write(b"", more=False)
 
-    async def _changed(self, version: int) -> bool:
-        """Wait for a new snapshot or the end of the streams; return False if neither comes within `idle_seconds`."""
+    async def _changed(self, version: int, ended: asyncio.Event) -> bool:
+        """Wait for a new snapshot or the end of the stream; return False if neither comes within `idle_seconds`."""
         changed = asyncio.ensure_future(self._keeper.after(version))
-        stopped = asyncio.ensure_future(self._streams.stopped.wait())
-        waiting = {changed, stopped}
+        waiting = {changed, asyncio.ensure_future(ended.wait())}
         try:
             done, _ = await asyncio.wait(waiting, timeout=self._idle_seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import selectors
 import socket
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 import pytest
@@ -27,8 +29,10 @@ def served() -> Iterator[ServedSite]:
         yield site
 
 
-def connected(served: ServedSite, target: str = "", *, receive_bytes: int | None = None) -> socket.socket:
-    """A connection that has asked for `target`, if any."""
+def connected(
+    served: ServedSite, target: str = "", *, receive_bytes: int | None = None, headers: str = ""
+) -> socket.socket:
+    """A connection that has asked for `target`, if any; `headers` are lines."""
     host, port = served.root.removeprefix("http://").split(":")
     connection = socket.socket()
     connection.settimeout(60)
@@ -36,7 +40,7 @@ def connected(served: ServedSite, target: str = "", *, receive_bytes: int | None
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     connection.connect((host, int(port)))
     if target:
-        connection.sendall(f"GET {target} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+        connection.sendall(f"GET {target} HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n".encode())
     return connection
 
 
@@ -48,6 +52,22 @@ def read_all(connection: socket.socket) -> bytes:
     except ConnectionResetError:
         pass
     return b"".join(parts)
+
+
+def one_ends(streams: Sequence[socket.socket]) -> bool:
+    """Read from all until one has its last chunk; False if that does not come within a minute."""
+    read = dict.fromkeys(streams, b"")
+    with selectors.DefaultSelector() as selector:
+        for stream in streams:
+            selector.register(stream, selectors.EVENT_READ)
+        until = time.monotonic() + 60
+        while not any(tail.endswith(b"\r\n0\r\n\r\n") for tail in read.values()):
+            if time.monotonic() > until:
+                return False
+            for key, _ in selector.select(1.0):
+                assert isinstance(key.fileobj, socket.socket)
+                read[key.fileobj] = (read[key.fileobj] + key.fileobj.recv(1 << 16))[-7:]
+    return True
 
 
 def is_served(served: ServedSite) -> bool:
@@ -75,6 +95,21 @@ def test_streams_are_bounded(served: ServedSite) -> None:
         with connected(served, "/api/v1/stream") as further:
             assert further.recv(12) == b"HTTP/1.1 503"
         assert is_served(served)
+
+
+def test_an_address_that_holds_all_streams_gives_its_oldest_to_another(served: ServedSite) -> None:
+    """A proxy of this machine names the address of each client."""
+    served.wait_no_streams()
+    with ExitStack() as stack:
+        streams = [stack.enter_context(connected(served, "/api/v1/stream")) for _ in range(MOST_STREAMS)]
+        for stream in streams:
+            assert stream.recv(12) == b"HTTP/1.1 200"
+        other = stack.enter_context(connected(served, "/api/v1/stream", headers="x-forwarded-for: 192.0.2.1\r\n"))
+        assert other.recv(12) == b"HTTP/1.1 200"
+        assert one_ends(streams)
+        assert served.site.streams.count == MOST_STREAMS
+        with connected(served, "/api/v1/stream") as further:
+            assert further.recv(12) == b"HTTP/1.1 503"
 
 
 def test_large_heads_and_bodies_and_nonsense_are_refused(served: ServedSite) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from typing import Any
 
 from blockswarm.client.dashboard.timing import DashboardTiming
 from blockswarm.client.dashboard.watch.sighting import ModelState
 from blockswarm.client.dashboard.web.app import make_app
 from blockswarm.client.dashboard.web.site import Site
-from blockswarm.client.dashboard.web.stream import MOST_STREAMS
+from blockswarm.client.dashboard.web.stream import MOST_STREAMS, StreamPlace, surplus_place
 from support.sightings import FACTS, HOST, ask_app, known, seen, site_of
 
 QUICK = DashboardTiming(stream_pause=0.0, stream_idle=0.05, send=0.2)
@@ -63,6 +64,20 @@ def played(scenario: Callable[[Site], Awaitable[None]]) -> None:
             await scenario(site)
 
     asyncio.run(play())
+
+
+def places(networks: str) -> list[StreamPlace]:
+    """One for each letter, the oldest first."""
+    return [StreamPlace(network) for network in networks]
+
+
+def test_the_network_with_most_gives_its_oldest_place_to_one_that_has_fewer() -> None:
+    held = places("baabaa")
+    assert surplus_place(held, "b") is held[1]
+    assert surplus_place(held, "c") is held[1]
+    assert surplus_place(held, "a") is None, "one that has most gets no more"
+    assert surplus_place(places("aab"), "b") is None, "they would only change places"
+    assert surplus_place(places("abc"), "d") is None
 
 
 def test_each_snapshot_is_told_as_the_status_says_it() -> None:
@@ -118,9 +133,11 @@ def test_streams_are_bounded_and_end_when_the_program_does() -> None:
         listeners = [Listener(site) for _ in range(3)]
         for listener in listeners:
             await listener.event()
-        site.streams.count += MOST_STREAMS - 3
-        answer = await ask_app(make_app(site), "/api/v1/stream")
-        assert (answer.status, answer.headers["retry-after"]) == (503, "2")
+        with ExitStack() as others:
+            for _ in range(MOST_STREAMS - 3):
+                others.enter_context(site.streams.place("127.0.0.1"))  # as the one that asks
+            answer = await ask_app(make_app(site), "/api/v1/stream")
+            assert (answer.status, answer.headers["retry-after"]) == (503, "2")
         site.streams.stop()
         await asyncio.gather(*(listener.task for listener in listeners))
 
