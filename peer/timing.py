@@ -74,6 +74,8 @@ class PeerTiming:
     """Age at which an old look no longer answers a caller."""
     lookup_patience_seconds: float = 0.5
     """Wait of a caller for a new look while the old one still answers."""
+    lookup_retry_seconds: float = 2.0
+    """When a look-up of another model may come back for which there is no room now."""
 
     # Placement.
     claims: ClaimTiming = field(default_factory=ClaimTiming)

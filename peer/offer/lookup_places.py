@@ -9,9 +9,6 @@ from contextlib import asynccontextmanager
 from ...proto.errors import PeerBusy
 from ...routing.admit.shares import Turns
 
-RETRY_SECONDS = 2.0
-"""When a refused look-up may come back."""
-
 
 class LookupPlaces:
     """Lets `at_once` look-ups run and `waiting` more wait; networks take turns, and within each the oldest is next.
@@ -19,7 +16,9 @@ class LookupPlaces:
     Where no more can wait, the network with most of those that wait gives its youngest up, and it is refused.
     """
 
-    def __init__(self, at_once: int, waiting: int) -> None:
+    def __init__(self, at_once: int, waiting: int, retry_seconds: float) -> None:
+        """`retry_seconds`: when a refused look-up may come back."""
+        self._retry_seconds = retry_seconds
         self._free = at_once
         self._most_waiting = waiting
         self._turns: Turns[str, asyncio.Future[None]] = Turns()
@@ -45,9 +44,9 @@ class LookupPlaces:
         if self.waiting >= self._most_waiting:
             surplus = self._turns.make_room(network)
             if surplus is None:
-                raise _busy()
+                raise self._busy()
             if not surplus.done():  # its caller may be gone at the same moment
-                surplus.set_exception(_busy())
+                surplus.set_exception(self._busy())
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._turns.join(network, mine)
         try:
@@ -65,6 +64,5 @@ class LookupPlaces:
                 return
         self._free += 1
 
-
-def _busy() -> PeerBusy:
-    return PeerBusy(RETRY_SECONDS, "this peer has too many look-ups of other models: try again")
+    def _busy(self) -> PeerBusy:
+        return PeerBusy(self._retry_seconds, "this peer has too many look-ups of other models: try again")

@@ -77,7 +77,7 @@ class RecentLookups:
         self._own: SignedRecord | None = None
         self._looked_at = float("-inf")
         self._looking: asyncio.Task[SwarmError | None] | None = None
-        self._places = LookupPlaces(MAX_LOOKUPS_AT_ONCE, MAX_LOOKUPS_WAITING)
+        self._places = LookupPlaces(MAX_LOOKUPS_AT_ONCE, MAX_LOOKUPS_WAITING, timing.lookup_retry_seconds)
 
     async def records(self) -> tuple[SignedRecord, ...]:
         """Return the verified records of this model's peers. Raises SwarmError if a needed look fails."""

@@ -34,7 +34,7 @@ def givers(counts: Mapping[K, int], taker: K) -> frozenset[K]:
 
 
 class Turns(Generic[K, T]):
-    """What waits for several takers: the takers take turns, and of each the oldest is next."""
+    """Items that wait for several takers: the takers take turns, and of each the oldest is next."""
 
     def __init__(self) -> None:
         self._lines: dict[K, deque[T]] = {}

@@ -282,10 +282,10 @@ def test_one_address_with_many_requests_delays_the_request_of_another_by_one(ser
         next(first)
         many = [pool.submit(running.complete, ann, prompt=PROMPT, max_tokens=200) for _ in range(3)]
         until(lambda: running.endpoint.gate.queued == 3)
-        one = pool.submit(running.complete, bob, prompt=PROMPT, max_tokens=4, temperature=0)
+        short = pool.submit(running.complete, bob, prompt=PROMPT, max_tokens=4, temperature=0)
         until(lambda: running.endpoint.gate.queued == 4)
         first.close()
-        assert one.result(60)[2]["choices"][0]["text"] == alone(PROMPT, 4)
+        assert short.result(60)[2]["choices"][0]["text"] == alone(PROMPT, 4)
         assert not many[-1].done(), "two long ones come after it"
         assert [request.result(120)[0] for request in many] == [200] * 3
     serving.wait_idle()

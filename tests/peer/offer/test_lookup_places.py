@@ -47,7 +47,7 @@ async def settle() -> None:
 def played(scenario: Callable[[Asked], Awaitable[None]]) -> None:
     async def play() -> None:
         async with asyncio.timeout(60):
-            await scenario(Asked(LookupPlaces(1, 3)))
+            await scenario(Asked(LookupPlaces(1, 3, 2.0)))
 
     asyncio.run(play())
 
