@@ -20,7 +20,6 @@ TESTED_BY = {
     "client/api/server.py": "tests/swarm/test_endpoint.py",
     "client/chain/machine/events.py": "tests/client/chain/machine/test_machine.py",
     "client/chain/machine/facts.py": "tests/client/chain/machine/test_machine.py",
-    "client/chain/machine/pace.py": "tests/client/chain/machine/test_machine.py",
     "client/chain/machine/repairing.py": "tests/client/chain/machine/test_machine.py",
     "client/chain/machine/reserve.py": "tests/client/chain/machine/test_machine.py",
     "client/chain/machine/roster.py": "tests/client/chain/machine/test_machine.py",

@@ -43,6 +43,7 @@ from ....proto.errors import (
 from ....proto.wire.frames import WireStep
 from . import events as ev
 from .facts import HopFacts, Status, adoptable, merged
+from .pace import AnsweredStep
 from .phases import WHOLE_CHAIN, Phase
 from .state import Ended, Progress
 from .watching import Watching
@@ -282,17 +283,17 @@ class ChainMachine(Watching):
                 self._deadline = self._now + self._allowed_seconds()
 
     def _note_pace(self, progress: Progress, index: int, step: WireStep) -> None:
-        if len(progress.operation.steps) == 1 and sum(p.in_flight for p in self._progress) == 1:
-            predicted = self._facts.predict_seconds(self.layout, step.plan.tokens)
-            observed = self._now - progress.sent_at[index]
-            hops, tokens = dict(self.layout), step.plan.tokens
-            self._pace.note(
-                predicted,
-                observed,
-                step.timings,
-                self._facts.clock_offset_seconds,
-                lambda peer: self._facts.predict_seconds([(peer, hops[peer])], tokens) if peer in hops else math.inf,
-            )
+        offset_seconds = self._facts.clock_offset_seconds
+        answered = AnsweredStep(progress.sent_at[index], self._now, step.timings, offset_seconds)
+        if len(progress.operation.steps) > 1:
+            self._pace.pass_over(answered)
+            return
+        hops, tokens = dict(self.layout), step.plan.tokens
+        self._pace.note(
+            answered,
+            self._facts.predict_seconds(self.layout, tokens),
+            lambda peer: self._facts.predict_seconds([(peer, hops[peer])], tokens) if peer in hops else math.inf,
+        )
 
     # --- resting and running ---
 
