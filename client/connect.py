@@ -372,14 +372,14 @@ class SwarmSession:
         return self._session.last_trip
 
     def abort(self, confirmed: Sequence[int]) -> None:
-        """Make pending and later steps raise SessionLost, and free the peers at once.
+        """Make pending and later steps raise SessionLost, and free the peers once they have kept their pages.
 
         `confirmed`: the length of each row up to which peers may keep its attention cache.
         """
         self._aborted = True
+        self.close(confirmed)  # first: a step that is cancelled before the session closes ends it with nothing kept
         for future in tuple(self._pending):
             future.cancel()
-        self.close(confirmed)
 
     @property
     def answered_steps(self) -> int:

@@ -25,7 +25,6 @@ TESTED_BY = {
     "client/chain/machine/roster.py": "tests/client/chain/machine/test_machine.py",
     "client/chain/machine/state.py": "tests/client/chain/machine/test_machine.py",
     "client/chain/machine/watching.py": "tests/client/chain/machine/test_machine.py",
-    "client/chain/operation.py": "tests/swarm/test_session_machine.py",
     "client/config.py": "tests/swarm/test_session_machine.py",
     "client/dashboard/history/entries.py": "tests/client/dashboard/history/test_store.py",
     "client/dashboard/web/badge.py": "tests/client/dashboard/web/test_app.py",

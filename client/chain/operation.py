@@ -63,10 +63,14 @@ class Operation:
 
     def leaves(self, lengths: Sequence[int]) -> bool:
         """Return whether this operation keeps the first `lengths` tokens of every row."""
-        first = self.steps[0]
-        return first.source_rows is None and all(
-            piece.row >= len(lengths) or piece.start >= lengths[piece.row] for piece in first.rows
-        )
+        return leaves(self.steps[0], lengths)
+
+
+def leaves(plan: StepPlan, lengths: Sequence[int]) -> bool:
+    """Return whether a step keeps the first `lengths` tokens of every row, so that they are the same after it."""
+    return plan.source_rows is None and all(
+        piece.row >= len(lengths) or piece.start >= lengths[piece.row] for piece in plan.rows
+    )
 
 
 def split_bytes(data: bytes, sizes: Sequence[int]) -> list[bytes]:

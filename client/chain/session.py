@@ -32,7 +32,7 @@ from .formats import Links
 from .hop import HopStream
 from .machine import events as ev
 from .machine.machine import ChainMachine
-from .operation import OPERATION_TOKENS, Operation, join_bytes, split_bytes
+from .operation import OPERATION_TOKENS, STEP_TOKENS, Operation, join_bytes, leaves, split_bytes
 from .prefixes import PageNames, named
 from .timing_log import TimingLog
 
@@ -74,7 +74,7 @@ class ChainSession:
         self._timings = TimingLog()
         self._last_used: tuple[ev.HopChoice, ...] = ()
         """The chain when the session was closed."""
-        self._lock = asyncio.Lock()
+        self._lock, self._closing = asyncio.Lock(), False
 
     @property
     def chain(self) -> ev.Layout:
@@ -117,7 +117,8 @@ class ChainSession:
                 under_way = self.begin(last, last_piece, guessed=guessed)
             answers.append(await under_way)
         except asyncio.CancelledError:
-            self._feed(ev.Close())
+            if not self._closing:
+                self._feed(ev.Close())
             raise
         return join_bytes(answers)
 
@@ -150,7 +151,8 @@ class ChainSession:
     async def close(self, confirmed: Sequence[int] | None = None) -> None:
         """End the session on every peer; these may keep up to `confirmed` tokens of each row for later sessions."""
         self._last_used = self._last_used or self._machine.choices
-        if self._done.keys() <= self._guessed and self._failure is None and self._config.page_names is not None:
+        self._closing = True
+        if self._failure is None and self._config.page_names is not None:
             self._feed(ev.Finish())  # a peer ends the session when it has kept its pages, and may do so before another
             if prefixes := await self._worth_remembering(self._config.page_names, confirmed):
                 await self._have_remembered(prefixes)
@@ -374,7 +376,8 @@ class ChainSession:
         known = {pages[-1] for pages in self._pages if pages}
         unsuitable = sum(lengths) > MAX_PREFIX_TOKENS or max(lengths, default=0) < PAGE_TOKENS
         whole = sum(len(blocks) for _, blocks in self.chain) == self._config.num_blocks
-        if self._machine.mixed or not whole or unsuitable:
+        lasting = all(plan.tokens <= STEP_TOKENS and leaves(plan, lengths) for plan, _ in self._plans.values())
+        if self._machine.mixed or not whole or unsuitable or not lasting:
             return ()
         rows = [RowSlice(row, 0, length, 0) for row, length in enumerate(lengths)]
         nbytes = sum(lengths) * self._config.codec.token_bytes

@@ -11,7 +11,10 @@ import pytest
 import torch
 from blockswarm.client.config import SessionEvent
 from blockswarm.client.model.load import AutoSwarmModelForCausalLM
+from blockswarm.peer.engine.engine import Engine
 from blockswarm.proto.wire.prefixes import PAGE_TOKENS
+from blockswarm.proto.wire.steps import StepPlan
+from support.drafters import SlowDrafter
 from support.swarm import LocalSwarm, local_swarm
 from support.tiny_models import write_tiny_checkpoint
 from transformers import AutoModelForCausalLM
@@ -54,11 +57,12 @@ def with_swarm(
     scenario: Callable[[LocalSwarm, Clients], Awaitable[None]],
     *ranges: str,
     prefix_bytes: int = 1 << 30,
+    **options: Any,
 ) -> None:
     async def main() -> None:
         async with (
             asyncio.timeout(120),
-            local_swarm(folder, *(ranges or RANGES), prefix_bytes=prefix_bytes) as swarm,
+            local_swarm(folder, *(ranges or RANGES), prefix_bytes=prefix_bytes, **options) as swarm,
         ):
             clients = Clients(swarm, folder)
             try:
@@ -129,6 +133,53 @@ def test_the_next_turn_of_a_conversation_begins_with_all_that_was_said(folder: P
         assert computed_twice < 2 * PAGE_TOKENS
 
     with_swarm(folder, scenario)
+
+
+class HoldingEngine(Engine):
+    """Begins the first step behind a place of the text only once it may."""
+
+    place: int | None = None
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.is_held, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def step(self, kv: Any, plan: StepPlan, *args: Any, **more: Any) -> Any:
+        if self.place is not None and plan.rows[0].start >= self.place:
+            self.is_held.set()
+            await self.go_on.wait()
+        return await super().step(kv, plan, *args, **more)
+
+
+@pytest.mark.parametrize("guess", ["off", 30])
+def test_a_stream_that_is_left_during_a_step_has_left_what_was_said(folder: Path, alone: Any, guess: Any) -> None:
+    """Leaving is how a user stops a text to change the question, and the next request begins with the same words."""
+    prompt, whole = prompt_of(PAGE_TOKENS + 36), 2 * PAGE_TOKENS
+    text = expected(alone, prompt, max_new_tokens=60)
+
+    async def scenario(swarm: LocalSwarm, clients: Clients) -> None:
+        model = await clients.connect(guess=guess)
+        model.make_drafters = lambda: [SlowDrafter(text[0])]
+        engine = swarm.peers[1].parts.engine
+        assert isinstance(engine, HoldingEngine)
+        engine.place = whole + 4
+        stream = model.astream(prompt, max_new_tokens=60, do_sample=False, pad_token_id=0)
+        said = prompt[0].tolist()
+        while len(said) <= whole:  # the last token is not fed yet
+            said.append(await anext(stream))
+        await engine.is_held.wait()
+        await stream.aclose()
+        engine.go_on.set()
+        for peer in swarm.peers:
+            await peer.service.wait_idle()
+        assert said == text[0][: len(said)]
+        assert hits(swarm) == [0, 0, 0]
+        assert (sum(peer.parts.counters.guessed_tokens for peer in swarm.peers) > 0) is (guess != "off")
+        again = torch.tensor(text)
+        assert await generate(swarm, model, again) == expected(alone, again)
+        assert hits(swarm) == [whole] * 3
+
+    with_swarm(folder, scenario, make_engine=HoldingEngine)
 
 
 def test_a_system_prompt_is_shared_by_conversations(folder: Path, alone: Any) -> None:
