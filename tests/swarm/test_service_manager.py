@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,7 +33,7 @@ def test_a_service_manager_is_told_of_the_start_and_of_the_stop(
 
 def test_a_peer_leaves_well_when_its_terminal_closes(tmp_path: Path) -> None:
     """It died at once and without a word, as in a power cut: others waited for it until its record had run out."""
-    with peer_processes(tmp_path) as processes:
+    with hangup(signal.SIG_DFL), peer_processes(tmp_path) as processes:
         peer = processes.start(write_tiny_checkpoint("llama", tmp_path / "model"), "--blocks", "0:6").wait_ready()
         peer.process.send_signal(signal.SIGHUP)
         assert peer.process.wait(120) == 0
@@ -39,11 +41,17 @@ def test_a_peer_leaves_well_when_its_terminal_closes(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says which signals a process ignores")
 def test_a_peer_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
-    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with hangup(signal.SIG_IGN), peer_processes(tmp_path) as processes:
+        peer = processes.start(write_tiny_checkpoint("llama", tmp_path / "model"), "--blocks", "0:6").wait_ready()
+        status = Path(f"/proc/{peer.process.pid}/status").read_text()
+        assert int(re.findall(r"SigIgn:\s*(\w+)", status)[0], 16) & 1 << signal.SIGHUP - 1
+
+
+@contextmanager
+def hangup(disposition: signal.Handlers) -> Iterator[None]:
+    """Give processes that start meanwhile this disposition for SIGHUP, whichever the tests were started with."""
+    before = signal.signal(signal.SIGHUP, disposition)
     try:
-        with peer_processes(tmp_path) as processes:
-            peer = processes.start(write_tiny_checkpoint("llama", tmp_path / "model"), "--blocks", "0:6").wait_ready()
-            status = Path(f"/proc/{peer.process.pid}/status").read_text()
-            assert int(re.findall(r"SigIgn:\s*(\w+)", status)[0], 16) & 1 << signal.SIGHUP - 1
+        yield
     finally:
-        signal.signal(signal.SIGHUP, handler)
+        signal.signal(signal.SIGHUP, before)
