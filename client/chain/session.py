@@ -375,9 +375,8 @@ class ChainSession:
         lengths = tuple(map(min, self._inputs.lengths, self._inputs.lengths if confirmed is None else confirmed))
         known = {pages[-1] for pages in self._pages if pages}
         unsuitable = sum(lengths) > MAX_PREFIX_TOKENS or max(lengths, default=0) < PAGE_TOKENS
-        whole = sum(len(blocks) for _, blocks in self.chain) == self._config.num_blocks
         lasting = all(plan.tokens <= STEP_TOKENS and leaves(plan, lengths) for plan, _ in self._plans.values())
-        if self._machine.mixed or not whole or unsuitable or not lasting:
+        if self._machine.mixed or not self._machine.is_whole or unsuitable or not lasting:
             return ()
         rows = [RowSlice(row, 0, length, 0) for row, length in enumerate(lengths)]
         nbytes = sum(lengths) * self._config.codec.token_bytes

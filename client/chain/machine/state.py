@@ -195,6 +195,15 @@ class ChainState:
         """The peers in use now, and the blocks that each computes."""
         return layout_of(self._roster.hops)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the chain covers all blocks, and each hop's cache holds what the session has computed so far.
+
+        A hop that is still to be rebuilt may hold a copy from before a later step that rewrote it.
+        """
+        hops = self._roster.hops
+        return sum(len(hop.blocks) for hop in hops) == self._num_blocks and all(hop.built for hop in hops)
+
     def _emit(self, action: ev.Action) -> None:
         self._actions.append(action)
 

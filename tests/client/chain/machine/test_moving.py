@@ -325,6 +325,31 @@ def test_where_the_old_peer_dies_during_a_round_the_new_one_is_rebuilt_by_a_repl
     assert [replay.target for replay in move.replays] == [move.chain.opened["d"]]
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_new_peer_with_an_old_copy_does_not_hold_the_text_before_it_is_rebuilt(dies: bool) -> None:
+    """Asked to keep pages of its rows when the session ends just then, it would keep others under their name."""
+    move = Move()
+    move.append()
+    move.export()
+    move.arrive()
+    move.begin(RowSlice(0, 4, 60, 1))
+    move.finish()
+    move.append()
+    if dies:
+        move.see(lose(move.chain, "b"))
+    else:
+        move.finish()
+        move.chain.now += TIMING.handover_seconds
+        move.append()
+    assert move.moved
+    assert move.new is not None
+    assert move.new[0] != move.rows[0][: len(move.new[0])]
+    machine = move.chain.machine
+    assert not machine.is_whole
+    move.see(move.chain.feed(ev.Rebuilt(move.chain.opened["d"], machine.epoch)))
+    assert machine.is_whole
+
+
 def test_the_old_peer_may_die_once_all_is_copied() -> None:
     """A peer that leaves ends sessions that rest for long."""
     move = Move()
