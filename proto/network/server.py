@@ -29,6 +29,8 @@ STRANGERS_WORDS = ("Invalid encoding on", "ExecuteBatchError raised in core")
 """Errors that gRPC logs with a traceback: a field of a call that is not UTF-8, and a caller that has gone."""
 MOST_ANSWERS = 64
 """Calls of unknown methods that are answered at the same time; further ones are cancelled, which costs nothing."""
+ENOUGH_REFUSALS = 2
+"""Looks in a row at which a closed port refuses; a firewall that is loaded anew may refuse once."""
 Options = Sequence[tuple[str, Any]]
 
 
@@ -103,17 +105,29 @@ async def until_ended(server: Server, host: str, port: int, look_seconds: float 
     Raises the error that ended it, and PeerUnavailable if its port is closed: gRPC closes a port for good when it fails
     to accept a connection, for lack of memory for example, and reports that in its own log only.
     """
-    was_open = False
+    refusals: int | None = None
     while True:
         is_open = await _is_open(_NEAR.get(host, host).strip("[]"), port, look_seconds)
         if not await server.wait_for_termination(look_seconds):
             return
-        if was_open and is_open is False:
+        refusals = refusals_after(refusals, is_open)
+        if refusals is not None and refusals >= ENOUGH_REFUSALS:
             raise PeerUnavailable(
                 f"connections to port {port} are refused: gRPC has closed it",
                 hint="Start the program again; if this happens again, look for what the machine runs out of.",
             )
-        was_open = was_open or is_open is True
+
+
+def refusals_after(refusals: int | None, is_open: bool | None) -> int | None:
+    """Return how many times in a row the port has refused after one more look; None: it was never seen open.
+
+    A port that was never seen open says nothing, because a wall may be in between. Nor does a look that failed.
+    """
+    if is_open is None:
+        return refusals
+    if is_open:
+        return 0
+    return None if refusals is None else refusals + 1
 
 
 _NEAR = {"0.0.0.0": LOOPBACK, "::": "::1", "[::]": "::1"}
@@ -121,13 +135,16 @@ _NEAR = {"0.0.0.0": LOOPBACK, "::": "::1", "[::]": "::1"}
 
 
 async def _is_open(host: str, port: int, timeout_seconds: float) -> bool | None:
-    """Whether the port accepts connections; None if that cannot be found out now."""
+    """Whether the port accepts connections; None if that cannot be found out now.
+
+    The connection comes from the same address: if this machine has lost that, another one may have it, and refuse.
+    """
     try:
         async with asyncio.timeout(timeout_seconds):
-            _, writer = await asyncio.open_connection(host, port)
+            _, writer = await asyncio.open_connection(host, port, local_addr=(host, 0))
     except ConnectionRefusedError:
         return False
-    except OSError as error:  # the queue is full, or this process has no descriptor left
+    except OSError as error:  # the queue is full, no descriptor is left, or the address is not here now
         logger.debug("port %d cannot be tried: %s", port, error)
         return None
     writer.close()

@@ -23,8 +23,8 @@ _TENSOR_HEADER_BYTES = 256
 
 
 def largest_size(lengths: Sequence[int], blocks: BlockRange, kv_bytes_per_token: int) -> int:
-    """Upper bound on the bytes of a cache of rows of `lengths` tokens."""
-    header = _HEADER_BYTES + _TENSOR_HEADER_BYTES * 2 * len(blocks) * len(lengths)
+    """Upper bound on the bytes of a cache of rows of `lengths` tokens; an empty row has no tensors, so it has none."""
+    header = _HEADER_BYTES + _TENSOR_HEADER_BYTES * 2 * len(blocks) * sum(map(bool, lengths))
     return header + sum(lengths) * len(blocks) * kv_bytes_per_token
 
 

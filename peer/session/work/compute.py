@@ -69,8 +69,13 @@ class EngineCompute:
 
 def largest_part(kv: SessionKv, starts: Sequence[int], lengths: Sequence[int]) -> int:
     """Bytes that a part of a session's cache may have. Raises RemoteProtocolError for more than was reserved."""
-    all_of_it, without_content = kv.largest_import(starts, lengths), kv.largest_import(lengths, lengths)
-    return min(all_of_it, without_content + max(CACHE_PART_BYTES, kv.page_bytes))
+    most_bytes = max(CACHE_PART_BYTES, kv.page_bytes)
+    left, counts = PAGE_TOKENS * most_bytes // kv.page_bytes, list[int]()
+    all_of_it = kv.largest_import(starts, lengths)
+    for count in map(operator.sub, lengths, starts):  # no more rows than have tokens in a part
+        counts.append(min(count, left))
+        left -= counts[-1]
+    return min(all_of_it, kv.largest_import([0] * len(counts), counts))
 
 
 def _parts(total: int, size: int) -> Iterator[int]:

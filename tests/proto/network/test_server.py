@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import reduce
 from typing import Any
 
 import grpc
@@ -19,7 +21,7 @@ from blockswarm.proto.identity import Identity, synthetic_root_pem, tls_name
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.network.dialling import EVERY_RANGE
 from blockswarm.proto.network.options import PortLimits, server_options
-from blockswarm.proto.network.server import MOST_ANSWERS, new_server, until_ended
+from blockswarm.proto.network.server import ENOUGH_REFUSALS, MOST_ANSWERS, new_server, refusals_after, until_ended
 from blockswarm.proto.network.stub import RELAY_SERVICE, SERVICE
 from blockswarm.proto.network.transport import Dialer, Handlers, RelayHandlers, ping, serve
 from blockswarm.proto.wire.handshake import PROTOCOL_VERSION
@@ -225,6 +227,43 @@ def test_a_port_that_was_never_open_from_here_says_nothing_of_a_server() -> None
         await server.stop(grace=0)
         async with asyncio.timeout(SECONDS):
             await waiting
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("looks", "closed"),
+    [
+        ((True, False, False), True),
+        ((True, False, None, False), True),
+        ((True, False), False),
+        ((True, False, True, False, True), False),
+        ((True, None, None, None), False),
+        ((None, False, False, False), False),
+    ],
+)
+def test_one_refusal_ends_no_peer(looks: Sequence[bool | None], closed: bool) -> None:
+    """A firewall that is loaded anew may refuse for a moment."""
+    refusals = reduce(refusals_after, looks, None)
+    assert (refusals is not None and refusals >= ENOUGH_REFUSALS) == closed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have one loopback address")
+def test_the_port_is_tried_from_its_own_address() -> None:
+    """If this machine loses the address, another one may get it, and its refusal would end a healthy peer."""
+
+    async def main() -> None:
+        server, _ = await serve(Identity.generate(), Handlers(unused, unused, unused, unused), "127.0.0.1", 0)
+        with socket.create_server(("127.0.0.2", 0)) as listening:
+            listening.setblocking(False)
+            waiting = asyncio.create_task(until_ended(server, "127.0.0.2", listening.getsockname()[1], 0.01))
+            async with asyncio.timeout(SECONDS):
+                looked, address = await asyncio.get_running_loop().sock_accept(listening)
+            looked.close()
+            assert address[0] == "127.0.0.2"
+            await server.stop(grace=0)
+            async with asyncio.timeout(SECONDS):
+                await waiting
 
     asyncio.run(main())
 
