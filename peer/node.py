@@ -88,7 +88,7 @@ async def run_peer(
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signal_number, stop)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under nohup the peer outlives its terminal
-        loop.add_signal_handler(signal.SIGHUP, stop)
+        loop.add_signal_handler(signal.SIGHUP, stop.hang_up)
     await until_stopped(_run(config, on_ready, progress, stop), stop)
 
 

@@ -150,6 +150,11 @@ class StopRequest:
                 timer.start()
         self.now.set()
 
+    def hang_up(self) -> None:
+        """Stop because the terminal has closed. The system says so, and its shell as well: that is no second stop."""
+        if not (self.gently.is_set() or self.now.is_set()):
+            self()
+
 
 async def until_stopped(work: Coroutine[Any, Any, None], stop: StopRequest) -> None:
     """Run `work`; a stop before it serves, or a second one, cancels it. `work` is over when this returns or raises."""

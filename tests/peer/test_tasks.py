@@ -270,6 +270,22 @@ def test_a_serving_peer_is_stopped_gently_and_then_at_once() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("serving", [True, False])
+def test_a_terminal_that_closes_says_so_more_than_once_and_stops_a_peer_once(serving: bool) -> None:
+    async def scenario() -> None:
+        left: list[str] = []
+        stop = StopRequest(leave=lambda: left.append("at once"), cleanup_seconds=600)
+        if serving:
+            stop.serving = True
+        stop.hang_up()
+        stop.hang_up()
+        assert (stop.gently.is_set(), stop.now.is_set(), left) == (serving, not serving, [])
+        stop()
+        assert stop.now.is_set()
+
+    asyncio.run(scenario())
+
+
 def test_a_stop_at_once_cancels_the_work_and_waits_for_its_end() -> None:
     async def scenario() -> None:
         stop, ended = StopRequest(), []
