@@ -46,11 +46,12 @@ def node_with(records: tuple[SignedRecord, ...], seed: int = 1) -> Callable[[Loo
     """The answers of a peer that has found these records."""
     hosts, rng = NearestHosts(crowds.BLOCKS, None), random.Random(seed)
 
-    async def lookup(name: str, asker: Asker | None, most: int) -> Answer:
+    async def lookup(name: str, network: str, asker: Asker | None, most: int) -> Answer:
         told = hosts.choose(records, asker, most, rng) if asker else rng.sample(records, min(most, len(records)))
         return Answer(told, len(records))
 
-    return UnaryCalls(SimpleNamespace(swarm_key=None, lookup=lookup)).lookup  # type: ignore[arg-type]
+    calls = UnaryCalls(SimpleNamespace(swarm_key=None, lookup=lookup))  # type: ignore[arg-type]
+    return lambda request: calls.lookup(request, "192.0.2.2")
 
 
 class World:

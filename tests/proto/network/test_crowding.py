@@ -104,7 +104,7 @@ def test_a_connection_without_calls_is_ended_and_the_next_call_dials_anew() -> N
             await ping(dial.stub(address), address, 10)
             await dial.close()
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), 120))
 
 
 @seen_descriptors
@@ -124,11 +124,13 @@ def test_where_it_gets_crowded_the_address_that_has_most_gives_back() -> None:
                 assert await open_among(crowd, 24) == 24
                 assert await open_among(few, 5) == 5
                 await ping(dial.stub(address), address, 10)
+                while room.count() > 30:  # noqa: ASYNC110 -- a connection that the client has closed is still there
+                    await asyncio.sleep(0.01)
                 assert room.end_excess() == 0
                 assert dial.open_channels == 1
                 await dial.close()
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), 120))
 
 
 @seen_descriptors
