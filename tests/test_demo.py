@@ -9,12 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
-from support.processes import environment, kill_group
+from support.processes import assert_gone, environment, kill_group, started_by
 
 DEMO = Path(__file__).resolve().parent.parent / "scripts" / "demo"
 GONE_SECONDS = 20.0
@@ -30,30 +30,7 @@ def demo(*arguments: object, folder: Path) -> Iterator[subprocess.Popen[str]]:
         try:
             yield process
         finally:
-            for descendant in descendants(process):  # only if the test fails: they are in sessions of their own
-                with suppress(psutil.NoSuchProcess):
-                    descendant.kill()
             kill_group(process)
-
-
-def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """All processes that the demo has started, and those that they started."""
-    try:
-        return psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def assert_gone(processes: list[psutil.Process]) -> None:
-    """None runs any more; one that nobody has waited for yet is dead, too."""
-    assert processes
-    _, left = psutil.wait_procs(processes, timeout=GONE_SECONDS)
-    alive = []
-    for process_left in left:
-        with suppress(psutil.NoSuchProcess):
-            if process_left.status() != psutil.STATUS_ZOMBIE:
-                alive.append(process_left)
-    assert not alive
 
 
 def is_peer(process: psutil.Process, name: str) -> bool:
@@ -66,7 +43,7 @@ def is_peer(process: psutil.Process, name: str) -> bool:
 
 def wait_for_peer(process: subprocess.Popen[str], name: str) -> psutil.Process:
     """The peer of that name as soon as there is one."""
-    while not (found := [descendant for descendant in descendants(process) if is_peer(descendant, name)]):
+    while not (found := [descendant for descendant in started_by(process) if is_peer(descendant, name)]):
         assert process.poll() is None
         time.sleep(0.01)
     return found[0]
@@ -97,7 +74,7 @@ def test_the_demo_shows_the_swarm_and_the_same_tokens(tmp_path: Path) -> None:
     with demo("--peers", 2, "--max-new-tokens", 12, "--prompt", "def main():", "--json", folder=tmp_path) as process:
         assert process.stderr is not None
         progress = read_until(process.stderr, "blocks   0")
-        everything = descendants(process)
+        everything = started_by(process)
         output, rest = finish(process)
     assert process.returncode == 0, progress + rest
     assert_gone(everything)
@@ -130,7 +107,7 @@ def test_an_interrupt_in_the_middle_of_the_text_leaves_nothing_behind(tmp_path: 
         assert process.stdout is not None
         assert "class Reader:" in read_until(process.stdout, "class Reader:")
         assert process.stdout.read(60), "the text comes as it is made"
-        everything = descendants(process)
+        everything = started_by(process)
         process.send_signal(signal.SIGINT)
         _, errors = finish(process)
     assert process.returncode == 130

@@ -27,14 +27,15 @@ from blockswarm.proto.identity import Identity
 from blockswarm.proto.model.checkpoint import open_checkpoint
 from blockswarm.proto.network.address import PeerAddress
 from support.processes import (
-    STOP_SECONDS,
     PeerProcess,
     PeerProcesses,
+    assert_gone,
     command,
     environment,
     kill_group,
     peer_processes,
     run_program,
+    started_by,
 )
 from support.swarm_thread import SwarmThread, swarm_thread
 from support.tiny_models import write_tiny_checkpoint
@@ -196,7 +197,7 @@ def first(processes: PeerProcesses, folder: Path, swarm_key: Path) -> PeerProces
 def test_a_private_swarm_of_real_peers_gives_the_models_own_tokens(
     processes: PeerProcesses, first: PeerProcess, folder: Path, swarm_key: Path
 ) -> None:
-    """And a peer that is asked to leave does so, with its daemon, while the others go on."""
+    """And a peer that is asked to leave by its terminal does so, with its daemon, and says so to those that go on."""
     options = ("--blocks", 3, "--swarm-key", swarm_key, "--metrics-port", 0, "--nice")
     second = processes.start(folder, *options, initial=[first.address]).wait_ready()
     assert second.described["blocks"] == [3, 6], "a number of blocks goes where they are missing"
@@ -214,11 +215,13 @@ def test_a_private_swarm_of_real_peers_gives_the_models_own_tokens(
     assert "blockswarm_admission_wait_seconds_count 1.0" in metrics
     assert os.getpriority(os.PRIO_PROCESS, second.process.pid) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
     model.session_factory.close()
-    second.process.terminate()  # not its daemon as well, which Ctrl-C may end before it has taken the last record
-    assert second.process.wait(STOP_SECONDS) == 0
-    with pytest.raises(ProcessLookupError):
-        os.killpg(second.process.pid, 0)
-    assert "Traceback" not in second.log.read_text()
+    daemons = started_by(second.process)
+    assert second.stop() == 0
+    assert_gone(daemons)
+    log = second.log.read_text()
+    assert "Traceback" not in log
+    assert "the DHT daemon ended" not in log
+    assert "could not announce" not in log
     assert first.process.poll() is None
     asked = ("--initial-peers", first.address, "--swarm-key", swarm_key, "--json")
     leaving: list[dict[str, Any]] = []

@@ -60,6 +60,11 @@ def test_the_units_start_again_unless_it_is_in_vain(unit: Path) -> None:
     assert "Restart=on-failure" in lines
 
 
+def test_the_unit_of_a_peer_asks_the_peer_alone_to_end() -> None:
+    """Its daemon would end before it has passed on that the peer leaves."""
+    assert "KillMode=mixed" in (DOCS / "units" / "swarm-peer.service").read_text(encoding="utf-8").splitlines()
+
+
 PROGRAMS = {
     "swarm-peer": ("swarm-peer", "model", "--new-swarm", "--print-config"),
     "swarm-client": ("swarm-client", "serve", "model", "--initial-peers", NOBODY, "--print-config"),

@@ -1,4 +1,4 @@
-"""Real programs for tests: each in a process group of its own, and none outlives the test that started it.
+"""Real programs for tests: each in a session of its own, and none outlives the test that started it.
 
 Ports are free ones that the system chose; what a peer says when it is ready is its `--json` line.
 """
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from blockswarm.proto.network.address import PeerAddress
 
 READY_SECONDS = 120.0
@@ -57,10 +58,34 @@ def run_program(program: str, *arguments: object, timeout_seconds: float = READY
     return subprocess.CompletedProcess(line, process.returncode, output, errors)
 
 
+def started_by(process: subprocess.Popen[Any]) -> list[psutil.Process]:
+    """Its descendants, also those in sessions of their own (a peer's DHT daemon)."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def assert_gone(processes: Sequence[psutil.Process], seconds: float = STOP_SECONDS) -> None:
+    """None of these runs any more; one that nobody has waited for yet is dead, too."""
+    assert processes
+    _, left = psutil.wait_procs(processes, timeout=seconds)
+    alive = []
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                alive.append(process)
+    assert not alive
+
+
 def kill_group(process: subprocess.Popen[Any]) -> None:
-    """`kill -9` for a process and all that it started (a peer's DHT daemon)."""
+    """`kill -9` for a process and all that it started."""
+    others = started_by(process)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    for other in others:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            other.kill()
     process.wait()
 
 
@@ -90,7 +115,7 @@ class PeerProcess:
         kill_group(self.process)
 
     def stop(self) -> int:
-        """Ask it to leave as Ctrl-C does, which its daemon hears as well; its exit status."""
+        """Ask it to leave as a terminal does at Ctrl-C, which asks all processes of the job; its exit status."""
         os.killpg(self.process.pid, signal.SIGINT)
         return self.process.wait(STOP_SECONDS)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +18,7 @@ from blockswarm.proto.network.transport import Dialer
 from blockswarm.proto.wire.handshake import SESSION_ID_BYTES, sign_hello
 from blockswarm.proto.wire.messages.calls import LookupRequest
 from support.cables import free_port
-from support.processes import PeerProcess, PeerProcesses, peer_processes
+from support.processes import PeerProcess, PeerProcesses, peer_processes, started_by
 
 pytestmark = [pytest.mark.swarm, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -86,11 +84,14 @@ def test_a_peer_that_was_cut_off_for_longer_than_records_live_is_seen_again(proc
     second = processes.start(MODEL, "--blocks", "4:8", initial=[first.address]).wait_ready()
     both = {first.address.peer, second.address.peer}
     until(lambda: seen_by(first) == both)
-    os.killpg(second.process.pid, signal.SIGSTOP)
+    its = [psutil.Process(second.process.pid), *started_by(second.process)]
+    for process in its:
+        process.suspend()
     try:
         until(lambda: seen_by(first) == {first.address.peer}, 120.0)
     finally:
-        os.killpg(second.process.pid, signal.SIGCONT)
+        for process in its:
+            process.resume()
     until(lambda: seen_by(first) == both)
     assert "no other node of the DHT answers" in first.log.read_text()
 

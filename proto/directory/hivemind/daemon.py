@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,16 @@ MAX_CALLS_AT_ONCE = 512
 """Calls of other nodes that are answered side by side."""
 HIVEMIND_FAILURES = (P2PDaemonError, RuntimeError, OSError)
 """The errors that hivemind raises when a node cannot start; TimeoutError is an OSError."""
+LAUNCHER = (
+    "import os, signal, sys; os.setsid(); signal.signal(signal.SIGPIPE, signal.SIG_DFL); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+"""A program that becomes another one, in a session of its own.
+
+A terminal sends the signals of Ctrl-C and of its own end to every process of the job that it runs: the daemon would
+end before it has passed on that the peer leaves.  It needs neither, because it ends by itself when the program that
+started it is gone, however that ended: its output leads nowhere then, and its connection to that program is closed.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +216,7 @@ async def start_node(settings: NodeSettings, listen_maddrs: Sequence[str]) -> Ru
     """A node that knows no other one yet. Raises UsageError or PeerUnavailable."""
     made: list[P2P] = []
     timing = settings.timing
+    launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER] if sys.executable else []
 
     class Daemon(P2P):
         """P2P.create, if it fails or is cancelled, would leave its daemon to the garbage collector."""
@@ -212,6 +224,10 @@ async def start_node(settings: NodeSettings, listen_maddrs: Sequence[str]) -> Ru
         def __init__(self) -> None:
             super().__init__()
             made.append(self)
+
+        @staticmethod
+        def _make_process_args(*args: Any, **options: Any) -> list[str]:
+            return [*launcher, *P2P._make_process_args(*args, **options)]
 
     try:
         p2p = await Daemon.create(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import shutil
 import signal
@@ -77,8 +76,10 @@ class Node:
 
     def signal(self, number: int) -> None:
         """Send a signal to the peer and its daemon."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, number)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            peer = psutil.Process(self.pid)
+            for process in [peer, *peer.children()]:
+                process.send_signal(number)
 
     def daemon(self) -> psutil.Process:
         """Its p2pd."""
