@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+OUTAGE = ("unseen", "seen")
+GAP = ("incomplete", "complete")
+PROBING = ("probe-failed", "probe-works")
+"""Kinds of events that follow each other: the newest one in the history holds until there is another one."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProbeEntry:

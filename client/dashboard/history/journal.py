@@ -1,16 +1,20 @@
-"""Records snapshots in the history: events when something has changed, and counts each minute; prunes old entries."""
+"""Records snapshots in the history: events when something has changed, and counts each minute; prunes old entries.
+
+After a restart it goes on where the history ends: what is told there and still holds is not told again, and what ended
+meanwhile is.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from ..board.model import ModelBoard, model_board
 from ..timing import DashboardTiming
-from ..watch.changes import changes
+from ..watch.changes import changes, gap_change
 from ..watch.keeper import SnapshotKeeper
 from ..watch.sighting import DashboardSnapshot, ModelState
-from .entries import CountEntry, EventEntry
+from .entries import GAP, OUTAGE, CountEntry, EventEntry
 from .recorder import Recorder
 
 
@@ -29,8 +33,8 @@ class Journal:
         """The last recorded state, by the model's id."""
         self._counted: dict[str, float] = {}
         """When the next counts are due, on the loop's clock."""
-        self._unseen: set[str] = set()
-        """Models of which the last look has failed, by their ids."""
+        self._unseen: dict[str, bool] = {}
+        """Whether the last look at a model has failed, by its id; absent: the history was not asked yet."""
 
     async def run(self) -> None:
         """Record until cancelled."""
@@ -51,6 +55,7 @@ class Journal:
 
     async def _note(self, snapshot: DashboardSnapshot) -> None:
         for state in snapshot.models:
+            await self._recall(state.facts.id)
             if (outage := self._outage(state)) is not None:
                 await self._recorder.write(lambda store, outage=outage: store.add_events([outage]))  # type: ignore[misc]
             if state.sighting is None:
@@ -62,18 +67,29 @@ class Journal:
             board = await asyncio.to_thread(model_board, state)
             if before is not None:
                 events = events_between(await asyncio.to_thread(model_board, before), board)
-                if events:
-                    await self._recorder.write(lambda store, events=events: store.add_events(events))  # type: ignore[misc]
+            else:
+                events = events_since(await self._newest(state.facts.id, GAP), board)
+            if events:
+                await self._recorder.write(lambda store, events=events: store.add_events(events))  # type: ignore[misc]
             await self._count(board)
+
+    async def _newest(self, model: str, kinds: Collection[str]) -> EventEntry | None:
+        return await self._recorder.write(lambda store: store.last_event(model, kinds))
+
+    async def _recall(self, model: str) -> None:
+        """Learn from the history whether the last look at a model has failed, in an earlier run."""
+        if model not in self._unseen:
+            newest = await self._newest(model, OUTAGE)
+            self._unseen[model] = newest is not None and newest.kind == "unseen"
 
     def _outage(self, state: ModelState) -> EventEntry | None:
         """The event that looks begin to fail, or to succeed again: a swarm that does not answer all night is one."""
         model, failure, sighting = state.facts.id, state.failure, state.sighting
-        if failure is not None and model not in self._unseen:
-            self._unseen.add(model)
+        if failure is not None and not self._unseen[model]:
+            self._unseen[model] = True
             return EventEntry(model, failure.at_seconds, "unseen", "", "", failure.code)
-        if failure is None and sighting is not None and model in self._unseen:
-            self._unseen.remove(model)
+        if failure is None and sighting is not None and self._unseen[model]:
+            self._unseen[model] = False
             return EventEntry(model, sighting.at_seconds, "seen", "", "", "")
         return None
 
@@ -95,6 +111,18 @@ def events_between(before: ModelBoard, after: ModelBoard) -> list[EventEntry]:
         EventEntry(after.state.facts.id, new.at_seconds, change.kind, change.peer, change.name, change.detail)
         for change in changes(old, new, before.missing_blocks, after.missing_blocks)
     ]
+
+
+def events_since(newest: EventEntry | None, board: ModelBoard) -> list[EventEntry]:
+    """Return the events between the history's newest event on missing blocks and the first look, which `board` has.
+
+    A history without such an event says nothing about missing blocks: what is there at first is no event.
+    """
+    sighting, change = board.state.sighting, gap_change(board.missing_blocks)
+    assert sighting is not None
+    if newest is None or (newest.kind, newest.detail) == (change.kind, change.detail):
+        return []
+    return [EventEntry(board.state.facts.id, sighting.at_seconds, change.kind, "", "", change.detail)]
 
 
 def count_entry(board: ModelBoard) -> CountEntry:

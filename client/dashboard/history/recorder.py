@@ -56,9 +56,9 @@ class Recorder:
             return None
 
     async def write(self, work: Callable[[HistoryStore], T]) -> T | None:
-        """Return the result of `work`, which must not be None, once it has written; None if it failed or was dropped.
+        """Return the result of `work` once it has written; None if it failed or was dropped.
 
-        It is dropped if `MOST_WAITING` entries wait already.
+        It is dropped if `MOST_WAITING` entries wait already.  Only a result that is not None ends a `trouble`.
         """
         if self._waiting >= MOST_WAITING:
             self._note("the disk is too slow: entries are dropped")

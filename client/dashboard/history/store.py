@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -142,6 +142,15 @@ class HistoryStore:
             {"model": model, "before": before, "limit": limit},
         )
         return [NumberedEvent(row[0], EventEntry(*row[1:])) for row in rows]
+
+    def last_event(self, model: str, kinds: Collection[str]) -> EventEntry | None:
+        """Return the newest event of a model that is of one of these kinds."""
+        row = self._db.execute(
+            "SELECT model, at_seconds, kind, peer, name, detail FROM events"
+            f" WHERE model = ? AND kind IN ({', '.join('?' * len(kinds))}) ORDER BY number DESC LIMIT 1",
+            (model, *kinds),
+        ).fetchone()
+        return EventEntry(*row) if row is not None else None
 
     @property
     def size_bytes(self) -> int:

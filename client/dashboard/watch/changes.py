@@ -39,10 +39,8 @@ def changes(
     `missing_before` and `missing`: the blocks that no peer serves.
     """
     found = []
-    if missing and missing != missing_before:
-        found.append(Change("incomplete", detail=f"no peer serves {describe_blocks(missing)}"))
-    elif missing_before and not missing:
-        found.append(Change("complete", detail="every block has a server"))
+    if missing != missing_before:
+        found.append(gap_change(missing))
     old, new = _peers(before), _peers(after)
     for peer in sorted(old.keys() | new.keys()):
         found += _of_peer(peer, old.get(peer), new.get(peer))
@@ -50,6 +48,13 @@ def changes(
         rest = len(found) - MOST_CHANGES
         found = [*found[:MOST_CHANGES], Change("more", detail=f"{rest} further events in one look")]
     return found
+
+
+def gap_change(missing: tuple[int, ...]) -> Change:
+    """Return the event that these blocks have no server any more; without any, that all have one again."""
+    if missing:
+        return Change("incomplete", detail=f"no peer serves {describe_blocks(missing)}")
+    return Change("complete", detail="every block has a server")
 
 
 def _peers(sighting: Sighting) -> dict[PeerId, _Seen]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from ....routing.swarm import PeerId
-from ..history.entries import Availability, EventEntry, ProbeEntry
+from ..history.entries import PROBING, Availability, EventEntry, ProbeEntry
 from ..history.recorder import Recorder
 from ..probe.messages import ProbeOutcome
 from ..timing import DashboardTiming
@@ -53,10 +53,17 @@ class Prober:
     async def run(self) -> None:
         """Probe until cancelled."""
         loop = asyncio.get_running_loop()
+        await self._recall()
         while True:
             next_at = loop.time() + self._timing.probe_pause
             await self._probe()
             await asyncio.sleep(max(0.0, next_at - loop.time()))
+
+    async def _recall(self) -> None:
+        """Learn from the history whether the last probe has worked, in an earlier run."""
+        if self._recorder is not None:
+            newest = await self._recorder.write(lambda store: store.last_event(self._model, PROBING))
+            self._worked = None if newest is None else newest.kind == "probe-works"
 
     async def _probe(self) -> None:
         outcome, now = await self._probing.probe(), self._clock()
@@ -83,7 +90,10 @@ class Prober:
         return await self._recorder.write(lambda store: store.availability(self._model, now - DAY))
 
     def _events(self, outcome: ProbeOutcome, now: float) -> list[EventEntry]:
-        """Return the events of an outcome; only changes count, so a swarm that fails all night is a single event."""
+        """Return the events of an outcome; only changes count, so a swarm that fails all night is a single event.
+
+        That holds also where the dashboard is started again meanwhile.
+        """
         worked, self._worked = self._worked, outcome.works
         found = []
         if not outcome.works and worked is not False:

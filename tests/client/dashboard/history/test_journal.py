@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -86,3 +87,68 @@ def test_a_swarm_that_does_not_answer_is_an_event_and_so_is_its_return(tmp_path:
         ]
 
     journalled(tmp_path, scenario)
+
+
+_digests = (f"{number:04x}".ljust(64, "0") for number in itertools.count())
+
+
+async def noted(keeper: SnapshotKeeper, recorder: Recorder) -> None:
+    """Wait until the journal has seen the present snapshot: a model that comes last in it is counted."""
+    last = replace(FACTS, name=f"~{FACTS.name}", digest=next(_digests))
+    await keeper.put(ModelState(last, sighting([ANN, BOB])))
+    while not await recorder.write(lambda store: store.buckets(last.id, NOW, 1, 900.0)[0].peers):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
+def kinds(found: list[NumberedEvent]) -> list[str]:
+    return [numbered.event.kind for numbered in reversed(found)]
+
+
+def test_what_a_history_tells_already_is_not_told_again_after_a_restart(tmp_path: Path) -> None:
+    """Each start wrote once more that the swarm is not seen, and none that it was seen again meanwhile."""
+
+    async def lost(keeper: SnapshotKeeper, recorder: Recorder) -> None:
+        await keeper.put(ModelState(FACTS, failure=Failure("peer-unavailable", NOW)))
+        await events(recorder, 1)
+
+    async def still_lost_then_back(keeper: SnapshotKeeper, recorder: Recorder) -> None:
+        await keeper.put(ModelState(FACTS, failure=Failure("peer-unavailable", NOW + 15)))
+        await noted(keeper, recorder)
+        await keeper.put(ModelState(FACTS, sighting([ANN, BOB], at=NOW + 30)))
+        assert kinds(await events(recorder, 2)) == ["unseen", "seen"]
+
+    async def still_there(keeper: SnapshotKeeper, recorder: Recorder) -> None:
+        await keeper.put(ModelState(FACTS, sighting([ANN, BOB], at=NOW + 45)))
+        await noted(keeper, recorder)
+        await keeper.change(FACTS.id, failure=Failure("peer-unavailable", NOW + 60))
+        assert kinds(await events(recorder, 3)) == ["unseen", "seen", "unseen"]
+
+    for scenario in (lost, still_lost_then_back, still_there):
+        journalled(tmp_path, scenario)
+
+
+def test_blocks_that_were_lost_or_found_between_two_runs_are_events(tmp_path: Path) -> None:
+    async def begins(keeper: SnapshotKeeper, recorder: Recorder) -> None:
+        first = sighting([ANN, BOB])
+        await keeper.put(ModelState(FACTS, first))
+        await counted(recorder)
+        await keeper.put(ModelState(FACTS, sighting([ANN], [BOB], at=NOW + 15, before=first)))
+        assert kinds(await events(recorder, 2)) == ["incomplete", "silent"]
+
+    async def the_same(keeper: SnapshotKeeper, recorder: Recorder) -> None:
+        first = sighting([ANN], at=NOW + 30)
+        await keeper.put(ModelState(FACTS, first))
+        await noted(keeper, recorder)
+        await keeper.put(ModelState(FACTS, sighting([ANN], [BOB], at=NOW + 45, before=first)))
+        assert kinds(await events(recorder, 3)) == ["incomplete", "silent", "silent"]
+
+    async def found(keeper: SnapshotKeeper, recorder: Recorder) -> None:
+        await keeper.put(ModelState(FACTS, sighting([ANN, BOB], at=NOW + 60)))
+        assert kinds(await events(recorder, 4))[3:] == ["complete"]
+
+    async def lost(keeper: SnapshotKeeper, recorder: Recorder) -> None:
+        await keeper.put(ModelState(FACTS, sighting([BOB], at=NOW + 75)))
+        assert kinds(await events(recorder, 5))[4:] == ["incomplete"]
+
+    for scenario in (begins, the_same, found, lost):
+        journalled(tmp_path, scenario)

@@ -7,6 +7,7 @@ import random
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,16 @@ def test_events_come_newest_first_and_in_pages(tmp_path: Path) -> None:
         assert store.events(None, 3, before=numbered[5].number) == numbered[4:1:-1]
         assert [found.event.model for found in store.events("a", 10)] == ["a"] * 5
         assert store.availability("a", 0.0) is None
+
+
+def test_the_newest_event_of_some_kinds(tmp_path: Path) -> None:
+    with opened(tmp_path / "h.sqlite") as store:
+        kinds = ["unseen", "seen", "joined", "unseen", "left"]
+        entries = [replace(event(NOW + index), kind=kind) for index, kind in enumerate(kinds)]
+        store.add_events([*entries, replace(event(NOW + 9, model="other"), kind="seen")])
+        assert store.last_event("m", ("seen", "unseen")) == entries[3]
+        assert store.last_event("m", ("seen",)) == entries[1]
+        assert store.last_event("m", ("moved",)) is None
 
 
 def test_old_entries_go(tmp_path: Path) -> None:

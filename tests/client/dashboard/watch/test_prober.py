@@ -89,3 +89,26 @@ def test_outcomes_are_kept_and_changes_are_events(tmp_path: Path) -> None:
             recorder.close()
 
     asyncio.run(play())
+
+
+def test_probes_that_fail_are_one_event_also_over_restarts(tmp_path: Path) -> None:
+    async def play(outcomes: Outcomes, expected: list[str]) -> None:
+        keeper, recorder = SnapshotKeeper(), Recorder(tmp_path / "h.sqlite", lambda: NOW)
+        await keeper.put(ModelState(FACTS))
+        prober = Prober(FACTS.id, outcomes, keeper, recorder, lambda: NOW, DashboardTiming(probe_pause=0.0))
+        running = asyncio.create_task(prober.run())
+        try:
+            async with asyncio.timeout(60):
+                while keeper.snapshot.models[0].probe is None:
+                    await keeper.after(keeper.snapshot.version)
+            events = await recorder.write(lambda store: store.events(FACTS.id, 10))
+            assert [numbered.event.kind for numbered in reversed(events)] == expected
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
+            recorder.close()
+
+    asyncio.run(play(Outcomes([BAD]), ["probe-failed"]))
+    asyncio.run(play(Outcomes([BAD]), ["probe-failed"]))
+    asyncio.run(play(Outcomes([good()]), ["probe-failed", "probe-works"]))
+    asyncio.run(play(Outcomes([good()]), ["probe-failed", "probe-works"]))
