@@ -1,18 +1,21 @@
 """Decodes text as its tokens come; at the end it equals what the tokenizer makes of all tokens at once.
 
 CleanUp       text in, text out, without the blanks that some tokenizers remove; holds back undecided text
-TextStream    tokens in, text out; holds back incomplete characters
+ByteRuns      knows tokens whose text a later token may change: single bytes that follow each other
+TextStream    tokens in, text out; holds back incomplete characters, and runs of such tokens
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from transformers.generation.streamers import BaseStreamer
 
 _UNDECIDED = re.compile(r" [ 'nvr]*\Z")
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+"""The names of tokens that are one byte each, for characters that a vocabulary lacks (*byte fallback*)."""
 
 
 def cleans_up(tokenizer: Any) -> bool:
@@ -44,14 +47,49 @@ class CleanUp:
         self._held = held[cut:]
         return self._clean(held[:cut])
 
+    def preview(self, text: str) -> str:
+        """Return what `push` and `end` would return together, and take nothing."""
+        return self._clean(self._held + text)
+
     def end(self) -> str:
         """Return the text that was held back, at the end of the text."""
         held, self._held = self._held, ""
         return self._clean(held)
 
 
+class ByteRuns:
+    """Knows up to which token the text is settled.
+
+    Tokens that are one byte each are decoded together: if the bytes between two other tokens are not all UTF-8, each of
+    them becomes a replacement character, also those that were characters before the last one came.
+    """
+
+    def __init__(self, tokenizer: Any, hidden: Collection[int] | None) -> None:
+        """`hidden`: tokens that are left out before the text is decoded; None: the tokenizer's special tokens."""
+        self._tokenizer = tokenizer
+        self._hidden = hidden if hidden is not None else special_tokens(tokenizer)
+        self._tokens = 0
+        self.settled = 0
+        """The number of tokens whose text no later token changes."""
+
+    def take(self, token: int) -> None:
+        """Take the next token."""
+        is_open = self.settled < self._tokens
+        self._tokens += 1
+        name = None if token in self._hidden else self._tokenizer.convert_ids_to_tokens(token)
+        goes_on = is_open if name is None else _BYTE.fullmatch(name)  # without text it neither begins nor ends a run
+        if not goes_on:
+            self.settled = self._tokens
+
+
+def special_tokens(tokenizer: Any) -> set[int]:
+    """Return the tokens that `decode` may leave out: those that the tokenizer uses, and others of its vocabulary."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
+
+
 class TextStream(BaseStreamer):
-    """Writes text as its tokens come; an incomplete character waits for its remaining tokens."""
+    """Writes text as its tokens come; an incomplete character waits for its remaining tokens, and a run for its end."""
 
     def __init__(
         self,
@@ -69,6 +107,7 @@ class TextStream(BaseStreamer):
         self._clock = clock
         self._hidden = set(tokenizer.all_special_ids) - shown if shown else None
         """The tokens to leave out; None: the tokenizer decides."""
+        self._runs = ByteRuns(tokenizer, self._hidden)
         self._clean_up = CleanUp(tokenizer.clean_up_tokenization) if cleans_up(tokenizer) else None
         self._prompt_seen = False
         self._window_start = 0
@@ -83,22 +122,34 @@ class TextStream(BaseStreamer):
             return
         if self.first_at is None:
             self.first_at = self._clock()
-        self.token_ids += value.flatten().tolist()
-        self._flush(whole_characters=True)
+        for token in value.flatten().tolist():
+            self.token_ids.append(token)
+            self._runs.take(token)
+        new = self._text_up_to(self._runs.settled)
+        if not new.endswith("\N{REPLACEMENT CHARACTER}"):
+            self._write_out(new, self._runs.settled)
 
     def end(self) -> None:
-        self._flush(whole_characters=False)
+        self._write_out(self._text_up_to(len(self.token_ids)), len(self.token_ids))
         if self._clean_up is not None:
             self._pass_on(self._clean_up.end())
 
-    def _flush(self, whole_characters: bool) -> None:
+    def preview(self) -> str:
+        """Return what `end` would write now, if a run of single bytes waits for its end; else ""."""
+        if self._runs.settled == len(self.token_ids):
+            return ""
+        new = self._text_up_to(len(self.token_ids))
+        return new if self._clean_up is None else self._clean_up.preview(new)
+
+    def _text_up_to(self, stop: int) -> str:
+        """Return the text between the tokens that were written and token `stop`."""
         known = self._decode(self._window_start, self._written)
-        text = self._decode(self._window_start, len(self.token_ids))
-        if len(text) <= len(known) or (whole_characters and text.endswith("\N{REPLACEMENT CHARACTER}")):
-            return
-        new = text[len(known) :]
-        self._window_start, self._written = self._written, len(self.token_ids)
-        self._pass_on(new if self._clean_up is None else self._clean_up.push(new))
+        return self._decode(self._window_start, stop)[len(known) :]
+
+    def _write_out(self, new: str, stop: int) -> None:
+        if new:
+            self._window_start, self._written = self._written, stop
+            self._pass_on(new if self._clean_up is None else self._clean_up.push(new))
 
     def _pass_on(self, text: str) -> None:
         if text:

@@ -1,10 +1,11 @@
-"""A tokenizer for tiny models."""
+"""Tokenizers for tiny models."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 
@@ -16,3 +17,19 @@ def byte_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", **options)
+
+
+def fallback_tokenizer(pieces: Iterable[str], *decoders_after: Any, **options: Any) -> PreTrainedTokenizerFast:
+    """Like Llama's: characters that none of its pieces has are tokens of one byte each. `<pad>` is special."""
+    names = dict.fromkeys([*(f"<0x{byte:02X}>" for byte in range(256)), *pieces])
+    vocabulary = {name: number for number, name in enumerate(names)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *decoders_after]
+    tokenizer.decoder = decoders.Sequence(steps)
+    tokenizer.add_special_tokens([AddedToken("<pad>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", **options)
+
+
+def in_bytes(text: bytes) -> list[str]:
+    """The names of the tokens of `fallback_tokenizer` for these bytes."""
+    return [f"<0x{byte:02X}>" for byte in text]

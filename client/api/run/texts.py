@@ -41,6 +41,10 @@ class StopText:
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 
+    def would_stop(self, text: str) -> bool:
+        """Return whether this text, if it came next, would end the answer."""
+        return any(stop in self._held + text for stop in self._stops)
+
     def end(self) -> str:
         """Return the text that was held back, at the end of the answer."""
         held, self._held = self._held, ""
@@ -98,6 +102,8 @@ class RowText:
         self._decoder.put(torch.tensor([token]))
         if self._stop.stopped:
             self.finish = STOP
+        elif self._stop.would_stop(self._decoder.preview()):
+            self._end(STOP)
         elif self.tokens >= self._max_tokens:
             self._end(LENGTH)
 

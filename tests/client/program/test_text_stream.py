@@ -10,7 +10,7 @@ import torch
 from blockswarm.client.program.text_stream import CleanUp, TextStream
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tokenizers import byte_tokenizer
+from support.tokenizers import byte_tokenizer, fallback_tokenizer, in_bytes
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
@@ -47,6 +47,10 @@ def merged_pairs(decoder: Any, pieces: Iterable[str], **options: Any) -> PreTrai
     return loaded(Tokenizer(models.BPE(vocab=numbered(pieces), merges=[])), decoder, **options)
 
 
+def with_bytes(*last: Any, **options: Any) -> PreTrainedTokenizerFast:
+    return fallback_tokenizer([*spaced(PIECES), "\N{REPLACEMENT CHARACTER}"], *last, **options)
+
+
 CLEAN: dict[str, Any] = {"clean_up_tokenization_spaces": True}
 FORCED = CLEAN | {"clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": True}
 LIKE_LLAMA = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
@@ -63,6 +67,9 @@ TOKENIZERS = {
     "metaspace, first one kept": unigrams(decoders.Metaspace(prepend_scheme="never"), **CLEAN),
     "metaspace of pairs": merged_pairs(LIKE_LLAMA, spaced(PIECES), **CLEAN),
     "metaspace of pairs, cleaned up": merged_pairs(LIKE_LLAMA, spaced(PIECES), **FORCED),
+    "single bytes": with_bytes(),
+    "single bytes, first blank removed": with_bytes(decoders.Strip(" ", 1, 0)),
+    "single bytes, cleaned up": with_bytes(**FORCED),
     "ends of words": merged_pairs(decoders.BPEDecoder("</w>"), [*PIECES, *(p + "</w>" for p in PIECES)], **FORCED),
 }
 
@@ -96,6 +103,43 @@ def test_special_tokens_that_are_shown_stay(name: str, data: st.DataObject) -> N
     tokens = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=25))
     shown = frozenset(tokenizer.all_special_ids)
     assert "".join(streamed(tokenizer, tokens, shown=shown)) == tokenizer.decode(tokens, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("name", [name for name in TOKENIZERS if name.startswith("single bytes")])
+@given(data=st.data())
+def test_an_invalid_byte_changes_the_bytes_before_it_and_all_are_written_as_decoded(
+    name: str, data: st.DataObject
+) -> None:
+    """Also where a special token or one beyond the vocabulary is between them: `decode` leaves both out."""
+    tokenizer = TOKENIZERS[name]
+    whole = st.characters(codec="utf-8").map(lambda letter: in_bytes(letter.encode()))
+    parts = st.one_of(
+        whole, st.binary(min_size=1, max_size=2).map(in_bytes), st.sampled_from([[SPECIAL], ["s"], ["▁do"], ["beyond"]])
+    )
+    names = [each for part in data.draw(st.lists(parts, max_size=10)) for each in part]
+    beyond = len(tokenizer) + 7
+    tokens = [beyond if each == "beyond" else tokenizer.convert_tokens_to_ids(each) for each in names]
+    pieces = streamed(tokenizer, tokens, data.draw(st.integers(1, 4)))
+    assert "".join(pieces) == tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_single_bytes_are_written_once_another_token_comes() -> None:
+    tokenizer = TOKENIZERS["single bytes"]
+    names = ["do", *in_bytes("é!".encode()), "▁not", *in_bytes(b"A\xff"), "s", *in_bytes(b"B")]
+    pieces = streamed(tokenizer, tokenizer.convert_tokens_to_ids(names))
+    assert pieces == ["do", "é! not", "\N{REPLACEMENT CHARACTER}" * 2 + "s", "B"]
+
+
+def test_what_the_end_would_write_is_known_before() -> None:
+    tokenizer = TOKENIZERS["single bytes, cleaned up"]
+    pieces: list[str] = []
+    stream = TextStream(tokenizer, pieces.append, lambda: 0.0)
+    stream.put(None)
+    for name, ahead in (("▁do", ""), ("▁", ""), ("<0x21>", "!"), ("<0x0A>", "!\n"), ("n", "")):
+        stream.put(torch.tensor([tokenizer.convert_tokens_to_ids(name)]))
+        assert stream.preview() == ahead
+    stream.end()
+    assert "".join(pieces) == " do!\nn"
 
 
 @given(st.text(max_size=40), st.integers(1, 5))

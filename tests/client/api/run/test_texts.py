@@ -9,7 +9,7 @@ from blockswarm.client.api.pieces import LENGTH, STOP, LikelyToken, ScoredToken
 from blockswarm.client.api.run.texts import RowText, StopText
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tokenizers import byte_tokenizer
+from support.tokenizers import byte_tokenizer, fallback_tokenizer, in_bytes
 
 TOKENIZER = byte_tokenizer()
 END = 300
@@ -73,6 +73,19 @@ def test_all_text_comes_out_whatever_ends_it(text: str, limit: int) -> None:
 def test_a_stop_string_ends_an_answer_within_a_token() -> None:
     row, text, _ = pieces_of(ids_of("one two three"), ["tw", "three"])
     assert (row.finish, text) == (STOP, "one ")
+
+
+def test_a_stop_string_of_single_bytes_ends_an_answer_at_once() -> None:
+    """A later byte may make them invalid, but none comes after the end."""
+    tokenizer = fallback_tokenizer(["one", "two"])
+    row = RowText(0, tokenizer, ["\n\n"], {END}, 1000)
+    tokens = tokenizer.convert_tokens_to_ids(["one", *in_bytes(b"!\n"), "two", *in_bytes(b"?\n\n")])
+    for token in tokens:
+        assert row.finish is None
+        row.take(token)
+    piece = row.piece()
+    assert piece is not None
+    assert (piece.text, piece.finish, row.tokens) == ("one!\ntwo?", STOP, len(tokens))
 
 
 def test_a_stop_string_at_the_limit_is_a_stop() -> None:
