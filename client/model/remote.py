@@ -266,7 +266,7 @@ class SwarmCache(NotCopied, LayerlessCache):
         try:
             if self.guesses is not None:
                 room = self.max_tokens - step.after.table.tokens
-                answers = self.guesses.compute(self._session(), step, packed, inputs, room)
+                answers = self.guesses.compute(self._session(), step, packed, inputs, room, self._ids.joined)
             else:
                 answers = self._session().run(step.plan, packed)
         except BaseException:

@@ -126,7 +126,8 @@ class GuessingMachine(SessionMachine):
         feed = None
         if len(plan.rows) == 1:
             room = 1800 - self.truth.table.after(plan).tokens
-            feed = Feed(tokens, room, 1 << 40, lambda guesses, behind: torch.tensor(guesses)[:, None])
+            before = [-1] * plan.rows[0].start
+            feed = Feed(tokens, lambda: before, room, 1 << 40, lambda guesses, behind: torch.tensor(guesses)[:, None])
         hidden = torch.tensor(tokens, dtype=torch.int64)[:, None]
         first = not self.truth.table.lengths
         answers = self.guesser.compute(ToyRunner(self), plan, hidden, feed, first=first)

@@ -92,6 +92,8 @@ class Feed:
 
     tokens: Sequence[int]
     """The ids that it feeds; -1 where unknown."""
+    before: Callable[[], Sequence[int]]
+    """Returns the ids of the text before it, likewise; called if the drafters were not told of them."""
     room: int
     """The number of further tokens that fit into the session and into the text."""
     vocabulary: int
@@ -164,6 +166,8 @@ class Guesser:
         self._ahead: Ahead[_Answer] = Ahead()
         self._way = _Way()
         self._costs = TripCosts()
+        self._told = 0
+        """The drafters know the text up to this position. A batch, or steps before this guesser, are not told."""
         self._look_in = 0
         self._failed = False
         self._counts = _Counts()
@@ -192,8 +196,7 @@ class Guesser:
         """
         self._counts.forwards += 1
         self._counts.tokens += plan.tokens
-        if feed is not None and self.setting != OFF:
-            self._panel.note(plan.rows[0].start, feed.tokens)
+        self._tell(plan, feed)
         left = self._ahead.remainder_of(plan, lambda: _bytes_of(hidden))
         self._note_outcomes(left)
         self._ahead = left.ahead
@@ -203,6 +206,17 @@ class Guesser:
             self._follow(runner, guessing, began)
             return self._collected(left.held, runner, guessing, began) if left.held else hidden[:0]
         return self._trip(runner, left, hidden[left.hits :], guessing, began)
+
+    def _tell(self, plan: StepPlan, feed: Feed | None) -> None:
+        """Tell the drafters the text up to the end of a step; what they have missed, too."""
+        if feed is None or self.setting == OFF:
+            self._told = 0
+            return
+        piece = plan.rows[0]
+        if piece.start > self._told:
+            self._panel.note(0, feed.before())
+        self._panel.note(piece.start, feed.tokens)
+        self._told = piece.stop
 
     def _trip(
         self,

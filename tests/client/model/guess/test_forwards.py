@@ -13,7 +13,7 @@ import torch
 from blockswarm.client.model.guess.drafter import Drafter
 from blockswarm.client.model.guess.suffix import SuffixDrafter
 from blockswarm.client.report import Trip
-from support.drafters import NONSENSE, KnowingDrafter, NonsenseDrafter, RandomDrafter, SlowDrafter
+from support.drafters import NONSENSE, KnowingDrafter, NonsenseDrafter, RandomDrafter, SlowDrafter, TestDrafter
 from support.local_chain import LocalChain, connected_model
 from support.prompts import GREEDY, appended, full_model, prompt
 from support.tiny_models import SERVED_MODELS
@@ -203,6 +203,37 @@ def test_one_session_goes_from_one_sequence_to_beams_and_back(full: PreTrainedMo
             session.rewind(min(session.position, 40))
             assert guessing.generate(text[:, :40], **call).tolist() == expected.tolist()
             text = expected
+
+
+class Reader(TestDrafter):
+    """Knows what it was told."""
+
+    def __init__(self) -> None:
+        self.text: list[int] = []
+
+    def note(self, start: int, tokens: Sequence[int]) -> None:
+        assert start <= len(self.text)
+        self.text[start:] = tokens
+
+
+@pytest.mark.parametrize("since", ["no guesses", "another setting", "a batch"])
+def test_drafters_are_told_what_they_have_missed_of_a_session(guessing: Any, since: str):
+    """A draft model that lacks the beginning of a text cannot guess what follows."""
+    readers: list[Reader] = []
+
+    def make() -> list[Drafter]:
+        readers.append(Reader())
+        return [readers[-1]]
+
+    guessing.make_drafters = make
+    guessing.guess = "off" if since == "no guesses" else 5
+    with guessing.session(max_length=100, max_rows=2) as session:
+        begin = prompt(12, 9) if since == "a batch" else prompt(12)
+        session.generate(**begin, **LONG)
+        guessing.guess = 5 if since == "a batch" else 3
+        row = session.tokens[-1:, 3 if since == "a batch" else 0 :]
+        guessing.generate(appended(row, 9, 8, 7), **LONG)
+        assert readers[-1].text == session.tokens[0, :-1].tolist(), "the last token is never fed"
 
 
 def test_the_end_of_a_session_knows_what_was_only_guessed(guessing: Any, chain: LocalChain):

@@ -74,7 +74,7 @@ class Text:
         start = len(self.fed) - crop
         self.fed[start:] = tokens
         plan = StepPlan((RowSlice(0, start, len(tokens), 1),))
-        feed = Feed(tokens, self.room, 1000, self.front)
+        feed = Feed(tokens, lambda: self.fed[:start], self.room, 1000, self.front)
         hidden = torch.tensor(tokens).float()[:, None]
         answers = self.guesser.compute(self.peers, plan, hidden, feed, first=start == 0)
         assert answers.tolist() == [[sum(self.fed)]]
