@@ -40,7 +40,7 @@ from .guess.drafter import Drafter
 from .guess.forwards import GuessedForwards
 from .guess.guesser import Guesser
 from .guess.panel import KnownKinds
-from .guess.policy import AUTO, checked_setting
+from .guess.policy import AUTO, OFF, checked_setting
 from .guess.suffix import SuffixDrafter
 from .refusals import WithoutBlocks, refuse_long_texts, refuse_unknown_tokens
 from .remote import RemoteBlocks, SessionFactory, SwarmCache
@@ -243,13 +243,14 @@ class SwarmModel(WithoutBlocks, _Family):
     def _guess_ahead(self, cache: SwarmCache, most_columns: int) -> None:
         """Set up guessing for `cache` as `guess` says; a cache that has guessed before keeps what it has learnt.
 
-        A `GrowingCache` does not guess: it may begin another session in the middle of a text.
+        A `GrowingCache` does not guess, because it may begin another session in the middle of a text; its trips are
+        counted.
         """
-        if isinstance(cache, GrowingCache):
-            return
+        setting = OFF if isinstance(cache, GrowingCache) else checked_setting(self.guess)
         known = cache.guesses.guesser if cache.guesses is not None else None
-        if known is None or known.setting != checked_setting(self.guess):
-            known = Guesser(self.guess, self.make_drafters(), self.connected().timing.guess, self._known_kinds)
+        if known is None or known.setting != setting:
+            drafters = self.make_drafters() if setting != OFF else ()
+            known = Guesser(setting, drafters, self.connected().timing.guess, self._known_kinds)
         cache.guesses = GuessedForwards(known, self, most_columns)
 
     def close(self) -> None:

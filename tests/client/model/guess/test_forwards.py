@@ -297,6 +297,19 @@ def test_the_report_counts_trips_and_guesses(full: PreTrainedModel, guessing: An
     assert report.forwards_per_trip == 24 / report.trips
 
 
+def test_the_trips_of_a_cache_that_is_returned_are_counted(guessing: Any, chain: LocalChain):
+    """It gets no guesses, since the caller may begin another session with it; each forward is a trip."""
+    follow(guessing, [RandomDrafter(1, VOCABULARY, silent_share=0)])
+    output, call = guessing.generate(**prompt(12), **LONG, return_dict_in_generate=True, return_report=True)
+    assert (call.guesses.setting, call.guesses.trips, call.guesses.tokens) == ("off", 24, 12 + 23)
+    assert call.guesses.guessed == 0
+    more, call = guessing.generate(
+        output.sequences, past_key_values=output.past_key_values, **LONG, return_report=True
+    )
+    assert (call.guesses.trips, call.guesses.guessed) == (24, 0)
+    assert more.shape == (1, 60)
+
+
 AWAY = Trip(tokens=1, seconds=0.1, queue_seconds=0.001, compute_seconds=0.01, row_seconds=0.0003)
 HERE = Trip(tokens=1, seconds=0.011, queue_seconds=0.0005, compute_seconds=0.01, row_seconds=0.0003)
 
