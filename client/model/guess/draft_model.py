@@ -8,6 +8,7 @@ texts that want guesses, one token for each in turn, and ends when none does.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import weakref
 from collections import deque
@@ -215,6 +216,8 @@ class ModelDrafter:
         output = model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         chances = output.logits[0, -1].float().softmax(dim=-1)
         chance, token = chances.max(dim=-1)
+        if not math.isfinite(chance):
+            raise CannotGuessError("it computes numbers that are not finite")
         return int(token), float(chance)
 
 

@@ -23,6 +23,10 @@ def open_draft(draft: str | Path | PreTrainedModel, model: str | Path, revision:
     """
     if isinstance(draft, PreTrainedModel):
         loaded, place = draft, draft.name_or_path
+    elif not isinstance(draft, str | Path):
+        raise UsageError(
+            f"draft is a folder, a hub's name or a loaded model, not {type(draft).__name__}", hint="Leave it out."
+        )
     else:
         loaded, place = _loaded(draft), str(draft)
     ours, theirs = _vocabulary(str(model), revision), _vocabulary(place, None)
@@ -43,7 +47,7 @@ def _loaded(draft: str | Path) -> PreTrainedModel:
         state = {**checkpoint.ends_state(), **checkpoint.block_state(everything)}
         return load_model(family_class(checkpoint.config), checkpoint.config, state, check_size=True)
     except SwarmError as error:
-        raise UsageError(f"the draft model {draft} cannot be loaded: {error}", hint=_HINT) from None
+        raise UsageError(f"the draft model {draft} cannot be loaded: {error}", hint=error.hint) from None
 
 
 def _vocabulary(place: str, revision: str | None) -> dict[str, int] | None:

@@ -7,8 +7,10 @@ the acceptance of earlier ones.
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -178,7 +180,8 @@ class DraftPanel:
         worth: Callable[[Sequence[float]], int],
     ) -> _Found:
         """Return a drafter's guesses, cut to those that are worth sending. Raises anything."""
-        usable = _usable(seat.drafter.draft(most, [guess.token for guess in sent])[:most], vocabulary)
+        found = seat.drafter.draft(most, [guess.token for guess in sent])
+        usable = _usable(itertools.islice(found, most), vocabulary)
         guesses = [Sent(guess.token, self._kind(seat, guess)) for guess in usable]
         chances = self.chances(guesses)
         count = worth(chances)
@@ -195,7 +198,8 @@ class DraftPanel:
         if kind not in self._acceptance:
             if len(self._acceptance) >= MOST_KINDS:
                 kind = (seat.name, "")
-            prior = Acceptance(guess.chance if 0.0 <= guess.chance <= 1.0 else 0.5)
+            chance = float(guess.chance)
+            prior = Acceptance(chance if 0.0 <= chance <= 1.0 else 0.5)
             if len(self._known) < MOST_KINDS:
                 self._known.setdefault(kind, prior)
             self._acceptance.setdefault(kind, Acceptance(self._known.get(kind, prior).chance))
@@ -212,13 +216,17 @@ class DraftPanel:
             self._seats = [seat for seat in self._seats if seat.drafter is not drafter]
 
 
-def _usable(guesses: Sequence[object], vocabulary: int) -> list[Guess]:
-    """Return the guesses before the first invalid one."""
+def _usable(guesses: Iterable[object], vocabulary: int) -> list[Guess]:
+    """Return the guesses before the first invalid one; any integer is a token, such as numpy's."""
     usable: list[Guess] = []
     for guess in guesses:
-        if not isinstance(guess, Guess) or not isinstance(guess.kind, str) or not isinstance(guess.token, int):
+        if not isinstance(guess, Guess) or not isinstance(guess.kind, str):
             break
-        if not 0 <= guess.token < vocabulary:
+        try:
+            token = operator.index(guess.token)
+        except TypeError:
             break
-        usable.append(guess)
+        if not 0 <= token < vocabulary:
+            break
+        usable.append(Guess(token, guess.kind, guess.chance))
     return usable

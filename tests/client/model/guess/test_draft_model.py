@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from typing import Any
 
@@ -96,6 +97,17 @@ def test_a_model_that_fails_guesses_no_more_for_the_text(model: Any):
     assert waiting.drafter.draft(4, []) == []
     waiting.drafter.call_when_ready(waiting.woken.set)
     assert waiting.guesses(4) == []
+
+
+def test_a_model_that_computes_no_numbers_guesses_nothing(model: Any, caplog: pytest.LogCaptureFixture):
+    broken = copy.deepcopy(model)
+    broken.get_output_embeddings().weight.data.fill_(float("nan"))
+    waiting = Waiting(DraftModel(broken).drafter())
+    waiting.drafter.note(0, TEXT)
+    assert waiting.guesses(4) == []
+    (told,) = caplog.records
+    assert "the draft model failed" in told.message
+    assert "not finite" in str(told.exc_info)
 
 
 def test_a_text_that_has_ended_is_read_no_further(model: Any):

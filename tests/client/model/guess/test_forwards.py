@@ -303,9 +303,7 @@ def test_the_trips_of_a_cache_that_is_returned_are_counted(guessing: Any, chain:
     output, call = guessing.generate(**prompt(12), **LONG, return_dict_in_generate=True, return_report=True)
     assert (call.guesses.setting, call.guesses.trips, call.guesses.tokens) == ("off", 24, 12 + 23)
     assert call.guesses.guessed == 0
-    more, call = guessing.generate(
-        output.sequences, past_key_values=output.past_key_values, **LONG, return_report=True
-    )
+    more, call = guessing.generate(output.sequences, past_key_values=output.past_key_values, **LONG, return_report=True)
     assert (call.guesses.trips, call.guesses.guessed) == (24, 0)
     assert more.shape == (1, 60)
 

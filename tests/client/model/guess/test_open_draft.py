@@ -35,6 +35,14 @@ def test_what_is_no_model_is_refused(tmp_path: Path):
         open_draft(tmp_path, MODEL)
 
 
+def test_what_to_do_is_said_of_the_mistake_that_was_made(tmp_path: Path):
+    with pytest.raises(UsageError, match="neither a folder") as missing:
+        open_draft(tmp_path / "missing", MODEL)
+    assert "tokenizer" not in missing.value.hint
+    with pytest.raises(UsageError, match="not list"):
+        open_draft([DRAFT], MODEL)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("hidden_size", "eight"), ("num_attention_heads", 0), ("vocab_size", -1), ("num_hidden_layers", 10**9),

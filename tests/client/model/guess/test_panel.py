@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
 from blockswarm.client.model.guess.drafter import Guess
 from blockswarm.client.model.guess.panel import MOST_KINDS, DraftPanel, Offer
@@ -64,6 +67,30 @@ def test_nonsense_is_cut_at_the_first_token_that_is_none(answer: Any):
     offer = offer_of(panel_of(NonsenseDrafter(answer)))
     assert all(type(guess.token) in (int, bool) and 0 <= guess.token < VOCABULARY for guess in offer.guesses)
     assert offer.guesses == () or isinstance(answer, list)
+
+
+class Everything(list[Guess]):
+    """Returns all that it has, whatever part of it is asked for."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return self if isinstance(index, slice) else super().__getitem__(index)
+
+
+@pytest.mark.parametrize(
+    "answer", [itertools.repeat(Guess(7)), Everything([Guess(7)] * 99), (Guess(np.int64(7)) for _ in range(99))]
+)
+def test_no_more_is_taken_of_what_a_drafter_says_than_was_asked_for(answer: Any):
+    """Peers refuse a step that goes beyond the room, and the text with it."""
+    offer = offer_of(panel_of(NonsenseDrafter(answer)))
+    assert tokens_of(offer) == [7] * 8
+    assert {type(token) for token in tokens_of(offer)} == {int}
+
+
+def test_a_chance_may_be_any_number():
+    known: dict[Any, Any] = {}
+    guess = Guess(7, chance=Decimal("0.25"))  # type: ignore[arg-type]
+    assert offer_of(panel_of(Saying("a", guess), known=known)).value == 0.25
+    assert [type(each.chance) for each in known.values()] == [float], "the next text begins with it"
 
 
 def test_a_drafter_that_fails_is_not_asked_again():
