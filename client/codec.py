@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..proto.errors import RemoteProtocolError
 from ..proto.wire.precision import WIRE_FORMATS
-from ..proto.wire.tensors import WireFormat
+from ..proto.wire.tensors import WireFormat, finite_rows
 
 
 class FloatCodec:
@@ -29,13 +29,21 @@ class FloatCodec:
         wire = self._formats[wire_format]
         return data if wire is self.own else wire.encode(self.own.decode(data))
 
-    def decode(self, data: bytes, wire_format: str) -> bytes:
+    def decode(self, data: bytes, wire_format: str, guesses: int = 0) -> bytes:
         """Convert to float32, which represents every value of every format exactly. Raises as `check` does."""
-        self.check(data, wire_format)
+        self.check(data, wire_format, guesses)
         wire = self._formats[wire_format]
         return data if wire is self.own else self.own.encode(wire.decode(data))
 
-    def check(self, data: bytes, wire_format: str) -> None:
-        """Raise RemoteProtocolError for values that are not finite: they would silently lead to wrong tokens."""
-        if not self._formats[wire_format].is_finite(data):
+    def check(self, data: bytes, wire_format: str, guesses: int = 0) -> None:
+        """Raise RemoteProtocolError for values that are not finite: they would silently lead to wrong tokens.
+
+        The last `guesses` tokens may have such values: these guesses are lost.
+        """
+        wire = self._formats[wire_format]
+        if not wire.is_finite(data[: len(data) - guesses * wire.token_bytes]):
             raise RemoteProtocolError("the peer sent values that are not finite")
+
+    def finite_tokens(self, data: bytes) -> int:
+        """Return how many leading tokens, in float32, have only finite values."""
+        return finite_rows(self.own.decode(data))

@@ -51,7 +51,6 @@ TESTED_BY = {
     "peer/engine/blocks/rows.py": "tests/peer/engine/blocks/test_attention.py",
     "peer/engine/blocks/view.py": "tests/peer/engine/blocks/test_stage.py",
     "peer/engine/cache/pool.py": "tests/peer/engine/cache/test_prefix_cache.py",
-    "peer/engine/cache/session.py": "tests/peer/engine/test_engine.py",
     "peer/engine/jobs.py": "tests/peer/engine/test_engine.py",
     "peer/engine/trial.py": "tests/peer/engine/test_device.py",
     "proto/weights/packed_gpu.py": "tests/peer/engine/test_device.py",

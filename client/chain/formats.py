@@ -6,14 +6,16 @@ without wasted bytes; the client itself keeps them in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ...proto.errors import UsageError
 from ...proto.wire.frames import WireStep
 from ...proto.wire.precision import WIRE_FORMATS
+from ...proto.wire.steps import StepPlan
 from .machine.events import HopChoice
+from .operation import join_bytes
 
 AUTO = "auto"
 """Use on every link the format of the sender's stream."""
@@ -54,12 +56,16 @@ class LinkCodec(Protocol):
         """Convert from the client's own format to that of a link."""
         ...
 
-    def decode(self, data: bytes, wire_format: str) -> bytes:
+    def decode(self, data: bytes, wire_format: str, guesses: int = 0) -> bytes:
         """Convert from the format of a link to the client's own. Raises as `check` does."""
         ...
 
-    def check(self, data: bytes, wire_format: str) -> None:
-        """Raise RemoteProtocolError for values that are not finite, which no valid activations are."""
+    def check(self, data: bytes, wire_format: str, guesses: int = 0) -> None:
+        """Raise RemoteProtocolError for values that are not finite, in other tokens than the last `guesses`."""
+        ...
+
+    def finite_tokens(self, data: bytes) -> int:
+        """Return how many leading tokens, in the client's own format, have only finite values."""
         ...
 
 
@@ -87,14 +93,21 @@ class Links:
         """Return a function that checks a peer's steps, and decodes them if it is the `last` peer of the chain.
 
         Steps of other peers are to be passed on and stay as they came. The function raises RemoteProtocolError for
-        values that are not finite.
+        values that are not finite, except those of lost guesses.
         """
         wire_format = self.format_from(peer)
 
         def take(step: WireStep) -> WireStep:
             if last:
-                return replace(step, data=self.codec.decode(step.data, wire_format))
-            self.codec.check(step.data, wire_format)
+                return replace(step, data=self.codec.decode(step.data, wire_format, step.plan.answered_guesses))
+            self.codec.check(step.data, wire_format, step.plan.guessed)
             return step
 
         return take
+
+    def lost_guesses(self, steps: Sequence[StepPlan], answers: Sequence[bytes]) -> int:
+        """Return how many of the guesses at the end of an operation are lost, if all of them are answered."""
+        guesses = sum(step.guessed for step in steps)
+        if not guesses or guesses != sum(step.answered_guesses for step in steps):
+            return 0
+        return guesses - self.codec.finite_tokens(join_bytes(answers)[-guesses * self.codec.token_bytes :])

@@ -232,7 +232,8 @@ class ChainSession:
         self._fail(LocalProtocolError(f"the session failed: {type(defect).__name__}: {defect}"))
 
     def _finish(self, operation: Operation, answers: Sequence[bytes]) -> None:
-        self._inputs.apply(*self._plans.pop(operation.first_seq))
+        lost = self._links.lost_guesses(operation.steps, answers)
+        self._inputs.apply(*self._plans.pop(operation.first_seq), lost)
         self._guessed.difference_update(range(operation.first_seq, operation.stop_seq))
         future = self._done.pop(operation.first_seq)
         if not future.done():

@@ -280,10 +280,10 @@ class Engine:
         """Begin a step; return its output if it has nothing to compute."""
         now = time.time()
         progress = job.kv.begin(job.plan, job.data, job.input_format)
-        if progress.remaining:
+        if any(progress.remaining):
             self._jobs[job] = progress
             return None
-        return StepOutput(progress.finish(), now, now)
+        return StepOutput(progress.finish(), now, now, lost_guesses=progress.lost_guesses)
 
     def _drop_cancelled(self) -> None:
         for job in [job for job in self._jobs if job.future.cancelled()]:
@@ -322,7 +322,7 @@ class Engine:
         """Run one forward pass over the tokens that the scheduler chooses."""
         jobs = list(self._jobs)
         left = [self._jobs[job].remaining for job in jobs]
-        guesses = {index: job.guesses_left(left[index]) for index, job in enumerate(jobs) if job.plan.guessed}
+        guesses = {index: self._jobs[job].guesses_left for index, job in enumerate(jobs) if job.plan.guessed}
         deferrable = {index: count for index, count in guesses.items() if jobs[index].deferred < MOST_DEFERRALS}
         choice = plan_step(left, self._policy.chunk_tokens, deferrable)
         takes = takes_by_job(choice.takes)
@@ -387,7 +387,9 @@ class Engine:
         assert started_at is not None
         waited, crowded = job.queue_seconds, self._guess_time.is_lacking(job.kv, self._last_step_ended)
         return answer_of(
-            job.future, lambda: StepOutput(progress.finish(), started_at, time.time(), waited, crowded), error_of
+            job.future,
+            lambda: StepOutput(progress.finish(), started_at, time.time(), waited, crowded, progress.lost_guesses),
+            error_of,
         )
 
     def _leave_time_to_the_owner(self) -> None:

@@ -45,10 +45,6 @@ class StepJob:
         """Whether some of its tokens are not guesses."""
         return self.plan.tokens > self.plan.guessed
 
-    def guesses_left(self, remaining: Sequence[int]) -> int:
-        """Return how many of the tokens left are guesses; `remaining` counts the tokens left by row."""
-        return min(self.plan.guessed, remaining[-1])
-
 
 @dataclass(eq=False)
 class EngineWork:

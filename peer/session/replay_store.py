@@ -41,12 +41,15 @@ class ReplayStore:
         self._clients[session_id] = client
         self._bounds[session_id] = 0
 
-    def append(self, session_id: bytes, plan: StepPlan, data: bytes) -> None:
-        """Record what a step sent on; does nothing for a session whose buffer was evicted. May evict."""
+    def append(self, session_id: bytes, plan: StepPlan, data: bytes, lost: int = 0) -> None:
+        """Record what a step sent on, its last `lost` tokens as zeros. May evict.
+
+        Does nothing for a session whose buffer was evicted.
+        """
         buffer = self._buffers.get(session_id)
         if buffer is None:
             return
-        buffer.apply(plan, data)
+        buffer.apply(plan, data, lost)
         self._buffers.move_to_end(session_id)
         self._bounds[session_id] += len(data)
         self._used_bytes += len(data)

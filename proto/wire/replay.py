@@ -53,15 +53,19 @@ class ReplayBuffer:
         have = self.lengths
         return len(lengths) == len(have) and all(want <= has for want, has in zip(lengths, have, strict=True))
 
-    def apply(self, plan: StepPlan, data: bytes) -> None:
+    def apply(self, plan: StepPlan, data: bytes, lost: int = 0) -> None:
         """Permute, truncate and append as the step does; `data` holds `plan.tokens` packed tokens.
 
+        The last `lost` tokens are kept as zeros (in every wire format), which a peer that is rebuilt can compute with.
         Raises ValueError if the size is wrong, and RemoteProtocolError if the plan does not fit the rows; the buffer is
         then unchanged.
         """
         if len(data) != plan.tokens * self.token_bytes:
             raise ValueError(f"{len(data)} bytes for {plan.tokens} tokens of {self.token_bytes} bytes")
         self.rewind(plan)
+        if lost:
+            size = lost * self.token_bytes
+            data = data[:-size] + bytes(size)
         view = memoryview(data)
         offset = 0
         for piece in plan.rows:

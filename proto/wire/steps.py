@@ -46,7 +46,10 @@ class StepPlan:
     adopted: tuple[int, ...] = ()
     """Row i begins with the first `adopted[i]` tokens of its held prefix. Only allowed while there are no rows."""
     guessed: int = 0
-    """The number of the last row's last tokens that are only guessed; this affects only their scheduling."""
+    """The number of the last row's last tokens that are only guessed: they come after the tokens of other sessions.
+
+    A guess that a peer cannot compute is lost, with those behind it: it travels on as NaN.
+    """
 
     @property
     def tokens(self) -> int:
@@ -56,6 +59,11 @@ class StepPlan:
     def answers(self) -> int:
         """Tokens whose outputs return to the client; packed in the order of `rows`."""
         return sum(piece.answers for piece in self.rows)
+
+    @property
+    def answered_guesses(self) -> int:
+        """The number of guesses whose outputs return to the client; they come last."""
+        return min(self.guessed, self.rows[-1].answers) if self.guessed else 0
 
 
 def validate_plan(plan: StepPlan, rebuilds: bool = False) -> None:

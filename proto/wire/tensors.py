@@ -151,6 +151,13 @@ def all_finite(values: torch.Tensor) -> bool:
     return values.numel() == 0 or all(math.isfinite(end.item()) for end in torch.aminmax(values))
 
 
+def finite_rows(values: torch.Tensor) -> int:
+    """Return how many leading rows of (T, H) have only finite values."""
+    if all_finite(values):
+        return len(values)
+    return int(values.isfinite().all(dim=1).int().argmin())
+
+
 def _saturating_cast(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     limits = torch.finfo(dtype)
     if limits.max >= torch.finfo(values.dtype).max:

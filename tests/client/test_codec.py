@@ -49,5 +49,17 @@ def test_values_that_are_not_finite_are_refused(name: str, value: float) -> None
             take(sent, name)
 
 
+@pytest.mark.parametrize("name", WIRE_FORMATS)
+def test_a_lost_guess_is_taken_at_the_end_and_nowhere_else(name: str) -> None:
+    tokens = random_tokens(4)
+    tokens[2:] = float("nan")
+    sent = CODEC.encode(tokens.numpy().tobytes(), name)
+    CODEC.check(sent, name, guesses=2)
+    assert CODEC.finite_tokens(CODEC.decode(sent, name, guesses=2)) == 2
+    for take in (CODEC.check, CODEC.decode):
+        with pytest.raises(RemoteProtocolError):
+            take(sent, name, guesses=1)
+
+
 def test_nothing_is_nothing_in_every_format() -> None:
     assert all(CODEC.decode(CODEC.encode(b"", name), name) == b"" for name in WIRE_FORMATS)

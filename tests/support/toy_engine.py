@@ -54,11 +54,14 @@ class ToyCodec:
     def encode(self, data: bytes, wire_format: str) -> bytes:
         return ToyFormat(wire_format).encode(unpack(data))
 
-    def decode(self, data: bytes, wire_format: str) -> bytes:
+    def decode(self, data: bytes, wire_format: str, guesses: int = 0) -> bytes:
         return pack(ToyFormat(wire_format).decode(data))
 
-    def check(self, data: bytes, wire_format: str) -> None:
+    def check(self, data: bytes, wire_format: str, guesses: int = 0) -> None:
         pass
+
+    def finite_tokens(self, data: bytes) -> int:
+        return len(data) // TOKEN_BYTES
 
 
 def pack(tokens: Sequence[int]) -> bytes:

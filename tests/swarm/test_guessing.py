@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from blockswarm.client.model.generation import Generation
+from blockswarm.client.model.guess.drafter import Guess
 from blockswarm.proto.wire.prefixes import PAGE_TOKENS
+from blockswarm.routing.swarm import BlockRange
 from support.drafters import KnowingDrafter, RandomDrafter
 from support.guessing_swarm import NEW_TOKENS, AtToken, generate, prompt_of
+from support.overflow import BAD_TOKEN, write_overflowing_checkpoint
 from support.swarm import LocalSwarm
 from support.swarm_model import with_swarm
 from support.tiny_models import write_tiny_checkpoint
@@ -47,6 +52,68 @@ def test_same_tokens_as_the_model_alone(family: str, tmp_path: Path) -> None:
         assert [peer.parts.counters.guessed_tokens for peer in swarm.peers] == [guessed] * 3
 
     with_swarm(folder, scenario, guess=6)
+
+
+def text_without(token: int, folder: Path) -> tuple[torch.Tensor, list[int]]:
+    """A prompt, and what the model alone says to it, both without this token."""
+    prompt = prompt_of(24)
+    prompt[prompt == token] += 1
+    alone = AutoModelForCausalLM.from_pretrained(folder).eval()
+    return prompt, generate(alone, prompt, suppress_tokens=[token])
+
+
+class BadDrafter(KnowingDrafter):
+    """Knows how the text goes on, but guesses a token that overflows at the positions in `wrong_at`."""
+
+    def draft(self, most: int, behind: Sequence[int]) -> list[Guess]:
+        start = self._length + len(behind)
+        return [
+            replace(guess, token=BAD_TOKEN) if self._wrong_at(start + index) else guess
+            for index, guess in enumerate(super().draft(most, behind))
+        ]
+
+
+@pytest.mark.parametrize("layout", [("0:6",), ("0:2", "2:4", "4:6")])
+def test_a_guess_that_overflows_at_a_peer_harms_no_text(layout: tuple[str, ...], tmp_path: Path) -> None:
+    """Nor does it cost a peer: the first one makes infinite values of it, and none is blamed."""
+    folder = write_overflowing_checkpoint(tmp_path)
+    prompt, text = text_without(BAD_TOKEN, folder)
+
+    async def scenario(swarm: LocalSwarm, model: Any) -> None:
+        generations: list[Generation] = []
+        model.generation_listeners.append(generations.append)
+        for every in (1, 3, 5):
+            model.make_drafters = lambda every=every: [BadDrafter(text, lambda at: at % every == 0)]
+            assert await asyncio.to_thread(generate, model, prompt, suppress_tokens=[BAD_TOKEN]) == text
+            assert "hop-lost" not in [event.kind for event in generations[-1].events]
+            assert generations[-1].guesses.guessed > generations[-1].guesses.right
+
+    with_swarm(folder, scenario, *layout, guess=6)
+
+
+@pytest.mark.parametrize("victims", ["0:2", "2:4"])
+def test_a_repair_behind_a_guess_that_overflows_harms_no_text(victims: str, tmp_path: Path) -> None:
+    """The replacement is rebuilt from what the client or the first peer has sent, the bad guess included."""
+    folder = write_overflowing_checkpoint(tmp_path)
+    prompt, text = text_without(BAD_TOKEN, folder)
+
+    async def scenario(swarm: LocalSwarm, model: Any) -> None:
+        loop = asyncio.get_running_loop()
+        generations: list[Generation] = []
+        model.generation_listeners.append(generations.append)
+        model.make_drafters = lambda: [BadDrafter(text, lambda at: at % 3 == 0)]
+
+        def go() -> None:
+            used = {peer for peer, _ in generations[-1].report.chain}
+            blocks = BlockRange.parse(victims)
+            victim = next(p for p in swarm.peers if p.identity.peer_id in used and p.parts.engine.blocks == blocks)
+            asyncio.run_coroutine_threadsafe(victim.kill(), loop).result(60)
+
+        options = {"suppress_tokens": [BAD_TOKEN], "streamer": AtToken(15, go)}
+        assert await asyncio.to_thread(generate, model, prompt, **options) == text
+        assert [event.kind for event in generations[-1].events].count("hop-lost") == 1
+
+    with_swarm(folder, scenario, "0:2", "0:2", "2:4", "2:4", "4:6", guess=4)
 
 
 @pytest.mark.parametrize("way", ["killed", "drained"])

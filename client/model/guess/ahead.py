@@ -43,14 +43,19 @@ class Ahead(Generic[A]):
         """Return it with further guessed tokens appended."""
         return replace(self, fed=(*self.fed, *fed), answers=(*self.answers, *answers))
 
-    def remainder_of(self, plan: StepPlan, fed: Callable[[], Sequence[bytes]]) -> Remainder[A]:
-        """Return the part of a step that must be sent; `fed` returns its inputs by token. O(tokens of the step)."""
+    def remainder_of(
+        self, plan: StepPlan, fed: Callable[[], Sequence[bytes]], most_hits: int | None = None
+    ) -> Remainder[A]:
+        """Return the part of a step that must be sent; `fed` returns its inputs by token. O(tokens of the step).
+
+        `most_hits`: the number of guesses that can be used; the others count as misses.
+        """
         piece = plan.rows[0]
         begins_here = len(plan.rows) == 1 and (piece.row, piece.start) == (self.row, self.start)
         if not self.fed or not begins_here or plan.source_rows is not None or plan.adopted:
             return Remainder(plan)
         hits = 0
-        for token, guessed in zip(fed(), self.fed, strict=False):
+        for token, guessed in zip(fed(), self.fed[:most_hits], strict=False):
             if token != guessed:
                 break
             hits += 1

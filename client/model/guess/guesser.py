@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 
 from ....proto.wire.steps import StepPlan
+from ....proto.wire.tensors import all_finite, finite_rows
 from ...report import GuessReport, Trip
 from ...timing import GuessTiming
 from .ahead import Ahead, Remainder, guesses_only, with_guesses
@@ -192,20 +193,30 @@ class Guesser:
         """Compute a step, from earlier guesses or by a trip: `hidden` (plan.tokens, H) -> (plan.answers, H).
 
         `feed` is None for a batch, which gets no guesses. `first`: the session has no rows yet; its first step carries
-        no guesses either, because prefix pages are named by its inputs. Raises what the session raises.
+        no guesses either, because prefix pages are named by its inputs. A guess that the peers lost is a miss, so that
+        nothing of the text is computed behind it. Raises what the session raises.
         """
         self._counts.forwards += 1
         self._counts.tokens += plan.tokens
         self._tell(plan, feed)
-        left = self._ahead.remainder_of(plan, lambda: _bytes_of(hidden))
-        self._note_outcomes(left)
-        self._ahead = left.ahead
+        ahead, sent = self._ahead, self._way.sent
+        left = used = ahead.remainder_of(plan, lambda: _bytes_of(hidden))
+        here, lost = _answered(ahead.answers[: left.hits])
+        if here < left.hits and (lost or left.plan is not None):  # a step that is sent anyway takes those on the way
+            used = ahead.remainder_of(plan, lambda: _bytes_of(hidden), most_hits=here)
+        self._note_outcomes(used if lost else left)
+        self._ahead = used.ahead
         guessing = None if first else feed
         began = time.monotonic()
-        if left.plan is None:
+        if used.plan is None:
             self._follow(runner, guessing, began)
-            return self._collected(left.held, runner, guessing, began) if left.held else hidden[:0]
-        return self._trip(runner, left, hidden[left.hits :], guessing, began)
+            answers = self._collected(ahead.answers[: used.hits], runner, guessing, began)
+            sound = finite_rows(answers)
+            if sound == used.hits:
+                return answers[used.hits - plan.answers :]
+            self._panel.note_outcome(sent[sound], right=False)  # the right token, but lost
+            used = ahead.remainder_of(plan, lambda: _bytes_of(hidden), most_hits=sound)
+        return self._trip(runner, used, hidden[used.hits :], guessing, began)
 
     def _tell(self, plan: StepPlan, feed: Feed | None) -> None:
         """Tell the drafters the text up to the end of a step; what they have missed, too."""
@@ -365,6 +376,16 @@ class Guesser:
                 self._costs = self._costs.after(as_short(trip))
         near = self._costs.weight > 0.0 and not is_far(self._costs, self._timing)
         self._look_in = LOOK_AGAIN_TRIPS if near else 1
+
+
+def _answered(answers: Sequence[_Answer]) -> tuple[int, bool]:
+    """Return how many leading answers are here and usable, and whether the next one is here but lost (NaN)."""
+    for count, answer in enumerate(answers):
+        if not answer.step.done():
+            return count, False
+        if not all_finite(answer.step.result()[answer.row]):
+            return count, True
+    return len(answers), False
 
 
 def _bytes_of(rows: torch.Tensor) -> list[bytes]:

@@ -186,6 +186,17 @@ class RowKV(LayerlessCache):
                 at += keys.shape[2]
         self.length = stop
 
+    @torch.inference_mode()  # as forwards write
+    def append_blanks(self, count: int) -> None:
+        """Append `count` tokens of zeros, for tokens that were not computed. The row must have others before them."""
+        assert self.length, "the shapes of a row's tokens are known from its first one"
+        stop = self.length + count
+        for index, slab in enumerate(self._slabs):
+            assert slab is not None
+            keys, values = (_zeros(tensor, count) for tensor in (slab.keys, slab.values))
+            self._slab_for(index, keys, values, stop).write(self.length, keys, values)
+        self.length = stop
+
     def _length_of(self, piece: Mapping[int, BlockKV]) -> int:
         tensors = [
             tensor for block in self.blocks if block in piece for tensor in (piece[block].keys, piece[block].values)
@@ -254,6 +265,11 @@ class RowKV(LayerlessCache):
         if slab is not None:
             self._usage.nbytes += slab.nbytes
         self._slabs[index] = slab
+
+
+def _zeros(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """Return `count` tokens for a tensor of a slab, (1, heads, count, size)."""
+    return tensor.new_zeros(1, tensor.shape[1], count, tensor.shape[3])
 
 
 def _power_of_two(tokens: int) -> int:

@@ -5,6 +5,7 @@ Everything here runs in the engine's thread.
 
 from __future__ import annotations
 
+import math
 import operator
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import torch
 from ....proto.errors import BadActivations, RemoteProtocolError, RetryElsewhere
 from ....proto.wire.prefixes import PAGE_TOKENS, Digests
 from ....proto.wire.steps import RowTable, StepPlan
-from ....proto.wire.tensors import WireFormat, all_finite
+from ....proto.wire.tensors import WireFormat, all_finite, finite_rows
 from ....routing.swarm import BlockRange
 from ..batch import Share, compute_shares
 from ..blocks.rows import RowSpan
@@ -37,16 +38,33 @@ class StepOutput:
     """Its wait for the steps of other sessions before it ran."""
     crowded: bool = False
     """Whether the texts of other sessions leave no time for guesses."""
+    lost_guesses: int = 0
+    """The number of guesses, the step's last tokens, that could not be computed; their outputs are NaN."""
+
+
+def text_tokens(plan: StepPlan) -> int:
+    """Return the number of a step's tokens that must be computed; those behind them are only guessed.
+
+    The first token of a row is never a guess here: it shows what the row's cache looks like.
+    """
+    return plan.tokens - (min(plan.guessed, plan.rows[-1].stop - 1) if plan.guessed else 0)
 
 
 class StepProgress:
     """A step that has begun: its rows are permuted and truncated, and some of its tokens may be computed.
 
     Ends with `finish` or with `abandon`.
+
+    A guess is *lost*, with all guesses behind it, if it arrived with values that are not finite or if computing it
+    yields such values; the tokens of the text do not notice.  Lost tokens are zeros in the cache, because attention
+    multiplies masked values by 0, and 0 times infinity is NaN.
     """
 
     def __init__(self, kv: SessionKv, plan: StepPlan, hidden: torch.Tensor, known_rows: int) -> None:
-        """`hidden`: the tokens of the plan, (T, H), on the CPU. The first `known_rows` rows existed before the step."""
+        """`hidden`: the tokens of the plan, (T, H), on the CPU, finite where they are not guessed.
+
+        The first `known_rows` rows existed before the step.
+        """
         self._kv = kv
         self._known_rows = known_rows
         self._hidden = hidden
@@ -58,11 +76,28 @@ class StepProgress:
         for piece in self._pieces:
             self._offsets.append(offset)
             offset += piece.count
+        self._first_guess = text_tokens(plan)
+        self._sound = finite_rows(hidden)
+        """Tokens from here on are lost."""
+
+    @property
+    def lost_guesses(self) -> int:
+        """The number of last tokens that are lost; known when the step is complete."""
+        return len(self._hidden) - self._sound
+
+    @property
+    def guesses_left(self) -> int:
+        """The number of guesses left to compute, the last ones of `remaining`."""
+        done = self._offsets[-1] + self._done[-1]
+        return max(0, self._sound - max(done, self._first_guess))
 
     @property
     def remaining(self) -> tuple[int, ...]:
         """The number of tokens left to compute, for every row that has tokens in this step."""
-        return tuple(piece.count - done for piece, done in zip(self._pieces, self._done, strict=True))
+        counts = [piece.count - done for piece, done in zip(self._pieces, self._done, strict=True)]
+        if self.lost_guesses:
+            counts[-1] -= self.lost_guesses
+        return tuple(counts)
 
     def share(self, takes: Sequence[tuple[int, int]]) -> Share:
         """Return the next tokens of some rows as a share; `takes` are (index in `remaining`, number of tokens)."""
@@ -82,14 +117,31 @@ class StepProgress:
         for (row, count), part in zip(takes, parts, strict=True):
             begin = self._offsets[row] + self._done[row]
             self._output[begin : begin + count] = part
+            if begin + count > self._first_guess and not all_finite(part):
+                count = self._keep_sound(begin, part)
             self._done[row] += count
+
+    def _keep_sound(self, begin: int, part: torch.Tensor) -> int:
+        """Take in that tokens with guesses, from `begin` on, are not all finite; return how many of them are kept."""
+        text = max(0, self._first_guess - begin)
+        if all_finite(part[:text]):
+            self._sound = begin + finite_rows(part)
+            return self._sound - begin
+        # Guesses may harm tokens before them, although attention gives them a weight of 0: compute the text alone.
+        self._sound = self._first_guess
+        return 0
 
     def finish(self) -> bytes:
         """End the step; return all its tokens in wire format. Raises RetryElsewhere for values that are not finite."""
         assert not any(self.remaining)
-        if not all_finite(self._output):
+        if not all_finite(self._output[: self._first_guess]):
             self.abandon()
             raise RetryElsewhere("the peer computed values that are not finite")
+        if self.lost_guesses:
+            row = self._kv.row(self._pieces[-1].row)
+            row.truncate(self._pieces[-1].stop - self.lost_guesses)
+            row.append_blanks(self.lost_guesses)
+            self._output[self._sound :] = math.nan
         self._kv.end_step(self)
         return self._kv.wire_format.encode(self._output)
 
@@ -143,20 +195,20 @@ class SessionKv:
         """
         started_at = time.time()
         progress = self.begin(plan, data)
-        takes = [(row, count) for row, count in enumerate(progress.remaining)]
-        if takes:
+        while takes := [(row, count) for row, count in enumerate(progress.remaining) if count]:
             (output,) = compute_shares([progress.share(takes)])
             if isinstance(output, Exception):
                 progress.abandon()
                 raise output
             progress.store(takes, output)
-        return StepOutput(progress.finish(), started_at, time.time())
+        return StepOutput(progress.finish(), started_at, time.time(), lost_guesses=progress.lost_guesses)
 
     def begin(self, plan: StepPlan, data: bytes, input_format: WireFormat | None = None) -> StepProgress:
         """Begin a step: permute and truncate the rows. `input_format` is that of `data`; None: that of the outputs.
 
         Raises RemoteProtocolError for a plan that does not fit the rows or the reservation, or whose size differs from
-        that of `data`, BadActivations for values that are not finite, OutOfMemory. The rows are then as they were.
+        that of `data`, BadActivations for a text's values that are not finite, OutOfMemory. The rows are then as they
+        were.
         """
         self._expect_no_step()
         self._check(plan)
@@ -297,7 +349,7 @@ class SessionKv:
         if hidden.shape[0] != plan.tokens:
             raise RemoteProtocolError(f"a step of {plan.tokens} tokens came with {hidden.shape[0]}")
         hidden = hidden.to(self.view.dtype)
-        if not all_finite(hidden):
+        if not all_finite(hidden[: text_tokens(plan)]):
             raise BadActivations("a step has activations that are not finite")
         return hidden
 

@@ -238,7 +238,7 @@ class SessionWorker:
         self._parts.counters.crowded_steps += output.crowded
         timing = HopTiming(self.grant.peer, arrival.received_at, output.started_at, output.finished_at, output.crowded)
         if self.grant.successor is not None:
-            self._parts.replay.append(self.grant.key, plan, output.data)
+            self._parts.replay.append(self.grant.key, plan, output.data, output.lost_guesses)
             data = output.data
         else:
             data = answers_in(step.plan, output.data, self._parts.token_bytes)
@@ -260,7 +260,7 @@ class SessionWorker:
         output = await parts.compute.step(step.plan, step.data, arrival.input_format)
         parts.counters.rebuilt_tokens += step.plan.tokens
         if self.grant.successor is not None:
-            parts.replay.append(self.grant.key, step.plan, output.data)
+            parts.replay.append(self.grant.key, step.plan, output.data, output.lost_guesses)
         if rebuild.last:
             self._gate.rebuilt(rebuild.next_seq, rebuild.permuted)
         if rebuild.last_peer != self.grant.peer:

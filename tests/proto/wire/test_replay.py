@@ -138,3 +138,10 @@ def test_refuses_a_step_that_does_not_fit_and_stays_unchanged() -> None:
     with pytest.raises(ValueError, match="4 bytes"):
         buffer.apply(StepPlan((RowSlice(0, 3, 2, 0),)), bytes(4))
     assert buffer.lengths == (3,)
+
+
+def test_tokens_that_were_not_computed_are_kept_as_zeros():
+    """Their outputs are NaN, which a peer that is rebuilt could not compute with."""
+    buffer = ReplayBuffer(TOKEN_BYTES)
+    buffer.apply(StepPlan((RowSlice(0, 0, 3, 0),)), pack([7, 8, 9]), lost=2)
+    assert (read_row(buffer, 0), buffer.lengths) == (pack([7, 0, 0]), (3,))

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 from blockswarm.proto.errors import RemoteProtocolError, UsageError
-from blockswarm.proto.wire.tensors import DTYPES, WireFormat, all_finite, decode_tensor, dtype_name, encode_tensor
+from blockswarm.proto.wire.tensors import (
+    DTYPES,
+    WireFormat,
+    all_finite,
+    decode_tensor,
+    dtype_name,
+    encode_tensor,
+    finite_rows,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -155,6 +163,19 @@ def test_values_that_are_no_numbers_are_found(name: str) -> None:
     bad = torch.randn(3, 70)
     bad[1, 69] = float("nan")
     assert not wire.is_finite(wire.encode(bad))
+    bad[1] = float("nan")
+    assert wire.decode(wire.encode(bad)).isnan().any(dim=1).tolist() == [False, True, False]
+
+
+def test_rows_are_counted_up_to_one_that_is_not_finite() -> None:
+    values = torch.randn(4, 3)
+    assert (finite_rows(values), finite_rows(values[:0])) == (4, 0)
+    values[3, 0] = math.inf
+    assert finite_rows(values) == 3
+    values[1, 2] = math.nan
+    assert finite_rows(values) == 1
+    values[0] = -math.inf
+    assert finite_rows(values) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

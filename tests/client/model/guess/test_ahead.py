@@ -45,6 +45,12 @@ def test_a_step_that_was_guessed_in_part_sends_the_rest():
     assert left.ahead == Ahead()
 
 
+def test_a_hit_that_cannot_be_used_is_sent():
+    left = HELD.remainder_of(plan(5, 3, 2), lambda: fed("abc"), most_hits=2)
+    assert (left.plan, left.hits, left.held, left.ahead) == (plan(7, 1, 1), 2, ("B",), Ahead())
+    assert HELD.remainder_of(plan(5, 3, 2), lambda: fed("abc"), most_hits=0).plan == plan(5, 3, 2)
+
+
 def test_rows_that_are_moved_or_many_are_never_hits():
     moved = StepPlan((RowSlice(0, 5, 1, 1),), source_rows=(0,))
     two = StepPlan((RowSlice(0, 5, 1, 1), RowSlice(1, 5, 1, 1)))

@@ -39,14 +39,20 @@ class Peers:
     patience: int = 1
     """A step is asked about this many times before it is answered; then those before it are."""
     under_way: list[Late] = field(default_factory=list)
+    lost: frozenset[int] = frozenset()
+    """Tokens that cannot be computed where they are guessed: these guesses, and all behind them, are lost."""
 
     def begin(self, plan: StepPlan, hidden: torch.Tensor, *, guessed: bool = False) -> Late:
         self.plans.append(plan)
         (piece,) = plan.rows
         assert piece.start <= len(self.row)
         assert bool(hidden.isfinite().all()), "peers refuse such a step"
-        self.row[piece.start :] = hidden[:, 0].tolist()
+        tokens = hidden[:, 0].tolist()
+        first_guess = plan.tokens - plan.guessed
+        sound = next((at for at in range(first_guess, plan.tokens) if tokens[at] in self.lost), plan.tokens)
+        self.row[piece.start :] = tokens[:sound] + [0.0] * (plan.tokens - sound)
         sums = torch.tensor(self.row).cumsum(0)[:, None]
+        sums[piece.start + sound :] = math.nan
         answers = sums[len(sums) - piece.answers :]
         self.under_way.append(Late(lambda: answers, self.patience))
         return self.under_way[-1]
@@ -295,3 +301,38 @@ def test_a_batch_forgets_what_was_ahead():
     trips = text.trips
     text.feed(2)
     assert text.trips == trips + 1
+
+
+@pytest.mark.parametrize("patience", [0, 1, 2])
+def test_a_lost_guess_is_a_miss_and_so_are_those_behind_it(patience: int):
+    """It may be known before the text comes to it, or while that waits for its answer."""
+    text = text_with(KnowingDrafter(list(range(40))), setting=6)
+    text.peers.patience = patience
+    text.peers.lost = frozenset({3, 8, 9, 15, 21})
+    for token in range(30):
+        text.feed(token)
+    report = text.guesser.report()
+    assert report.forwards > text.trips > 5, "every one of the lost costs a trip, and others do not"
+    assert sum(draft.right for draft in report.drafts) >= 15
+
+
+@pytest.mark.parametrize("patience", [0, 1, 2])
+@pytest.mark.parametrize("lost", [{4}, {5}, {6}, {4, 6}, set()])
+def test_a_lost_guess_among_several_tokens_is_sent_again_with_those_behind_it(patience: int, lost: set[int]):
+    """No token of the text is computed after one that no peer has."""
+    text = text_with(SlowDrafter(list(range(40)), at_a_time=2), setting=6)
+    text.peers.patience = patience
+    text.peers.lost = frozenset(lost)
+    for tokens in ((0,), (1,), (2,), (3, 4), (5, 6, 7, 8, 9), (10,), (11, 12, 13)):
+        before = text.trips
+        text.feed(*tokens)
+        assert text.trips <= before + 1
+
+
+def test_a_peer_that_loses_every_guess_gets_fewer_of_them():
+    text = text_with(KnowingDrafter(list(range(400))), setting="auto", trip=AWAY)
+    text.peers.lost = frozenset(range(400))
+    for token in range(200):
+        text.feed(token)
+    assert text.trips == 200
+    assert sum(draft.guessed for draft in text.guesser.report().drafts) < 200

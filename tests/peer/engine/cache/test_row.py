@@ -279,3 +279,23 @@ def test_transformers_sizes_masks_for_all_tokens() -> None:
     assert find_first_full_attention_index(row) == 0
     assert row.get_mask_sizes(query_length=4, layer_idx=4) == (34, 0)
     assert row.get_query_offset(4) == 30
+
+
+@torch.inference_mode()  # as stages run
+def test_tokens_that_were_not_computed_are_zeros() -> None:
+    usage = KvUsage()
+    row = RowKV(BLOCKS, MAX_TOKENS, usage)
+    write(row, 3, seed=1)
+    fork = row.fork()
+    fork.append_blanks(2)
+    assert (row.length, fork.length) == (3, 5)
+    for ours, theirs in zip(row.export(), fork.export(), strict=True):
+        for old, new in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
+            assert torch.equal(new[:, :3], old)
+            assert torch.equal(new[:, 3:], torch.zeros_like(new[:, 3:]))
+    fork.truncate(4)
+    write(fork, 1, seed=2)
+    assert fork.length == 5
+    for each in (row, fork):
+        each.release()
+    assert usage.nbytes == 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from blockswarm.peer.engine.engine import StepOutput
+from blockswarm.peer.session.replay_store import ReplayStore
 from blockswarm.proto.wire.frames import WireStep
 from blockswarm.proto.wire.steps import RowSlice, StepPlan
 from support.virtual_time import VirtualTimeLoop
@@ -78,6 +80,36 @@ def test_a_step_that_comes_before_its_turn_has_not_arrived_for_those_that_seek_o
         assert worker.received_seq == 1
         await worker.put_step(step_of(2, 3, 1))
         assert worker.received_seq == 3
+        working.cancel()
+
+    loop = VirtualTimeLoop()
+    try:
+        loop.run(scenario())
+    finally:
+        loop.close()
+
+
+class LosingCompute:
+    """It loses the last guess."""
+
+    async def step(self, plan: StepPlan, data: bytes, input_format: str) -> StepOutput:
+        return StepOutput(b"\xff" * 4 * plan.tokens, 0.0, 0.0, lost_guesses=1)
+
+
+def test_a_lost_guess_is_sent_on_as_it_is_and_kept_for_replays_as_zeros() -> None:
+    """The next peer must see that it is lost; one that is rebuilt gets tokens without guesses among them."""
+
+    async def scenario() -> None:
+        link, replay = FakeLink(), ReplayStore()
+        worker = make_worker(link, compute=LosingCompute(), replay=replay)
+        working = asyncio.create_task(worker.run())
+        step = step_of(1, 0, 2)
+        await worker.put_step(replace(step, plan=replace(step.plan, guessed=1)))
+        await asyncio.sleep(1.0)
+        assert [sent.data for sent in link.sent] == [b"\xff" * 8]
+        buffer = replay.get(worker.grant.key)
+        assert buffer is not None
+        assert buffer.read(step.plan.rows) == b"\xff" * 4 + bytes(4)
         working.cancel()
 
     loop = VirtualTimeLoop()
