@@ -8,11 +8,10 @@ That is the new one, or the youngest of the taker with most waiting if the new o
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 
-from ...routing.admit.shares import Turns
+from ...proto.fair_places import FairPlaces
 from .openai.errors import RATE_LIMIT, ApiError
 
 NEWEST_WEIGHT = 0.2
@@ -29,18 +28,20 @@ class Gate:
 
     def __init__(self, slots: int, queue: int, clock: Callable[[], float]) -> None:
         """At most `slots` requests generate and `queue` more wait; `clock` returns seconds."""
-        self.running = 0
         self._slots = slots
-        self._queue_limit = queue
         self._clock = clock
-        self._waiting: Turns[Hashable, asyncio.Future[None]] = Turns()
+        self._places: FairPlaces[Hashable] = FairPlaces(slots, queue, self._full)
         self._mean_seconds: float | None = None
         self._swarm_free_at = 0.0
         """When the swarm will have room again, by its peers' account, on `clock`."""
 
     @property
+    def running(self) -> int:
+        return self._places.held
+
+    @property
     def queued(self) -> int:
-        return len(self._waiting)
+        return self._places.waiting
 
     def note_busy(self, retry_after_seconds: float) -> None:
         """Record that the swarm refused a request because it is full."""
@@ -48,7 +49,7 @@ class Gate:
 
     def retry_after_seconds(self) -> float:
         """Return how long a refused request should wait before it comes back."""
-        here = wait_seconds(len(self._waiting), self._slots, self._mean_seconds)
+        here = wait_seconds(self.queued, self._slots, self._mean_seconds)
         return max(here, self._swarm_free_at - self._clock())
 
     @asynccontextmanager
@@ -58,49 +59,18 @@ class Gate:
         Raises ApiError if the queue is full, or while waiting if a taker with fewer waiting requests needs the room.
         """
         asked = self._clock()
-        await self._enter(taker)
-        began = self._clock()
-        try:
-            yield began - asked
-        finally:
-            self._leave()
-            self._note(self._clock() - began)
-
-    async def _enter(self, taker: Hashable) -> None:
-        if self.running < self._slots and not self._waiting:
-            self.running += 1
-            self._waiting.served(taker)
-            return
-        if len(self._waiting) >= self._queue_limit:
-            full = self._full()
-            surplus = self._waiting.make_room(taker)
-            if surplus is None:
-                raise full
-            if not surplus.done():  # its client may be gone at the same moment
-                surplus.set_exception(full)
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.join(taker, turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if not turn.cancelled() and turn.exception() is None:
-                self._leave()  # the slot was given together with the cancellation
-            self._waiting.leave(taker, turn)
-            raise
+        async with self._places.place(taker):
+            began = self._clock()
+            try:
+                yield began - asked
+            finally:
+                self._note(self._clock() - began)
 
     def _full(self) -> ApiError:
         return ApiError(
             429, f"the endpoint is full: {self.running} requests are answered and {self.queued} wait",
             kind=RATE_LIMIT, code="endpoint_full", retry_after_seconds=self.retry_after_seconds(),
         )  # fmt: skip
-
-    def _leave(self) -> None:
-        """Pass the slot to the next waiting request."""
-        while (turn := self._waiting.next()) is not None:
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self.running -= 1
 
     def _note(self, seconds: float) -> None:
         before = self._mean_seconds

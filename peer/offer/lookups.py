@@ -12,13 +12,13 @@ from ...proto.directory.directory import Directory
 from ...proto.directory.records import open_peer_record
 from ...proto.directory.signed import SignedRecord, newest_per_peer
 from ...proto.directory.swarm_key import SwarmKey, swarm_key_name
-from ...proto.errors import SwarmError
+from ...proto.errors import PeerBusy, SwarmError
+from ...proto.fair_places import FairPlaces
 from ...proto.wire.messages.limits import MAX_RECORDS_PER_KEY
 from ...routing.nearby import Asker
 from ...routing.swarm import PeerId
 from ..tasks import cancel_all
 from ..timing import PeerTiming
-from .lookup_places import LookupPlaces
 from .nearest import NearestHosts
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,11 @@ class RecentLookups:
         self._own: SignedRecord | None = None
         self._looked_at = float("-inf")
         self._looking: asyncio.Task[SwarmError | None] | None = None
-        self._places = LookupPlaces(MAX_LOOKUPS_AT_ONCE, MAX_LOOKUPS_WAITING, timing.lookup_retry_seconds)
+        self._places: FairPlaces[str] = FairPlaces(
+            MAX_LOOKUPS_AT_ONCE,
+            MAX_LOOKUPS_WAITING,
+            lambda: PeerBusy(timing.lookup_retry_seconds, "this peer has too many look-ups of other models: try again"),
+        )
 
     async def records(self) -> tuple[SignedRecord, ...]:
         """Return the verified records of this model's peers. Raises SwarmError if a needed look fails."""

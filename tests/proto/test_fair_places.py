@@ -1,4 +1,4 @@
-"""Places for look-ups: networks take turns, those that wait are bounded, and no place is lost."""
+"""Fair places: takers take turns, those that wait are bounded, and no place is lost."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from blockswarm.peer.offer.lookup_places import LookupPlaces
-from blockswarm.proto.errors import PeerBusy
+from blockswarm.proto.fair_places import FairPlaces
+
+
+class FullError(Exception):
+    """The refusal."""
 
 
 class Asked:
-    """Look-ups that end when the test says so."""
+    """Work that ends when the test says so."""
 
-    def __init__(self, places: LookupPlaces) -> None:
+    def __init__(self, places: FairPlaces[str]) -> None:
         self.places = places
         self.running: list[str] = []
         self._ends: dict[str, asyncio.Event] = {}
 
-    async def ask(self, network: str, name: str) -> asyncio.Task[None]:
-        """Begin a look-up; returns when it runs, waits or was refused."""
+    async def ask(self, taker: str, name: str) -> asyncio.Task[None]:
+        """Begin work; returns when it runs, waits or was refused."""
 
-        async def look() -> None:
-            async with self.places.place(network):
+        async def work() -> None:
+            async with self.places.place(taker):
                 self.running.append(name)
                 try:
                     await end.wait()
@@ -30,7 +33,7 @@ class Asked:
                     self.running.remove(name)
 
         end = self._ends[name] = asyncio.Event()
-        task = asyncio.create_task(look())
+        task = asyncio.create_task(work())
         await settle()
         return task
 
@@ -47,12 +50,12 @@ async def settle() -> None:
 def played(scenario: Callable[[Asked], Awaitable[None]]) -> None:
     async def play() -> None:
         async with asyncio.timeout(60):
-            await scenario(Asked(LookupPlaces(1, 3, 2.0)))
+            await scenario(Asked(FairPlaces(1, 3, FullError)))
 
     asyncio.run(play())
 
 
-def test_another_network_is_next_however_many_wait() -> None:
+def test_another_taker_is_next_however_many_wait() -> None:
     async def scenario(asked: Asked) -> None:
         for number in range(3):
             await asked.ask("stranger", f"s{number}")
@@ -66,14 +69,14 @@ def test_another_network_is_next_however_many_wait() -> None:
     played(scenario)
 
 
-def test_one_too_many_is_refused_at_once_and_room_is_made_for_another_network() -> None:
+def test_one_too_many_is_refused_at_once_and_room_is_made_for_another_taker() -> None:
     async def scenario(asked: Asked) -> None:
         waiting = [await asked.ask("stranger", f"s{number}") for number in range(4)]
         further = await asked.ask("stranger", "further")
-        with pytest.raises(PeerBusy, match="try again"):
+        with pytest.raises(FullError):
             await further
         await asked.ask("ann", "a")
-        with pytest.raises(PeerBusy):
+        with pytest.raises(FullError):
             await waiting[3]
         assert (asked.running, asked.places.waiting) == (["s0"], 3)
         await asked.end("s0")
