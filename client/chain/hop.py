@@ -183,7 +183,7 @@ class HopStream:
         return ev.Exported(self.id, state.round, state.applied_seq, state.starts, state.lengths)
 
     async def _pass_on(self, passage: _KvPassage, frame: ClientFrame) -> None:
-        """Pass a frame on; give the part up if its target takes nothing: the peer that sends it must be heard."""
+        """Pass a frame on; drop the part if its target takes nothing: the peer that sends it must be heard."""
         began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(passage.patience_seconds):
@@ -191,6 +191,7 @@ class HopStream:
         except TimeoutError:
             if self._passage is passage:
                 self.stop_passing()
+                self._tell(ev.PartDropped(self.id))
         passage.patience_seconds -= asyncio.get_running_loop().time() - began
 
     async def _post_with_room(self, frame: ClientFrame) -> None:

@@ -89,8 +89,7 @@ class ChainSession:
     def report(self, since: int = 0) -> ChainReport:
         """Report where the time of the latest steps went, per hop, without the first `since`; from any thread."""
         choices = self._last_used or self._machine.choices  # read once: the chain may change meanwhile
-        report = self._timings.report(choices, self._config.router.clock_offset_seconds, since)
-        return replace(report, unproven_seconds=ev.unproven_of(choices))
+        return self._timings.report(choices, self._config.router.clock_offset_seconds, since)
 
     @property
     def last_trip(self) -> Trip | None:

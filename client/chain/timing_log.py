@@ -14,6 +14,7 @@ from ...proto.wire.frames import HopTiming, WireStep
 from ...routing.swarm import PeerId
 from ..report import ChainReport, HopReport, Trip
 from .machine.events import HopChoice
+from .machine.facts import unproven_of
 
 MAX_STEPS = 512
 """Older steps are forgotten."""
@@ -117,7 +118,7 @@ class TimingLog:
             step for step in tuple(self._steps) if step.number >= since and [hop.peer for hop in step.hops] == peers
         ]
         if not steps or not peers:
-            return ChainReport(chain)
+            return ChainReport(chain, unproven_seconds=unproven_of(choices))
         network = [0.0] * (len(peers) + 1)
         queue = [0.0] * len(peers)
         compute = [0.0] * len(peers)
@@ -144,4 +145,4 @@ class TimingLog:
             for index, choice in enumerate(choices)
         )
         seconds = sum(step.answered_at - step.sent_at for step in steps)
-        return ChainReport(chain, hops, network[-1] / count, seconds / count, count)
+        return ChainReport(chain, hops, network[-1] / count, seconds / count, count, unproven_of(choices))

@@ -24,7 +24,8 @@ from ...routing.outlook import Outlook, outlook_of
 from ...routing.route.predict import predict_step
 from ...routing.swarm import BlockRange, ModelSpec, PeerId, PeerSpec, PeerState, RequestSpec, Swarm
 from ...routing.trust import contradicted
-from ..chain.machine.events import HopChoice, unproven_of
+from ..chain.machine.events import HopChoice
+from ..chain.machine.facts import unproven_of
 from ..program.options import SwarmOptions
 from ..swarm.absence import printable
 from ..swarm.known import KnownPeer

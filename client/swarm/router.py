@@ -15,7 +15,8 @@ from ...routing.place.windows import leaves
 from ...routing.route.budget import Meter, OverBudgetError, SearchBudget
 from ...routing.route.predict import PredictedRequest, predict_request, predict_step
 from ...routing.swarm import BlockRange, PeerId, RequestSpec
-from ..chain.machine.events import HopChoice, Layout, unproven_of
+from ..chain.machine.events import HopChoice, Layout
+from ..chain.machine.facts import unproven_of
 from ..chain.operation import STEP_TOKENS
 from ..timing import ClientTiming
 from .snapshot import MOST_BYTES, CurrentSwarm

@@ -6,7 +6,6 @@ a log of them explains every decision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NewType
 
@@ -55,11 +54,6 @@ class HopChoice:
     def arithmetic(self) -> str:
         """Everything about the peer, other than the model, that determines its outputs for given inputs."""
         return f"{self.blocks} {self.numeric_format} {self.stream_format}"
-
-
-def unproven_of(choices: Sequence[HopChoice]) -> float:
-    """Return the `unproven_seconds` of a whole chain, whose parts may have been chosen separately."""
-    return max((choice.unproven_seconds for choice in choices), default=0.0)
 
 
 # --- events: requests of the caller ---
@@ -185,6 +179,13 @@ class Exported:
 
 
 @dataclass(frozen=True, slots=True)
+class PartDropped:
+    """The rest of a part of the peer's attention cache is not passed on: the target of `Export` takes nothing."""
+
+    hop: HopId
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """The output of a step came: an answer from the last peer, or one to be relayed from another."""
 
@@ -225,7 +226,7 @@ class Late:
 
 Event = (
     Prepare | Begin | Finish | Close | Chosen | NotChosen | Looked | NetworkBack | NetworkAway
-    | Opened | Queued | Rerouted | Rebuilt | Exported | Answered | Probed | PushBroken | Lost | Late
+    | Opened | Queued | Rerouted | Rebuilt | Exported | PartDropped | Answered | Probed | PushBroken | Lost | Late
 )  # fmt: skip
 
 

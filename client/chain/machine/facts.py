@@ -71,6 +71,11 @@ def merged(kept: Sequence[HopFacts], choices: Sequence[HopChoice]) -> list[HopFa
     return sorted([*kept, *choices], key=lambda hop: hop.blocks.start)
 
 
+def unproven_of(choices: Sequence[HopChoice]) -> float:
+    """Return the `unproven_seconds` of a whole chain, whose parts may have been chosen separately."""
+    return max((choice.unproven_seconds for choice in choices), default=0.0)
+
+
 def wait_seconds(chain: Sequence[HopFacts | HopChoice]) -> float:
     """Return the seconds until every new hop of a chain is expected to have room."""
     return max((hop.wait_seconds for hop in chain if isinstance(hop, HopChoice)), default=0.0)

@@ -42,7 +42,7 @@ from ....proto.errors import (
 )
 from ....proto.wire.frames import WireStep
 from . import events as ev
-from .facts import HopFacts, Status, adoptable, merged
+from .facts import HopFacts, adoptable, merged
 from .pace import AnsweredStep
 from .phases import WHOLE_CHAIN, Phase
 from .state import Ended, Progress
@@ -202,10 +202,6 @@ class ChainMachine(Watching):
     def _take_push_failed(self, event: ev.PushBroken) -> None:
         if hop := self._roster.find(event.hop):
             hop.push_failed_epoch = event.epoch
-
-    def _take_probed(self, event: ev.Probed) -> None:
-        if event.nonce == self._nonce and self._roster.find(event.hop):
-            self._statuses[event.hop] = Status(event.received_seq, event.applied_seq)
 
     def _take_lost(self, event: ev.Lost) -> None:
         hop, error = self._roster.find(event.hop), event.error
@@ -377,7 +373,8 @@ class ChainMachine(Watching):
         ev.Rebuilt: _take_rebuilt,
         ev.Exported: Watching._take_exported,
         ev.Answered: _take_answered,
-        ev.Probed: _take_probed,
+        ev.PartDropped: Watching._take_part_dropped,
+        ev.Probed: Watching._take_probed,
         ev.PushBroken: _take_push_failed,
         ev.Lost: _take_lost,
         ev.Late: lambda machine, late: None,  # `handle` has taken in the time; the phase decides

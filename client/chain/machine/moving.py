@@ -183,6 +183,12 @@ class Moving(Repairing):
         if move is not None and move.copy is not None and (event.hop, event.round) == (move.old.id, move.copy.round):
             move.copy.head, move.copy.head_at = event, self._now
 
+    def _take_part_dropped(self, event: ev.PartDropped) -> None:
+        """Replay as soon as possible: the part under way will never arrive."""
+        move = self._move
+        if move is not None and event.hop == move.old.id and move.copy is not None and move.copy.under_way:
+            move.replays = True
+
     def _take_part(self, hop: HopFacts) -> None:
         """Take in that a part of a cache has arrived; if at the replacement, schedule the next part or a replay."""
         move, timing = self._move, self._timing

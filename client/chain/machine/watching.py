@@ -27,6 +27,10 @@ class Watching(Moving):
             self._emit(ev.Probe(hop.id, self._nonce))
         return self._enter(Phase.EXAMINING, self._leniency * self._timing.probe_seconds)
 
+    def _take_probed(self, event: ev.Probed) -> None:
+        if event.nonce == self._nonce and self._roster.find(event.hop):
+            self._statuses[event.hop] = Status(event.received_seq, event.applied_seq)
+
     def _decide_examining(self) -> bool:
         hops = self._roster.hops
         if self._roster.is_broken():

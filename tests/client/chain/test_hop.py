@@ -119,7 +119,8 @@ def test_a_cache_that_passes_to_a_peer_that_takes_nothing_holds_up_nobody() -> N
         target = stream_over(FullCall(), lambda event: None)
         source.pass_cache_on(target, ev.Export(source.id, target.id, 1, (), 5, 60.0), TIMING)
         await asyncio.sleep(TIMING.passing_seconds + 1.0)
-        assert [type(event) for event in heard] == [ev.Exported, ev.Probed]
+        assert [type(event) for event in heard] == [ev.Exported, ev.PartDropped, ev.Probed]
+        assert heard[1] == ev.PartDropped(source.id)
         await source.close()
         await target.close()
 

@@ -384,6 +384,45 @@ def test_what_does_not_come_is_replayed(silent: str) -> None:
     assert move.replays
 
 
+@pytest.mark.parametrize("phase", [Phase.RESTING, Phase.RUNNING, Phase.MOVING])
+def test_a_part_that_the_new_peer_does_not_take_is_replayed_at_once(phase: Phase) -> None:
+    """It will never arrive, so nothing is gained by waiting for it."""
+    move = Move()
+    move.append()
+    if phase is Phase.MOVING:
+        while move.phase is not Phase.MOVING:
+            move.export(most=40)
+            move.arrive()
+            move.append()
+            move.finish()
+            move.late_for_a_part()
+    elif phase is Phase.RESTING:
+        move.finish()
+    assert move.phase is phase
+    began = move.chain.now
+    move.export(most=40)
+    move.see(move.chain.feed(ev.PartDropped(move.chain.opened["b"])))
+    if phase is Phase.RUNNING:
+        move.finish()
+    if phase is not Phase.MOVING:
+        assert not move.moved, "there is a step to wait for, or none that would wait"
+        move.append()
+    assert move.moved
+    assert move.replays
+    assert move.chain.now == began
+    assert ev.StopExport(move.chain.opened["b"]) in move.chain.log
+
+
+def test_a_part_of_no_move_that_is_dropped_is_of_no_interest() -> None:
+    move = Move()
+    move.see(move.chain.feed(ev.PartDropped(move.chain.opened["b"])))
+    move.append()
+    move.finish()
+    move.see(move.chain.feed(ev.PartDropped(move.chain.opened["a"])))
+    move.go_on_until_moved()
+    assert not move.replays
+
+
 def test_an_old_peer_that_has_not_computed_more_is_not_asked_all_the_time() -> None:
     move = Move(tokens=10)
     move.begin(RowSlice(0, 12, 100, 1))
