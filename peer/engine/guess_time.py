@@ -3,7 +3,8 @@
 Two things rule them out.  If the texts of others take much of the engine's time, every guessed row delays some of them.
 And if they do not, a text may still arrive during a step of guesses, which cannot be stopped: the time that the texts
 of each session have waited for such steps is measured, and kept to a small share of the session's time.  A session that
-makes guesses itself has to bear those of others, since all of them gain.
+makes guesses itself has to bear those of others, since all of them gain; not so one that tries a guess now and then, as
+clients do whose guesses do not pay.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ DELAYED_SHARE = 0.015
 The promise is 3 %; the rest is for the cost of guesses outside the engine, and for waits that began before the pause.
 """
 
-
+GUESSING_SHARE = 0.25
+"""A session makes guesses if this share of its steps carry some; steps do not count while it is told to make none."""
 _SMOOTHING = 0.1
 
 
@@ -60,7 +62,9 @@ class GuessTime:
         self._own: WeakKeyDictionary[Any, _Share] = WeakKeyDictionary()
         self._delays: WeakKeyDictionary[Any, _Share] = WeakKeyDictionary()
         """Waits of sessions that make no guesses; faded ones are dropped."""
-        self._guessing: WeakSet[Any] = WeakSet()
+        self._habits: WeakKeyDictionary[Any, _Habit] = WeakKeyDictionary()
+        self._paused: WeakSet[Any] = WeakSet()
+        """Sessions that were told that there is no time for guesses: whether they would make some is not known."""
         self._usual_seconds = 0.0
         """The time of a step with one token of each text, smoothed."""
 
@@ -70,18 +74,27 @@ class GuessTime:
         self._all.add(seconds * len(step.texts), now)
         for session in step.texts:
             self._own.setdefault(session, _Share(TEXT_FADING)).add(seconds, now)
+        self._note_guessing(step)
         if not step.guesses:
             if step.tokens == len(step.texts):
                 self._usual_seconds += _SMOOTHING * (seconds - self._usual_seconds)
             return
-        for session in step.guesses:
-            self._guessing.add(session)
-            self._delays.pop(session, None)
         longer = self._longer_by_guesses(step)
         waited = {session: min(longer, now - at) for session, at in step.waiting.items()}
         for session, extra in (dict.fromkeys(step.texts, longer) | waited).items():
-            if session not in self._guessing and extra > 0.0:
+            if extra > 0.0 and session not in step.guesses and not self._is_guessing(session):
                 self._delays.setdefault(session, _Share(DELAY_FADING)).add(extra, now)
+
+    def _note_guessing(self, step: EngineStep) -> None:
+        for session in step.guesses.keys() | set(step.texts):
+            if session in step.guesses or session not in self._paused:
+                self._habits.setdefault(session, _Habit()).note(session in step.guesses)
+            if self._is_guessing(session):
+                self._delays.pop(session, None)
+
+    def _is_guessing(self, session: Any) -> bool:
+        habit = self._habits.get(session)
+        return habit is not None and habit.share >= GUESSING_SHARE
 
     def _longer_by_guesses(self, step: EngineStep) -> float:
         """Estimate by how many seconds guesses made a step longer: the lower of two estimates that are too high."""
@@ -104,8 +117,22 @@ class GuessTime:
         return max(shares.values(), default=0.0)
 
     def is_lacking(self, session: Any, now: float) -> bool:
-        """Whether there is no time for the guesses of a session."""
-        return self.others(session, now) > CROWDED_SHARE or self.most_delayed(session, now) > DELAYED_SHARE
+        """Tell a session whether there is no time for its guesses, and remember what it was told."""
+        lacking = self.others(session, now) > CROWDED_SHARE or self.most_delayed(session, now) > DELAYED_SHARE
+        (self._paused.add if lacking else self._paused.discard)(session)
+        return lacking
+
+
+class _Habit:
+    """The share of a session's steps that carry guesses, newer ones counting more."""
+
+    def __init__(self) -> None:
+        self.share = 0.0
+        self._steps = 0
+
+    def note(self, guesses: bool) -> None:
+        self._steps += 1
+        self.share += max(_SMOOTHING, 1 / self._steps) * (guesses - self.share)
 
 
 class _Share:

@@ -79,6 +79,33 @@ def test_a_session_that_guesses_bears_the_guesses_of_others() -> None:
     assert not time.is_lacking(mine, 3.0), "a session that nobody holds is forgotten"
 
 
+def test_a_session_that_tries_a_guess_now_and_then_bears_none() -> None:
+    """As clients do whose guesses do not pay: a single guess is no reason to wait for those of others ever after."""
+    time, mine, other = GuessTime(), Session(), Session()
+    for number in range(40):
+        time.note(texts([other], 0.005, 0.05 * number))
+    time.note(EngineStep([other], {other: 1}, 2, 2.0, 2.006, {}))
+    time.note(guesses_of(mine, 1.0, 4.0, {other: 3.0}))
+    assert time.is_lacking(mine, 4.0)
+
+
+def test_a_session_that_has_to_pause_still_makes_guesses() -> None:
+    """Else two that wait for each other's guesses would have each other pause again and again."""
+    time, mine, other = GuessTime(), Session(), Session()
+    time.note(guesses_of(mine, 0.01, 0.1, {}))
+    time.note(texts([Session()], 10.0, 10.0))
+    assert time.is_lacking(mine, 10.0)
+    for number in range(100):
+        time.note(texts([mine], 0.005, 10.0 + 0.05 * number))
+    time.note(guesses_of(other, 1.0, 20.0, {mine: 19.0}))
+    assert not time.is_lacking(other, 20.0)
+    for number in range(100):
+        assert not time.is_lacking(mine, 20.0 + 0.05 * number)
+        time.note(texts([mine], 0.005, 20.0 + 0.05 * number))
+    time.note(guesses_of(other, 1.0, 30.0, {mine: 29.0}))
+    assert time.is_lacking(other, 30.0), "it could have made some, and did not"
+
+
 def test_a_text_in_a_step_with_guesses_of_another_waits_for_their_share_of_it() -> None:
     """A step takes 10 ms, with 8 guesses 18; what guesses add is told from what the step takes anyway."""
     time, mine, other = GuessTime(), Session(), Session()
