@@ -8,15 +8,13 @@ place or connection is left, the network with most of them gives one back, so th
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
 
 from ...proto.errors import PeerBusy, PeerUnavailable
 from ...proto.wire.timing import RELAY_FULL_SECONDS
-from ...routing.admit.shares import givers
+from ...routing.admit.shares import surplus
 from ...routing.swarm import PeerId
 from ..config import RelayQuota
 
@@ -102,11 +100,11 @@ class RelayTable:
         if near >= max(1, self.quota.peers // 2):
             raise full
         if len(others) >= self.quota.peers:
-            surplus = youngest_of_most(others, network)
-            if surplus is None:
+            youngest = surplus(others[::-1], network, lambda place: place.network)
+            if youngest is None:
                 raise full
-            self.release(surplus)
-            surplus.end()
+            self.release(youngest)
+            youngest.end()
         self._held.pop(peer, None)  # the youngest is the last one
         self._held[peer] = RelayPlace(peer, network, Throttle(self.quota.bytes_per_second_per_peer), end)
         return self._held[peer]
@@ -140,31 +138,14 @@ class RelayTable:
 
     def _make_room(self, held: Sequence[RelayedConnection], network: str) -> None:
         """End the youngest connection of another network that has more than `network` gets. Raises PeerBusy."""
-        surplus = youngest_of_most(held, network)
-        if surplus is None:
+        youngest = surplus(held[::-1], network, lambda connection: connection.network)
+        if youngest is None:
             raise PeerBusy(RELAY_FULL_SECONDS, "the relay has no room for another connection")
-        self._connections.remove(surplus)
-        surplus.end()
+        self._connections.remove(youngest)
+        youngest.end()
 
     def delay(self, reservation: RelayPlace, nbytes: int, now: float) -> float:
         """Count bytes to forward for a peer; return the seconds to wait before they are sent."""
         self.relayed_bytes += nbytes
         reservation.relayed_bytes += nbytes
         return max(reservation.throttle.delay(nbytes, now), self._throttle.delay(nbytes, now))
-
-
-class _OfNetwork(Protocol):
-    @property
-    def network(self) -> str: ...
-
-
-_T = TypeVar("_T", bound=_OfNetwork)
-
-
-def youngest_of_most(held: Sequence[_T], network: str) -> _T | None:
-    """Return the youngest of the network that has most of `held`, which are in the order of their age.
-
-    None if that network would keep fewer than `network`, which wants one more, would have then.
-    """
-    most = givers(Counter(item.network for item in held), network)
-    return next((item for item in reversed(held) if item.network in most), None)

@@ -7,8 +7,8 @@ have most give one back.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Hashable, Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -31,6 +31,15 @@ def givers(counts: Mapping[K, int], taker: K) -> frozenset[K]:
     if most <= counts.get(taker, 0) + 1:
         return frozenset()
     return frozenset(other for other, count in counts.items() if count == most)
+
+
+def surplus(held: Sequence[T], taker: K, taker_of: Callable[[T], K]) -> T | None:
+    """Return the first of `held` that belongs to a taker with most of them: it is given up to `taker`.
+
+    The order of `held` decides whether that is the oldest or the youngest.  None as `givers` says.
+    """
+    most = givers(Counter(map(taker_of, held)), taker)
+    return next((item for item in held if taker_of(item) in most), None)
 
 
 class Turns(Generic[K, T]):

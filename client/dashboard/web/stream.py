@@ -7,22 +7,21 @@ for it.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ....routing.admit.shares import givers
+from ....routing.admit.shares import surplus
 from ...web.callers import network_of_caller
 from ...web.sending import until_gone
 from ..watch.keeper import SnapshotKeeper
 from .rendering import Overloaded
 
 MOST_STREAMS = 512
-"""Where all are open, the network with most gives one up to one that has fewer; others are refused with 503."""
+"""Where all are open, the network with most gives its oldest up to one that has fewer; others are refused with 503."""
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -37,15 +36,6 @@ class StreamPlace:
     network: str
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the stream has to end: another network needs its place, or the program stops."""
-
-
-def surplus_place(held: Sequence[StreamPlace], network: str) -> StreamPlace | None:
-    """Return the place, of those `held`, the oldest first, that is given up to a stream from `network`.
-
-    It is the oldest one of the network that has most; None if that would keep fewer than `network` would have then.
-    """
-    most = givers(Counter(place.network for place in held), network)
-    return next((place for place in held if place.network in most), None)
 
 
 class Streams:
@@ -67,11 +57,11 @@ class Streams:
     def place(self, network: str) -> Iterator[StreamPlace]:
         """Hold a place during the block, or until another network needs it. Raises Overloaded if there is none."""
         if len(self._held) >= self._most:
-            surplus = surplus_place(self._held, network)
-            if surplus is None:
+            given_up = surplus(self._held, network, lambda place: place.network)
+            if given_up is None:
                 raise Overloaded
-            self._held.remove(surplus)
-            surplus.ended.set()
+            self._held.remove(given_up)
+            given_up.ended.set()
         mine = StreamPlace(network)
         if self._stopped:
             mine.ended.set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from blockswarm.routing.admit.shares import Turns, givers, next_in_turn
+from blockswarm.routing.admit.shares import Turns, givers, next_in_turn, surplus
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +31,18 @@ def test_those_with_most_give_unless_the_taker_would_then_have_more() -> None:
     assert givers({"a": 2, "b": 1}, "b") == frozenset(), "they would only change places"
     assert givers({"a": 3, "b": 1, "c": 3}, "b") == {"a", "c"}
     assert givers({"a": 2, "b": 1}, "c") == {"a"}
+
+
+def test_the_first_one_of_those_with_most_is_given_up() -> None:
+    def given(held: str, taker: str) -> int | None:
+        return surplus(range(len(held)), taker, held.__getitem__)
+
+    assert given("baabaa", "b") == given("baabaa", "c") == 1
+    assert given("aabaab"[::-1], "c") == 1, "the youngest, where the youngest come first"
+    assert given("baabaa", "a") is None, "one that has most gets no more"
+    assert given("aab", "b") is None, "they would only change places"
+    assert given("abc", "d") is None
+    assert given("", "a") is None
 
 
 def test_one_that_wants_much_delays_another_by_one_turn() -> None:

@@ -8,11 +8,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from typing import Any
 
+import pytest
 from blockswarm.client.dashboard.timing import DashboardTiming
 from blockswarm.client.dashboard.watch.sighting import ModelState
 from blockswarm.client.dashboard.web.app import make_app
+from blockswarm.client.dashboard.web.rendering import Overloaded
 from blockswarm.client.dashboard.web.site import Site
-from blockswarm.client.dashboard.web.stream import MOST_STREAMS, StreamPlace, surplus_place
+from blockswarm.client.dashboard.web.stream import MOST_STREAMS, Streams
 from support.sightings import FACTS, HOST, ask_app, known, seen, site_of
 
 QUICK = DashboardTiming(stream_pause=0.0, stream_idle=0.05, send=0.2)
@@ -66,18 +68,15 @@ def played(scenario: Callable[[Site], Awaitable[None]]) -> None:
     asyncio.run(play())
 
 
-def places(networks: str) -> list[StreamPlace]:
-    """One for each letter, the oldest first."""
-    return [StreamPlace(network) for network in networks]
-
-
 def test_the_network_with_most_gives_its_oldest_place_to_one_that_has_fewer() -> None:
-    held = places("baabaa")
-    assert surplus_place(held, "b") is held[1]
-    assert surplus_place(held, "c") is held[1]
-    assert surplus_place(held, "a") is None, "one that has most gets no more"
-    assert surplus_place(places("aab"), "b") is None, "they would only change places"
-    assert surplus_place(places("abc"), "d") is None
+    streams = Streams("run", most=6)
+    with ExitStack() as held:
+        places = [held.enter_context(streams.place(network)) for network in "baabaa"]
+        with pytest.raises(Overloaded), streams.place("a"):
+            pass
+        with streams.place("c"):
+            assert [place.ended.is_set() for place in places] == [False, True, False, False, False, False]
+            assert streams.count == 6
 
 
 def test_each_snapshot_is_told_as_the_status_says_it() -> None:
