@@ -109,9 +109,10 @@ class PeerTiming:
     write_seconds: float = 60.0
     """Wait for the other side of a stream to take a frame; its session ends, or the push is given up."""
     transfer_silence_seconds: float = TRANSFER_SILENCE_SECONDS
-    """Silence after which a part of an attention cache loses its turn..."""
+    """Silence after which a part of an attention cache that has begun to move loses its turn..."""
     transfer_hold_seconds: float = 2.0
-    """...and the longest turn of one part; a part without its turn goes on beside the next ones."""
+    """...and the longest turn of one part, its wait for the engine included; a part without its turn goes on beside the
+    next ones."""
     transfer_link_share: float = 0.5
     """Parts of attention caches move for at most this share of the time: the rest of it belongs to steps."""
     usage_seconds: float = 600.0

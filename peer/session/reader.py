@@ -80,6 +80,7 @@ class SessionReader:
     async def _import(self, head: KvStateFrame, stream: Stream[ClientFrame, PeerFrame]) -> ClientFrame | None:
         """Take a part of an attention cache; return the frame that comes after it."""
         async with self._take_turn(head.timeout_seconds) as turn:
+            turn.begins()
             received = await receive_kv(head, stream.read, self._largest_import, turn.moved)
             if not isinstance(received, KvImport):
                 return received

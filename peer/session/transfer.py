@@ -1,6 +1,8 @@
 """The transfer of attention caches in parts: one part at a time, of its announced size, within its time limit.
 
 A part keeps its turn only while it moves: a client that sends nothing, or takes nothing, delays nobody but itself.
+Before it can move, it may have to wait for this peer's engine; that, too, only for as long as a turn may last, because
+a client can lengthen the wait by the steps that it sends.
 """
 
 from __future__ import annotations
@@ -44,9 +46,9 @@ class TurnLimits:
     """The limits of one part's turn."""
 
     silence_seconds: float
-    """The turn passes on when the part has not moved for this long..."""
+    """The turn passes on when the part has begun to move and then has not moved for this long..."""
     hold_seconds: float
-    """...or when the part has had it for this long."""
+    """...or when the part has had it for this long, its wait for the engine included."""
 
 
 class Turn:
@@ -61,12 +63,11 @@ class Turn:
         """When the part began to move, and when it moved last."""
         self._ends_at = self._from + limits.hold_seconds
         self._new_bytes = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = self._loop.call_at(self._ends_at, self._lose)
         self._over = False
-        self._renew()
 
     def begins(self) -> None:
-        """Note that the part begins to move only now: until now it waited for the engine, and used no link."""
+        """Note that the part can move from now on: until now it waited for the engine, and used no link."""
         self._from = self._until = self._loop.time()
         self._renew()
 
@@ -84,8 +85,7 @@ class Turn:
         self._lose()
 
     def _renew(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         if not self._over:
             silent_at = self._loop.time() + self._limits.silence_seconds
             self._timer = self._loop.call_at(min(silent_at, self._ends_at), self._lose)
@@ -94,8 +94,7 @@ class Turn:
         if self._over:
             return
         self._over = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         self._pass_on(self._until - self._from)
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import pytest
+from blockswarm.peer.engine.cache.part import CachePart
+from blockswarm.peer.session.reader import SessionReader
 from blockswarm.peer.session.transfer import Transfers, TurnLimits, TurnTaker
 from blockswarm.proto.errors import DeadlineExceeded
 from blockswarm.proto.wire.frames import SMALLEST_PART_BYTES
+from blockswarm.proto.wire.messages.session import KvExportFrame, KvStateFrame
 from blockswarm.routing.swarm import PeerId
 from support.virtual_time import VirtualTimeLoop
+from support.workers import FakeLink, make_worker
 
 SILENCE, HOLD = 5.0, 30.0
 LIMITS = TurnLimits(SILENCE, HOLD)
@@ -38,6 +43,7 @@ class Diary:
         """Move a part, with `pieces` of these sizes each second."""
         async with self.transfers.turn(taker(client), timeout_seconds) as turn:
             self.began.append((client, asyncio.get_running_loop().time()))
+            turn.begins()
             for _ in range(int(seconds)):
                 await asyncio.sleep(1.0)
                 for piece in pieces:
@@ -160,6 +166,77 @@ def test_one_that_is_cancelled_passes_its_turn_on(turn_has_come: bool) -> None:
         await last
         assert [client for client, _ in diary.began] == ["last"]
         await diary.move("again", 1.0)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("waits", "next_at"), [(2 * SILENCE, 2 * SILENCE + 3.0), (HOLD - 1.0, HOLD), (1000.0, HOLD)])
+def test_a_part_that_waits_for_its_peer_keeps_its_turn_while_others_have_to_wait(waits: float, next_at: float) -> None:
+    """It cannot move yet; but a client could have its peer wait for ever, by steps that it takes no answers of."""
+
+    async def scenario() -> None:
+        diary = Diary()
+
+        async def wait_and_move() -> None:
+            async with diary.transfers.turn(taker("first"), 2000.0) as turn:
+                await asyncio.sleep(waits)
+                turn.begins()
+                for _ in range(3):
+                    await asyncio.sleep(1.0)
+                    turn.moved(SMALLEST_PART_BYTES)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(wait_and_move())
+            await asyncio.sleep(0)
+            group.create_task(diary.move("next", 1.0))
+        assert diary.began == [("next", next_at)]
+
+    run(scenario())
+
+
+def test_an_export_that_waits_for_the_engine_keeps_its_turn() -> None:
+    class SlowEngine:
+        async def export(self, starts: tuple[int, ...], max_tokens: int) -> CachePart:
+            await asyncio.sleep(2 * SILENCE)
+            return CachePart((0,), (1,), b"")
+
+    class Outlet:
+        async def kv_state(self, round_: int, seq: int, part: CachePart, moved: Callable[[int], None]) -> None:
+            await asyncio.sleep(3.0)
+
+    async def scenario() -> None:
+        diary = Diary()
+        turn = partial(diary.transfers.turn, taker("first"))
+        worker = make_worker(FakeLink(), compute=SlowEngine(), outlet=Outlet(), take_turn=turn)
+        tasks = [asyncio.create_task(work) for work in (worker.run(), worker.send_parts())]
+        await worker.put_export(KvExportFrame(1000.0, 1, (), 5))
+        await asyncio.sleep(1.0)
+        await diary.move("next", 1.0)
+        assert diary.began == [("next", 2 * SILENCE + 3.0)]
+        for task in tasks:
+            task.cancel()
+
+    run(scenario())
+
+
+def test_an_import_of_which_nothing_comes_loses_its_turn_soon() -> None:
+    class SilentStream:
+        def __init__(self) -> None:
+            self.said = [KvStateFrame(1, 1, (0,), (5,), 1000, b"", 1000.0)]
+
+        async def read(self) -> Any:
+            return self.said.pop() if self.said else await asyncio.Event().wait()
+
+    async def scenario() -> None:
+        diary = Diary()
+        unused: Any = None
+        turn = partial(diary.transfers.turn, taker("silent"))
+        reader = SessionReader(unused, unused, unused, unused, turn, lambda starts, lengths: 1000)
+        reading = asyncio.create_task(reader.run(SilentStream()))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        await diary.move("next", 1.0)
+        assert diary.began == [("next", SILENCE)]
+        reading.cancel()
 
     run(scenario())
 
