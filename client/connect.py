@@ -246,18 +246,18 @@ class SwarmConnection:
         """Run `work` on the view's loop and wait for it; the default time-out is that of connecting."""
         return self._loop.run(work, self.timing.connect_seconds if timeout_seconds is None else timeout_seconds)
 
-    def close(self) -> None:
+    def close(self, in_haste: bool = False) -> None:
         """Close the connections. Open sessions are lost; ended ones get a moment to end at their peers, too.
 
-        Idempotent. Does nothing in a forked child: the connections are the parent's.
+        In haste that is a short one. Idempotent. Does nothing in a forked child: the connections are the parent's.
         """
         if self._begin_closing():
-            self._loop.run(self._stop(), self.timing.close_seconds)
+            self._loop.run(self._stop(in_haste), self.timing.close_seconds)
 
     def forget(self) -> None:
         """Close without waiting, from any thread: for an owner that is being garbage-collected."""
         if self._begin_closing():
-            self._loop.submit(self._stop())
+            self._loop.submit(self._stop(in_haste=False))
 
     def _begin_closing(self) -> bool:
         """Mark the connection as closed and abort its sessions; return False if there is nothing to close."""
@@ -268,18 +268,18 @@ class SwarmConnection:
             session.abort(())
         return True
 
-    async def _stop(self) -> None:
+    async def _stop(self, in_haste: bool) -> None:
         leaving = [asyncio.wrap_future(future) for future in tuple(self._leaving)]
         if leaving:
-            await asyncio.wait(leaving, timeout=self.timing.leave_seconds)
+            await asyncio.wait(leaving, timeout=self.timing.haste_seconds if in_haste else self.timing.leave_seconds)
         await self.view.close()
         await self._dialer.close()
 
     def __enter__(self) -> SwarmConnection:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        self.close(in_haste=kind is not None and issubclass(kind, KeyboardInterrupt))
 
 
 class PendingStep:

@@ -122,6 +122,8 @@ class ClientTiming:
     """Wait for everything to close."""
     leave_seconds: float = 3.0
     """On closing, wait for the peers of sessions that have ended here to be told."""
+    haste_seconds: float = 0.2
+    """The same wait after an interrupt, and before it the longest look at the peers for a report."""
     operation_seconds: float = 3600.0
     """Longest operation; the deadlines that matter are those of each step."""
     stream_end_seconds: float = 10.0

@@ -109,9 +109,10 @@ def test_an_interrupt_in_the_middle_of_the_text_leaves_nothing_behind(tmp_path: 
         assert process.stdout.read(60), "the text comes as it is made"
         everything = started_by(process)
         process.send_signal(signal.SIGINT)
-        _, errors = finish(process)
+        output, errors = finish(process)
     assert process.returncode == 130
     assert errors.strip() == "interrupted"
+    assert re.search(r"\n\ninterrupted: \d+ tokens in [\d.]+ s: ", output), "what was reached is told"
     assert_gone(everything)
     assert list(tmp_path.glob("blockswarm-*")) == []
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
+from ...proto.errors import SwarmError
 from ...routing.swarm import PeerId
 from ..config import SessionEvent
 from ..connect import SwarmConnection
@@ -49,8 +51,15 @@ class Account:
 
 
 def account_for(talker: Talker, reply: Reply, before: StepCounts) -> Account:
-    """Look at the peers once more and collect what is known of a reply. Raises SwarmError."""
-    talker.swarm.run(talker.swarm.view.refresh())
+    """Look at the peers once more and collect what is known of a reply. Raises SwarmError.
+
+    After an interrupt that look is a short one, and what is known from an earlier one has to do.
+    """
+    if reply.interrupted:
+        with suppress(SwarmError):
+            talker.swarm.run(talker.swarm.view.refresh(), talker.swarm.timing.haste_seconds)
+    else:
+        talker.swarm.run(talker.swarm.view.refresh())
     after = step_counts(talker.swarm)
     steps = StepCounts(max(0, after.pushed - before.pushed), max(0, after.relayed - before.relayed))
     names = {peer: known.record.public_name for peer, known in talker.swarm.view.peers.items()}

@@ -43,7 +43,7 @@ from .arguments import (
     Verbose,
     WireFormat,
 )
-from .edge import allowed_peers, given_prompt, reported_errors, run, survey, swarm_options, write
+from .edge import allowed_peers, given_prompt, reported_errors, run, survey, swarm_options, tell, write
 from .serve import new_api_key, serve
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def generate(
     revision: Revision = None,
     verbose: Verbose = False,
 ) -> None:
-    """Continue a text, and print each token as it comes.
+    """Continue a text, and print each token as it comes. On Ctrl-C it ends, and a report tells what was reached.
 
     \b
     swarm-client generate ./model --initial-peers ID@HOST:PORT --prompt "A cat sat"
@@ -143,20 +143,29 @@ def _generate(
 
         def tell_of_waiting(what: str) -> None:
             if not turning.change(what):
-                _tell(f"\n{what}" if begun and sys.stdout.isatty() else what)  # a line of its own in mid-text
+                tell(f"\n{what}" if begun and sys.stdout.isatty() else what)  # a line of its own in mid-text
 
         with talk.open_talker(model, options, turning, tell_of_waiting) as talker:
             before = account.step_counts(talker.swarm)
-            turning.say("waiting for the first token")
-            reply = talk.generate(talker, prompt, wish, write_piece)
-            write_piece("\n")
-            talk.warn_of_doubt(reply, _tell)
-            if report or as_json:
-                told = account.account_for(talker, reply, before)
-                if as_json:
+
+            def end(reply: Reply) -> None:
+                turning.stop()
+                if begun or not reply.interrupted:
+                    write_piece("\n")
+                talk.warn_of_doubt(reply, tell)
+                told = account.account_for(talker, reply, before) if report or as_json else None
+                if told is not None and as_json:
                     print(json.dumps(account_as_json(told)), flush=True)
-                if report:
-                    _tell(describe_account(told))
+                if told is not None and report:
+                    tell(describe_account(told))
+
+            turning.say("waiting for the first token")
+            try:
+                reply = talk.generate(talker, prompt, wish, write_piece)
+            except talk.Interrupted as stopped:
+                end(stopped.reply)
+                raise
+            end(reply)
 
 
 @app.command()
@@ -213,7 +222,7 @@ def chat(
         with spinner("starting torch") as turning:
             from . import talk
 
-            with talk.open_talker(model, options, turning, _tell) as talker:
+            with talk.open_talker(model, options, turning, tell) as talker:
                 turning.stop()
                 _chat(talker, wish, max_length, report)
 
@@ -227,8 +236,8 @@ def _chat(talker: Talker, wish: GenerateOptions, max_length: int, report: bool) 
         import readline  # noqa: F401  # input() then edits lines and remembers them
 
     if not talk.Conversation(talker.tokenizer).has_template:
-        _tell("the model has no chat template: your lines are continued as they are")
-    _tell(talk.CHAT_HELP)
+        tell("the model has no chat template: your lines are continued as they are")
+    tell(talk.CHAT_HELP)
     prompt = "> " if sys.stdin.isatty() else ""
     before = account.step_counts(talker.swarm)
 
@@ -237,16 +246,12 @@ def _chat(talker: Talker, wish: GenerateOptions, max_length: int, report: bool) 
         if not report:
             return
         try:
-            _tell(describe_account(account.account_for(talker, reply, before)))
+            tell(describe_account(account.account_for(talker, reply, before)))
         except SwarmError as error:  # no peer answers now; the next turn may find others
-            _tell(f"there is no report: {error}")
+            tell(f"there is no report: {error}")
         before = account.step_counts(talker.swarm)
 
-    talk.chat(talker, wish, max_length, lambda: input(prompt), write, _tell, heard)
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    talk.chat(talker, wish, max_length, lambda: input(prompt), write, tell, heard)
 
 
 @app.command()

@@ -160,6 +160,11 @@ def write(text: str) -> None:
     print(harmless(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
+def tell(text: str) -> None:
+    """Print a line that is not part of a model's text."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     import asyncio
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,6 +49,8 @@ class Reply:
     seconds: float
     generation: Generation | None
     """The call that made it; None for a model that runs without a swarm."""
+    interrupted: bool = False
+    """Whether Ctrl-C ended it."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -56,6 +58,14 @@ class Reply:
         if (rest := self.seconds - self.first_token_seconds) > 0:
             return (len(self.token_ids) - 1) / rest
         return len(self.token_ids) / self.seconds if self.seconds > 0 else 0.0
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while a text was generated; `reply` is what was there by then."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__()
+        self.reply = reply
 
 
 @contextmanager
@@ -126,7 +136,7 @@ def foreign_failures(what: str, hint: str) -> Iterator[None]:
 
 
 def generate(talker: Talker, prompt: str, options: GenerateOptions, write: Callable[[str], object]) -> Reply:
-    """Continue `prompt`; `write` is called with the text piece by piece. Raises SwarmError."""
+    """Continue `prompt`; `write` is called with the text piece by piece. Raises SwarmError, Interrupted."""
     with foreign_failures("the model's tokenizer cannot read the prompt", "Try another prompt, or check its files."):
         inputs = talker.tokenizer(prompt, return_tensors="pt")
     ids = inputs["input_ids"]
@@ -147,25 +157,37 @@ def _reply(
     if options.stop or talker.model.generation_config.stop_strings:
         kwargs["tokenizer"] = talker.tokenizer
     stream = TextStream(talker.tokenizer, write, time.perf_counter)
-    started = time.perf_counter()
-    with foreign_failures("transformers cannot generate like this", "Check generation_config.json and the options."):
-        if options.num_beams == 1:
-            call(streamer=stream, **kwargs)
-        else:  # the text is not known before the last token
-            output = call(**kwargs)
-            stream.put(ids)
-            stream.put(output[0, ids.shape[1] :])
+    started, earlier = time.perf_counter(), last_generation(talker.model)
+
+    def reply(interrupted: bool = False) -> Reply:
+        finished, generation = time.perf_counter(), last_generation(talker.model)
+        first_at = stream.first_at if options.num_beams == 1 else None
+        return Reply(
+            text=stream.decoded() if interrupted else stream.text,
+            token_ids=tuple(stream.token_ids),
+            prompt_tokens=ids.shape[1],
+            first_token_seconds=(finished if first_at is None else first_at) - started,
+            seconds=finished - started,
+            generation=generation if generation is not earlier else None,
+            interrupted=interrupted,
+        )
+
+    try:
+        with foreign_failures(
+            "transformers cannot generate like this", "Check generation_config.json and the options."
+        ):
+            if options.num_beams == 1:
+                call(streamer=stream, **kwargs)
+            else:  # the text is not known before the last token
+                output = call(**kwargs)
+                stream.put(ids)
+                stream.put(output[0, ids.shape[1] :])
+                stream.end()
+    except KeyboardInterrupt:
+        with suppress(KeyboardInterrupt):  # a second one changes nothing: there is little left to write
             stream.end()
-    finished = time.perf_counter()
-    first_at = stream.first_at if options.num_beams == 1 else None
-    return Reply(
-        text=stream.text,
-        token_ids=tuple(stream.token_ids),
-        prompt_tokens=ids.shape[1],
-        first_token_seconds=(finished if first_at is None else first_at) - started,
-        seconds=finished - started,
-        generation=last_generation(talker.model),
-    )
+        raise Interrupted(reply(interrupted=True)) from None
+    return reply()
 
 
 def warn_of_doubt(reply: Reply, tell: Callable[[str], object]) -> None:
@@ -232,7 +254,7 @@ def chat(
     """Chat until `read` raises EOFError or returns "/quit"; "/reset" begins a new conversation.
 
     An interrupt while the model answers ends only that answer. `tell` is called with messages that are not part of the
-    conversation, `heard` with each complete answer after it was written.
+    conversation, `heard` with each answer after it was written, also one that was stopped.
     """
     while _converse(talker, options, max_length, read, write, tell, heard):
         tell("a new conversation begins")
@@ -303,7 +325,8 @@ def _take_turn(
     try:
         reply = _reply(talker, lambda **more: session.generate_full(ids, **more), ids, limited, note)
         warn_of_doubt(reply, tell)
-    except KeyboardInterrupt:
+    except Interrupted as stopped:
+        reply = stopped.reply
         tell("(stopped)")
     except SwarmError as error:
         tell(f"{error}\n  {error.hint}")

@@ -134,6 +134,11 @@ class TextStream(BaseStreamer):
         if self._clean_up is not None:
             self._pass_on(self._clean_up.end())
 
+    def decoded(self) -> str:
+        """Return the text of all tokens, also if an interrupt came while a piece of it was written."""
+        text = self._decode(0, len(self.token_ids))
+        return text if self._clean_up is None else self._tokenizer.clean_up_tokenization(text)
+
     def preview(self) -> str:
         """Return what `end` would write now, if a run of single bytes waits for its end; else ""."""
         if self._runs.settled == len(self.token_ids):

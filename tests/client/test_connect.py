@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,13 @@ import torch
 from blockswarm.client import AutoSwarmModelForCausalLM
 from blockswarm.client.background import background_loop
 from blockswarm.client.config import SessionEvent
+from blockswarm.client.connect import connect
 from blockswarm.client.model.generation import Generation
+from blockswarm.client.model.load import attach, load_ends
+from blockswarm.client.timing import ChainTiming, ClientTiming
 from blockswarm.proto.errors import NoChainError, SessionLost, SwarmError, UsageError
+from blockswarm.proto.model.checkpoint import open_checkpoint
+from blockswarm.proto.wire.prefixes import PAGE_TOKENS
 from support.prompts import prompt
 from support.swarm_thread import SwarmThread, swarm_thread
 from support.tiny_models import write_tiny_checkpoint
@@ -314,3 +320,46 @@ def test_a_quote_is_of_the_chain_that_a_session_gets_and_learns_from_sessions(mo
         model.quote(3, 0)
     with pytest.raises(NoChainError, match="too small"):
         model.quote(10**7, 8)
+
+
+def test_an_interrupt_does_not_wait_for_peers_that_stand_still(folder: Path, serving: SwarmThread) -> None:
+    """Peers have long to keep the pages of an ended session; a user who presses Ctrl-C does not wait for that."""
+    chain = replace(ChainTiming(), remember_seconds=1e6)
+    timing = ClientTiming(leave_seconds=1e6, close_seconds=2e6, haste_seconds=0.01, chain=chain)
+    still, on = threading.Event(), threading.Event()
+
+    async def stand_still() -> None:
+        still.set()
+        on.wait()  # blocks the loop of all peers
+
+    class InterruptWhenTheyDo(BaseStreamer):
+        parts = 0
+
+        def put(self, value: torch.Tensor) -> None:
+            self.parts += 1
+            if self.parts == 6:  # the text has a page that is new
+                holding.start()
+                assert still.wait(60)
+                raise KeyboardInterrupt
+
+        def end(self) -> None:
+            pass
+
+    checkpoint = open_checkpoint(folder)
+    addresses = [str(peer.address) for peer in serving.swarm.peers]
+    holding = threading.Thread(target=serving.run, args=(stand_still(),))
+
+    def interrupted() -> None:
+        with connect(checkpoint=checkpoint, initial_peers=addresses, timing=timing) as swarm:
+            model = attach(load_ends(checkpoint), swarm, "off")
+            model.generate(
+                **prompt(PAGE_TOKENS - 2), do_sample=False, max_new_tokens=20, streamer=InterruptWhenTheyDo()
+            )
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+    finally:
+        on.set()
+        holding.join()
+    serving.wait_idle()

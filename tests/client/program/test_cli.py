@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import select
 import signal
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,18 @@ import torch
 import typer
 from blockswarm.client.api.access.keys import read_keys
 from blockswarm.client.program import talk
+from blockswarm.client.program.account import account_for, step_counts
 from blockswarm.client.program.cli import app
 from blockswarm.client.program.edge import reported_errors
 from blockswarm.client.program.options import GenerateOptions, SwarmOptions
-from blockswarm.client.program.render import chain_as_json, describe_chain
+from blockswarm.client.program.render import account_as_json, chain_as_json, describe_chain
 from blockswarm.client.program.terminal import Spinner, block_map, harmless, table
 from blockswarm.client.survey.survey import PredictedChain
 from blockswarm.proto.directory.swarm_key import SwarmKey
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.routing.swarm import BlockRange
-from support.processes import command, environment, kill_group
+from support.processes import command, environment, kill_group, peer_processes, run_program
 from support.swarm_thread import SwarmThread, swarm_thread
 from support.tiny_models import write_tiny_checkpoint
 from support.tokenizers import byte_tokenizer
@@ -38,6 +41,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 PROMPT = "def hello():"
+DEMO_MODEL = Path(__file__).parents[3] / "scripts" / "demo_model"
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
 
 
@@ -118,7 +122,7 @@ def test_json_and_report_tell_the_chain_and_how_steps_were_passed_on(
     assert [hop["blocks"] for hop in told["chain"]] == [[0, 3], [3, 6]]
     assert all(hop["compute_seconds"] > 0 for hop in told["chain"])
     assert (told["steps_pushed"], told["steps_relayed"]) == ((8, 0) if push else (0, 8))
-    assert (told["exact"], told["unproven_seconds"]) == (True, 0)
+    assert (told["exact"], told["unproven_seconds"], told["interrupted"]) == (True, 0, False)
     assert 0 < told["first_token_seconds"] <= told["seconds"]
     assert "tokens/s" in result.stderr
     assert "no repairs" in result.stderr
@@ -170,22 +174,90 @@ def test_generate_stops_at_a_given_text(serving: SwarmThread, full_model: Any, f
     assert result.stdout == whole[: whole.index(stop) + len(stop)] + "\n"
 
 
-@pytest.mark.swarm
-def test_an_interrupt_ends_the_program_and_its_sessions(serving: SwarmThread, folder: Path) -> None:
-    """In a process of its own: the peers must notice, too."""
-    line = command("swarm-client", "generate", folder, *serving.initial, "-p", PROMPT, "-n", 400)
+@contextmanager
+def generating(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """The program, as the foreground job of a terminal of its own."""
     with subprocess.Popen(
-        line, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    ) as process:
+        command("swarm-client", "generate", *arguments), env=environment(), start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
         try:
-            assert process.stdout is not None
-            assert process.stdout.read(5)
-            process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=60)
+            yield process
         finally:
             kill_group(process)
+
+
+def interrupted(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Press Ctrl-C; what it still writes until its end."""
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"Traceback" not in errors
+    assert "Traceback" not in errors
+    return output, errors
+
+
+@pytest.mark.swarm
+def test_an_interrupt_ends_the_program_and_its_sessions(serving: SwarmThread, folder: Path) -> None:
+    """In a process of its own: the peers must notice, too. The line ends, as that of a whole text does."""
+    with generating(folder, *serving.initial, "-p", PROMPT, "-n", 400) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1)
+        output, errors = interrupted(process)
+    assert output.endswith("\n")
+    assert errors == ""
+    serving.wait_idle()
+
+
+@pytest.mark.swarm
+def test_an_interrupt_while_a_step_is_pending_reports_what_was_reached(tmp_path: Path) -> None:
+    """The peer stands still, so neither the step nor the session's end is ever answered."""
+    with peer_processes(tmp_path) as processes:
+        peer = processes.start(DEMO_MODEL, "--blocks", "0:8").wait_ready()
+        asked = ("--initial-peers", peer.address, "-p", PROMPT)
+        with generating(DEMO_MODEL, *asked, "-n", 3000, "--report") as process:
+            assert process.stdout is not None
+            begun = os.read(process.stdout.fileno(), 100).decode()
+            peer.process.send_signal(signal.SIGSTOP)
+            while select.select([process.stdout], [], [], 0.5)[0]:  # what was under way
+                begun += os.read(process.stdout.fileno(), 100).decode()
+            output, errors = interrupted(process)
+        assert begun
+        assert output.endswith("\n")
+        count, speed = re.match(r"interrupted: (\d+) tokens in [\d.]+ s: ([\d.]+) tokens/s", errors).groups()
+        assert (int(count), float(speed)) > (0, 0.0)
+        assert peer.address.peer[-6:] in errors
+        peer.process.send_signal(signal.SIGCONT)
+        whole = json.loads(run_program("swarm-client", "generate", DEMO_MODEL, *asked, "-n", count, "--json").stdout)
+        assert begun + output == whole["text"] + "\n"
+        assert whole["interrupted"] is False
+        sessions = [1]
+        while sessions != [0]:  # the test's time-out bounds this
+            told = json.loads(run_program("swarm-client", "ping", peer.address, "--json").stdout)
+            sessions = [each["sessions"] for each in told]
+
+
+@pytest.mark.parametrize("piece", [1, 5])
+def test_an_interrupted_text_is_told_as_json(serving: SwarmThread, full_model: Any, folder: Path, piece: int) -> None:
+    """With `piece` pieces written; also the token of which the interrupt came before all was written."""
+    options = SwarmOptions(initial_peers=(serving.swarm.peers[0].address,))
+    written: list[str] = []
+
+    def write(text: str) -> None:
+        written.append(text)
+        if len(written) == piece:
+            raise KeyboardInterrupt
+
+    with talk.open_talker(str(folder), options, Spinner(), pytest.fail) as talker:
+        before = step_counts(talker.swarm)
+        with pytest.raises(talk.Interrupted) as stopped:
+            talk.generate(talker, PROMPT, GenerateOptions(40), write)
+        told = account_as_json(account_for(talker, stopped.value.reply, before))
+    tokens = told["token_ids"]
+    assert told["interrupted"] is True
+    assert told["new_tokens"] == len(tokens) >= piece
+    assert told["text"] == "".join(written) == talker.tokenizer.decode(tokens, skip_special_tokens=True)
+    assert told["text"] == expected(full_model, folder, PROMPT, len(tokens))
+    assert [hop["blocks"] for hop in told["chain"]] == [[0, 3], [3, 6]]
     serving.wait_idle()
 
 
@@ -274,9 +346,14 @@ def test_an_interrupt_in_chat_stops_the_answer_only(serving: SwarmThread, full_m
         if len(written) == 1:
             raise KeyboardInterrupt
 
+    replies: list[talk.Reply] = []
     with talk.open_talker(str(folder), options, Spinner(), pytest.fail) as talker:
-        talk.chat(talker, GenerateOptions(6), 256, read, write, told.append)
+        talk.chat(talker, GenerateOptions(6), 256, read, write, told.append, replies.append)
     assert told == ["(stopped)"]
+    assert [(reply.interrupted, reply.text) for reply in replies] == [
+        (True, written[0]),
+        (False, "".join(written[2:-1])),
+    ]
     assert written[1] == "\n"
     assert "".join(written[2:]) == expected(full_model, folder, f"one\n{written[0]}two\n", 6) + "\n"
     serving.wait_idle()
