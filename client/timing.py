@@ -28,6 +28,8 @@ class ChainTiming:
     """...times the observed slowness (observed over predicted time), which counts up to this..."""
     late_ceiling_seconds: float = 120.0
     """...where the second part is at most this, whatever was announced. See `StepPace.allowed_seconds`."""
+    deadline_factor: float = 4.0
+    """A step carries this multiple of the time after which its answer is late, as its deadline at the peers."""
     late_chances: int = 4
     """Give up a peer that answers probes but not the step when the step has been late this many times."""
     probe_seconds: float = 1.5

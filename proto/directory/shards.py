@@ -16,7 +16,7 @@ records of its own group (up to 32 shards) and of parts that it reads in turn, a
 that follow from these, so that ids chosen to fall into one group have little effect.  b grows when a shard has more
 than 20 records and shrinks when it has fewer than 5; in between it stays.  If a swarm grows or shrinks many times over
 at once, b changes by several, and for some looks nodes miss others (docs/design/announcements.md).  A peer whose b
-changes also writes under the earlier keys for five more minutes.  Nodes whose b differs by one find each other: in its
+changes also writes under the earlier keys for six more minutes.  Nodes whose b differs by one find each other: in its
 own group a node also reads the shards of b - 1 and b + 1 bits that have records, and every few looks those that had
 none; if its own group has some, it does the same in other groups.
 

@@ -350,7 +350,7 @@ class ChainMachine(Watching):
                     plan=operation.steps[index],
                     data=operation.data[index],
                     acked_seq=self._progress[0].operation.first_seq - 1,
-                    timeout_seconds=4 * allowed_seconds,
+                    timeout_seconds=self._timing.deadline_factor * allowed_seconds,
                 )
                 progress.sent_at[index] = self._now
                 progress.sent += 1
