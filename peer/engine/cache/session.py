@@ -77,7 +77,7 @@ class StepProgress:
             self._offsets.append(offset)
             offset += piece.count
         self._first_guess = text_tokens(plan)
-        self._sound = finite_rows(hidden)
+        self._sound = finite_rows(hidden) if self._first_guess < len(hidden) else len(hidden)
         """Tokens from here on are lost."""
 
     @property

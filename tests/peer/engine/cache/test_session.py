@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from blockswarm.peer.engine.blocks.stage import BatchingRoute
 from blockswarm.peer.engine.cache.session import SessionKv, StepOutput
 from blockswarm.peer.engine.scheduler import EnginePolicy
 from blockswarm.proto.errors import BadActivations, RetryElsewhere
@@ -108,7 +109,19 @@ def test_the_guesses_before_a_bad_one_are_good(peer: LocalEngine) -> None:
     in_a_session(peer, work)
 
 
-def test_other_sessions_in_the_same_step_do_not_notice(peer: LocalEngine) -> None:
+@pytest.mark.parametrize(
+    ("family", "route"),
+    [
+        ("llama", BatchingRoute.PACKED),
+        ("llama", BatchingRoute.PADDED),
+        ("llama", BatchingRoute.SINGLE),
+        ("gemma2", BatchingRoute.PACKED),  # attention by hand
+        ("mixtral", BatchingRoute.PACKED),  # experts are chosen for rows that are not finite, too
+    ],
+)
+def test_other_sessions_in_the_same_step_do_not_notice(family: str, route: BatchingRoute, tmp_path: Path) -> None:
+    peer = LocalEngine(write_overflowing_checkpoint(tmp_path, family), route)
+
     async def work(kv: SessionKv, expected: torch.Tensor) -> None:
         other = peer.open()
         await step(peer, other, 0, PROMPT)
@@ -121,8 +134,14 @@ def test_other_sessions_in_the_same_step_do_not_notice(peer: LocalEngine) -> Non
         for output in (mine, theirs):
             torch.testing.assert_close(rows_of(peer, output)[:1], expected, atol=1e-5, rtol=0)
         assert rows_of(peer, theirs).isfinite().all()
+        assert mine.lost_guesses == 4
+        assert_finite(kv)
+        assert torch.equal(rows_of(peer, await step(peer, kv, 5, TOKEN)), expected)
 
-    in_a_session(peer, work)
+    try:
+        in_a_session(peer, work)
+    finally:
+        peer.engine.close()
 
 
 def test_a_step_of_bad_guesses_only_is_no_failure(peer: LocalEngine) -> None:
