@@ -29,27 +29,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
-from ....proto.errors import (
-    BadActivations,
-    DeadlineExceeded,
-    GiveUp,
-    LocalProtocolError,
-    PeerUnavailable,
-    RetryElsewhere,
-    SessionLost,
-    SwarmError,
-    UsageError,
-)
+from ....proto.errors import LocalProtocolError
 from ....proto.wire.frames import WireStep
 from . import events as ev
-from .facts import HopFacts, adoptable, merged
+from .facts import adoptable, merged
 from .pace import AnsweredStep
 from .phases import WHOLE_CHAIN, Phase
 from .state import Ended, Progress
 from .watching import Watching
-
-_NETWORK_HINT = "Check this machine's network, and that the initial peers run."
-_INPUT_HINT = "The input is the reason, not the peers: see the message."
 
 
 class ChainMachine(Watching):
@@ -155,33 +142,6 @@ class ChainMachine(Watching):
             trouble.banned.clear()
         self._choose()
 
-    def _take_network_back(self, _event: ev.NetworkBack) -> None:
-        if self.phase is not Phase.AWAY:
-            return
-        trouble = self._in_trouble()
-        trouble.back = True
-        if trouble.away:
-            self._emit(ev.Pardon(frozenset(hop.peer for hop in self._roster.hops)))
-        if trouble.away and self._roster.has_failed():
-            # Streams that broke while this machine's network was down are not the peers' fault.
-            trouble.error = self._drop_failed(self._roster.hops) or trouble.error
-            self._look()
-        elif trouble.away:
-            self._examine(again=True)
-        else:
-            for hop in self._roster.hops:
-                hop.fail(DeadlineExceeded(f"{hop.choice.address} does not answer"))
-            self._repair()
-
-    def _take_network_away(self, _event: ev.NetworkAway) -> None:
-        if self.phase is not Phase.AWAY:
-            return
-        trouble = self._in_trouble()
-        trouble.away = True
-        if self._now >= trouble.give_up_at:
-            raise Ended(PeerUnavailable("no node of the swarm answers any more", hint=_NETWORK_HINT))
-        self._deadline = self._now + self._timing.away_pause_seconds
-
     def _take_opened(self, event: ev.Opened) -> None:
         if hop := self._roster.find(event.hop):
             hop.opened, hop.credits, hop.held_tokens = True, event.credits, event.held_tokens
@@ -202,54 +162,6 @@ class ChainMachine(Watching):
     def _take_push_failed(self, event: ev.PushBroken) -> None:
         if hop := self._roster.find(event.hop):
             hop.push_failed_epoch = event.epoch
-
-    def _take_lost(self, event: ev.Lost) -> None:
-        hop, error = self._roster.find(event.hop), event.error
-        if hop is None or not hop.alive:
-            return
-        if hop not in self._roster.hops:
-            hop.fail(error)
-            return
-        index = self._roster.hops.index(hop)
-        if isinstance(error, BadActivations):
-            if index == 0:
-                error = _not_finite(error)
-            elif self._accuses(hop, self._roster.hops[index - 1], error):
-                return
-        if self._progress and (
-            type(error) in (RetryElsewhere, BadActivations) or (isinstance(error, UsageError) and hop.opened)
-        ):
-            self._note_failed_step(hop, error)
-        hop.fail(error)
-
-    def _accuses(self, hop: HopFacts, before: HopFacts, error: BadActivations) -> bool:
-        """Take in that a peer accuses its predecessor of sending values that are not finite; return if it is believed.
-
-        A peer that accuses a second predecessor is not believed: the common cause is then the peer itself.
-        """
-        accused = self._accused_by.setdefault(hop.peer, before.peer)
-        if accused != before.peer:
-            self._emit(ev.Pardon(frozenset({accused})))
-            return False
-        before.fail(error)
-        hop.fail(SessionLost(f"{hop.choice.address}: {error}"), to_blame=False)
-        return True
-
-    def _note_failed_step(self, hop: HopFacts, error: SwarmError) -> None:
-        """Record a failed step. If two peers of a block fail in the same step, the input is the cause: raise Ended."""
-        seq = self._progress[0].unanswered or self._progress[0].operation.first_seq
-        self._failed_in = {peer: (at, blocks) for peer, (at, blocks) in self._failed_in.items() if at == seq}
-        others = [
-            peer for peer, (_, blocks) in self._failed_in.items() if peer != hop.peer and set(hop.blocks) & set(blocks)
-        ]
-        self._failed_in[hop.peer] = seq, hop.blocks
-        if others:
-            self._emit(ev.Pardon(frozenset({hop.peer, *others})))
-            if isinstance(error, UsageError):
-                raise Ended(error)
-            if isinstance(error, BadActivations):
-                raise Ended(_not_finite(error))
-            raise Ended(GiveUp(f"two peers cannot compute this input: {error}", hint=_INPUT_HINT))
 
     def _take_answered(self, event: ev.Answered) -> None:
         hop, step = self._roster.find(event.hop), event.step
@@ -365,8 +277,8 @@ class ChainMachine(Watching):
         ev.Chosen: _take_chosen,
         ev.NotChosen: _take_not_chosen,
         ev.Looked: _take_looked,
-        ev.NetworkBack: _take_network_back,
-        ev.NetworkAway: _take_network_away,
+        ev.NetworkBack: Watching._take_network_back,
+        ev.NetworkAway: Watching._take_network_away,
         ev.Opened: _take_opened,
         ev.Queued: _take_queued,
         ev.Rerouted: _take_rerouted,
@@ -376,7 +288,7 @@ class ChainMachine(Watching):
         ev.PartDropped: Watching._take_part_dropped,
         ev.Probed: Watching._take_probed,
         ev.PushBroken: _take_push_failed,
-        ev.Lost: _take_lost,
+        ev.Lost: Watching._take_lost,
         ev.Late: lambda machine, late: None,  # `handle` has taken in the time; the phase decides
     }
     _DECIDE: ClassVar[Mapping[Phase, Callable[..., bool]]] = {
@@ -390,8 +302,3 @@ class ChainMachine(Watching):
         Phase.AWAY: Watching._decide_away,
         Phase.MOVING: Watching._decide_moving,
     }
-
-
-def _not_finite(error: BadActivations) -> UsageError:
-    """Return the error for values that are not finite and came from no peer: they follow from the user's input."""
-    return UsageError(f"the input of the model is not finite: {error}", hint=_INPUT_HINT)

@@ -1,8 +1,7 @@
 """The state of a chain's machine; the base class of its layers.
 
 The machine is written in layers of subclasses, one per concern, over this state: `Repairing` brings up a chain,
-`Moving` hands hops over, `Watching` examines a chain whose answer is late, and `ChainMachine` takes events in and runs
-the steps.
+`Moving` hands hops over, `Watching` finds what is at fault, and `ChainMachine` takes events in and runs the steps.
 """
 
 from __future__ import annotations
