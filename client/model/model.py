@@ -39,7 +39,7 @@ from .growing import GrowingCache
 from .guess.drafter import Drafter
 from .guess.forwards import GuessedForwards
 from .guess.guesser import Guesser
-from .guess.panel import KnownKinds
+from .guess.panel import KnownKinds, made_by
 from .guess.policy import AUTO, OFF, checked_setting
 from .guess.suffix import SuffixDrafter
 from .refusals import WithoutBlocks, refuse_long_texts, refuse_unknown_tokens
@@ -249,7 +249,7 @@ class SwarmModel(WithoutBlocks, _Family):
         setting = OFF if isinstance(cache, GrowingCache) else checked_setting(self.guess)
         known = cache.guesses.guesser if cache.guesses is not None else None
         if known is None or known.setting != setting:
-            drafters = self.make_drafters() if setting != OFF else ()
+            drafters = made_by(self.make_drafters) if setting != OFF else ()
             known = Guesser(setting, drafters, self.connected().timing.guess, self._known_kinds)
         cache.guesses = GuessedForwards(known, self, most_columns)
 

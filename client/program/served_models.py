@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...proto.errors import UsageError
 from ...proto.settings import is_list_of_tables
+from ..model.guess.policy import AUTO, OFF, checked_setting
 from .edge import allowed_peers, swarm_options
 
 if TYPE_CHECKING:
@@ -25,12 +26,14 @@ PER_MODEL: Mapping[str, type | tuple[type, ...]] = {
 def models_of(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the parameters that each [[models]] table of a file sets. Raises UsageError.
 
-    Values must have the option's type; unlike on a command line, they are not all text.
+    Values must have the option's type; unlike on a command line, they are not all text. A model that guesses nothing
+    takes no draft model from the options of all models.
     """
     tables = settings.get("models", [])
     if not is_list_of_tables(tables) and tables != []:
         raise UsageError("models has to be a list of tables", hint="Write [[models]] before each model's options.")
-    return [{_known(key): _typed(key, value) for key, value in table.items()} for table in tables]
+    found = [{_known(key): _typed(key, value) for key, value in table.items()} for table in tables]
+    return [{"draft": None} | table if checked_setting(table.get("guess", AUTO)) == OFF else table for table in found]
 
 
 def _known(key: str) -> str:

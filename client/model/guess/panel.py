@@ -87,6 +87,16 @@ def others_code() -> Iterator[None]:
         raise CannotGuessError(str(error)) from error
 
 
+def made_by(make: Callable[[], Sequence[Drafter]]) -> Sequence[Drafter]:
+    """Return the drafters of a new text; none if making them fails, which is logged."""
+    try:
+        with others_code():
+            return tuple(make())
+    except CannotGuessError as error:
+        logger.warning("make_drafters failed: nothing is guessed for this text", exc_info=error)
+        return ()
+
+
 class DraftPanel:
     """The drafters of one text. Used by one thread at a time; `reports` by any."""
 

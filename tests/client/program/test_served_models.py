@@ -62,6 +62,15 @@ def test_each_model_may_be_guessed_for_in_its_own_way() -> None:
     assert [swarm.draft for swarm in chosen] == [None, "org/small", None, None]
 
 
+def test_a_model_that_guesses_nothing_needs_no_draft_model_of_all_models() -> None:
+    tables = models_of({"models": [{"guess": "off"}, {"guess": 0}, {}]})
+    chosen = [entry_of({**SHARED, "draft": "org/small", "model": "org/one", **own}).swarm.draft for own in tables]
+    assert chosen == [None, None, "org/small"]
+    (table,) = models_of({"models": [{"guess": "off", "draft": "org/small"}]})
+    with pytest.raises(UsageError, match="guesses nothing"):
+        entry_of({**SHARED, "model": "org/one", **table})
+
+
 def test_each_model_may_have_a_head_of_its_own() -> None:
     tables = models_of({"models": [{"head": "int8"}, {}]})
     chosen = [entry_of({**SHARED, "model": "org/one", **own}).swarm.head for own in tables]

@@ -128,6 +128,12 @@ def test_nonsense_is_harmless(full: PreTrainedModel, guessing: Any, answer: Any)
     assert generated(guessing, **prompt(12), **LONG).tolist() == generated(full, **prompt(12), **LONG).tolist()
 
 
+@pytest.mark.parametrize("makes", [lambda: 1 / 0, lambda: None, lambda: [None, 7], lambda: iter([SuffixDrafter()])])
+def test_a_text_needs_none_of_its_drafters(full: PreTrainedModel, guessing: Any, makes: Any):
+    guessing.make_drafters = makes
+    assert generated(guessing, **prompt(12), **LONG).tolist() == generated(full, **prompt(12), **LONG).tolist()
+
+
 def test_a_front_part_that_fails_ends_the_guessing(full: PreTrainedModel, guessing: Any, chain: LocalChain):
     """A family's own code on tokens that nobody asked for."""
 
