@@ -60,8 +60,9 @@ async def stream_from_thread(
             work(emit)
         except BaseException as raised:
             error = raised
-        loop.call_soon_threadsafe(stream.put_nowait, _StreamEnd(error))
-        loop.call_soon_threadsafe(finished.set)
+        with contextlib.suppress(RuntimeError):  # the stream was left, and its loop has been closed meanwhile
+            loop.call_soon_threadsafe(stream.put_nowait, _StreamEnd(error))
+            loop.call_soon_threadsafe(finished.set)
 
     context = contextvars.copy_context()
     threading.Thread(target=context.run, args=(run,), name="blockswarm-stream", daemon=True).start()

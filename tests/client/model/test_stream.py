@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 import torch
+from blockswarm.client.model.generation import Cancellation
+from blockswarm.client.model.stream import stream_from_thread
 from blockswarm.proto.errors import UsageError
 from support.local_chain import LocalChain
 from support.prompts import GREEDY, prompt
@@ -62,6 +67,29 @@ def test_leaving_a_stream_closes_its_session(model: Any, chain: LocalChain):
 
     assert len(asyncio.run(leave_early())) == 3
     assert len(chain.plans) < 400
+
+
+def test_a_thread_that_outlives_the_loop_of_its_stream_ends_in_silence(monkeypatch: pytest.MonkeyPatch):
+    """The stream waits for it for a while only; a drafter or a processor of the caller's own may take longer."""
+    failures: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    threads: list[threading.Thread] = []
+    go_on = threading.Event()
+
+    def work(emit: Callable[[int], object]) -> None:
+        threads.append(threading.current_thread())
+        emit(1)
+        assert go_on.wait(60)
+
+    async def leave() -> None:
+        async with aclosing(stream_from_thread(work, Cancellation(), end_seconds=0.0)) as stream:  # type: ignore[type-var]
+            async for _ in stream:
+                break
+
+    asyncio.run(leave())
+    go_on.set()
+    threads[0].join(60)
+    assert not failures
 
 
 def test_cancelling_a_stream_fails_its_pending_step(model: Any, chain: LocalChain):
