@@ -56,6 +56,7 @@ class TextSession(NotCopied):
         self._closed = False
         self._outer: list[contextvars.Token[tuple[TextSession, ...]]] = []
         self._computing = threading.RLock()
+        self._generating = False
         self.thread: int | None = None
         """The thread that entered the `with` block."""
 
@@ -120,15 +121,30 @@ class TextSession(NotCopied):
         with self._alone():
             return self._continue(generation, inputs, *args, **kwargs)
 
+    @property
+    def generates_here(self) -> bool:
+        """Whether a call of this session is running in this thread, so that this is a callback of it."""
+        if not self._computing.acquire(blocking=False):
+            return False
+        try:
+            return self._generating
+        finally:
+            self._computing.release()
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Lock out other threads, in which this raises UsageError."""
+        """Lock out other threads, and callbacks of a running call, in which this raises UsageError."""
         if not self._computing.acquire(blocking=False):
             raise UsageError(
                 "another thread uses this session, which is one text",
                 hint="Wait until its call has ended, or open a session in each thread: model.session(...).",
             )
         try:
+            if self._generating:
+                raise UsageError(
+                    "a call of this session is running, and this is a callback of it",
+                    hint="Wait until the call has ended, or use another session: model.session(...).",
+                )
             yield
         finally:
             self._computing.release()
@@ -149,9 +165,11 @@ class TextSession(NotCopied):
         cache = self.cache
         cache.keep_beginning(text, visible)
         kwargs |= {"attention_mask": visible, "past_key_values": cache}
+        self._generating = True
         try:
             result = self.model.generate_as(generation, text, *args, **kwargs)
         finally:
+            self._generating = False
             self._release_lost()
         return self._grown(result, input_ids, mask, text.shape[1], generation)
 
@@ -226,6 +244,7 @@ class TextSession(NotCopied):
 def entered_session(model: SwarmModel) -> TextSession | None:
     """Return the innermost session of `model` whose `with` block is running in this thread or task.
 
+    None in a callback of a call of that session, whose text is being computed.
     Warns if there is none here but another thread is inside such a block: callers may expect a thread that was started
     there to use its session.
     """
@@ -237,4 +256,4 @@ def entered_session(model: SwarmModel) -> TextSession | None:
             " session belongs to the thread that entered it (session.generate uses it from any thread)",
             stacklevel=4,
         )
-    return own
+    return None if own is not None and own.generates_here else own

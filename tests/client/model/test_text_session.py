@@ -237,17 +237,18 @@ def test_a_text_of_which_nothing_is_given_begins_as_transformers_begins_it(full:
 
 
 class Meanwhile:
-    """A streamer that does something in another thread at the first token."""
+    """A streamer that does something at the first token, by default in another thread."""
 
-    def __init__(self, work: Callable[[], object]) -> None:
+    def __init__(self, work: Callable[[], object], here: bool = False) -> None:
         self._work = work
+        self._here = here
         self.result: Any = None
 
     def put(self, tokens: torch.Tensor) -> None:
         if self.result is None:
             with ThreadPoolExecutor(1) as other:
                 try:
-                    self.result = other.submit(self._work).result(60)
+                    self.result = self._work() if self._here else other.submit(self._work).result(60)
                 except UsageError as error:
                     self.result = error
 
@@ -269,6 +270,33 @@ def test_two_threads_in_one_session_lose_no_text(full: PreTrainedModel, model: A
         assert "another thread uses this session" in str(meanwhile.result)
         with ThreadPoolExecutor(1) as later:  # one after the other they may all use it
             longer = later.submit(lambda: session.generate(**GREEDY)).result(60)
+    assert text.tolist() == full.generate(**prompt(6), **GREEDY).tolist()
+    assert longer.tolist() == full.generate(text, **GREEDY).tolist()
+
+
+@pytest.mark.parametrize("call", ["generate", "generate_full", "rewind"])
+def test_a_callback_of_a_sessions_call_cannot_change_its_text(full: PreTrainedModel, model: Any, call: str) -> None:
+    """The running call would go on behind the other text."""
+    with model.session(max_length=100) as session:
+        work = {
+            "generate": lambda: session.generate(**prompt(6), **GREEDY),
+            "generate_full": lambda: session.generate_full(prompt(6)["input_ids"], **GREEDY),
+            "rewind": lambda: session.rewind(0),
+        }[call]
+        meanwhile = Meanwhile(work, here=True)
+        text = session.generate(**prompt(6), **GREEDY, streamer=meanwhile)
+        assert "this is a callback" in str(meanwhile.result)
+        longer = session.generate(**GREEDY)
+    assert text.tolist() == full.generate(**prompt(6), **GREEDY).tolist()
+    assert longer.tolist() == full.generate(text, **GREEDY).tolist()
+
+
+def test_generate_in_a_callback_of_a_sessions_call_has_a_text_of_its_own(full: PreTrainedModel, model: Any) -> None:
+    with model.session(max_length=100) as session:
+        meanwhile = Meanwhile(lambda: model.generate(**prompt(9, seed=1), **GREEDY), here=True)
+        text = session.generate(**prompt(6), **GREEDY, streamer=meanwhile)
+        longer = session.generate(**GREEDY)
+    assert meanwhile.result.tolist() == full.generate(**prompt(9, seed=1), **GREEDY).tolist()
     assert text.tolist() == full.generate(**prompt(6), **GREEDY).tolist()
     assert longer.tolist() == full.generate(text, **GREEDY).tolist()
 
