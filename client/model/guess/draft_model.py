@@ -98,6 +98,8 @@ class ModelDrafter:
         """The number of tokens of the line that are text."""
         self._known = 0
         """The number of leading tokens of the line that the model can read: known ids in its vocabulary."""
+        self._given = 0
+        """Up to this index the line has no guesses of this model: they came with the text, or behind it."""
         self._limit = 0
         """Guesses are wanted up to this index of the line."""
         self._cut = 0
@@ -133,9 +135,12 @@ class ModelDrafter:
         """Return the guesses made so far, and have further ones made. O(behind + most)."""
         with self._lock:
             at = self._text + len(behind)
+            if at < self._given:  # guesses of another drafter were given up
+                self._drop(at)
             if self._line[self._text : at] != list(behind):
                 self._drop(self._text)
                 self._replace(self._text, list(behind))
+                self._given = at
             self._limit = min(at + min(most, MOST_TOKENS), self._longest)
             wanted = self._is_wanted()
             places = range(at, min(len(self._line), at + most))
@@ -163,6 +168,7 @@ class ModelDrafter:
         """Remove the tokens of the line from index `stop` on."""
         del self._line[stop:], self._chances[stop:]
         self._known = min(self._known, stop)
+        self._given = min(self._given, stop)
         self._cut = min(self._cut, stop)
 
     def _is_wanted(self) -> bool:

@@ -99,6 +99,16 @@ def test_a_model_that_fails_guesses_no_more_for_the_text(model: Any):
     assert waiting.guesses(4) == []
 
 
+def test_guesses_of_others_that_were_given_up_are_not_its_own(model: Any):
+    """They would be offered as certain."""
+    waiting = Waiting(DraftModel(model).drafter())
+    waiting.drafter.note(0, TEXT)
+    expected = continued(model, TEXT, 4)
+    others = [expected[0] ^ 1, 5]
+    assert same_beginning(waiting.guesses(4, others), continued(model, TEXT + others, 4))
+    assert same_beginning(waiting.guesses(4), expected)
+
+
 def test_a_model_that_computes_no_numbers_guesses_nothing(model: Any, caplog: pytest.LogCaptureFixture):
     broken = copy.deepcopy(model)
     broken.get_output_embeddings().weight.data.fill_(float("nan"))
