@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,8 @@ class Trip:
     """How much one more token lengthens such a step, by the costs that the peers announce."""
     crowded: bool = False
     """Whether a peer said that the texts of other sessions need its time."""
+    predicted_seconds: float = math.inf
+    """The time of a step of one token, by the pings and by the costs that the peers announce."""
 
     @property
     def network_seconds(self) -> float:

@@ -99,8 +99,9 @@ class TimingLog:
         if trip is None:
             return None
         further = max(trip.tokens - 1, _FURTHER_TOKENS)
-        added = max(0.0, predict_seconds(1 + further) - predict_seconds(1))
-        return replace(trip, row_seconds=added / further)
+        predicted = predict_seconds(1)
+        added = max(0.0, predict_seconds(1 + further) - predicted)
+        return replace(trip, row_seconds=added / further, predicted_seconds=predicted)
 
     def report(
         self,

@@ -374,8 +374,9 @@ class Guesser:
                 self._costs = self._costs.after(trip, here_seconds)
             elif self._costs.weight == 0.0:  # a prompt: its steps have waited for each other at the peers
                 self._costs = self._costs.after(as_short(trip))
+        maybe_far = trip is not None and trip.network_seconds >= self._timing.least_network_seconds
         near = self._costs.weight > 0.0 and not is_far(self._costs, self._timing)
-        self._look_in = LOOK_AGAIN_TRIPS if near else 1
+        self._look_in = LOOK_AGAIN_TRIPS if near and not maybe_far else 1
 
 
 def _answered(answers: Sequence[_Answer]) -> tuple[int, bool]:

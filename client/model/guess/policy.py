@@ -9,7 +9,7 @@ from their other sessions, and all that it saves is waiting for the network.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ....proto.errors import UsageError
 from ...report import Trip
@@ -83,7 +83,8 @@ class TripCosts:
     rows_squared: float = 0.0
     rows_seconds: float = 0.0
     announced_row_seconds: float = 0.0
-    network_seconds: float = 0.0
+    recent_network_seconds: tuple[float, ...] = ()
+    """Of the last few trips, the oldest first."""
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
     crowded: bool = False
@@ -97,6 +98,9 @@ class TripCosts:
         seconds = trip.seconds + here_seconds
         if self.weight > 0.0:
             seconds = min(seconds, 3 * self.trip_seconds(trip.tokens - 1))
+        network = trip.network_seconds
+        if self.weight == 0.0:  # a prompt: its transfer takes time on a LAN, too
+            network = min(network, max(0.0, trip.predicted_seconds - trip.compute_seconds))
         rows = float(trip.tokens - 1)
         share = max(0.1, 1 / (self.weight + 1))
 
@@ -110,11 +114,17 @@ class TripCosts:
             rows_squared=self.rows_squared * 0.95 + rows * rows,
             rows_seconds=self.rows_seconds * 0.95 + rows * seconds,
             announced_row_seconds=trip.row_seconds,
-            network_seconds=mean(self.network_seconds, min(trip.network_seconds, seconds)),
+            recent_network_seconds=(*self.recent_network_seconds, network)[-_NETWORK_TRIPS:],
             queue_seconds=mean(self.queue_seconds, trip.queue_seconds),
             compute_seconds=mean(self.compute_seconds, trip.compute_seconds),
             crowded=trip.crowded,
         )
+
+    @property
+    def network_seconds(self) -> float:
+        """The median time of recent trips on the network (the lower one of two): single trips may be late by chance."""
+        recent = sorted(self.recent_network_seconds)
+        return recent[(len(recent) - 1) // 2] if recent else 0.0
 
     @property
     def row_seconds(self) -> float:
@@ -135,6 +145,7 @@ class TripCosts:
         return usual + slope * guesses
 
 
+_NETWORK_TRIPS = 5
 _STIFFNESS = 50.0
 """The announced slope has the weight of trips whose token counts have this sum of squared deviations."""
 
@@ -142,7 +153,8 @@ _STIFFNESS = 50.0
 def as_short(trip: Trip) -> Trip:
     """Estimate the trip of one token from that of a long prompt."""
     compute_seconds = max(0.0, trip.compute_seconds - trip.row_seconds * (trip.tokens - 1))
-    return Trip(1, trip.network_seconds + compute_seconds, 0.0, compute_seconds, trip.row_seconds, trip.crowded)
+    seconds = trip.network_seconds + compute_seconds
+    return replace(trip, tokens=1, seconds=seconds, queue_seconds=0.0, compute_seconds=compute_seconds)
 
 
 def is_far(costs: TripCosts, timing: GuessTiming) -> bool:

@@ -47,6 +47,7 @@ def test_the_last_trip_says_what_a_further_token_costs() -> None:
     assert trip.compute_seconds == pytest.approx(0.25)
     assert trip.network_seconds == pytest.approx(0.15)
     assert trip.row_seconds == pytest.approx(0.02)
+    assert trip.predicted_seconds == 0.2
     cheaper = log.last_trip(lambda tokens: 1.0 / tokens)
     assert cheaper is not None
     assert cheaper.row_seconds == 0.0

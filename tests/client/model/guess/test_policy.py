@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from blockswarm.client.model.guess.policy import LEAST_GAIN, Acceptance, TripCosts, as_short, guesses_worth, pays
 from blockswarm.client.report import Trip
@@ -69,6 +71,22 @@ def test_nothing_is_guessed_where_the_network_takes_no_time():
     assert not pays(TripCosts(), TIMING)
     assert not pays(costs_of(trip(0.003)), TIMING), "loopback"
     assert not pays(costs_of(trip(0.085, compute=0.08)), TIMING), "a LAN of slow peers"
+
+
+def test_trips_that_are_late_by_chance_make_no_line_long():
+    near, late = trip(0.003), trip(0.030)
+    for trips in ([near, late], [late, near], [near, late, near, late, near], [near, near, late, late, near]):
+        assert not pays(costs_of(*trips), TIMING)
+    assert pays(costs_of(near, late, late, late), TIMING), "a line that has become long"
+    assert pays(costs_of(*[trip(0.104)] * 3, trip(0.003), trip(0.003)), TIMING), "and one that is still long"
+
+
+def test_the_transfer_of_a_prompt_makes_no_line_long():
+    """On a LAN the prompt of a large model may take longer than the whole trip of a token."""
+    prompt = Trip(1000, 0.2, 0.0, 0.05, 0.00003, predicted_seconds=0.025)
+    assert not pays(costs_of(as_short(prompt)), TIMING)
+    assert not pays(costs_of(replace(prompt, tokens=64)), TIMING)
+    assert pays(costs_of(as_short(replace(prompt, predicted_seconds=0.104))), TIMING), "a WAN"
 
 
 def test_nothing_is_guessed_at_peers_that_have_sessions_waiting():
