@@ -73,7 +73,7 @@ class ChainSession:
         """Steps of operations under way that carry no token of the text."""
         self._timings = TimingLog()
         self._last_used: tuple[ev.HopChoice, ...] = ()
-        """The chain when the session was closed."""
+        """The chain that answered the last operation."""
         self._lock, self._closing = asyncio.Lock(), False
 
     @property
@@ -149,7 +149,6 @@ class ChainSession:
 
     async def close(self, confirmed: Sequence[int] | None = None) -> None:
         """End the session on every peer; these may keep up to `confirmed` tokens of each row for later sessions."""
-        self._last_used = self._last_used or self._machine.choices
         self._closing = True
         if self._failure is None and self._config.page_names is not None:
             self._feed(ev.Finish())  # a peer ends the session when it has kept its pages, and may do so before another
@@ -234,6 +233,7 @@ class ChainSession:
         lost = self._links.lost_guesses(operation.steps, answers)
         self._inputs.apply(*self._plans.pop(operation.first_seq), lost)
         self._guessed.difference_update(range(operation.first_seq, operation.stop_seq))
+        self._last_used = self._machine.choices or self._last_used
         future = self._done.pop(operation.first_seq)
         if not future.done():
             future.set_result(join_bytes(answers))

@@ -137,6 +137,35 @@ def test_the_report_says_whether_the_chain_was_proven_to_be_the_best(unproven_se
         world.loop.run(scenario())
 
 
+@pytest.mark.parametrize("end", ["cancelled", "lost"])
+def test_the_report_outlives_a_step_that_is_not_answered(end: str) -> None:
+    world = World([100], clients=1, patience_seconds=0.0, seed=0)
+    peer = world.peers[0].identity.peer_id
+
+    async def scenario() -> None:
+        router = FailingRouter(world.peers[0])
+        session = ChainSession(replace(world.config(0, Visit(0.0)), router=router), 8, 1)  # type: ignore[arg-type]
+        await session.run(*step(0))
+        if end == "lost":
+            world.net.kill(peer)
+            router.error = NoChainError((1,))
+            with pytest.raises(SwarmError):
+                await session.run(*step(1))
+        else:
+            pending = asyncio.create_task(session.run(*step(1)))
+            await asyncio.sleep(0)
+            pending.cancel()
+            await asyncio.wait([pending])
+        report = session.report()
+        assert ([hop.peer for hop in report.hops], report.steps) == ([peer], 1)
+        await session.close()
+        assert session.report() == report
+        await asyncio.sleep(30)
+
+    with closing(world.loop):
+        world.loop.run(scenario())
+
+
 def test_a_session_tells_its_peers_where_the_client_is() -> None:
     """So that placement can plan for the clients."""
     world = World([100], clients=1, patience_seconds=PATIENCE_SECONDS, seed=0)
