@@ -67,13 +67,17 @@ class TextSession(NotCopied):
 
     @property
     def cache(self) -> SwarmCache:
-        """The cache for a direct forward: `model(ids, past_key_values=session.cache)`; replaced after a failure."""
+        """The cache for a direct forward: `model(ids, past_key_values=session.cache)`; replaced after a failure.
+
+        Raises UsageError while a call of the session computes, because a forward would change that call's text.
+        """
         if self._closed:
             raise UsageError("the session is closed", hint="Open another one with model.session(...).")
-        self._release_lost()
-        if self._cache is None:
-            self._cache = SwarmCache(self.model.connected(), self.max_rows * self.max_length, self.max_rows)
-        return self._cache
+        with self._alone():
+            self._release_lost()
+            if self._cache is None:
+                self._cache = SwarmCache(self.model.connected(), self.max_rows * self.max_length, self.max_rows)
+            return self._cache
 
     def rewind(self, position: int) -> None:
         """Forget the text from `position` on. Raises UsageError if the text is shorter."""

@@ -256,7 +256,7 @@ class Meanwhile:
         pass
 
 
-@pytest.mark.parametrize("call", ["generate", "generate_full", "rewind"])
+@pytest.mark.parametrize("call", ["generate", "generate_full", "rewind", "forward"])
 def test_two_threads_in_one_session_lose_no_text(full: PreTrainedModel, model: Any, call: str) -> None:
     """Each took the other's tokens for its own text."""
     with model.session(max_length=100) as session:
@@ -264,6 +264,7 @@ def test_two_threads_in_one_session_lose_no_text(full: PreTrainedModel, model: A
             "generate": lambda: session.generate(**prompt(6), **GREEDY),
             "generate_full": lambda: session.generate_full(prompt(6)["input_ids"], **GREEDY),
             "rewind": lambda: session.rewind(0),
+            "forward": lambda: model(prompt(6)["input_ids"], past_key_values=session.cache),
         }[call]
         meanwhile = Meanwhile(work)
         text = session.generate(**prompt(6), **GREEDY, streamer=meanwhile)
@@ -274,7 +275,7 @@ def test_two_threads_in_one_session_lose_no_text(full: PreTrainedModel, model: A
     assert longer.tolist() == full.generate(text, **GREEDY).tolist()
 
 
-@pytest.mark.parametrize("call", ["generate", "generate_full", "rewind"])
+@pytest.mark.parametrize("call", ["generate", "generate_full", "rewind", "forward"])
 def test_a_callback_of_a_sessions_call_cannot_change_its_text(full: PreTrainedModel, model: Any, call: str) -> None:
     """The running call would go on behind the other text."""
     with model.session(max_length=100) as session:
@@ -282,6 +283,7 @@ def test_a_callback_of_a_sessions_call_cannot_change_its_text(full: PreTrainedMo
             "generate": lambda: session.generate(**prompt(6), **GREEDY),
             "generate_full": lambda: session.generate_full(prompt(6)["input_ids"], **GREEDY),
             "rewind": lambda: session.rewind(0),
+            "forward": lambda: model(prompt(6)["input_ids"], past_key_values=session.cache),
         }[call]
         meanwhile = Meanwhile(work, here=True)
         text = session.generate(**prompt(6), **GREEDY, streamer=meanwhile)
