@@ -53,9 +53,9 @@ class Account:
 def account_for(talker: Talker, reply: Reply, before: StepCounts) -> Account:
     """Look at the peers once more and collect what is known of a reply. Raises SwarmError.
 
-    After an interrupt that look is a short one, and what is known from an earlier one has to do.
+    After an interrupt or a failure that look is a short one, and what is known from an earlier one has to do.
     """
-    if reply.interrupted:
+    if not reply.whole:
         with suppress(SwarmError):
             talker.swarm.run(talker.swarm.view.refresh(), talker.swarm.timing.haste_seconds)
     else:

@@ -150,7 +150,7 @@ def _generate(
 
             def end(reply: Reply) -> None:
                 turning.stop()
-                if begun or not reply.interrupted:
+                if begun or reply.whole:
                     write_piece("\n")
                 talk.warn_of_doubt(reply, tell)
                 told = account.account_for(talker, reply, before) if report or as_json else None
@@ -161,11 +161,10 @@ def _generate(
 
             turning.say("waiting for the first token")
             try:
-                reply = talk.generate(talker, prompt, wish, write_piece)
-            except talk.Interrupted as stopped:
+                end(talk.generate(talker, prompt, wish, write_piece))
+            except (talk.Interrupted, talk.BrokenOff) as stopped:
                 end(stopped.reply)
-                raise
-            end(reply)
+                raise stopped.reason from None
 
 
 @app.command()

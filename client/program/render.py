@@ -304,7 +304,7 @@ def describe_account(account: Account) -> str:
     """Describe the speed, the chain and the repairs of a reply."""
     reply, chain = account.reply, account.chain
     lines = [
-        f"{'interrupted: ' if reply.interrupted else ''}"
+        f"{'' if reply.whole else 'interrupted: ' if reply.interrupted else 'failed: '}"
         f"{len(reply.token_ids)} tokens in {reply.seconds:.1f} s: {reply.tokens_per_second:.1f} tokens/s, "
         f"first after {reply.first_token_seconds:.2f} s ({reply.prompt_tokens} prompt tokens)"
     ]
@@ -357,6 +357,7 @@ def account_as_json(account: Account) -> dict[str, object]:
         "prompt_tokens": reply.prompt_tokens,
         "new_tokens": len(reply.token_ids),
         "interrupted": reply.interrupted,
+        "error": None if reply.error is None else str(reply.error),
         "seconds": reply.seconds,
         "first_token_seconds": reply.first_token_seconds,
         "tokens_per_second": reply.tokens_per_second,

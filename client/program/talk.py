@@ -51,6 +51,13 @@ class Reply:
     """The call that made it; None for a model that runs without a swarm."""
     interrupted: bool = False
     """Whether Ctrl-C ended it."""
+    error: SwarmError | None = None
+    """The failure that ended it before its end."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether it came to its end."""
+        return not self.interrupted and self.error is None
 
     @property
     def tokens_per_second(self) -> float:
@@ -66,6 +73,19 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, reply: Reply) -> None:
         super().__init__()
         self.reply = reply
+
+    @property
+    def reason(self) -> Interrupted:
+        return self
+
+
+class BrokenOff(Exception):
+    """A text failed after it had begun: `reply` is what was there by then, and `reason` is why."""
+
+    def __init__(self, reply: Reply, reason: SwarmError) -> None:
+        super().__init__(str(reason))
+        self.reply = reply
+        self.reason = reason
 
 
 @contextmanager
@@ -136,7 +156,10 @@ def foreign_failures(what: str, hint: str) -> Iterator[None]:
 
 
 def generate(talker: Talker, prompt: str, options: GenerateOptions, write: Callable[[str], object]) -> Reply:
-    """Continue `prompt`; `write` is called with the text piece by piece. Raises SwarmError, Interrupted."""
+    """Continue `prompt`; `write` is called with the text piece by piece.
+
+    Raises SwarmError for a text that did not begin, BrokenOff for one that did, and Interrupted.
+    """
     with foreign_failures("the model's tokenizer cannot read the prompt", "Try another prompt, or check its files."):
         inputs = talker.tokenizer(prompt, return_tensors="pt")
     ids = inputs["input_ids"]
@@ -159,17 +182,18 @@ def _reply(
     stream = TextStream(talker.tokenizer, write, time.perf_counter)
     started, earlier = time.perf_counter(), last_generation(talker.model)
 
-    def reply(interrupted: bool = False) -> Reply:
+    def reply(interrupted: bool = False, error: SwarmError | None = None) -> Reply:
         finished, generation = time.perf_counter(), last_generation(talker.model)
         first_at = stream.first_at if options.num_beams == 1 else None
         return Reply(
-            text=stream.decoded() if interrupted else stream.text,
+            text=stream.decoded() if interrupted or error else stream.text,
             token_ids=tuple(stream.token_ids),
             prompt_tokens=ids.shape[1],
             first_token_seconds=(finished if first_at is None else first_at) - started,
             seconds=finished - started,
             generation=generation if generation is not earlier else None,
             interrupted=interrupted,
+            error=error,
         )
 
     try:
@@ -187,6 +211,11 @@ def _reply(
         with suppress(KeyboardInterrupt):  # a second one changes nothing: there is little left to write
             stream.end()
         raise Interrupted(reply(interrupted=True)) from None
+    except SwarmError as error:
+        if not stream.token_ids:
+            raise
+        stream.end()
+        raise BrokenOff(reply(error=error), error) from error
     return reply()
 
 
@@ -328,6 +357,9 @@ def _take_turn(
     except Interrupted as stopped:
         reply = stopped.reply
         tell("(stopped)")
+    except BrokenOff as broken:
+        reply = broken.reply
+        tell(f"{broken.reason}\n  {broken.reason.hint}")
     except SwarmError as error:
         tell(f"{error}\n  {error.hint}")
     write("\n")

@@ -84,7 +84,7 @@ class TripCosts:
     rows_seconds: float = 0.0
     announced_row_seconds: float = 0.0
     recent_network_seconds: tuple[float, ...] = ()
-    """Of the last few trips, the oldest first."""
+    """The network times of the last few trips, the oldest first."""
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
     crowded: bool = False
