@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,20 +11,26 @@ from transformers.generation.streamers import BaseStreamer
 NEW_TOKENS = 40
 
 
-class AtToken(BaseStreamer):
-    """Does something, once, when the `number`-th new token comes; the text waits for it."""
+class AtTokens(BaseStreamer):
+    """Does something, once, when the new token of a number comes; the text waits for it."""
 
-    def __init__(self, number: int, action: Callable[[], object]) -> None:
-        self._left = number + 1
-        self._action = action
+    def __init__(self, actions: Mapping[int, Callable[[], object]]) -> None:
+        self._actions = dict(actions)
+        self._count = -1  # the prompt comes first
 
     def put(self, value: torch.Tensor) -> None:
-        self._left -= 1
-        if self._left == 0:
-            self._action()
+        self._count += 1
+        self._actions.pop(self._count, lambda: None)()
 
     def end(self) -> None:
-        assert self._left <= 0
+        assert not self._actions
+
+
+class AtToken(AtTokens):
+    """Does one thing."""
+
+    def __init__(self, number: int, action: Callable[[], object]) -> None:
+        super().__init__({number: action})
 
 
 def prompt_of(tokens: int) -> torch.Tensor:
