@@ -24,7 +24,7 @@ from blockswarm.proto.network.address import PeerAddress
 
 READY_SECONDS = 120.0
 """Starting takes a few seconds; on a machine that others use as well it may take many times that."""
-STOP_SECONDS = 30.0
+STOP_SECONDS = 120.0
 
 _PROGRAMS = {
     "swarm-peer": "blockswarm.peer.cli",

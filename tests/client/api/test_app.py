@@ -16,6 +16,7 @@ import torch
 from blockswarm.client.api.access.keys import add_key
 from support.endpoint import NAME, RunningEndpoint, running_endpoint
 from support.swarm_thread import SwarmThread, swarm_thread
+from support.waiting import until
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MODEL = Path(__file__).parents[3] / "scripts" / "demo_model"
@@ -172,11 +173,12 @@ def test_metrics_count_requests_tokens_and_times(running: RunningEndpoint) -> No
 
     before = tokens()
     assert running.complete(prompt=PROMPT, max_tokens=3)[0] == 200
+    until(lambda: tokens() != before)
     assert tokens() == before + 3
     scraped = running.get("/metrics")
     for name in ("gen_ai_server_time_to_first_token_seconds", "gen_ai_server_time_per_output_token_seconds"):
         assert f'{name}_count{{gen_ai_operation_name="text_completion",gen_ai_request_model="{NAME}"}}' in scraped
-    assert "blockswarm_endpoint_running 0.0" in scraped
+    until(lambda: "blockswarm_endpoint_running 0.0" in running.get("/metrics"))
 
 
 @pytest.mark.long

@@ -88,6 +88,7 @@ def test_clients_that_take_nothing_are_dropped_and_others_are_served(served: Ser
 
 
 def test_streams_are_bounded(served: ServedSite) -> None:
+    served.wait_no_streams()
     with ExitStack() as stack:
         streams = [stack.enter_context(connected(served, "/api/v1/stream")) for _ in range(MOST_STREAMS)]
         for stream in streams:
