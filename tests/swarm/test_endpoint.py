@@ -312,9 +312,12 @@ def test_many_streams_share_the_threads_and_never_keep_the_loop(
 @pytest.mark.long
 def test_an_interrupt_ends_the_program_at_once_and_tells_its_clients(serving: SwarmThread) -> None:
     line = command("swarm-client", "serve", MODEL, *serving.initial, "--port", 0, "--name", NAME)
-    with subprocess.Popen(
-        line, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True
-    ) as process:
+    with (
+        ended_early(serving, 900),
+        subprocess.Popen(
+            line, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True
+        ) as process,
+    ):
         try:
             assert process.stdout is not None
             address = process.stdout.readline().split()[-1]
@@ -331,8 +334,7 @@ def test_an_interrupt_ends_the_program_at_once_and_tells_its_clients(serving: Sw
             kill_group(process)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert seconds < 5
-    serving.wait_idle()
+    assert seconds < 30, "shorter than the other time-outs of an endpoint"
 
 
 # --- over the wire of a strict server ---

@@ -308,7 +308,7 @@ def test_a_peer_dies_after_a_session_began_with_what_it_held(
             await swarm.peers[victim].kill()
 
         def kill() -> None:
-            asyncio.run_coroutine_threadsafe(replace(), loop).result(10)
+            asyncio.run_coroutine_threadsafe(replace(), loop).result(60)
 
         def on_event(event: SessionEvent) -> None:
             events.append(event)
