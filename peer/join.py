@@ -29,6 +29,7 @@ from ..proto.errors import (
     SwarmError,
     WrongKey,
     WrongSwarm,
+    one_line,
 )
 from ..proto.files import keep_text
 from ..proto.network.address import HostPort, PeerAddress
@@ -275,14 +276,14 @@ async def _initial_maddrs(config: PeerConfig, dialer: Dialer, digest: str, priva
     others = [reply for reply in replies if reply.model_digest and reply.model_digest != digest]
     if len(others) == len(replies):
         raise ModelMismatch(
-            f"the initial peers serve {others[0].model_name} ({others[0].model_digest[:12]}), not this model"
-            f" ({digest[:12]})"
+            f"the initial peers serve {one_line(others[0].model_name)[:80]} ({one_line(others[0].model_digest)[:12]}),"
+            f" not this model ({digest[:12]})"
         )
     told = [maddr for reply in replies for maddr in _bounded(reply.dht_addresses, MAX_MADDRS_OF_A_PEER)]
     maddrs = await _dialled(dialer, told)
     if told and not maddrs:
         raise PeerUnavailable(
-            f"the nodes of the initial peers' DHT are at addresses that are not dialled: {', '.join(told)}",
+            f"the nodes of the initial peers' DHT are at addresses that are not dialled: {one_line(', '.join(told))}",
             hint=AddressRefused.default_hint,
         )
     if not maddrs:  # without any, this peer would begin a swarm of its own

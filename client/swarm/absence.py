@@ -22,8 +22,8 @@ def raise_reason(met: Sequence[tuple[PingReply, float]], model_digest: str) -> N
     if met and len(others) == len(met):
         status = others[0]
         raise ModelMismatch(
-            f"the initial peers serve {printable(status.model_name) or 'another model'} ({status.model_digest[:12]}),"
-            f" not this model ({model_digest[:12]})"
+            f"the initial peers serve {printable(status.model_name) or 'another model'}"
+            f" ({printable(status.model_digest)[:12]}), not this model ({model_digest[:12]})"
         )
 
 

@@ -21,7 +21,7 @@ from blockswarm.peer.timing import PeerTiming
 from blockswarm.proto.directory.records import PeerRecord, sign_peer_record
 from blockswarm.proto.directory.signed import SignedRecord
 from blockswarm.proto.directory.swarm_key import SwarmKey
-from blockswarm.proto.errors import PeerUnavailable, WrongSwarm
+from blockswarm.proto.errors import ModelMismatch, PeerUnavailable, WrongSwarm
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.network.dialling import EVERY_RANGE, DialRule
@@ -103,7 +103,7 @@ def test_without_an_announced_host_the_dht_names_its_own(tmp_path: Path) -> None
 
 
 @asynccontextmanager
-async def pinged_peer(dht_addresses: Sequence[str]) -> AsyncIterator[PeerAddress]:
+async def pinged_peer(dht_addresses: Sequence[str], **said: Any) -> AsyncIterator[PeerAddress]:
     """A peer that answers pings and does nothing else."""
     identity = Identity.generate()
 
@@ -111,10 +111,11 @@ async def pinged_peer(dht_addresses: Sequence[str]) -> AsyncIterator[PeerAddress
         raise AssertionError("only pings are expected")
 
     async def ping(_request: PingRequest) -> PingReply:
-        return PingReply(
+        honest = PingReply(
             clock=time.time(), peer_id=identity.peer_id, protocol=PROTOCOL_VERSION, model_digest=DIGEST,
-            dht_addresses=dht_addresses,
+            dht_addresses=tuple(dht_addresses),
         )  # fmt: skip
+        return replace(honest, **said)
 
     server, port = await serve(identity, Handlers(nothing, nothing, nothing, ping), "127.0.0.1", 0)
     try:
@@ -246,6 +247,31 @@ def test_a_peer_that_nobody_can_dial_joins_the_dht_as_a_client(tmp_path: Path) -
                     assert record in first.kept_records("name")
                     assert not directory.kept_records("name")
         await dialer.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.swarm
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"model_digest": "\x1b]0;x\a" + "b" * 50, "model_name": "tiny"},
+        {"model_digest": "b" * 64, "model_name": "ti\x1b[2Jny\n\u202e"},
+        {"dht_addresses": ("/ip4/\x1b[2J\u202e/tcp/1",)},
+    ],
+)
+def test_an_initial_peer_that_is_of_no_use_writes_nothing_to_the_terminal(tmp_path: Path, said: dict[str, Any]) -> None:
+    """Its words are in the message that the program ends with."""
+
+    async def scenario() -> None:
+        async with pinged_peer(**{"dht_addresses": (), **said}) as address:
+            config = replace(a_config(tmp_path, ()), initial_peers=(address,))
+            dialer = Dialer(named=[address])
+            with pytest.raises((ModelMismatch, PeerUnavailable)) as caught:
+                async with joined(config, dialer, DIGEST, None):
+                    pass
+            await dialer.close()
+        assert str(caught.value).isprintable()
 
     asyncio.run(scenario())
 

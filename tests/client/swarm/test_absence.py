@@ -17,6 +17,9 @@ def status(digest: str, name: str = "") -> PingReply:
 def test_another_model_is_named_if_all_serve_another_one() -> None:
     with pytest.raises(ModelMismatch, match=r"serve tiny \(bbbbbbbbbbbb\), not this model \(aaaaaaaaaaaa\)"):
         raise_reason([(status(OTHER, "ti\x1bny"), 0.0), (status(OTHER), 0.0)], MINE)
+    with pytest.raises(ModelMismatch) as caught:
+        raise_reason([(status("\x1b[2J\u202e" + OTHER), 0.0)], MINE)
+    assert str(caught.value).isprintable(), "a digest, too, is what a peer says"
     raise_reason([(status(OTHER), 0.0), (status(MINE), 0.0)], MINE)
     raise_reason([(status(""), 0.0)], MINE)  # a private swarm says nothing
 
