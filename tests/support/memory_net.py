@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from blockswarm.proto.errors import PeerUnavailable, SwarmError
 from blockswarm.proto.network.address import PeerAddress
 from blockswarm.proto.network.transport import Handlers
 from blockswarm.proto.wire.frames import StepFrame
+from blockswarm.proto.wire.messages.calls import PingReply, PingRequest
 from blockswarm.proto.wire.messages.codec import Codec
 from blockswarm.proto.wire.messages.streams import CLIENT_FRAME, PEER_FRAME, PUSH_FRAME, PUSH_REPLY
 from blockswarm.routing.swarm import PeerId
@@ -39,6 +41,8 @@ class LinkFaults:
     """This many of the next steps arrive twice."""
     held_until: float = 0.0
     """Nothing arrives before that moment of the loop's clock: the network is away, and TCP keeps what is sent."""
+    alter: Callable[[Any], bytes] | None = None
+    """The bytes that arrive at the caller instead of a frame: the other end says what it likes."""
     cut: bool = False
     """No stream can be opened, those that are open break."""
 
@@ -46,9 +50,10 @@ class LinkFaults:
 class _Pipe:
     """One direction of a stream, in order."""
 
-    def __init__(self, faults: LinkFaults, codec: Codec[Any]) -> None:
+    def __init__(self, faults: LinkFaults, codec: Codec[Any], *, is_reply: bool) -> None:
         self._faults = faults
         self._codec = codec
+        self._is_reply = is_reply
         self._queue: asyncio.Queue[Any] = asyncio.Queue()
         self._on_the_way: deque[Any] = deque()
         self._last_at = 0.0
@@ -67,7 +72,8 @@ class _Pipe:
             copies = 2
         if self.deaf:
             return
-        data = None if frame is None else self._codec.encode(frame)
+        encode = self._faults.alter if self._faults.alter is not None and self._is_reply else self._codec.encode
+        data = None if frame is None else encode(frame)
         loop = asyncio.get_running_loop()
         self._last_at = max(self._last_at, loop.time() + self._faults.delay_seconds, self._faults.held_until)
         for _ in range(copies):
@@ -95,7 +101,8 @@ class MemoryCall:
     _broken: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self._up, self._down = (_Pipe(self.faults, codec) for codec in self.codecs)
+        up, down = self.codecs
+        self._up, self._down = _Pipe(self.faults, up, is_reply=False), _Pipe(self.faults, down, is_reply=True)
 
     async def write(self, frame: Any) -> None:
         if self.error is not None:
@@ -157,6 +164,7 @@ class _Context:
 class _Stub:
     session: Callable[[], MemoryCall]
     push: Callable[[], MemoryCall]
+    ping: Callable[[PingRequest, float], Awaitable[PingReply]]
 
 
 class MemoryNet:
@@ -215,7 +223,12 @@ class MemoryNet:
                 return _Stub(
                     session=lambda: net._call(source, address.peer, "session"),
                     push=lambda: net._call(source, address.peer, "push"),
+                    ping=lambda request, _seconds: net._ping(source, address.peer, request),
                 )
+
+            @asynccontextmanager
+            async def dialed_once(self, address: PeerAddress) -> AsyncIterator[_Stub]:
+                yield self.stub(address)
 
         return Dialer()
 
@@ -231,3 +244,9 @@ class MemoryNet:
         call.task = asyncio.ensure_future(handler(_Context(call), *where))
         call.task.add_done_callback(call.finish)
         return call
+
+    async def _ping(self, source: PeerId, peer: PeerId, request: PingRequest) -> PingReply:
+        if peer not in self._handlers or self.link(source, peer).cut:
+            raise PeerUnavailable(f"{peer}: connection refused")
+        await asyncio.sleep(self.link(source, peer).delay_seconds)
+        return await self._handlers[peer].ping(request)
