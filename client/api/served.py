@@ -6,9 +6,11 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+from ...proto.errors import UsageError
 from ..program.talk import Talker
+from .openai.requests import MAX_TOKEN_ID
 from .run.reasoning import ReasoningMarks, reasoning_marks
-from .run.sampling import SamplingDefaults
+from .run.sampling import MEND_HINT, SamplingDefaults
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,10 @@ class ServedModel:
 def served_model(
     name: str, talker: Talker, fingerprint: str, created: int, max_length: int | None, default_max_tokens: int
 ) -> ServedModel:
-    """Make a `ServedModel`; `max_length` lowers the model's own limit (None: does not)."""
+    """Make a `ServedModel`; `max_length` lowers the model's own limit (None: does not).
+
+    Raises UsageError for defaults in the model's files with which no request could be answered.
+    """
     model = talker.model
     config = model.config.get_text_config(decoder=True)
     known = (getattr(config, "max_position_embeddings", None), getattr(model, "position_limit", None), max_length)
@@ -71,6 +76,12 @@ LONGEST_TEXT = 1 << 20
 
 
 def end_tokens(model_ends: Any, tokenizer_end: int | None) -> tuple[int, ...]:
-    """Return the tokens that end an answer: those of the generation config, and the tokenizer's, which ends a turn."""
+    """Return the tokens that end an answer: those of the generation config, and the tokenizer's, which ends a turn.
+
+    Raises UsageError for something else than tokens.
+    """
     listed = model_ends if isinstance(model_ends, list) else [model_ends]
-    return tuple(sorted({int(token) for token in (*listed, tokenizer_end) if token is not None}))
+    tokens = [token for token in (*listed, tokenizer_end) if token is not None]
+    if not all(type(token) is int and abs(token) <= MAX_TOKEN_ID for token in tokens):
+        raise UsageError(f"the model's files say eos_token_id = {repr(model_ends)[:40]}", hint=MEND_HINT)
+    return tuple(sorted(set(tokens)))

@@ -25,9 +25,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from ....proto.errors import UsageError
 from ...model.generation import ONE_PLAIN_TEXT
-from ..openai.requests import Sampling
+from ..openai.requests import MAX_TOKEN_ID, Sampling
 
+MEND_HINT = "Mend the file, or remove it: it holds only defaults."
 LEAST_TEMPERATURE = 1e-5
 """Below this the likeliest token is taken."""
 
@@ -44,18 +46,31 @@ class SamplingDefaults:
 
     @classmethod
     def of(cls, generation_config: Any) -> SamplingDefaults:
-        """Read transformers' GenerationConfig; its sampling settings count only if it has `do_sample`."""
-        penalty = generation_config.repetition_penalty
+        """Read transformers' GenerationConfig; its sampling settings count only if it has `do_sample`.
+
+        Raises UsageError for values with which no request could be answered: they come from a model's file.
+        """
+        penalty = _number_in(generation_config, "repetition_penalty", 1e-6, 1e6)
         if not generation_config.do_sample:
             return cls(repetition_penalty=penalty)
-        temperature = generation_config.temperature
+        temperature = _number_in(generation_config, "temperature", 0, 1e6)
+        top_k = _number_in(generation_config, "top_k", -1, MAX_TOKEN_ID)
         return cls(
             temperature=1.0 if temperature is None else temperature,
-            top_p=generation_config.top_p,
-            top_k=generation_config.top_k,
-            min_p=generation_config.min_p,
+            top_p=_number_in(generation_config, "top_p", 0, 1),
+            top_k=int(top_k) if top_k is not None and top_k >= 1 else None,
+            min_p=_number_in(generation_config, "min_p", 0, 1),
             repetition_penalty=penalty,
         )
+
+
+def _number_in(generation_config: Any, name: str, least: float, most: float) -> float | None:
+    value: Any = getattr(generation_config, name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise UsageError(f"generation_config.json says {name} = {repr(value)[:40]}", hint=MEND_HINT)
+    return float(value)
 
 
 class RecordedScores(LogitsProcessor):

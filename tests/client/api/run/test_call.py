@@ -18,7 +18,7 @@ from blockswarm.client.api.run.reasoning import ReasoningMarks
 from blockswarm.client.api.served import ServedModel, end_tokens, served_model
 from blockswarm.client.model.generation import Cancellation
 from blockswarm.client.program.talk import Talker
-from blockswarm.proto.errors import PeerUnavailable, SessionLost
+from blockswarm.proto.errors import PeerUnavailable, SessionLost, UsageError
 from support.local_chain import LocalChain, connected_model
 from support.prompts import full_model
 from support.tokenizers import byte_tokenizer
@@ -232,3 +232,6 @@ def test_answers_end_with_the_models_tokens_and_the_tokenizers() -> None:
     assert end_tokens([5, 3], 7) == (3, 5, 7)
     assert end_tokens(5, 5) == (5,)
     assert end_tokens(None, None) == ()
+    for ends in ("abc", [[1]], float("inf"), {"a": 1}, [True], [2**40], [None, "x"]):
+        with pytest.raises(UsageError, match="eos_token_id"):
+            end_tokens(ends, 7)

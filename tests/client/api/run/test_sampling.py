@@ -8,6 +8,7 @@ import pytest
 import torch
 from blockswarm.client.api.openai.requests import Sampling
 from blockswarm.client.api.run.sampling import RecordedScores, SamplingDefaults, fixed_settings, processors
+from blockswarm.proto.errors import UsageError
 from transformers import GenerationConfig, LogitsProcessorList
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, -1.0, -3.0]])
@@ -86,6 +87,32 @@ def test_a_model_that_is_meant_to_draw_brings_its_own_settings() -> None:
     assert greedy == SamplingDefaults(repetition_penalty=1.1)
     ids = torch.tensor([[4, 4, 0]])
     assert torch.allclose(chosen(Sampling(temperature=0), ids, greedy)[0, 0], LOGITS[0, 0] / 1.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    {
+        "temperature": ["hot", float("nan"), float("inf"), -1, True, [1.0]],
+        "top_p": ["x", 1.5, -0.1, float("nan")],
+        "top_k": ["x", -2, 10**30, {}],
+        "min_p": ["x", 2.0],
+        "repetition_penalty": ["x", 0.0, -1.0, float("nan"), float("inf")],
+    }.items(),
+)
+def test_settings_of_a_model_with_which_no_request_could_be_answered(name: str, values: list[Any]) -> None:
+    """The operator is told when the endpoint starts; every request would fail, with a traceback in the log."""
+    for value in values:
+        config = GenerationConfig(do_sample=True)
+        setattr(config, name, value)
+        with pytest.raises(UsageError, match=name):
+            SamplingDefaults.of(config)
+
+
+def test_settings_that_limit_nothing() -> None:
+    config = GenerationConfig(do_sample=True, top_k=-1, top_p=1, temperature=2, repetition_penalty=2)
+    defaults = SamplingDefaults.of(config)
+    assert defaults.top_k is None
+    assert torch.isfinite(chosen(Sampling(), defaults=defaults)).any(), "a penalty of 2 is one of 2.0"
 
 
 def test_what_is_told_are_the_models_own_probabilities() -> None:
