@@ -28,6 +28,8 @@ from .exit_status import ExitStatus
 
 FLAG, PRINT_FLAG, VERSION_FLAG = "--config", "--print-config", "--version"
 MAX_FILE_BYTES = 1 << 20
+MAX_INTEGER = (1 << 63) - 1
+"""The largest integer of TOML, by size."""
 POSITIONAL = "model"
 """The setting that is no option on the command line: it has no name there."""
 
@@ -102,11 +104,21 @@ def read_settings(path: Path) -> Mapping[str, Any]:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
             raise UsageError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB: it is no file of settings", hint=_HINT)
-        return tomllib.loads(content.decode())
+        settings = tomllib.loads(content.decode())
+        if _has_large_integer(settings):
+            raise ValueError("an integer has at most 64 bits")
+        return settings
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}", hint=_HINT) from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a plain ValueError: an integer of thousands of digits
         raise UsageError(f"{path} is not TOML: {error}", hint=_HINT) from None
+
+
+def _has_large_integer(value: object) -> bool:
+    """Python reads integers of any size, and then cannot write all of them."""
+    if isinstance(value, dict | list):
+        return any(map(_has_large_integer, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int) and abs(value) > MAX_INTEGER
 
 
 def as_options(settings: Mapping[str, Any], positional: str | None = POSITIONAL) -> list[str]:
