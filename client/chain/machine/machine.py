@@ -191,16 +191,18 @@ class ChainMachine(Watching):
                 self._deadline = self._now + self._allowed_seconds()
 
     def _note_pace(self, progress: Progress, index: int, step: WireStep) -> None:
+        hops, tokens = dict(self.layout), step.plan.tokens
+        # The last peer may name any others, and as many new ones in every answer as a frame holds.
+        timings = [timing for timing in step.timings if timing.peer in hops]
         offset_seconds = self._facts.clock_offset_seconds
-        answered = AnsweredStep(progress.sent_at[index], self._now, step.timings, offset_seconds)
+        answered = AnsweredStep(progress.sent_at[index], self._now, timings, offset_seconds)
         if len(progress.operation.steps) > 1:
             self._pace.pass_over(answered)
             return
-        hops, tokens = dict(self.layout), step.plan.tokens
         self._pace.note(
             answered,
             self._facts.predict_seconds(self.layout, tokens),
-            lambda peer: self._facts.predict_seconds([(peer, hops[peer])], tokens) if peer in hops else math.inf,
+            lambda peer: self._facts.predict_seconds([(peer, hops[peer])], tokens),
         )
 
     # --- resting and running ---

@@ -167,3 +167,20 @@ def test_a_peer_hides_no_lost_time_by_what_it_says_of_its_waits(together: int, f
         told_by_c(far, every),
     ):
         assert steps_lost(together, say) <= honest + together + 1
+
+
+def test_a_hop_that_is_slow_now_and_then_is_found_among_peers_that_are_not_of_the_chain() -> None:
+    """The last peer says how long all others took, and names new ones in every answer."""
+    names = itertools.count()
+
+    def say(_seq: int, timings: Timings) -> Timings:
+        strangers = (HopTiming(PeerId(f"stranger {next(names)}"), 0.0, 0.0, 1e12) for _ in range(100))
+        return (*timings, *strangers)
+
+    pipeline = Pipeline(1, say)
+    for turn in range(10 * TIMING.slow_steps):
+        pipeline.seconds["b"] = TIMING.slow_loss_seconds / 4 if turn % 2 else COMPUTE
+        if actions := pipeline.until_a_choice(1):
+            assert last(actions, ev.Choose).excluded == {"b"}
+            return
+    pytest.fail("the chain stayed slow")
