@@ -62,9 +62,9 @@ def test_the_page_says_when_a_peer_is_gone(serving: SwarmThread, tmp_path: Path)
         for text in texts:
             assert "127.0.0.1" not in text
         page.wait("/api/v1/status", lambda found: found["models"][0]["probe"]["code"])
-        events = page.wait("/api/v1/events", lambda found: "probe-failed" in {each["event"]["kind"] for each in found})
-        kinds = {each["event"]["kind"] for each in events}
-        assert kinds == {"incomplete", "silent", "probe-failed"}
+        kinds = {"incomplete", "silent", "probe-failed"}  # written by two tasks, in either order
+        events = page.wait("/api/v1/events", lambda found: kinds <= {each["event"]["kind"] for each in found})
+        assert {each["event"]["kind"] for each in events} == kinds
     with running_dashboard(config) as page:
         page.wait("/api/v1/status", lambda found: found["models"])
         past = page.json(f"/api/v1/history?model={card['id']}")
