@@ -199,6 +199,7 @@ def interrupted(process: subprocess.Popen[str]) -> tuple[str, str]:
 @pytest.mark.swarm
 def test_an_interrupt_ends_the_program_and_its_sessions(serving: SwarmThread, folder: Path) -> None:
     """In a process of its own: the peers must notice, too. The line ends, as that of a whole text does."""
+    serving.wait_idle()  # it waits for no room of earlier tests, and says nothing of that
     with generating(folder, *serving.initial, "-p", PROMPT, "-n", 400) as process:
         assert process.stdout is not None
         assert process.stdout.read(1)
