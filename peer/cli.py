@@ -244,7 +244,7 @@ def _run_command() -> None:
         plan_app(sys.argv[2:], prog_name="swarm-peer plan")
     if sys.argv[1:2] == ["doctor"]:
         doctor_app(sys.argv[2:], prog_name="swarm-peer doctor")
-    app(arguments_or_exit("swarm-peer", sys.argv[1:]), prog_name="swarm-peer", obj=leave_process)
+    app(arguments_or_exit("swarm-peer", app, sys.argv[1:]), prog_name="swarm-peer", obj=leave_process)
 
 
 if __name__ == "__main__":

@@ -55,8 +55,10 @@ class EndpointConfig:
         check_between("--max-running", self.max_running, 1, 1024)
         check_between("--max-queue", self.max_queue, 0, 1 << 20)
         names = [model.name for model in self.models]
-        if len(set(names)) < len(names):
-            raise UsageError("two models have the same name", hint="Give each model a name of its own.")
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            hint = "Give each model a name of its own: name = in its [[models]]."
+            raise UsageError(f"two models have the same name, {twice}", hint=hint)
 
     @property
     def public(self) -> bool:

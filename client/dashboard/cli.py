@@ -135,7 +135,7 @@ def _ready(address: str) -> None:
 def main() -> None:
     """The console script."""
     lighten_imports()
-    arguments = arguments_or_exit("swarm-dashboard", sys.argv[1:], positional=None)
+    arguments = arguments_or_exit("swarm-dashboard", app, sys.argv[1:], positional=None)
     run_program("swarm-dashboard", lambda: app(arguments, prog_name="swarm-dashboard"))
 
 

@@ -45,6 +45,7 @@ from .arguments import (
 )
 from .edge import allowed_peers, given_prompt, reported_errors, run, survey, swarm_options, tell, write
 from .serve import new_api_key, serve
+from .served_models import TABLES
 
 if TYPE_CHECKING:
     from .options import GenerateOptions, SwarmOptions
@@ -391,7 +392,7 @@ def new_key(file: Annotated[Path, typer.Argument(help="The file to write; it mus
 def main() -> None:
     """The console script."""
     lighten_imports()
-    arguments = arguments_or_exit("swarm-client", sys.argv[1:], words=1)
+    arguments = arguments_or_exit("swarm-client", app, sys.argv[1:], words=1, tables=(TABLES,))
     run_program("swarm-client", lambda: app(arguments, prog_name="swarm-client"))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...proto.service_manager import READY, tell_service_manager
-from ...proto.settings import ConfigFile, PrintConfig, as_file, read_settings, settings_of
+from ...proto.settings import ConfigFile, PrintConfig, as_file, placed, read_settings, settings_of
 from .arguments import (
     AllowPeer,
     Draft,
@@ -29,7 +29,7 @@ from .arguments import (
     WireFormat,
 )
 from .edge import check_installed, reported_errors
-from .served_models import entry_of, models_of
+from .served_models import entries_of, models_of
 
 if TYPE_CHECKING:
     from ..api.config import EndpointConfig
@@ -93,14 +93,16 @@ def serve(
     Every option is also read from the environment: --port from SWARM_CLIENT_SERVE_PORT.
     """
     with reported_errors(verbose):
-        tables = [] if config_file is None else models_of(read_settings(config_file.expanduser()))
+        file = None if config_file is None else config_file.expanduser()
+        with placed(file):
+            tables = [] if file is None else models_of(read_settings(file))
         if print_config:
             print("\n[[models]]\n".join(map(as_file, [settings_of(context), *tables])), end="")
             return
         check_installed("the endpoint", EXTRA, "serve")
         from ..api.config import EndpointConfig
 
-        entries = tuple(entry_of({**context.params, **own}) for own in tables or [{}])
+        entries = entries_of(context.params, tables, file)
         _serve(EndpointConfig(entries, host, port, max_running, max_queue, keys, tuple(allow_origin or ())))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...proto.errors import UsageError
-from ...proto.settings import is_list_of_tables
+from ...proto.settings import is_list_of_tables, placed, shown
 from ..model.guess.policy import AUTO, OFF, checked_setting
 from .edge import allowed_peers, swarm_options
 
@@ -21,6 +21,12 @@ PER_MODEL: Mapping[str, type | tuple[type, ...]] = {
     "guess": (str, int), "draft": str,
 }  # fmt: skip
 """Options that can be set per model, and the types of their values."""
+TABLES = "models"
+"""The setting that this module reads."""
+_HOW_TO_WRITE: Mapping[object, str] = {
+    bool: "true or false", int: "a whole number", (int, float): "a number", str: "a text in quotes",
+    list: "a list of texts in quotes", PER_MODEL["guess"]: f'"{AUTO}", "{OFF}", or the most tokens to guess',
+}  # fmt: skip
 
 
 def models_of(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -29,11 +35,23 @@ def models_of(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     Values must have the option's type; unlike on a command line, they are not all text. A model that guesses nothing
     takes no draft model from the options of all models.
     """
-    tables = settings.get("models", [])
+    tables = settings.get(TABLES, [])
     if not is_list_of_tables(tables) and tables != []:
-        raise UsageError("models has to be a list of tables", hint="Write [[models]] before each model's options.")
-    found = [{_known(key): _typed(key, value) for key, value in table.items()} for table in tables]
-    return [{"draft": None} | table if checked_setting(table.get("guess", AUTO)) == OFF else table for table in found]
+        raise UsageError(f"{TABLES} has to be a list of tables", hint="Write [[models]] before each model's options.")
+    return [_options(table, number) for number, table in enumerate(tables, start=1)]
+
+
+def _options(table: Mapping[str, Any], number: int) -> dict[str, Any]:
+    with placed(where(number, table)):
+        options = {_known(key): _typed(key, value) for key, value in table.items()}
+        guesses = checked_setting(options.get("guess", AUTO)) != OFF
+    return options if guesses else {"draft": None} | options
+
+
+def where(number: int, table: Mapping[str, Any]) -> str:
+    """The place of a model in the file, by which a mistake is found."""
+    name = table.get("name") or table.get("model")
+    return f"[[models]] {number}" + (f" ({name})" if isinstance(name, str) and len(name) <= 256 else "")
 
 
 def _known(key: str) -> str:
@@ -48,8 +66,24 @@ def _typed(key: str, value: Any) -> Any:
     name = _known(key)
     fits = isinstance(value, PER_MODEL[name]) and isinstance(value, bool) == (PER_MODEL[name] is bool)
     if not fits or (isinstance(value, list) and not all(isinstance(element, str) for element in value)):
-        raise UsageError(f"{key} of a model cannot be {value!r}", hint="Write the value as --print-config does.")
+        raise UsageError(f"{key} cannot be {shown(value)}", hint=f"Write {_HOW_TO_WRITE[PER_MODEL[name]]}.")
     return Path(value) if name in ("swarm_key", "identity") else value
+
+
+def entries_of(
+    chosen: Mapping[str, Any], tables: Sequence[Mapping[str, Any]], file: Path | None
+) -> tuple[ModelConfig, ...]:
+    """Return the models of the file's tables, each with the options of all models; one model without tables.
+
+    Raises UsageError, which names the table.
+    """
+    if not tables:
+        return (entry_of(chosen),)
+    entries = []
+    for number, own in enumerate(tables, start=1):
+        with placed(file), placed(where(number, own)):
+            entries.append(entry_of({**chosen, **own}))
+    return tuple(entries)
 
 
 def entry_of(chosen: Mapping[str, Any]) -> ModelConfig:

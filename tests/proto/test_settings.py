@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+import typer
 from blockswarm.proto.errors import UsageError
-from blockswarm.proto.settings import MAX_FILE_BYTES, as_file, as_options, with_settings
+from blockswarm.proto.settings import (
+    MAX_FILE_BYTES,
+    ConfigFile,
+    PrintConfig,
+    Version,
+    arguments_or_exit,
+    as_file,
+    as_options,
+    with_settings,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,7 +65,8 @@ def test_lists_are_options_that_are_given_several_times() -> None:
     ("content", "message"),
     [
         (b"port = ", "is not TOML"),
-        (b"\xff\xfe", "is not TOML"),
+        (b"\xff\xfe", "is not TOML: line 1 is not UTF-8"),
+        (b"port = 1\n# caf\xe9\n", "is not TOML: line 2 is not UTF-8"),
         (b"x = " + b"[" * 5000, "is not TOML"),
         (b"#" * (MAX_FILE_BYTES + 1), "is larger than 1 MiB"),
         (b"port = " + b"9" * 5000, "is not TOML"),
@@ -89,6 +100,90 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, what: str) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(UsageError, match="cannot be read"):
         with_settings(["--config", str(tmp_path / what)])
+
+
+program = typer.Typer(add_completion=False)
+
+
+@program.command()
+def serve(
+    model: str | None = None,
+    initial_peers: Annotated[list[str] | None, typer.Option("--initial-peers", help="A peer.")] = None,
+    port: int = 8000,
+    patience: float = 30.0,
+    keys: Path | None = None,
+    guess: Annotated[str, typer.Option(help="auto, off, or a number.")] = "auto",
+    lan: Annotated[bool, typer.Option("--lan")] = False,
+    config: ConfigFile = None,
+    print_config: PrintConfig = False,
+    version: Version = False,
+) -> None:
+    """A program with an option of each kind."""
+
+
+@program.command()
+def other(port: int = 1) -> None:
+    """Another command, which takes no file."""
+
+
+def put_by(file: Path, name: str = "serve") -> list[str]:
+    words = [name, "--config", str(file)]
+    return arguments_or_exit("some", program, words, words=1, positional=None, tables=("models",))
+
+
+@pytest.mark.parametrize(
+    ("line", "told", "hint"),
+    [
+        ("guess = true", "guess cannot be true", 'such as guess = "auto". auto, off, or a number.'),
+        ("guess = false", "guess cannot be false", "a text in quotes"),
+        ("port = true", "port cannot be true", "a whole number, such as port = 8000."),
+        ("port = 8000.5", "port cannot be 8000.5", "a whole number"),
+        ('port = "abc"', 'port cannot be "abc"', "a whole number"),
+        ("port = nan", "port cannot be nan", "a whole number"),
+        ("port = [1, 2]", "port cannot be [1, 2]", "a whole number"),
+        ("port = []", "port cannot be []", "a whole number"),
+        ("port = 2020-01-01", "port cannot be 2020-01-01", "a whole number"),
+        ("[port]\nx = 1", "port cannot be a table", "a whole number"),
+        ("[[port]]\nx = 1", "port cannot be a list of tables", "a whole number"),
+        ('patience = "soon"', 'patience cannot be "soon"', "a number, such as patience = 30.0"),
+        ('lan = "yes"', 'lan cannot be "yes"', "true or false"),
+        ("lan = 1", "lan cannot be 1", "true or false"),
+        ("keys = [true]", "keys cannot be [true]", "a text in quotes."),
+        ("initial-peers = [[1]]", "initial-peers cannot be [[1]]", "a list of texts in quotes. A peer."),
+        ("initial_peers = true", "initial-peers cannot be true", "a list of texts in quotes. A peer."),
+        ('keys = "' + "a" * 500 + '"\nlan = "' + "b" * 500 + '"', 'lan cannot be "' + "b" * 59 + "...", "true or"),
+        ("prot = 3", "there is no setting 'prot'", "Did you mean port?"),
+        ("Port = 3", "there is no setting 'Port'", "Did you mean port?"),
+        ("xyzzy = 3", "there is no setting 'xyzzy'", "There are model, initial-peers, port, patience, keys, guess, lan."),
+        ("initial-peers = []\ninitial_peers = []", "initial-peers is set twice", "Leave one of them out."),
+        ("help = true", "'help' cannot be a setting", "Write TOML"),
+        ("print_config = true", "'print_config' cannot be a setting", "Write TOML"),
+        ("version = true", "'version' cannot be a setting", "Write TOML"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_no_option_has_is_one_line_with_its_place(
+    file: Path, capsys: pytest.CaptureFixture[str], line: str, told: str, hint: str
+) -> None:
+    file.write_text(line)
+    with pytest.raises(SystemExit) as ended:
+        put_by(file)
+    assert ended.value.code == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"some: {file}: {told}")
+    assert hint in second
+
+
+def test_values_are_taken_as_they_were_from_the_environment_too(file: Path) -> None:
+    """Numbers may be in quotes, texts without; a mark of UTF-8, tables of the program and an empty list are no fault."""
+    text = 'port = "80"\npatience = 2\nguess = 4\nlan = true\nkeys = "k"\ninitial_peers = []\n[[models]]\nguess = 1\n'
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    put = ["--port=80", "--patience=2", "--guess=4", "--lan", "--keys=k"]
+    assert put_by(file) == ["serve", *put, "--config", str(file)]
+
+
+def test_a_command_that_takes_no_file_says_so_itself(file: Path) -> None:
+    for name in ("other", "none"):
+        assert put_by(file, name) == [name, "--config", str(file)]
 
 
 VALUES = st.one_of(

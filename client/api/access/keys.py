@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ....proto.errors import UsageError
+from ....proto.settings import placed, shown
 from ..openai.errors import ApiError
 from .allowance import Allowance
 
@@ -64,21 +65,25 @@ def read_keys(file: Path) -> tuple[KeyEntry, ...]:
         if file.stat().st_size > MAX_FILE_BYTES:
             raise UsageError(f"{file} is larger than {MAX_FILE_BYTES} bytes")
         listed = tomllib.loads(file.read_text(encoding="utf-8")).get("keys", [])
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"the keys in {file} cannot be read: {error}") from None
-    entries = tuple(_entry(file, fields) for fields in (listed if isinstance(listed, list) else [listed]))
+    except OSError as error:
+        hint = "Make a key, and the file, with: swarm-client new-api-key FILE NAME"
+        raise UsageError(f"the keys in {file} cannot be read: {error.strerror or error}", hint=hint) from None
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
+        raise UsageError(f"the keys in {file} cannot be read: {error}", hint="Write TOML in UTF-8.") from None
+    with placed(file):
+        entries = tuple(_entry(fields) for fields in (listed if isinstance(listed, list) else [listed]))
     if len({entry.name for entry in entries}) < len(entries):
         raise UsageError(f"{file} has two keys of the same name")
     return entries
 
 
-def _entry(file: Path, fields: object) -> KeyEntry:
+def _entry(fields: object) -> KeyEntry:
     kinds = {"name": str, "sha256": str, "requests_per_minute": int, "tokens_per_day": int}
     if not isinstance(fields, dict) or not fields.keys() <= kinds.keys() or not fields.keys() >= {"name", "sha256"}:
-        raise UsageError(f"{file}: a key has name, sha256, and maybe {' and '.join([*kinds][2:])}, and nothing else")
+        raise UsageError(f"a key has name, sha256, and maybe {' and '.join([*kinds][2:])}, and nothing else")
     for name, value in fields.items():
         if not isinstance(value, kinds[name]) or isinstance(value, bool):
-            raise UsageError(f"{file}: {name} of a key is of another type")
+            raise UsageError(f"{name} of a key cannot be {shown(value)}")
     return KeyEntry(**fields)
 
 

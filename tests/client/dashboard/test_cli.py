@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from blockswarm.client.dashboard.cli import app
 from blockswarm.proto.identity import Identity
-from blockswarm.proto.settings import with_settings
+from blockswarm.proto.settings import arguments_or_exit
 from support.processes import command, environment, kill_group, run_program
 from typer.testing import CliRunner
 
@@ -37,7 +37,8 @@ def test_what_it_prints_as_its_file_is_read_as_the_same_options(tmp_path: Path) 
     printed = CliRunner().invoke(app, ["--initial-peers", NOBODY, "--model", "a", "--model", "b", "--print-config"])
     assert printed.exit_code == 0
     (tmp_path / "c.toml").write_text(printed.stdout)
-    read = with_settings(["--config", str(tmp_path / "c.toml"), "--print-config"], positional=None)
+    put = ["--config", str(tmp_path / "c.toml"), "--print-config"]
+    read = arguments_or_exit("swarm-dashboard", app, put, positional=None)
     assert CliRunner().invoke(app, read).stdout == printed.stdout
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from blockswarm.client.program.cli import app
-from blockswarm.client.program.served_models import entry_of, models_of
+from blockswarm.client.program.served_models import TABLES, entries_of, entry_of, models_of
 from blockswarm.proto.errors import UsageError
 from blockswarm.proto.identity import Identity
-from blockswarm.proto.settings import with_settings
+from blockswarm.proto.settings import arguments_or_exit
 from typer.testing import CliRunner
 
 ADDRESS = f"{Identity.generate().peer_id}@swarm.example:31337"
@@ -40,7 +40,7 @@ max-length = 512
 
 def printed(*arguments: str, environment: dict[str, str] | None = None) -> str:
     """The output of `serve --print-config`."""
-    put = with_settings(["serve", *arguments, "--print-config"], words=1)
+    put = arguments_or_exit("some", app, ["serve", *arguments, "--print-config"], words=1, tables=(TABLES,))
     done = CliRunner().invoke(app, put, env=environment)
     assert done.exit_code == 0, done.output
     return done.output
@@ -84,17 +84,41 @@ def test_each_model_may_have_a_head_of_its_own() -> None:
     [
         ({"models": {"model": "x"}}, "list of tables"),
         ({"models": ["x"]}, "list of tables"),
-        ({"models": [{"port": 1}]}, "'port' is no option of one model"),
-        ({"models": [{"lan": 1}]}, "lan of a model cannot be 1"),
-        ({"models": [{"max_length": True}]}, "cannot be True"),
-        ({"models": [{"guess": True}]}, "cannot be True"),
-        ({"models": [{"initial-peers": "x"}]}, "cannot be 'x'"),
-        ({"models": [{"initial-peers": [1]}]}, "cannot be"),
+        ({"models": [{}, {"port": 1}]}, r"\[\[models\]\] 2: 'port' is no option of one model"),
+        ({"models": [{"lan": 1}]}, r"\[\[models\]\] 1: lan cannot be 1"),
+        ({"models": [{"max_length": True}]}, "max_length cannot be true"),
+        ({"models": [{"max-length": "512"}]}, 'max-length cannot be "512"'),
+        ({"models": [{"model": "org/x", "guess": True}]}, r"\[\[models\]\] 1 \(org/x\): guess cannot be true"),
+        ({"models": [{"guess": 65}]}, r"\[\[models\]\] 1: guess is auto, off, or 0 to 64 tokens ahead, not 65"),
+        ({"models": [{"initial-peers": "x"}]}, 'cannot be "x"'),
+        ({"models": [{"initial-peers": [1]}]}, r"cannot be \[1\]"),
+        ({"models": [{"name": {"a": 1}}]}, r"\[\[models\]\] 1: name cannot be a table"),
     ],
 )
 def test_tables_that_are_no_models_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         models_of(settings)
+
+
+def test_the_hint_says_how_the_value_is_written() -> None:
+    for key, value, hint in (
+        ("guess", True, 'Write "auto", "off", or the most tokens to guess.'),
+        ("guess", 2.5, 'Write "auto", "off", or the most tokens to guess.'),
+        ("patience", "soon", "Write a number."),
+        ("lan", "yes", "Write true or false."),
+        ("allow-peer", "x", "Write a list of texts in quotes."),
+    ):
+        with pytest.raises(UsageError) as refused:
+            models_of({"models": [{key: value}]})
+        assert refused.value.hint == hint
+
+
+def test_a_value_that_makes_no_sense_is_told_with_the_file_and_the_table() -> None:
+    tables = models_of({"models": [{"model": "org/one"}, {"model": "org/two", "patience": float("nan")}]})
+    with pytest.raises(UsageError, match=r"^e.toml: \[\[models\]\] 2 \(org/two\): patience is between"):
+        entries_of(SHARED, tables, Path("e.toml"))
+    assert [entry.name for entry in entries_of(SHARED, tables[:1], Path("e.toml"))] == ["org/one"]
+    assert [entry.name for entry in entries_of({**SHARED, "model": "org/three"}, [], None)] == ["org/three"]
 
 
 def test_an_endpoint_without_a_model_says_what_to_name() -> None:

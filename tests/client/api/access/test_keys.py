@@ -70,8 +70,9 @@ def test_what_is_added_is_read(tmp_path: Path) -> None:
         f'[[keys]]\nname = "a"\nsha256 = "{HASH}"\ntokens_per_day = true',
         f'[[keys]]\nname = "a"\nsha256 = "{HASH}"\nrequest_per_minute = 5',
         f'[[keys]]\nname = "a"\nsha256 = "{HASH}"\n' * 2,
+        f'[[keys]]\nname = "a"\nsha256 = "{HASH}"\ntokens_per_day = {"9" * 5000}',
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_a_file_that_is_not_of_keys_is_refused(tmp_path: Path, text: str) -> None:
     """Also a misspelt limit: it would limit nothing."""
