@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..proto.errors import SwarmError, one_line
+from ..proto.errors import SwarmError, error_as_json, one_line
 from ..proto.exit_status import ExitStatus, exit_status, run_program
 from ..proto.lean_imports import lighten_imports
 from ..proto.logs import log_to_standard_error, print_whatever_comes
@@ -109,16 +109,20 @@ def peer(
 
 
 @contextmanager
-def reported_errors(verbose: bool) -> Iterator[None]:
-    """Turn expected errors into one line and a hint, and set the exit code."""
+def reported_errors(verbose: bool, as_json: bool = False) -> Iterator[None]:
+    """Turn expected errors into one line and a hint, and set the exit code; `as_json`: print one as JSON, too."""
     print_whatever_comes()
     log_to_standard_error(logging.INFO, verbose, "%(asctime)s %(levelname)s %(message)s")
     try:
         yield
     except SwarmError as error:
+        if as_json:
+            print(json.dumps({"error": error_as_json(error)}), flush=True)
         typer.echo(f"swarm-peer: {one_line(str(error))}\n  {error.hint}", err=True)
         raise typer.Exit(exit_status(error)) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        if as_json:
+            print(json.dumps({"error": error_as_json(interrupt)}), flush=True)
         raise typer.Exit(ExitStatus.INTERRUPTED) from None
 
 
@@ -144,7 +148,7 @@ def plan(
     import asyncio
     from tempfile import TemporaryDirectory
 
-    with reported_errors(verbose), TemporaryDirectory() as scratch:
+    with reported_errors(verbose, as_json), TemporaryDirectory() as scratch:
         config = PeerConfig(
             model=model, blocks=BlockRequest.parse(blocks),
             initial_peers=tuple(PeerAddress.parse(text) for text in initial_peers),
@@ -185,7 +189,7 @@ def doctor(
     """
     import asyncio
 
-    with reported_errors(verbose):
+    with reported_errors(verbose, as_json):
         from ..proto.directory.swarm_key import SwarmKey
         from .program import doctor as examination
 

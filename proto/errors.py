@@ -274,6 +274,16 @@ def from_grpc_status(code_name: str, details: str) -> SwarmError:
     return PeerBusy(1.0, text) if error_class is PeerBusy else error_class(text)
 
 
+def error_as_json(error: BaseException) -> dict[str, str]:
+    """Why there is no result, for programs: the stable name, what happened, and what to do next."""
+    if isinstance(error, SwarmError):
+        return {"code": error.code, "message": one_line(str(error)), "hint": error.hint}
+    if isinstance(error, KeyboardInterrupt):
+        return {"code": "interrupted", "message": "interrupted", "hint": "Run it again."}
+    message = one_line(f"{type(error).__name__}: {error}")
+    return {"code": "unexpected", "message": message, "hint": "Run it again with --verbose, and report it."}
+
+
 def describe_blocks(blocks: Sequence[int]) -> str:
     """Ascending block numbers as half-open ranges for people: (3, 4, 7) is "blocks 3:5, 7:8"."""
     if not blocks:

@@ -140,7 +140,7 @@ def placed(where: object) -> Iterator[None]:
 
 
 def settings_known_to(command: Any) -> Mapping[str, Setting]:
-    """What a file may set of a command of typer's, by name."""
+    """Return the options of a command of typer's that a file may set, by name."""
     hints = get_type_hints(inspect.unwrap(command.callback))
     known = {}
     for parameter in command.params:

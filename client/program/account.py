@@ -51,15 +51,12 @@ class Account:
 
 
 def account_for(talker: Talker, reply: Reply, before: StepCounts) -> Account:
-    """Look at the peers once more and collect what is known of a reply. Raises SwarmError.
+    """Look at the peers once more and collect what is known of a reply.
 
-    After an interrupt or a failure that look is a short one, and what is known from an earlier one has to do.
+    If none answers, what is known from an earlier look has to do. After an interrupt or a failure that look is short.
     """
-    if not reply.whole:
-        with suppress(SwarmError):
-            talker.swarm.run(talker.swarm.view.refresh(), talker.swarm.timing.haste_seconds)
-    else:
-        talker.swarm.run(talker.swarm.view.refresh())
+    with suppress(SwarmError):
+        talker.swarm.run(talker.swarm.view.refresh(), None if reply.whole else talker.swarm.timing.haste_seconds)
     after = step_counts(talker.swarm)
     steps = StepCounts(max(0, after.pushed - before.pushed), max(0, after.relayed - before.relayed))
     names = {peer: known.record.public_name for peer, known in talker.swarm.view.peers.items()}

@@ -83,7 +83,7 @@ Draft = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Revision of a Hugging Face model.")]
 Report = Annotated[bool, typer.Option("--report", help="Report the speed and where the time went.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text; an error, too.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")]
 
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Stop after N tokens.")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...proto.exit_status import run_program
+from ...proto.exit_status import exit_status, run_program
 from ...proto.lean_imports import lighten_imports
 from ...proto.settings import Version, arguments_or_exit
 from .arguments import (
@@ -43,11 +42,12 @@ from .arguments import (
     Verbose,
     WireFormat,
 )
-from .edge import allowed_peers, given_prompt, reported_errors, run, survey, swarm_options, tell, write
-from .serve import new_api_key, serve
+from .edge import JsonOutput, allowed_peers, given_prompt, reported_errors, run, survey, swarm_options, tell, write
+from .serve import new_api_key, new_key, serve
 from .served_models import TABLES
 
 if TYPE_CHECKING:
+    from ...proto.errors import SwarmError
     from .options import GenerateOptions, SwarmOptions
     from .talk import Reply, Talker
 
@@ -107,7 +107,7 @@ def generate(
 
     The likeliest token is taken each time, unless one of --temperature, --top-p, --top-k and --min-p is given.
     """
-    with reported_errors(verbose):
+    with reported_errors(verbose, as_json=as_json) as output:
         from .options import GenerateOptions
 
         wish = GenerateOptions(
@@ -121,11 +121,11 @@ def generate(
             prefix_cache=not no_prefix_cache, head=head, guess=guess, draft=draft,
         )  # fmt: skip
         text = given_prompt(prompt)
-        _generate(model, options, text, wish, report, as_json)
+        _generate(model, options, text, wish, report, output)
 
 
 def _generate(
-    model: str, options: SwarmOptions, prompt: str, wish: GenerateOptions, report: bool, as_json: bool
+    model: str, options: SwarmOptions, prompt: str, wish: GenerateOptions, report: bool, output: JsonOutput
 ) -> None:
     from .render import account_as_json, describe_account
     from .terminal import spinner
@@ -139,7 +139,7 @@ def _generate(
             nonlocal begun
             begun = True
             turning.stop()
-            if not as_json:
+            if not output.wanted:
                 write(piece)
 
         def tell_of_waiting(what: str) -> None:
@@ -154,11 +154,11 @@ def _generate(
                 if begun or reply.whole:
                     write_piece("\n")
                 talk.warn_of_doubt(reply, tell)
-                told = account.account_for(talker, reply, before) if report or as_json else None
-                if told is not None and as_json:
-                    print(json.dumps(account_as_json(told)), flush=True)
-                if told is not None and report:
-                    tell(describe_account(told))
+                if report or output.wanted:
+                    told = account.account_for(talker, reply, before)
+                    output.write(account_as_json(told))
+                    if report:
+                        tell(describe_account(told))
 
             turning.say("waiting for the first token")
             try:
@@ -228,7 +228,6 @@ def chat(
 
 
 def _chat(talker: Talker, wish: GenerateOptions, max_length: int, report: bool) -> None:
-    from ...proto.errors import SwarmError
     from . import account, talk
     from .render import describe_account
 
@@ -241,17 +240,18 @@ def _chat(talker: Talker, wish: GenerateOptions, max_length: int, report: bool) 
     prompt = "> " if sys.stdin.isatty() else ""
     before = account.step_counts(talker.swarm)
 
+    failed: SwarmError | None = None
+
     def heard(reply: Reply) -> None:
-        nonlocal before
-        if not report:
-            return
-        try:
+        nonlocal before, failed
+        failed = failed or reply.error
+        if report:
             tell(describe_account(account.account_for(talker, reply, before)))
-        except SwarmError as error:  # no peer answers now; the next turn may find others
-            tell(f"there is no report: {error}")
-        before = account.step_counts(talker.swarm)
+            before = account.step_counts(talker.swarm)
 
     talk.chat(talker, wish, max_length, lambda: input(prompt), write, tell, heard)
+    if failed is not None and not sys.stdin.isatty():  # nobody has seen that an answer was cut off
+        raise typer.Exit(exit_status(failed))
 
 
 @app.command()
@@ -272,7 +272,7 @@ def route(
     verbose: Verbose = False,
 ) -> None:
     """Show the chain of peers that a request would get now, with the predicted times."""
-    with reported_errors(verbose):
+    with reported_errors(verbose, as_json=as_json):
         options = swarm_options(initial_peers, swarm_key, identity, lan, no_push, revision)
         from ...routing.swarm import RequestSpec
         from ..survey.survey import predicted_chain
@@ -305,7 +305,7 @@ def peers(
     verbose: Verbose = False,
 ) -> None:
     """List the peers of a model and the blocks they host."""
-    with reported_errors(verbose):
+    with reported_errors(verbose, as_json=as_json):
         options = swarm_options(initial_peers, swarm_key, identity, lan, False, revision)
         from ..survey.survey import list_peers, live_snapshot
         from .render import describe_peers, peers_as_json, snapshot_as_json
@@ -333,7 +333,7 @@ def status(
     verbose: Verbose = False,
 ) -> None:
     """Show what the swarm promises: R, the guaranteed time per token, the weakest block, claimed moves."""
-    with reported_errors(verbose):
+    with reported_errors(verbose, as_json=as_json):
         options = swarm_options(initial_peers, swarm_key, identity, lan, False, revision)
         from ..survey.survey import swarm_outlook
         from .render import describe_outlook, outlook_as_json
@@ -354,7 +354,7 @@ def ping(
     verbose: Verbose = False,
 ) -> None:
     """Measure round trips and clocks, and show what peers have done since they started."""
-    with reported_errors(verbose):
+    with reported_errors(verbose, as_json=as_json):
         from ...proto.network.address import PeerAddress
         from ..survey.survey import model_name, pulses_of_model, take_pulses
         from .render import describe_pulses, pulse_as_json
@@ -374,19 +374,7 @@ def ping(
 
 app.command()(serve)
 app.command("new-api-key")(new_api_key)
-
-
-@app.command("new-key")
-def new_key(file: Annotated[Path, typer.Argument(help="The file to write; it must not exist yet.")]) -> None:
-    """Make the key of a new private swarm. Give it only to its members."""
-    with reported_errors(False):
-        from ...proto.directory.swarm_key import SwarmKey
-
-        SwarmKey.generate().save(file)
-        print(
-            f"{file} is the key of a new private swarm: start its peers and clients with"
-            f" --swarm-key {shlex.quote(str(file))}"
-        )
+app.command("new-key")(new_key)
 
 
 def main() -> None:

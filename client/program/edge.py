@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import logging
 import os
 import sys
@@ -25,22 +26,39 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class JsonOutput:
+    """The standard output of a command with --json: one value, and nothing else, also if the command fails."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
+        self._written = False
+
+    def write(self, value: object) -> None:
+        """Print `value` if JSON is wanted and none was printed."""
+        if self.wanted and not self._written:
+            self._written = True
+            print(json.dumps(value), flush=True)
+
+
 @contextmanager
-def reported_errors(verbose: bool, program: str = "swarm-client") -> Iterator[None]:
-    """Report expected errors as one line and a hint, and set the exit code."""
+def reported_errors(verbose: bool, program: str = "swarm-client", as_json: bool = False) -> Iterator[JsonOutput]:
+    """Report expected errors as one line and a hint, and set the exit code; with `as_json` in JSON, too."""
     log_to_standard_error(logging.ERROR, verbose, "%(levelname)s %(message)s")
     use_utf8()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from ...proto.errors import SwarmError, one_line
+    from ...proto.errors import SwarmError, error_as_json, one_line
     from ...proto.network.crowding import raise_descriptor_limit
 
     raise_descriptor_limit()
+    output = JsonOutput(as_json)
     try:
-        yield
+        yield output
     except SwarmError as error:
+        output.write({"error": error_as_json(error)})
         typer.echo(f"{program}: {one_line(str(error))}\n  {error.hint}", err=True)
         raise typer.Exit(exit_status(error)) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        output.write({"error": error_as_json(interrupt)})
         raise typer.Exit(ExitStatus.INTERRUPTED) from None
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
@@ -50,6 +68,7 @@ def reported_errors(verbose: bool, program: str = "swarm-client") -> Iterator[No
         if isinstance(error, OSError):
             write_output(program)  # it may be a full disk behind standard output, which is no bug
         logging.getLogger(__name__).debug("unexpected", exc_info=error)
+        output.write({"error": error_as_json(error)})
         typer.echo(
             f"{program}: unexpected: {type(error).__name__}: {one_line(str(error))}\n  "
             "Run it again with --verbose for the traceback, and report it.",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ...proto.errors import error_as_json
 from ...routing.swarm import BlockRange, PeerId, PeerSpec, PeerState, short_id
 from .terminal import block_map, milliseconds, missing_blocks, table
 
@@ -350,14 +351,16 @@ def _guess_lines(guesses: GuessReport, new_tokens: int) -> list[str]:
 
 
 def account_as_json(account: Account) -> dict[str, object]:
+    """Describe a reply for programs; `error` is None exactly if it is whole."""
     reply, chain = account.reply, account.chain
+    ended = KeyboardInterrupt() if reply.interrupted else reply.error
     return {
         "text": reply.text,
         "token_ids": list(reply.token_ids),
         "prompt_tokens": reply.prompt_tokens,
         "new_tokens": len(reply.token_ids),
         "interrupted": reply.interrupted,
-        "error": None if reply.error is None else str(reply.error),
+        "error": None if ended is None else error_as_json(ended),
         "seconds": reply.seconds,
         "first_token_seconds": reply.first_token_seconds,
         "tokens_per_second": reply.tokens_per_second,

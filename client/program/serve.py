@@ -1,11 +1,12 @@
-"""`swarm-client serve`: the options of the endpoint."""
+"""`swarm-client serve`: the options of the endpoint; and the commands that make keys."""
 
 from __future__ import annotations
 
 import secrets
+import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -93,9 +94,7 @@ def serve(
     Every option is also read from the environment: --port from SWARM_CLIENT_SERVE_PORT.
     """
     with reported_errors(verbose):
-        file = None if config_file is None else config_file.expanduser()
-        with placed(file):
-            tables = [] if file is None else models_of(read_settings(file))
+        file, tables = models_in(config_file)
         if print_config:
             print("\n[[models]]\n".join(map(as_file, [settings_of(context), *tables])), end="")
             return
@@ -104,6 +103,15 @@ def serve(
 
         entries = entries_of(context.params, tables, file)
         _serve(EndpointConfig(entries, host, port, max_running, max_queue, keys, tuple(allow_origin or ())))
+
+
+def models_in(config_file: Path | None) -> tuple[Path | None, list[dict[str, Any]]]:
+    """Return the file and the options that its [[models]] set. Raises UsageError, which names the file."""
+    if config_file is None:
+        return None, []
+    file = config_file.expanduser()
+    with placed(file):
+        return file, models_of(read_settings(file))
 
 
 def new_api_key(
@@ -120,6 +128,18 @@ def new_api_key(
         from ..api.access.keys import add_key
 
         print(add_key(file, name, requests_per_minute, tokens_per_day, secrets.token_urlsafe(32)))
+
+
+def new_key(file: Annotated[Path, typer.Argument(help="The file to write; it must not exist yet.")]) -> None:
+    """Make the key of a new private swarm. Give it only to its members."""
+    with reported_errors(False):
+        from ...proto.directory.swarm_key import SwarmKey
+
+        SwarmKey.generate().save(file)
+        print(
+            f"{file} is the key of a new private swarm: start its peers and clients with"
+            f" --swarm-key {shlex.quote(str(file))}"
+        )
 
 
 def _serve(config: EndpointConfig) -> None:

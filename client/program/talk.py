@@ -80,7 +80,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class BrokenOff(Exception):
-    """A text failed after it had begun: `reply` is what was there by then, and `reason` is why."""
+    """A text failed: `reply` is what was there by then, which may be nothing, and `reason` is why."""
 
     def __init__(self, reply: Reply, reason: SwarmError) -> None:
         super().__init__(str(reason))
@@ -158,7 +158,7 @@ def foreign_failures(what: str, hint: str) -> Iterator[None]:
 def generate(talker: Talker, prompt: str, options: GenerateOptions, write: Callable[[str], object]) -> Reply:
     """Continue `prompt`; `write` is called with the text piece by piece.
 
-    Raises SwarmError for a text that did not begin, BrokenOff for one that did, and Interrupted.
+    Raises BrokenOff and Interrupted, and UsageError for a prompt that is none.
     """
     with foreign_failures("the model's tokenizer cannot read the prompt", "Try another prompt, or check its files."):
         inputs = talker.tokenizer(prompt, return_tensors="pt")
@@ -207,15 +207,12 @@ def _reply(
                 stream.put(ids)
                 stream.put(output[0, ids.shape[1] :])
                 stream.end()
-    except KeyboardInterrupt:
-        with suppress(KeyboardInterrupt):  # a second one changes nothing: there is little left to write
+    except (KeyboardInterrupt, SwarmError) as ended:
+        with suppress(KeyboardInterrupt):  # another one changes nothing: there is little left to write
             stream.end()
+        if isinstance(ended, SwarmError):
+            raise BrokenOff(reply(error=ended), ended) from ended
         raise Interrupted(reply(interrupted=True)) from None
-    except SwarmError as error:
-        if not stream.token_ids:
-            raise
-        stream.end()
-        raise BrokenOff(reply(error=error), error) from error
     return reply()
 
 
@@ -350,22 +347,19 @@ def _take_turn(
         write(text)
 
     limited = _with_limit(options, room)
-    reply: Reply | None = None
     try:
         reply = _reply(talker, lambda **more: session.generate_full(ids, **more), ids, limited, note)
-        warn_of_doubt(reply, tell)
-    except Interrupted as stopped:
-        reply = stopped.reply
-        tell("(stopped)")
-    except BrokenOff as broken:
-        reply = broken.reply
-        tell(f"{broken.reason}\n  {broken.reason.hint}")
-    except SwarmError as error:
-        tell(f"{error}\n  {error.hint}")
+    except (Interrupted, BrokenOff) as ended:
+        reply = ended.reply
     write("\n")
+    if reply.interrupted:
+        tell("(stopped)")
+    elif reply.error is not None:
+        tell(f"{reply.error}\n  {reply.error.hint}")
+    else:
+        warn_of_doubt(reply, tell)
     conversation.add(line, "".join(said))
-    if reply is not None:
-        heard(reply)
+    heard(reply)
 
 
 def _with_limit(options: GenerateOptions, room: int) -> GenerateOptions:

@@ -254,7 +254,8 @@ def test_an_interrupted_text_is_told_as_json(serving: SwarmThread, full_model: A
             talk.generate(talker, PROMPT, GenerateOptions(40), write)
         told = account_as_json(account_for(talker, stopped.value.reply, before))
     tokens = told["token_ids"]
-    assert (told["interrupted"], told["error"]) == (True, None)
+    assert told["interrupted"] is True
+    assert told["error"]["code"] == "interrupted"
     assert told["new_tokens"] == len(tokens) >= piece
     assert told["text"] == "".join(written) == talker.tokenizer.decode(tokens, skip_special_tokens=True)
     assert told["text"] == expected(full_model, folder, PROMPT, len(tokens))
@@ -286,13 +287,40 @@ def test_a_text_that_fails_is_told_as_far_as_it_came(full_model: Any, folder: Pa
         assert any(last.identity.peer_id[-6:] in line for line in report)
     elif options == ["--json"]:
         told = json.loads(output)
-        assert (told["interrupted"], told["error"]) == (False, "no peer serves blocks 3:6")
+        assert told["interrupted"] is False
+        assert told["error"] == {
+            "code": "no-chain", "message": "no peer serves blocks 3:6",
+            "hint": "Start a peer for the missing blocks, or wait until one joins.",
+        }  # fmt: skip
         assert told["new_tokens"] == len(told["token_ids"]) >= 30
         assert [hop["blocks"] for hop in told["chain"]] == [[0, 3], [3, 6]]
         text = told["text"]
     text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # a character of which only some bytes came
     assert len(text) >= 10
     assert text == expected(full_model, folder, PROMPT, 500)[: len(text)]
+
+
+def test_a_whole_text_is_told_although_all_peers_are_gone(folder: Path) -> None:
+    with swarm_thread(folder, "0:6") as thread:
+        options = SwarmOptions(initial_peers=(thread.swarm.peers[0].address,))
+        with talk.open_talker(str(folder), options, Spinner(), lambda _: None) as talker:
+            before = step_counts(talker.swarm)
+            reply = talk.generate(talker, PROMPT, GenerateOptions(4), lambda _: None)
+            thread.run(thread.swarm.peers[0].kill())
+            told = account_as_json(account_for(talker, reply, before))
+    assert (told["error"], told["new_tokens"]) == (None, 4)
+
+
+def test_a_chat_from_a_script_in_which_an_answer_failed_has_not_gone_well(folder: Path) -> None:
+    """It goes on, reports on what there is, and its end tells."""
+    with swarm_thread(folder, "0:3", "3:6") as thread:
+        thread.run(thread.swarm.peers[1].kill())
+        asked = ("chat", folder, *thread.initial, "--patience", 0, "--report")
+        result = run(*asked, text="one\ntwo\n")
+    assert result.exit_code == 1
+    assert result.stderr.count("no peer serves blocks 3:6") == 2
+    assert result.stderr.count("failed: 0 tokens") == 2
+    assert result.stdout == "\n\n"
 
 
 # --- chat ---
@@ -552,6 +580,16 @@ def test_the_endpoint_says_which_extra_is_missing(folder: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     result = run("serve", folder, "--initial-peers", NOBODY)
     check_refused(result, 2, "not installed: uvicorn", "pip install 'blockswarm[serve]'")
+
+
+@pytest.mark.parametrize("name", ["generate", "route", "peers", "status", "ping"])
+def test_an_error_is_json_too_if_json_is_asked_for(folder: Path, name: str) -> None:
+    for peers, code, status in (((), "usage", 2), (("--initial-peers", NOBODY), "peer-unavailable", 1)):
+        result = run(name, folder, *peers, "--json", text="x")
+        assert result.exit_code == status
+        (error,) = json.loads(result.stdout).values()
+        assert error["code"] == code
+        assert result.stderr.splitlines() == [f"swarm-client: {error['message']}", f"  {error['hint']}"]
 
 
 def test_an_address_without_an_id_is_not_taken_for_the_name_of_a_model() -> None:
