@@ -45,6 +45,18 @@ class Operation:
         return self.first_seq + len(self.steps)
 
     @property
+    def kept(self) -> tuple[int, ...]:
+        """Row lengths before the permutation of the first step, without the tokens that this step drops anyway.
+
+        Nothing of them is needed, and a peer may be unable to compute them: some were only guessed.
+        """
+        first = self.steps[0]
+        if first.source_rows is not None:
+            return self.before
+        starts = {piece.row: piece.start for piece in first.rows}
+        return tuple(min(length, starts.get(row, length)) for row, length in enumerate(self.before))
+
+    @property
     def after(self) -> tuple[int, ...]:
         """Row lengths after all its steps."""
         table = RowTable(self.permuted)

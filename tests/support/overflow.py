@@ -12,18 +12,21 @@ from support.tiny_models import tiny_model_config
 BAD_TOKEN = 7
 
 
-def write_overflowing_checkpoint(folder: Path, name: str = "llama") -> Path:
-    """Write a checkpoint whose first block makes infinite values of the embedding of `BAD_TOKEN`.
+def write_overflowing_checkpoint(folder: Path, name: str = "llama", block: int = 0) -> Path:
+    """Write a checkpoint whose block `block` makes infinite values of the embedding of `BAD_TOKEN`.
 
-    The first number of an embedding is 0 in all other tokens, and goes into the first value of the first block's
-    attention, times the largest float32.
+    The first number of an embedding is 0 in all other tokens; the blocks before leave it as it is. It goes into the
+    values of that block's attention, times the largest float32.
     """
     model = random_model(tiny_model_config(name))
     with torch.no_grad():
         embeddings = model.get_input_embeddings().weight
         embeddings[:, 0] = 0.0
         embeddings[BAD_TOKEN] = bad_hidden()[0]
-        model.model.layers[0].self_attn.v_proj.weight[:, 0] = torch.finfo(torch.float32).max
+        for layer in model.model.layers[:block]:
+            layer.self_attn.o_proj.weight[0] = 0.0
+            layer.mlp.down_proj.weight[0] = 0.0
+        model.model.layers[block].self_attn.v_proj.weight[:, 0] = torch.finfo(torch.float32).max
     model.save_pretrained(folder)
     return folder
 

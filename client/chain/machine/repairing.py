@@ -253,7 +253,7 @@ class Repairing(ChainState):
         run, operation = hops[plan.first : plan.stop], operations[0]
         for hop in run:
             hop.built = False
-        lengths = operation.permuted if plan.after_permutation else operation.before
+        lengths = operation.permuted if plan.after_permutation else operation.kept
         tokens = max(1, sum(lengths))
         predicted = self._facts.predict_seconds(layout_of(run), tokens)
         seconds = self._timing.rebuild_seconds + self._timing.rebuild_factor * predicted

@@ -420,6 +420,19 @@ def test_a_buffer_that_a_later_operation_has_rewritten_is_no_source() -> None:
     assert (replay.source, replay.lengths, replay.mark.permuted) == (None, (5,), False)
 
 
+@pytest.mark.parametrize(("source", "lengths"), [(None, (3,)), ((0,), (5,))])
+def test_a_replacement_does_not_get_the_tokens_that_the_next_step_drops(
+    source: tuple[int, ...] | None, lengths: tuple[int, ...]
+) -> None:
+    """They may be guesses that the lost peer could not compute: its replacement cannot either, and was blamed."""
+    chain = running(operations=4)
+    lose(chain, "b")
+    choosing = chain.begin(RowSlice(0, 3, 1, 1), source=source)
+    actions = chain.confirm(chain.choose(choosing, choice("d", THIRDS[1])), applied_seq=5)
+    replay = last(actions, ev.Replay)
+    assert (replay.source, replay.lengths, replay.mark.permuted) == (chain.opened["a"], lengths, False)
+
+
 def test_room_is_taken_in_the_order_of_ids_and_given_back_with_the_lease() -> None:
     chain = Chain()
     actions = chain.choose(chain.begin(), choice("b", THIRDS[0]), choice("c", THIRDS[1], 5.0), choice("a", THIRDS[2]))
