@@ -9,7 +9,7 @@ Nothing here ends `generate`: an ended answer only says so (`RowText.finish`).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -41,9 +41,12 @@ class StopText:
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 
-    def would_stop(self, text: str) -> bool:
-        """Return whether this text, if it came next, would end the answer."""
-        return any(stop in self._held + text for stop in self._stops)
+    def would_stop(self, following: Callable[[], str]) -> bool:
+        """Return whether the text that `following` returns, if it came next, would end the answer."""
+        if not self._stops:
+            return False
+        text = self._held + following()
+        return any(stop in text for stop in self._stops)
 
     def end(self) -> str:
         """Return the text that was held back, at the end of the answer."""
@@ -102,7 +105,7 @@ class RowText:
         self._decoder.put(torch.tensor([token]))
         if self._stop.stopped:
             self.finish = STOP
-        elif self._stop.would_stop(self._decoder.preview()):
+        elif self._stop.would_stop(self._decoder.preview):
             self._end(STOP)
         elif self.tokens >= self._max_tokens:
             self._end(LENGTH)

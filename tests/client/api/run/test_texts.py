@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from blockswarm.client.api.pieces import LENGTH, STOP, LikelyToken, ScoredToken
@@ -14,6 +15,22 @@ from support.tokenizers import byte_tokenizer, fallback_tokenizer, in_bytes
 TOKENIZER = byte_tokenizer()
 END = 300
 """A token that the tokenizer does not know: it is never decoded."""
+
+
+class CountingTokenizer:
+    """A tokenizer that falls back to bytes; counts the tokens that it decodes."""
+
+    def __init__(self) -> None:
+        self.decoded_tokens = 0
+        self._tokenizer = fallback_tokenizer([])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def decode(self, tokens: Sequence[int], **options: Any) -> Any:
+        self.decoded_tokens += len(tokens)
+        return self._tokenizer.decode(tokens, **options)
+
 
 ALPHABET = st.text(st.sampled_from("ab"), max_size=12)
 
@@ -86,6 +103,19 @@ def test_a_stop_string_of_single_bytes_ends_an_answer_at_once() -> None:
     piece = row.piece()
     assert piece is not None
     assert (piece.text, piece.finish, row.tokens) == ("one!\ntwo?", STOP, len(tokens))
+
+
+def test_a_run_of_single_bytes_is_not_decoded_anew_with_every_token_where_no_stop_string_can_end_it() -> None:
+    """That took a time that grew with the square of the run's length."""
+    tokenizer = CountingTokenizer()
+    row = RowText(0, tokenizer, [], {END}, 1000)
+    for token in tokenizer.convert_tokens_to_ids(in_bytes(bytes(200))):
+        row.take(token)
+    assert tokenizer.decoded_tokens == 0
+    row.take(END)
+    piece = row.piece()
+    assert piece is not None
+    assert piece.text == "\0" * 200
 
 
 def test_a_stop_string_at_the_limit_is_a_stop() -> None:
