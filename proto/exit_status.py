@@ -68,6 +68,8 @@ def run_program(program: str, work: Callable[[], object]) -> None:
     """
     try:
         work()
+    except KeyboardInterrupt:  # before the program has begun with what it was told to do
+        raise SystemExit(ExitStatus.INTERRUPTED) from None
     finally:
         write_output(program)
 

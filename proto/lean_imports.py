@@ -15,6 +15,7 @@ import functools
 import gc
 import operator
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,8 +41,10 @@ _LEFT_OUT = ("is_torch_distributed_available", "is_scipy_available")
 """Questions of that module, all answered with no."""
 _SCAN = "create_import_structure_from_path"
 """A function of it that reads the head of every file of a folder; all models are asked for twice."""
-_LARGE = ("torch", "transformers", "transformers.modeling_utils", "transformers.generation.utils")
-"""Modules that import a thousand others: collecting garbage meanwhile takes a sixth of the time, and finds none."""
+_LARGE = ("numpy", "torch", "transformers", "transformers.modeling_utils", "transformers.generation.utils")
+"""Modules that import a thousand others: collecting garbage meanwhile takes a sixth of the time, and finds none.
+
+An interrupt waits until they are there: some of them swallow it and fail later, abort the process, or never end."""
 
 
 def lighten_imports() -> None:
@@ -58,7 +61,7 @@ class _LeanFinder(MetaPathFinder):
         if isinstance(package, _Later) and fullname not in _BY_THEMSELVES:
             return _found_in_whole_package(package, fullname)
         makers: dict[str, Callable[[Loader], Loader]] = {_FEATURES: _FewerFeatures}
-        makers |= dict.fromkeys(_STAND_INS, _LaterLoader) | dict.fromkeys(_LARGE, _WithoutCollections)
+        makers |= dict.fromkeys(_STAND_INS, _LaterLoader) | dict.fromkeys(_LARGE, _Undisturbed)
         if fullname not in makers:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
@@ -84,9 +87,9 @@ class _WrappedLoader(Loader):
         return getattr(self._inner, name)
 
 
-class _WithoutCollections(_WrappedLoader):
+class _Undisturbed(_WrappedLoader):
     def exec_module(self, module: ModuleType) -> None:
-        with _collector_paused():
+        with _collector_paused(), _interrupt_held():
             self._inner.exec_module(module)
 
 
@@ -225,6 +228,23 @@ def _remembering_last(scan: Callable[[str], Any]) -> Callable[[Any], Any]:
 _pausing = threading.Lock()
 _pauses: list[bool] = []
 """Whether the collector was on, for every import that has paused it."""
+
+
+@contextlib.contextmanager
+def _interrupt_held() -> Iterator[None]:
+    """Raise the KeyboardInterrupt of an interrupt that came inside at the end; another thread gets none anyway."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if came:
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -135,8 +135,11 @@ def _ready(address: str) -> None:
 def main() -> None:
     """The console script."""
     lighten_imports()
-    arguments = arguments_or_exit("swarm-dashboard", app, sys.argv[1:], positional=None)
-    run_program("swarm-dashboard", lambda: app(arguments, prog_name="swarm-dashboard"))
+    run_program("swarm-dashboard", _run_command)
+
+
+def _run_command() -> None:
+    app(arguments_or_exit("swarm-dashboard", app, sys.argv[1:], positional=None), prog_name="swarm-dashboard")
 
 
 if __name__ == "__main__":

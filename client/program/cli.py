@@ -380,8 +380,11 @@ app.command("new-key")(new_key)
 def main() -> None:
     """The console script."""
     lighten_imports()
-    arguments = arguments_or_exit("swarm-client", app, sys.argv[1:], words=1, tables=(TABLES,))
-    run_program("swarm-client", lambda: app(arguments, prog_name="swarm-client"))
+    run_program("swarm-client", _run_command)
+
+
+def _run_command() -> None:
+    app(arguments_or_exit("swarm-client", app, sys.argv[1:], words=1, tables=(TABLES,)), prog_name="swarm-client")
 
 
 if __name__ == "__main__":

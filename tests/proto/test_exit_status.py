@@ -12,7 +12,7 @@ import typer
 from blockswarm.client.program.edge import reported_errors as client_edge
 from blockswarm.peer.cli import reported_errors as peer_edge
 from blockswarm.proto.errors import WIRE_CLASSES, PeerBusy, SwarmError
-from blockswarm.proto.exit_status import ExitStatus, exit_status
+from blockswarm.proto.exit_status import ExitStatus, exit_status, run_program
 from blockswarm.proto.identity import Identity
 from blockswarm.proto.network.dialling import AddressRefused
 from support.processes import command, environment
@@ -99,3 +99,12 @@ def test_a_reader_that_has_read_enough_is_told_nothing(program: str) -> None:
         assert printed_to(program, write) == (ExitStatus.MAY_PASS, "")
     finally:
         os.close(write)
+
+
+def test_an_interrupt_before_anything_has_begun_is_no_traceback() -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_program("some", interrupt)
+    assert ended.value.code == ExitStatus.INTERRUPTED

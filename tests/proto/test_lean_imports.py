@@ -57,3 +57,32 @@ def test_a_program_computes_the_same_with_fewer_imports_and_can_still_compile() 
         "compiled": [3.0, 3.0],
         "compiler": "torch._dynamo.decorators",
     }
+
+
+_INTERRUPTED = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+from blockswarm.proto.lean_imports import lighten_imports
+
+class Interrupting(MetaPathFinder):
+    def find_spec(self, fullname, path, target=None):
+        if fullname == "numpy.linalg":
+            os.kill(os.getpid(), signal.SIGINT)
+
+lighten_imports()
+sys.meta_path.insert(0, Interrupting())
+try:
+    import torch
+except KeyboardInterrupt:
+    print("interrupted", hasattr(sys.modules["numpy"], "linalg"), signal.getsignal(signal.SIGINT).__name__)
+"""
+"""torch imports numpy, and goes on without it if that fails for whatever reason."""
+
+
+@pytest.mark.long
+def test_an_interrupt_while_a_library_is_imported_comes_when_that_is_done() -> None:
+    """It was swallowed: numpy was there in part, and the program failed later, or never ended."""
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.stdout, done.stderr) == ("interrupted True default_int_handler\n", "")
