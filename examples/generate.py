@@ -22,7 +22,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoSwarmModelForCausalLM.from_pretrained(arguments.model, initial_peers=[arguments.initial_peer])
     inputs = tokenizer(arguments.prompt, return_tensors="pt")
-    model.generate(**inputs, max_new_tokens=arguments.max_new_tokens, do_sample=False, streamer=TextStreamer(tokenizer))
+    streamer = TextStreamer(tokenizer, skip_special_tokens=True)
+    model.generate(**inputs, max_new_tokens=arguments.max_new_tokens, do_sample=False, streamer=streamer)
     model.close()
 
 
