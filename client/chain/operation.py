@@ -50,11 +50,7 @@ class Operation:
 
         Nothing of them is needed, and a peer may be unable to compute them: some were only guessed.
         """
-        first = self.steps[0]
-        if first.source_rows is not None:
-            return self.before
-        starts = {piece.row: piece.start for piece in first.rows}
-        return tuple(min(length, starts.get(row, length)) for row, length in enumerate(self.before))
+        return self.before if self.steps[0].source_rows is not None else self.permuted[: len(self.before)]
 
     @property
     def after(self) -> tuple[int, ...]:
