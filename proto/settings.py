@@ -56,6 +56,10 @@ Version = Annotated[
 ]
 Value = str | int | float | bool
 _NOT_IN_A_FILE = frozenset(flag.lstrip("-") for flag in (FLAG, PRINT_FLAG, VERSION_FLAG, "--help"))
+HOW_TO_WRITE: Mapping[object, str] = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes",
+    list: "a list of texts in quotes",
+}  # fmt: skip
 _HINT = 'Write TOML with the options\' names: port = 8000, initial-peers = ["ID@HOST:PORT"].'
 
 
@@ -161,9 +165,7 @@ def _check(settings: Mapping[str, Any], known: Mapping[str, Setting]) -> None:
     """Raises UsageError for a name or a value that no option has."""
     seen: set[str] = set()
     for key, value in settings.items():
-        name = key.replace("_", "-")
-        if name in _NOT_IN_A_FILE or name.startswith("-"):
-            raise UsageError(f"{key!r} cannot be a setting", hint=_HINT)
+        name = _option_name(key)
         if name not in known:
             near = difflib.get_close_matches(name.lower(), known, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(known)}."
@@ -175,6 +177,14 @@ def _check(settings: Mapping[str, Any], known: Mapping[str, Setting]) -> None:
         parts = value if isinstance(value, list) and setting.several else [value]
         if not all(is_value_of(setting.kind, part) for part in parts):
             raise UsageError(f"{name} cannot be {shown(value)}", hint=_how_to_write(name, setting))
+
+
+def _option_name(key: str) -> str:
+    """Return the name of an option without its dashes. Raises UsageError for one that a file cannot set."""
+    name = key.replace("_", "-")
+    if name in _NOT_IN_A_FILE or name.startswith("-"):
+        raise UsageError(f"{key!r} cannot be a setting", hint=_HINT)
+    return name
 
 
 def is_value_of(kind: type, value: object) -> bool:
@@ -193,10 +203,8 @@ def is_value_of(kind: type, value: object) -> bool:
 
 
 def _how_to_write(name: str, setting: Setting) -> str:
-    what = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}[setting.kind]
-    if setting.several:
-        what = "a list of texts in quotes"
-    elif setting.kind is not bool and setting.default not in (None, ""):
+    what = HOW_TO_WRITE[list if setting.several else setting.kind]
+    if not setting.several and setting.kind is not bool and setting.default not in (None, ""):
         what += f", such as {name} = {_written(setting.default)}"
     return f"Write {what}. {setting.help}".rstrip()
 
@@ -218,14 +226,22 @@ def named_file(arguments: Sequence[str]) -> Path | None:
 
 def read_settings(path: Path) -> Mapping[str, Any]:
     """The settings of a file by name. Raises UsageError."""
+    return read_toml(path, MAX_FILE_BYTES, missing=f"Name a file that exists after {FLAG}.", form=_HINT)
+
+
+def read_toml(path: Path, most_bytes: int, *, missing: str, form: str) -> Mapping[str, Any]:
+    """Return the content of a TOML file that a person has written. Raises UsageError.
+
+    `missing` and `form` are the hints for a file that cannot be read, and for one that is no TOML.
+    """
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+            content = file.read(most_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{path} cannot be read: {reason}", hint=f"Name a file that exists after {FLAG}.") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise UsageError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB: it is no file of settings", hint=_HINT)
+        raise UsageError(f"{path} cannot be read: {reason}", hint=missing) from None
+    if len(content) > most_bytes:
+        raise UsageError(f"{path} is larger than {most_bytes >> 20} MiB", hint=form)
     try:
         text = content.decode("utf-8-sig")  # some editors of Windows begin with a mark
     except UnicodeDecodeError as error:
@@ -237,7 +253,7 @@ def read_settings(path: Path) -> Mapping[str, Any]:
             raise ValueError("an integer has at most 64 bits")
         return settings
     except (ValueError, RecursionError) as error:  # also a plain ValueError: an integer of thousands of digits
-        raise UsageError(f"{path} is not TOML: {error}", hint=_HINT) from None
+        raise UsageError(f"{path} is not TOML: {error}", hint=form) from None
 
 
 def _has_large_integer(value: object) -> bool:
@@ -254,11 +270,9 @@ def as_options(settings: Mapping[str, Any], positional: str | None = POSITIONAL)
     """
     options: list[str] = []
     for name, value in settings.items():
-        option = f"--{name.replace('_', '-')}"
         if name == positional:
             continue
-        if name.startswith("-") or option == FLAG:
-            raise UsageError(f"{name!r} cannot be a setting", hint=_HINT)
+        option = f"--{_option_name(name)}"
         for element in value if isinstance(value, list) else [value]:
             if not isinstance(element, Value):
                 raise UsageError(f"{name} has a value that no option has: {shown(value)}", hint=_HINT)

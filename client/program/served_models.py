@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...proto.errors import UsageError
-from ...proto.settings import is_list_of_tables, placed, shown
+from ...proto.settings import HOW_TO_WRITE, is_list_of_tables, placed, shown
 from ..model.guess.policy import AUTO, OFF, checked_setting
 from .edge import allowed_peers, swarm_options
 
@@ -24,9 +24,10 @@ PER_MODEL: Mapping[str, type | tuple[type, ...]] = {
 TABLES = "models"
 """The setting that this module reads."""
 _HOW_TO_WRITE: Mapping[object, str] = {
-    bool: "true or false", int: "a whole number", (int, float): "a number", str: "a text in quotes",
-    list: "a list of texts in quotes", PER_MODEL["guess"]: f'"{AUTO}", "{OFF}", or the most tokens to guess',
-}  # fmt: skip
+    **HOW_TO_WRITE,
+    PER_MODEL["patience"]: HOW_TO_WRITE[float],
+    PER_MODEL["guess"]: f'"{AUTO}", "{OFF}", or the most tokens to guess',
+}
 
 
 def models_of(settings: Mapping[str, Any]) -> list[dict[str, Any]]:

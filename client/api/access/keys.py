@@ -14,13 +14,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ....proto.errors import UsageError
-from ....proto.settings import placed, shown
+from ....proto.settings import placed, read_toml, shown
 from ..openai.errors import ApiError
 from .allowance import Allowance
 
@@ -61,15 +60,9 @@ def hash_of(key: str) -> str:
 
 def read_keys(file: Path) -> tuple[KeyEntry, ...]:
     """Read a file of keys. Raises UsageError if it cannot be read or is invalid."""
-    try:
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise UsageError(f"{file} is larger than {MAX_FILE_BYTES} bytes")
-        listed = tomllib.loads(file.read_text(encoding="utf-8")).get("keys", [])
-    except OSError as error:
-        hint = "Make a key, and the file, with: swarm-client new-api-key FILE NAME"
-        raise UsageError(f"the keys in {file} cannot be read: {error.strerror or error}", hint=hint) from None
-    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
-        raise UsageError(f"the keys in {file} cannot be read: {error}", hint="Write TOML in UTF-8.") from None
+    missing = "Make a key, and the file, with: swarm-client new-api-key FILE NAME"
+    form = "Write a [[keys]] with name and sha256 for each key, as swarm-client new-api-key does."
+    listed = read_toml(file, MAX_FILE_BYTES, missing=missing, form=form).get("keys", [])
     with placed(file):
         entries = tuple(_entry(fields) for fields in (listed if isinstance(listed, list) else [listed]))
     if len({entry.name for entry in entries}) < len(entries):
