@@ -115,15 +115,13 @@ def reported_errors(verbose: bool, as_json: bool = False) -> Iterator[None]:
     log_to_standard_error(logging.INFO, verbose, "%(asctime)s %(levelname)s %(message)s")
     try:
         yield
-    except SwarmError as error:
+    except (SwarmError, KeyboardInterrupt) as error:
         if as_json:
             print(json.dumps({"error": error_as_json(error)}), flush=True)
+        if isinstance(error, KeyboardInterrupt):
+            raise typer.Exit(ExitStatus.INTERRUPTED) from None
         typer.echo(f"swarm-peer: {one_line(str(error))}\n  {error.hint}", err=True)
         raise typer.Exit(exit_status(error)) from None
-    except KeyboardInterrupt as interrupt:
-        if as_json:
-            print(json.dumps({"error": error_as_json(interrupt)}), flush=True)
-        raise typer.Exit(ExitStatus.INTERRUPTED) from None
 
 
 @plan_app.command()

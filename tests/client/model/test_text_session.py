@@ -256,17 +256,21 @@ class Meanwhile:
         pass
 
 
+def call_of(session: Any, name: str) -> Callable[[], object]:
+    """A call that changes the text of a session, or its cache."""
+    return {
+        "generate": lambda: session.generate(**prompt(6), **GREEDY),
+        "generate_full": lambda: session.generate_full(prompt(6)["input_ids"], **GREEDY),
+        "rewind": lambda: session.rewind(0),
+        "forward": lambda: session.model(prompt(6)["input_ids"], past_key_values=session.cache),
+    }[name]
+
+
 @pytest.mark.parametrize("call", ["generate", "generate_full", "rewind", "forward"])
 def test_two_threads_in_one_session_lose_no_text(full: PreTrainedModel, model: Any, call: str) -> None:
     """Each took the other's tokens for its own text."""
     with model.session(max_length=100) as session:
-        work = {
-            "generate": lambda: session.generate(**prompt(6), **GREEDY),
-            "generate_full": lambda: session.generate_full(prompt(6)["input_ids"], **GREEDY),
-            "rewind": lambda: session.rewind(0),
-            "forward": lambda: model(prompt(6)["input_ids"], past_key_values=session.cache),
-        }[call]
-        meanwhile = Meanwhile(work)
+        meanwhile = Meanwhile(call_of(session, call))
         text = session.generate(**prompt(6), **GREEDY, streamer=meanwhile)
         assert "another thread uses this session" in str(meanwhile.result)
         with ThreadPoolExecutor(1) as later:  # one after the other they may all use it
@@ -279,13 +283,7 @@ def test_two_threads_in_one_session_lose_no_text(full: PreTrainedModel, model: A
 def test_a_callback_of_a_sessions_call_cannot_change_its_text(full: PreTrainedModel, model: Any, call: str) -> None:
     """The running call would go on behind the other text."""
     with model.session(max_length=100) as session:
-        work = {
-            "generate": lambda: session.generate(**prompt(6), **GREEDY),
-            "generate_full": lambda: session.generate_full(prompt(6)["input_ids"], **GREEDY),
-            "rewind": lambda: session.rewind(0),
-            "forward": lambda: model(prompt(6)["input_ids"], past_key_values=session.cache),
-        }[call]
-        meanwhile = Meanwhile(work, here=True)
+        meanwhile = Meanwhile(call_of(session, call), here=True)
         text = session.generate(**prompt(6), **GREEDY, streamer=meanwhile)
         assert "this is a callback" in str(meanwhile.result)
         longer = session.generate(**GREEDY)
