@@ -40,8 +40,8 @@ class Liar:
             if self._rng.random() < 0.05:
                 return self._rng.randbytes(20)
             places = list(_places(message))
-            for _ in range(self._rng.randint(1, 2)):
-                self._change(*self._rng.choice(places)) if places else None
+            for message_with, field in self._rng.choices(places, k=self._rng.randint(1, 2)) if places else ():
+                self._change(message_with, field)
         return message.SerializeToString()  # type: ignore[no-any-return]
 
     def _change(self, message: Any, field: FieldDescriptor) -> None:
